@@ -1,0 +1,245 @@
+"""What the scripts share at their edge: errors, arguments, progress, device, files written whole or not at all.
+
+Imports nothing heavy at the top, so that a script that imports this module first answers Ctrl-C cleanly
+while it is still loading the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+from tqdm import tqdm
+
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+PLAIN_PROGRESS_SECONDS = 10.0
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that names the file, what was expected and what was found."""
+
+
+def _end_interrupted() -> None:
+    """One line, status 130. Leaves at once: worker threads of other libraries must not delay the end."""
+    print(f"\n{os.path.basename(sys.argv[0])}: interrupted", file=sys.stderr, flush=True)
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _excepthook(kind, value, trace) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        _end_interrupted()
+    traceback.print_exception(kind, value, trace)
+
+
+sys.excepthook = _excepthook
+
+
+def run(main: Callable[[Sequence[str]], None], *errors: type[Exception]) -> None:
+    """Run a script's `main(argv)`: a UserError, or one of `errors`, becomes one line and status 2, Ctrl-C status 130.
+
+    Anything else is a bug and keeps its traceback.
+    """
+    try:
+        main(sys.argv[1:])
+        sys.stdout.flush()
+    except (UserError, *errors) as error:
+        message = " ".join(str(error).split())
+        print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+        sys.exit(EXIT_ERROR)
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        _end_interrupted()
+
+
+# --- arguments --------------------------------------------------------------------------------------
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the true default behind every option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or isinstance(action.default, bool):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser whose errors are UserErrors, and that takes no abbreviated flags."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+
+    def error(self, message: str) -> None:
+        raise UserError(f"{message} (see --help)")
+
+    def add_device_arguments(self) -> None:
+        """The group "execution": --cuda/--no-cuda, --gid, --num_workers."""
+        group = self.add_argument_group("execution")
+        group.add_argument("--cuda", action="store_true", default=False, help="use a CUDA GPU (default: the CPU)")
+        group.add_argument("--no-cuda", dest="cuda", action="store_false", help="use the CPU")
+        group.add_argument("--gid", type=whole(0), default=0, help="which GPU, with --cuda")
+        group.add_argument("--num_workers", type=whole(1), default=1, help="CPU threads")
+
+
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """An argparse type: an integer of at least `low` and at most `high`."""
+    limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"expected an integer {limits}, found {text!r}")
+        return value
+
+    return parse
+
+
+def number(low: float, *, exclusive: bool = False) -> Callable[[str], float]:
+    """An argparse type: a finite number of at least `low`, or above `low` when `exclusive`."""
+    limits = f"above {low:g}" if exclusive else f"of at least {low:g}"
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or value < low or (exclusive and value == low):
+            raise argparse.ArgumentTypeError(f"expected a number {limits}, found {text!r}")
+        return value
+
+    return parse
+
+
+def resolve_device(cuda: bool, gid: int, num_workers: int):
+    """The torch.device that the execution flags ask for; sets the number of CPU threads.
+
+    Raises UserError when there is no such GPU.
+    """
+    import torch
+
+    torch.set_num_threads(num_workers)
+    if not cuda:
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gid >= count:
+        raise UserError(f"--cuda --gid {gid}: expected the number of a CUDA GPU, found {count} GPUs")
+    return torch.device("cuda", gid)
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
+    """Raise UserError unless every output can be written and none would overwrite an input or another output.
+
+    Called before the work starts. Creates nothing.
+    """
+    taken = {os.path.realpath(path): path for path in inputs}
+    for path in outputs:
+        real = os.path.realpath(path)
+        if real in taken:
+            raise UserError(f"{path}: would overwrite {taken[real]}, choose another name")
+        taken[real] = path
+        if os.path.exists(real) and not os.path.isfile(real):
+            raise UserError(f"{path}: cannot be written: exists and is not a regular file")
+        folder = os.path.dirname(real)
+        if not os.path.isdir(folder):
+            raise UserError(f"{path}: cannot be written: the folder {folder} does not exist")
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}: {folder}") from None
+
+
+@contextlib.contextmanager
+def atomic_write(path: str) -> Iterator[str]:
+    """Give the name of a temporary file beside `path`, which replaces `path` when the block ends well.
+
+    A killed run leaves the old file or the new one. Raises UserError when the system refuses to write.
+    """
+    real = os.path.realpath(path)
+    temporary = os.path.join(os.path.dirname(real), f".{os.path.basename(real)}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, real)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file. Raises UserError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+# --- what a run says --------------------------------------------------------------------------------
+
+
+class Progress:
+    """A progress bar on stderr with the time left; plain lines, some seconds apart, when it is no terminal."""
+
+    def __init__(self, total: int, unit: str, description: str):
+        self.total, self.unit, self.description = total, unit, description
+        self.done, self.started = 0, time.monotonic()
+        self.last_line = self.started
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=total, unit=unit, desc=description, unit_scale=True, dynamic_ncols=True)
+
+    def update(self, n: int, **figures: str) -> None:
+        """Count `n` more units as done and show `figures`."""
+        self.done += n
+        if self.bar is not None:
+            if figures:
+                self.bar.set_postfix(figures, refresh=False)
+            self.bar.update(n)
+            return
+        now = time.monotonic()
+        if now - self.last_line >= PLAIN_PROGRESS_SECONDS and self.done < self.total:
+            self.last_line = now
+            left = (now - self.started) * (self.total - self.done) / self.done
+            shown = "".join(f", {key} {value}" for key, value in figures.items())
+            print(
+                f"{self.description}: {self.done / self.total:.0%}{shown}, {left:.0f} s left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def close(self) -> None:
+        """End the bar's line."""
+        if self.bar is not None:
+            self.bar.close()
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def report(**figures: object) -> None:
+    """Print results on stdout, one `key=value` line each."""
+    for key, value in figures.items():
+        print(f"{key}={value}", flush=True)

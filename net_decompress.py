@@ -1,0 +1,95 @@
+"""Evaluate a blob back into a volume, in its original units, spacing and origin."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+
+import cli  # first: answers Ctrl-C while the others load
+
+# isort: split
+import torch
+
+import net_coder
+from siren import FieldNet, SirenConfig
+from utils import ValueRange, compare, describe, file_ratios, reconstruct
+from volume_io import Volume, VolumeError, output_path, read_volume, suffix_of, write_volume
+
+
+def build_parser() -> cli.ArgumentParser:
+    """The command line of this script."""
+    parser = cli.ArgumentParser(__doc__)
+    group = parser.add_argument_group("input and output")
+    group.add_argument("--compressed", required=True, help="blob that net_compress.py wrote")
+    group.add_argument("--recon", default="recon", help="volume to write, .vti or .npy; .vti when it has no suffix")
+    group.add_argument(
+        "--volume",
+        help="the original volume, to compare with; a blob of the original scripts takes shape and range from it",
+    )
+    group.add_argument(
+        "--float", dest="as_float", action="store_true", default=False, help="write integer fields unrounded, as floats"
+    )
+    parser.add_device_arguments()
+    return parser
+
+
+def read_blob(path: str) -> tuple[net_coder.FieldHeader | None, dict, dict]:
+    """The field, the network's description and its weights in a blob of ours or of the original scripts.
+
+    The original's blobs say nothing of the field: None. Raises UserError for anything else.
+    """
+    data = cli.read_bytes(path)
+    try:
+        if not net_coder.is_blob(data):
+            return None, *net_coder.decode_original(data)
+        header, networks = net_coder.decode(data)
+    except net_coder.BlobError as error:
+        raise cli.UserError(f"{path}: {error}") from None
+    if len(networks) != 1:
+        raise cli.UserError(f"{path}: expected one network, found {len(networks)}: written by a newer version")
+    return header, *networks[0]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the script with these arguments."""
+    opt = build_parser().parse_args(argv)
+    device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
+    recon = output_path(opt.recon)
+    cli.check_outputs([recon], inputs=[path for path in (opt.compressed, opt.volume) if path])
+    header, network, tensors = read_blob(opt.compressed)
+    config = SirenConfig(**network)
+    volume = None
+    if opt.volume:
+        volume = read_volume(opt.volume, config.d_in, config.d_out)
+        header = header or describe(volume, config.d_in)
+        if volume.array.shape[: config.d_in] != header.shape:
+            raise cli.UserError(
+                f"{opt.volume}: expected shape {header.shape}, as in {opt.compressed}, found {volume.array.shape}"
+            )
+    if header is None:
+        raise cli.UserError(
+            f"{opt.compressed}: a blob of the original scripts, without shape and range: give the volume with --volume"
+        )
+
+    started = time.monotonic()
+    net = FieldNet(config)
+    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    with cli.Progress(math.prod(header.shape), "voxel", "decoding") as progress:
+        values = ValueRange(header.low, header.high)
+        decoded = reconstruct(net.to(device), header.shape, values, device, opt.as_float, progress.update)
+    array = decoded[..., 0] if config.d_out == 1 else decoded
+    with cli.atomic_write(recon) as path:
+        write_volume(path, Volume(array, header.spacing, header.origin, header.name), suffix_of(recon))
+    seconds = time.monotonic() - started
+
+    if volume is not None:
+        metrics = compare(volume.array, array)
+        cli.report(psnr=f"{metrics.psnr:.3f}", rmse=f"{metrics.rmse:.6g}", max_error=f"{metrics.max_error:.6g}")
+    n_bytes = os.path.getsize(opt.compressed)
+    cli.report(**file_ratios(decoded.size, values.dtype, n_bytes), bytes=n_bytes, seconds=f"{seconds:.1f}", recon=recon)
+
+
+if __name__ == "__main__":
+    cli.run(main, VolumeError)

@@ -1,0 +1,153 @@
+"""The network: a sine-activated coordinate network (SIREN) with residual blocks.
+
+Architecture and parameter names are those of the original neurcomp scripts, so that a state dict of
+either side loads on the other. Sources: Lu, Jiang, Levine, Berger, "Compressive Neural Representations
+of Volumetric Scalar Fields", 2021, section 3; Sitzmann et al., "Implicit Neural Representations with
+Periodic Activation Functions", 2020, section 3.2 (initialisation).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+
+import torch
+from torch import nn
+
+MIN_NEURONS = 16  # the original never goes below this width
+OMEGA_0 = 30.0  # the original evaluates every network with this factor
+
+
+@dataclasses.dataclass(frozen=True)
+class SirenConfig:
+    """What is needed to build a network and to evaluate it.
+
+    n_neurons: width N of every hidden layer. n_layers: sine layers, the first one included; each of the
+    others is a residual block of two N x N matrices, or one N x N layer when not ``is_residual``.
+    d_in, d_out: number of coordinates and of values. omega_0: frequency factor inside every sine.
+
+    Raises ValueError for a network that cannot exist.
+    """
+
+    n_neurons: int
+    n_layers: int = 8
+    d_in: int = 3
+    d_out: int = 1
+    omega_0: float = OMEGA_0
+    is_residual: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("n_neurons", "n_layers", "d_in", "d_out"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, found {value!r}")
+        if not (math.isfinite(self.omega_0) and self.omega_0 > 0):
+            raise ValueError(f"omega_0 must be positive and finite, found {self.omega_0!r}")
+
+
+def count_parameters(config: SirenConfig) -> int:
+    """Number of weights and biases of the network."""
+    n, matrices = config.n_neurons, 2 if config.is_residual else 1
+    hidden = (config.n_layers - 1) * matrices * (n * n + n)
+    return config.d_in * n + n + hidden + n * config.d_out + config.d_out
+
+
+def neurons_for_budget(n_parameters: float, **config) -> int:
+    """Largest width whose network has fewer than `n_parameters` parameters, but never below 16.
+
+    `config` holds the other fields of SirenConfig. Same rule as the original scripts.
+    """
+    n = MIN_NEURONS
+    while count_parameters(SirenConfig(n + 1, **config)) < n_parameters:
+        n += 1
+    return n
+
+
+def weights_crc32(state: dict[str, torch.Tensor]) -> int:
+    """Checksum of a state dict's values, by which a configuration knows its network."""
+    crc = 0
+    for tensor in state.values():
+        crc = zlib.crc32(tensor.cpu().numpy().tobytes(), crc)
+    return crc
+
+
+class SineLayer(nn.Module):
+    """x -> sin(omega_0 (W x + b))."""
+
+    def __init__(self, n_in: int, n_out: int, omega_0: float):
+        super().__init__()
+        self.omega_0 = omega_0
+        self.linear = nn.Linear(n_in, n_out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sin(self.omega_0 * self.linear(x))
+
+
+class ResidualSineLayer(nn.Module):
+    """x -> a (x + sin(omega_0 (W2 sin(omega_0 (W1 c x + b1)) + b2))).
+
+    c is 1 for the first block and 1/2 for the others, whose input is a sum of two sines; a is 1/2 for the
+    last block and 1 for the others. Paper, section 3.
+    """
+
+    def __init__(self, n: int, omega_0: float, is_first: bool, is_last: bool):
+        super().__init__()
+        self.omega_0 = omega_0
+        self.scale_in = 1.0 if is_first else 0.5
+        self.scale_out = 0.5 if is_last else 1.0
+        self.linear_1 = nn.Linear(n, n)
+        self.linear_2 = nn.Linear(n, n)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = torch.sin(self.omega_0 * self.linear_1(self.scale_in * x))
+        return self.scale_out * (x + torch.sin(self.omega_0 * self.linear_2(inner)))
+
+
+class FieldNet(nn.Module):
+    """The network that is the field: (..., d_in) normalised coordinates -> (..., d_out) normalised values.
+
+    `generator` (torch.Generator on the CPU) makes the initialisation reproducible.
+    """
+
+    def __init__(self, config: SirenConfig, generator: torch.Generator | None = None, first_omega: float = OMEGA_0):
+        super().__init__()
+        self.config = config
+        n, n_layers, omega_0 = config.n_neurons, config.n_layers, config.omega_0
+        layers: list[nn.Module] = [SineLayer(config.d_in, n, omega_0)]
+        for i in range(1, n_layers):
+            if config.is_residual:
+                layers.append(ResidualSineLayer(n, omega_0, is_first=i == 1, is_last=i == n_layers - 1))
+            else:
+                layers.append(SineLayer(n, n, omega_0))
+        layers.append(nn.Linear(n, config.d_out))
+        self.net_layers = nn.ModuleList(layers)
+        self.initialise(generator, first_omega)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None, first_omega: float) -> None:
+        """SIREN initialisation.
+
+        The first layer's frequency is only a scale of its weights, sin(w (Wx + b)) =
+        sin(omega_0 (w / omega_0)(Wx + b)): `first_omega` is folded into them, and the stored
+        network evaluates with omega_0 everywhere.
+        """
+        first = first_omega / self.config.omega_0
+        for name, p in self.named_parameters():
+            n_in = (
+                self.get_parameter(name.removesuffix("bias") + "weight").shape[1]
+                if name.endswith("bias")
+                else p.shape[1]
+            )
+            if name.startswith("net_layers.0."):
+                bound = first / n_in if name.endswith("weight") else first / math.sqrt(n_in)
+            elif name.endswith("weight"):
+                bound = math.sqrt(6 / n_in) / self.config.omega_0
+            else:
+                bound = 1 / math.sqrt(n_in)
+            p.uniform_(-bound, bound, generator=generator)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.net_layers:
+            x = layer(x)
+        return x
