@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import sys
@@ -27,9 +28,10 @@ class UserError(Exception):
     """Something the user can mend: one line that names the file, what was expected and what was found."""
 
 
-def _end_interrupted() -> None:
+def _end_interrupted(what_is_left: str = "") -> None:
     """One line, status 130. Leaves at once: worker threads of other libraries must not delay the end."""
-    print(f"\n{os.path.basename(sys.argv[0])}: interrupted", file=sys.stderr, flush=True)
+    line = f"{os.path.basename(sys.argv[0])}: interrupted{what_is_left and ': '}{what_is_left}"
+    print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
     os._exit(EXIT_INTERRUPTED)
 
 
@@ -57,9 +59,9 @@ def run(main: Callable[[Sequence[str]], None], *errors: type[Exception]) -> None
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:  # its argument, if any, says what the script leaves behind
         sys.stdout.flush()
-        _end_interrupted()
+        _end_interrupted(*map(str, interrupt.args))
 
 
 # --- arguments --------------------------------------------------------------------------------------
@@ -194,49 +196,55 @@ def read_bytes(path: str) -> bytes:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
+def load_tensors(path: str) -> object:
+    """What torch.save wrote to `path`, on the CPU, without unpickling code. Raises UserError when that fails."""
+    import torch
+
+    content = io.BytesIO(read_bytes(path))
+    try:
+        return torch.load(content, weights_only=True, map_location="cpu")
+    except Exception:  # torch has no error of its own: a damaged file can fail in any of its parsers
+        raise UserError(f"{path}: expected a file that train.py wrote, found a damaged or foreign one") from None
+
+
 # --- what a run says --------------------------------------------------------------------------------
 
 
 class Progress:
     """A progress bar on stderr with the time left; plain lines, some seconds apart, when it is no terminal."""
 
-    def __init__(self, total: int, unit: str, description: str):
-        self.total, self.unit, self.description = total, unit, description
-        self.done, self.started = 0, time.monotonic()
-        self.last_line = self.started
+    def __init__(self, description: str):
+        self.description = description
+        self.started = self.last_line = time.monotonic()
         self.bar = None
         if sys.stderr.isatty():
-            self.bar = tqdm(total=total, unit=unit, desc=description, unit_scale=True, dynamic_ncols=True)
+            form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
+            self.bar = tqdm(total=1.0, desc=description, bar_format=form, dynamic_ncols=True)
 
-    def update(self, n: int, **figures: str) -> None:
-        """Count `n` more units as done and show `figures`."""
-        self.done += n
+    def update(self, fraction: float, **figures: str) -> None:
+        """Show that `fraction` (0 to 1) of the work is done, with `figures`."""
+        fraction = min(fraction, 1.0)
         if self.bar is not None:
-            if figures:
-                self.bar.set_postfix(figures, refresh=False)
-            self.bar.update(n)
+            self.bar.set_postfix(figures, refresh=False)
+            self.bar.update(fraction - self.bar.n)
             return
         now = time.monotonic()
-        if now - self.last_line >= PLAIN_PROGRESS_SECONDS and self.done < self.total:
+        if now - self.last_line >= PLAIN_PROGRESS_SECONDS and 0 < fraction < 1:
             self.last_line = now
-            left = (now - self.started) * (self.total - self.done) / self.done
+            left = (now - self.started) * (1 - fraction) / fraction
             shown = "".join(f", {key} {value}" for key, value in figures.items())
-            print(
-                f"{self.description}: {self.done / self.total:.0%}{shown}, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{self.description}: {fraction:.0%}{shown}, {left:.0f} s left", file=sys.stderr, flush=True)
 
-    def close(self) -> None:
-        """End the bar's line."""
-        if self.bar is not None:
-            self.bar.close()
+    def say(self, line: str) -> None:
+        """Print a line on stderr without tearing the bar."""
+        tqdm.write(line, file=sys.stderr)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *exception) -> None:
-        self.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 def report(**figures: object) -> None:

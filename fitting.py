@@ -1,68 +1,70 @@
-"""Fit a network to a field: losses, optimisers, schedules.
+"""Fit a network to a field: losses, optimisers, schedules, recovery, checkpoints.
 
-Sources: Lu et al. 2021, section 3 (loss with gradient term); Jordan et al., "Muon", 2024, as in torch.optim.
+Sources: Lu et al. 2021, section 3 (the loss with its gradient term); Vyas et al. 2024 (SOAP).
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 from torch.nn import functional
 
-from siren import FieldNet
-from utils import Field, count_steps, shuffled_batches
+from siren import FieldNet, SirenConfig, SquaredError
+from soap import Soap
+from utils import Field
 
-FIRST_OMEGA = 8.0  # frequency of the first layer
-REPORT_SECONDS = 0.5  # reading the loss waits for the device, so it is read only so often
+FIRST_OMEGA = 15.0  # initial frequency of the first layer
+WARM_UP_STEPS = 100  # SOAP's first estimates of its bases are poor
+CHECK_STEPS = 100  # between two looks at the loss, which wait for the device
+AVERAGED_STEPS = 50  # over which the running loss is averaged
+NORM_LIMIT = 1.3  # of a hidden matrix, relative to its initialisation
+SPIKE = 4.0  # a running loss that many times the best one is a divergence
+COLLAPSE = 0.9  # a loss above that part of the field's variance is a fit no better than a constant
+COLLAPSE_PROGRESS = 0.25  # part of the fit after which it is judged so
+MAX_RECOVERIES = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How to fit.
 
-    n_passes: over the voxels. batch: samples a step. optimizer: "muon" (for the hidden matrices, Adam for the
-    rest) or "adam". schedule: "cosine", from lr to 0, or "step": times lr_decay every pass_decay passes.
-    grad_lambda: weight of the gradient term.
+    n_passes: over the voxels. batch: samples a step. optimizer: "soap" or "adam". schedule: "power", a warm-up, then
+    lr (1 - progress)^2, or "step", lr times lr_decay every pass_decay passes, as in the original scripts.
+    grad_lambda: weight of the gradient term. max_seconds: when given, progress is the part of that time gone by, and
+    n_passes does not count.
     """
 
     n_passes: float
     batch: int
     lr: float
-    optimizer: str = "muon"
-    schedule: str = "cosine"
+    optimizer: str = "soap"
+    schedule: str = "power"
     pass_decay: float = 20.0
     lr_decay: float = 0.2
     grad_lambda: float = 0.0
+    max_seconds: float | None = None
 
 
-def make_optimizers(net: FieldNet, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """The optimisers of the recipe over all parameters of `net`."""
-    if recipe.optimizer == "adam":
-        return [torch.optim.Adam(net.parameters(), lr=recipe.lr)]
-    hidden = [p for name, p in net.named_parameters() if p.ndim == 2 and ".linear" in name and ".0." not in name]
-    chosen = {id(p) for p in hidden}
-    rest = [p for p in net.parameters() if id(p) not in chosen]
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.Adam(rest, lr=recipe.lr)]
-    if hidden:
-        optimizers.append(torch.optim.Muon(hidden, lr=recipe.lr, weight_decay=0.0))
-    return optimizers
+def default_passes(n_voxels: int) -> float:
+    """Passes over a volume of so many voxels: fewer for larger ones, whose passes hold more steps."""
+    return 30.0
 
 
-def rate_factor(recipe: Recipe, progress: float) -> float:
-    """The learning rate as a fraction of its start, `progress` (0 to 1) through the fit."""
-    if recipe.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    return recipe.lr_decay ** (progress * recipe.n_passes // recipe.pass_decay)
+def default_rate(optimizer: str, config: SirenConfig) -> float:
+    """The highest learning rate that is safe at that width, and not lower than it need be."""
+    return 1e-3 if optimizer == "adam" else 2e-3
 
 
 def loss_with_gradient(
     net: FieldNet, x: torch.Tensor, values: torch.Tensor, gradients: torch.Tensor, grad_lambda: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(total loss, value loss): value MSE + grad_lambda x MSE of the analytic gradient. Paper, section 3.
+    """(total, value) loss: value MSE + grad_lambda x MSE of the network's analytic gradient. Paper, section 3.
 
     x: (n, d_in); values: (n, d_out); gradients: (n, d_out, d_in), all normalised.
     """
@@ -73,41 +75,141 @@ def loss_with_gradient(
     return value_loss + grad_lambda * functional.mse_loss(torch.stack(slopes, dim=1), gradients), value_loss
 
 
-def fit(
-    net: FieldNet,
-    field: Field,
-    recipe: Recipe,
-    generator: torch.Generator,
-    on_step: Callable[[int, float | None], None] = lambda n, psnr: None,
-) -> None:
-    """Fit `net`, in place, to `field`; both on the device of `generator`, which shuffles the voxels.
+class Fit:
+    """The fit of a network, in place, to a field on the same device; `seed` settles the order of the samples."""
 
-    `on_step(n, psnr)` is told of every n samples seen, with an estimate of the PSNR in dB now and then.
-    """
-    n_steps = count_steps(field.n_voxels, recipe.batch, recipe.n_passes)
-    optimizers = make_optimizers(net, recipe)
-    start_rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    gradients = field.gradients() if recipe.grad_lambda > 0 else None
-    running_loss = torch.zeros((), device=field.device)
-    last_report = time.monotonic()
-    batches = shuffled_batches(field.n_voxels, recipe.batch, recipe.n_passes, generator)
-    for step, flat in enumerate(batches):
-        factor = rate_factor(recipe, step / n_steps)
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-        for group, rate in zip(groups, start_rates, strict=True):
-            group["lr"] = rate * factor
-        x, values = field.coordinates(flat), field.values[flat]
-        if gradients is None:
-            loss = value_loss = functional.mse_loss(net(x), values)
+    def __init__(self, net: FieldNet, field: Field, recipe: Recipe, seed: int):
+        self.net, self.field, self.recipe, self.seed = net, field, recipe, seed
+        self.steps_per_pass = math.ceil(field.n_voxels / recipe.batch)
+        self.n_steps = math.ceil(recipe.n_passes * self.steps_per_pass)
+        if recipe.optimizer == "adam":
+            self.optimizer: torch.optim.Optimizer = torch.optim.Adam(net.parameters(), lr=recipe.lr)
         else:
-            loss, value_loss = loss_with_gradient(net, x, values, gradients[flat], recipe.grad_lambda)
-        net.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-        running_loss.lerp_(value_loss.detach(), max(0.02, 1 / (step + 1)))
-        estimate = None
-        if time.monotonic() - last_report > REPORT_SECONDS:
-            last_report = time.monotonic()
-            estimate = 10 * math.log10(4 / max(running_loss.item(), 1e-30))
-        on_step(len(flat), estimate)
+            self.optimizer = Soap([m for m in net.modules() if isinstance(m, nn.Linear)], lr=recipe.lr)
+        self.squared_error = SquaredError(net, math.ceil(field.n_voxels / self.steps_per_pass))
+        self.gradients = field.gradients() if recipe.grad_lambda > 0 else None
+        config = net.config
+        self.hidden = [p for p in net.parameters() if p.shape == (config.n_neurons,) * 2]
+        # Limits of the Frobenius norm; a network that comes with larger matrices keeps them.
+        initial = math.sqrt(2 * config.n_neurons) / config.omega_0
+        self.norm_limits = [max(NORM_LIMIT * initial, float(p.detach().norm())) for p in self.hidden]
+
+        self.step, self.seconds, self.n_recoveries = 0, 0.0, 0
+        self.running_loss = torch.zeros((), device=field.device)
+        self.good = self._capture()  # the state to go back to
+        self.good_loss = math.inf
+
+    # --- what happens at every step ---
+
+    def run(self, on_step: Callable[[Fit], bool | None] = lambda fit: None) -> None:
+        """Fit to the end. `on_step(self)` is told of every step done; it ends the fit by returning True."""
+        started = time.monotonic() - self.seconds
+        while self.progress < 1:
+            order = self.field.shuffled(self.seed, self.step // self.steps_per_pass).tensor_split(self.steps_per_pass)
+            for flat in order[self.step % self.steps_per_pass :]:
+                self._take_step(flat)
+                self.seconds = time.monotonic() - started
+                went_back = self.step % CHECK_STEPS == 0 and self._went_back()
+                if on_step(self):
+                    return
+                if went_back or self.progress >= 1:
+                    break
+
+    @property
+    def progress(self) -> float:
+        """The part of the fit that is done, 0 to 1."""
+        if self.recipe.max_seconds is not None:
+            return self.seconds / self.recipe.max_seconds
+        return self.step / self.n_steps
+
+    @property
+    def psnr(self) -> float:
+        """Estimate of the PSNR in dB from the latest steps. Waits for the device."""
+        return 10 * math.log10(4 / max(self.running_loss.item(), 1e-30))
+
+    def _rate(self) -> float:
+        recipe, progress = self.recipe, self.progress
+        halvings = 0.5**self.n_recoveries
+        if recipe.schedule == "step":
+            n_passes = self.step / self.steps_per_pass
+            return recipe.lr * recipe.lr_decay ** (n_passes // recipe.pass_decay) * halvings
+        warm_up = min(WARM_UP_STEPS, max(self.n_steps // 5, 1))
+        return recipe.lr * min(1.0, (self.step + 1) / warm_up) * max(1.0 - progress, 0.0) ** 2 * halvings
+
+    def _take_step(self, flat: torch.Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        x, values = self.field.samples(flat)
+        if self.gradients is None:
+            loss = self.squared_error(x, values)
+        else:
+            self.optimizer.zero_grad(set_to_none=False)
+            total, loss = loss_with_gradient(
+                self.net, x, values, self.gradients[flat].to(x.device), self.recipe.grad_lambda
+            )
+            total.backward()
+        self.optimizer.step()
+        self._limit_norms()
+        self.step += 1
+        self.running_loss.lerp_(loss.detach(), 1 / min(self.step, AVERAGED_STEPS))
+
+    @torch.no_grad()
+    def _limit_norms(self) -> None:
+        """Scale hidden matrices back to their limits.
+
+        Noise in the gradients makes them grow, until the phases are scrambled and the network can fit but a constant:
+        the collapse of sine networks at high learning rates. Held back, they never get there.
+        """
+        if self.hidden:
+            norms = torch.stack(torch._foreach_norm(self.hidden))
+            limits = torch.tensor(self.norm_limits, device=norms.device)
+            torch._foreach_mul_(self.hidden, list((limits / norms).clamp_(max=1.0).unbind()))
+
+    # --- recovery and checkpoints ---
+
+    def _went_back(self) -> bool:
+        """Whether the fit went wrong and is back, at half the rate, where it last went well, or at its start."""
+        loss, worst = self.running_loss.item(), COLLAPSE * self.field.variance
+        is_collapsed = loss > worst and self.progress > COLLAPSE_PROGRESS
+        if loss <= SPIKE * self.good_loss and not is_collapsed:
+            if loss < min(self.good_loss, worst):
+                self.good, self.good_loss = self._capture(), loss
+            return False
+        if self.n_recoveries == MAX_RECOVERIES:
+            return False
+        self.n_recoveries += 1
+        self._restore(self.good)
+        return True
+
+    def _capture(self) -> dict:
+        return copy.deepcopy(
+            {
+                "step": self.step,
+                "network": self.net.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "running_loss": self.running_loss,
+            }
+        )
+
+    def _restore(self, state: dict) -> None:
+        state = copy.deepcopy(state)
+        self.step = state["step"]
+        self.net.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.running_loss.copy_(state["running_loss"])
+
+    def state_dict(self) -> dict:
+        """Everything from which `load_state_dict` continues to the same result."""
+        return {
+            "now": self._capture(),
+            "good": self.good,
+            "good_loss": self.good_loss,
+            "n_recoveries": self.n_recoveries,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Continue from a `state_dict` of a fit of the same network, field, recipe and seed."""
+        self.good, self.good_loss = state["good"], state["good_loss"]
+        self.n_recoveries, self.seconds = state["n_recoveries"], state["seconds"]
+        self._restore(state["now"])

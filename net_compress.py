@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import pickle
 import time
-import zipfile
 from collections.abc import Sequence
 
 import cli  # first: answers Ctrl-C while the others load
@@ -79,12 +77,7 @@ def network_config(path: str, settings: dict) -> SirenConfig:
 
 def read_weights(path: str, config_path: str, config: SirenConfig) -> dict[str, torch.Tensor]:
     """The state dict in `path`, float32 on the CPU. Raises UserError unless it fits the configuration."""
-    cli.read_bytes(path)
-    try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
-    except (RuntimeError, ValueError, EOFError, KeyError, AttributeError, TypeError, IndexError,
-            pickle.UnpicklingError, zipfile.BadZipFile, UnicodeDecodeError, AssertionError, OSError):  # fmt: skip
-        raise cli.UserError(f"{path}: not a file of network weights, or damaged") from None
+    state = cli.load_tensors(path)
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise cli.UserError(f"{path}: expected a state dict of tensors")
     expected = net_coder.parameter_shapes(**dataclasses.asdict(config))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -76,8 +75,8 @@ def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
     net = FieldNet(config)
     net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
-    with cli.Progress(math.prod(header.shape), "voxel", "decoding") as progress:
-        values = ValueRange(header.low, header.high)
+    values = ValueRange(header.low, header.high)
+    with cli.Progress("decoding") as progress:
         decoded = reconstruct(net.to(device), header.shape, values, device, opt.as_float, progress.update)
     array = decoded[..., 0] if config.d_out == 1 else decoded
     with cli.atomic_write(recon) as path:

@@ -151,3 +151,67 @@ class FieldNet(nn.Module):
         for layer in self.net_layers:
             x = layer(x)
         return x
+
+
+class SquaredError:
+    """Mean squared error of a network over a batch, and its gradient, left in every parameter's `.grad`.
+
+    Backpropagation written out, the cosine of each phase kept from the forward pass: activations live in buffers that
+    every step uses again, and nothing is recorded. The same gradient as autograd's in about two thirds of its time.
+    """
+
+    def __init__(self, net: FieldNet, max_batch: int):
+        config = net.config
+        self.omega_0 = config.omega_0
+        self.is_residual = config.is_residual and config.n_layers > 1
+        *self.sines, self.last = [module for module in net.modules() if isinstance(module, nn.Linear)]
+        # Sine layer k of a residual network: 0 the first, odd ones begin a block, even ones end it.
+        self.scales = [0.5 if self.is_residual and k % 2 == 1 and k > 1 else 1.0 for k in range(len(self.sines))]
+        self.last_scale = 0.5 if self.is_residual else 1.0
+        like = self.last.weight
+        self.outputs = like.new_empty(len(self.sines), max_batch, config.n_neurons)
+        self.cosines = torch.empty_like(self.outputs)
+        self.scratch = like.new_empty(3, max_batch, config.n_neurons)
+        self.error = like.new_empty(max_batch, config.d_out)
+        for parameter in net.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+    def _ends_block(self, k: int) -> bool:
+        return self.is_residual and k % 2 == 0 and k > 0
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """x: (n, d_in) coordinates, values: (n, d_out), n at most `max_batch`. Returns the error, a scalar tensor."""
+        n, omega_0 = len(x), self.omega_0
+        z, grad, skipped = self.scratch[:, :n]
+        inputs, weights, h = [], [], x
+        for k, (linear, scale) in enumerate(zip(self.sines, self.scales, strict=True)):
+            inputs.append(h)
+            weights.append(linear.weight * (omega_0 * scale))
+            torch.addmm(linear.bias * omega_0, h, weights[k].T, out=z)
+            torch.cos(z, out=self.cosines[k, :n])
+            h = torch.sin(z, out=self.outputs[k, :n])
+            if self._ends_block(k):
+                h.add_(inputs[k - 1])
+
+        last_weight = self.last.weight * self.last_scale
+        error = torch.addmm(self.last.bias, h, last_weight.T, out=self.error[:n]).sub_(values)
+        loss = error.square().mean()
+        error.mul_(2 / error.numel())
+        torch.mm(error.T, h, out=self.last.weight.grad).mul_(self.last_scale)
+        torch.sum(error, 0, out=self.last.bias.grad)
+        torch.mm(error, last_weight, out=grad)
+
+        for k in reversed(range(len(self.sines))):
+            linear = self.sines[k]
+            if self._ends_block(k):
+                skipped.copy_(grad)
+            grad.mul_(self.cosines[k, :n])
+            torch.mm(grad.T, inputs[k], out=linear.weight.grad).mul_(omega_0 * self.scales[k])
+            torch.sum(grad, 0, out=linear.bias.grad).mul_(omega_0)
+            if k > 0:
+                torch.mm(grad, weights[k], out=z)
+                if self.is_residual and k % 2 == 1:
+                    z.add_(skipped)
+                z, grad = grad, z
+        return loss

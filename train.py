@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import math
 import os
+import shlex
+import sys
 import time
+import zlib
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cli  # first: answers Ctrl-C while the others load
 
@@ -16,11 +21,15 @@ import numpy as np
 import torch
 
 import fitting
-from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
-from utils import Field, ValueRange, compare, components_last, reconstruct, value_range
+from fitting import Fit, Recipe
+from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
+from utils import Field, Metrics, ValueRange, compare, components_last, constant_psnr, reconstruct, value_range
 from volume_io import Volume, VolumeError, read_volume, write_volume
 
 FORMAT_VERSION = 1
+SHOW_SECONDS = 0.5
+CHECKPOINT_SECONDS = 60.0
+LONG_SECONDS = 30.0  # an interrupted run that took longer leaves the network so far
 
 
 def build_parser() -> cli.ArgumentParser:
@@ -57,22 +66,24 @@ def build_parser() -> cli.ArgumentParser:
     )
 
     group = parser.add_argument_group("optimisation")
-    group.add_argument("--n_passes", type=cli.number(0, exclusive=True), default=20.0, help="passes over the volume")
+    group.add_argument(
+        "--n_passes",
+        type=cli.number(0, exclusive=True),
+        help="passes over the volume, each of which sees every voxel once (default: by the number of voxels)",
+    )
     group.add_argument("--batchSize", type=cli.whole(1), default=1024, help="batches of samples a step")
+    group.add_argument("--oversample", type=cli.whole(1), default=2, help="samples in each of those batches")
+    group.add_argument("--optimizer", choices=("soap", "adam"), default="soap", help="the original has adam")
     group.add_argument(
-        "--oversample", type=cli.whole(1), default=2, help="samples in each of them, batchSize x oversample"
+        "--lr",
+        type=cli.number(0, exclusive=True),
+        help="learning rate at its highest (default: by optimizer and width)",
     )
-    group.add_argument(
-        "--optimizer",
-        choices=("muon", "adam"),
-        default="muon",
-        help="muon for the hidden matrices and adam for the rest, or adam for all",
-    )
-    group.add_argument("--lr", type=cli.number(0, exclusive=True), default=7e-4, help="learning rate at the start")
     group.add_argument(
         "--schedule",
-        choices=("cosine", "step"),
-        help="how the learning rate falls (default: cosine, to 0; step when --pass_decay or --lr_decay is given)",
+        choices=("power", "step"),
+        help="how the learning rate falls: as (1 - progress)^2, or in steps as in the original "
+        "(default: power; step when --pass_decay or --lr_decay is given)",
     )
     group.add_argument(
         "--pass_decay",
@@ -89,41 +100,57 @@ def build_parser() -> cli.ArgumentParser:
         help="weight of the error of the gradient, in normalised coordinates; 0 leaves the term out",
     )
     group.add_argument(
-        "--seed", type=cli.whole(0, 2**63 - 1), default=0, help="of the initialisation and the order of samples"
+        "--seed", type=cli.whole(0, 2**63 - 1), default=0, help="of the weights and the order of samples"
+    )
+    group.add_argument("--target_psnr", type=cli.number(0), help="end as soon as the volume has this PSNR, in dB")
+    group.add_argument(
+        "--max_seconds", type=cli.number(0, exclusive=True), help="train for this time, in place of --n_passes"
+    )
+    group = parser.add_argument_group("long runs")
+    group.add_argument("--checkpoint", help="file to write the state of the run to, every minute")
+    group.add_argument(
+        "--resume", action="store_true", default=False, help="continue from --checkpoint, to the same result"
     )
     parser.add_device_arguments()
     return parser
 
 
 def parse(argv: Sequence[str]) -> Namespace:
-    """The options, with the schedule settled."""
+    """The options, the schedule settled."""
     opt = build_parser().parse_args(argv)
-    step_flags = opt.pass_decay is not None or opt.lr_decay is not None
-    if step_flags and opt.schedule == "cosine":
-        raise cli.UserError("--pass_decay and --lr_decay belong to --schedule step, not to cosine")
-    opt.schedule = opt.schedule or ("step" if step_flags else "cosine")
+    has_step_flags = opt.pass_decay is not None or opt.lr_decay is not None
+    if has_step_flags and opt.schedule == "power":
+        raise cli.UserError("--pass_decay and --lr_decay belong to --schedule step")
+    if opt.max_seconds is not None and opt.n_passes is not None:
+        raise cli.UserError("give --n_passes or --max_seconds, not both")
+    if opt.resume and opt.checkpoint is None:
+        raise cli.UserError("--resume needs the --checkpoint to continue from")
+    opt.schedule = opt.schedule or ("step" if has_step_flags else "power")
     if opt.schedule == "step":
         opt.pass_decay = 20.0 if opt.pass_decay is None else opt.pass_decay
         opt.lr_decay = 0.2 if opt.lr_decay is None else opt.lr_decay
     return opt
 
 
-def recipe_of(opt: Namespace) -> fitting.Recipe:
-    """The recipe that the options ask for."""
-    step = {"pass_decay": opt.pass_decay, "lr_decay": opt.lr_decay} if opt.schedule == "step" else {}
-    return fitting.Recipe(
-        n_passes=opt.n_passes,
-        batch=opt.batchSize * opt.oversample,
-        lr=opt.lr,
-        optimizer=opt.optimizer,
-        schedule=opt.schedule,
-        grad_lambda=opt.grad_lambda,
-        **step,
-    )
+def settle_recipe(opt: Namespace, n_voxels: int, config: SirenConfig) -> Recipe:
+    """The recipe that the options ask for; what they leave open is settled, in `opt` too, by what is known by now."""
+    if opt.n_passes is None:
+        opt.n_passes = fitting.default_passes(n_voxels)
+    if opt.lr is None:
+        opt.lr = fitting.default_rate(opt.optimizer, config)
+    settings = {f.name: getattr(opt, f.name) for f in dataclasses.fields(Recipe) if f.name != "batch"}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    return Recipe(batch=opt.batchSize * opt.oversample, **settings)
 
 
 def configuration(
-    opt: Namespace, volume: Volume, values: ValueRange, config: SirenConfig, state: dict, psnr: float, seconds: float
+    opt: Namespace,
+    volume: Volume,
+    values: ValueRange,
+    config: SirenConfig,
+    net: FieldNet,
+    metrics: Metrics | None,
+    seconds: float,
 ) -> dict:
     """What thenet.json holds: the original's keys first, then what the later stages need."""
     return {
@@ -153,12 +180,83 @@ def configuration(
         "name": volume.name,
         "seed": opt.seed,
         "n_parameters": count_parameters(config),
-        "psnr": psnr if np.isfinite(psnr) else None,
+        "psnr": metrics.psnr if metrics and math.isfinite(metrics.psnr) else None,
         "seconds": seconds,
         "torch_version": torch.__version__,
-        "weights_crc32": weights_crc32(state),
+        "weights_crc32": weights_crc32(net.state_dict()),
         "options": vars(opt),
     }
+
+
+def write_network(paths: tuple[str, str], net: FieldNet, settings: dict) -> None:
+    """Write the weights and the configuration."""
+    state = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
+    with cli.atomic_write(paths[0]) as network, cli.atomic_write(paths[1]) as config:
+        # To an open file: torch would put a file's name, here a temporary one, into its content.
+        with open(network, "wb") as file:
+            torch.save(state, file)
+        with open(config, "w") as file:
+            json.dump(settings, file, indent=1, allow_nan=False)
+
+
+def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> None:
+    """Run a fit to its end, or to --target_psnr as `is_reached(estimate)` confirms it; show progress; save checkpoints."""
+    shown = saved = time.monotonic()
+    n_recoveries = fit.n_recoveries
+    with cli.Progress("training") as progress:
+
+        def on_step(fit: Fit) -> bool:
+            nonlocal shown, saved, n_recoveries
+            if fit.n_recoveries != n_recoveries:
+                n_recoveries = fit.n_recoveries
+                progress.say(f"training went wrong: back to step {fit.step}, at half the learning rate")
+            now = time.monotonic()
+            if now - shown > SHOW_SECONDS:
+                shown = now
+                progress.update(fit.progress, PSNR=f"{fit.psnr:.1f} dB")
+            if opt.checkpoint and now - saved > CHECKPOINT_SECONDS:
+                save_checkpoint(opt, fit)
+                saved = time.monotonic()
+            return opt.target_psnr is not None and fit.step % fitting.CHECK_STEPS == 0 and is_reached(fit.psnr)
+
+        fit.run(on_step)
+
+
+def identity(opt: Namespace, field: Field) -> dict:
+    """What must be the same for a checkpoint to be continued."""
+    free = (
+        "volume",
+        "network",
+        "config",
+        "vol_debug",
+        "checkpoint",
+        "resume",
+        "target_psnr",
+        "cuda",
+        "gid",
+        "num_workers",
+    )
+    same = {name: value for name, value in vars(opt).items() if name not in free}
+    return same | {"shape": list(field.shape), "values_crc32": zlib.crc32(field.values.cpu().numpy())}
+
+
+def save_checkpoint(opt: Namespace, fit: Fit) -> None:
+    """Write the state of the fit to --checkpoint."""
+    with cli.atomic_write(opt.checkpoint) as path, open(path, "wb") as file:
+        torch.save({"identity": identity(opt, fit.field), "fit": fit.state_dict()}, file)
+
+
+def load_checkpoint(opt: Namespace, fit: Fit) -> None:
+    """Continue from --checkpoint. Raises UserError unless it is of the same volume and options."""
+    content = cli.load_tensors(opt.checkpoint)
+    if not isinstance(content, dict) or content.keys() != {"identity", "fit"}:
+        raise cli.UserError(f"{opt.checkpoint}: not a checkpoint of train.py")
+    expected, found = identity(opt, fit.field), content["identity"]
+    differing = [name for name in expected if expected[name] != found.get(name)]
+    if differing:
+        name = differing[0]
+        raise cli.UserError(f"{opt.checkpoint}: is of another run: {name} was {found.get(name)}, is {expected[name]}")
+    fit.load_state_dict(content["fit"])
 
 
 def main(argv: Sequence[str]) -> None:
@@ -167,52 +265,81 @@ def main(argv: Sequence[str]) -> None:
     device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
     folder = os.path.dirname(opt.network)
     debug = [os.path.join(folder, name) for name in ("gt.vti", "vol.vti")] if opt.vol_debug else []
-    cli.check_outputs([opt.network, opt.config, *debug], inputs=[opt.volume])
-    volume = read_volume(opt.volume, opt.d_in, opt.d_out)
+    stem = os.path.splitext(opt.network)[0]
+    unfinished = (f"{stem}.interrupted.pth", f"{stem}.interrupted.json")
+    outputs = [opt.network, opt.config, *debug, *([opt.checkpoint] if opt.checkpoint else []), *unfinished]
+    cli.check_outputs(outputs, inputs=[opt.volume])
 
+    volume = read_volume(opt.volume, opt.d_in, opt.d_out)
     original = components_last(volume.array, opt.d_in)
     values = value_range(original)
-    n_voxels = original.size // opt.d_out
-    width = neurons_for_budget(
-        original.size // opt.compression_ratio,
-        n_layers=opt.n_layers, d_in=opt.d_in, d_out=opt.d_out, is_residual=opt.is_residual,
-    )  # fmt: skip
-    config = SirenConfig(width, opt.n_layers, opt.d_in, opt.d_out, OMEGA_0, opt.is_residual)
+    architecture = {"n_layers": opt.n_layers, "d_in": opt.d_in, "d_out": opt.d_out, "is_residual": opt.is_residual}
+    config = SirenConfig(neurons_for_budget(original.size // opt.compression_ratio, **architecture), **architecture)
+    recipe = settle_recipe(opt, original.size // opt.d_out, config)
 
-    started = time.monotonic()
     net = FieldNet(config, torch.Generator().manual_seed(opt.seed), first_omega=opt.w0).to(device)
     field = Field(values.normalise(original), device)
-    recipe = recipe_of(opt)
-    if values.extent.any():
-        generator = torch.Generator(device).manual_seed(opt.seed)
-        with cli.Progress(round(opt.n_passes * n_voxels), "voxel", "training") as progress:
-            fitting.fit(
-                net, field, recipe, generator,
-                lambda n, psnr: progress.update(n, **({} if psnr is None else {"PSNR": f"{psnr:.1f} dB"})),
-            )  # fmt: skip
-    decoded = reconstruct(net, field.shape, values, device)
-    metrics = compare(original, decoded)
-    seconds = time.monotonic() - started
+    fit = Fit(net, field, recipe, opt.seed)
+    if opt.resume:
+        load_checkpoint(opt, fit)
 
-    state = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
-    settings = configuration(opt, volume, values, config, state, metrics.psnr, seconds)
+    def measure() -> tuple[np.ndarray, Metrics]:
+        decoded = reconstruct(net, field.shape, values, device)
+        return decoded, compare(original, decoded)
+
+    needed = opt.target_psnr or math.inf  # of the estimate, which is a little off
+
+    def is_reached(estimate: float) -> bool:
+        nonlocal needed
+        if estimate < needed:
+            return False
+        lacking = opt.target_psnr - measure()[1].psnr
+        needed = estimate + max(lacking, 0.02)
+        return lacking <= 0
+
+    def settings(metrics: Metrics | None) -> dict:
+        return configuration(opt, volume, values, config, net, metrics, fit.seconds)
+
+    try:
+        if values.extent.any():  # a constant volume needs no fit: its range says it all
+            run_fit(fit, opt, is_reached)
+    except KeyboardInterrupt:
+        if opt.checkpoint:
+            save_checkpoint(opt, fit)
+        if fit.seconds < LONG_SECONDS:
+            raise
+        write_network(unfinished, net, settings(None))
+        raise KeyboardInterrupt(f"the network so far, {fit.progress:.0%} trained, is in {unfinished[0]}") from None
+
+    decoded, metrics = measure()
     with contextlib.ExitStack() as stack:
-        torch.save(state, stack.enter_context(cli.atomic_write(opt.network)))
-        with open(stack.enter_context(cli.atomic_write(opt.config)), "w") as file:
-            json.dump(settings, file, indent=1)
-        for path, array in zip(debug, (original, decoded), strict=False):
+        for path, array in zip(debug, (original, decoded), strict=bool(debug)):
             part = Volume(array.reshape(volume.array.shape), volume.spacing, volume.origin, volume.name)
             write_volume(stack.enter_context(cli.atomic_write(path)), part, ".vti")
+        write_network((opt.network, opt.config), net, settings(metrics))
 
+    n_parameters = count_parameters(config)
+    if values.extent.any() and metrics.psnr < constant_psnr(original) + 1:
+        print(f"train.py: warning: {metrics.psnr:.1f} dB is hardly better than a constant volume", file=sys.stderr)
     cli.report(
         psnr=f"{metrics.psnr:.3f}",
-        parameters=count_parameters(config),
-        compression_ratio=f"{original.size / count_parameters(config):.2f}",
-        seconds=f"{seconds:.1f}",
+        parameters=n_parameters,
+        compression_ratio=f"{original.size / n_parameters:.2f}",
+        seconds=f"{fit.seconds:.1f}",
         network=opt.network,
         config=opt.config,
     )
-    print(f"next: python net_compress.py --net {opt.network} --config {opt.config} --compressed compressed_out")
+    command = [
+        "python",
+        "net_compress.py",
+        "--net",
+        opt.network,
+        "--config",
+        opt.config,
+        "--compressed",
+        "compressed_out",
+    ]
+    print("next:", shlex.join(command))
 
 
 if __name__ == "__main__":

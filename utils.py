@@ -125,21 +125,32 @@ def components_last(array: np.ndarray, d_in: int) -> np.ndarray:
 
 
 class Field:
-    """A normalised volume on the training device, drawn from by flat voxel index.
+    """A normalised volume, drawn from by flat (C-order) voxel index, for training on a device.
 
-    shape: of the grid. values: float32 tensor (voxels, components), in [-1, 1].
+    shape: of the grid. values: float32 tensor (voxels, components), in [-1, 1]; on the device, or in the host's
+    memory when half of what the device has free does not hold it.
     """
 
     def __init__(self, normalised: np.ndarray, device: torch.device):
         self.shape = normalised.shape[:-1]
         self.device = device
         self.n_voxels = math.prod(self.shape)
-        self.values = torch.from_numpy(normalised.reshape(self.n_voxels, -1)).to(device)
-        self._axes = axis_tensors(self.shape, device)
+        values = torch.from_numpy(normalised.reshape(self.n_voxels, -1))
+        bytes_needed = values.nbytes + 8 * self.n_voxels  # the order of the voxels takes 8 bytes each
+        fits = device.type != "cuda" or bytes_needed < torch.cuda.mem_get_info(device)[0] // 2
+        self.values = values.to(device if fits else "cpu")
+        self.axes = axis_tensors(self.shape, self.values.device)
+        self.variance = float(self.values.var(dim=0, correction=0).mean())
 
-    def coordinates(self, flat: torch.Tensor) -> torch.Tensor:
-        """Normalised coordinates, float32 (n, d_in), of the voxels with the flat (C-order) indices `flat`."""
-        return flat_coordinates(self._axes, flat)
+    def shuffled(self, seed: int, index: int) -> torch.Tensor:
+        """The order in which pass number `index` sees the voxels: all of them, once each."""
+        generator = torch.Generator(self.values.device)
+        generator.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1))
+        return torch.randperm(self.n_voxels, generator=generator, device=self.values.device)
+
+    def samples(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coordinates (n, d_in) and values (n, components), on the training device, of the voxels `flat`."""
+        return flat_coordinates(self.axes, flat).to(self.device), self.values[flat].to(self.device)
 
     def gradients(self) -> torch.Tensor:
         """Finite differences of the normalised values by the normalised coordinates: (voxels, components, d_in).
@@ -152,26 +163,7 @@ class Field:
             np.gradient(grid, step, axis=axis) if n > 1 else np.zeros_like(grid) for axis, n in enumerate(self.shape)
         ]
         gradients = np.stack(slopes, axis=-1).reshape(self.n_voxels, -1, len(self.shape))
-        return torch.from_numpy(gradients).to(self.device)
-
-
-def shuffled_batches(n_voxels: int, batch: int, passes: float, generator: torch.Generator):
-    """Yield the flat indices of one step after another: every voxel once a pass, in a new random order each.
-
-    The last batch of a pass is smaller when `batch` does not divide the voxels; a fractional last pass
-    sees that fraction of them.
-    """
-    remaining = math.ceil(passes * n_voxels)
-    while remaining > 0:
-        order = torch.randperm(n_voxels, generator=generator, device=generator.device)[:remaining]
-        remaining -= len(order)
-        yield from order.split(batch)
-
-
-def count_steps(n_voxels: int, batch: int, passes: float) -> int:
-    """The number of batches that `shuffled_batches` yields."""
-    whole_passes, rest = divmod(math.ceil(passes * n_voxels), n_voxels)
-    return whole_passes * math.ceil(n_voxels / batch) + math.ceil(rest / batch)
+        return torch.from_numpy(gradients).to(self.values.device)
 
 
 # --- evaluation -------------------------------------------------------------------------------------
@@ -184,12 +176,12 @@ def reconstruct(
     values: ValueRange,
     device: torch.device,
     as_float: bool = False,
-    on_chunk: Callable[[int], None] = lambda n: None,
+    on_progress: Callable[[float], None] = lambda fraction: None,
 ) -> np.ndarray:
     """The volume that a network holds: its value at every voxel of a grid, in the field's own units and dtype.
 
-    Returns shape (grid..., components), as ValueRange.denormalise makes it. `on_chunk(n)` is told of
-    every n voxels done.
+    Returns shape (grid..., components), as ValueRange.denormalise makes it. `on_progress(fraction)` is
+    told how much is done.
     """
     axes = axis_tensors(shape, device)
     n_voxels, chunk = math.prod(shape), EVALUATION_CHUNK[device.type]
@@ -199,7 +191,7 @@ def reconstruct(
         flat = torch.arange(start, min(start + chunk, n_voxels), device=device)
         normalised = net(flat_coordinates(axes, flat)).cpu().numpy()
         result[start : start + len(flat)] = values.denormalise(normalised, as_float)
-        on_chunk(len(flat))
+        on_progress((start + len(flat)) / n_voxels)
     return result.reshape(*shape, -1)
 
 
@@ -234,6 +226,13 @@ def compare(original: np.ndarray, decoded: np.ndarray) -> Metrics:
     if error == 0:
         return Metrics(math.inf, 0.0, 0.0)
     return Metrics(-20 * math.log10(error) if extent else -math.inf, error * scale, largest * scale)
+
+
+def constant_psnr(original: np.ndarray) -> float:
+    """PSNR in dB of the best constant in place of values of shape (..., components)."""
+    extent = float(original.max()) - float(original.min())
+    variance = original.reshape(-1, original.shape[-1]).var(axis=0, dtype=np.float64).mean()
+    return 10 * math.log10(extent**2 / variance)
 
 
 def file_ratios(n_values: int, dtype: np.dtype, n_bytes: int) -> dict[str, str]:
