@@ -1,34 +1,56 @@
 """The blob: a field's description and its quantised networks in one small file.
 
-Format, version 1. Little-endian throughout; u8, u16, u32 unsigned, f32, f64 IEEE 754.
+Format, version 1. Little-endian throughout; u8, u16, u32 unsigned, i64 signed, f32, f64 IEEE 754.
 
     offset  size
     0       4     magic: 93 4E 56 43
     4       u8    version: 1
     5       u32   CRC-32 (zlib's) of everything that follows
-    9       ...   chunks up to the end of the file
+    9       ...   chunks, up to the end of the file
 
-A chunk is u8 type, u32 length, then `length` bytes. A reader skips a chunk whose type is a lower-case letter it
+A chunk is u8 type, u32 length, then `length` bytes. A reader skips a chunk whose type is a lower-case letter that it
 does not know, and refuses one of upper case. Types:
 
     "F"  field, exactly one, first:
-         u8 d_in (1 to 4), u8 d_out, u8 dtype (index into DTYPES), d_in x u32 grid shape,
-         d_out x (low, high): the range of each component, each 8 bytes: i64 for the signed integer
-         dtypes, u64 for the unsigned, f64 for the floats
+         u8 d_in (1 to 4), u8 d_out, u8 dtype (0 to 10: int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16
+         float32 float64), d_in x u32 grid shape, then for each of the d_out components its least and greatest value,
+         8 bytes each: i64 for a signed integer dtype, u64 for an unsigned one, f64 for a float
     "G"  geometry, at most one: d_in x f64 spacing, d_in x f64 origin. Spacing 1 and origin 0 when absent
-    "n"  name of the field, at most one: UTF-8. "sf" when absent
+    "a"  attributes, at most one: UTF-8 text, lines of key=value, without a line's end after the last one. Keys in
+         use: name (of the field; "sf" when absent)
     "N"  network, at least one:
-         u8 is_residual, u8 n_layers, u16 n_neurons, f32 omega_0, u32 length of the stream, the stream
+         u8 flags (bit 0: residual; bit 1: codebooks), u8 n_layers, u16 n_neurons, f32 omega_0; then the records of the
+         linear layers in the order below; then, up to the chunk's end, the stream of their integers
 
-The stream, once inflated (zlib), holds for every parameter tensor in the order of `parameter_shapes`: u8 bits,
-f32 low, f32 step, then its indices in C order, one byte each when bits <= 8, two otherwise (all low bytes, then all
-high bytes). A weight is low + step * index, computed in float32.
+Linear layers, in order, as n_in -> n_out: the first, d_in -> n_neurons; of each of the other n_layers - 1 sine layers
+two n_neurons -> n_neurons when residual, else one; the last, n_neurons -> d_out. Each has a weight matrix (n_out x
+n_in, row by row) and a bias (n_out), stored as one integer a number: first the matrix's, then the bias's, then the
+next layer's. Its record:
 
-Values: voxel i of an axis of n voxels lies at x = (2 i - (n - 1)) / (longest n - 1), an axis of one voxel at 0. The
-network maps x to y: sin(omega_0 (W x + b)); then each of the other n_layers - 1 layers the same, or, when is_residual,
-a (x + sin(omega_0 (W2 sin(omega_0 (W1 c x + b1)) + b2))) with c = 1 in the first such block and 1/2 in the others,
-a = 1/2 in the last block and 1 in the others; at last W x + b. The value is
-low + (clip(y, -1, 1) + 1) / 2 (high - low), rounded for integers.
+         u16 step: the upper half of an f32, positive and finite
+         u8 a, u8 b, u8 m: model of the matrix's integers. u8 m: of the bias's (its a and b are 0)
+         only with codebooks, and only for an n_neurons -> n_neurons layer: (2 M + 1) x f32 codebook, M of the matrix's m
+
+A weight or bias is step x integer, a product in f32; a weight of a matrix with a codebook is codebook[M + integer].
+
+Entropy coding. A byte c stands for the integer s(c) = c for c < 8, else (8 + c mod 8) 2^(c div 8 - 1). A model (a, b,
+m) has A = s(a), B = s(b), M = s(m) <= 15360, and codes the integers -M to M. All divisions below round down. For k =
+0 to M: e = min(A k + min(B k, 2^34) k, 30 x 2^24), v(k) = 2^30, then for i = 1 to 16 in turn, when bit 24 - i of e is
+set, v = v P(i) div 2^30, with P the table POWERS in entropy_coder.py, P(i) = 2^30 x 2^-(2^-i) rounded; at last v = v
+div 2^(e div 2^24). With S the sum of v(|k|) over k = -M to M, the frequency of k is f(k) = 1 + v(|k|) (2^16 - (2 M +
+1)) div S; what the f lack of 2^16 in all is added to f(0). start(k) is the sum of the f of all lesser integers.
+
+With n integers in all there are L = min(max(n div 8192, 1), 2048) states. The stream is L x u32, the states, then u16
+words. Within a matrix or bias, integer number i is read from state x number i mod L: k is the one with start(k) <= x
+mod 2^16 < start(k) + f(k); then x becomes f(k) (x div 2^16) + x mod 2^16 - start(k), and if that is below 2^16, x
+2^16 + the next word. States take their words in the order of the integers. At the end all words are used and every
+state is 2^16.
+
+Values. Voxel i of an axis of n voxels lies at x = (2 i - (n - 1)) / (longest n - 1), an axis of one voxel at 0. The
+network maps x to y: h = sin(omega_0 (W x + b)); then each of the other n_layers - 1 layers the same or, when
+residual, h = a (h + sin(omega_0 (W2 sin(omega_0 (W1 c h + b1)) + b2))) with c = 1 in the first of them and 1/2 in the
+others, a = 1/2 in the last one and 1 in the others; at last y = W h + b. The value is least + (clip(y, -1, 1) + 1) /
+2 (greatest - least), rounded for integers.
 
 The blobs of the original neurcomp scripts are read too, by `decode_original`.
 """
@@ -42,11 +64,14 @@ import zlib
 
 import numpy as np
 
+import entropy_coder
+
 MAGIC = b"\x93NVC"
 VERSION = 1
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 MAX_PARAMETERS = 1 << 27  # a larger network is refused before anything is allocated for it
 MAX_VOXELS = 1 << 40
+MAX_CODEBOOK = 2 * entropy_coder.MAX_MAGNITUDE + 1
 ORIGINAL_BITS = (4, *range(6, 17))  # the original's reader garbles indices of 1, 2, 3 and 5 bits
 
 
@@ -68,6 +93,34 @@ class FieldHeader:
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
     name: str = "sf"
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantisedLayer:
+    """A linear layer in integers.
+
+    weights: (n_out, n_in), biases: (n_out,), of magnitude at most 15360. step: float32 whose lower half is zero, see
+    `round_step`. codebook: None, or the float32 values that the weights -M to M, M = len(codebook) // 2, stand for.
+    """
+
+    weights: np.ndarray
+    biases: np.ndarray
+    step: np.float32
+    codebook: np.ndarray | None = None
+
+    def dequantise(self) -> tuple[np.ndarray, np.ndarray]:
+        """The float32 weights and biases that this stands for, the same on every machine."""
+        biases = self.step * self.biases.astype(np.float32)
+        if self.codebook is not None:
+            return self.codebook[self.weights + len(self.codebook) // 2], biases
+        return self.step * self.weights.astype(np.float32), biases
+
+
+def round_step(step: float) -> np.float32:
+    """The float32 nearest to a positive `step` that the format holds: its lower 16 bits are zero."""
+    bits = np.float32(step).view(np.uint32).astype(np.int64)
+    bits = min(max((int(bits) + 0x8000) >> 16, 0x0001), 0x7F7F)
+    return np.uint32(bits << 16).view(np.float32)
 
 
 def check_field(header: FieldHeader, d_in: int, d_out: int) -> None:
@@ -104,17 +157,25 @@ def check_network(network: dict) -> None:
         raise BlobError(f"expected at most {MAX_PARAMETERS} parameters, found {count}")
 
 
-def parameter_shapes(
+def layer_shapes(
     n_neurons: int, n_layers: int, d_in: int, d_out: int, is_residual: bool, omega_0: float = 0
-) -> dict[str, tuple[int, ...]]:
+) -> list[tuple[int, int]]:
+    """(n_out, n_in) of every linear layer, in order."""
+    n_hidden = (n_layers - 1) * (2 if is_residual else 1)
+    return [(n_neurons, d_in), *[(n_neurons, n_neurons)] * n_hidden, (d_out, n_neurons)]
+
+
+def layer_names(n_layers: int, is_residual: bool, **_) -> list[str]:
+    """The name of every linear layer in the network's state dict, in order."""
+    parts = ("linear_1", "linear_2") if is_residual else ("linear",)
+    hidden = [f"net_layers.{i}.{part}" for i in range(1, n_layers) for part in parts]
+    return ["net_layers.0.linear", *hidden, f"net_layers.{n_layers}"]
+
+
+def parameter_shapes(**network) -> dict[str, tuple[int, ...]]:
     """Name and shape of every parameter tensor, in the order of the network's state dict."""
-    linears = {"net_layers.0.linear": (n_neurons, d_in)}
-    for i in range(1, n_layers):
-        for part in ("linear_1", "linear_2") if is_residual else ("linear",):
-            linears[f"net_layers.{i}.{part}"] = (n_neurons, n_neurons)
-    linears[f"net_layers.{n_layers}"] = (d_out, n_neurons)
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, (n_out, n_in) in linears.items():
+    for name, (n_out, n_in) in zip(layer_names(**network), layer_shapes(**network), strict=True):
         shapes[f"{name}.weight"] = (n_out, n_in)
         shapes[f"{name}.bias"] = (n_out,)
     return shapes
@@ -123,31 +184,23 @@ def parameter_shapes(
 # --- writing ----------------------------------------------------------------------------------------
 
 
-def encode(header: FieldHeader, networks: list[tuple[dict, dict[str, np.ndarray]]], bits: int) -> bytes:
-    """The blob of a field and its networks.
+def encode(header: FieldHeader, networks: list[tuple[dict, list[QuantisedLayer]]]) -> bytes:
+    """The blob of a field and its networks, each as its description and its linear layers.
 
-    networks: (description, float32 tensors by name) of each; bits (1 to 16): at most 2^bits values for the
-    weights of a hidden matrix. Raises BlobError for what the format cannot hold.
+    Raises BlobError for what the format cannot hold.
     """
     description = networks[0][0]
     d_in, d_out = description["d_in"], description["d_out"]
     check_field(header, d_in, d_out)
     dtype = header.low.dtype
-    carrier = _carrier(dtype)
-    limits = np.stack([header.low, header.high], axis=1).astype(carrier)
+    limits = np.stack([header.low, header.high], axis=1).astype(_carrier(dtype))
     field = struct.pack(f"<3B{d_in}I", d_in, d_out, DTYPES.index(dtype.name), *header.shape) + limits.tobytes()
     chunks = [(b"F", field)]
     if header.spacing != (1.0,) * d_in or header.origin != (0.0,) * d_in:
         chunks.append((b"G", struct.pack(f"<{2 * d_in}d", *header.spacing, *header.origin)))
     if header.name != "sf":
-        chunks.append((b"n", header.name.encode()))
-    for network, tensors in networks:
-        check_network(network)
-        stream = zlib.compress(
-            b"".join(_quantise(name, tensors[name], bits) for name in parameter_shapes(**network)), 9
-        )
-        numbers = (network["is_residual"], network["n_layers"], network["n_neurons"], network["omega_0"], len(stream))
-        chunks.append((b"N", struct.pack("<2BHfI", *numbers) + stream))
+        chunks.append((b"a", f"name={header.name}".encode()))
+    chunks += [(b"N", _encode_network(network, layers)) for network, layers in networks]
     body = b"".join(kind + struct.pack("<I", len(content)) + content for kind, content in chunks)
     return MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
 
@@ -157,18 +210,30 @@ def _carrier(dtype: np.dtype) -> str:
     return {"i": "<i8", "u": "<u8", "f": "<f8"}[dtype.kind]
 
 
-def _is_hidden(name: str) -> bool:
-    """Whether a parameter is a matrix between two hidden layers: most weights, and the least sensitive."""
-    return name.endswith("weight") and ".linear" in name and not name.startswith("net_layers.0.")
-
-
-def _quantise(name: str, tensor: np.ndarray, bits: int) -> bytes:
-    bits = bits if _is_hidden(name) else 16
-    low, high = float(tensor.min()), float(tensor.max())
-    step = np.float32((high - low) / (2**bits - 1))
-    indices = np.zeros(tensor.size) if step == 0 else np.rint((tensor.ravel().astype(np.float64) - low) / step)
-    planes = indices.clip(0, 2**bits - 1).astype("<u2").view(np.uint8).reshape(-1, 2).T
-    return struct.pack("<Bff", bits, low, step) + planes[: 1 + (bits > 8)].tobytes()
+def _encode_network(network: dict, layers: list[QuantisedLayer]) -> bytes:
+    check_network(network)
+    has_codebooks = any(layer.codebook is not None for layer in layers)
+    flags = network["is_residual"] | has_codebooks << 1
+    parts = [struct.pack("<2BHf", flags, network["n_layers"], network["n_neurons"], network["omega_0"])]
+    groups, models = [], []
+    for layer, (n_out, n_in) in zip(layers, layer_shapes(**network), strict=True):
+        if layer.weights.shape != (n_out, n_in) or layer.biases.shape != (n_out,):
+            raise BlobError(f"expected a layer {n_in} -> {n_out}, found {layer.weights.shape}, {layer.biases.shape}")
+        if max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) > entropy_coder.MAX_MAGNITUDE:
+            raise BlobError(f"expected integers of magnitude at most {entropy_coder.MAX_MAGNITUDE}")
+        weights, biases = layer.weights.ravel(), layer.biases
+        a, b, largest = entropy_coder.fit_model(weights)
+        bias_code = entropy_coder.small_float_code(int(np.abs(biases).max()))
+        parts.append(struct.pack("<H4B", int(layer.step.view(np.uint32)) >> 16, a, b, largest, bias_code))
+        if has_codebooks and (n_out, n_in) == (network["n_neurons"],) * 2:
+            # The model may allow a few more integers than occur; the codebook goes as far.
+            half = entropy_coder.small_float(largest)
+            values = [layer.codebook[min(max(k + len(layer.codebook) // 2, 0), len(layer.codebook) - 1)]
+                      for k in range(-half, half + 1)]  # fmt: skip
+            parts.append(np.array(values, "<f4").tobytes())
+        groups += [weights, biases]
+        models += [(a, b, largest), (0, 0, bias_code)]
+    return b"".join([*parts, entropy_coder.encode(groups, models)])
 
 
 # --- reading ----------------------------------------------------------------------------------------
@@ -225,13 +290,13 @@ def decode(data: bytes) -> tuple[FieldHeader, list[tuple[dict, dict[str, np.ndar
         kind, length = reader.unpack("cI")
         kind = kind.decode("latin-1")
         content = _Reader(reader.take(length), f"chunk {kind!r}")
-        if kind in "FGnN":
+        if kind in "FGaN":
             chunks.append((kind, content))
         elif not kind.islower():
             raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
     kinds = "".join(kind for kind, _ in chunks)
-    if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGn"):
-        raise BlobError(f"expected the chunk F, at most one G and n, and at least one N, found {kinds!r}")
+    if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGa"):
+        raise BlobError(f"expected the chunk F, at most one G and a, and at least one N, found {kinds!r}")
 
     field = chunks[0][1]
     d_in, d_out, code = field.unpack("3B")
@@ -246,53 +311,61 @@ def decode(data: bytes) -> tuple[FieldHeader, list[tuple[dict, dict[str, np.ndar
         low, high = limits.T.astype(dtype)
         if not np.array_equal(np.stack([low, high], axis=1).astype(limits.dtype), limits):
             raise BlobError(f"range {limits.tolist()}: does not fit dtype {dtype}")
-    spacing, origin, name = (1.0,) * d_in, (0.0,) * d_in, "sf"
+    spacing, origin, attributes = (1.0,) * d_in, (0.0,) * d_in, {}
     networks = []
     for kind, content in chunks:
         if kind == "G":
             spacing, origin = content.unpack(f"{d_in}d"), content.unpack(f"{d_in}d")
-        elif kind == "n":
-            try:
-                name = content.take(len(content.data)).decode()
-            except UnicodeDecodeError:
-                raise BlobError("the field's name: expected UTF-8") from None
+        elif kind == "a":
+            attributes = _decode_attributes(content.take(len(content.data)))
         elif kind == "N":
             networks.append(_decode_network(content, d_in, d_out))
         content.end()
-    header = FieldHeader(shape, low, high, spacing, origin, name)
+    header = FieldHeader(shape, low, high, spacing, origin, attributes.get("name", "sf"))
     check_field(header, d_in, d_out)
     return header, networks
 
 
-def _decode_network(content: _Reader, d_in: int, d_out: int) -> tuple[dict, dict[str, np.ndarray]]:
-    is_residual, n_layers, n_neurons, omega_0, length = content.unpack("2BHfI")
-    if is_residual > 1:
-        raise BlobError(f"is_residual: expected 0 or 1, found {is_residual}")
-    network = {"n_neurons": n_neurons, "n_layers": n_layers, "d_in": d_in, "d_out": d_out}
-    network |= {"is_residual": bool(is_residual), "omega_0": omega_0}
-    check_network(network)
-    shapes = parameter_shapes(**network)
-    longest = sum(9 + 2 * math.prod(shape) for shape in shapes.values())
-    inflater = zlib.decompressobj()
+def _decode_attributes(text: bytes) -> dict[str, str]:
     try:
-        stream = _Reader(inflater.decompress(content.take(length), longest + 1), "weights")
-    except zlib.error as error:
-        raise BlobError(f"weights do not inflate: {error}") from None
-    if not inflater.eof or inflater.unused_data:
-        raise BlobError(f"weights: expected a stream that ends within {longest} bytes")
+        pairs = [line.partition("=") for line in text.decode().split("\n")]
+    except UnicodeDecodeError:
+        raise BlobError("attributes: expected UTF-8") from None
+    return {key: value for key, _, value in pairs}
+
+
+def _decode_network(content: _Reader, d_in: int, d_out: int) -> tuple[dict, dict[str, np.ndarray]]:
+    flags, n_layers, n_neurons, omega_0 = content.unpack("2BHf")
+    if flags > 3:
+        raise BlobError(f"flags: expected 0 to 3, found {flags}")
+    network = {"n_neurons": n_neurons, "n_layers": n_layers, "d_in": d_in, "d_out": d_out}
+    network |= {"is_residual": bool(flags & 1), "omega_0": omega_0}
+    check_network(network)
+    records = []
+    for n_out, n_in in layer_shapes(**network):
+        upper, *codes = content.unpack("H4B")
+        step = np.uint32(upper << 16).view(np.float32)
+        if not (np.isfinite(step) and step > 0):
+            raise BlobError(f"a layer's step: expected a positive number, found {step}")
+        if entropy_coder.small_float(max(codes[2:])) > entropy_coder.MAX_MAGNITUDE:
+            raise BlobError(f"expected integers of magnitude at most {entropy_coder.MAX_MAGNITUDE}")
+        codebook = None
+        if flags & 2 and n_out == n_in == n_neurons:
+            codebook = content.array("<f4", 2 * entropy_coder.small_float(codes[2]) + 1)
+        records.append((n_out, n_in, step, codes, codebook))
+    sizes = [size for n_out, n_in, *_ in records for size in (n_out * n_in, n_out)]
+    models = [model for *_, codes, _ in records for model in (tuple(codes[:3]), (0, 0, codes[3]))]
+    try:
+        integers = iter(entropy_coder.decode(content.take(len(content.data) - content.position), sizes, models))
+    except entropy_coder.StreamError as error:
+        raise BlobError(f"the network's stream {error}") from None
     tensors = {}
-    for name, shape in shapes.items():
-        bits, low, step = stream.unpack("Bff")
-        if not 1 <= bits <= 16 or not (math.isfinite(low) and math.isfinite(step) and step >= 0):
-            raise BlobError(f"{name}: expected 1 to 16 bits and finite levels, found {bits} bits, {low}, {step}")
-        count = math.prod(shape)
-        indices = stream.array("u1", count).astype(np.float32)
-        if bits > 8:
-            indices += stream.array("u1", count).astype(np.float32) * np.float32(256)
-        tensors[name] = (np.float32(low) + np.float32(step) * indices).reshape(shape)
-        if not np.isfinite(tensors[name]).all():
-            raise BlobError(f"{name}: its weights overflow")
-    stream.end()
+    for name, (n_out, n_in, step, _, codebook) in zip(layer_names(**network), records, strict=True):
+        layer = QuantisedLayer(next(integers).reshape(n_out, n_in), next(integers), step, codebook)
+        with np.errstate(over="ignore"):
+            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = layer.dequantise()
+        if not all(np.isfinite(tensors[f"{name}.{part}"]).all() for part in ("weight", "bias")):
+            raise BlobError(f"{name}: expected finite weights")
     return network, tensors
 
 
@@ -316,7 +389,7 @@ def decode_original(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     tensors = {}
     for name, shape in parameter_shapes(**network).items():
         count = math.prod(shape)
-        if _is_hidden(name):
+        if shape == (widths[0],) * 2 and not name.startswith(f"net_layers.{n_layers}."):
             centroids = reader.array("<f4", 1 << bits)
             tensors[name] = centroids[_unpack_original_indices(reader, bits, count)].reshape(shape)
         else:

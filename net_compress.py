@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 import net_coder
-from siren import OMEGA_0, SirenConfig, count_parameters, weights_crc32
+import quantise
+from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
 from utils import describe, file_ratios
 from volume_io import VolumeError, read_volume
 
@@ -37,6 +38,9 @@ def build_parser() -> cli.ArgumentParser:
         type=cli.whole(1, 16),
         default=9,
         help="bits: at most 2^bits values for the weights of a matrix",
+    )
+    group.add_argument(
+        "--quantizer", choices=("uniform", "kmeans"), default="uniform", help="equal steps, or the paper's codebooks"
     )
     return parser
 
@@ -123,8 +127,11 @@ def main(argv: Sequence[str]) -> None:
     header = field_header(opt, settings, config)
 
     started = time.monotonic()
-    tensors = {name: tensor.numpy() for name, tensor in state.items()}
-    blob = net_coder.encode(header, [(dataclasses.asdict(config), tensors)], opt.cluster_bits)
+    net = FieldNet(config)
+    net.load_state_dict(state)
+    points = quantise.domain_points(header.shape, quantise.N_POINTS)
+    quantiser = {"uniform": quantise.quantise_uniform, "kmeans": quantise.quantise_kmeans}[opt.quantizer]
+    blob = net_coder.encode(header, [(dataclasses.asdict(config), quantiser(net, points, opt.cluster_bits))])
     with cli.atomic_write(opt.compressed) as path, open(path, "wb") as file:
         file.write(blob)
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)

@@ -200,7 +200,7 @@ def write_network(paths: tuple[str, str], net: FieldNet, settings: dict) -> None
 
 
 def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> None:
-    """Run a fit to its end, or to --target_psnr as `is_reached(estimate)` confirms it; show progress; save checkpoints."""
+    """Run a fit to its end, or until `is_reached(estimate)` confirms --target_psnr; show progress, save checkpoints."""
     shown = saved = time.monotonic()
     n_recoveries = fit.n_recoveries
     with cli.Progress("training") as progress:

@@ -1,0 +1,110 @@
+"""The default recipe of train.py against the original scripts' recipe: same network, same volume, same process.
+
+Prints a table in Markdown and draws PSNR over seconds, one panel per volume. Seconds are those of training alone; the
+exact PSNR is evaluated now and then while the clock stands still. The original's recipe runs with this suite's
+sampler and gradient, which take less time than the original's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import platform
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import fitting
+from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, neurons_for_budget
+from utils import Field, compare, components_last, reconstruct, value_range
+from volume_io import read_volume
+
+ORIGINAL = fitting.Recipe(
+    n_passes=75, batch=16384, lr=5e-5, optimizer="adam", schedule="step", pass_decay=20, lr_decay=0.2
+)
+FINER = 1.1  # the PSNR is evaluated when the time has grown by this factor
+
+
+@dataclasses.dataclass
+class Run:
+    """PSNR over seconds of one fit; the last entry is its end."""
+
+    seconds: list[float]
+    psnr: list[float]
+    n_samples: int
+
+    def time_to(self, psnr: float) -> float:
+        """Seconds until this PSNR was first measured; infinite when it never was."""
+        return next((s for s, p in zip(self.seconds, self.psnr, strict=True) if p >= psnr), float("inf"))
+
+
+def run_recipe(path: str, recipe: fitting.Recipe, config: SirenConfig, first_omega: float, device) -> Run:
+    """Fit a fresh network to the volume in `path`."""
+    original = components_last(read_volume(path).array, 3)
+    values = value_range(original)
+    field = Field(values.normalise(original), device)
+    net = FieldNet(config, torch.Generator().manual_seed(0), first_omega).to(device)
+    run, paused, due = Run([], [], 0), 0.0, 0.1
+
+    def on_step(fit: fitting.Fit) -> None:
+        nonlocal paused, due
+        if fit.seconds - paused >= due or fit.progress >= 1:
+            started = time.monotonic()
+            run.seconds.append(fit.seconds - paused)
+            run.psnr.append(compare(original, reconstruct(net, field.shape, values, device)).psnr)
+            run.n_samples = round(fit.step / fit.steps_per_pass * field.n_voxels)
+            due = FINER * (fit.seconds - paused)
+            paused += time.monotonic() - started
+
+    fitting.Fit(net, field, recipe, seed=0).run(on_step)
+    return run
+
+
+def main() -> None:
+    """Measure, print, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("volumes", nargs="+", metavar="VOLUME")
+    parser.add_argument("--compression_ratio", type=float, default=50.0, help="voxels / parameters (default: 50)")
+    parser.add_argument("--plot", default="training.png", help="picture to write (default: training.png)")
+    parser.add_argument("--cuda", action="store_true", help="use the GPU")
+    opt = parser.parse_args()
+    device = torch.device("cuda" if opt.cuda else "cpu")
+    torch.set_num_threads(1)
+
+    print(
+        f"torch {torch.__version__}, {platform.machine()}, one thread, device {device}, ratio {opt.compression_ratio:g}"
+    )
+    head = ["volume", "parameters", "original dB", "s", "default dB", "s", "gain dB", "s to original's dB", "1 /"]
+    head += ["original voxels/s", "default voxels/s"]
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
+    figure, panels = plt.subplots(1, len(opt.volumes), figsize=(4 * len(opt.volumes), 3.2), squeeze=False)
+    for path, panel in zip(opt.volumes, panels[0], strict=True):
+        n_voxels = read_volume(path).array.size
+        config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio))
+        default = fitting.default_recipe(n_voxels, config, device)
+        new = run_recipe(path, default, config, fitting.FIRST_OMEGA, device)
+        old = run_recipe(path, ORIGINAL, config, OMEGA_0, device)
+        reached = new.time_to(old.psnr[-1])
+        row = [Path(path).stem, count_parameters(config), f"{old.psnr[-1]:.1f}", f"{old.seconds[-1]:.1f}"]
+        row += [f"{new.psnr[-1]:.1f}", f"{new.seconds[-1]:.1f}", f"{new.psnr[-1] - old.psnr[-1]:+.1f}"]
+        row += [f"{reached:.2f}", f"{old.seconds[-1] / reached:.0f}"]
+        row += [f"{run.n_samples / run.seconds[-1]:,.0f}" for run in (old, new)]
+        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+        for run, label in ((old, "original recipe"), (new, "default")):
+            panel.plot(run.seconds, run.psnr, label=label)
+        panel.set(xscale="log", xlabel="seconds", ylabel="PSNR (dB)", title=Path(path).stem)
+        panel.legend()
+        panel.grid(alpha=0.3)
+        figure.tight_layout()
+        figure.savefig(opt.plot, dpi=110)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""What a fit sees, what it minimises, and that every part of the recipe acts."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import field_net, fit, slanted, watched_samples
+
+from fitting import loss_with_gradient
+from utils import Field, value_range
+
+CPU = torch.device("cpu")
+
+
+def field_of(array: np.ndarray) -> Field:
+    array = array if array.ndim == 4 else array[..., None]
+    return Field(value_range(array).normalise(array), CPU)
+
+
+def slanted_field(shape=(5, 4, 3)) -> Field:
+    return field_of(slanted(shape))
+
+
+def fitted(field, net=None, **fields):
+    """The state dict after a fit, from the same start unless `net` says otherwise."""
+    net = copy.deepcopy(net or field_net())
+    fit(net, field, **fields)
+    return net.state_dict()
+
+
+def mean_squares(net, field):
+    """Of each component."""
+    with torch.no_grad():
+        return (net(field.samples(torch.arange(field.n_voxels))[0]) - field.values).square().mean(dim=0)
+
+
+def distance(a, b) -> float:
+    return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+@pytest.mark.parametrize("grad_lambda", [0.0, 0.1])
+@pytest.mark.parametrize("batch", [5, 16, 59, 60, 1000])
+def test_a_fit_sees_every_voxel_so_often(batch, grad_lambda):
+    with watched_samples() as steps:
+        fit(field_net(), slanted_field(), n_passes=3, batch=batch, grad_lambda=grad_lambda)
+    assert len(steps) == 3 * math.ceil(60 / batch)
+    assert max(map(len, steps)) <= batch
+    for flat in torch.cat(steps).view(3, 60):
+        assert flat.sort().values.tolist() == list(range(60))
+
+
+def test_order_is_new_each_pass_and_the_seeds():
+    def order(seed):
+        with watched_samples() as steps:
+            fit(field_net(), slanted_field(), seed, n_passes=2)
+        return torch.cat(steps)
+
+    first, second = order(1).view(2, 60)
+    assert not torch.equal(first, second)
+    assert torch.equal(order(1), order(1))
+    assert not torch.equal(order(2)[:60], first)
+
+
+@pytest.mark.parametrize(("n_passes", "batch"), [(1.5, 16), (0.3, 7), (2.25, 1000), (1e-9, 16)])
+def test_a_fit_of_a_fraction_of_a_pass(n_passes, batch):
+    with watched_samples() as steps:
+        fit(field_net(), slanted_field(), n_passes=n_passes, batch=batch)
+    counts = torch.cat(steps).bincount(minlength=60)
+    assert 0 <= counts.sum() - 60 * n_passes <= min(batch, 60)
+    assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize("optimizer", ["soap", "adam"])
+def test_a_fit_learns(optimizer):
+    field, net = slanted_field((9, 7, 5)), field_net(n_neurons=16)
+    fit(net, field, n_passes=80, batch=32, optimizer=optimizer, lr=3e-3)
+    assert 10 * math.log10(4 / mean_squares(net, field)) > 35
+
+
+def test_a_fit_tells_its_psnr():
+    field, net = slanted_field((9, 7, 5)), field_net(n_neurons=16)
+    done = fit(net, field, n_passes=80, batch=32, optimizer="adam", lr=3e-3)
+    assert done.psnr == pytest.approx(float(10 * torch.log10(4 / mean_squares(net, field))), abs=1.5)
+    assert done.progress == 1
+
+
+def test_several_components_are_learned_each_in_its_place():
+    base = slanted((6, 5, 4))
+    field, net = field_of(np.stack([base, -2 * base, np.ones_like(base)], axis=-1)), field_net(n_neurons=16, d_out=3)
+    fit(net, field, n_passes=80, batch=24, optimizer="adam", lr=3e-3)
+    assert mean_squares(net, field).max() < 1e-3
+
+
+def test_the_seed_decides():
+    field = slanted_field()
+    assert distance(fitted(field, seed=1), fitted(field, seed=1)) == 0
+    assert distance(fitted(field, seed=1), fitted(field, seed=2)) > 0
+
+
+def test_lr_is_the_size_of_adams_first_step():
+    """Adam's first step moves a weight by lr, whatever its gradient."""
+    field, net = slanted_field(), field_net(n_neurons=16)
+    for lr in (1e-4, 1e-3):
+        after = fitted(field, net, batch=60, lr=lr, optimizer="adam", schedule="step")
+        moved = torch.cat([(after[k] - v).abs().flatten() for k, v in net.state_dict().items()])
+        assert moved.max() == pytest.approx(lr, rel=0.01) and moved.median() == pytest.approx(lr, rel=0.05)
+
+
+def test_step_schedule():
+    """The second pass does nothing when the rate falls to nothing after the first, and much when it does not."""
+    field = slanted_field()
+    recipe = {"schedule": "step", "optimizer": "adam"}
+    one = fitted(field, n_passes=1, **recipe)
+    fallen = fitted(field, n_passes=2, **recipe, pass_decay=1.0, lr_decay=1e-9)
+    slower = fitted(field, n_passes=2, **recipe, pass_decay=1.0, lr_decay=0.1)
+    steady = fitted(field, n_passes=2, **recipe, pass_decay=2.0, lr_decay=1e-9)
+    assert distance(one, fallen) < 1e-6
+    assert 1e-5 < distance(one, slower) < 0.5 * distance(one, steady)
+
+
+def test_power_schedule_ends_at_nothing():
+    """Of many steps the last hardly moves a weight; with the rate held, every step does."""
+    field = slanted_field()
+    last = {}
+    for schedule in ("power", "step"):
+        recipe = {"n_passes": 40, "batch": 60, "optimizer": "adam", "schedule": schedule}
+        states = []
+
+        def keep(done, states=states):
+            states.append({k: v.clone() for k, v in done.net.state_dict().items()})
+
+        fit(field_net(), field, on_step=keep, **recipe)
+        assert len(states) == 40
+        last[schedule] = distance(states[-1], states[-2])
+    assert last["power"] < 0.02 * last["step"]
+
+
+def test_optimizers_differ():
+    assert distance(fitted(slanted_field(), optimizer="adam"), fitted(slanted_field(), optimizer="soap")) > 1e-5
+
+
+def test_on_step_ends_the_fit():
+    with watched_samples() as steps:
+        done = fit(field_net(), slanted_field(), n_passes=5, batch=16, on_step=lambda done: done.step == 7)
+    assert len(steps) == done.step == 7
+
+
+def test_a_checkpoint_continues_to_the_same_result():
+    field, states = slanted_field(), []
+    whole, part, rest = field_net(), field_net(), field_net(seed=9)
+    recipe = {"n_passes": 4, "batch": 16}
+    fit(whole, field, **recipe)
+    fit(part, field, **recipe, on_step=lambda done: done.step == 7 and not states.append(done.state_dict()))
+    fit(rest, field, **recipe, start=states[0])
+    assert distance(whole.state_dict(), rest.state_dict()) == 0
+    assert distance(whole.state_dict(), part.state_dict()) > 0
+
+
+def test_max_seconds():
+    with watched_samples() as steps:
+        done = fit(field_net(), slanted_field(), max_seconds=0.3)
+    assert 0.3 <= done.seconds < 1.5 and len(steps) > 4
+
+
+# --- the gradient term ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("d_in", "d_out"), [(3, 1), (3, 2), (2, 3)])
+def test_gradient_term_is_that_of_finite_differences(d_in, d_out):
+    net = field_net(seed=5, d_in=d_in, d_out=d_out).double()
+    x = torch.rand(12, d_in, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 0.5
+    values = torch.rand(12, d_out, dtype=torch.float64)
+    gradients = 4 * torch.rand(12, d_out, d_in, dtype=torch.float64)
+    h = 1e-5
+    with torch.no_grad():
+        shifts = h * torch.eye(d_in, dtype=torch.float64)
+        slopes = torch.stack([(net(x + s) - net(x - s)) / (2 * h) for s in shifts], dim=-1)
+        value_loss = (net(x) - values).square().mean()
+    expected = value_loss + 0.7 * (slopes - gradients).square().mean()
+    total, first = loss_with_gradient(net, x.clone(), values, gradients, 0.7)
+    assert first.item() == pytest.approx(value_loss.item(), rel=1e-10)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_gradient_term_reaches_the_weights():
+    """Its derivative by a weight, against a difference of the loss."""
+    net = field_net(seed=5).double()
+    x = torch.rand(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) - 0.5
+    values, gradients = torch.zeros(12, 1, dtype=torch.float64), torch.ones(12, 1, 3, dtype=torch.float64)
+
+    def loss():
+        return loss_with_gradient(net, x.clone(), values, gradients, 0.5)[0]
+
+    loss().backward()
+    for name, p in net.named_parameters():
+        if name.endswith("weight"):
+            h, kept = 1e-6, p.data[0, 0].item()
+            p.data[0, 0] = kept + h
+            above = loss().item()
+            p.data[0, 0] = kept - h
+            below = loss().item()
+            p.data[0, 0] = kept
+            assert p.grad[0, 0].item() == pytest.approx((above - below) / (2 * h), rel=1e-4, abs=1e-6), name
+
+
+def test_grad_lambda_brings_the_slopes_nearer():
+    field = slanted_field((6, 5, 4))
+    x = field.samples(torch.arange(field.n_voxels))[0]
+
+    def slope_error(grad_lambda):
+        net = field_net(n_neurons=16)
+        fit(net, field, n_passes=60, batch=60, optimizer="adam", lr=3e-3, grad_lambda=grad_lambda)
+        total, first = loss_with_gradient(net, x.clone(), field.values, field.gradients(), 1.0)
+        return (total - first).item()
+
+    assert slope_error(0.05) < 0.5 * slope_error(0.0)

@@ -1,0 +1,442 @@
+"""The three scripts: what every flag does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    WELL,
+    compress,
+    decompress,
+    error_of,
+    listing,
+    results,
+    round_trip,
+    slanted,
+    train,
+    vtk_read,
+    vtk_write,
+    watched_samples,
+)
+
+import cli
+import net_coder
+import net_compress
+import net_decompress
+import train as train_script
+
+QUANTIZERS = ("uniform", "kmeans")
+ORIGINAL_KEYS = [
+    *("grad_lambda", "n_layers", "layers", "w0", "compression_ratio", "batchSize", "oversample", "lr"),
+    *("n_passes", "pass_decay", "lr_decay", "is_residual", "is_cuda", "time"),
+]
+
+
+def distance(a: dict, b: dict) -> float:
+    """The largest difference of two state dicts."""
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+def steps_of(*arguments, **keywords) -> list[torch.Tensor]:
+    """The flat voxel indices of every training step of one `train`."""
+    with watched_samples() as steps:
+        train(*arguments, **keywords)
+    return steps
+
+
+def choices_of(flag: str) -> tuple[str, ...]:
+    """The words that a flag of train.py takes."""
+    return train_script.build_parser()._option_string_actions[flag].choices
+
+
+# --- train.py: every flag acts ----------------------------------------------------------------------
+
+
+def test_configuration_is_the_originals_and_more(volume_file, tmp_path):
+    trained = train(volume_file, tmp_path, "--seed", 5, "--lr", 1e-3, "--compression_ratio", 2)
+    settings = trained.settings
+    assert list(settings)[: len(ORIGINAL_KEYS)] == ORIGINAL_KEYS
+    assert settings["layers"] == [16, 16] and settings["n_layers"] == 2 and settings["is_residual"] is True
+    assert settings["is_cuda"] is False and settings["batchSize"] == 64 and settings["oversample"] == 2
+    assert settings["lr"] == 1e-3 and settings["n_passes"] == 2.0 and settings["compression_ratio"] == 2.0
+    assert settings["shape"] == [9, 7, 5] and settings["dtype"] == "float32" and settings["seed"] == 5
+    assert settings["value_range"] == [[8.0, 48.0]]
+    assert settings["spacing"] == [1.0] * 3 and settings["origin"] == [0.0] * 3
+    assert settings["omega_0"] == 30.0 and settings["torch_version"] == torch.__version__
+    assert settings["format_version"] == 1 and settings["seconds"] > 0
+    assert settings["options"]["volume"] == str(volume_file)
+    assert 0 < settings["psnr"] < 100
+
+
+def test_train_reports(volume_file, tmp_path, capsys):
+    trained = train(volume_file, tmp_path)
+    out = capsys.readouterr().out
+    found = results(out)
+    n_parameters = sum(t.numel() for t in trained.state.values())
+    assert found["parameters"] == str(n_parameters)
+    assert float(found["compression_ratio"]) == pytest.approx(315 / n_parameters, abs=0.005)
+    assert float(found["psnr"]) == pytest.approx(trained.settings["psnr"], abs=5e-4)
+    assert "seconds" in found and found["network"] == str(trained.network)
+    assert re.search(r"^next: python net_compress\.py --net ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (("--n_layers", 1), ["0.linear", "1"]),
+        (("--n_layers", 3), ["0.linear", "1.linear_1", "1.linear_2", "2.linear_1", "2.linear_2", "3"]),
+        (("--n_layers", 3, "--not-residual"), ["0.linear", "1.linear", "2.linear", "3"]),
+        (("--not-residual", "--is-residual"), ["0.linear", "1.linear_1", "1.linear_2", "2"]),
+    ],
+)
+def test_architecture_flags(volume_file, tmp_path, flags, names):
+    trained = train(volume_file, tmp_path, *flags)
+    expected = [f"net_layers.{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    assert list(trained.state) == expected
+    assert len(trained.settings["layers"]) == trained.settings["n_layers"] == int(names[-1])
+    compress(trained, tmp_path / "blob")
+    assert decompress(tmp_path / "blob", tmp_path / "out.npy").shape == (9, 7, 5)
+
+
+def test_compression_ratio(tmp_path):
+    np.save(tmp_path / "v.npy", slanted((20, 15, 10)))
+    sizes = {}
+    for ratio in (1, 2, 1.5):
+        state = train(tmp_path / "v.npy", tmp_path, "--compression_ratio", ratio, "--n_passes", 0.1).state
+        sizes[ratio] = sum(t.numel() for t in state.values())
+        n = state["net_layers.0.linear.bias"].numel()
+        larger = 3 * (n + 1) + (n + 1) + 2 * ((n + 1) ** 2 + n + 1) + n + 1 + 1
+        assert sizes[ratio] < 3000 / ratio <= larger, "the largest network below voxels / ratio"
+    assert sizes[1] > sizes[1.5] > sizes[2]
+
+
+def test_w0_is_the_frequency_of_the_first_layer(volume_file, tmp_path):
+    """It scales the first layer's weights, and no others: the stored network evaluates with omega 30."""
+    one, two = (train(volume_file, tmp_path, "--lr", 1e-12, "--w0", w0) for w0 in (6.0, 12.0))
+    for name, tensor in one.state.items():
+        factor = 2.0 if name.startswith("net_layers.0.") else 1.0
+        torch.testing.assert_close(two.state[name], factor * tensor, rtol=1e-5, atol=1e-8)
+    bound = 6.0 / 30.0 / 3
+    assert 0.8 * bound < one.state["net_layers.0.linear.weight"].abs().max() <= 1.001 * bound
+    assert (one.settings["w0"], two.settings["w0"]) == (6.0, 12.0)
+    assert one.settings["omega_0"] == two.settings["omega_0"] == 30.0
+
+
+def test_lr(volume_file, tmp_path):
+    """One step of Adam moves every weight by lr."""
+    start, small, large = (
+        train(volume_file, tmp_path, "--optimizer", "adam", "--schedule", "step", *once, "--lr", lr).state
+        for once in [("--n_passes", 1, "--batchSize", 500)]
+        for lr in (1e-12, 1e-4, 1e-3)
+    )
+    assert distance(start, small) == pytest.approx(1e-4, rel=0.02)
+    assert distance(start, large) == pytest.approx(1e-3, rel=0.02)
+
+
+def test_optimizer_and_schedule(volume_file, tmp_path):
+    flags = [("--optimizer", o, "--schedule", s) for o in choices_of("--optimizer") for s in choices_of("--schedule")]
+    states = [train(volume_file, tmp_path, *two).state for two in flags]
+    for i, one in enumerate(states):
+        assert all(distance(one, other) > 1e-5 for other in states[:i])
+
+
+def test_pass_decay_and_lr_decay(volume_file, tmp_path):
+    def state(n_passes, *flags):
+        return train(volume_file, tmp_path, "--optimizer", "adam", "--n_passes", n_passes, *flags).state
+
+    one = state(1, "--schedule", "step")
+    fallen = state(2, "--pass_decay", 1, "--lr_decay", 1e-9)
+    kept = state(2, "--pass_decay", 2, "--lr_decay", 1e-9)
+    half = state(2, "--pass_decay", 1, "--lr_decay", 0.5)
+    assert distance(one, fallen) < 1e-7
+    assert 1e-5 < distance(one, half) < distance(one, kept)
+    settings = train(volume_file, tmp_path, "--lr_decay", 0.5).settings
+    assert settings["pass_decay"] == 20.0 and settings["lr_decay"] == 0.5
+
+
+def test_grad_lambda(volume_file, tmp_path):
+    choices = (), ("--grad_lambda", 0), ("--grad_lambda", 0.1)
+    without, also, with_term = (train(volume_file, tmp_path, *flags).state for flags in choices)
+    assert distance(without, also) == 0 and distance(without, with_term) > 1e-5
+
+
+@pytest.mark.parametrize(("batch", "oversample"), [(10, 3), (30, 1), (1000, 4)])
+def test_batch_size_times_oversample_samples_a_step(volume_file, tmp_path, batch, oversample):
+    steps = steps_of(volume_file, tmp_path, "--batchSize", batch, "--oversample", oversample, "--n_passes", 2)
+    size = batch * oversample
+    assert len(steps) == 2 * -(-315 // size)
+    assert min(315, size) - 2 <= max(map(len, steps)) <= size
+
+
+@pytest.mark.parametrize("n_passes", [1, 3])
+def test_n_passes_sees_every_voxel_so_often(volume_file, tmp_path, n_passes):
+    flat = torch.cat(steps_of(volume_file, tmp_path, "--n_passes", n_passes))
+    assert flat.bincount(minlength=315).tolist() == [n_passes] * 315
+
+
+def test_fractional_n_passes(volume_file, tmp_path):
+    counts = torch.cat(steps_of(volume_file, tmp_path, "--n_passes", 2.5, "--batchSize", 5)).bincount(minlength=315)
+    assert 2.5 * 315 <= counts.sum() <= 2.5 * 315 + 10 and sorted(set(counts.tolist())) == [2, 3]
+
+
+def test_default_n_passes_is_settled(volume_file, tmp_path):
+    train_script.main([str(a) for a in ("--volume", volume_file, "--network", tmp_path / "n", "--n_layers", 1,
+                                        "--config", tmp_path / "c", "--batchSize", 200)])  # fmt: skip
+    settings = json.loads((tmp_path / "c").read_text())
+    assert settings["n_passes"] > 0 and settings["lr"] > 0
+
+
+def test_target_psnr(volume_file, tmp_path):
+    flags = (*WELL, "--n_passes", 4000)
+    trained = train(volume_file, tmp_path, *flags, "--target_psnr", 30)
+    assert 30 <= trained.settings["psnr"] < 60
+
+
+def test_max_seconds(volume_file, tmp_path):
+    argv = ("--volume", volume_file, "--network", tmp_path / "n", "--config", tmp_path / "c", "--n_layers", 2)
+    started = time.monotonic()
+    train_script.main([str(a) for a in (*argv, "--max_seconds", 0.5)])
+    assert 0.5 <= time.monotonic() - started < 3
+    assert json.loads((tmp_path / "c").read_text())["seconds"] >= 0.5
+    assert "not both" in error_of(train_script.main, *argv, "--max_seconds", 1, "--n_passes", 1)
+
+
+def interrupt_at(monkeypatch, step):
+    """Press Ctrl-C when the training comes to that step."""
+    original, count = train_script.Field.samples, iter(range(1, 10**9))
+
+    def samples(self, flat):
+        if next(count) == step:
+            raise KeyboardInterrupt
+        return original(self, flat)
+
+    monkeypatch.setattr(train_script.Field, "samples", samples)
+
+
+def test_checkpoint_and_resume(volume_file, tmp_path, monkeypatch):
+    """An interrupted run that is resumed ends with the bytes of one that was not."""
+    (tmp_path / "whole").mkdir()
+    whole = train(volume_file, tmp_path / "whole", "--n_passes", 4)
+    checkpoint = ("--checkpoint", tmp_path / "state")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, 7)
+        train(volume_file, tmp_path, "--n_passes", 4, *checkpoint)
+    assert not (tmp_path / "thenet.pth").exists()
+    for other in (("--n_passes", 5), ("--n_passes", 4, "--seed", 3), ("--n_passes", 4, "--lr", 1e-5)):
+        with pytest.raises(cli.UserError, match="state: is of another run"):
+            train(volume_file, tmp_path, *checkpoint, "--resume", *other)
+    with watched_samples() as steps:
+        resumed = train(volume_file, tmp_path, "--n_passes", 4, *checkpoint, "--resume")
+    assert len(steps) == 4 * 3 - 6
+    assert all(torch.equal(resumed.state[name], tensor) for name, tensor in whole.state.items())
+
+
+def test_resume_needs_a_checkpoint(volume_file, tmp_path):
+    outputs = ("--network", tmp_path / "n", "--config", tmp_path / "c", "--n_layers", 1)
+    argv = ("--volume", volume_file, *outputs, "--resume")
+    assert "--checkpoint" in error_of(train_script.main, *argv)
+    (tmp_path / "bad").write_bytes(b"hello")
+    torch.save({"identity": 1}, tmp_path / "foreign")
+    for name in ("missing", "bad", "foreign"):
+        message = error_of(train_script.main, *argv, "--checkpoint", tmp_path / name)
+        assert message.startswith(f"{tmp_path / name}: ")
+    assert set(listing(tmp_path)) == {"volume.npy", "bad", "foreign"}
+
+
+def test_seed(volume_file, tmp_path):
+    (tmp_path / "b").mkdir()
+    runs = [train(volume_file, folder, "--seed", s) for folder, s in ((tmp_path, 7), (tmp_path / "b", 7))]
+    assert runs[0].data == runs[1].data
+    blobs = [compress(run, run.network.parent / "blob") for run in runs]
+    assert blobs[0] == blobs[1]
+    varying = ("time", "seconds", "options")
+    left, right = ({k: v for k, v in run.settings.items() if k not in varying} for run in runs)
+    assert left == right
+    start, elsewhere = (train(volume_file, tmp_path, "--seed", seed, "--lr", 1e-12).state for seed in (7, 8))
+    assert distance(start, elsewhere) > 1e-2  # where the weights start, not the order of the samples alone
+    other = train(volume_file, tmp_path, "--seed", 8)
+    assert distance(other.state, runs[0].state) > 1e-3
+    assert compress(other, tmp_path / "blob") != blobs[0]
+
+
+def test_the_weights_file_tells_nothing_of_the_run(volume_file, tmp_path):
+    """No process id or temporary name inside: another process with the same seed writes the same bytes."""
+    trained = train(volume_file, tmp_path)
+    with zipfile.ZipFile(trained.network) as archive:
+        names = " ".join(archive.namelist())
+    assert str(os.getpid()) not in names and "tmp" not in names
+
+
+def test_seeded_order_of_samples(volume_file, tmp_path):
+    one, same, other = (torch.cat(steps_of(volume_file, tmp_path, "--seed", s)) for s in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_two_axes(tmp_path):
+    image = slanted((12, 8))
+    np.save(tmp_path / "image.npy", image)
+    trained = train(tmp_path / "image.npy", tmp_path, "--d_in", 2, *WELL)
+    assert trained.state["net_layers.0.linear.weight"].shape == (16, 2)
+    assert trained.settings["shape"] == [12, 8] and len(trained.settings["spacing"]) == 2
+    compress(trained, tmp_path / "blob", "--cluster_bits", 12)
+    found = decompress(tmp_path / "blob", tmp_path / "image.vti")
+    assert found.shape == (12, 8, 1)
+    assert np.abs(found[..., 0] - image).max() < 0.05 * np.ptp(image)
+
+
+def test_three_components(tmp_path):
+    """Each comes back in its place and its own range."""
+    base = slanted((6, 5, 4))
+    array = np.stack([base, 1000 - 5 * base, np.full_like(base, 7)], axis=-1)
+    np.save(tmp_path / "v.npy", array)
+    trained = train(tmp_path / "v.npy", tmp_path, "--d_out", 3, *WELL, "--enable-vol-debug")
+    assert trained.state["net_layers.2.weight"].shape == (3, 16)
+    assert trained.settings["shape"] == [6, 5, 4] and len(trained.settings["value_range"]) == 3
+    compress(trained, tmp_path / "blob", "--cluster_bits", 12)
+    found = decompress(tmp_path / "blob", tmp_path / "out.npy")
+    assert found.shape == array.shape and (found[..., 2] == 7).all()
+    for c in range(2):
+        assert np.abs(found[..., c] - array[..., c]).max() < 0.05 * np.ptp(array[..., c])
+    np.testing.assert_array_equal(vtk_read(tmp_path / "gt.vti").array, array)
+    np.testing.assert_array_equal(decompress(tmp_path / "blob", tmp_path / "out.vti"), found)
+
+
+def test_compression_ratio_counts_voxels_not_components(tmp_path):
+    shape = (20, 15, 10)
+    np.save(tmp_path / "v.npy", np.stack([slanted(shape)] * 3, axis=-1))
+    state = train(tmp_path / "v.npy", tmp_path, "--d_out", 3, "--compression_ratio", 1, "--n_passes", 0.1).state
+    assert sum(t.numel() for t in state.values()) < 3000
+
+
+def test_num_workers(volume_file, tmp_path):
+    train(volume_file, tmp_path, "--num_workers", 2)
+    assert torch.get_num_threads() == 2
+
+
+def test_vol_debug(tmp_path):
+    """gt.vti and vol.vti lie beside the network, in the volume's own units and geometry; only when asked for."""
+    array = slanted((9, 7, 5))
+    vtk_write(tmp_path / "v.vti", array, (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), name="sf")
+    trained = train(tmp_path / "v.vti", tmp_path, *WELL)
+    assert not (tmp_path / "gt.vti").exists() and not (tmp_path / "vol.vti").exists()
+    again = train(tmp_path / "v.vti", tmp_path, *WELL, "--enable-vol-debug")
+    assert again.data == trained.data
+    assert trained.settings["spacing"] == [0.5, 2.0, 3.0] and trained.settings["origin"] == [-1.0, 10.0, 0.25]
+    for name in ("gt.vti", "vol.vti"):
+        found = vtk_read(tmp_path / name)
+        assert found.dimensions == (9, 7, 5) and found.name == "sf" and found.type == "float"
+        assert found.spacing == (0.5, 2.0, 3.0) and found.origin == (-1.0, 10.0, 0.25)
+    np.testing.assert_array_equal(vtk_read(tmp_path / "gt.vti").array, array)
+    difference = vtk_read(tmp_path / "vol.vti").array - array
+    psnr = 20 * np.log10(np.ptp(array) / np.sqrt(np.mean(difference**2)))
+    assert psnr == pytest.approx(trained.settings["psnr"], abs=1e-3) and psnr > 35
+
+
+def test_vol_debug_off(volume_file, tmp_path):
+    train(volume_file, tmp_path, "--enable-vol-debug", "--disable-vol-debug")
+    assert set(listing(tmp_path)) == {"volume.npy", "thenet.pth", "thenet.json"}
+
+
+@pytest.mark.parametrize("script", [train_script, net_compress, net_decompress])
+def test_help_states_the_defaults(script):
+    parser = script.build_parser()
+    text = " ".join(parser.format_help().split())
+    for action in parser._actions:
+        assert action.help, action.dest
+        if action.default is not None and not isinstance(action.default, bool) and action.default != "==SUPPRESS==":
+            assert re.search(rf"{action.option_strings[0]} .*?\(default: {re.escape(str(action.default))}\)", text)
+    titles = [group.title for group in parser._action_groups if group._group_actions]
+    assert "input and output" in titles
+
+
+def test_defaults():
+    opt = train_script.build_parser().parse_args(["--volume", "v.npy"])
+    assert opt.network == "thenet.pth" and opt.config == "thenet.json" and opt.vol_debug is False
+    assert opt.n_layers == 8 and opt.is_residual is True and opt.d_in == 3 and opt.d_out == 1
+    assert opt.grad_lambda == 0 and opt.cuda is False and opt.gid == 0
+    opt = net_compress.build_parser().parse_args(["--net", "a", "--config", "b", "--compressed", "c"])
+    assert opt.cluster_bits == 9
+    opt = net_decompress.build_parser().parse_args(["--compressed", "c"])
+    assert opt.recon == "recon" and opt.as_float is False and opt.volume is None
+
+
+# --- net_compress.py and net_decompress.py: every flag acts -----------------------------------------
+
+
+def test_cluster_bits(chain, tmp_path):
+    sizes = [len(compress(chain, tmp_path / "blob", "--cluster_bits", bits)) for bits in (1, 4, 8, 12)]
+    assert sizes == sorted(set(sizes))
+    assert compress(chain, tmp_path / "blob") == compress(chain, tmp_path / "blob", "--cluster_bits", 9)
+
+
+def test_quantizer(chain, tmp_path):
+    """Codebooks hold at most 2^bits values a matrix, as the original's do; both kinds decode."""
+    uniform, kmeans = (compress(chain, tmp_path / "blob", "--cluster_bits", 4, "--quantizer", q) for q in QUANTIZERS)
+    assert uniform == compress(chain, tmp_path / "blob", "--cluster_bits", 4) != kmeans
+    tensors = net_coder.decode(kmeans)[1][0][1]
+    for name in ("net_layers.1.linear_1.weight", "net_layers.1.linear_2.weight"):
+        assert 8 < len(np.unique(tensors[name])) <= 16
+        weights = chain.state[name].numpy()
+        assert np.abs(tensors[name] - weights).mean() < 0.08 * np.abs(weights).max()
+
+
+def test_compress_reports(chain, tmp_path, capsys):
+    size = len(compress(chain, tmp_path / "my blob"))
+    out = capsys.readouterr().out
+    found = results(out)
+    n_parameters = sum(t.numel() for t in chain.state.values())
+    assert found["bytes"] == str(size)
+    assert float(found["bits_per_weight"]) == pytest.approx(8 * size / n_parameters, abs=6e-4)
+    assert float(found["file_ratio"]) == pytest.approx(4 * 315 / size, abs=6e-3)
+    assert "next: python net_decompress.py --compressed " in out
+
+
+def test_decompress_reports_what_it_wrote(chain, tmp_path, capsys):
+    array = decompress(chain.blob, tmp_path / "out.npy", "--volume", chain.volume)
+    found = results(capsys.readouterr().out)
+    difference = array.astype(float) - slanted((9, 7, 5))
+    rmse = np.sqrt(np.mean(difference**2))
+    assert float(found["psnr"]) == pytest.approx(20 * np.log10(40 / rmse), abs=1e-3)
+    assert float(found["rmse"]) == pytest.approx(rmse, rel=1e-5)
+    assert float(found["max_error"]) == pytest.approx(np.abs(difference).max(), rel=1e-5)
+    assert float(found["file_ratio"]) == pytest.approx(4 * 315 / chain.blob.stat().st_size, abs=6e-3)
+    assert found["recon"] == str(tmp_path / "out.npy")
+    decompress(chain.blob, tmp_path / "out.npy")
+    assert "psnr" not in results(capsys.readouterr().out)
+
+
+def test_recon_without_suffix_is_vti(chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net_decompress.main(["--compressed", str(chain.blob)])
+    net_decompress.main(["--compressed", str(chain.blob), "--recon", "other"])
+    found = listing(tmp_path)
+    assert set(found) == {"recon.vti", "other.vti"} and found["recon.vti"] == found["other.vti"]
+
+
+def test_float(tmp_path):
+    """Integers come back rounded in their own type; with --float they do not, and are what was rounded."""
+    array = (slanted((9, 7, 5)) * 4).astype(np.uint8)
+    rounded = round_trip(array, tmp_path, *WELL)
+    assert rounded.dtype == np.uint8 and np.abs(rounded.astype(int) - array).max() < 0.03 * np.ptp(array) + 0.5
+    unrounded = decompress(tmp_path / "blob", tmp_path / "f.npy", "--float")
+    assert unrounded.dtype == np.float32 and np.abs(unrounded - np.rint(unrounded)).max() > 0.2
+    np.testing.assert_array_equal(np.rint(unrounded), rounded)
+    assert rounded.min() >= array.min() and rounded.max() <= array.max()
+
+
+def test_integer_metrics_are_those_of_the_rounded_volume(tmp_path, capsys):
+    array = (slanted((9, 7, 5)) * 4).astype(np.uint8)
+    rounded = round_trip(array, tmp_path, *WELL)
+    capsys.readouterr()
+    decompress(tmp_path / "blob", tmp_path / "out.npy", "--volume", tmp_path / "in.npy")
+    found = results(capsys.readouterr().out)
+    assert float(found["max_error"]) == np.abs(rounded.astype(int) - array).max()
+    assert float(found["source_ratio"]) == pytest.approx(315 / (tmp_path / "blob").stat().st_size, abs=6e-3)

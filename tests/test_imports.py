@@ -1,0 +1,66 @@
+"""Which module may import which."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+
+SCRIPTS = {"train", "net_compress", "net_decompress"}
+ALLOWED = {
+    "siren": set(),
+    "net_coder": {"entropy_coder"},
+    "entropy_coder": set(),
+    "quantise": {"siren", "net_coder"},
+    "volume_io": set(),
+    "cli": set(),
+    "utils": {"siren", "net_coder", "volume_io"},
+    "fitting": {"siren", "utils", "soap"},
+    "soap": set(),
+}
+MODULES = {path.stem for path in ROOT.glob("*.py")}
+
+
+def imported(path: Path) -> set[str]:
+    """The top names of all modules that a file imports, wherever in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: the project is no package: no relative imports"
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def test_every_module_is_there():
+    assert set(ALLOWED) | SCRIPTS <= MODULES
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_modules_import_only_what_lies_below_them(module):
+    assert imported(ROOT / f"{module}.py") & MODULES <= ALLOWED[module]
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_scripts_do_not_import_each_other(script):
+    assert not imported(ROOT / f"{script}.py") & SCRIPTS
+
+
+def test_nothing_imports_a_script_but_tests_and_benchmarks():
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).parts
+        if parts[0] not in ("tests", "benchmarks") and not any(p.startswith(".") or "venv" in p for p in parts):
+            assert not imported(path) & SCRIPTS, path
+
+
+def test_the_blob_needs_no_torch():
+    for module in ("net_coder", "entropy_coder"):
+        assert not imported(ROOT / f"{module}.py") & {"torch", "vtkmodules", "vtk"}
+
+
+def test_only_volume_io_knows_vtk():
+    for module in MODULES - {"volume_io"}:
+        assert not imported(ROOT / f"{module}.py") & {"vtkmodules", "vtk"}, module

@@ -1,0 +1,149 @@
+"""The network: names, sizes, initialisation, forward pass."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import field_net, original_coordinates, original_forward
+
+from siren import FieldNet, SirenConfig, SquaredError, count_parameters, neurons_for_budget, weights_crc32
+
+
+def original_shapes(n, n_layers, d_in, d_out, is_residual):
+    """Name and shape of the tensors in the original's state dict, in its order."""
+    shapes = {"net_layers.0.linear.weight": (n, d_in), "net_layers.0.linear.bias": (n,)}
+    for i in range(1, n_layers):
+        for part in ("linear_1", "linear_2") if is_residual else ("linear",):
+            shapes[f"net_layers.{i}.{part}.weight"] = (n, n)
+            shapes[f"net_layers.{i}.{part}.bias"] = (n,)
+    shapes[f"net_layers.{n_layers}.weight"] = (d_out, n)
+    shapes[f"net_layers.{n_layers}.bias"] = (d_out,)
+    return shapes
+
+
+ARCHITECTURES = [(5, 8, 3, 1, True), (5, 8, 3, 1, False), (4, 2, 2, 3, True), (7, 1, 1, 2, True), (3, 1, 4, 1, False)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_state_dict_is_the_originals(architecture):
+    state = FieldNet(SirenConfig(*architecture[:4], is_residual=architecture[4])).state_dict()
+    assert {name: tuple(t.shape) for name, t in state.items()} == original_shapes(*architecture)
+    assert list(state) == list(original_shapes(*architecture))
+    assert all(t.dtype == torch.float32 for t in state.values())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_count_parameters(architecture):
+    expected = sum(math.prod(shape) for shape in original_shapes(*architecture).values())
+    assert count_parameters(SirenConfig(*architecture[:4], is_residual=architecture[4])) == expected
+
+
+def test_count_parameters_by_hand():
+    # 3*28+28, then 7 blocks of 2 (28*28+28), then 28+1
+    assert count_parameters(SirenConfig(28)) == 112 + 7 * 2 * 812 + 29 == 11509
+
+
+def test_neurons_for_budget_is_the_originals():
+    assert neurons_for_budget(48 * 40 * 36 / 6) == 28  # what the original made of that volume
+    assert neurons_for_budget(11510) == 28
+    assert neurons_for_budget(11509) == 27  # the count stays below the budget
+    assert neurons_for_budget(1) == 16
+    assert neurons_for_budget(1000, n_layers=1, d_in=2, d_out=3, is_residual=False) == 166  # 6 n + 3 < 1000
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_neurons": 0},
+        {"n_layers": 0},
+        {"d_in": -1},
+        {"d_out": 1.0},
+        {"n_layers": True},
+        {"n_neurons": "8"},
+        {"omega_0": 0.0},
+        {"omega_0": math.nan},
+        {"omega_0": math.inf},
+    ],
+)
+def test_impossible_networks(fields):
+    with pytest.raises(ValueError, match=next(iter(fields))):
+        SirenConfig(**{"n_neurons": 4, **fields})
+
+
+@pytest.mark.parametrize("is_residual", [True, False])
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 8])
+def test_forward_is_the_originals(n_layers, is_residual):
+    net = field_net(seed=3, n_neurons=9, n_layers=n_layers, d_out=2, is_residual=is_residual)
+    x = original_coordinates((5, 4, 3))
+    with torch.no_grad():
+        found = net.double()(torch.from_numpy(x)).numpy()
+    expected = original_forward(net.state_dict(), n_layers, is_residual, x)
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
+
+
+def test_forward_keeps_leading_axes():
+    net = field_net(d_in=2, d_out=3)
+    assert net(torch.zeros(4, 5, 2)).shape == (4, 5, 3)
+
+
+def test_omega_0_scales_every_sine():
+    """A network of another omega_0 is one of 30 with its sine layers' weights and biases scaled."""
+    net, other = field_net(omega_0=12.0), field_net()
+    scaled = {k: v * (1 if k.startswith("net_layers.3") else 12 / 30) for k, v in net.state_dict().items()}
+    other.load_state_dict(scaled)
+    x = torch.rand(20, 3)
+    torch.testing.assert_close(net(x), other(x), rtol=0, atol=1e-4)
+
+
+def test_initialisation_bounds():
+    """Uniform within the bounds of Sitzmann et al., the first layer's scaled by its own frequency."""
+    config = SirenConfig(64, n_layers=3)
+    net = FieldNet(config, torch.Generator().manual_seed(0), first_omega=15.0)
+    bounds = {
+        "net_layers.0.linear.weight": 15 / 30 / 3,
+        "net_layers.1.linear_1.weight": math.sqrt(6 / 64) / 30,
+        "net_layers.2.linear_2.weight": math.sqrt(6 / 64) / 30,
+    }
+    for name, bound in bounds.items():
+        w = net.state_dict()[name]
+        assert 0.9 * bound < w.abs().max() <= bound, name
+        assert w.std() == pytest.approx(bound / math.sqrt(3), rel=0.1), name
+        assert abs(w.mean()) < 0.15 * bound, name
+
+
+def test_initialisation_follows_the_generator():
+    first, same, other = (field_net(seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[k], same[k]) for k in first)
+    assert not any(torch.equal(first[k], other[k]) for k in first)
+
+
+def test_crc_depends_on_every_tensor():
+    state = field_net().state_dict()
+    crc = weights_crc32(state)
+    for name in state:
+        changed = {k: v.clone() for k, v in state.items()}
+        changed[name].view(-1)[-1] += 0.5
+        assert weights_crc32(changed) != crc, name
+    assert weights_crc32({k: v.clone() for k, v in state.items()}) == crc
+
+
+@pytest.mark.parametrize("is_residual", [True, False])
+@pytest.mark.parametrize(("n_layers", "d_in", "d_out"), [(1, 3, 1), (2, 3, 1), (3, 2, 3), (8, 3, 1)])
+def test_squared_error_has_the_gradient_of_autograd(n_layers, d_in, d_out, is_residual):
+    net = field_net(seed=2, n_neurons=7, n_layers=n_layers, d_in=d_in, d_out=d_out, is_residual=is_residual).double()
+    generator = torch.Generator().manual_seed(3)
+    x = 2 * torch.rand(11, d_in, generator=generator, dtype=torch.float64) - 1
+    values = torch.rand(11, d_out, generator=generator, dtype=torch.float64)
+    expected = (net(x) - values).square().mean()
+    gradients = torch.autograd.grad(expected, list(net.parameters()))
+    squared_error = SquaredError(net, 20)
+    for _ in range(2):  # the buffers of the first call do not show in the second
+        found = squared_error(x, values)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+        for (name, p), gradient in zip(net.named_parameters(), gradients, strict=True):
+            torch.testing.assert_close(p.grad, gradient, rtol=1e-9, atol=1e-12, msg=name)
+        squared_error(-x[:5], values[:5])

@@ -1,0 +1,309 @@
+"""Coordinates, values, samples, finite differences, evaluation, metrics: against figures worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import original_coordinates
+
+from utils import (
+    Field,
+    ValueRange,
+    axis_coordinates,
+    compare,
+    constant_psnr,
+    describe,
+    file_ratios,
+    flat_coordinates,
+    reconstruct,
+    value_range,
+    voxel_size,
+)
+from volume_io import Volume
+
+CPU = torch.device("cpu")
+
+
+def range_of(low, high, dtype) -> ValueRange:
+    return ValueRange(np.array([low], dtype), np.array([high], dtype))
+
+
+# --- coordinates ------------------------------------------------------------------------------------
+
+
+def test_axis_coordinates_by_hand():
+    x, y, z = axis_coordinates((5, 3, 2))
+    np.testing.assert_allclose(x, [-1, -0.5, 0, 0.5, 1], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(y, [-0.5, 0, 0.5], rtol=0, atol=1e-15)
+    np.testing.assert_allclose(z, [-0.25, 0.25], rtol=0, atol=1e-15)
+    assert voxel_size((5, 3, 2)) == 0.5
+
+
+def test_axes_of_one_voxel_are_at_zero():
+    x, y, z = axis_coordinates((1, 3, 1))
+    assert x.tolist() == [0.0] and z.tolist() == [0.0] and y.tolist() == [-1.0, 0.0, 1.0]
+    assert [axis.tolist() for axis in axis_coordinates((1, 1, 1))] == [[0.0]] * 3
+
+
+def test_coordinates_are_the_originals():
+    shape = (7, 4, 5)
+    axes = [torch.from_numpy(axis) for axis in axis_coordinates(shape)]
+    found = flat_coordinates(axes, torch.arange(math.prod(shape)))
+    np.testing.assert_allclose(found, original_coordinates(shape), rtol=0, atol=1e-15)
+
+
+def test_flat_index_is_c_order():
+    field = Field(np.zeros((5, 3, 2, 1), np.float32), CPU)
+    found, _ = field.samples(torch.tensor([1, 2, 6, 29]))  # (0,0,1) (0,1,0) (1,0,0) (4,2,1)
+    expected = [[-1, -0.5, 0.25], [-1, 0, -0.25], [-0.5, -0.5, -0.25], [1, 0.5, 0.25]]
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7)
+
+
+def test_field_values_belong_to_their_coordinates():
+    grid = np.arange(30, dtype=np.float32).reshape(5, 3, 2, 1)
+    field = Field(grid, CPU)
+    assert field.shape == (5, 3, 2) and field.n_voxels == 30
+    _, found = field.samples(torch.tensor([1, 2, 6, 29]))
+    assert found[:, 0].tolist() == [grid[0, 0, 1], grid[0, 1, 0], grid[1, 0, 0], grid[4, 2, 1]]
+
+
+# --- values -----------------------------------------------------------------------------------------
+
+
+def test_normalise_by_hand():
+    values = np.array([[10.0], [15.0], [20.0], [12.5]], np.float32)
+    found = range_of(10, 20, np.float32).normalise(values)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.ravel(), [-1, 0, 1, -0.5])
+
+
+def test_denormalise_by_hand():
+    found = range_of(10, 20, np.float32).denormalise(np.array([[-1.0], [0.0], [1.0], [-0.5]], np.float32))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.ravel(), [10, 15, 20, 12.5])
+
+
+def test_each_component_has_its_own_range():
+    values = value_range(np.array([[[0.0, 5.0]], [[4.0, 5.0]], [[1.0, 5.0]]]))
+    assert values.low.tolist() == [0, 5] and values.high.tolist() == [4, 5] and values.extent.tolist() == [4, 0]
+    normalised = values.normalise(np.array([[1.0, 5.0]]))
+    np.testing.assert_array_equal(normalised, [[-0.5, 0.0]])
+    np.testing.assert_array_equal(values.denormalise(np.array([[-0.5, 0.7]])), [[1.0, 5.0]])
+
+
+def test_denormalise_clips_to_the_range():
+    for dtype in (np.float32, np.int16):
+        found = range_of(-3, 7, dtype).denormalise(np.array([[-1.5], [1.0001], [-50.0]]))
+        assert found.ravel().tolist() == [-3, 7, -3]
+
+
+def test_integers_are_rounded_to_the_nearest():
+    normalised = np.array([[-1 + 2 * v / 10] for v in (0.4, 0.6, 4.4, 4.6, 9.6)])
+    found = range_of(0, 10, np.uint8).denormalise(normalised)
+    assert found.dtype == np.uint8 and found.ravel().tolist() == [0, 1, 4, 5, 10]
+    found = range_of(-10, 0, np.int8).denormalise(normalised)
+    assert found.dtype == np.int8 and found.ravel().tolist() == [-10, -9, -6, -5, 0]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("uint8", "float32"),
+        ("int16", "float32"),
+        ("int32", "float64"),
+        ("int64", "float64"),
+        ("float16", "float16"),
+        ("float32", "float32"),
+        ("float64", "float64"),
+    ],
+)
+def test_as_float_leaves_integers_unrounded(dtype, expected):
+    found = range_of(0, 10, dtype).denormalise(np.array([[-0.9], [0.05]]), as_float=True)
+    assert found.dtype == np.dtype(expected)
+    np.testing.assert_allclose(found.ravel(), [0.5, 5.25], rtol=1e-6 if expected != "float16" else 1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_the_ends_of_every_integer_range_come_back(dtype):
+    info = np.iinfo(dtype)
+    for low, high in ((info.min, info.max), (0, info.max), (info.max - 1, info.max), (info.min, info.min + 1)):
+        values = range_of(low, high, dtype)
+        ends = np.array([[low], [high]], dtype)
+        np.testing.assert_array_equal(values.normalise(ends).ravel(), [-1, 1])
+        np.testing.assert_array_equal(values.denormalise(np.array([[-1.0], [1.0]])), ends)
+
+
+def test_small_range_at_a_large_offset():
+    low = 2**60 + 1
+    values = range_of(low, low + 4, np.int64)
+    inside = np.arange(low, low + 5, dtype=np.int64)[:, None]
+    np.testing.assert_array_equal(values.normalise(inside).ravel(), [-1, -0.5, 0, 0.5, 1])
+    np.testing.assert_array_equal(values.denormalise(values.normalise(inside)), inside)
+
+
+@pytest.mark.parametrize("value", [0, 7, -3.25, 2**60 + 1, 1e300, 5e-324])
+def test_constant_is_exact_whatever_the_network_says(value):
+    dtype = np.int64 if isinstance(value, int) else np.float64
+    values = value_range(np.full((2, 2, 2, 1), value, dtype))
+    assert values.normalise(np.full((3, 1), value, dtype)).tolist() == [[0.0]] * 3
+    found = values.denormalise(np.array([[-2.0], [0.3], [1.0]]))
+    assert found.dtype == dtype and (found == np.array(value, dtype)).all()
+
+
+def test_wide_floats_do_not_overflow():
+    values = range_of(-8e307, 8e307, np.float64)
+    np.testing.assert_array_equal(values.normalise(np.array([[-8e307], [0.0], [8e307]])).ravel(), [-1, 0, 1])
+    np.testing.assert_array_equal(values.denormalise(np.array([[-1.0], [0.0], [1.0]])).ravel(), [-8e307, 0, 8e307])
+    half = range_of(-65504, 65504, np.float16)
+    np.testing.assert_array_equal(half.denormalise(np.array([[-1.0], [1.0]])).ravel(), [-65504, 65504])
+
+
+def test_describe():
+    array = np.array([3, 9, 5, 4], np.int16).reshape(2, 2, 1)
+    header = describe(Volume(array, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "p"), 3)
+    assert header.shape == (2, 2, 1) and header.spacing == (1.0, 2.0, 3.0) and header.origin == (4.0, 5.0, 6.0)
+    assert header.low.tolist() == [3] and header.high.tolist() == [9] and header.low.dtype == np.int16
+    assert header.name == "p"
+    header = describe(Volume(array, (1.0, 2.0), (0.0, 0.0)), 2)
+    assert header.shape == (2, 2) and header.low.shape == (1,)
+
+
+# --- finite differences -----------------------------------------------------------------------------
+
+
+def coordinate_grids(shape):
+    return np.meshgrid(*axis_coordinates(shape), indexing="ij")
+
+
+def test_gradient_of_a_linear_field_is_exact_everywhere():
+    x, y, z = coordinate_grids((9, 7, 5))
+    gradients = Field((0.4 * x - 0.3 * y + 0.2 * z)[..., None].astype(np.float32), CPU).gradients()
+    assert gradients.shape == (9 * 7 * 5, 1, 3) and gradients.dtype == torch.float32
+    np.testing.assert_allclose(gradients[:, 0], np.broadcast_to([0.4, -0.3, 0.2], (315, 3)), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_gradient_is_central_inside_and_one_sided_at_the_faces(axis):
+    """Of a square: 2 x inside; at a face the slope half a voxel inwards."""
+    shape = (9, 7, 5)
+    h = 2 / 8
+    x = coordinate_grids(shape)[axis]
+    gradients = Field((x**2)[..., None].astype(np.float32), CPU).gradients().numpy().reshape(*shape, 3)
+    expected = 2 * x
+    first, last = ([slice(None)] * 3 for _ in range(2))
+    first[axis], last[axis] = 0, -1
+    expected[tuple(first)] += h
+    expected[tuple(last)] -= h
+    np.testing.assert_allclose(gradients[..., axis], expected, rtol=0, atol=2e-6)
+    assert np.abs(np.delete(gradients, axis, axis=-1)).max() == 0
+
+
+def test_gradient_of_components_and_one_voxel_axes():
+    x, _, z = coordinate_grids((4, 1, 3))
+    gradients = Field(np.stack([x, -2 * z], axis=-1).astype(np.float32), CPU).gradients()
+    assert gradients.shape == (12, 2, 3)
+    np.testing.assert_allclose(gradients[:, 0], np.broadcast_to([1, 0, 0], (12, 3)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(gradients[:, 1], np.broadcast_to([0, 0, -2], (12, 3)), rtol=0, atol=1e-6)
+
+
+# --- samples ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 2), (1, 1, 1), (7, 1, 1)])
+def test_shuffled_is_every_voxel_once(shape):
+    field = Field(np.zeros((*shape, 1), np.float32), CPU)
+    for index in range(3):
+        assert field.shuffled(0, index).sort().values.tolist() == list(range(field.n_voxels))
+
+
+def test_shuffled_depends_on_seed_and_pass_alone():
+    field = Field(np.zeros((5, 4, 3, 1), np.float32), CPU)
+    orders = [field.shuffled(seed, index).tolist() for seed in (0, 1, 2**63 - 1) for index in (0, 1, 2)]
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+    torch.manual_seed(5)
+    assert field.shuffled(0, 0).tolist() == orders[0]
+
+
+# --- evaluation -------------------------------------------------------------------------------------
+
+
+def test_reconstruct_asks_for_every_voxel_where_it_lies():
+    shape, told = (40, 30, 20), []
+    values = ValueRange(np.array([0.0, 0.0]), np.array([2.0, 4.0]))
+
+    def net(x):  # component 0 tells x, component 1 mixes y and z
+        return torch.stack([x[:, 0], 0.5 * x[:, 1] - 0.25 * x[:, 2]], dim=-1)
+
+    found = reconstruct(net, shape, values, CPU, on_progress=told.append)
+    x, y, z = coordinate_grids(shape)
+    assert found.shape == (*shape, 2) and found.dtype == np.float64
+    np.testing.assert_allclose(found[..., 0], x + 1, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found[..., 1], 2 * (0.5 * y - 0.25 * z + 1), rtol=0, atol=1e-6)
+    assert told == sorted(told) and told[-1] == 1 and 0 < told[0] < 1
+
+
+# --- metrics ----------------------------------------------------------------------------------------
+
+
+def test_psnr_by_hand():
+    original = np.array([0.0, 10.0, 5.0, 5.0]).reshape(4, 1, 1)
+    decoded = original + np.array([1.0, -1.0, 1.0, -1.0]).reshape(4, 1, 1)
+    metrics = compare(original, decoded)
+    assert metrics.psnr == pytest.approx(20.0, abs=1e-12)  # 20 log10(10 / 1)
+    assert metrics.rmse == pytest.approx(1.0, rel=1e-12) and metrics.max_error == pytest.approx(1.0, rel=1e-12)
+
+
+def test_psnr_by_hand_unequal_errors():
+    metrics = compare(np.array([2, 6, 4, 4], np.uint8), np.array([2, 6, 4, 8], np.uint8))
+    assert metrics.rmse == pytest.approx(2.0) and metrics.max_error == pytest.approx(4.0)
+    assert metrics.psnr == pytest.approx(6.020599913, abs=1e-8)  # 20 log10(4 / 2): the original's range, not decoded's
+
+
+def test_unsigned_differences_do_not_wrap():
+    metrics = compare(np.array([0, 255], np.uint8), np.array([1, 254], np.uint8))
+    assert metrics.max_error == pytest.approx(1.0)
+
+
+def test_differences_of_large_integers_are_exact():
+    original = np.array([2**60, 2**60 + 8], np.int64)
+    metrics = compare(original, original + 1)
+    assert metrics.rmse == pytest.approx(1.0) and metrics.psnr == pytest.approx(18.0617997, abs=1e-6)
+
+
+def test_psnr_of_no_difference_and_of_a_constant():
+    a = np.array([1.0, 2.0])
+    assert compare(a, a).psnr == math.inf and compare(a, a).rmse == 0 and compare(a, a).max_error == 0
+    constant = compare(np.ones(3), np.ones(3) * 3)
+    assert constant.psnr == -math.inf and constant.rmse == pytest.approx(2.0) and constant.max_error == 2.0
+
+
+def test_metrics_of_tiny_and_huge_values():
+    for scale in (1e-300, 1e300):
+        metrics = compare(np.array([0.0, 10.0]) * scale, np.array([1.0, 9.0]) * scale)
+        assert metrics.psnr == pytest.approx(20.0) and metrics.rmse == pytest.approx(scale)
+
+
+def test_metrics_across_blocks():
+    """Larger than the piece that is compared at a time."""
+    original = np.zeros(3_000_000, np.uint8)
+    original[-1] = 10
+    decoded = original.copy()
+    decoded[5], decoded[-2] = 3, 4
+    metrics = compare(original, decoded)
+    assert metrics.max_error == pytest.approx(4.0) and metrics.rmse == pytest.approx(math.sqrt(25 / 3e6))
+
+
+def test_constant_psnr_by_hand():
+    # the best constant is 5, its RMSE 5 of a range of 10
+    assert constant_psnr(np.array([[0.0], [10.0]])) == pytest.approx(6.020599913, abs=1e-8)
+    # the best constant of each component: their RMSEs are 5 and 0
+    assert constant_psnr(np.array([[0.0, 10.0], [10.0, 10.0]])) == pytest.approx(9.030899870, abs=1e-8)
+
+
+def test_file_ratios():
+    assert file_ratios(1000, np.dtype("float32"), 400) == {"file_ratio": "10.00"}
+    assert file_ratios(1000, np.dtype("uint8"), 400) == {"file_ratio": "10.00", "source_ratio": "2.50"}

@@ -1,0 +1,302 @@
+"""Files to arrays and back; every file that is no volume is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import slanted, vtk_read, vtk_write
+
+from volume_io import Volume, VolumeError, output_path, read_volume, suffix_of, write_volume
+
+DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+
+
+def saved(folder, array, name="a b.npy"):
+    path = folder / name
+    np.save(path, array, allow_pickle=True)
+    return str(path)
+
+
+def refusal(path, *args) -> str:
+    with pytest.raises(VolumeError) as caught:
+        read_volume(str(path), *args)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    return message
+
+
+# --- what is read -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("endian", ["<", ">"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_npy_keeps_values_and_type(tmp_path, dtype, endian, order):
+    array = slanted((4, 3, 2)).astype(np.dtype(dtype).newbyteorder(endian), order=order)
+    volume = read_volume(saved(tmp_path, array))
+    assert volume.array.dtype == np.dtype(dtype) and volume.array.dtype.isnative
+    assert volume.array.flags.c_contiguous
+    np.testing.assert_array_equal(volume.array, array)
+    assert volume.spacing == (1.0, 1.0, 1.0) and volume.origin == (0.0, 0.0, 0.0) and volume.name == "sf"
+
+
+def test_extreme_integers_stay_exact(tmp_path):
+    array = np.array([-(2**63), 2**63 - 1, 2**60 + 1, 0], np.int64).reshape(2, 2, 1)
+    np.testing.assert_array_equal(read_volume(saved(tmp_path, array)).array, array)
+
+
+def test_booleans_become_uint8(tmp_path):
+    array = np.arange(8).reshape(2, 2, 2) % 3 == 0
+    read = read_volume(saved(tmp_path, array)).array
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, array)
+
+
+def test_long_double_becomes_float64(tmp_path):
+    read = read_volume(saved(tmp_path, slanted((3, 2, 2)).astype(np.longdouble))).array
+    assert read.dtype == np.float64
+    np.testing.assert_array_equal(read, slanted((3, 2, 2)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize <= 8, reason="long double is double here")
+def test_long_double_beyond_float64_is_refused_without_a_warning(tmp_path):
+    array = np.ones((2, 2, 2), np.longdouble)
+    array[1, 0, 1] = np.longdouble("1e400")
+    assert "(1, 0, 1)" in refusal(saved(tmp_path, array))
+
+
+def test_number_of_axes_and_components_is_the_callers(tmp_path):
+    assert read_volume(saved(tmp_path, np.ones((4, 3))), 2).array.shape == (4, 3)
+    assert read_volume(saved(tmp_path, np.ones((4, 3, 2, 5))), 3, 5).array.shape == (4, 3, 2, 5)
+    assert read_volume(saved(tmp_path, np.ones((4, 3, 2))), 2, 2).spacing == (1.0, 1.0)
+
+
+def test_npy_needs_no_suffix(tmp_path):
+    np.save(tmp_path / "a.npy", slanted((3, 2, 2)))
+    (tmp_path / "a.npy").rename(tmp_path / "a.volume")
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.volume")).array, slanted((3, 2, 2)))
+
+
+def test_vti_as_vtk_writes_it(tmp_path):
+    array = slanted((4, 3, 2))
+    vtk_write(tmp_path / "a.vti", array, spacing=(0.5, 2.0, 3.0), origin=(-1.0, 10.0, 0.25))
+    volume = read_volume(str(tmp_path / "a.vti"))
+    np.testing.assert_array_equal(volume.array, array)
+    assert volume.array.dtype == np.float32
+    assert volume.spacing == (0.5, 2.0, 3.0) and volume.origin == (-1.0, 10.0, 0.25) and volume.name == "density"
+
+
+def test_origin_of_a_vti_is_that_of_its_first_voxel(tmp_path):
+    vtk_write(tmp_path / "a.vti", slanted((4, 3, 2)), (0.5, 2.0, 3.0), (1.0, 1.0, 1.0), extent=(2, 5, -1, 1, 10, 11))
+    volume = read_volume(str(tmp_path / "a.vti"))
+    assert volume.origin == (2.0, -1.0, 31.0)
+    np.testing.assert_array_equal(volume.array, slanted((4, 3, 2)))
+
+
+# --- what is refused --------------------------------------------------------------------------------
+
+
+def test_missing_file(tmp_path):
+    assert "No such file" in refusal(tmp_path / "missing.npy")
+
+
+def test_folder(tmp_path):
+    assert "cannot be read: Is a directory" in refusal(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything")
+def test_unreadable_file(tmp_path):
+    path = saved(tmp_path, np.ones((2, 2, 2)))
+    os.chmod(path, 0)
+    assert "Permission denied" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.raw", "a.txt", "a"])
+@pytest.mark.parametrize("content", [b"", b"\x93NUM", b"hello\n" * 50])
+def test_not_an_array(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert "expected a NumPy array (.npy) or VTK image data (.vti)" in refusal(tmp_path / name)
+
+
+def test_npz_is_not_an_array(tmp_path):
+    np.savez(tmp_path / "a.npz", np.ones((2, 2, 2)))
+    refusal(tmp_path / "a.npz")
+
+
+class Bomb:
+    """Unpickling one makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_object_arrays_are_never_unpickled(tmp_path):
+    array = np.empty((2, 2, 2), object)
+    array[:] = Bomb(str(tmp_path / "exploded"))
+    assert "never unpickled" in refusal(saved(tmp_path, array))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_object_fields_and_records(tmp_path):
+    assert "never unpickled" in refusal(saved(tmp_path, np.zeros((2, 2, 2), [("a", object)])))
+    assert "integers or floats" in refusal(saved(tmp_path, np.zeros((2, 2, 2), [("a", "f4")])))
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "U4", "S4", "datetime64[s]", "timedelta64[s]"])
+def test_not_real_numbers(tmp_path, dtype):
+    array = np.zeros((2, 2, 2), dtype)
+    assert f"expected integers or floats, found dtype {array.dtype}" in refusal(saved(tmp_path, array))
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (4, 2), (2, 2, 2, 1), (1, 2, 2, 2)])
+def test_wrong_number_of_axes(tmp_path, shape):
+    assert f"expected 3 axes, found shape {shape}" in refusal(saved(tmp_path, np.ones(shape)))
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2), (4, 3, 2, 2), (2, 4, 3, 2, 1)])
+def test_wrong_number_of_components(tmp_path, shape):
+    path = saved(tmp_path, np.ones(shape))
+    assert f"expected 3 axes and 3 components, found shape {shape}" in refusal(path, 3, 3)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (4, 0, 2), (4, 3, 0), (0, 0, 0)])
+def test_empty(tmp_path, shape):
+    assert f"is empty: shape {shape}" in refusal(saved(tmp_path, np.ones(shape)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", ">f8", "longdouble"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite(tmp_path, dtype, bad):
+    array = np.ones((4, 3, 2), dtype)
+    array[3, 0, 0] = array[1, 2, 1] = bad
+    message = refusal(saved(tmp_path, array))
+    assert "found 2 NaN or infinite" in message and "the first at (1, 2, 1)" in message
+
+
+def test_range_beyond_float64(tmp_path):
+    array = np.array([-1.5e308, 1.5e308]).reshape(2, 1, 1)
+    assert "overflows" in refusal(saved(tmp_path, array))
+
+
+def test_every_truncation_of_a_npy(tmp_path):
+    content = Path(saved(tmp_path, slanted((3, 2, 2)))).read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "cut.npy").write_bytes(content[:length])
+        refusal(tmp_path / "cut.npy")
+
+
+def test_corrupted_npy_headers(tmp_path):
+    """Every damage of one byte of the header is refused or harmless, never another exception."""
+    content = bytearray(Path(saved(tmp_path, slanted((3, 2, 2)))).read_bytes())
+    for at in range(128):
+        for damage in b"\x00'(9\xff":
+            changed = content.copy()
+            changed[at] = damage
+            (tmp_path / "damaged.npy").write_bytes(changed)
+            with contextlib.suppress(VolumeError):
+                assert read_volume(str(tmp_path / "damaged.npy")).array.size <= 12
+
+
+def test_announced_size_is_checked_before_it_is_allocated(tmp_path):
+    content = Path(saved(tmp_path, np.ones((2, 2, 2)))).read_bytes()
+    for shape in (b"(2, 2, 9**9),", b"(99999999999, 9, 9),", b"(-2, -2, 2), "):
+        (tmp_path / "huge.npy").write_bytes(content.replace(b"(2, 2, 2), }" + b" " * (len(shape) - 11), shape + b"}"))
+        refusal(tmp_path / "huge.npy")
+
+
+def test_foreign_and_damaged_vti(tmp_path, capfd):
+    path = tmp_path / "a.vti"
+    for content in (b"", b"hello", b"<VTKFile type='PolyData'></VTKFile>"):
+        path.write_bytes(content)
+        refusal(path)
+    vtk_write(path, slanted((4, 3, 2)))
+    content = path.read_bytes()
+    for length in (len(content) // 4, len(content) // 2, len(content) - 40):
+        path.write_bytes(content[:length])
+        refusal(path)
+    assert capfd.readouterr().err == ""  # the one line is ours to print, VTK says nothing
+
+
+def test_vti_with_nan(tmp_path):
+    array = slanted((4, 3, 2))
+    array[2, 1, 0] = np.nan
+    vtk_write(tmp_path / "a.vti", array)
+    assert "found 1 NaN or infinite" in (message := refusal(tmp_path / "a.vti")) and "(2, 1, 0)" in message
+
+
+# --- what is written --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vti_round_trip_through_vtks_own_reader(tmp_path, dtype):
+    array = slanted((4, 3, 2)).astype(dtype)
+    path = tmp_path / "out.vti"
+    write_volume(str(path), Volume(array, (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), "rho θ"), ".vti")
+    found = vtk_read(path)
+    assert found.dimensions == (4, 3, 2)
+    assert found.spacing == (0.5, 2.0, 3.0) and found.origin == (-1.0, 10.0, 0.25) and found.name == "rho θ"
+    np.testing.assert_array_equal(found.array, array)
+    again = read_volume(str(path))
+    assert again.array.dtype == np.dtype("float32" if dtype == "float16" else dtype)
+    np.testing.assert_array_equal(again.array, array)
+    assert again.spacing == (0.5, 2.0, 3.0) and again.origin == (-1.0, 10.0, 0.25) and again.name == "rho θ"
+
+
+def test_vti_with_components(tmp_path):
+    array = np.stack([slanted((4, 3, 2)), -slanted((4, 3, 2)), np.ones((4, 3, 2), np.float32)], axis=-1)
+    write_volume(str(tmp_path / "v.vti"), Volume(array, (1.0,) * 3, (0.0,) * 3), ".vti")
+    np.testing.assert_array_equal(vtk_read(tmp_path / "v.vti").array, array)
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "v.vti"), 3, 3).array, array)
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (5,)])
+def test_vti_of_fewer_axes(tmp_path, shape):
+    array = slanted(shape)
+    path = tmp_path / "image.vti"
+    write_volume(str(path), Volume(array, (0.5, 2.0)[: len(shape)], (1.0, -3.0)[: len(shape)]), ".vti")
+    found = vtk_read(path)
+    assert found.dimensions == shape + (1,) * (3 - len(shape))
+    assert found.spacing[: len(shape)] == (0.5, 2.0)[: len(shape)]
+    np.testing.assert_array_equal(found.array.reshape(shape), array)
+
+
+def test_vti_of_fewer_axes_is_read_again(tmp_path):
+    array = slanted((4, 3))
+    write_volume(str(tmp_path / "image.vti"), Volume(array, (0.5, 2.0), (1.0, -3.0)), ".vti")
+    volume = read_volume(str(tmp_path / "image.vti"), 2)
+    np.testing.assert_array_equal(volume.array, array)
+    assert volume.spacing == (0.5, 2.0) and volume.origin == (1.0, -3.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_npy_round_trip(tmp_path, dtype):
+    array = slanted((4, 3, 2)).astype(dtype)
+    write_volume(str(tmp_path / "a.tmp"), Volume(array, (1.0,) * 3, (0.0,) * 3), ".npy")
+    found = np.load(tmp_path / "a.tmp")
+    assert found.dtype == array.dtype
+    np.testing.assert_array_equal(found, array)
+
+
+def test_write_refused_by_the_system(tmp_path):
+    for suffix in (".npy", ".vti"):
+        with pytest.raises(OSError):
+            write_volume(str(tmp_path / "no" / "a"), Volume(slanted((2, 2, 2)), (1.0,) * 3, (0.0,) * 3), suffix)
+
+
+def test_output_names():
+    assert output_path("a b/recon") == "a b/recon.vti"
+    assert output_path("v1.2/recon") == "v1.2/recon.vti"
+    assert output_path("recon.VTI") == "recon.VTI"
+    assert output_path("recon.npy") == "recon.npy"
+    assert suffix_of("a.b/C.NPY") == ".npy"
+    with pytest.raises(VolumeError, match=re.escape("recon.raw: cannot write .raw files")):
+        output_path("recon.raw")
