@@ -29,7 +29,7 @@ next layer's. Its record:
 
          u16 step: the upper half of an f32, positive and finite
          u8 a, u8 b, u8 m: model of the matrix's integers. u8 m: of the bias's (its a and b are 0)
-         only with codebooks, and only for an n_neurons -> n_neurons layer: (2 M + 1) x f32 codebook, M of the matrix's m
+         only with codebooks, and for an n_neurons -> n_neurons layer: (2 M + 1) x f32 codebook, M of the matrix's m
 
 A weight or bias is step x integer, a product in f32; a weight of a matrix with a codebook is codebook[M + integer].
 
@@ -389,7 +389,7 @@ def decode_original(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     tensors = {}
     for name, shape in parameter_shapes(**network).items():
         count = math.prod(shape)
-        if shape == (widths[0],) * 2 and not name.startswith(f"net_layers.{n_layers}."):
+        if name.endswith("weight") and not name.startswith(("net_layers.0.", f"net_layers.{n_layers}.")):
             centroids = reader.array("<f4", 1 << bits)
             tensors[name] = centroids[_unpack_original_indices(reader, bits, count)].reshape(shape)
         else:

@@ -61,7 +61,12 @@ def read_config(path: str) -> dict:
 def network_config(path: str, settings: dict) -> SirenConfig:
     """The network that a configuration describes. Raises UserError for one that cannot exist."""
     layers, n_layers = settings["layers"], settings["n_layers"]
-    if not isinstance(layers, list) or len(layers) != n_layers or any(width != layers[0] for width in layers):
+    if (
+        not isinstance(layers, list)
+        or not layers
+        or len(layers) != n_layers
+        or any(width != layers[0] for width in layers)
+    ):
         raise cli.UserError(f"{path}: layers: expected a list of {n_layers!r} equal widths, found {layers!r}")
     fields = {
         "n_neurons": layers[0],
@@ -107,6 +112,10 @@ def field_header(opt, settings: dict, config: SirenConfig) -> net_coder.FieldHea
     try:
         dtype = np.dtype(settings["dtype"])
         low, high = (np.array(limits).astype(dtype) for limits in zip(*settings["value_range"], strict=True))
+        if np.stack([low, high], axis=1).tolist() != settings["value_range"]:
+            raise ValueError(f"value_range {settings['value_range']} does not fit dtype {dtype}")
+        if not isinstance(settings.get("name", "sf"), str):
+            raise ValueError(f"name: expected text, found {settings['name']!r}")
         spacing, origin = tuple(settings["spacing"]), tuple(settings["origin"])
         header = net_coder.FieldHeader(tuple(settings["shape"]), low, high, spacing, origin, settings.get("name", "sf"))
         net_coder.check_field(header, config.d_in, config.d_out)

@@ -14,16 +14,11 @@ import torch
 from torch import nn
 
 from net_coder import QuantisedLayer, round_step
-from siren import FieldNet
+from siren import FieldNet, linear_layers
 
 N_POINTS = 4096  # of the domain, to measure sensitivity at
 MAX_LEVELS_BITS = 13  # steps on either side of zero: 2^13, within what the entropy coder takes
 KMEANS_ITERATIONS = 50
-
-
-def linear_layers(net: FieldNet) -> list[nn.Linear]:
-    """The linear layers, in order."""
-    return [module for module in net.modules() if isinstance(module, nn.Linear)]
 
 
 def sensitivities(net: FieldNet, x: torch.Tensor) -> list[float]:

@@ -42,7 +42,7 @@ class SirenConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, found {value!r}")
-        if not (math.isfinite(self.omega_0) and self.omega_0 > 0):
+        if not (isinstance(self.omega_0, int | float) and math.isfinite(self.omega_0) and self.omega_0 > 0):
             raise ValueError(f"omega_0 must be positive and finite, found {self.omega_0!r}")
 
 
@@ -62,6 +62,11 @@ def neurons_for_budget(n_parameters: float, **config) -> int:
     while count_parameters(SirenConfig(n + 1, **config)) < n_parameters:
         n += 1
     return n
+
+
+def linear_layers(net: nn.Module) -> list[nn.Linear]:
+    """The linear layers of a network, from the coordinates to the values."""
+    return [module for module in net.modules() if isinstance(module, nn.Linear)]
 
 
 def weights_crc32(state: dict[str, torch.Tensor]) -> int:
@@ -164,7 +169,7 @@ class SquaredError:
         config = net.config
         self.omega_0 = config.omega_0
         self.is_residual = config.is_residual and config.n_layers > 1
-        *self.sines, self.last = [module for module in net.modules() if isinstance(module, nn.Linear)]
+        *self.sines, self.last = linear_layers(net)
         # Sine layer k of a residual network: 0 the first, odd ones begin a block, even ones end it.
         self.scales = [0.5 if self.is_residual and k % 2 == 1 and k > 1 else 1.0 for k in range(len(self.sines))]
         self.last_scale = 0.5 if self.is_residual else 1.0

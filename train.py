@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 import fitting
+import net_coder
 from fitting import Fit, Recipe
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
 from utils import Field, Metrics, ValueRange, compare, components_last, constant_psnr, reconstruct, value_range
@@ -69,15 +70,15 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--n_passes",
         type=cli.number(0, exclusive=True),
-        help="passes over the volume, each of which sees every voxel once (default: by the number of voxels)",
+        help="passes over the volume, each of which sees every voxel once (default: 26.2 million / voxels, 5 to 100)",
     )
     group.add_argument("--batchSize", type=cli.whole(1), default=1024, help="batches of samples a step")
     group.add_argument("--oversample", type=cli.whole(1), default=2, help="samples in each of those batches")
-    group.add_argument("--optimizer", choices=("soap", "adam"), default="soap", help="the original has adam")
+    group.add_argument("--optimizer", choices=("muon", "adam"), default="muon", help="the original has adam")
     group.add_argument(
         "--lr",
         type=cli.number(0, exclusive=True),
-        help="learning rate at its highest (default: by optimizer and width)",
+        help="learning rate at its highest (default: 0.2 / (width x layers))",
     )
     group.add_argument(
         "--schedule",
@@ -134,10 +135,9 @@ def parse(argv: Sequence[str]) -> Namespace:
 
 def settle_recipe(opt: Namespace, n_voxels: int, config: SirenConfig) -> Recipe:
     """The recipe that the options ask for; what they leave open is settled, in `opt` too, by what is known by now."""
-    if opt.n_passes is None:
-        opt.n_passes = fitting.default_passes(n_voxels)
-    if opt.lr is None:
-        opt.lr = fitting.default_rate(opt.optimizer, config)
+    default = fitting.default_recipe(n_voxels, config, opt.optimizer)
+    opt.n_passes = default.n_passes if opt.n_passes is None else opt.n_passes
+    opt.lr = default.lr if opt.lr is None else opt.lr
     settings = {f.name: getattr(opt, f.name) for f in dataclasses.fields(Recipe) if f.name != "batch"}
     settings = {name: value for name, value in settings.items() if value is not None}
     return Recipe(batch=opt.batchSize * opt.oversample, **settings)
@@ -274,8 +274,10 @@ def main(argv: Sequence[str]) -> None:
     original = components_last(volume.array, opt.d_in)
     values = value_range(original)
     architecture = {"n_layers": opt.n_layers, "d_in": opt.d_in, "d_out": opt.d_out, "is_residual": opt.is_residual}
-    config = SirenConfig(neurons_for_budget(original.size // opt.compression_ratio, **architecture), **architecture)
-    recipe = settle_recipe(opt, original.size // opt.d_out, config)
+    n_voxels = original.size // opt.d_out
+    config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio, **architecture), **architecture)
+    net_coder.check_network(dataclasses.asdict(config))
+    recipe = settle_recipe(opt, n_voxels, config)
 
     net = FieldNet(config, torch.Generator().manual_seed(opt.seed), first_omega=opt.w0).to(device)
     field = Field(values.normalise(original), device)
@@ -324,7 +326,7 @@ def main(argv: Sequence[str]) -> None:
     cli.report(
         psnr=f"{metrics.psnr:.3f}",
         parameters=n_parameters,
-        compression_ratio=f"{original.size / n_parameters:.2f}",
+        compression_ratio=f"{n_voxels / n_parameters:.2f}",
         seconds=f"{fit.seconds:.1f}",
         network=opt.network,
         config=opt.config,
@@ -343,4 +345,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, VolumeError)
+    cli.run(main, VolumeError, net_coder.BlobError)

@@ -78,7 +78,7 @@ class ValueRange:
         wide = _wide(self.dtype)
         offset = values.astype(wide) - self.low.astype(wide)
         extent = np.where(self.extent > 0, self.extent, 1.0)
-        return np.where(self.extent > 0, 2.0 * offset / extent - 1.0, 0.0).astype(np.float32)
+        return np.where(self.extent > 0, 2.0 * (offset / extent) - 1.0, 0.0).astype(np.float32)
 
     def denormalise(self, values: np.ndarray, as_float: bool = False) -> np.ndarray:
         """Normalised values of shape (..., components) -> the field's own units and dtype.
@@ -92,11 +92,8 @@ class ValueRange:
         low = self.low.astype(wide)
         if as_float and self.dtype.kind in "iu":
             return (low + offset).astype(np.float32 if self.dtype.itemsize <= 2 else np.float64)
-        if as_float or self.dtype.kind == "f":
-            result = (low + offset).astype(self.dtype)
-        else:
-            result = np.rint(low + offset).astype(self.dtype)
-        return np.clip(result, self.low, self.high)
+        result = np.clip(low + offset, low, self.high.astype(wide))  # before the cast, which would wrap around
+        return (result if self.dtype.kind == "f" else np.rint(result)).astype(self.dtype)
 
 
 def _wide(dtype: np.dtype) -> np.dtype:

@@ -7,7 +7,9 @@ VTK in Fortran order.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import tokenize
 
 import numpy as np
 
@@ -49,6 +51,8 @@ def read_volume(path: str, d_in: int = 3, d_out: int = 1) -> Volume:
         volume = _read_vti(path, d_in)
     else:
         raise VolumeError(f"{path}: not a volume: expected a NumPy array (.npy) or VTK image data (.vti)")
+    if not all(0 < s < math.inf for s in volume.spacing):
+        raise VolumeError(f"{path}: expected a positive spacing, found {volume.spacing}")
     array = _native(path, volume.array)
     expected = d_in + (d_out > 1)
     if array.ndim != expected or (d_out > 1 and array.shape[-1] != d_out):
@@ -77,7 +81,8 @@ def _native(path: str, array: np.ndarray) -> np.ndarray:
     dtype = array.dtype.newbyteorder("=")
     if dtype.itemsize > 8:  # long double: no file format of ours and no network holds it
         dtype = np.dtype(np.float64)
-    return np.array(array, dtype=dtype, order="C")
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        return np.array(array, dtype=dtype, order="C")
 
 
 def _read_npy(path: str, d_in: int) -> Volume:
@@ -90,7 +95,7 @@ def _read_npy(path: str, d_in: int) -> Volume:
             raise ValueError("holds Python objects, which are never unpickled")
         # A memory map checks the announced shape against the file's length before anything is allocated.
         array = np.load(path, mmap_mode="r", allow_pickle=False) if 0 not in shape else np.empty(shape, dtype)
-    except (ValueError, OSError, OverflowError) as error:
+    except (ValueError, OSError, OverflowError, SyntaxError, tokenize.TokenError) as error:
         raise VolumeError(f"{path}: not a readable NumPy array: {error}") from None
     return Volume(array, spacing=(1.0,) * d_in, origin=(0.0,) * d_in)
 
@@ -114,12 +119,13 @@ def _read_vti(path: str, d_in: int) -> Volume:
         raise VolumeError(f"{path}: not readable as VTK image data with an array on its points")
     n_components = scalars.GetNumberOfComponents()
     values = vtk_to_numpy(scalars).reshape(*shape[::-1], n_components).transpose(2, 1, 0, 3)
+    values = values.reshape(*(shape[:d_in] if math.prod(shape[d_in:]) == 1 else shape), n_components)
     if n_components == 1:
         values = values[..., 0]
     first = image.GetExtent()[::2]
     spacing = image.GetSpacing()
     origin = [o + i * s for o, i, s in zip(image.GetOrigin(), first, spacing, strict=True)]
-    return Volume(values, tuple(spacing), tuple(origin), scalars.GetName() or "sf")
+    return Volume(values, tuple(spacing[:d_in]), tuple(origin[:d_in]), scalars.GetName() or "sf")
 
 
 def suffix_of(path: str) -> str:

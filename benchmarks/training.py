@@ -88,7 +88,7 @@ def main() -> None:
     for path, panel in zip(opt.volumes, panels[0], strict=True):
         n_voxels = read_volume(path).array.size
         config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio))
-        default = fitting.default_recipe(n_voxels, config, device)
+        default = fitting.default_recipe(n_voxels, config)
         new = run_recipe(path, default, config, fitting.FIRST_OMEGA, device)
         old = run_recipe(path, ORIGINAL, config, OMEGA_0, device)
         reached = new.time_to(old.psnr[-1])

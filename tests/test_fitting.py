@@ -74,7 +74,7 @@ def test_a_fit_of_a_fraction_of_a_pass(n_passes, batch):
     assert counts.max() - counts.min() <= 1
 
 
-@pytest.mark.parametrize("optimizer", ["soap", "adam"])
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
 def test_a_fit_learns(optimizer):
     field, net = slanted_field((9, 7, 5)), field_net(n_neurons=16)
     fit(net, field, n_passes=80, batch=32, optimizer=optimizer, lr=3e-3)
@@ -140,7 +140,7 @@ def test_power_schedule_ends_at_nothing():
 
 
 def test_optimizers_differ():
-    assert distance(fitted(slanted_field(), optimizer="adam"), fitted(slanted_field(), optimizer="soap")) > 1e-5
+    assert distance(fitted(slanted_field(), optimizer="adam"), fitted(slanted_field(), optimizer="muon")) > 1e-5
 
 
 def test_on_step_ends_the_fit():
