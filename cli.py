@@ -53,7 +53,7 @@ def run(main: Callable[[Sequence[str]], None], *errors: type[Exception]) -> None
         main(sys.argv[1:])
         sys.stdout.flush()
     except (UserError, *errors) as error:
-        message = " ".join(str(error).split())
+        message = " ".join(str(error).splitlines())
         print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
         sys.exit(EXIT_ERROR)
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
@@ -91,7 +91,7 @@ class ArgumentParser(argparse.ArgumentParser):
         group.add_argument("--cuda", action="store_true", default=False, help="use a CUDA GPU (default: the CPU)")
         group.add_argument("--no-cuda", dest="cuda", action="store_false", help="use the CPU")
         group.add_argument("--gid", type=whole(0), default=0, help="which GPU, with --cuda")
-        group.add_argument("--num_workers", type=whole(1), default=1, help="CPU threads")
+        group.add_argument("--num_workers", type=whole(1, 1024), default=1, help="CPU threads")
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -110,16 +110,18 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def number(low: float, *, exclusive: bool = False) -> Callable[[str], float]:
-    """An argparse type: a finite number of at least `low`, or above `low` when `exclusive`."""
-    limits = f"above {low:g}" if exclusive else f"of at least {low:g}"
+def number(low: float, high: float = math.inf, *, exclusive: bool = False) -> Callable[[str], float]:
+    """An argparse type: a finite number of at least `low`, or above it when `exclusive`, and of at most `high`."""
+    limits = (f"above {low:g}" if exclusive else f"of at least {low:g}") + (
+        f", at most {high:g}" if high < math.inf else ""
+    )
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value) or value < low or (exclusive and value == low):
+        if not math.isfinite(value) or not low <= value <= high or (exclusive and value == low):
             raise argparse.ArgumentTypeError(f"expected a number {limits}, found {text!r}")
         return value
 

@@ -20,7 +20,8 @@ from utils import Field
 
 FIRST_OMEGA = 15.0  # initial frequency of the first layer
 BATCH = 2048  # samples a step: fewer are noisier and no faster, more take more passes to the same quality
-STEPS = 12_800  # of the default fit, whatever the volume: what takes a 64^3 one close to what its network can do
+STEPS = 12_800  # of the default fit of a large volume
+MIN_PASSES, MAX_PASSES = 5, 50  # small volumes gain little from more, and end well before the original recipe does
 WARM_UP_STEPS = 100
 CHECK_STEPS = 100  # between two looks at the loss, which wait for the device
 AVERAGED_STEPS = 50  # over which the running loss is averaged
@@ -56,10 +57,10 @@ class Recipe:
 def default_recipe(n_voxels: int, config: SirenConfig, optimizer: str = "muon") -> Recipe:
     """The recipe for a volume and a network, from what is known before the fit.
 
-    So many passes as make STEPS steps, but 5 to 100. The rate is the highest that is safe: in a wider or deeper network
+    So many passes as make STEPS steps, but 5 to 50. The rate is the highest that is safe: in a wider or deeper network
     the same change of every weight changes the output more.
     """
-    n_passes = min(max(round(STEPS * BATCH / n_voxels), 5), 100)
+    n_passes = min(max(round(STEPS * BATCH / n_voxels), MIN_PASSES), MAX_PASSES)
     rate = 0.2 / (config.n_neurons * max(config.n_layers, 2))
     return Recipe(n_passes=n_passes, batch=BATCH, lr=rate, optimizer=optimizer)
 

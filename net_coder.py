@@ -401,14 +401,12 @@ def decode_original(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def _unpack_original_indices(reader: _Reader, bits: int, count: int) -> np.ndarray:
-    """Indices of `bits` bits, most significant first; the bits of a last partial byte are right-aligned in it.
+    """Indices of `bits` bits, most significant first.
 
-    When `bits` is no multiple of 8, the last index follows once more as u32, which is the one that counts.
+    When `bits` is no multiple of 8, the last index follows once more as u32, which is the one that counts: the
+    bits of a last partial byte are right-aligned in it.
     """
-    packed = np.unpackbits(reader.array("u1", (bits * count + 7) // 8))
-    partial = bits * count % 8
-    if partial:
-        packed = np.concatenate([packed[:-8], packed[-partial:]])
+    packed = np.unpackbits(reader.array("u1", (bits * count + 7) // 8), count=bits * count)
     places = (1 << np.arange(bits)[::-1]).astype(np.uint32)
     indices = packed.reshape(count, bits) @ places
     if bits % 8:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 import time
 from collections.abc import Sequence
 
@@ -151,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
         seconds=f"{time.monotonic() - started:.1f}",
         compressed=opt.compressed,
     )
-    print(f"next: python net_decompress.py --compressed {opt.compressed}")
+    print("next:", shlex.join(["python", "net_decompress.py", "--compressed", opt.compressed]))
 
 
 if __name__ == "__main__":

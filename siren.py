@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 MIN_NEURONS = 16  # the original never goes below this width
+MAX_NEURONS = 1 << 16
 OMEGA_0 = 30.0  # the original evaluates every network with this factor
 
 
@@ -54,12 +55,12 @@ def count_parameters(config: SirenConfig) -> int:
 
 
 def neurons_for_budget(n_parameters: float, **config) -> int:
-    """Largest width whose network has fewer than `n_parameters` parameters, but never below 16.
+    """Largest width whose network has fewer than `n_parameters` parameters, but never below 16 nor above 65536.
 
     `config` holds the other fields of SirenConfig. Same rule as the original scripts.
     """
     n = MIN_NEURONS
-    while count_parameters(SirenConfig(n + 1, **config)) < n_parameters:
+    while n < MAX_NEURONS and count_parameters(SirenConfig(n + 1, **config)) < n_parameters:
         n += 1
     return n
 

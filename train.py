@@ -69,11 +69,11 @@ def build_parser() -> cli.ArgumentParser:
     group = parser.add_argument_group("optimisation")
     group.add_argument(
         "--n_passes",
-        type=cli.number(0, exclusive=True),
-        help="passes over the volume, each of which sees every voxel once (default: 26.2 million / voxels, 5 to 100)",
+        type=cli.number(0, 1e6, exclusive=True),
+        help="passes over the volume, each of which sees every voxel once (default: 26.2 million / voxels, 5 to 50)",
     )
-    group.add_argument("--batchSize", type=cli.whole(1), default=1024, help="batches of samples a step")
-    group.add_argument("--oversample", type=cli.whole(1), default=2, help="samples in each of those batches")
+    group.add_argument("--batchSize", type=cli.whole(1, 1 << 30), default=1024, help="batches of samples a step")
+    group.add_argument("--oversample", type=cli.whole(1, 1 << 30), default=2, help="samples in each of those batches")
     group.add_argument("--optimizer", choices=("muon", "adam"), default="muon", help="the original has adam")
     group.add_argument(
         "--lr",

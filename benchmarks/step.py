@@ -1,0 +1,108 @@
+"""One training step against what its parts cost alone on this machine: matrix products, sines and cosines.
+
+Prints, per width, voxels/s of the whole step (samples, gradient, update), the voxels/s that the matrix products, sines
+and cosines alone would allow, and the share that the step reaches; autograd's gradient for comparison.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import fitting
+from siren import FieldNet, SirenConfig, SquaredError
+from utils import Field
+
+REPEATS = 7
+
+
+def median_seconds(work: Callable[[], object], seconds: float = 0.3) -> float:
+    """Median over REPEATS of the time that `work` takes, each averaged over about `seconds`."""
+    work()
+    started = time.perf_counter()
+    work()
+    count = max(1, int(seconds / (time.perf_counter() - started)))
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        for _ in range(count):
+            work()
+        times.append((time.perf_counter() - started) / count)
+    return float(np.median(times))
+
+
+def measure(width: int, batch: int) -> dict[str, float]:
+    """Milliseconds of a step of a residual network of 8 layers, and of its parts."""
+    net = FieldNet(SirenConfig(width), torch.Generator().manual_seed(0))
+    side = round(batch ** (1 / 3)) + 8
+    field = Field(np.random.default_rng(0).random((side, side, side, 1), np.float32), torch.device("cpu"))
+    flat = field.shuffled(0, 0)[:batch]
+    x, values = field.samples(flat)
+    fit = fitting.Fit(net, field, fitting.default_recipe(field.n_voxels, net.config), seed=0)
+    squared_error = SquaredError(net, batch)
+    fit.squared_error = squared_error
+
+    def autograd() -> None:
+        net.zero_grad()
+        functional.mse_loss(net(x), values).backward()
+
+    h, out = torch.randn(batch, width), torch.empty(batch, width)
+    weight, bias, grad = torch.randn(width, width), torch.randn(width), torch.empty(width, width)
+    n_hidden, n_sines = 14, 15
+    products = median_seconds(lambda: torch.addmm(bias, h, weight.T, out=out))
+    products += median_seconds(lambda: torch.mm(h, weight, out=out))
+    products += median_seconds(lambda: torch.mm(h.T, out, out=grad))
+    parts = {
+        "matrix products": n_hidden * products,
+        "sines": n_sines * median_seconds(lambda: torch.sin(h, out=out)),
+        "cosines": n_sines * median_seconds(lambda: torch.cos(h, out=out)),
+        "gradient": median_seconds(lambda: squared_error(x, values)),
+        "autograd": median_seconds(autograd),
+        "step": median_seconds(lambda: fit._take_step(flat)),
+    }
+    return {name: 1e3 * seconds for name, seconds in parts.items()}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=[18, 64, 150])
+    parser.add_argument("--batch", type=int, default=fitting.BATCH)
+    opt = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"torch {torch.__version__}, one thread, {opt.batch} samples a step, milliseconds a step")
+    head = [
+        "width",
+        "matrix products",
+        "sines",
+        "cosines",
+        "gradient",
+        "autograd",
+        "step",
+        "voxels/s",
+        "limit",
+        "share",
+    ]
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for width in opt.widths:
+        ms = measure(width, opt.batch)
+        limit = ms["matrix products"] + ms["sines"] + ms["cosines"]
+        figures = [f"{ms[name]:.2f}" for name in head[1:7]]
+        figures += [
+            f"{1e3 * opt.batch / ms['step']:,.0f}",
+            f"{1e3 * opt.batch / limit:,.0f}",
+            f"{limit / ms['step']:.0%}",
+        ]
+        print(f"| {width} | " + " | ".join(figures) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
