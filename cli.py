@@ -53,7 +53,7 @@ def run(main: Callable[[Sequence[str]], None], *errors: type[Exception]) -> None
         main(sys.argv[1:])
         sys.stdout.flush()
     except (UserError, *errors) as error:
-        message = " ".join(str(error).splitlines())
+        message = " ".join(line.strip() for line in str(error).splitlines())
         print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
         sys.exit(EXIT_ERROR)
     except BrokenPipeError:  # the reader of our output, `head` say, has seen enough

@@ -108,28 +108,33 @@ def loss_with_gradient(
     return value_loss + grad_lambda * functional.mse_loss(torch.stack(slopes, dim=1), gradients), value_loss
 
 
-def make_optimizers(net: FieldNet, hidden: list[nn.Parameter], recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """The optimisers of the recipe over all parameters of `net`, of which `hidden` are the hidden matrices."""
+def make_optimizers(layers: list[nn.Linear], hidden: list[nn.Parameter], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """The optimisers of the recipe over the parameters of `layers`, of which `hidden` are the hidden matrices."""
+    parameters = [p for layer in layers for p in layer.parameters()]
     if recipe.optimizer == "adam":
-        return [torch.optim.Adam(net.parameters(), lr=recipe.lr, fused=True)]
+        return [torch.optim.Adam(parameters, lr=recipe.lr, fused=True)]
     chosen = {id(p) for p in hidden}
-    rest = [p for p in net.parameters() if id(p) not in chosen]
+    rest = [p for p in parameters if id(p) not in chosen]
     muon = [Muon(hidden, lr=recipe.lr)] if hidden else []
     return [torch.optim.Adam(rest, lr=recipe.lr, betas=(0.9, 0.99), fused=True), *muon]
 
 
 class Fit:
-    """The fit of a network, in place, to a field on the same device; `seed` settles the order of the samples."""
+    """The fit of a network, in place, to a field on the same device; `seed` settles the order of the samples.
 
-    def __init__(self, net: FieldNet, field: Field, recipe: Recipe, seed: int):
+    The linear layers before `first_layer` stay as they are.
+    """
+
+    def __init__(self, net: FieldNet, field: Field, recipe: Recipe, seed: int, first_layer: int = 0):
         self.net, self.field, self.recipe, self.seed = net, field, recipe, seed
         self.steps_per_pass = math.ceil(field.n_voxels / recipe.batch)
         self.n_steps = math.ceil(recipe.n_passes * self.steps_per_pass)
-        self.squared_error = SquaredError(net, math.ceil(field.n_voxels / self.steps_per_pass))
+        self.squared_error = SquaredError(net, math.ceil(field.n_voxels / self.steps_per_pass), first_layer)
         self.gradients = field.gradients() if recipe.grad_lambda > 0 else None
         config = net.config
-        self.hidden = [layer.weight for layer in linear_layers(net)[1:-1]]
-        self.optimizers = make_optimizers(net, self.hidden, recipe)
+        live = linear_layers(net)[first_layer:]
+        self.hidden = [layer.weight for layer in (live if first_layer else live[1:])[:-1]]
+        self.optimizers = make_optimizers(live, self.hidden, recipe)
         # Limits of the Frobenius norm; a network that comes with larger matrices keeps them.
         initial = math.sqrt(2 * config.n_neurons) / config.omega_0
         self.norm_limits = [max(NORM_LIMIT * initial, float(p.detach().norm())) for p in self.hidden]

@@ -16,8 +16,8 @@ does not know, and refuses one of upper case. Types:
          float32 float64), d_in x u32 grid shape, then for each of the d_out components its least and greatest value,
          8 bytes each: i64 for a signed integer dtype, u64 for an unsigned one, f64 for a float
     "G"  geometry, at most one: d_in x f64 spacing, d_in x f64 origin. Spacing 1 and origin 0 when absent
-    "a"  attributes, at most one: UTF-8 text, lines of key=value, without a line's end after the last one. Keys in
-         use: name (of the field; "sf" when absent)
+    "a"  attributes, at most one: a JSON object of text by key, in UTF-8. Keys in use: name (of the field; "sf" when
+         absent)
     "N"  network, at least one:
          u8 flags (bit 0: residual; bit 1: codebooks), u8 n_layers, u16 n_neurons, f32 omega_0; then the records of the
          linear layers in the order below; then, up to the chunk's end, the stream of their integers
@@ -58,6 +58,7 @@ The blobs of the original neurcomp scripts are read too, by `decode_original`.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import struct
 import zlib
@@ -199,7 +200,7 @@ def encode(header: FieldHeader, networks: list[tuple[dict, list[QuantisedLayer]]
     if header.spacing != (1.0,) * d_in or header.origin != (0.0,) * d_in:
         chunks.append((b"G", struct.pack(f"<{2 * d_in}d", *header.spacing, *header.origin)))
     if header.name != "sf":
-        chunks.append((b"a", f"name={header.name}".encode()))
+        chunks.append((b"a", json.dumps({"name": header.name}, separators=(",", ":")).encode()))
     chunks += [(b"N", _encode_network(network, layers)) for network, layers in networks]
     body = b"".join(kind + struct.pack("<I", len(content)) + content for kind, content in chunks)
     return MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
@@ -328,10 +329,12 @@ def decode(data: bytes) -> tuple[FieldHeader, list[tuple[dict, dict[str, np.ndar
 
 def _decode_attributes(text: bytes) -> dict[str, str]:
     try:
-        pairs = [line.partition("=") for line in text.decode().split("\n")]
-    except UnicodeDecodeError:
-        raise BlobError("attributes: expected UTF-8") from None
-    return {key: value for key, _, value in pairs}
+        attributes = json.loads(text)
+    except (ValueError, RecursionError):
+        attributes = None
+    if not isinstance(attributes, dict) or not all(isinstance(value, str) for value in attributes.values()):
+        raise BlobError("attributes: expected a JSON object of text by key")
+    return attributes
 
 
 def _decode_network(content: _Reader, d_in: int, d_out: int) -> tuple[dict, dict[str, np.ndarray]]:

@@ -7,6 +7,7 @@ import json
 import math
 import shlex
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 
 import cli  # first: answers Ctrl-C while the others load
@@ -15,11 +16,20 @@ import cli  # first: answers Ctrl-C while the others load
 import numpy as np
 import torch
 
+import fitting
 import net_coder
 import quantise
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
-from utils import describe, file_ratios
-from volume_io import VolumeError, read_volume
+from utils import Field, ValueRange, compare, components_last, describe, file_ratios, reconstruct
+from volume_io import Volume, VolumeError, read_volume
+
+# Mean squared error that rounding may add, relative to the network's own. Rounding alone: 0.1 dB. With training, which
+# makes up for most of it: where fewer bytes by coarser steps and fewer bytes by a smaller network cost about the same.
+ADDED_ERROR = 0.02
+ADDED_ERROR_TRAINED = 2.0
+TRAINED_VOXELS = 8.4e6  # seen by the training while rounding
+MAX_PASSES = 32.0
+RATE = 0.25  # of that training, relative to the fit's
 
 
 def build_parser() -> cli.ArgumentParser:
@@ -31,19 +41,41 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument("--compressed", required=True, help="file to write the blob to")
     group.add_argument(
         "--volume",
-        help="the original volume: only for a configuration of the original scripts, which lacks shape and range",
+        help="the original volume: trains the network on while its weights are rounded, for a smaller file; "
+        "needed with files of the original scripts, which lack shape and range",
     )
     group = parser.add_argument_group("quantisation")
     group.add_argument(
         "--cluster_bits",
         type=cli.whole(1, 16),
-        default=9,
-        help="bits: at most 2^bits values for the weights of a matrix",
+        help="about 2^bits values for the weights of a hidden matrix (default: as few as the network's PSNR bears, "
+        "with --quantizer kmeans 9)",
     )
     group.add_argument(
         "--quantizer", choices=("uniform", "kmeans"), default="uniform", help="equal steps, or the paper's codebooks"
     )
+    group = parser.add_argument_group("optimisation")
+    group.add_argument(
+        "--n_passes",
+        type=cli.number(0, 1e6),
+        help="passes over --volume while rounding, 0 for none (default: 8.4 million / voxels, at most 32)",
+    )
+    group.add_argument("--seed", type=cli.whole(0, 2**63 - 1), default=0, help="of the order of the samples")
+    parser.add_device_arguments()
     return parser
+
+
+def parse(argv: Sequence[str]) -> Namespace:
+    """The options, once they make sense together."""
+    opt = build_parser().parse_args(argv)
+    if opt.quantizer == "kmeans":
+        if opt.n_passes:
+            raise cli.UserError("--n_passes trains with --quantizer uniform only")
+        opt.n_passes = 0.0
+        opt.cluster_bits = opt.cluster_bits or 9
+    if opt.n_passes and not opt.volume:
+        raise cli.UserError("--n_passes needs the --volume to train on")
+    return opt
 
 
 def read_config(path: str) -> dict:
@@ -104,12 +136,12 @@ def read_weights(path: str, config_path: str, config: SirenConfig) -> dict[str, 
     return state
 
 
-def field_header(opt, settings: dict, config: SirenConfig) -> net_coder.FieldHeader:
-    """Shape, dtype, range and geometry of the field: from the configuration, or from --volume where it lacks them."""
+def field_header(opt: Namespace, settings: dict, config: SirenConfig, volume: Volume | None) -> net_coder.FieldHeader:
+    """Shape, dtype, range and geometry of the field: from the configuration, or from the volume where it lacks them."""
     if "shape" not in settings:
-        if opt.volume is None:
+        if volume is None:
             raise cli.UserError(f"{opt.config}: holds no shape and range: give the original volume with --volume")
-        return describe(read_volume(opt.volume, config.d_in, config.d_out), config.d_in)
+        return describe(volume, config.d_in)
     try:
         dtype = np.dtype(settings["dtype"])
         low, high = (np.array(limits).astype(dtype) for limits in zip(*settings["value_range"], strict=True))
@@ -125,25 +157,76 @@ def field_header(opt, settings: dict, config: SirenConfig) -> net_coder.FieldHea
     return header
 
 
+def quantise_network(
+    opt: Namespace, net: FieldNet, header: net_coder.FieldHeader, volume: Volume | None, psnr: float | None
+) -> list[net_coder.QuantisedLayer]:
+    """The layers of the network in integers, as the options ask for it. psnr: of the network, in dB, if known."""
+    device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
+    values = ValueRange(header.low, header.high)
+    n_voxels = math.prod(header.shape)
+    n_passes = min(MAX_PASSES, TRAINED_VOXELS / n_voxels) if opt.n_passes is None else opt.n_passes
+    is_trained = bool(opt.volume and n_passes and values.extent.any())
+    original = components_last(volume.array, net.config.d_in) if volume else None
+    if volume and opt.cluster_bits is None:
+        psnr = compare(original, reconstruct(net.to(device), header.shape, values, device)).psnr
+        net.cpu()
+    fineness = {"bits": opt.cluster_bits or 9}
+    if opt.cluster_bits is None and psnr is not None and math.isfinite(psnr):
+        own_error = 4 * 10 ** (-psnr / 10)  # of normalised values, whose range is 2
+        fineness = {"error": own_error * (ADDED_ERROR_TRAINED if is_trained else ADDED_ERROR)}
+    ramp = quantise.RAMP if is_trained else 0.0
+    steps = quantise.choose_steps(net, quantise.domain_points(header.shape), ramp=ramp, **fineness)
+    if opt.quantizer == "kmeans":
+        return quantise.round_to_codebooks(net, opt.cluster_bits, steps)
+    if not is_trained:
+        return quantise.round_layers(net, steps)
+    default = fitting.default_recipe(n_voxels, net.config)
+    recipe = dataclasses.replace(default, n_passes=n_passes, lr=RATE * default.lr)
+    field = Field(values.normalise(original), device)
+    with cli.Progress("rounding") as progress:
+
+        def on_progress(fraction: float, psnr: float) -> None:
+            progress.update(fraction, PSNR=f"{psnr:.1f} dB")
+
+        return quantise.round_and_train(net.to(device), field, steps, recipe, opt.seed, on_progress)
+
+
+def decoded_psnr(blob: bytes, volume: Volume) -> float:
+    """PSNR in dB of what the blob decodes to."""
+    header, ((network, tensors),) = net_coder.decode(blob)
+    net = FieldNet(SirenConfig(**network))
+    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    decoded = reconstruct(net, header.shape, ValueRange(header.low, header.high), torch.device("cpu"))
+    return compare(components_last(volume.array, network["d_in"]), decoded).psnr
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
-    opt = build_parser().parse_args(argv)
+    opt = parse(argv)
     cli.check_outputs([opt.compressed], inputs=[path for path in (opt.net, opt.config, opt.volume) if path])
     settings = read_config(opt.config)
     config = network_config(opt.config, settings)
     state = read_weights(opt.net, opt.config, config)
     if settings.get("weights_crc32", weights_crc32(state)) != weights_crc32(state):
         raise cli.UserError(f"{opt.config}: belongs to other weights than {opt.net}: their checksums differ")
-    header = field_header(opt, settings, config)
+    volume = read_volume(opt.volume, config.d_in, config.d_out) if opt.volume else None
+    header = field_header(opt, settings, config, volume)
+    if volume and volume.array.shape[: config.d_in] != header.shape:
+        found = volume.array.shape
+        raise cli.UserError(f"{opt.volume}: expected shape {header.shape}, as in {opt.config}, found {found}")
+    if volume and not np.array_equal(describe(volume, config.d_in).high, header.high):
+        raise cli.UserError(f"{opt.volume}: is not the volume of {opt.config}: its range differs")
 
     started = time.monotonic()
     net = FieldNet(config)
     net.load_state_dict(state)
-    points = quantise.domain_points(header.shape, quantise.N_POINTS)
-    quantiser = {"uniform": quantise.quantise_uniform, "kmeans": quantise.quantise_kmeans}[opt.quantizer]
-    blob = net_coder.encode(header, [(dataclasses.asdict(config), quantiser(net, points, opt.cluster_bits))])
+    psnr = settings.get("psnr")
+    layers = quantise_network(opt, net, header, volume, psnr if isinstance(psnr, int | float) else None)
+    blob = net_coder.encode(header, [(dataclasses.asdict(config), layers)])
     with cli.atomic_write(opt.compressed) as path, open(path, "wb") as file:
         file.write(blob)
+    if volume:
+        cli.report(psnr=f"{decoded_psnr(blob, volume):.3f}")
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)
     cli.report(
         bytes=len(blob),

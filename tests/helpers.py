@@ -20,7 +20,7 @@ from vtkmodules.vtkIOXML import vtkXMLImageDataReader, vtkXMLImageDataWriter
 import net_coder
 from cli import UserError
 from fitting import Fit, Recipe
-from quantise import quantise_uniform
+from quantise import choose_steps, round_layers
 from siren import FieldNet, SirenConfig
 from utils import Field
 from volume_io import VolumeError
@@ -193,7 +193,9 @@ def watched_samples():
 def make_blob(header: net_coder.FieldHeader, net: FieldNet, bits: int = 9) -> bytes:
     """The blob of one network."""
     points = 2 * torch.rand(64, net.config.d_in, generator=torch.Generator().manual_seed(0)) - 1
-    return net_coder.encode(header, [(dataclasses.asdict(net.config), quantise_uniform(net, points, bits))])
+    return net_coder.encode(
+        header, [(dataclasses.asdict(net.config), round_layers(net, choose_steps(net, points, bits=bits)))]
+    )
 
 
 def header_of(shape=(4, 3, 2), low=0.0, high=1.0, dtype="float32", d_out=1, **fields) -> net_coder.FieldHeader:

@@ -186,7 +186,7 @@ def test_report_is_key_value_lines_on_stdout(capsys):
 
 @pytest.mark.parametrize(
     ("error", "status", "said"),
-    [(cli.UserError("a.npy:\n too   bad"), 2, "error: a.npy: too bad\n"), (KeyError("unlisted"), None, "")],
+    [(cli.UserError("a  b.npy:\n too bad"), 2, "error: a  b.npy: too bad\n"), (KeyError("unlisted"), None, "")],
 )
 def test_run_turns_user_errors_into_one_line(capsys, error, status, said):
     def main(argv):

@@ -13,7 +13,7 @@ ALLOWED = {
     "siren": set(),
     "net_coder": {"entropy_coder"},
     "entropy_coder": set(),
-    "quantise": {"siren", "net_coder"},
+    "quantise": {"fitting", "net_coder", "siren", "utils"},
     "volume_io": set(),
     "cli": set(),
     "utils": {"siren", "net_coder", "volume_io"},
