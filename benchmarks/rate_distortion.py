@@ -1,0 +1,307 @@
+"""PSNR over file bytes: train.py + net_compress.py --volume against SPERR, SZ3, ZFP and TTHRESH, on the given volumes.
+
+Runs the scripts as a user does, for several --compression_ratio; a ratio that needs less than the least width takes
+fewer layers. "original" is the format of the original scripts, 9 bits, at the same networks. Writes one CSV with
+everything measured, which a rerun continues, and per volume a picture; prints a table of PSNR at equal file ratios,
+and per peer the Bjontegaard deltas of ours against it: BD-PSNR in dB and BD-rate in % of bytes, over the file ratios
+(4 bytes x voxels / file bytes) from --low to --high that both cover.
+
+SPERR, SZ3 and ZFP come with hdf5plugin and get the volume as float32; TTHRESH runs when its program is on the PATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import hdf5plugin
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import quantise
+from siren import FieldNet, SirenConfig, count_parameters
+from utils import ValueRange, compare, components_last, reconstruct, value_range
+from volume_io import read_volume
+
+ROOT = Path(__file__).resolve().parents[1]
+PEERS = ("SPERR", "SZ3", "ZFP", "TTHRESH", "original")
+FIELDS = ("volume", "checksum", "codec", "setting", "bytes", "psnr", "seconds")
+ORIGINAL_BITS = 9
+Point = tuple[int, float]  # file bytes, PSNR in dB
+
+
+# --- the codecs: volume, setting -> (bytes, PSNR) ------------------------------------------------------
+
+
+def through_hdf5(volume: np.ndarray, filter_: Callable[[float], dict], setting: float) -> Point:
+    """Compress as one chunk of an HDF5 file in memory."""
+    data = volume.astype(np.float32)
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        file.create_dataset("v", data=data, chunks=data.shape, **filter_(setting))
+    with h5py.File(memory) as file:  # opened anew, or the values would come from a cache, unharmed
+        return file["v"].id.get_storage_size(), compare(data, file["v"][()]).psnr
+
+
+def sperr(volume: np.ndarray, bits_a_voxel: float) -> Point:
+    """SPERR at a fixed rate; `swap` tells it of the C order."""
+    return through_hdf5(volume, lambda rate: hdf5plugin.Sperr(rate=rate, swap=True), bits_a_voxel)
+
+
+def sz3(volume: np.ndarray, error: float) -> Point:
+    """SZ3 with a bound of the absolute error, given relative to the range."""
+    extent = float(volume.max()) - float(volume.min())
+    return through_hdf5(volume, lambda e: hdf5plugin.SZ3(absolute=e * extent), error)
+
+
+def zfp(volume: np.ndarray, error: float) -> Point:
+    """ZFP with a bound of the absolute error, given relative to the range."""
+    extent = float(volume.max()) - float(volume.min())
+    return through_hdf5(volume, lambda e: hdf5plugin.Zfp(accuracy=e * extent), error)
+
+
+def tthresh(volume: np.ndarray, psnr: float) -> Point:
+    """TTHRESH at a PSNR, which it counts over half the range."""
+    with tempfile.TemporaryDirectory() as folder:
+        raw, packed, back = (str(Path(folder) / name) for name in ("v.raw", "v.tt", "b.raw"))
+        volume.astype("<f4").ravel(order="F").tofile(raw)
+        size = [str(n) for n in volume.shape]
+        target = str(psnr - 20 * math.log10(2))
+        command = ["tthresh", "-i", raw, "-t", "float", "-s", *size, "-p", target, "-c", packed, "-o", back]
+        subprocess.run(command, check=True, capture_output=True)
+        decoded = np.fromfile(back, "<f4").reshape(volume.shape, order="F")
+        return Path(packed).stat().st_size, compare(volume.astype(np.float32), decoded).psnr
+
+
+SETTINGS = {
+    "SPERR": (sperr, [32 / ratio for ratio in np.geomspace(40, 2400, 14)]),
+    "SZ3": (sz3, list(np.geomspace(1e-4, 0.4, 22))),
+    "ZFP": (zfp, list(np.geomspace(1e-4, 1.0, 14))),
+    "TTHRESH": (tthresh, list(np.arange(20.0, 66.0, 4.0))),
+}
+
+
+# --- ours ---------------------------------------------------------------------------------------------
+
+
+def script(*arguments: object) -> dict[str, str]:
+    """Run one of the scripts; its results."""
+    command = [sys.executable, str(ROOT / str(arguments[0])), *map(str, arguments[1:])]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)}: {run.stderr}")
+    return dict(re.findall(r"^(\w+)=(.*)$", run.stdout, re.M))
+
+
+def layers_for(n_voxels: int, ratio: float) -> int:
+    """8, or fewer where even the least width has too many parameters."""
+    return next(n for n in range(8, 0, -1) if n == 1 or count_parameters(SirenConfig(16, n)) <= n_voxels / ratio)
+
+
+def ours(path: str, volume: np.ndarray, ratio: float) -> dict[str, Point]:
+    """The points of our blob and of the original's format at the same network."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        names = ("--network", folder / "n.pth", "--config", folder / "n.json")
+        layers = layers_for(volume.size, ratio)
+        script("train.py", "--volume", path, *names, "--compression_ratio", ratio, "--n_layers", layers)
+        settings, state = json.loads((folder / "n.json").read_text()), torch.load(folder / "n.pth", weights_only=True)
+        net, blob = ("--net", folder / "n.pth", "--config", folder / "n.json"), folder / "blob"
+        script("net_compress.py", *net, "--compressed", blob, "--volume", path)
+        found = script("net_decompress.py", "--compressed", blob, "--recon", folder / "r.npy", "--volume", path)
+        return {
+            "ours": (int(found["bytes"]), float(found["psnr"])),
+            "original": original_format(volume, settings, state),
+        }
+
+
+def original_format(volume: np.ndarray, settings: dict, state: dict[str, torch.Tensor]) -> Point:
+    """Bytes and PSNR of a network in the original's format: a codebook per hidden matrix, the rest as float32."""
+    config = SirenConfig(settings["layers"][0], settings["n_layers"])
+    net = FieldNet(config)
+    net.load_state_dict(state)
+    n, n_hidden = config.n_neurons, (config.n_layers - 1) * 2
+    n_bytes = 5 + 4 * config.n_layers + 4 * (3 * n + n + n + 1)
+    n_bytes += n_hidden * (4 * 2**ORIGINAL_BITS + math.ceil(n * n * ORIGINAL_BITS / 8) + 4 + 4 * n)
+    for layer, quantised in zip(
+        quantise.linear_layers(net),
+        quantise.round_to_codebooks(net, ORIGINAL_BITS, [np.float32(2.0**-20)] * (n_hidden + 2)),
+        strict=True,
+    ):
+        if quantised.codebook is not None:
+            with torch.no_grad():
+                layer.weight.copy_(torch.from_numpy(quantised.dequantise()[0]))
+    original = components_last(volume, 3)
+    values = value_range(original)
+    decoded = reconstruct(net, volume.shape, ValueRange(values.low, values.high), torch.device("cpu"))
+    return n_bytes, compare(original, decoded).psnr
+
+
+# --- measuring, once ------------------------------------------------------------------------------------
+
+
+class Record:
+    """What has been measured, in a CSV file that grows as it is."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows = list(csv.DictReader(path.open())) if path.exists() else []
+
+    def has(self, checksum: str, codec: str, setting: str) -> bool:
+        key = (checksum, codec, setting)
+        return any((row["checksum"], row["codec"], row["setting"]) == key for row in self.rows)
+
+    def add(self, **row: object) -> None:
+        self.rows.append({name: str(row[name]) for name in FIELDS})
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, FIELDS)
+            if file.tell() == 0:
+                writer.writeheader()
+            writer.writerow(self.rows[-1])
+
+    def curve(self, checksum: str, codec: str) -> list[Point]:
+        """The measured points by bytes, without those that another one beats in both."""
+        rows = (row for row in self.rows if (row["checksum"], row["codec"]) == (checksum, codec))
+        points = sorted((int(row["bytes"]), float(row["psnr"])) for row in rows if math.isfinite(float(row["psnr"])))
+        best: list[Point] = []
+        for point in points:
+            if not best or point[1] > best[-1][1]:
+                best.append(point)
+        return best
+
+
+def measure(path: str, ratios: list[float], record: Record) -> str:
+    """Measure what is missing for one volume; its checksum."""
+    volume = read_volume(path).array
+    checksum = f"{zlib.crc32(volume.tobytes()):08x}"
+    known = {"volume": Path(path).stem, "checksum": checksum}
+    for codec, (codec_point, settings) in SETTINGS.items():
+        if codec == "TTHRESH" and shutil.which("tthresh") is None:
+            continue
+        for setting in settings:
+            if not record.has(checksum, codec, f"{setting:.6g}"):
+                started = time.monotonic()
+                n_bytes, psnr = codec_point(volume, setting)
+                seconds = f"{time.monotonic() - started:.2f}"
+                record.add(**known, codec=codec, setting=f"{setting:.6g}", bytes=n_bytes, psnr=psnr, seconds=seconds)
+    for ratio in ratios:
+        if not record.has(checksum, "ours", f"{ratio:g}"):
+            started = time.monotonic()
+            for codec, (n_bytes, psnr) in ours(path, volume, ratio).items():
+                seconds = f"{time.monotonic() - started:.2f}"
+                record.add(**known, codec=codec, setting=f"{ratio:g}", bytes=n_bytes, psnr=psnr, seconds=seconds)
+                print(f"{Path(path).stem}: {codec} {ratio:g}: {n_bytes} bytes, {psnr:.2f} dB", file=sys.stderr)
+    return checksum
+
+
+# --- comparing ------------------------------------------------------------------------------------------
+
+
+def psnr_at(curve: list[Point], n_bytes: np.ndarray | float) -> np.ndarray:
+    """PSNR along a curve, linear in the logarithm of the bytes; NaN beyond its ends."""
+    x, y = np.log([b for b, _ in curve]), [p for _, p in curve]
+    return np.interp(np.log(n_bytes), x, y, left=np.nan, right=np.nan)
+
+
+def bd_psnr(curve: list[Point], peer: list[Point], least: float, most: float) -> float:
+    """Mean gain in dB over the bytes, from least to most, that both curves cover, in equal parts of the logarithm."""
+    grid = np.geomspace(least, most, 400)
+    gain = psnr_at(curve, grid) - psnr_at(peer, grid)
+    return float(np.nanmean(gain)) if np.isfinite(gain).any() else math.nan
+
+
+def bd_rate(curve: list[Point], peer: list[Point], least: float, most: float) -> float:
+    """Mean difference in % of the bytes at equal PSNR, over what both curves cover between least and most bytes."""
+    curves = []
+    for points in (curve, peer):
+        grid = np.geomspace(max(least, points[0][0]), max(min(most, points[-1][0]), points[0][0]), 400)
+        curves.append((psnr_at(points, grid), np.log(grid)))
+    low, high = max(c[0].min() for c in curves), min(c[0].max() for c in curves)
+    if not low < high:
+        return math.nan
+    levels = np.linspace(low, high, 400)
+    logs = [np.interp(levels, psnr, log_bytes) for psnr, log_bytes in curves]
+    return 100 * (math.exp(float((logs[0] - logs[1]).mean())) - 1)
+
+
+def draw(name: str, n_voxels: int, curves: dict[str, list[Point]], folder: Path) -> None:
+    """One picture: PSNR over the file ratio."""
+    figure, axes = plt.subplots(figsize=(6, 4.2))
+    for codec, points in curves.items():
+        style = {"ours": "o-", "original": "s--"}.get(codec, ".-")
+        axes.plot([4 * n_voxels / b for b, _ in points], [p for _, p in points], style, label=codec)
+    axes.set(xscale="log", xlabel="file ratio: 4 bytes x voxels / file bytes", ylabel="PSNR (dB)", title=name)
+    axes.set_xlim(40, 2500)
+    shown = [p for points in curves.values() for b, p in points if 40 <= 4 * n_voxels / b <= 2500]
+    axes.set_ylim(min(shown) - 1, max(shown) + 1)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(folder / f"{name}.png", dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Measure what is missing, print the tables, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("volumes", nargs="+", metavar="VOLUME")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[16, 40, 100, 250], help="of train.py")
+    parser.add_argument("--low", type=float, default=100, help="least file ratio compared (default: 100)")
+    parser.add_argument("--high", type=float, default=2000, help="greatest file ratio compared (default: 2000)")
+    parser.add_argument("--output", type=Path, default=Path("rate_distortion"), help="folder for the CSV and pictures")
+    opt = parser.parse_args()
+    opt.output.mkdir(exist_ok=True)
+    record = Record(opt.output / "points.csv")
+    tables: dict[str, dict[str, list[Point]]] = {}
+    sizes = {}
+    for path in opt.volumes:
+        checksum, name = measure(path, opt.ratios, record), Path(path).stem
+        curves = {codec: record.curve(checksum, codec) for codec in ("ours", *PEERS)}
+        tables[name] = {codec: points for codec, points in curves.items() if points}
+        sizes[name] = read_volume(path).array.size
+        draw(name, sizes[name], tables[name], opt.output)
+
+    codecs = [codec for codec in ("ours", *PEERS) if any(codec in curves for curves in tables.values())]
+    ratios = (100, 200, 400, 800, 1600)
+    print(
+        "| volume | codec | " + " | ".join(f"dB at {ratio}" for ratio in ratios) + " |\n|" + "---|" * (2 + len(ratios))
+    )
+    for name, curves in tables.items():
+        for codec, points in curves.items():
+            found = [float(psnr_at(points, 4 * sizes[name] / ratio)) for ratio in ratios]
+            print(f"| {name} | {codec} | " + " | ".join("-" if math.isnan(p) else f"{p:.1f}" for p in found) + " |")
+    peers = codecs[1:]
+    print(
+        "\n| ours against | " + " | ".join(f"{peer} dB, bytes" for peer in peers) + " |\n|" + "---|" * (1 + len(peers))
+    )
+    deltas: dict[str, list[float]] = {peer: [] for peer in peers}
+    for name, curves in tables.items():
+        cells = []
+        for peer in peers:
+            limits = 4 * sizes[name] / opt.high, 4 * sizes[name] / opt.low
+            gain = bd_psnr(curves["ours"], curves[peer], *limits) if peer in curves else math.nan
+            rate = bd_rate(curves["ours"], curves[peer], *limits) if peer in curves else math.nan
+            deltas[peer].append(gain)
+            cells.append("-" if math.isnan(gain) else f"{gain:+.2f}" + ("" if math.isnan(rate) else f", {rate:+.0f} %"))
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    means = [f"{np.nanmean(deltas[peer]):+.2f}" if np.isfinite(deltas[peer]).any() else "-" for peer in peers]
+    print("| mean | " + " | ".join(means) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The default recipe from several seeds, and over widths, depths and ratios: PSNR, spread, recoveries, collapses.
+
+Prints one Markdown row per volume (seeds), then one per shape of network on the first volume. A fit counts as collapsed
+when it is less than 1 dB better than the best constant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import fitting
+from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget
+from utils import Field, compare, components_last, constant_psnr, reconstruct, value_range
+from volume_io import read_volume
+
+
+def fit_psnr(path: str, config: SirenConfig, seed: int, passes: float | None) -> tuple[float, float, int]:
+    """PSNR of one fit, that of the best constant, and how often the fit had to recover."""
+    original = components_last(read_volume(path).array, 3)
+    values, device = value_range(original), torch.device("cpu")
+    field = Field(values.normalise(original), device)
+    recipe = fitting.default_recipe(field.n_voxels, config)
+    recipe = dataclasses.replace(recipe, n_passes=passes or recipe.n_passes)
+    net = FieldNet(config, torch.Generator().manual_seed(seed), fitting.FIRST_OMEGA)
+    fit = fitting.Fit(net, field, recipe, seed)
+    fit.run()
+    psnr = compare(original, reconstruct(net, field.shape, values, device)).psnr
+    return psnr, constant_psnr(original), fit.n_recoveries
+
+
+def row(name: str, path: str, config: SirenConfig, seeds: range, passes: float | None) -> None:
+    """Fit from every seed and print."""
+    fits = [fit_psnr(path, config, seed, passes) for seed in seeds]
+    psnr = [p for p, _, _ in fits]
+    collapsed = sum(p < constant + 1 for p, constant, _ in fits)
+    figures = [f"{p:.2f}" for p in psnr]
+    print(f"| {name} | {config.n_neurons} | {config.n_layers} | {count_parameters(config)} | {' '.join(figures)} "
+          f"| {max(psnr) - min(psnr):.2f} | {sum(n for _, _, n in fits)} | {collapsed} |", flush=True)  # fmt: skip
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("volumes", nargs="*", metavar="VOLUME")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--shapes", metavar="VOLUME", help="volume for the rows over widths, depths and ratios")
+    parser.add_argument("--passes", type=float, help="passes of those rows (default: train.py's)")
+    opt = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| volume | width | layers | parameters | dB | spread | recoveries | collapsed |\n|" + "---|" * 8, flush=True)
+    for path in opt.volumes:
+        n_voxels = read_volume(path).array.size
+        row(Path(path).stem, path, SirenConfig(neurons_for_budget(n_voxels // 50)), range(opt.seeds), None)
+    if opt.shapes:
+        n_voxels = read_volume(opt.shapes).array.size
+        shapes = [(width, layers) for width in (16, 32, 64, 128, 256) for layers in (2, 4, 8, 12)]
+        configs = {f"{w} x {n}": SirenConfig(w, n) for w, n in shapes}
+        configs |= {f"ratio {r}": SirenConfig(neurons_for_budget(n_voxels // r)) for r in (5, 20, 200, 2000)}
+        configs |= {f"plain {w} x {n}": SirenConfig(w, n, is_residual=False) for w, n in ((16, 8), (64, 4), (64, 12))}
+        for name, config in configs.items():
+            row(name, opt.shapes, config, range(2), opt.passes)
+
+
+if __name__ == "__main__":
+    main()
