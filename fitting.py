@@ -28,7 +28,8 @@ AVERAGED_STEPS = 50  # over which the running loss is averaged
 NORM_LIMIT = 1.3  # of a hidden matrix, relative to its initialisation
 SPIKE = 4.0  # a running loss that many times the best one is a divergence
 COLLAPSE = 0.9  # a loss above that part of the field's variance is a fit no better than a constant
-COLLAPSE_PROGRESS = 0.25  # part of the fit after which it is judged so
+COLLAPSE_PROGRESS = 0.25  # part of the fit after which it is judged so,
+COLLAPSE_STEPS = 1000  # and steps: a fit that is merely short has not collapsed
 MAX_RECOVERIES = 4
 
 
@@ -217,7 +218,7 @@ class Fit:
     def _went_back(self) -> bool:
         """Whether the fit went wrong and is back, at half the rate, where it last went well, or at its start."""
         loss, worst = self.running_loss.item(), COLLAPSE * self.field.variance
-        is_collapsed = loss > worst and self.progress > COLLAPSE_PROGRESS
+        is_collapsed = loss > worst and self.progress > COLLAPSE_PROGRESS and self.step >= COLLAPSE_STEPS
         if loss <= SPIKE * self.good_loss and not is_collapsed:
             if loss < min(self.good_loss, worst):
                 self.good, self.good_loss = self._capture(), loss
