@@ -29,7 +29,7 @@ NORM_LIMIT = 1.3  # of a hidden matrix, relative to its initialisation
 SPIKE = 4.0  # a running loss that many times the best one is a divergence
 COLLAPSE = 0.9  # a loss above that part of the field's variance is a fit no better than a constant
 COLLAPSE_PROGRESS = 0.25  # part of the fit after which it is judged so,
-COLLAPSE_STEPS = 1000  # and steps: a fit that is merely short has not collapsed
+COLLAPSE_STEPS = 300  # and steps: a fit that is merely short has not collapsed
 MAX_RECOVERIES = 4
 
 
@@ -199,7 +199,9 @@ class Fit:
             optimizer.step()
         self._limit_norms()
         self.step += 1
-        self.running_loss.lerp_(loss.detach(), 1 / min(self.step, AVERAGED_STEPS))
+        # The average starts anew after every look at it, so that the losses of the first steps do not linger.
+        since_check = (self.step - 1) % CHECK_STEPS + 1
+        self.running_loss.lerp_(loss.detach(), 1 / min(since_check, AVERAGED_STEPS))
 
     @torch.no_grad()
     def _limit_norms(self) -> None:
