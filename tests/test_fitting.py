@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import field_net, fit, slanted, watched_samples
 
-from fitting import loss_with_gradient
+from fitting import NORM_LIMIT, Fit, Muon, Recipe, loss_with_gradient
 from utils import Field, value_range
 
 CPU = torch.device("cpu")
@@ -218,3 +218,77 @@ def test_grad_lambda_brings_the_slopes_nearer():
         return (total - first).item()
 
     assert slope_error(0.05) < 0.5 * slope_error(0.0)
+
+
+# --- the optimiser, and what keeps a fit from going wrong ---------------------------------------------
+
+
+def test_muon_moves_matrices_as_torchs_own():
+    """One step after another of torch.optim.Muon, which computes in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(6, 6, generator=generator)) for _ in range(3)]
+    torchs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    start = [p.detach().clone() for p in ours]
+    lr = 0.01
+    muon = Muon(ours, lr=lr)
+    reference = torch.optim.Muon(torchs, lr=0.25 * lr * math.sqrt(6), weight_decay=0.0, momentum=0.95)
+    for _ in range(4):
+        for a, b in zip(ours, torchs, strict=True):
+            a.grad = torch.randn(6, 6, generator=generator)
+            b.grad = a.grad.clone()
+        muon.step()
+        reference.step()
+    for a, b, s in zip(ours, torchs, start, strict=True):
+        moved = (a - s).detach()
+        assert float((a - b).detach().norm()) < 0.05 * float(moved.norm())
+        assert 0.5 * 4 * 0.25 * lr < float(moved.square().mean().sqrt()) < 1.5 * 4 * 0.25 * lr
+
+
+def test_hidden_matrices_keep_within_their_norm():
+    net = field_net()
+    before = [float(p.norm()) for p in net.parameters() if p.shape == (net.config.n_neurons,) * 2]
+    fit(net, field_of(np.random.default_rng(0).standard_normal((6, 5, 4))), n_passes=50, lr=0.3)
+    limit = NORM_LIMIT * math.sqrt(2 * net.config.n_neurons) / net.config.omega_0
+    after = [float(p.norm()) for p in net.parameters() if p.shape == (net.config.n_neurons,) * 2]
+    assert before and all(a <= max(limit, b) * (1 + 1e-5) for a, b in zip(after, before, strict=True))
+
+
+def poisoned(fit_, at, how):
+    """Run a fit whose weights are spoilt once, after step `at`; the recoveries seen."""
+    done = []
+
+    def on_step(running):
+        if running.step == at and not done:
+            done.append(at)
+            with torch.no_grad():
+                for p in running.net.parameters():
+                    how(p)
+
+    fit_.run(on_step)
+    assert done
+    return fit_.n_recoveries
+
+
+@pytest.mark.parametrize("how", [lambda p: p.fill_(math.nan), lambda p: p.mul_(100.0)], ids=["nan", "wild"])
+def test_a_fit_that_diverges_goes_back(how):
+    field, recipe = slanted_field(), Recipe(n_passes=150, batch=16, lr=2e-3)
+    whole, spoilt = field_net(), field_net()
+    Fit(whole, field, recipe, seed=0).run()
+    assert poisoned(Fit(spoilt, field, recipe, seed=0), at=250, how=how) >= 1
+    assert float(mean_squares(spoilt, field)) < 10 * float(mean_squares(whole, field)) + 1e-4
+
+
+def test_a_fit_that_stays_at_a_constant_starts_again():
+    """A rate so high that the network fits but a constant is halved until it does better, or given up."""
+    net, field = field_net(), slanted_field((7, 6, 5))
+    running = Fit(net, field, Recipe(n_passes=200, batch=16, lr=3.0, optimizer="adam"), seed=0)
+    running.run()
+    assert running.n_recoveries >= 1
+    assert all(torch.isfinite(p).all() for p in net.parameters())
+
+
+@pytest.mark.parametrize("n_passes", [1, 3, 40])
+def test_a_short_fit_is_left_alone(n_passes):
+    running = Fit(field_net(), slanted_field(), Recipe(n_passes=n_passes, batch=8, lr=2e-3), seed=0)
+    running.run()
+    assert running.n_recoveries == 0

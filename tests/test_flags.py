@@ -7,6 +7,7 @@ import os
 import re
 import time
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -452,3 +453,53 @@ def test_integer_metrics_are_those_of_the_rounded_volume(tmp_path, capsys):
     found = results(capsys.readouterr().out)
     assert float(found["max_error"]) == np.abs(rounded.astype(int) - array).max()
     assert float(found["source_ratio"]) == pytest.approx(315 / (tmp_path / "blob").stat().st_size, abs=6e-3)
+
+
+def test_a_fit_no_better_than_a_constant_is_told(tmp_path, capsys):
+    np.save(tmp_path / "noise.npy", np.random.default_rng(0).random((12, 11, 10), np.float32))
+    train(tmp_path / "noise.npy", tmp_path)
+    assert "train.py: warning: " in capsys.readouterr().err
+
+
+def test_an_interrupted_long_run_leaves_its_network(volume_file, tmp_path, monkeypatch):
+    """Ctrl-C after a while: the network so far under a name of its own, the previous one untouched."""
+    before = train(volume_file, tmp_path)
+    monkeypatch.setattr(train_script, "LONG_SECONDS", 0.0)
+
+    def interrupt(fit, *_):
+        fit.step, fit.seconds = 1, 1.0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_script, "run_fit", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=r"the network so far, .* trained, is in .*thenet\.interrupted\.pth"):
+        train(volume_file, tmp_path, "--seed", 1)
+    assert before.network.read_bytes() == before.data
+    left = SimpleNamespace(network=tmp_path / "thenet.interrupted.pth", config=tmp_path / "thenet.interrupted.json")
+    compress(left, tmp_path / "blob")
+    assert decompress(tmp_path / "blob", tmp_path / "r.npy").shape == np.load(volume_file).shape
+
+
+def test_training_while_rounding(tmp_path, capsys):
+    """With --volume the same steps decode to a better volume; without passes to the same one as without it."""
+    volume = np.sin(np.indices((20, 16, 12)) / 3).sum(0).astype(np.float32)
+    np.save(tmp_path / "v.npy", volume)
+    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 3, "--n_passes", 40)
+    capsys.readouterr()
+    flags = ("--cluster_bits", 5)
+    plain = compress(trained, tmp_path / "b", *flags)
+    assert compress(trained, tmp_path / "b", *flags, "--volume", tmp_path / "v.npy", "--n_passes", 0) == plain
+    rounded = float(results(capsys.readouterr().out)["psnr"])
+    blobs = [
+        compress(trained, tmp_path / "b", *flags, "--volume", tmp_path / "v.npy", "--n_passes", 30, "--seed", seed)
+        for seed in (0, 0, 1)
+    ]
+    assert float(results(capsys.readouterr().out)["psnr"]) > rounded + 3
+    assert blobs[0] == blobs[1] != blobs[2]
+
+
+def test_options_that_make_no_sense_together(chain, tmp_path):
+    files = ("--net", chain.network, "--config", chain.config, "--compressed", tmp_path / "b")
+    assert "--volume" in error_of(net_compress.main, *files, "--n_passes", 3)
+    assert "uniform" in error_of(net_compress.main, *files, "--quantizer", "kmeans", "--n_passes", 3)
+    assert "not both" in error_of(train_script.main, "--volume", "v", "--n_passes", 3, "--max_seconds", 3)
+    assert "--schedule" in error_of(train_script.main, "--volume", "v", "--schedule", "power", "--lr_decay", 0.5)

@@ -1,0 +1,63 @@
+"""Seconds that a network of about a million weights takes: rounding and encoding it, and decoding its blob. One core.
+
+Prints key=value lines: the steps of `net_compress.py` without --volume, the median of REPEATS runs each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import entropy_coder
+import net_coder
+from cli import report
+from quantise import choose_steps, domain_points, round_layers
+from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget
+
+REPEATS = 5
+SHAPE = (64, 64, 64)
+
+
+def timed(work: Callable[[], object]) -> tuple[float, object]:
+    """Median of the seconds that `work` takes, and its result."""
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        result = work()
+        times.append(time.perf_counter() - started)
+    return float(np.median(times)), result
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=float, default=1e6)
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 9, 16])
+    opt = parser.parse_args()
+    torch.set_num_threads(1)
+    config = SirenConfig(neurons_for_budget(opt.parameters))
+    net = FieldNet(config, torch.Generator().manual_seed(0))
+    header = net_coder.FieldHeader(SHAPE, np.float32([0]), np.float32([1]), (1.0,) * 3, (0.0,) * 3)
+    points = domain_points(SHAPE)
+    report(parameters=count_parameters(config), n_neurons=config.n_neurons)
+    for bits in opt.bits:
+        to_choose, steps = timed(lambda bits=bits: choose_steps(net, points, bits=bits))
+        to_round, layers = timed(lambda steps=steps: round_layers(net, steps))
+        to_fit, _ = timed(lambda layers=layers: [entropy_coder.fit_model(layer.weights) for layer in layers])
+        to_encode, blob = timed(lambda layers=layers: net_coder.encode(header, [(dataclasses.asdict(config), layers)]))
+        to_decode, _ = timed(lambda blob=blob: net_coder.decode(blob))
+        seconds = {"choose_steps": to_choose, "round": to_round, "fit_models": to_fit, "encode": to_encode}
+        seconds |= {"compress": to_choose + to_round + to_encode, "decode": to_decode}
+        report(bits=bits, bytes=len(blob), **{f"{name}_s": f"{value:.3f}" for name, value in seconds.items()})
+
+
+if __name__ == "__main__":
+    main()

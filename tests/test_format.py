@@ -1,0 +1,363 @@
+"""The format: a decoder written from net_coder's docstring alone agrees with net_coder, and old files stay readable.
+
+`python tests/test_format.py` writes the golden files anew. Only ever for a new version of the format, under new names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import struct
+import sys
+import zlib
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+GOLDEN = Path(__file__).resolve().parent / "data"
+
+# --- the independent decoder: standard library and numpy, nothing of the project ---------------------
+
+DTYPES = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
+POWERS = [round(Decimal(2) ** (30 - Decimal(2) ** -i)) for i in range(17)]
+
+
+def unpack(stream: io.BytesIO, form: str) -> tuple:
+    return struct.unpack("<" + form, stream.read(struct.calcsize("<" + form)))
+
+
+def s(c: int) -> int:
+    return c if c < 8 else (8 + c % 8) * 2 ** (c // 8 - 1)
+
+
+def model(a: int, b: int, m: int) -> tuple[list[int], list[int]]:
+    """f(k) and start(k) of k = -M to M."""
+    big_a, big_b, big_m = s(a), s(b), s(m)
+    assert big_m <= 15360
+    v = []
+    for k in range(big_m + 1):
+        e = min(big_a * k + min(big_b * k, 2**34) * k, 30 * 2**24)
+        value = 2**30
+        for i in range(1, 17):
+            if e >> (24 - i) & 1:
+                value = value * POWERS[i] // 2**30
+        v.append(value // 2 ** (e // 2**24))
+    v = v[:0:-1] + v
+    total = sum(v)
+    f = [1 + value * (2**16 - (2 * big_m + 1)) // total for value in v]
+    f[big_m] += 2**16 - sum(f)
+    start = [0]
+    for frequency in f[:-1]:
+        start.append(start[-1] + frequency)
+    return f, start
+
+
+def read_stream(data: bytes, sizes: list[int], models: list[tuple[int, int, int]]) -> list[np.ndarray]:
+    n_states = min(max(sum(sizes) // 8192, 1), 2048)
+    x = list(struct.unpack_from(f"<{n_states}I", data))
+    words = iter(struct.unpack(f"<{(len(data) - 4 * n_states) // 2}H", data[4 * n_states :]))
+    groups = []
+    for size, codes in zip(sizes, models, strict=True):
+        f, start = model(*codes)
+        places = np.searchsorted(start, np.arange(2**16), side="right") - 1
+        integers = []
+        for i in range(size):
+            state = x[i % n_states]
+            place = int(places[state % 2**16])
+            state = f[place] * (state // 2**16) + state % 2**16 - start[place]
+            x[i % n_states] = state * 2**16 + next(words) if state < 2**16 else state
+            integers.append(place - len(f) // 2)
+        groups.append(np.array(integers))
+    assert next(words, None) is None and set(x) == {2**16}
+    return groups
+
+
+def read_network(stream: io.BytesIO, d_in: int, d_out: int) -> SimpleNamespace:
+    flags, n_layers, n, omega_0 = unpack(stream, "BBHf")
+    n_hidden = (n_layers - 1) * (2 if flags & 1 else 1)
+    records = []
+    for n_in, n_out in [(d_in, n), *[(n, n)] * n_hidden, (n, d_out)]:
+        step, a, b, m, m_bias = unpack(stream, "HBBBB")
+        codebook = None
+        if flags & 2 and n_in == n_out == n:
+            codebook = np.array(unpack(stream, f"{2 * s(m) + 1}f"), np.float32)
+        records.append(
+            (n_in, n_out, struct.unpack("<f", struct.pack("<I", step << 16))[0], (a, b, m), m_bias, codebook)
+        )
+    sizes = [size for n_in, n_out, *_ in records for size in (n_out * n_in, n_out)]
+    models = [codes for *_, matrix, m_bias, _ in records for codes in (matrix, (0, 0, m_bias))]
+    integers = iter(read_stream(stream.read(), sizes, models))
+    layers = []
+    for n_in, n_out, step, (*_, m), _, codebook in records:
+        matrix, bias = next(integers).reshape(n_out, n_in), next(integers)
+        weights = np.float32(step) * matrix.astype(np.float32) if codebook is None else codebook[s(m) + matrix]
+        layers.append((weights, np.float32(step) * bias.astype(np.float32)))
+    return SimpleNamespace(n_neurons=n, n_layers=n_layers, omega_0=omega_0, is_residual=bool(flags & 1), layers=layers)
+
+
+def read_blob(data: bytes) -> SimpleNamespace:
+    """The field, and its networks in `networks`."""
+    assert data[:5] == bytes.fromhex("934E564301")
+    assert struct.unpack_from("<I", data, 5)[0] == zlib.crc32(data[9:])
+    stream, field = io.BytesIO(data[9:]), SimpleNamespace(networks=[], attributes={})
+    while stream.tell() < len(data) - 9:
+        kind, length = unpack(stream, "cI")
+        content = io.BytesIO(stream.read(length))
+        assert len(content.getbuffer()) == length
+        if kind == b"F":
+            field.d_in, field.d_out, code = unpack(content, "BBB")
+            field.dtype, field.shape = DTYPES[code], unpack(content, f"{field.d_in}I")
+            limits = unpack(content, f"{2 * field.d_out}{'qqqqQQQQddd'[code]}")
+            field.low, field.high = limits[::2], limits[1::2]
+            field.spacing, field.origin = (1.0,) * field.d_in, (0.0,) * field.d_in
+        elif kind == b"G":
+            field.spacing, field.origin = unpack(content, f"{field.d_in}d"), unpack(content, f"{field.d_in}d")
+        elif kind == b"a":
+            field.attributes = json.loads(content.read().decode("utf-8"))
+        elif kind == b"N":
+            field.networks.append(read_network(content, field.d_in, field.d_out))
+        else:
+            assert b"a" <= kind <= b"z", "a chunk that may not be skipped"
+            continue
+        assert not content.read()
+    return field
+
+
+def evaluate(field: SimpleNamespace) -> np.ndarray:
+    """All values of the first network, (voxels, d_out), before rounding."""
+    net, longest = field.networks[0], max(*field.shape, 2)
+    axes = [(2 * np.arange(n) - (n - 1)) / (longest - 1) for n in field.shape]
+    h = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, field.d_in)
+
+    def sine(x: np.ndarray, layer: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        return np.sin(net.omega_0 * (x @ layer[0].T.astype(float) + layer[1]))
+
+    first, *hidden, (weights, bias) = net.layers
+    h = sine(h, first)
+    for i in range(net.n_layers - 1):
+        if net.is_residual:
+            c, a = 1 if i == 0 else 1 / 2, 1 / 2 if i == net.n_layers - 2 else 1
+            h = a * (h + sine(sine(c * h, hidden[2 * i]), hidden[2 * i + 1]))
+        else:
+            h = sine(h, hidden[i])
+    y = h @ weights.T.astype(float) + bias
+    low, high = np.array(field.low, float), np.array(field.high, float)
+    return low + (np.clip(y, -1, 1) + 1) / 2 * (high - low)
+
+
+# --- agreement --------------------------------------------------------------------------------------
+
+import torch  # noqa: E402
+from helpers import field_net, header_of  # noqa: E402
+
+import net_coder  # noqa: E402
+from net_coder import BlobError, FieldHeader, QuantisedLayer, layer_shapes, round_step  # noqa: E402
+from quantise import choose_steps, domain_points, round_layers, round_to_codebooks  # noqa: E402
+from siren import FieldNet, SirenConfig  # noqa: E402
+from utils import ValueRange, reconstruct  # noqa: E402
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return kind + struct.pack("<I", len(content)) + content
+
+
+def with_chunk(blob: bytes, extra: bytes) -> bytes:
+    """The blob with a chunk at its end, its checksum right."""
+    body = blob[9:] + extra
+    return blob[:5] + struct.pack("<I", zlib.crc32(body)) + body
+
+
+def random_network(seed: int, largest: int, codebooks: bool = False, **config) -> tuple[dict, list[QuantisedLayer]]:
+    """A network of random integers of magnitudes up to `largest`."""
+    rng = np.random.default_rng(seed)
+    network = {"n_neurons": 5, "n_layers": 3, "d_in": 3, "d_out": 1, "omega_0": 30.0, "is_residual": True, **config}
+
+    def integers(*shape: int) -> np.ndarray:
+        found = np.rint(rng.laplace(0, largest / 4, shape)).clip(-largest, largest).astype(np.int32)
+        found.flat[0] = rng.choice([-largest, largest])
+        return found
+
+    layers = []
+    for n_out, n_in in layer_shapes(**network):
+        has_codebook = codebooks and n_out == n_in == network["n_neurons"]
+        codebook = np.sort(rng.standard_normal(2 * largest + 1)).astype(np.float32) if has_codebook else None
+        layers.append(
+            QuantisedLayer(integers(n_out, n_in), integers(n_out), round_step(rng.uniform(1e-6, 2)), codebook)
+        )
+    return network, layers
+
+
+def assert_same(blob: bytes) -> None:
+    """Both decoders find the same in a blob, bit for bit."""
+    ours, (header, networks) = read_blob(blob), net_coder.decode(blob)
+    assert ours.shape == header.shape and ours.dtype == header.low.dtype.name
+    assert list(ours.low) == header.low.tolist() and list(ours.high) == header.high.tolist()
+    assert (ours.spacing, ours.origin) == (header.spacing, header.origin)
+    assert ours.attributes.get("name", "sf") == header.name
+    for net, (network, tensors) in zip(ours.networks, networks, strict=True):
+        assert network == {
+            "n_neurons": net.n_neurons,
+            "n_layers": net.n_layers,
+            "d_in": ours.d_in,
+            "d_out": ours.d_out,
+            "omega_0": net.omega_0,
+            "is_residual": net.is_residual,
+        }
+        mine = [array for layer in net.layers for array in layer]
+        for array, (name, tensor) in zip(mine, tensors.items(), strict=True):
+            assert array.dtype == tensor.dtype == np.float32 and array.shape == tensor.shape, name
+            assert array.tobytes() == tensor.tobytes(), name
+
+
+@pytest.mark.parametrize("codebooks", [False, True])
+@pytest.mark.parametrize("is_residual", [False, True])
+@pytest.mark.parametrize(
+    ("n_layers", "d_in", "d_out", "largest"),
+    [(1, 3, 1, 7), (2, 2, 3, 0), (3, 3, 3, 1), (4, 2, 1, 255), (12, 3, 1, 100), (2, 3, 1, 15360), (2, 1, 2, 2000)],
+)
+def test_decoders_agree(n_layers, d_in, d_out, largest, is_residual, codebooks):
+    config = {"n_layers": n_layers, "d_in": d_in, "d_out": d_out, "is_residual": is_residual, "omega_0": 12.5}
+    header = header_of((7, 5, 3)[:d_in], d_out=d_out, spacing=(0.1,) * d_in, origin=(-1e300,) * d_in, name="ü\n=\0")
+    assert_same(net_coder.encode(header, [random_network(n_layers, largest, codebooks, **config)]))
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_decoders_agree_at_all_bits(bits):
+    net = field_net(n_neurons=7, d_in=2)
+    steps = choose_steps(net, domain_points((5, 4), 64), bits=bits)
+    for layers in (round_layers(net, steps), round_to_codebooks(net, bits, steps)):
+        assert_same(net_coder.encode(header_of((5, 4)), [(dataclasses.asdict(net.config), layers)]))
+
+
+@pytest.mark.parametrize(("n_neurons", "n_layers", "codebooks"), [(94, 2, False), (100, 4, True), (128, 2, False)])
+def test_decoders_agree_with_several_states(n_neurons, n_layers, codebooks):
+    network = random_network(0, 30, codebooks, n_neurons=n_neurons, n_layers=n_layers)
+    assert sum(layer.weights.size for layer in network[1]) > 2 * 8192
+    assert_same(net_coder.encode(header_of(), [network]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decoders_agree_on_every_dtype(dtype):
+    limits = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
+    low, high = np.array([limits.min, 0], dtype), np.array([limits.max, 1], dtype)
+    header = FieldHeader((3, 2, 4), low, high, (1.0, 2.0, 5e-324), (0.0, 0.0, -3.0), "p")
+    assert_same(net_coder.encode(header, [random_network(0, 5, d_out=2)]))
+
+
+@pytest.mark.parametrize("n_neurons", [1, 3])
+def test_codebooks_where_outer_matrices_are_square_too(n_neurons):
+    """A first or last matrix of n_neurons x n_neurons has a codebook as well."""
+    config = {"n_neurons": n_neurons, "d_out": n_neurons, "n_layers": 2}
+    assert_same(net_coder.encode(header_of(d_out=n_neurons), [random_network(0, 4, True, **config)]))
+
+
+def test_several_networks():
+    networks = [random_network(i, 9, i == 1, n_neurons=3 + i, is_residual=i < 2, omega_0=0.1 + i) for i in range(3)]
+    blob = net_coder.encode(header_of(), networks)
+    assert_same(blob)
+    assert len(net_coder.decode(blob)[1]) == 3
+
+
+def test_unknown_chunks():
+    blob = net_coder.encode(header_of(), [random_network(0, 5)])
+    for kind in (b"b", b"q", b"z", b"n"):
+        extended = with_chunk(blob, chunk(kind, b"anything"))
+        assert_same(extended)
+        assert net_coder.decode(extended)[1][0][1].keys() == net_coder.decode(blob)[1][0][1].keys()
+    for kind in (b"A", b"Q", b"Z", b"\0", b"1", b"\xaa", b"\xe4"):  # the last two: lower-case letters in Latin-1
+        with pytest.raises(BlobError, match="unknown type"):
+            net_coder.decode(with_chunk(blob, chunk(kind, b"anything")))
+        with pytest.raises(AssertionError):
+            read_blob(with_chunk(blob, chunk(kind, b"anything")))
+
+
+@pytest.mark.parametrize("text", [b"{}", b'{"time": "0.25", "units": "K"}', b'{"name":"\xc3\xbc","x":"\\u00e4"}'])
+def test_attributes(text):
+    blob = with_chunk(net_coder.encode(header_of(), [random_network(0, 5)]), chunk(b"a", text))
+    assert_same(blob)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"null", b'{"name": 1}', b"\xff", '{"name":"x"}'.encode("utf-16"), b"[" * 100_000]
+)
+def test_attributes_of_another_form(text):
+    with pytest.raises(BlobError, match="attributes"):
+        net_coder.decode(with_chunk(net_coder.encode(header_of(), [random_network(0, 5)]), chunk(b"a", text)))
+
+
+@pytest.mark.parametrize("is_residual", [False, True])
+@pytest.mark.parametrize(("shape", "d_out", "n_layers"), [((9, 6, 1), 1, 5), ((5, 8), 3, 2), ((1, 1, 1), 1, 1)])
+def test_values_are_those_specified(shape, d_out, n_layers, is_residual):
+    net = field_net(n_layers=n_layers, d_in=len(shape), d_out=d_out, is_residual=is_residual, omega_0=20.0)
+    layers = round_layers(net, choose_steps(net, domain_points(shape, 64), bits=9))
+    blob = net_coder.encode(header_of(shape, -3.0, 5.0, d_out=d_out), [(dataclasses.asdict(net.config), layers)])
+    np.testing.assert_allclose(values_of(blob), evaluate(read_blob(blob)), rtol=0, atol=8e-5)
+
+
+def values_of(blob: bytes) -> np.ndarray:
+    """What the project decodes a blob to, (voxels, d_out)."""
+    header, ((network, tensors),) = net_coder.decode(blob)
+    net = FieldNet(SirenConfig(**network))
+    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    values = reconstruct(net, header.shape, ValueRange(header.low, header.high), torch.device("cpu"))
+    return values.reshape(-1, network["d_out"])
+
+
+# --- golden files -----------------------------------------------------------------------------------
+
+
+def fingerprint(blob: bytes) -> dict:
+    """What a blob must decode to for ever: the header, the weights' CRC-32, and every 11th value."""
+    header, ((network, tensors),) = net_coder.decode(blob)
+    return {
+        "header": [header.shape, header.low.dtype.name, header.low.tolist(), header.high.tolist()],
+        "geometry": [header.spacing, header.origin, header.name],
+        "network": network,
+        "crc32": zlib.crc32(b"".join(tensor.astype("<f4").tobytes() for tensor in tensors.values())),
+        "values": values_of(blob)[::11].astype(float).tolist(),
+    }
+
+
+def write_golden() -> None:
+    """Write the golden files of this version of the format, and what they must decode to."""
+    nets = {
+        "residual": field_net(n_neurons=24, n_layers=4),
+        "plain": field_net(n_neurons=40, n_layers=3, d_out=3, is_residual=False, omega_0=22.5, seed=1),
+        "codebooks": field_net(n_neurons=20, n_layers=3, d_in=2, seed=2),
+    }
+    headers = {
+        "residual": header_of((6, 5, 4), -1.5, 40.0),
+        "plain": FieldHeader(
+            (4, 7, 3), np.int16([-9, 0, 5]), np.int16([9, 7, 5]), (0.25, 0.5, 3.0), (-1.0, 0.0, 1e6), "velocity µ"
+        ),
+        "codebooks": header_of((9, 12), 0, 255, "uint8"),
+    }
+    expected = {}
+    for name, net in nets.items():
+        steps = choose_steps(net, domain_points(headers[name].shape, 256), bits=9)
+        layers = round_to_codebooks(net, 6, steps) if name == "codebooks" else round_layers(net, steps)
+        blob = net_coder.encode(headers[name], [(dataclasses.asdict(net.config), layers)])
+        (GOLDEN / f"golden_{name}.blob").write_bytes(blob)
+        expected[name] = fingerprint(blob)
+    (GOLDEN / "golden_expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+@pytest.mark.parametrize("name", ["residual", "plain", "codebooks"])
+def test_golden(name):
+    blob = (GOLDEN / f"golden_{name}.blob").read_bytes()
+    expected = json.loads((GOLDEN / "golden_expected.json").read_text())[name]
+    found = json.loads(json.dumps(fingerprint(blob)))
+    values, wanted = found.pop("values"), expected.pop("values")
+    assert found == expected
+    atol = 1 if "int" in expected["header"][1] else 1e-3  # an integer may round to either side
+    np.testing.assert_allclose(values, wanted, rtol=0, atol=atol)
+    assert_same(blob)
+
+
+if __name__ == "__main__":
+    write_golden()

@@ -1,0 +1,258 @@
+"""Quantisation: errors as foretold, limits kept, compensation and training that pay."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from helpers import arrays, field_net, fit
+
+import quantise
+from fitting import Recipe
+from net_coder import QuantisedLayer, round_step
+from quantise import (
+    MAX_STEPS,
+    choose_steps,
+    derivatives,
+    domain_points,
+    kmeans,
+    round_and_train,
+    round_compensated,
+    round_layers,
+    round_to_codebooks,
+)
+from siren import FieldNet, linear_layers
+from utils import Field
+
+SHAPE = (14, 12, 10)
+
+
+def wave(shape: tuple[int, ...] = SHAPE) -> Field:
+    """A smooth field in [-1, 1]."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    values = np.sin(4 * x + y) * np.cos(3 * y - 2 * z)
+    return Field(values[..., None].astype(np.float32), torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def trained() -> FieldNet:
+    """A network fitted to `wave`; to be copied before it is changed."""
+    torch.set_num_threads(1)
+    net = field_net(n_neurons=16)
+    fit(net, wave(), optimizer="adam", n_passes=40, batch=128, lr=3e-3)
+    return net
+
+
+def dequantised(net: FieldNet, layers: list[QuantisedLayer]) -> FieldNet:
+    """A copy of the network with what the layers stand for as its weights."""
+    found = copy.deepcopy(net)
+    with torch.no_grad():
+        for layer, quantised in zip(linear_layers(found), layers, strict=True):
+            for parameter, values in zip((layer.weight, layer.bias), quantised.dequantise(), strict=True):
+                parameter.copy_(torch.from_numpy(values))
+    return found
+
+
+@torch.no_grad()
+def mean_squared(net: FieldNet, other: FieldNet, x: torch.Tensor) -> float:
+    return float((net(x) - other(x)).square().mean())
+
+
+@torch.no_grad()
+def field_error(net: FieldNet, field: Field) -> float:
+    """Mean squared error over all voxels."""
+    x, values = field.samples(torch.arange(field.n_voxels))
+    return float((net(x) - values).square().mean())
+
+
+# --- derivatives ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fields", [{}, {"is_residual": False}, {"d_out": 3, "d_in": 2}, {"n_layers": 1}])
+def test_derivatives_by_finite_differences(fields):
+    net = field_net(**fields).double()
+    x = domain_points((5, 4, 3)[: net.config.d_in], 4).double()
+    signs = torch.randint(0, 2, (4, net.config.d_out), generator=torch.Generator().manual_seed(7)) * 2 - 1
+
+    @torch.no_grad()
+    def output(parameter: torch.Tensor, at: tuple[int, ...], change: float) -> torch.Tensor:
+        parameter[at] += change
+        y = (net(x) * signs).sum(1)
+        parameter[at] -= change
+        return y
+
+    for layer, (a, d) in zip(linear_layers(net), derivatives(net, x, seed=7), strict=True):
+        assert a.shape == (4, layer.in_features + 1) and d.shape == (4, layer.out_features)
+        jacobian = d[:, :, None] * a[:, None, :]
+        for row, column in ((0, 0), (-1, -1)):
+            for parameter, at, exact in (
+                (layer.weight, (row, column), jacobian[:, row, :-1][:, column]),
+                (layer.bias, (row,), jacobian[:, row, -1]),
+            ):
+                found = (output(parameter, at, 1e-6) - output(parameter, at, -1e-6)) / 2e-6
+                torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-7)
+
+
+def test_derivatives_leave_the_network_alone():
+    net = field_net()
+    before = copy.deepcopy(arrays(net))
+    derivatives(net, domain_points(SHAPE, 8))
+    assert all(p.grad is None for p in net.parameters()) and not any(m._forward_hooks for m in net.modules())
+    for name, array in arrays(net).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_domain_points_fill_the_box():
+    x = domain_points((9, 5, 1), 4000)
+    assert x.shape == (4000, 3)
+    torch.testing.assert_close(x.abs().amax(0), torch.tensor([1.0, 0.5, 0.0]), rtol=0, atol=0.01)
+    torch.testing.assert_close(x, domain_points((9, 5, 1), 4000))
+    assert (x != domain_points((9, 5, 1), 4000, seed=1)).any()
+
+
+# --- steps ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ramp", [0.0, 3.0])
+@pytest.mark.parametrize("error", [1e-4, 1e-5])
+def test_the_error_is_as_foretold(trained, error, ramp):
+    """On average over several roundings: a single one of so small a network is a matter of luck."""
+    x, unseen, ratios = domain_points(SHAPE, 2000), domain_points(SHAPE, 2000, seed=1), []
+    for asked in error * np.linspace(0.5, 1.5, 12):
+        layers = round_layers(trained, choose_steps(trained, x, error=asked, ramp=ramp))
+        ratios.append(mean_squared(trained, dequantised(trained, layers), unseen) / asked)
+    assert 0.75 < np.mean(ratios) < 1.25
+
+
+def test_the_error_of_several_outputs_is_as_foretold():
+    net = field_net(n_neurons=24, d_out=3, seed=3)
+    x = domain_points(SHAPE, 3000)
+    found = mean_squared(net, dequantised(net, round_layers(net, choose_steps(net, x, error=1e-6))), x)
+    assert 0.75e-6 < found < 1.25e-6
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_bits_bound_the_levels(trained, bits):
+    steps = choose_steps(trained, domain_points(SHAPE, 500), bits=bits)
+    layers = round_layers(trained, steps)
+    largest = [int(np.abs(layer.weights).max()) for layer in layers[1:-1]]
+    bound = min(2 ** (bits - 1), MAX_STEPS)
+    assert max(largest) <= bound * 1.01 + 0.5
+    if bits <= 11:  # beyond, another layer is at the coder's limit
+        assert max(largest) >= bound * 0.98 - 0.5  # no coarser than asked for
+    assert max(np.abs(layer.biases).max() for layer in layers) <= MAX_STEPS * 1.01
+
+
+def test_steps_follow_the_sensitivity(trained):
+    """Every layer's rounding costs as much a weight; with a ramp, the first layers' more."""
+    x = domain_points(SHAPE, 2000)
+    scales = [float(a.square().mean() * d.square().mean()) for a, d in derivatives(trained, x)]
+    for ramp in (0.0, 2.0):
+        steps = np.array(choose_steps(trained, x, error=1e-4, ramp=ramp), float)
+        costs = np.log2(steps**2 * scales) / 2
+        np.testing.assert_allclose(costs - costs[0], -ramp * np.linspace(0, 1, len(costs)), atol=0.02)
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-30, 1e30])
+def test_steps_of_degenerate_networks(factor):
+    net = field_net()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter *= factor
+    for fineness in ({"bits": 9}, {"error": 1e-4}, {"error": 0.0}):
+        steps = choose_steps(net, domain_points(SHAPE, 16), **fineness)
+        assert all(np.isfinite(step) and step > 0 and step == round_step(step) for step in steps)
+        for layer in round_layers(net, steps):
+            assert max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) <= 1.01 * MAX_STEPS
+
+
+# --- rounding ---------------------------------------------------------------------------------------
+
+
+def test_rounding_is_to_the_nearest(trained):
+    steps = choose_steps(trained, domain_points(SHAPE, 500), bits=5)
+    found = dequantised(trained, round_layers(trained, steps))
+    for layer, rounded, step in zip(linear_layers(trained), linear_layers(found), steps, strict=True):
+        for a, b in ((layer.weight, rounded.weight), (layer.bias, rounded.bias)):
+            assert float((a - b).detach().abs().max()) <= float(step) / 2 * 1.0001
+
+
+@pytest.mark.parametrize("block", [10_000, 40])
+def test_compensation_beats_the_nearest(trained, monkeypatch, block):
+    """At equal steps, layer by layer, whether one block or many."""
+    monkeypatch.setattr(quantise, "BLOCK", block)
+    x, unseen = domain_points(SHAPE, 2000), domain_points(SHAPE, 2000, seed=1)
+    steps = choose_steps(trained, x, error=1e-3)
+    nearest, ratios = round_layers(trained, steps), []
+    for i, (layer, (a, d)) in enumerate(zip(linear_layers(trained), derivatives(trained, x), strict=True)):
+        rounded = round_compensated(quantise._matrix(layer), a, d, float(steps[i]))
+        compensated = QuantisedLayer(rounded[:, :-1], rounded[:, -1], steps[i])
+        ratios.append(error_of_layer(trained, i, compensated, unseen) / error_of_layer(trained, i, nearest[i], unseen))
+    print(ratios)
+    assert np.exp(np.log(ratios).mean()) < 0.7
+
+
+@torch.no_grad()
+def error_of_layer(net: FieldNet, i: int, quantised: QuantisedLayer, x: torch.Tensor) -> float:
+    """Mean squared error of the output when layer i alone is quantised."""
+    found = copy.deepcopy(net)
+    for parameter, values in zip(linear_layers(found)[i].parameters(), quantised.dequantise(), strict=True):
+        parameter.copy_(torch.from_numpy(values))
+    return mean_squared(net, found, x)
+
+
+def test_rounding_with_training(trained):
+    """Better than rounding alone at equal steps; the weights are multiples of the steps; equal seeds, equal bytes."""
+    field = wave()
+    steps = choose_steps(trained, domain_points(SHAPE, 2000), error=2 * field_error(trained, field), ramp=quantise.RAMP)
+    recipe = Recipe(optimizer="adam", n_passes=12, batch=128, lr=1e-3)
+    heard: list[tuple[float, float]] = []
+    runs = []
+    for seed in (0, 0, 1):
+        net = copy.deepcopy(trained)
+        layers = round_and_train(net, field, steps, recipe, seed, lambda *figures: heard.append(figures))
+        runs.append(b"".join(layer.weights.tobytes() + layer.biases.tobytes() for layer in layers))
+        found = dequantised(trained, layers)
+        assert field_error(found, field) < 0.7 * field_error(dequantised(trained, round_layers(trained, steps)), field)
+        for layer, quantised, step in zip(linear_layers(net), layers, steps, strict=True):
+            assert quantised.step == step
+            for parameter, integers in ((layer.weight, quantised.weights), (layer.bias, quantised.biases)):
+                expected = step * integers.astype(np.float32)
+                np.testing.assert_array_equal(parameter.detach().numpy(), expected)  # nothing trained it on
+    assert runs[0] == runs[1] != runs[2]
+    fractions = [fraction for fraction, _ in heard[: len(steps) - 1]]
+    assert fractions == sorted(fractions) and fractions[0] > 0 and fractions[-1] < 1
+
+
+# --- codebooks --------------------------------------------------------------------------------------
+
+
+def test_kmeans_is_a_fixed_point():
+    values = np.random.default_rng(0).normal(size=500).astype(np.float32)
+    centroids = kmeans(values, 8)
+    nearest = np.abs(values[:, None] - centroids).argmin(1)
+    means = [values[nearest == i].mean() for i in range(8)]
+    np.testing.assert_allclose(centroids, means, rtol=0, atol=5e-3)
+    spread = np.linspace(values.min(), values.max(), 8)
+    assert np.square(values - centroids[nearest]).mean() < np.square(np.abs(values[:, None] - spread).min(1)).mean()
+
+
+@pytest.mark.parametrize("values", [[0.0], [1.0, 1.0, 1.0], [3.0, -2.0], [0.0, 0.0, 0.0, 5.0]])
+def test_kmeans_of_few_values_is_exact(values):
+    found = kmeans(np.array(values, np.float32), 16)
+    assert set(found) == set(values) and found.dtype == np.float32
+
+
+@pytest.mark.parametrize("bits", [1, 2, 5, 9])
+def test_codebooks(trained, bits):
+    steps = choose_steps(trained, domain_points(SHAPE, 500), bits=9)
+    layers = round_to_codebooks(trained, bits, steps)
+    for layer, quantised in zip(linear_layers(trained)[1:-1], layers[1:-1], strict=True):
+        values, _ = quantised.dequantise()
+        original = layer.weight.detach().numpy()
+        assert len(np.unique(values)) <= 2**bits and len(quantised.codebook) % 2 == 1
+        nearest = np.abs(original[..., None] - quantised.codebook).min(-1)
+        np.testing.assert_allclose(np.abs(values - original), nearest, rtol=0, atol=1e-6)
+    assert layers[0].codebook is None and layers[-1].codebook is None
