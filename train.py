@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -24,12 +23,15 @@ import fitting
 import net_coder
 from fitting import Fit, Recipe
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
-from utils import Field, Metrics, ValueRange, compare, components_last, constant_psnr, reconstruct, value_range
+from utils import Field, ValueRange, compare, components_last, constant_psnr, reconstruct, value_range
 from volume_io import Volume, VolumeError, read_volume, write_volume
 
 FORMAT_VERSION = 1
 SHOW_SECONDS = 0.5
 CHECKPOINT_SECONDS = 60.0
+# Options that another run may set differently and still continue a checkpoint.
+MAY_CHANGE = {"volume", "network", "config", "vol_debug", "checkpoint", "resume", "target_psnr"}
+MAY_CHANGE |= {"cuda", "gid", "num_workers"}
 LONG_SECONDS = 30.0  # an interrupted run that took longer leaves the network so far
 
 
@@ -149,7 +151,7 @@ def configuration(
     values: ValueRange,
     config: SirenConfig,
     net: FieldNet,
-    metrics: Metrics | None,
+    psnr: float,
     seconds: float,
 ) -> dict:
     """What thenet.json holds: the original's keys first, then what the later stages need."""
@@ -180,7 +182,7 @@ def configuration(
         "name": volume.name,
         "seed": opt.seed,
         "n_parameters": count_parameters(config),
-        "psnr": metrics.psnr if metrics and math.isfinite(metrics.psnr) else None,
+        "psnr": psnr if math.isfinite(psnr) else None,
         "seconds": seconds,
         "torch_version": torch.__version__,
         "weights_crc32": weights_crc32(net.state_dict()),
@@ -224,19 +226,7 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> No
 
 def identity(opt: Namespace, field: Field) -> dict:
     """What must be the same for a checkpoint to be continued."""
-    free = (
-        "volume",
-        "network",
-        "config",
-        "vol_debug",
-        "checkpoint",
-        "resume",
-        "target_psnr",
-        "cuda",
-        "gid",
-        "num_workers",
-    )
-    same = {name: value for name, value in vars(opt).items() if name not in free}
+    same = {name: value for name, value in vars(opt).items() if name not in MAY_CHANGE}
     return same | {"shape": list(field.shape), "values_crc32": zlib.crc32(field.values.cpu().numpy())}
 
 
@@ -249,99 +239,105 @@ def save_checkpoint(opt: Namespace, fit: Fit) -> None:
 def load_checkpoint(opt: Namespace, fit: Fit) -> None:
     """Continue from --checkpoint. Raises UserError unless it is of the same volume and options."""
     content = cli.load_tensors(opt.checkpoint)
-    if not isinstance(content, dict) or content.keys() != {"identity", "fit"}:
-        raise cli.UserError(f"{opt.checkpoint}: not a checkpoint of train.py")
-    expected, found = identity(opt, fit.field), content["identity"]
-    differing = [name for name in expected if expected[name] != found.get(name)]
+    expected = identity(opt, fit.field)
+    try:
+        found = content["identity"]
+        differing = [name for name in expected if expected[name] != found[name]]
+        if not differing:
+            fit.load_state_dict(content["fit"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
+        raise cli.UserError(f"{opt.checkpoint}: expected a checkpoint of train.py, found something else") from None
     if differing:
         name = differing[0]
-        raise cli.UserError(f"{opt.checkpoint}: is of another run: {name} was {found.get(name)}, is {expected[name]}")
-    fit.load_state_dict(content["fit"])
+        raise cli.UserError(f"{opt.checkpoint}: is of another run: {name} was {found[name]}, is {expected[name]}")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run the script with these arguments."""
-    opt = parse(argv)
-    device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
-    folder = os.path.dirname(opt.network)
-    debug = [os.path.join(folder, name) for name in ("gt.vti", "vol.vti")] if opt.vol_debug else []
-    stem = os.path.splitext(opt.network)[0]
-    unfinished = (f"{stem}.interrupted.pth", f"{stem}.interrupted.json")
-    outputs = [opt.network, opt.config, *debug, *([opt.checkpoint] if opt.checkpoint else []), *unfinished]
-    cli.check_outputs(outputs, inputs=[opt.volume])
-
-    volume = read_volume(opt.volume, opt.d_in, opt.d_out)
-    original = components_last(volume.array, opt.d_in)
-    values = value_range(original)
-    architecture = {"n_layers": opt.n_layers, "d_in": opt.d_in, "d_out": opt.d_out, "is_residual": opt.is_residual}
-    n_voxels = original.size // opt.d_out
-    config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio, **architecture), **architecture)
-    net_coder.check_network(dataclasses.asdict(config))
-    recipe = settle_recipe(opt, n_voxels, config)
-
-    net = FieldNet(config, torch.Generator().manual_seed(opt.seed), first_omega=opt.w0).to(device)
-    field = Field(values.normalise(original), device)
-    fit = Fit(net, field, recipe, opt.seed)
-    if opt.resume:
-        load_checkpoint(opt, fit)
-
-    def measure() -> tuple[np.ndarray, Metrics]:
-        decoded = reconstruct(net, field.shape, values, device)
-        return decoded, compare(original, decoded)
-
+def run_to_target(fit: Fit, opt: Namespace, measure: Callable[[], float]) -> None:
+    """Run a fit; where --target_psnr is given, until `measure()`, the exact PSNR, confirms that it is reached."""
     needed = opt.target_psnr or math.inf  # of the estimate, which is a little off
 
     def is_reached(estimate: float) -> bool:
         nonlocal needed
         if estimate < needed:
             return False
-        lacking = opt.target_psnr - measure()[1].psnr
+        lacking = opt.target_psnr - measure()
         needed = estimate + max(lacking, 0.02)
         return lacking <= 0
 
-    def settings(metrics: Metrics | None) -> dict:
-        return configuration(opt, volume, values, config, net, metrics, fit.seconds)
+    run_fit(fit, opt, is_reached)
+
+
+def output_paths(opt: Namespace) -> tuple[tuple[str, str], tuple[str, str], list[str]]:
+    """Files of the network, of an interrupted one, and of the volumes that --enable-vol-debug asks for."""
+    stem = os.path.splitext(opt.network)[0]
+    folder = os.path.dirname(opt.network)
+    debug = [os.path.join(folder, name) for name in ("gt.vti", "vol.vti")] if opt.vol_debug else []
+    return (opt.network, opt.config), (f"{stem}.interrupted.pth", f"{stem}.interrupted.json"), debug
+
+
+def write_debug_volumes(paths: list[str], volume: Volume, decoded: np.ndarray) -> None:
+    """The original and the network's version of it."""
+    for path, array in zip(paths, (volume.array, decoded.reshape(volume.array.shape)), strict=True):
+        with cli.atomic_write(path) as temporary:
+            write_volume(temporary, dataclasses.replace(volume, array=array), ".vti")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the script with these arguments."""
+    opt = parse(argv)
+    device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
+    finished, interrupted, debug = output_paths(opt)
+    checkpoint = [opt.checkpoint] if opt.checkpoint else []
+    cli.check_outputs([*finished, *interrupted, *debug, *checkpoint], inputs=[opt.volume])
+
+    volume = read_volume(opt.volume, opt.d_in, opt.d_out)
+    original = components_last(volume.array, opt.d_in)
+    values = value_range(original)
+    n_voxels = original.size // opt.d_out
+    architecture = {"n_layers": opt.n_layers, "d_in": opt.d_in, "d_out": opt.d_out, "is_residual": opt.is_residual}
+    config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio, **architecture), **architecture)
+    net_coder.check_network(dataclasses.asdict(config))
+    recipe = settle_recipe(opt, n_voxels, config)
+
+    net = FieldNet(config, torch.Generator().manual_seed(opt.seed), first_omega=opt.w0).to(device)
+    fit = Fit(net, Field(values.normalise(original), device), recipe, opt.seed)
+    if opt.resume:
+        load_checkpoint(opt, fit)
+
+    def decode() -> np.ndarray:
+        return reconstruct(net, fit.field.shape, values, device)
+
+    def settings(psnr: float) -> dict:
+        return configuration(opt, volume, values, config, net, psnr, fit.seconds)
 
     try:
         if values.extent.any():  # a constant volume needs no fit: its range says it all
-            run_fit(fit, opt, is_reached)
+            run_to_target(fit, opt, lambda: compare(original, decode()).psnr)
     except KeyboardInterrupt:
-        if opt.checkpoint:
-            save_checkpoint(opt, fit)
         if fit.seconds < LONG_SECONDS:
             raise
-        write_network(unfinished, net, settings(None))
-        raise KeyboardInterrupt(f"the network so far, {fit.progress:.0%} trained, is in {unfinished[0]}") from None
+        write_network(interrupted, net, settings(math.nan))
+        raise KeyboardInterrupt(f"the network so far, {fit.progress:.0%} trained, is in {interrupted[0]}") from None
 
-    decoded, metrics = measure()
-    with contextlib.ExitStack() as stack:
-        for path, array in zip(debug, (original, decoded), strict=bool(debug)):
-            part = Volume(array.reshape(volume.array.shape), volume.spacing, volume.origin, volume.name)
-            write_volume(stack.enter_context(cli.atomic_write(path)), part, ".vti")
-        write_network((opt.network, opt.config), net, settings(metrics))
+    decoded = decode()
+    psnr = compare(original, decoded).psnr
+    if debug:
+        write_debug_volumes(debug, volume, decoded)
+    write_network(finished, net, settings(psnr))
 
     n_parameters = count_parameters(config)
-    if values.extent.any() and metrics.psnr < constant_psnr(original) + 1:
-        print(f"train.py: warning: {metrics.psnr:.1f} dB is hardly better than a constant volume", file=sys.stderr)
+    if values.extent.any() and psnr < constant_psnr(original) + 1:
+        print(f"train.py: warning: {psnr:.1f} dB is hardly better than a constant volume", file=sys.stderr)
     cli.report(
-        psnr=f"{metrics.psnr:.3f}",
+        psnr=f"{psnr:.3f}",
         parameters=n_parameters,
         compression_ratio=f"{n_voxels / n_parameters:.2f}",
         seconds=f"{fit.seconds:.1f}",
         network=opt.network,
         config=opt.config,
     )
-    command = [
-        "python",
-        "net_compress.py",
-        "--net",
-        opt.network,
-        "--config",
-        opt.config,
-        "--compressed",
-        "compressed_out",
-    ]
-    print("next:", shlex.join(command))
+    files = shlex.join(["--net", opt.network, "--config", opt.config, "--compressed", "compressed_out"])
+    print("next: python net_compress.py", files)
 
 
 if __name__ == "__main__":
