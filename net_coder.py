@@ -8,19 +8,22 @@ Format, version 1. Little-endian throughout; u8, u16, u32 unsigned, i64 signed, 
     5       u32   CRC-32 (zlib's) of everything that follows
     9       ...   chunks, up to the end of the file
 
-A chunk is u8 type, u32 length, then `length` bytes. A reader skips a chunk whose type is a lower-case letter that it
-does not know, and refuses one of upper case. Types:
+A chunk is u8 type, u32 length, then `length` bytes. A reader skips a chunk of a type it does not know when that is a
+lower-case ASCII letter (61 to 7A), and refuses the file when it is anything else. Types:
 
     "F"  field, exactly one, first:
-         u8 d_in (1 to 4), u8 d_out, u8 dtype (0 to 10: int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16
-         float32 float64), d_in x u32 grid shape, then for each of the d_out components its least and greatest value,
-         8 bytes each: i64 for a signed integer dtype, u64 for an unsigned one, f64 for a float
-    "G"  geometry, at most one: d_in x f64 spacing, d_in x f64 origin. Spacing 1 and origin 0 when absent
+         u8 d_in (1 to 4), u8 d_out (1 to 255), u8 dtype (0 to 10: int8 int16 int32 int64 uint8 uint16 uint32 uint64
+         float16 float32 float64), d_in x u32 grid shape, axis by axis (2^40 voxels at most), then for each of the
+         d_out components its least and greatest value, 8 bytes each: i64 for a signed integer dtype, u64 for an
+         unsigned one, f64 for a float; each finite and exactly a value of the dtype
+    "G"  geometry, at most one: d_in x f64 spacing (positive), d_in x f64 origin, axis by axis. Spacing 1
+         and origin 0 when absent
     "a"  attributes, at most one: a JSON object of text by key, in UTF-8. Keys in use: name (of the field; "sf" when
          absent)
-    "N"  network, at least one:
-         u8 flags (bit 0: residual; bit 1: codebooks), u8 n_layers, u16 n_neurons, f32 omega_0; then the records of the
-         linear layers in the order below; then, up to the chunk's end, the stream of their integers
+    "N"  network, at least one; 2^27 weights and biases at most in all of them:
+         u8 flags (bit 0: residual; bit 1: codebooks; others 0), u8 n_layers and u16 n_neurons (at least 1), f32 omega_0
+         (1e-6 to 1e6); then the records of the linear layers in the order below; then, up to the chunk's end, the
+         stream of their integers
 
 Linear layers, in order, as n_in -> n_out: the first, d_in -> n_neurons; of each of the other n_layers - 1 sine layers
 two n_neurons -> n_neurons when residual, else one; the last, n_neurons -> d_out. Each has a weight matrix (n_out x
@@ -29,28 +32,31 @@ next layer's. Its record:
 
          u16 step: the upper half of an f32, positive and finite
          u8 a, u8 b, u8 m: model of the matrix's integers. u8 m: of the bias's (its a and b are 0)
-         only with codebooks, and for an n_neurons -> n_neurons layer: (2 M + 1) x f32 codebook, M of the matrix's m
+         only with codebooks, and for a layer of n_in = n_out = n_neurons, the first and last not excepted: (2 M + 1) x
+         f32 codebook, finite, M of the matrix's m
 
-A weight or bias is step x integer, a product in f32; a weight of a matrix with a codebook is codebook[M + integer].
+A weight or bias is step x integer, a product rounded to f32, and finite; a weight of a matrix with a codebook is
+codebook[M + integer], entries counted from 0.
 
 Entropy coding. A byte c stands for the integer s(c) = c for c < 8, else (8 + c mod 8) 2^(c div 8 - 1). A model (a, b,
-m) has A = s(a), B = s(b), M = s(m) <= 15360, and codes the integers -M to M. All divisions below round down. For k =
-0 to M: e = min(A k + min(B k, 2^34) k, 30 x 2^24), v(k) = 2^30, then for i = 1 to 16 in turn, when bit 24 - i of e is
-set, v = v P(i) div 2^30, with P the table POWERS in entropy_coder.py, P(i) = 2^30 x 2^-(2^-i) rounded; at last v = v
-div 2^(e div 2^24). With S the sum of v(|k|) over k = -M to M, the frequency of k is f(k) = 1 + v(|k|) (2^16 - (2 M +
-1)) div S; what the f lack of 2^16 in all is added to f(0). start(k) is the sum of the f of all lesser integers.
+m) has A = s(a), B = s(b), M = s(m) <= 15360, and codes the integers -M to M. x div y is the integer part of x / y, the
+products before it taken first. For k = 0 to M: e = min(A k + min(B k, 2^34) k, 30 x 2^24), v(k) = 2^30, then for i =
+1 to 16 in turn, when e div 2^(24 - i) is odd, v = v P(i) div 2^30, P(i) the integer nearest to 2^30 x 2^-(2^-i); at
+last v = v div 2^(e div 2^24). With S the sum of v(|k|) over k = -M to M, the frequency of k is f(k) = 1 + v(|k|)
+(2^16 - (2 M + 1)) div S; what the f lack of 2^16 in all is added to f(0). start(k) is the sum of the f of all lesser
+integers.
 
 With n integers in all there are L = min(max(n div 8192, 1), 2048) states. The stream is L x u32, the states, then u16
-words. Within a matrix or bias, integer number i is read from state x number i mod L: k is the one with start(k) <= x
-mod 2^16 < start(k) + f(k); then x becomes f(k) (x div 2^16) + x mod 2^16 - start(k), and if that is below 2^16, x
-2^16 + the next word. States take their words in the order of the integers. At the end all words are used and every
-state is 2^16.
+words. Within a matrix or bias, integer number i is read from state x number i mod L, both counted from 0: k is the one
+with start(k) <= x mod 2^16 < start(k) + f(k); then x becomes f(k) (x div 2^16) + x mod 2^16 - start(k), and if that is
+below 2^16, x 2^16 + the next word. States take their words in the order of the integers. At the end all words are used
+and every state is 2^16.
 
 Values. Voxel i of an axis of n voxels lies at x = (2 i - (n - 1)) / (longest n - 1), an axis of one voxel at 0. The
 network maps x to y: h = sin(omega_0 (W x + b)); then each of the other n_layers - 1 layers the same or, when
 residual, h = a (h + sin(omega_0 (W2 sin(omega_0 (W1 c h + b1)) + b2))) with c = 1 in the first of them and 1/2 in the
 others, a = 1/2 in the last one and 1 in the others; at last y = W h + b. The value is least + (clip(y, -1, 1) + 1) /
-2 (greatest - least), rounded for integers.
+2 (greatest - least), for integers rounded to the nearest. Weights are exact; this arithmetic is the reader's choice.
 
 The blobs of the original neurcomp scripts are read too, by `decode_original`.
 """
@@ -119,13 +125,17 @@ class QuantisedLayer:
 
 def round_step(step: float) -> np.float32:
     """The float32 nearest to a positive `step` that the format holds: its lower 16 bits are zero."""
-    bits = np.float32(step).view(np.uint32).astype(np.int64)
+    bits = np.float32(min(step, 3e38)).view(np.uint32).astype(np.int64)
     bits = min(max((int(bits) + 0x8000) >> 16, 0x0001), 0x7F7F)
     return np.uint32(bits << 16).view(np.float32)
 
 
 def check_field(header: FieldHeader, d_in: int, d_out: int) -> None:
     """Raise BlobError unless the header describes a possible field of that many axes and components."""
+    try:
+        header.name.encode()
+    except UnicodeEncodeError:
+        raise BlobError(f"name: expected text that UTF-8 holds, found {header.name!r}") from None
     shape = header.shape
     if not 1 <= d_in <= 4 or len(shape) != d_in or len(header.spacing) != d_in or len(header.origin) != d_in:
         raise BlobError(f"expected {d_in} axes, found shape {shape}, spacing {header.spacing}, origin {header.origin}")
@@ -151,11 +161,16 @@ def check_network(network: dict) -> None:
             raise BlobError(f"{name}: expected 1 to {limit}, found {network[name]}")
     if not isinstance(network["is_residual"], bool):
         raise BlobError(f"is_residual: expected true or false, found {network['is_residual']!r}")
-    if not (math.isfinite(network["omega_0"]) and network["omega_0"] > 0):
-        raise BlobError(f"omega_0: expected a positive number, found {network['omega_0']}")
-    count = sum(math.prod(shape) for shape in parameter_shapes(**network).values())
+    if not 1e-6 <= network["omega_0"] <= 1e6:
+        raise BlobError(f"omega_0: expected 1e-6 to 1e6, found {network['omega_0']}")
+    check_size([network])
+
+
+def check_size(networks: list[dict]) -> None:
+    """Raise BlobError when the networks of a file have too many parameters in all."""
+    count = sum((n_in + 1) * n_out for network in networks for n_out, n_in in layer_shapes(**network))
     if count > MAX_PARAMETERS:
-        raise BlobError(f"expected at most {MAX_PARAMETERS} parameters, found {count}")
+        raise BlobError(f"expected at most {MAX_PARAMETERS} parameters in all, found {count}")
 
 
 def layer_shapes(
@@ -190,9 +205,11 @@ def encode(header: FieldHeader, networks: list[tuple[dict, list[QuantisedLayer]]
 
     Raises BlobError for what the format cannot hold.
     """
-    description = networks[0][0]
-    d_in, d_out = description["d_in"], description["d_out"]
+    d_in, d_out = networks[0][0]["d_in"], networks[0][0]["d_out"]
+    if any((network["d_in"], network["d_out"]) != (d_in, d_out) for network, _ in networks):
+        raise BlobError("expected networks of the same d_in and d_out")
     check_field(header, d_in, d_out)
+    check_size([network for network, _ in networks])
     dtype = header.low.dtype
     limits = np.stack([header.low, header.high], axis=1).astype(_carrier(dtype))
     field = struct.pack(f"<3B{d_in}I", d_in, d_out, DTYPES.index(dtype.name), *header.shape) + limits.tobytes()
@@ -293,7 +310,7 @@ def decode(data: bytes) -> tuple[FieldHeader, list[tuple[dict, dict[str, np.ndar
         content = _Reader(reader.take(length), f"chunk {kind!r}")
         if kind in "FGaN":
             chunks.append((kind, content))
-        elif not kind.islower():
+        elif not "a" <= kind <= "z":
             raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
     kinds = "".join(kind for kind, _ in chunks)
     if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGa"):
@@ -320,7 +337,7 @@ def decode(data: bytes) -> tuple[FieldHeader, list[tuple[dict, dict[str, np.ndar
         elif kind == "a":
             attributes = _decode_attributes(content.take(len(content.data)))
         elif kind == "N":
-            networks.append(_decode_network(content, d_in, d_out))
+            networks.append(_decode_network(content, d_in, d_out, [network for network, _ in networks]))
         content.end()
     header = FieldHeader(shape, low, high, spacing, origin, attributes.get("name", "sf"))
     check_field(header, d_in, d_out)
@@ -329,7 +346,7 @@ def decode(data: bytes) -> tuple[FieldHeader, list[tuple[dict, dict[str, np.ndar
 
 def _decode_attributes(text: bytes) -> dict[str, str]:
     try:
-        attributes = json.loads(text)
+        attributes = json.loads(text.decode())
     except (ValueError, RecursionError):
         attributes = None
     if not isinstance(attributes, dict) or not all(isinstance(value, str) for value in attributes.values()):
@@ -337,13 +354,14 @@ def _decode_attributes(text: bytes) -> dict[str, str]:
     return attributes
 
 
-def _decode_network(content: _Reader, d_in: int, d_out: int) -> tuple[dict, dict[str, np.ndarray]]:
+def _decode_network(content: _Reader, d_in: int, d_out: int, others: list[dict]) -> tuple[dict, dict[str, np.ndarray]]:
     flags, n_layers, n_neurons, omega_0 = content.unpack("2BHf")
     if flags > 3:
         raise BlobError(f"flags: expected 0 to 3, found {flags}")
     network = {"n_neurons": n_neurons, "n_layers": n_layers, "d_in": d_in, "d_out": d_out}
     network |= {"is_residual": bool(flags & 1), "omega_0": omega_0}
     check_network(network)
+    check_size([*others, network])
     records = []
     for n_out, n_in in layer_shapes(**network):
         upper, *codes = content.unpack("H4B")
@@ -355,6 +373,8 @@ def _decode_network(content: _Reader, d_in: int, d_out: int) -> tuple[dict, dict
         codebook = None
         if flags & 2 and n_out == n_in == n_neurons:
             codebook = content.array("<f4", 2 * entropy_coder.small_float(codes[2]) + 1)
+            if not np.isfinite(codebook).all():
+                raise BlobError("a layer's codebook: expected finite values")
         records.append((n_out, n_in, step, codes, codebook))
     sizes = [size for n_out, n_in, *_ in records for size in (n_out * n_in, n_out)]
     models = [model for *_, codes, _ in records for model in (tuple(codes[:3]), (0, 0, codes[3]))]

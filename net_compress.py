@@ -112,16 +112,26 @@ def network_config(path: str, settings: dict) -> SirenConfig:
     try:
         config = SirenConfig(**fields)
         net_coder.check_network(dataclasses.asdict(config))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise cli.UserError(f"{path}: {error}") from None
     return config
+
+
+def _is_plain(value: object) -> bool:
+    """Whether this is a tensor whose numbers can be looked at: not sparse, quantised, complex or without content."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.is_floating_point()
+        and value.device.type == "cpu"
+    )
 
 
 def read_weights(path: str, config_path: str, config: SirenConfig) -> dict[str, torch.Tensor]:
     """The state dict in `path`, float32 on the CPU. Raises UserError unless it fits the configuration."""
     state = cli.load_tensors(path)
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise cli.UserError(f"{path}: expected a state dict of tensors")
+    if not isinstance(state, dict) or not all(_is_plain(value) for value in state.values()):
+        raise cli.UserError(f"{path}: expected a state dict of dense tensors of floats")
     expected = net_coder.parameter_shapes(**dataclasses.asdict(config))
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
@@ -221,7 +231,8 @@ def main(argv: Sequence[str]) -> None:
     net = FieldNet(config)
     net.load_state_dict(state)
     psnr = settings.get("psnr")
-    layers = quantise_network(opt, net, header, volume, psnr if isinstance(psnr, int | float) else None)
+    is_likely = isinstance(psnr, int | float) and 0 < psnr < 300
+    layers = quantise_network(opt, net, header, volume, psnr if is_likely else None)
     blob = net_coder.encode(header, [(dataclasses.asdict(config), layers)])
     with cli.atomic_write(opt.compressed) as path, open(path, "wb") as file:
         file.write(blob)

@@ -67,7 +67,8 @@ def derivatives(net: FieldNet, x: torch.Tensor, seed: int = 0) -> Derivatives:
 
 def relative_steps(taps: Derivatives, ramp: float) -> tuple[list[float], float]:
     """Steps of the layers up to a common factor, and the mean squared error of the output that they would cause."""
-    sensitivities = [max(float(a.square().mean() * d.square().mean()), 1e-30) for a, d in taps]
+    sensitivities = [float(a.square().mean() * d.square().mean()) for a, d in taps]
+    sensitivities = [min(max(1e-30, s), 1e30) for s in sensitivities]  # in this order, NaN becomes 1e-30
     last = max(len(taps) - 1, 1)
     steps = [2.0 ** (ramp * (0.5 - i / last)) / math.sqrt(s) for i, s in enumerate(sensitivities)]
     sizes = [a.shape[1] * d.shape[1] for a, d in taps]
@@ -132,6 +133,7 @@ def round_and_train(
         if i + 1 < len(steps):
             fit = Fit(net, field, part, seed + i, first_layer=i + 1)
             fit.run()
+            net.load_state_dict(fit.average.state_dict())
             on_progress((i + 1) / len(steps), fit.psnr)
     return layers
 

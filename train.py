@@ -32,6 +32,7 @@ CHECKPOINT_SECONDS = 60.0
 # Options that another run may set differently and still continue a checkpoint.
 MAY_CHANGE = {"volume", "network", "config", "vol_debug", "checkpoint", "resume", "target_psnr"}
 MAY_CHANGE |= {"cuda", "gid", "num_workers"}
+ESTIMATE_ERROR = 3.0  # dB by which the running estimate may be low
 LONG_SECONDS = 30.0  # an interrupted run that took longer leaves the network so far
 
 
@@ -254,14 +255,14 @@ def load_checkpoint(opt: Namespace, fit: Fit) -> None:
 
 def run_to_target(fit: Fit, opt: Namespace, measure: Callable[[], float]) -> None:
     """Run a fit; where --target_psnr is given, until `measure()`, the exact PSNR, confirms that it is reached."""
-    needed = opt.target_psnr or math.inf  # of the estimate, which is a little off
+    needed = (opt.target_psnr or math.inf) - ESTIMATE_ERROR  # of the estimate
 
     def is_reached(estimate: float) -> bool:
         nonlocal needed
         if estimate < needed:
             return False
         lacking = opt.target_psnr - measure()
-        needed = estimate + max(lacking, 0.02)
+        needed = estimate + max(lacking, 0.1)
         return lacking <= 0
 
     run_fit(fit, opt, is_reached)
@@ -305,10 +306,10 @@ def main(argv: Sequence[str]) -> None:
         load_checkpoint(opt, fit)
 
     def decode() -> np.ndarray:
-        return reconstruct(net, fit.field.shape, values, device)
+        return reconstruct(fit.average, fit.field.shape, values, device)
 
     def settings(psnr: float) -> dict:
-        return configuration(opt, volume, values, config, net, psnr, fit.seconds)
+        return configuration(opt, volume, values, config, fit.average, psnr, fit.seconds)
 
     try:
         if values.extent.any():  # a constant volume needs no fit: its range says it all
@@ -316,14 +317,14 @@ def main(argv: Sequence[str]) -> None:
     except KeyboardInterrupt:
         if fit.seconds < LONG_SECONDS:
             raise
-        write_network(interrupted, net, settings(math.nan))
+        write_network(interrupted, fit.average, settings(math.nan))
         raise KeyboardInterrupt(f"the network so far, {fit.progress:.0%} trained, is in {interrupted[0]}") from None
 
     decoded = decode()
     psnr = compare(original, decoded).psnr
     if debug:
         write_debug_volumes(debug, volume, decoded)
-    write_network(finished, net, settings(psnr))
+    write_network(finished, fit.average, settings(psnr))
 
     n_parameters = count_parameters(config)
     if values.extent.any() and psnr < constant_psnr(original) + 1:

@@ -30,7 +30,7 @@ def fit_psnr(path: str, config: SirenConfig, seed: int, passes: float | None) ->
     net = FieldNet(config, torch.Generator().manual_seed(seed), fitting.FIRST_OMEGA)
     fit = fitting.Fit(net, field, recipe, seed)
     fit.run()
-    psnr = compare(original, reconstruct(net, field.shape, values, device)).psnr
+    psnr = compare(original, reconstruct(fit.average, field.shape, values, device)).psnr
     return psnr, constant_psnr(original), fit.n_recoveries
 
 

@@ -55,7 +55,7 @@ def run_recipe(path: str, recipe: fitting.Recipe, config: SirenConfig, first_ome
         if fit.seconds - paused >= due or fit.progress >= 1:
             started = time.monotonic()
             run.seconds.append(fit.seconds - paused)
-            run.psnr.append(compare(original, reconstruct(net, field.shape, values, device)).psnr)
+            run.psnr.append(compare(original, reconstruct(fit.average, field.shape, values, device)).psnr)
             run.n_samples = round(fit.step / fit.steps_per_pass * field.n_voxels)
             due = FINER * (fit.seconds - paused)
             paused += time.monotonic() - started

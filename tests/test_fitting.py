@@ -246,10 +246,10 @@ def test_muon_moves_matrices_as_torchs_own():
 
 def test_hidden_matrices_keep_within_their_norm():
     net = field_net()
-    before = [float(p.norm()) for p in net.parameters() if p.shape == (net.config.n_neurons,) * 2]
+    before = [float(p.detach().norm()) for p in net.parameters() if p.shape == (net.config.n_neurons,) * 2]
     fit(net, field_of(np.random.default_rng(0).standard_normal((6, 5, 4))), n_passes=50, lr=0.3)
     limit = NORM_LIMIT * math.sqrt(2 * net.config.n_neurons) / net.config.omega_0
-    after = [float(p.norm()) for p in net.parameters() if p.shape == (net.config.n_neurons,) * 2]
+    after = [float(p.detach().norm()) for p in net.parameters() if p.shape == (net.config.n_neurons,) * 2]
     assert before and all(a <= max(limit, b) * (1 + 1e-5) for a, b in zip(after, before, strict=True))
 
 
