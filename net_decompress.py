@@ -9,10 +9,9 @@ from collections.abc import Sequence
 import cli  # first: answers Ctrl-C while the others load
 
 # isort: split
-import torch
 
 import net_coder
-from siren import FieldNet, SirenConfig
+from siren import net_of_arrays
 from utils import ValueRange, compare, describe, file_ratios, reconstruct
 from volume_io import Volume, VolumeError, output_path, read_volume, suffix_of, write_volume
 
@@ -58,12 +57,12 @@ def main(argv: Sequence[str]) -> None:
     recon = output_path(opt.recon)
     cli.check_outputs([recon], inputs=[path for path in (opt.compressed, opt.volume) if path])
     header, network, tensors = read_blob(opt.compressed)
-    config = SirenConfig(**network)
+    d_in, d_out = network["d_in"], network["d_out"]
     volume = None
     if opt.volume:
-        volume = read_volume(opt.volume, config.d_in, config.d_out)
-        header = header or describe(volume, config.d_in)
-        if volume.array.shape[: config.d_in] != header.shape:
+        volume = read_volume(opt.volume, d_in, d_out)
+        header = header or describe(volume, d_in)
+        if volume.array.shape[:d_in] != header.shape:
             raise cli.UserError(
                 f"{opt.volume}: expected shape {header.shape}, as in {opt.compressed}, found {volume.array.shape}"
             )
@@ -73,12 +72,11 @@ def main(argv: Sequence[str]) -> None:
         )
 
     started = time.monotonic()
-    net = FieldNet(config)
-    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    net = net_of_arrays(network, tensors)
     values = ValueRange(header.low, header.high)
     with cli.Progress("decoding") as progress:
         decoded = reconstruct(net.to(device), header.shape, values, device, opt.as_float, progress.update)
-    array = decoded[..., 0] if config.d_out == 1 else decoded
+    array = decoded[..., 0] if d_out == 1 else decoded
     with cli.atomic_write(recon) as path:
         write_volume(path, Volume(array, header.spacing, header.origin, header.name), suffix_of(recon))
     seconds = time.monotonic() - started

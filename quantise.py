@@ -108,6 +108,31 @@ def round_layers(net: FieldNet, steps: list[np.float32]) -> list[QuantisedLayer]
     return layers
 
 
+def round_in_turn(
+    net: FieldNet,
+    shape: tuple[int, ...],
+    steps: list[np.float32],
+    seed: int = 0,
+    train_rest: Callable[[int], None] = lambda first_layer: None,
+) -> list[QuantisedLayer]:
+    """Round the layers one after the other, each for the output that the rounded ones before it leave. Changes `net`.
+
+    shape: grid of the field. `train_rest(i)` may train the layers from number i on, once those before it are rounded.
+    """
+    layers = []
+    for i, (layer, step) in enumerate(zip(linear_layers(net), steps, strict=True)):
+        x = domain_points(shape, seed=seed).to(layer.weight.device)
+        a, d = derivatives(net, x, seed)[i]
+        rounded = round_compensated(_matrix(layer), a, d, float(step))
+        layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
+        with torch.no_grad():
+            for parameter, values in zip((layer.weight, layer.bias), layers[i].dequantise(), strict=True):
+                parameter.copy_(torch.from_numpy(values))
+        if i + 1 < len(steps):
+            train_rest(i + 1)
+    return layers
+
+
 def round_and_train(
     net: FieldNet,
     field: Field,
@@ -116,26 +141,19 @@ def round_and_train(
     seed: int,
     on_progress: Callable[[float, float], None] = lambda fraction, psnr: None,
 ) -> list[QuantisedLayer]:
-    """Round the layers one after the other; train those after it, by `recipe` in all, in between. Changes `net`.
+    """`round_in_turn`, with training by `recipe`, in all, of the layers that are not rounded yet. Changes `net`.
 
     `on_progress(fraction, psnr)` is told how much is done, and the estimated PSNR in dB.
     """
-    x = domain_points(field.shape, seed=seed).to(field.device)
     part = dataclasses.replace(recipe, n_passes=recipe.n_passes / max(len(steps) - 1, 1))
-    layers = []
-    for i, (layer, step) in enumerate(zip(linear_layers(net), steps, strict=True)):
-        a, d = derivatives(net, x, seed)[i]
-        rounded = round_compensated(_matrix(layer), a, d, float(step))
-        layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
-        with torch.no_grad():
-            for parameter, values in zip((layer.weight, layer.bias), layers[i].dequantise(), strict=True):
-                parameter.copy_(torch.from_numpy(values))
-        if i + 1 < len(steps):
-            fit = Fit(net, field, part, seed + i, first_layer=i + 1)
-            fit.run()
-            net.load_state_dict(fit.average.state_dict())
-            on_progress((i + 1) / len(steps), fit.psnr)
-    return layers
+
+    def train_rest(first_layer: int) -> None:
+        fit = Fit(net, field, part, seed + first_layer, first_layer)
+        fit.run()
+        net.load_state_dict(fit.average.state_dict())
+        on_progress(first_layer / len(steps), fit.psnr)
+
+    return round_in_turn(net, field.shape, steps, seed, train_rest)
 
 
 def _matrix(layer: nn.Linear) -> torch.Tensor:

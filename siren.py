@@ -12,6 +12,7 @@ import dataclasses
 import math
 import zlib
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -157,6 +158,13 @@ class FieldNet(nn.Module):
         for layer in self.net_layers:
             x = layer(x)
         return x
+
+
+def net_of_arrays(network: dict, tensors: dict[str, np.ndarray]) -> FieldNet:
+    """The network of a blob: `network` holds the fields of SirenConfig, `tensors` the float32 parameters by name."""
+    net = FieldNet(SirenConfig(**network))
+    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    return net
 
 
 class SquaredError:
