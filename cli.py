@@ -189,6 +189,13 @@ def atomic_write(path: str) -> Iterator[str]:
             os.remove(temporary)
 
 
+def check_memory(n_bytes: int, what: str) -> None:
+    """Raise UserError when `what` needs more bytes than the machine has memory."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if n_bytes > memory:
+        raise UserError(f"{what} takes {n_bytes / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f} GiB")
+
+
 def read_bytes(path: str) -> bytes:
     """The content of a file. Raises UserError when it cannot be read."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from collections.abc import Sequence
 import cli  # first: answers Ctrl-C while the others load
 
 # isort: split
-
 import net_coder
 from siren import net_of_arrays
 from utils import ValueRange, compare, describe, file_ratios, reconstruct
@@ -71,9 +71,11 @@ def main(argv: Sequence[str]) -> None:
             f"{opt.compressed}: a blob of the original scripts, without shape and range: give the volume with --volume"
         )
 
+    values = ValueRange(header.low, header.high)
+    cli.check_memory(math.prod(header.shape) * d_out * 8, f"{opt.compressed}: its volume of shape {header.shape}")
+
     started = time.monotonic()
     net = net_of_arrays(network, tensors)
-    values = ValueRange(header.low, header.high)
     with cli.Progress("decoding") as progress:
         decoded = reconstruct(net.to(device), header.shape, values, device, opt.as_float, progress.update)
     array = decoded[..., 0] if d_out == 1 else decoded

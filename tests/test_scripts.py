@@ -31,6 +31,7 @@ from helpers import (
 )
 
 import cli
+import net_coder
 import net_compress
 import net_decompress
 import train as train_script
@@ -440,9 +441,10 @@ def test_interrupted_while_writing(volume_file, tmp_path, monkeypatch, after):
 
 def test_scripts_import_cli_before_the_heavy_ones():
     """So that Ctrl-C is answered while the others load."""
+    heavy = ("\nimport net_coder", "\nfrom siren", "\nfrom volume_io")
     for script in ("train.py", "net_compress.py", "net_decompress.py"):
         text = (ROOT / script).read_text()
-        assert text.index("\nimport cli") < min(text.index("\nimport torch"), text.index("\nfrom volume_io"))
+        assert text.index("\nimport cli") < min(text.index(line) for line in heavy)
 
 
 def test_progress_bar_is_shown_while_training(volume_file, tmp_path, monkeypatch, capsys):
@@ -474,3 +476,19 @@ def test_train_and_decode_on_a_gpu(volume_file, tmp_path):
 def test_same_seed_same_bytes_on_a_gpu(volume_file, tmp_path):
     first = train(volume_file, tmp_path, "--cuda", "--grad_lambda", 0.01).data
     assert train(volume_file, tmp_path, "--cuda", "--grad_lambda", 0.01).data == first
+
+
+def test_a_volume_beyond_the_memory_is_refused(tmp_path):
+    """A blob of a few hundred bytes may announce any shape."""
+    shape = (1 << 12,) * 3
+    low, high = np.array([0.0]), np.array([1.0])
+    header = net_coder.FieldHeader(shape, low, high, (1.0,) * 3, (0.0,) * 3)
+    network = {"n_neurons": 2, "n_layers": 1, "d_in": 3, "d_out": 1, "is_residual": True, "omega_0": 30.0}
+    layers = [
+        net_coder.QuantisedLayer(np.zeros((n_out, n_in), np.int32), np.zeros(n_out, np.int32), np.float32(1.0))
+        for n_out, n_in in ((2, 3), (1, 2))
+    ]
+    (tmp_path / "blob").write_bytes(net_coder.encode(header, [(network, layers)]))
+    said = error_of(net_decompress.main, "--compressed", tmp_path / "blob", "--recon", tmp_path / "r")
+    assert "blob: its volume of shape (4096, 4096, 4096) takes 512 GiB" in said
+    assert not (tmp_path / "r.vti").exists()
