@@ -4,44 +4,44 @@ Imports nothing heavy at the top, so that a script that imports this module firs
 while it is still loading the others.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
-import math
 import os
 import sys
-import tempfile
-import time
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-
-from tqdm import tqdm
-
-EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
-PLAIN_PROGRESS_SECONDS = 10.0
-
-
-class UserError(Exception):
-    """Something the user can mend: one line that names the file, what was expected and what was found."""
 
 
 def _end_interrupted(what_is_left: str = "") -> None:
     """One line, status 130. Leaves at once: worker threads of other libraries must not delay the end."""
     line = f"{os.path.basename(sys.argv[0])}: interrupted{what_is_left and ': '}{what_is_left}"
     print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
-    os._exit(EXIT_INTERRUPTED)
+    os._exit(130)
 
 
 def _excepthook(kind, value, trace) -> None:
     if issubclass(kind, KeyboardInterrupt):
         _end_interrupted()
-    traceback.print_exception(kind, value, trace)
+    sys.__excepthook__(kind, value, trace)
 
 
-sys.excepthook = _excepthook
+sys.excepthook = _excepthook  # before anything else is imported
+
+import argparse
+import contextlib
+import io
+import math
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from tqdm import tqdm
+
+EXIT_ERROR = 2
+PLAIN_PROGRESS_SECONDS = 10.0
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that names the file, what was expected and what was found."""
 
 
 def run(main: Callable[[Sequence[str]], None], *errors: type[Exception]) -> None:
@@ -154,6 +154,8 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
     """
     taken = {os.path.realpath(path): path for path in inputs}
     for path in outputs:
+        if not path:
+            raise UserError("expected the name of a file to write, found an empty one")
         real = os.path.realpath(path)
         if real in taken:
             raise UserError(f"{path}: would overwrite {taken[real]}, choose another name")
@@ -163,10 +165,16 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
         folder = os.path.dirname(real)
         if not os.path.isdir(folder):
             raise UserError(f"{path}: cannot be written: the folder {folder} does not exist")
+        temporary = _temporary_name(real)
         try:
-            tempfile.TemporaryFile(dir=folder).close()
+            open(temporary, "wb").close()
+            os.remove(temporary)
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}: {folder}") from None
+
+
+def _temporary_name(real: str) -> str:
+    return os.path.join(os.path.dirname(real), f".{os.path.basename(real)}.{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager
@@ -176,7 +184,7 @@ def atomic_write(path: str) -> Iterator[str]:
     A killed run leaves the old file or the new one. Raises UserError when the system refuses to write.
     """
     real = os.path.realpath(path)
-    temporary = os.path.join(os.path.dirname(real), f".{os.path.basename(real)}.{os.getpid()}.tmp")
+    temporary = _temporary_name(real)
     try:
         yield temporary
         with open(temporary, "rb") as written:
@@ -185,8 +193,20 @@ def atomic_write(path: str) -> Iterator[str]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+def write_files(contents: Mapping[str, bytes]) -> None:
+    """Write files that belong together: all of them, or none when the system refuses to write one (UserError)."""
+    with contextlib.ExitStack() as stack:
+        for path, content in contents.items():
+            temporary = stack.enter_context(atomic_write(path))
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(content)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def check_memory(n_bytes: int, what: str) -> None:
@@ -211,6 +231,9 @@ def load_tensors(path: str) -> object:
 
     content = io.BytesIO(read_bytes(path))
     try:
+        if zipfile.is_zipfile(content) and zipfile.ZipFile(content).testzip() is not None:
+            raise ValueError("a checksum does not fit")  # torch itself does not look
+        content.seek(0)
         return torch.load(content, weights_only=True, map_location="cpu")
     except Exception:  # torch has no error of its own: a damaged file can fail in any of its parsers
         raise UserError(f"{path}: expected a file that train.py wrote, found a damaged or foreign one") from None

@@ -140,7 +140,8 @@ class Fit:
         self.optimizers = make_optimizers(live, self.hidden, recipe)
         # Limits of the Frobenius norm; a network that comes with larger matrices keeps them.
         initial = math.sqrt(2 * config.n_neurons) / config.omega_0
-        self.norm_limits = [max(NORM_LIMIT * initial, float(p.detach().norm())) for p in self.hidden]
+        limits = [max(NORM_LIMIT * initial, float(p.detach().norm())) for p in self.hidden]
+        self.norm_limits = torch.tensor(limits, device=field.device)
 
         self.average = copy.deepcopy(net)
         self._pairs = list(self.average.parameters()), [p.detach() for p in net.parameters()]
@@ -152,7 +153,15 @@ class Fit:
     # --- what happens at every step ---
 
     def run(self, on_step: Callable[[Fit], bool | None] = lambda fit: None) -> None:
-        """Fit to the end. `on_step(self)` is told of every step done; it ends the fit by returning True."""
+        """Fit to the end. `on_step(self)` is told of every step done; it ends the fit by returning True.
+
+        A fit that went wrong in spite of all recoveries ends in the last good state, or the initial one.
+        """
+        self._run(on_step)
+        if not self.running_loss.item() <= SPIKE * self.good_loss:
+            self._restore(self.good)
+
+    def _run(self, on_step: Callable[[Fit], bool | None]) -> None:
         started = time.monotonic() - self.seconds
         while self.progress < 1:
             order = self.field.shuffled(self.seed, self.step // self.steps_per_pass).tensor_split(self.steps_per_pass)
@@ -218,8 +227,7 @@ class Fit:
         """
         if self.hidden:
             norms = torch.stack(torch._foreach_norm(self.hidden))
-            limits = torch.tensor(self.norm_limits, device=norms.device)
-            torch._foreach_mul_(self.hidden, list((limits / norms).clamp_(max=1.0).unbind()))
+            torch._foreach_mul_(self.hidden, list((self.norm_limits / norms).clamp_(max=1.0).unbind()))
 
     # --- recovery and checkpoints ---
 

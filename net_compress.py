@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import cli  # first: answers Ctrl-C while the others load
+
+# isort: split
 import dataclasses
 import json
 import math
@@ -10,9 +13,6 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 
-import cli  # first: answers Ctrl-C while the others load
-
-# isort: split
 import numpy as np
 import torch
 
@@ -156,6 +156,8 @@ def field_header(opt: Namespace, settings: dict, config: SirenConfig, volume: Vo
             raise cli.UserError(f"{opt.config}: holds no shape and range: give the original volume with --volume")
         return describe(volume, config.d_in)
     try:
+        if not isinstance(settings["dtype"], str):
+            raise ValueError(f"dtype: expected its name, found {settings['dtype']!r}")
         dtype = np.dtype(settings["dtype"])
         low, high = (np.array(limits).astype(dtype) for limits in zip(*settings["value_range"], strict=True))
         if np.stack([low, high], axis=1).tolist() != settings["value_range"]:
@@ -227,8 +229,13 @@ def main(argv: Sequence[str]) -> None:
     if volume and volume.array.shape[: config.d_in] != header.shape:
         found = volume.array.shape
         raise cli.UserError(f"{opt.volume}: expected shape {header.shape}, as in {opt.config}, found {found}")
-    if volume and not np.array_equal(describe(volume, config.d_in).high, header.high):
-        raise cli.UserError(f"{opt.volume}: is not the volume of {opt.config}: its range differs")
+    if volume:
+        found = describe(volume, config.d_in)
+        if found.low.dtype != header.low.dtype or [*found.low, *found.high] != [*header.low, *header.high]:
+            raise cli.UserError(
+                f"{opt.volume}: is not the volume of {opt.config}: expected {header.low.dtype} from {header.low} to "
+                f"{header.high}, found {found.low.dtype} from {found.low} to {found.high}"
+            )
 
     started = time.monotonic()
     net = FieldNet(config)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import os
-import time
-from collections.abc import Sequence
-
 import cli  # first: answers Ctrl-C while the others load
 
 # isort: split
+import math
+import os
+import sys
+import time
+from collections.abc import Sequence
+
 import net_coder
 from siren import net_of_arrays
 from utils import ValueRange, compare, describe, file_ratios, reconstruct
@@ -84,6 +85,9 @@ def main(argv: Sequence[str]) -> None:
     seconds = time.monotonic() - started
 
     if volume is not None:
+        found = describe(volume, d_in)
+        if [*found.low, *found.high] != [*header.low, *header.high]:
+            print(f"net_decompress.py: warning: {opt.volume}: has another range than {opt.compressed}", file=sys.stderr)
         metrics = compare(volume.array, array)
         cli.report(psnr=f"{metrics.psnr:.3f}", rmse=f"{metrics.rmse:.6g}", max_error=f"{metrics.max_error:.6g}")
     n_bytes = os.path.getsize(opt.compressed)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import cli  # first: answers Ctrl-C while the others load
+
+# isort: split
 import dataclasses
+import io
 import json
 import math
 import os
@@ -13,9 +17,6 @@ import zlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
-import cli  # first: answers Ctrl-C while the others load
-
-# isort: split
 import numpy as np
 import torch
 
@@ -81,7 +82,7 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--lr",
         type=cli.number(0, exclusive=True),
-        help="learning rate at its highest (default: 0.2 / (width x layers))",
+        help="learning rate at its highest (default: 0.2 / (width x layers), of at least 2 layers)",
     )
     group.add_argument(
         "--schedule",
@@ -106,7 +107,9 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--seed", type=cli.whole(0, 2**63 - 1), default=0, help="of the weights and the order of samples"
     )
-    group.add_argument("--target_psnr", type=cli.number(0), help="end as soon as the volume has this PSNR, in dB")
+    group.add_argument(
+        "--target_psnr", type=cli.number(0, exclusive=True), help="end once the volume has this PSNR, in dB"
+    )
     group.add_argument(
         "--max_seconds", type=cli.number(0, exclusive=True), help="train for this time, in place of --n_passes"
     )
@@ -193,13 +196,9 @@ def configuration(
 
 def write_network(paths: tuple[str, str], net: FieldNet, settings: dict) -> None:
     """Write the weights and the configuration."""
-    state = {name: tensor.cpu() for name, tensor in net.state_dict().items()}
-    with cli.atomic_write(paths[0]) as network, cli.atomic_write(paths[1]) as config:
-        # To an open file: torch would put a file's name, here a temporary one, into its content.
-        with open(network, "wb") as file:
-            torch.save(state, file)
-        with open(config, "w") as file:
-            json.dump(settings, file, indent=1, allow_nan=False)
+    weights = io.BytesIO()
+    torch.save({name: tensor.cpu() for name, tensor in net.state_dict().items()}, weights)
+    cli.write_files({paths[0]: weights.getvalue(), paths[1]: json.dumps(settings, indent=1, allow_nan=False).encode()})
 
 
 def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> None:
@@ -217,10 +216,12 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> No
             if now - shown > SHOW_SECONDS:
                 shown = now
                 progress.update(fit.progress, PSNR=f"{fit.psnr:.1f} dB")
+            if opt.target_psnr and fit.step % fitting.CHECK_STEPS == 0 and is_reached(fit.psnr):
+                return True
             if opt.checkpoint and now - saved > CHECKPOINT_SECONDS:
                 save_checkpoint(opt, fit)
                 saved = time.monotonic()
-            return opt.target_psnr is not None and fit.step % fitting.CHECK_STEPS == 0 and is_reached(fit.psnr)
+            return False
 
         fit.run(on_step)
 
@@ -297,7 +298,10 @@ def main(argv: Sequence[str]) -> None:
     n_voxels = original.size // opt.d_out
     architecture = {"n_layers": opt.n_layers, "d_in": opt.d_in, "d_out": opt.d_out, "is_residual": opt.is_residual}
     config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio, **architecture), **architecture)
-    net_coder.check_network(dataclasses.asdict(config))
+    try:
+        net_coder.check_network(dataclasses.asdict(config))
+    except net_coder.BlobError as error:
+        raise cli.UserError(f"--compression_ratio {opt.compression_ratio:g} gives a network with {error}") from None
     recipe = settle_recipe(opt, n_voxels, config)
 
     net = FieldNet(config, torch.Generator().manual_seed(opt.seed), first_omega=opt.w0).to(device)
@@ -314,14 +318,14 @@ def main(argv: Sequence[str]) -> None:
     try:
         if values.extent.any():  # a constant volume needs no fit: its range says it all
             run_to_target(fit, opt, lambda: compare(original, decode()).psnr)
+        decoded = decode()
+        psnr = compare(original, decoded).psnr
     except KeyboardInterrupt:
         if fit.seconds < LONG_SECONDS:
             raise
         write_network(interrupted, fit.average, settings(math.nan))
         raise KeyboardInterrupt(f"the network so far, {fit.progress:.0%} trained, is in {interrupted[0]}") from None
 
-    decoded = decode()
-    psnr = compare(original, decoded).psnr
     if debug:
         write_debug_volumes(debug, volume, decoded)
     write_network(finished, fit.average, settings(psnr))
@@ -342,4 +346,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, VolumeError, net_coder.BlobError)
+    cli.run(main, VolumeError)

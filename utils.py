@@ -227,9 +227,9 @@ def compare(original: np.ndarray, decoded: np.ndarray) -> Metrics:
 
 def constant_psnr(original: np.ndarray) -> float:
     """PSNR in dB of the best constant in place of values of shape (..., components)."""
-    extent = float(original.max()) - float(original.min())
-    variance = original.reshape(-1, original.shape[-1]).var(axis=0, dtype=np.float64).mean()
-    return 10 * math.log10(extent**2 / variance)
+    wide = _wide(original.dtype)
+    offset = original.reshape(-1, original.shape[-1]).astype(wide) - original.min().astype(wide)
+    return -10 * math.log10((offset / offset.max()).var(axis=0).mean())
 
 
 def file_ratios(n_values: int, dtype: np.dtype, n_bytes: int) -> dict[str, str]:

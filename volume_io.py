@@ -10,10 +10,12 @@ import dataclasses
 import math
 import os
 import tokenize
+from xml.sax.saxutils import escape
 
 import numpy as np
 
 SUFFIXES = (".npy", ".vti")
+FIRST_VTK_ERROR = 20000  # lesser codes are the system's
 
 
 class VolumeError(Exception):
@@ -50,7 +52,7 @@ def read_volume(path: str, d_in: int = 3, d_out: int = 1) -> Volume:
     elif suffix_of(path) == ".vti":
         volume = _read_vti(path, d_in)
     else:
-        raise VolumeError(f"{path}: not a volume: expected a NumPy array (.npy) or VTK image data (.vti)")
+        raise VolumeError(f"{path}: expected a NumPy array (.npy) or VTK image data (.vti), found {start!r}...")
     if not all(0 < s < math.inf for s in volume.spacing):
         raise VolumeError(f"{path}: expected a positive spacing, found {volume.spacing}")
     array = _native(path, volume.array)
@@ -116,7 +118,9 @@ def _read_vti(path: str, d_in: int) -> Volume:
     scalars = data.GetScalars() or data.GetArray(0)
     shape = image.GetDimensions()
     if reader.GetErrorCode() or scalars is None or scalars.GetNumberOfTuples() != np.prod(shape):
-        raise VolumeError(f"{path}: not readable as VTK image data with an array on its points")
+        raise VolumeError(f"{path}: expected VTK image data with an array on its points, found none")
+    if not image.GetDirectionMatrix().IsIdentity():
+        raise VolumeError(f"{path}: expected axes along x, y and z, found a rotated image")
     n_components = scalars.GetNumberOfComponents()
     values = vtk_to_numpy(scalars).reshape(*shape[::-1], n_components).transpose(2, 1, 0, 3)
     values = values.reshape(*(shape[:d_in] if math.prod(shape[d_in:]) == 1 else shape), n_components)
@@ -175,7 +179,7 @@ def _write_vti(path: str, volume: Volume) -> None:
     image.SetSpacing(*volume.spacing, *(1.0,) * padding)
     image.SetOrigin(*volume.origin, *(0.0,) * padding)
     scalars = numpy_to_vtk(np.ascontiguousarray(values), deep=True)
-    scalars.SetName(volume.name)
+    scalars.SetName(escape(volume.name, {'"': "&quot;"}))  # VTK writes it into its XML as it is
     image.GetPointData().SetScalars(scalars)
 
     with open(path, "wb"):  # VTK says little about why a file cannot be written; the system does
@@ -186,5 +190,9 @@ def _write_vti(path: str, volume: Volume) -> None:
     writer.SetDataModeToAppended()
     writer.EncodeAppendedDataOff()
     writer.SetCompressorTypeToZLib()
-    if not writer.Write() or writer.GetErrorCode():
-        raise OSError(f"VTK could not write it (VTK error code {writer.GetErrorCode()})")
+    writer.GlobalWarningDisplayOff()
+    is_written = writer.Write()
+    writer.GlobalWarningDisplayOn()
+    code = writer.GetErrorCode()
+    if not is_written or code:
+        raise OSError(code, os.strerror(code) if 0 < code < FIRST_VTK_ERROR else f"VTK reports error {code}")

@@ -101,10 +101,10 @@ def test_check_outputs_read_only_folder(tmp_path):
 def test_check_outputs_folder_that_refuses(tmp_path, monkeypatch):
     """What a read-only folder does, for the superuser too."""
 
-    def refuse(**kwargs):
+    def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cli.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(cli, "open", refuse, raising=False)
     with pytest.raises(cli.UserError, match="a: cannot be written: Permission denied"):
         cli.check_outputs([str(tmp_path / "a")])
 

@@ -292,3 +292,20 @@ def test_a_short_fit_is_left_alone(n_passes):
     running = Fit(field_net(), slanted_field(), Recipe(n_passes=n_passes, batch=8, lr=2e-3), seed=0)
     running.run()
     assert running.n_recoveries == 0
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+@pytest.mark.parametrize("n_passes", [2, 200])
+def test_a_hopeless_rate_leaves_a_finite_network(optimizer, n_passes):
+    net = field_net()
+    running = Fit(net, slanted_field(), Recipe(n_passes=n_passes, batch=16, lr=1e30, optimizer=optimizer), seed=0)
+    running.run()
+    assert all(torch.isfinite(p).all() for p in running.average.parameters())
+
+
+def test_the_average_is_better_than_the_latest_network_while_the_rate_is_high():
+    field = field_of(np.random.default_rng(1).standard_normal((12, 11, 10)).cumsum(0).cumsum(1))
+    net = field_net()
+    running = Fit(net, field, Recipe(n_passes=60, batch=32, lr=5e-3), seed=0)
+    running.run(lambda fit: fit.progress > 0.3)
+    assert float(mean_squares(running.average, field)) < 0.9 * float(mean_squares(net, field))

@@ -504,3 +504,36 @@ def test_options_that_make_no_sense_together(chain, tmp_path):
     assert "uniform" in error_of(net_compress.main, *files, "--quantizer", "kmeans", "--n_passes", 3)
     assert "not both" in error_of(train_script.main, "--volume", "v", "--n_passes", 3, "--max_seconds", 3)
     assert "--schedule" in error_of(train_script.main, "--volume", "v", "--schedule", "power", "--lr_decay", 0.5)
+
+
+def test_another_volume_is_refused(tmp_path):
+    """Of the same shape and maximum, but not of the same minimum."""
+    volume = np.arange(60, dtype=np.float32).reshape(5, 4, 3)
+    np.save(tmp_path / "v.npy", volume)
+    trained = train(tmp_path / "v.npy", tmp_path)
+    volume[0, 0, 0] = -5
+    np.save(tmp_path / "other.npy", volume)
+    files = ("--net", trained.network, "--config", trained.config, "--compressed", tmp_path / "b")
+    said = error_of(net_compress.main, *files, "--volume", tmp_path / "other.npy")
+    assert "other.npy" in said and "-5" in said and not (tmp_path / "b").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(volume_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_script, "CHECKPOINT_SECONDS", 0.0)
+    checkpoint = tmp_path / "state"
+    train(volume_file, tmp_path, "--checkpoint", checkpoint)
+    whole = bytearray(checkpoint.read_bytes())
+    with zipfile.ZipFile(checkpoint) as archive:
+        entry = max(archive.infolist(), key=lambda info: info.file_size)
+    whole[entry.header_offset + 200] ^= 1
+    checkpoint.write_bytes(whole)
+    with pytest.raises(cli.UserError, match="state: expected"):
+        train(volume_file, tmp_path, "--checkpoint", checkpoint, "--resume")
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e-300])
+def test_extreme_ranges(tmp_path, scale, recwarn):
+    volume = slanted((6, 5, 4)).astype(np.float64) * scale
+    np.save(tmp_path / "v.npy", volume)
+    assert np.isfinite(train(tmp_path / "v.npy", tmp_path, *WELL).settings["psnr"])
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]

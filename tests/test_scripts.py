@@ -422,18 +422,29 @@ def test_ctrl_c_keeps_the_previous_outputs(tmp_path):
     assert listing(tmp_path) == before
 
 
-@pytest.mark.parametrize("after", ["nothing", "network"])
-def test_interrupted_while_writing(volume_file, tmp_path, monkeypatch, after):
+@pytest.mark.parametrize("written", [0, 1])
+def test_interrupted_while_writing(volume_file, tmp_path, monkeypatch, written):
     """The outputs of before, both, and no temporary file."""
     old = train(volume_file, tmp_path)
     before = listing(tmp_path)
 
-    def interrupt(*_, **__):
-        raise KeyboardInterrupt
+    opened, is_writing = [], []
 
-    monkeypatch.setattr(
-        *((train_script.json, "dump") if after == "network" else (train_script.torch, "save")), interrupt
-    )
+    def interrupt(path, mode="r"):
+        if mode == "wb" and is_writing:
+            opened.append(path)
+            if len(opened) > written:
+                raise KeyboardInterrupt
+        return open(path, mode)
+
+    original = cli.write_files
+
+    def write_files(contents):
+        is_writing.append(True)
+        original(contents)
+
+    monkeypatch.setattr(cli, "open", interrupt, raising=False)
+    monkeypatch.setattr(cli, "write_files", write_files)
     with pytest.raises(KeyboardInterrupt):
         train(volume_file, tmp_path, "--seed", 3)
     assert listing(tmp_path) == before and old.network.exists()

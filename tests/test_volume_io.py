@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import slanted, vtk_read, vtk_write
+from vtkmodules.vtkCommonDataModel import vtkImageData
+from vtkmodules.vtkIOXML import vtkXMLImageDataWriter
 
 from volume_io import Volume, VolumeError, output_path, read_volume, suffix_of, write_volume
 
@@ -300,3 +302,25 @@ def test_output_names():
     assert suffix_of("a.b/C.NPY") == ".npy"
     with pytest.raises(VolumeError, match=re.escape("recon.raw: cannot write .raw files")):
         output_path("recon.raw")
+
+
+@pytest.mark.parametrize("name", ["a & b", "p < q", 'say "x"', "plain"])
+def test_any_name_survives_a_vti_file(tmp_path, name):
+    """VTK itself writes names into its XML unescaped."""
+    volume = Volume(np.zeros((2, 3, 4), np.float32), (1.0,) * 3, (0.0,) * 3, name)
+    write_volume(str(tmp_path / "v.vti"), volume, ".vti")
+    assert read_volume(str(tmp_path / "v.vti")).name == name
+
+
+def test_a_rotated_image_is_refused(tmp_path):
+    """Its direction would be lost."""
+    image = vtkImageData()
+    image.SetDimensions(2, 2, 2)
+    image.AllocateScalars(10, 1)
+    image.SetDirectionMatrix(0, 1, 0, -1, 0, 0, 0, 0, 1)
+    writer = vtkXMLImageDataWriter()
+    writer.SetFileName(str(tmp_path / "v.vti"))
+    writer.SetInputData(image)
+    writer.Write()
+    with pytest.raises(VolumeError, match="rotated"):
+        read_volume(str(tmp_path / "v.vti"))
