@@ -24,8 +24,8 @@ from utils import Field, ValueRange, compare, components_last, describe, file_ra
 from volume_io import Volume, VolumeError, read_volume
 
 # Mean squared error that rounding to the nearest would add, relative to the network's own. The first two come to
-# 0.1 dB or less: compensation makes up for half or more. With training, the point where fewer bytes cost about as much quality by
-# coarser steps as by a smaller network.
+# 0.1 dB or less: compensation makes up for half or more. With training, the point where fewer bytes cost about as
+# much quality by coarser steps as by a smaller network.
 ADDED_ERROR = 0.02
 ADDED_ERROR_COMPENSATED = 0.04
 ADDED_ERROR_TRAINED = 2.0
