@@ -78,7 +78,6 @@ VERSION = 1
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 MAX_PARAMETERS = 1 << 27  # a larger network is refused before anything is allocated for it
 MAX_VOXELS = 1 << 40
-MAX_CODEBOOK = 2 * entropy_coder.MAX_MAGNITUDE + 1
 ORIGINAL_BITS = (4, *range(6, 17))  # the original's reader garbles indices of 1, 2, 3 and 5 bits
 
 

@@ -244,8 +244,7 @@ def main(argv: Sequence[str]) -> None:
     is_likely = isinstance(psnr, int | float) and 0 < psnr < 300
     layers = quantise_network(opt, net, header, volume, psnr if is_likely else None)
     blob = net_coder.encode(header, [(dataclasses.asdict(config), layers)])
-    with cli.atomic_write(opt.compressed) as path, open(path, "wb") as file:
-        file.write(blob)
+    cli.write_files({opt.compressed: blob})
     if volume:
         cli.report(psnr=f"{decoded_psnr(blob, volume):.3f}")
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)

@@ -25,7 +25,7 @@ from torch.nn import functional
 from fitting import Fit, Recipe
 from net_coder import QuantisedLayer, round_step
 from siren import FieldNet, linear_layers
-from utils import Field
+from utils import Field, axis_coordinates
 
 N_POINTS = 6144  # of the domain, at which derivatives are taken
 RAMP = 3.0  # with training in between: the first layer has 2^RAMP times the steps of the last, relative to sensitivity
@@ -39,7 +39,7 @@ Derivatives = list[tuple[torch.Tensor, torch.Tensor]]
 
 def domain_points(shape: tuple[int, ...], n: int = N_POINTS, seed: int = 0) -> torch.Tensor:
     """n random points (n, d_in) of the box that the normalised coordinates of a grid fill."""
-    half = torch.tensor([(size - 1) / max(max(shape) - 1, 1) for size in shape])
+    half = torch.tensor([float(axis[-1]) for axis in axis_coordinates(shape)])
     return (2 * torch.rand(n, len(shape), generator=torch.Generator().manual_seed(seed)) - 1) * half
 
 
@@ -119,9 +119,9 @@ def round_in_turn(
 
     shape: grid of the field. `train_rest(i)` may train the layers from number i on, once those before it are rounded.
     """
+    x = domain_points(shape, seed=seed).to(next(net.parameters()).device)
     layers = []
     for i, (layer, step) in enumerate(zip(linear_layers(net), steps, strict=True)):
-        x = domain_points(shape, seed=seed).to(layer.weight.device)
         a, d = derivatives(net, x, seed)[i]
         rounded = round_compensated(_matrix(layer), a, d, float(step))
         layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
