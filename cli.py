@@ -37,6 +37,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from tqdm import tqdm
 
 EXIT_ERROR = 2
+DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 PLAIN_PROGRESS_SECONDS = 10.0
 
 
@@ -92,6 +93,29 @@ class ArgumentParser(argparse.ArgumentParser):
         group.add_argument("--no-cuda", dest="cuda", action="store_false", help="use the CPU")
         group.add_argument("--gid", type=whole(0), default=0, help="which GPU, with --cuda")
         group.add_argument("--num_workers", type=whole(1, 1024), default=1, help="CPU threads")
+
+
+def add_volume_arguments(group) -> None:
+    """How to read --volume: --array, --shape, --dtype, --endian."""
+    group.add_argument("--array", help="which of the volume's arrays, by its name (default: the active or first one)")
+    group.add_argument("--shape", type=_sizes, help="voxels X,Y,Z of a headerless volume (.raw), x fastest")
+    group.add_argument("--dtype", choices=DTYPES, metavar="T", help="of a headerless volume: uint8, float32, ...")
+    group.add_argument("--endian", choices=("little", "big"), help="of a headerless volume (default: little)")
+
+
+def check_volume_arguments(opt: argparse.Namespace) -> None:
+    """Raise UserError when there is no --volume that the options of `add_volume_arguments` could describe."""
+    given = [name for name in ("array", "shape", "dtype", "endian") if getattr(opt, name) is not None]
+    if given and not opt.volume:
+        raise UserError(f"--{given[0]} needs the --volume that it describes")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """An argparse type: one to three numbers of voxels, with commas between them."""
+    parts = text.split(",")
+    if len(parts) > 3 or not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 32 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected numbers of voxels X,Y,Z, found {text!r}")
+    return tuple(map(int, parts))
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -18,8 +18,11 @@ lower-case ASCII letter (61 to 7A), and refuses the file when it is anything els
          unsigned one, f64 for a float; each finite and exactly a value of the dtype
     "G"  geometry, at most one: d_in x f64 spacing (positive), d_in x f64 origin, axis by axis. Spacing 1
          and origin 0 when absent
+    "d"  direction, at most one: 9 x f64, 3 x 3 row by row; its columns are the directions of the first three axes in
+         space (for d_in 4 the last three, time being the first), of unit length and at right angles, each within 1e-3.
+         Voxel i lies at origin + direction (spacing i), missing axes 0. The identity when absent
     "a"  attributes, at most one: a JSON object of text by key, in UTF-8. Keys in use: name (of the field; "sf" when
-         absent)
+         absent), units (of the values; "" when absent)
     "N"  network, at least one; 2^27 weights and biases at most in all of them:
          u8 flags (bit 0: residual; bit 1: codebooks; others 0), u8 n_layers and u16 n_neurons (at least 1), f32 omega_0
          (1e-6 to 1e6); then the records of the linear layers in the order below; then, up to the chunk's end, the
@@ -78,6 +81,7 @@ VERSION = 1
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 MAX_PARAMETERS = 1 << 27  # a larger network is refused before anything is allocated for it
 MAX_VOXELS = 1 << 40
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 ORIGINAL_BITS = (4, *range(6, 17))  # the original's reader garbles indices of 1, 2, 3 and 5 bits
 
 
@@ -90,7 +94,7 @@ class FieldHeader:
     """What a blob says about its field.
 
     shape: grid axes, voxels. low, high: range of each component, arrays of the field's dtype. spacing, origin: one
-    figure per grid axis.
+    figure per grid axis. direction: 3 x 3, row by row, its columns the axes' directions in space. units: of the values.
     """
 
     shape: tuple[int, ...]
@@ -99,6 +103,8 @@ class FieldHeader:
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
     name: str = "sf"
+    direction: tuple[float, ...] = IDENTITY
+    units: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +137,11 @@ def round_step(step: float) -> np.float32:
 
 def check_field(header: FieldHeader, d_in: int, d_out: int) -> None:
     """Raise BlobError unless the header describes a possible field of that many axes and components."""
-    try:
-        header.name.encode()
-    except UnicodeEncodeError:
-        raise BlobError(f"name: expected text that UTF-8 holds, found {header.name!r}") from None
+    for key in ("name", "units"):
+        try:
+            getattr(header, key).encode()
+        except UnicodeEncodeError:
+            raise BlobError(f"{key}: expected text that UTF-8 holds, found {getattr(header, key)!r}") from None
     shape = header.shape
     if not 1 <= d_in <= 4 or len(shape) != d_in or len(header.spacing) != d_in or len(header.origin) != d_in:
         raise BlobError(f"expected {d_in} axes, found shape {shape}, spacing {header.spacing}, origin {header.origin}")
@@ -144,12 +151,21 @@ def check_field(header: FieldHeader, d_in: int, d_out: int) -> None:
         raise BlobError(f"spacing {header.spacing}, origin {header.origin}: expected finite numbers")
     if not all(s > 0 for s in header.spacing):
         raise BlobError(f"spacing {header.spacing}: expected positive numbers")
+    _check_direction(header.direction)
     if header.low.dtype.name not in DTYPES:
         raise BlobError(f"dtype {header.low.dtype}: expected one of {', '.join(DTYPES)}")
     if header.low.shape != (d_out,) or header.high.shape != (d_out,):
         raise BlobError(f"expected the range of {d_out} components, found {len(header.low)}")
     if not (np.isfinite(header.low).all() and np.isfinite(header.high).all() and (header.low <= header.high).all()):
         raise BlobError(f"range {header.low} to {header.high}: expected finite values, the lower first")
+
+
+def _check_direction(direction: tuple[float, ...]) -> None:
+    if len(direction) != 9 or not all(isinstance(d, int | float) and abs(d) < 2 for d in direction):
+        raise BlobError(f"direction {direction}: expected 9 numbers, 3 x 3 row by row")
+    matrix = np.reshape(direction, (3, 3))
+    if np.abs(matrix.T @ matrix - np.eye(3)).max() > 1e-3:
+        raise BlobError(f"direction {direction}: expected columns of unit length, at right angles")
 
 
 def check_network(network: dict) -> None:
@@ -215,8 +231,12 @@ def encode(header: FieldHeader, networks: list[tuple[dict, list[QuantisedLayer]]
     chunks = [(b"F", field)]
     if header.spacing != (1.0,) * d_in or header.origin != (0.0,) * d_in:
         chunks.append((b"G", struct.pack(f"<{2 * d_in}d", *header.spacing, *header.origin)))
-    if header.name != "sf":
-        chunks.append((b"a", json.dumps({"name": header.name}, separators=(",", ":")).encode()))
+    if header.direction != IDENTITY:
+        chunks.append((b"d", struct.pack("<9d", *header.direction)))
+    attributes = {"name": header.name} if header.name != "sf" else {}
+    attributes |= {"units": header.units} if header.units else {}
+    if attributes:
+        chunks.append((b"a", json.dumps(attributes, separators=(",", ":")).encode()))
     chunks += [(b"N", _encode_network(network, layers)) for network, layers in networks]
     body = b"".join(kind + struct.pack("<I", len(content)) + content for kind, content in chunks)
     return MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
@@ -307,13 +327,13 @@ def decode(data: bytes) -> tuple[FieldHeader, list[tuple[dict, dict[str, np.ndar
         kind, length = reader.unpack("cI")
         kind = kind.decode("latin-1")
         content = _Reader(reader.take(length), f"chunk {kind!r}")
-        if kind in "FGaN":
+        if kind in "FGadN":
             chunks.append((kind, content))
         elif not "a" <= kind <= "z":
             raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
     kinds = "".join(kind for kind, _ in chunks)
-    if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGa"):
-        raise BlobError(f"expected the chunk F, at most one G and a, and at least one N, found {kinds!r}")
+    if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGda"):
+        raise BlobError(f"expected the chunk F, at most one G, d and a, and at least one N, found {kinds!r}")
 
     field = chunks[0][1]
     d_in, d_out, code = field.unpack("3B")
@@ -328,17 +348,20 @@ def decode(data: bytes) -> tuple[FieldHeader, list[tuple[dict, dict[str, np.ndar
         low, high = limits.T.astype(dtype)
         if not np.array_equal(np.stack([low, high], axis=1).astype(limits.dtype), limits):
             raise BlobError(f"range {limits.tolist()}: does not fit dtype {dtype}")
-    spacing, origin, attributes = (1.0,) * d_in, (0.0,) * d_in, {}
+    spacing, origin, direction, attributes = (1.0,) * d_in, (0.0,) * d_in, IDENTITY, {}
     networks = []
     for kind, content in chunks:
         if kind == "G":
             spacing, origin = content.unpack(f"{d_in}d"), content.unpack(f"{d_in}d")
+        elif kind == "d":
+            direction = content.unpack("9d")
         elif kind == "a":
             attributes = _decode_attributes(content.take(len(content.data)))
         elif kind == "N":
             networks.append(_decode_network(content, d_in, d_out, [network for network, _ in networks]))
         content.end()
-    header = FieldHeader(shape, low, high, spacing, origin, attributes.get("name", "sf"))
+    name, units = attributes.get("name", "sf"), attributes.get("units", "")
+    header = FieldHeader(shape, low, high, spacing, origin, name, direction, units)
     check_field(header, d_in, d_out)
     return header, networks
 

@@ -21,7 +21,8 @@ import net_coder
 import quantise
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, net_of_arrays, weights_crc32
 from utils import Field, ValueRange, compare, components_last, describe, file_ratios, reconstruct
-from volume_io import Volume, VolumeError, read_volume
+from volume import Volume, VolumeError, raw_layout
+from volume_io import read_volume
 
 # Mean squared error that rounding to the nearest would add, relative to the network's own. The first two come to
 # 0.1 dB or less: compensation makes up for half or more. With training, the point where fewer bytes cost about as
@@ -47,6 +48,7 @@ def build_parser() -> cli.ArgumentParser:
         help="the original volume: trains the network on while its weights are rounded, for a smaller file; "
         "needed with files of the original scripts, which lack shape and range",
     )
+    cli.add_volume_arguments(group)
     group = parser.add_argument_group("quantisation")
     group.add_argument(
         "--cluster_bits",
@@ -71,6 +73,7 @@ def build_parser() -> cli.ArgumentParser:
 def parse(argv: Sequence[str]) -> Namespace:
     """The options, once they make sense together."""
     opt = build_parser().parse_args(argv)
+    cli.check_volume_arguments(opt)
     if opt.quantizer == "kmeans":
         if opt.n_passes:
             raise cli.UserError("--n_passes trains with --quantizer uniform only")
@@ -162,10 +165,13 @@ def field_header(opt: Namespace, settings: dict, config: SirenConfig, volume: Vo
         low, high = (np.array(limits).astype(dtype) for limits in zip(*settings["value_range"], strict=True))
         if np.stack([low, high], axis=1).tolist() != settings["value_range"]:
             raise ValueError(f"value_range {settings['value_range']} does not fit dtype {dtype}")
-        if not isinstance(settings.get("name", "sf"), str):
-            raise ValueError(f"name: expected text, found {settings['name']!r}")
-        spacing, origin = tuple(settings["spacing"]), tuple(settings["origin"])
-        header = net_coder.FieldHeader(tuple(settings["shape"]), low, high, spacing, origin, settings.get("name", "sf"))
+        name, units = settings.get("name", "sf"), settings.get("units", "")
+        for key, text in (("name", name), ("units", units)):
+            if not isinstance(text, str):
+                raise ValueError(f"{key}: expected text, found {text!r}")
+        shape, spacing, origin = (tuple(settings[key]) for key in ("shape", "spacing", "origin"))
+        direction = tuple(settings.get("direction", net_coder.IDENTITY))
+        header = net_coder.FieldHeader(shape, low, high, spacing, origin, name, direction, units)
         net_coder.check_field(header, config.d_in, config.d_out)
     except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise cli.UserError(f"{opt.config}: does not describe a field: {error}") from None
@@ -218,13 +224,14 @@ def decoded_psnr(blob: bytes, volume: Volume) -> float:
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
+    layout = raw_layout(opt.shape, opt.dtype, opt.endian)
     cli.check_outputs([opt.compressed], inputs=[path for path in (opt.net, opt.config, opt.volume) if path])
     settings = read_config(opt.config)
     config = network_config(opt.config, settings)
     state = read_weights(opt.net, opt.config, config)
     if settings.get("weights_crc32", weights_crc32(state)) != weights_crc32(state):
         raise cli.UserError(f"{opt.config}: belongs to other weights than {opt.net}: their checksums differ")
-    volume = read_volume(opt.volume, config.d_in, config.d_out) if opt.volume else None
+    volume = read_volume(opt.volume, config.d_in, config.d_out, opt.array, layout) if opt.volume else None
     header = field_header(opt, settings, config, volume)
     if volume and volume.array.shape[: config.d_in] != header.shape:
         found = volume.array.shape

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import net_coder
 from siren import net_of_arrays
 from utils import ValueRange, compare, describe, file_ratios, reconstruct
-from volume_io import Volume, VolumeError, output_path, read_volume, suffix_of, write_volume
+from volume import Volume, VolumeError, raw_layout, suffix_of
+from volume_io import output_path, read_volume, write_volume
 
 
 def build_parser() -> cli.ArgumentParser:
@@ -27,6 +28,7 @@ def build_parser() -> cli.ArgumentParser:
         "--volume",
         help="the original volume, to compare with; a blob of the original scripts takes shape and range from it",
     )
+    cli.add_volume_arguments(group)
     group.add_argument(
         "--float", dest="as_float", action="store_true", default=False, help="write integer fields unrounded, as floats"
     )
@@ -54,6 +56,8 @@ def read_blob(path: str) -> tuple[net_coder.FieldHeader | None, dict, dict]:
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = build_parser().parse_args(argv)
+    cli.check_volume_arguments(opt)
+    layout = raw_layout(opt.shape, opt.dtype, opt.endian)
     device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
     recon = output_path(opt.recon)
     cli.check_outputs([recon], inputs=[path for path in (opt.compressed, opt.volume) if path])
@@ -61,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     d_in, d_out = network["d_in"], network["d_out"]
     volume = None
     if opt.volume:
-        volume = read_volume(opt.volume, d_in, d_out)
+        volume = read_volume(opt.volume, d_in, d_out, opt.array, layout)
         header = header or describe(volume, d_in)
         if volume.array.shape[:d_in] != header.shape:
             raise cli.UserError(
@@ -80,8 +84,9 @@ def main(argv: Sequence[str]) -> None:
     with cli.Progress("decoding") as progress:
         decoded = reconstruct(net.to(device), header.shape, values, device, opt.as_float, progress.update)
     array = decoded[..., 0] if d_out == 1 else decoded
+    result = Volume(array, header.spacing, header.origin, header.name, header.direction, header.units)
     with cli.atomic_write(recon) as path:
-        write_volume(path, Volume(array, header.spacing, header.origin, header.name), suffix_of(recon))
+        write_volume(path, result, suffix_of(recon))
     seconds = time.monotonic() - started
 
     if volume is not None:

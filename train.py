@@ -25,13 +25,26 @@ import net_coder
 from fitting import Fit, Recipe
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
 from utils import Field, ValueRange, compare, components_last, constant_psnr, reconstruct, value_range
-from volume_io import Volume, VolumeError, read_volume, write_volume
+from volume import Volume, VolumeError, raw_layout
+from volume_io import read_volume, write_volume
 
 FORMAT_VERSION = 1
 SHOW_SECONDS = 0.5
 CHECKPOINT_SECONDS = 60.0
 # Options that another run may set differently and still continue a checkpoint.
-MAY_CHANGE = {"volume", "network", "config", "vol_debug", "checkpoint", "resume", "target_psnr"}
+MAY_CHANGE = {
+    "volume",
+    "array",
+    "shape",
+    "dtype",
+    "endian",
+    "network",
+    "config",
+    "vol_debug",
+    "checkpoint",
+    "resume",
+    "target_psnr",
+}
 MAY_CHANGE |= {"cuda", "gid", "num_workers"}
 ESTIMATE_ERROR = 3.0  # dB by which the running estimate may be low
 LONG_SECONDS = 30.0  # an interrupted run that took longer leaves the network so far
@@ -42,6 +55,7 @@ def build_parser() -> cli.ArgumentParser:
     parser = cli.ArgumentParser(__doc__)
     group = parser.add_argument_group("input and output")
     group.add_argument("--volume", required=True, help="volume to fit, .npy or .vti; axis 0 is x")
+    cli.add_volume_arguments(group)
     group.add_argument("--network", default="thenet.pth", help="file to write the weights to")
     group.add_argument("--config", default="thenet.json", help="file to write the configuration to")
     group.add_argument(
@@ -183,7 +197,9 @@ def configuration(
         "value_range": [[low.item(), high.item()] for low, high in zip(values.low, values.high, strict=True)],
         "spacing": list(volume.spacing),
         "origin": list(volume.origin),
+        "direction": list(volume.direction),
         "name": volume.name,
+        "units": volume.units,
         "seed": opt.seed,
         "n_parameters": count_parameters(config),
         "psnr": psnr if math.isfinite(psnr) else None,
@@ -287,12 +303,13 @@ def write_debug_volumes(paths: list[str], volume: Volume, decoded: np.ndarray) -
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
+    layout = raw_layout(opt.shape, opt.dtype, opt.endian)
     device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
     finished, interrupted, debug = output_paths(opt)
     checkpoint = [opt.checkpoint] if opt.checkpoint else []
     cli.check_outputs([*finished, *interrupted, *debug, *checkpoint], inputs=[opt.volume])
 
-    volume = read_volume(opt.volume, opt.d_in, opt.d_out)
+    volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout)
     original = components_last(volume.array, opt.d_in)
     values = value_range(original)
     n_voxels = original.size // opt.d_out

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from net_coder import FieldHeader
-from volume_io import Volume
+from volume import Volume
 
 EVALUATION_CHUNK = {"cpu": 1 << 13, "cuda": 1 << 20}  # voxels at a time: activations stay in a core's cache, fill a GPU
 
@@ -110,7 +110,8 @@ def value_range(values: np.ndarray) -> ValueRange:
 def describe(volume: Volume, d_in: int) -> FieldHeader:
     """What a blob says about a volume of `d_in` grid axes."""
     values = value_range(components_last(volume.array, d_in))
-    return FieldHeader(volume.array.shape[:d_in], values.low, values.high, volume.spacing, volume.origin, volume.name)
+    shape, rest = volume.array.shape[:d_in], (volume.name, volume.direction, volume.units)
+    return FieldHeader(shape, values.low, values.high, volume.spacing, volume.origin, *rest)
 
 
 def components_last(array: np.ndarray, d_in: int) -> np.ndarray:

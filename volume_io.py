@@ -9,73 +9,61 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import tokenize
 from xml.sax.saxutils import escape
 
 import numpy as np
+
+import volume_readers
+from volume import RawLayout, Volume, VolumeError, suffix_of
 
 SUFFIXES = (".npy", ".vti")
 FIRST_VTK_ERROR = 20000  # lesser codes are the system's
 
 
-class VolumeError(Exception):
-    """A volume file that cannot be read or written; the message names it, what was expected and found."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Volume:
-    """Values on a regular grid.
-
-    array: one value per voxel, shape (x, y, z), or (x, y, z, components). spacing, origin: one figure
-    per grid axis, in the units of length that the file uses. name: of the field.
-    """
-
-    array: np.ndarray
-    spacing: tuple[float, ...]
-    origin: tuple[float, ...]
-    name: str = "sf"
-
-
-def read_volume(path: str, d_in: int = 3, d_out: int = 1) -> Volume:
+def read_volume(
+    path: str, d_in: int = 3, d_out: int = 1, array: str | None = None, layout: RawLayout | None = None
+) -> Volume:
     """Read a volume of `d_in` axes, with a last axis of `d_out` components when that is above 1.
 
-    The array keeps its values and type, in the machine's byte order; booleans become uint8. Raises
-    VolumeError for anything that is not a finite numeric volume of that form.
+    array: the name of the one to read of several. layout: of a headerless file. The array keeps its values and type,
+    in the machine's byte order; booleans become uint8. A file that can be mapped into memory is: nothing of it is
+    copied. Raises VolumeError for anything that is not a finite numeric volume of that form.
     """
     try:
         with open(path, "rb") as file:
             start = file.read(8)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
+    suffix = suffix_of(path)
+    if layout is not None and suffix != ".raw":
+        raise VolumeError(f"{path}: --shape, --dtype and --endian describe a headerless file (.raw)")
+    if array is not None and suffix != ".vti":
+        raise VolumeError(f"{path}: --array picks one of several arrays of a file, this one holds one without a name")
     if start[:6] == b"\x93NUMPY":
-        volume = _read_npy(path, d_in)
-    elif suffix_of(path) == ".vti":
-        volume = _read_vti(path, d_in)
+        volume = volume_readers.read_npy(path, d_in)
+    elif suffix == ".vti":
+        volume = _with_axes(volume_readers.read_vti(path, array), d_in)
+    elif layout is not None:
+        volume = _with_axes(volume_readers.read_raw(path, layout), d_in)
     else:
         raise VolumeError(f"{path}: expected a NumPy array (.npy) or VTK image data (.vti), found {start!r}...")
-    if not all(0 < s < math.inf for s in volume.spacing):
-        raise VolumeError(f"{path}: expected a positive spacing, found {volume.spacing}")
-    array = _native(path, volume.array)
-    expected = d_in + (d_out > 1)
-    if array.ndim != expected or (d_out > 1 and array.shape[-1] != d_out):
-        form = f"{d_in} axes" + (f" and {d_out} components" if d_out > 1 else "")
-        raise VolumeError(f"{path}: expected {form}, found shape {array.shape}")
-    if array.size == 0:
-        raise VolumeError(f"{path}: is empty: shape {array.shape}")
-    bad = ~np.isfinite(array)
-    if bad.any():
-        first = tuple(int(i) for i in np.unravel_index(np.argmax(bad), array.shape))
-        raise VolumeError(
-            f"{path}: expected finite values, found {np.count_nonzero(bad)} NaN or infinite ones, the first at {first}"
-        )
-    with np.errstate(over="ignore"):
-        if not np.isfinite(float(array.max()) - float(array.min())):
-            raise VolumeError(f"{path}: the range of its values, {array.min()} to {array.max()}, overflows float64")
-    return dataclasses.replace(volume, array=array)
+    volume = dataclasses.replace(volume, array=_native(path, volume.array))
+    _check(path, volume, d_in, d_out)
+    return volume
+
+
+def _with_axes(volume: Volume, d_in: int) -> Volume:
+    """An array (x, y, z, components) without the axes of one voxel beyond `d_in`, and without a sole component's."""
+    array, shape = volume.array, volume.array.shape
+    if math.prod(shape[d_in:-1]) == 1:
+        array = array.reshape(*shape[:d_in], shape[-1])
+    if shape[-1] == 1:
+        array = array[..., 0]
+    return dataclasses.replace(volume, array=array, spacing=volume.spacing[:d_in], origin=volume.origin[:d_in])
 
 
 def _native(path: str, array: np.ndarray) -> np.ndarray:
-    """`array` as a plain, C-ordered, native-endian array of integers or floats."""
+    """`array` as one of integers or floats in the machine's byte order; copied only where that takes a copy."""
     if array.dtype.kind == "b":
         array = array.view(np.uint8)
     if array.dtype.kind not in "iuf":
@@ -83,58 +71,41 @@ def _native(path: str, array: np.ndarray) -> np.ndarray:
     dtype = array.dtype.newbyteorder("=")
     if dtype.itemsize > 8:  # long double: no file format of ours and no network holds it
         dtype = np.dtype(np.float64)
+    if array.dtype == dtype:
+        return array
     with np.errstate(over="ignore"):  # becomes infinite, which is refused
-        return np.array(array, dtype=dtype, order="C")
+        return np.asarray(array).astype(dtype)  # a plain array: the copy is no memory map
 
 
-def _read_npy(path: str, d_in: int) -> Volume:
-    try:
-        with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = reader(file)
-        if dtype.hasobject:
-            raise ValueError("holds Python objects, which are never unpickled")
-        # A memory map checks the announced shape against the file's length before anything is allocated.
-        array = np.load(path, mmap_mode="r", allow_pickle=False) if 0 not in shape else np.empty(shape, dtype)
-    except (ValueError, OSError, OverflowError, SyntaxError, tokenize.TokenError) as error:
-        raise VolumeError(f"{path}: not a readable NumPy array: {error}") from None
-    return Volume(array, spacing=(1.0,) * d_in, origin=(0.0,) * d_in)
+def _check(path: str, volume: Volume, d_in: int, d_out: int) -> None:
+    """Raise VolumeError unless this is a finite volume of that many axes and components."""
+    array = volume.array
+    expected = d_in + (d_out > 1)
+    if array.ndim != expected or (d_out > 1 and array.shape[-1] != d_out):
+        form = f"{d_in} axes" + (f" and {d_out} components" if d_out > 1 else "")
+        raise VolumeError(f"{path}: expected {form}, found shape {array.shape}")
+    if array.size == 0:
+        raise VolumeError(f"{path}: is empty: shape {array.shape}")
+    if not all(0 < s < math.inf for s in volume.spacing):
+        raise VolumeError(f"{path}: expected a positive spacing, found {volume.spacing}")
+    low, high = array.min(), array.max()  # NaN when there is one
+    if not (np.isfinite(low) and np.isfinite(high)):
+        count, first = _not_finite(array)
+        raise VolumeError(f"{path}: expected finite values, found {count} NaN or infinite ones, the first at {first}")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(float(high) - float(low)):
+            raise VolumeError(f"{path}: the range of its values, {low} to {high}, overflows float64")
 
 
-def _read_vti(path: str, d_in: int) -> Volume:
-    from vtkmodules.util.numpy_support import vtk_to_numpy
-    from vtkmodules.vtkIOXML import vtkXMLImageDataReader
-
-    reader = vtkXMLImageDataReader()
-    reader.GlobalWarningDisplayOff()  # one line of ours instead of VTK's many
-    if not reader.CanReadFile(path):
-        raise VolumeError(f"{path}: not VTK image data")
-    reader.SetFileName(path)
-    reader.Update()
-    reader.GlobalWarningDisplayOn()
-    image = reader.GetOutput()
-    data = image.GetPointData()
-    scalars = data.GetScalars() or data.GetArray(0)
-    shape = image.GetDimensions()
-    if reader.GetErrorCode() or scalars is None or scalars.GetNumberOfTuples() != np.prod(shape):
-        raise VolumeError(f"{path}: expected VTK image data with an array on its points, found none")
-    if not image.GetDirectionMatrix().IsIdentity():
-        raise VolumeError(f"{path}: expected axes along x, y and z, found a rotated image")
-    n_components = scalars.GetNumberOfComponents()
-    values = vtk_to_numpy(scalars).reshape(*shape[::-1], n_components).transpose(2, 1, 0, 3)
-    values = values.reshape(*(shape[:d_in] if math.prod(shape[d_in:]) == 1 else shape), n_components)
-    if n_components == 1:
-        values = values[..., 0]
-    first = image.GetExtent()[::2]
-    spacing = image.GetSpacing()
-    origin = [o + i * s for o, i, s in zip(image.GetOrigin(), first, spacing, strict=True)]
-    return Volume(values, tuple(spacing[:d_in]), tuple(origin[:d_in]), scalars.GetName() or "sf")
-
-
-def suffix_of(path: str) -> str:
-    """The file's suffix in lower case, with its dot."""
-    return os.path.splitext(path)[1].lower()
+def _not_finite(array: np.ndarray) -> tuple[int, tuple[int, ...]]:
+    """How many values are NaN or infinite, and the index of the first; a plane at a time."""
+    count, first = 0, ()
+    for x, plane in enumerate(array):
+        bad = ~np.isfinite(plane)
+        if not count and bad.any():
+            first = (x, *(int(i) for i in np.unravel_index(np.argmax(bad), bad.shape)))
+        count += np.count_nonzero(bad)
+    return count, first
 
 
 def output_path(path: str) -> str:
@@ -162,6 +133,7 @@ def write_volume(path: str, volume: Volume, suffix: str) -> None:
 
 def _write_vti(path: str, volume: Volume) -> None:
     from vtkmodules.util.numpy_support import numpy_to_vtk
+    from vtkmodules.vtkCommonCore import vtkDataArray
     from vtkmodules.vtkCommonDataModel import vtkImageData
     from vtkmodules.vtkIOXML import vtkXMLImageDataWriter
 
@@ -178,8 +150,11 @@ def _write_vti(path: str, volume: Volume) -> None:
     image.SetDimensions(*grid)
     image.SetSpacing(*volume.spacing, *(1.0,) * padding)
     image.SetOrigin(*volume.origin, *(0.0,) * padding)
+    image.SetDirectionMatrix(volume.direction)
     scalars = numpy_to_vtk(np.ascontiguousarray(values), deep=True)
     scalars.SetName(escape(volume.name, {'"': "&quot;"}))  # VTK writes it into its XML as it is
+    if volume.units:
+        scalars.GetInformation().Set(vtkDataArray.UNITS_LABEL(), volume.units)
     image.GetPointData().SetScalars(scalars)
 
     with open(path, "wb"):  # VTK says little about why a file cannot be written; the system does

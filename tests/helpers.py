@@ -23,7 +23,7 @@ from fitting import Fit, Recipe
 from quantise import choose_steps, round_layers
 from siren import FieldNet, SirenConfig
 from utils import Field
-from volume_io import VolumeError
+from volume import VolumeError
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (9, 7, 5)
@@ -106,8 +106,8 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 def vtk_read(path: Path) -> SimpleNamespace:
-    """What VTK's own reader finds in a .vti file: dimensions, spacing, origin, name, and array[x, y, z], voxel by
-    voxel through VTK's own indexing."""
+    """What VTK's own reader finds in a .vti file: dimensions, spacing, origin, direction, name, and array[x, y, z],
+    voxel by voxel through VTK's own indexing."""
     reader = vtkXMLImageDataReader()
     assert reader.CanReadFile(str(path))
     reader.SetFileName(str(path))
@@ -126,28 +126,41 @@ def vtk_read(path: Path) -> SimpleNamespace:
         dimensions=dims,
         spacing=image.GetSpacing(),
         origin=image.GetOrigin(),
+        direction=tuple(image.GetDirectionMatrix().GetData()),
         name=scalars.GetName(),
         type=scalars.GetDataTypeAsString(),
         array=array[..., 0] if n == 1 else array,
     )
 
 
-def vtk_write(path: Path, array: np.ndarray, spacing=(1, 1, 1), origin=(0, 0, 0), name="density", extent=None) -> None:
-    """Write array[x, y, z] with VTK's own writer, voxel by voxel through VTK's own indexing."""
+def vtk_image(arrays, spacing=(1, 1, 1), origin=(0, 0, 0), name="density", extent=None, direction=None, active=None):
+    """A vtkImageData of array[x, y, z], or of several by name, set voxel by voxel through VTK's own indexing."""
+    arrays = arrays if isinstance(arrays, dict) else {name: arrays}
+    shape = next(iter(arrays.values())).shape[:3]
     image = vtkImageData()
-    image.SetExtent(extent or [v for n in array.shape for v in (0, n - 1)])
+    image.SetExtent(extent or [v for n in shape for v in (0, n - 1)])
     image.SetSpacing(spacing)
     image.SetOrigin(origin)
-    scalars = numpy_to_vtk(np.zeros(array.size, array.dtype), deep=True)
+    if direction is not None:
+        image.SetDirectionMatrix(direction)
     start = image.GetExtent()[::2]
-    for index in np.ndindex(array.shape):
-        point = image.ComputePointId([i + s for i, s in zip(index, start, strict=True)])
-        scalars.SetComponent(point, 0, array[index])
-    scalars.SetName(name)
-    image.GetPointData().SetScalars(scalars)
+    for key, array in arrays.items():
+        columns = array.reshape(*shape, -1)
+        scalars = numpy_to_vtk(np.zeros((columns[..., 0].size, columns.shape[-1]), array.dtype), deep=True)
+        for index in np.ndindex(shape):
+            point = image.ComputePointId([i + s for i, s in zip(index, start, strict=True)])
+            scalars.SetTuple(point, columns[index].tolist())
+        scalars.SetName(key)
+        image.GetPointData().AddArray(scalars)
+    image.GetPointData().SetActiveScalars(active or next(iter(arrays)))
+    return image
+
+
+def vtk_write(path: Path, *args, **keywords) -> None:
+    """Write a `vtk_image` with VTK's own writer."""
     writer = vtkXMLImageDataWriter()
     writer.SetFileName(str(path))
-    writer.SetInputData(image)
+    writer.SetInputData(vtk_image(*args, **keywords))
     assert writer.Write()
 
 

@@ -506,6 +506,44 @@ def test_options_that_make_no_sense_together(chain, tmp_path):
     assert "--schedule" in error_of(train_script.main, "--volume", "v", "--schedule", "power", "--lr_decay", 0.5)
 
 
+def test_array_shape_dtype_and_endian(tmp_path):
+    """All three scripts read the same volume by them."""
+    array = slanted((9, 7, 5))
+    np.save(tmp_path / "v.npy", array)
+    array.astype(">f4").ravel(order="F").tofile(tmp_path / "v.raw")
+    vtk_write(tmp_path / "v.vti", {"p": -array, "q": array})
+    expected = train(tmp_path / "v.npy", tmp_path)
+    blob = compress(expected, tmp_path / "blob", "--volume", tmp_path / "v.npy", "--n_passes", 1)
+    decoded = decompress(tmp_path / "blob", tmp_path / "out.npy")
+    raw = ("--shape", "9,7,5", "--dtype", "float32", "--endian", "big")
+    for name, flags, field in (("v.raw", raw, "sf"), ("v.vti", ("--array", "q"), "q")):
+        trained = train(tmp_path / name, tmp_path, *flags)
+        assert distance(trained.state, expected.state) == 0
+        assert trained.settings["value_range"] == expected.settings["value_range"]
+        assert trained.settings["name"] == field
+        again = compress(trained, tmp_path / "again", "--volume", tmp_path / name, *flags, "--n_passes", 1)
+        assert (again == blob) == (field == "sf")
+        np.testing.assert_array_equal(
+            decompress(tmp_path / "again", tmp_path / "out.npy", "--volume", tmp_path / name, *flags), decoded
+        )
+
+
+def test_options_of_a_volume_that_is_not_there(chain, tmp_path):
+    files = ("--net", chain.network, "--config", chain.config, "--compressed", tmp_path / "b")
+    for option in (("--array", "T"), ("--shape", "4,3,2"), ("--dtype", "uint8"), ("--endian", "big")):
+        assert f"{option[0]} needs the --volume" in error_of(net_compress.main, *files, *option)
+        said = error_of(net_decompress.main, "--compressed", chain.blob, "--recon", tmp_path / "r.npy", *option)
+        assert f"{option[0]} needs the --volume" in said
+    volume = ("--volume", chain.volume)
+    blob = ("--compressed", chain.blob)
+    for main, rest in ((train_script.main, ()), (net_compress.main, files), (net_decompress.main, blob)):
+        assert "both --shape and --dtype" in error_of(main, *rest, *volume, "--endian", "big")
+        for shape in ("4,3,2,1,1", "0,3,2", "-1,3,2", "a", "", "4,,2", "4 3 2", "²,1,1", "9" * 5000):
+            assert "--shape" in error_of(main, *rest, *volume, "--shape", shape, "--dtype", "uint8")
+        assert "--dtype" in error_of(main, *rest, *volume, "--shape", "4,3,2", "--dtype", "complex64")
+        assert "--array" in error_of(main, *rest, *volume, "--array", "T")
+
+
 def test_another_volume_is_refused(tmp_path):
     """Of the same shape and maximum, but not of the same minimum."""
     volume = np.arange(60, dtype=np.float32).reshape(5, 4, 3)

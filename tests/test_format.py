@@ -115,8 +115,11 @@ def read_blob(data: bytes) -> SimpleNamespace:
             limits = unpack(content, f"{2 * field.d_out}{'qqqqQQQQddd'[code]}")
             field.low, field.high = limits[::2], limits[1::2]
             field.spacing, field.origin = (1.0,) * field.d_in, (0.0,) * field.d_in
+            field.direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
         elif kind == b"G":
             field.spacing, field.origin = unpack(content, f"{field.d_in}d"), unpack(content, f"{field.d_in}d")
+        elif kind == b"d":
+            field.direction = unpack(content, "9d")
         elif kind == b"a":
             field.attributes = json.loads(content.read().decode("utf-8"))
         elif kind == b"N":
@@ -161,6 +164,8 @@ from quantise import choose_steps, domain_points, round_layers, round_to_codeboo
 from siren import FieldNet, SirenConfig  # noqa: E402
 from utils import ValueRange, reconstruct  # noqa: E402
 
+TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
+
 
 def chunk(kind: bytes, content: bytes) -> bytes:
     return kind + struct.pack("<I", len(content)) + content
@@ -198,7 +203,9 @@ def assert_same(blob: bytes) -> None:
     assert ours.shape == header.shape and ours.dtype == header.low.dtype.name
     assert list(ours.low) == header.low.tolist() and list(ours.high) == header.high.tolist()
     assert (ours.spacing, ours.origin) == (header.spacing, header.origin)
+    assert ours.direction == header.direction
     assert ours.attributes.get("name", "sf") == header.name
+    assert ours.attributes.get("units", "") == header.units
     for net, (network, tensors) in zip(ours.networks, networks, strict=True):
         assert network == {
             "n_neurons": net.n_neurons,
@@ -224,6 +231,22 @@ def test_decoders_agree(n_layers, d_in, d_out, largest, is_residual, codebooks):
     config = {"n_layers": n_layers, "d_in": d_in, "d_out": d_out, "is_residual": is_residual, "omega_0": 12.5}
     header = header_of((7, 5, 3)[:d_in], d_out=d_out, spacing=(0.1,) * d_in, origin=(-1e300,) * d_in, name="ü\n=\0")
     assert_same(net_coder.encode(header, [random_network(n_layers, largest, codebooks, **config)]))
+
+
+@pytest.mark.parametrize("name", ["sf", "T"])
+@pytest.mark.parametrize("units", ["", "K", "µm/s²"])
+@pytest.mark.parametrize("direction", [net_coder.IDENTITY, TURNED, (1.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0, 0.0)])
+def test_direction_and_units(direction, units, name):
+    network = random_network(0, 5)
+    blob = net_coder.encode(header_of(name=name, direction=direction, units=units), [network])
+    assert_same(blob)
+    header, _ = net_coder.decode(blob)
+    assert (header.direction, header.units, header.name) == (direction, units, name)
+    plain = net_coder.encode(header_of(), [network])
+    more = 77 * (direction != net_coder.IDENTITY)
+    attributes = ({"name": name} if name != "sf" else {}) | ({"units": units} if units else {})
+    more += 5 + len(json.dumps(attributes, separators=(",", ":"))) if attributes else 0
+    assert len(blob) == len(plain) + more
 
 
 @pytest.mark.parametrize("bits", range(1, 17))

@@ -142,7 +142,7 @@ def mutate_blob(rng: np.random.Generator, blob: bytes) -> bytes:
         if change == 0:
             chunks.insert(int(rng.integers(len(chunks) + 1)), chunks[i])
         elif change == 1:
-            chunks[i] = (bytes([int(rng.choice([*b"FGaNxQ", 0, 170]))]), chunks[i][1])
+            chunks[i] = (bytes([int(rng.choice([*b"FGadNxQ", 0, 170]))]), chunks[i][1])
         elif change == 2:
             chunks[i], chunks[-1] = chunks[-1], chunks[i]
         else:
@@ -192,7 +192,8 @@ def memory_traced():
 def seeds() -> list[bytes]:
     """Sound blobs, small so that many variants can be read."""
     blobs = []
-    header = FieldHeader((4, 3, 2), np.int16([-3]), np.int16([9]), (1.0, 0.5, 2.0), (0.0, -1.0, 3.0), "density")
+    header = FieldHeader((4, 3, 2), np.int16([-3]), np.int16([9]), (1.0, 0.5, 2.0), (0.0, -1.0, 3.0), "density",
+                         (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0), "kg")  # fmt: skip
     for fields, head, bits, kmeans in (
         ({"n_neurons": 3, "n_layers": 2}, header_of(), 5, False),
         ({"n_neurons": 4, "n_layers": 2, "d_out": 3, "is_residual": False}, header_of(d_out=3, name="v"), 9, False),
@@ -384,6 +385,18 @@ def test_geometry_of_another_length():
             decode(assemble([*chunks_of(blob), (b"G", content)]))
 
 
+@pytest.mark.parametrize(
+    "what", [(), (0,) * 9, (1,) * 9, (1, 0, 0, 0, 1, 0, 0, 0, math.nan), (1e308,) * 9, (1, 0, 0) * 4]
+)
+def test_hostile_directions(what):
+    with pytest.raises(BlobError):
+        decode(assemble([*chunks_of(seeds()[0]), (b"d", struct.pack(f"<{len(what)}d", *what))]))
+    twice = [(b"d", struct.pack("<9d", 1, 0, 0, 0, 1, 0, 0, 0, 1))] * 2
+    decode(assemble([*chunks_of(seeds()[0]), *twice[:1]]))
+    with pytest.raises(BlobError, match="at most one"):
+        decode(assemble([*chunks_of(seeds()[0]), *twice]))
+
+
 def lazy_network(n_neurons: int, n_layers: int, code: int = 0) -> bytes:
     """Content of an N chunk, d_in = 3 and d_out = 1, not residual, all of whose integers are 0: next to no bytes."""
     count = 4 * n_neurons + (n_layers - 1) * n_neurons * (n_neurons + 1) + n_neurons + 1
@@ -514,6 +527,13 @@ def test_truncated_networks(length, chain, tmp_path):
         ("spacing", 1),
         ("origin", [[], [], []]),
         ("format_version", [1]),
+        ("direction", None),
+        ("direction", "abcdefghi"),
+        ("direction", [1, 0, 0]),
+        ("direction", [10**400] * 9),
+        ("direction", [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+        ("units", 3),
+        ("units", "\ud800"),
         ("name", 3),
         ("name", "\ud800"),
     ],
@@ -549,12 +569,12 @@ def test_deeply_nested_configurations(key, chain, tmp_path):
 
 @pytest.mark.parametrize("suffix", [".npy", ".vti"])
 @pytest.mark.parametrize("name", ["\0", "\ud800", "<&>\"'", "\n", "\x1b[2J", "", "x" * 70_000])
-def test_hostile_names(name, suffix, tmp_path):
+def test_hostile_names_and_units(name, suffix, tmp_path):
     """A name is text of the file's maker: it is written somehow, or refused."""
     net = field_net(n_neurons=2, n_layers=1)
     layers = round_layers(net, choose_steps(net, domain_points((3, 2, 2), 32), bits=4))
     blob = encode(header_of(), [(dataclasses.asdict(net.config), layers)])
-    data = assemble([*chunks_of(blob), (b"a", json.dumps({"name": name}).encode())])
+    data = assemble([*chunks_of(blob), (b"a", json.dumps({"name": name, "units": name}).encode())])
     (tmp_path / "blob").write_bytes(data)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(UserError):
         net_decompress.main(["--compressed", str(tmp_path / "blob"), "--recon", str(tmp_path / f"out{suffix}")])

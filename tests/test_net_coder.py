@@ -29,6 +29,7 @@ from siren import FieldNet, SirenConfig
 
 def same_header(a: FieldHeader, b: FieldHeader) -> None:
     assert (a.shape, a.spacing, a.origin, a.name) == (b.shape, b.spacing, b.origin, b.name)
+    assert (a.direction, a.units) == (b.direction, b.units)
     assert a.low.dtype == b.low.dtype == a.high.dtype == b.high.dtype
     np.testing.assert_array_equal(a.low, b.low)
     np.testing.assert_array_equal(a.high, b.high)
@@ -110,11 +111,14 @@ def headers(draw):
     longest = (2**32 - 1, 2**20, 10321, 1024)[d_in - 1]
     shape = tuple(draw(st.lists(st.integers(1, longest), min_size=d_in, max_size=d_in)))
     dtype = draw(st.sampled_from(net_coder.DTYPES))
-    low, high = (np.array(end).astype(dtype) for end in zip(*draw(range_strategy(dtype, d_out)), strict=True))
+    low, high = (np.array(end, dtype) for end in zip(*draw(range_strategy(dtype, d_out)), strict=True))
     finite = st.floats(allow_nan=False, allow_infinity=False)
     spacing = draw(st.tuples(*[st.floats(5e-324, 1e308)] * d_in))
     origin = draw(st.tuples(*[finite] * d_in))
-    return FieldHeader(shape, low, high, spacing, origin, draw(st.text(max_size=20)))
+    signs = draw(st.tuples(*[st.sampled_from((-1.0, 1.0))] * 3))
+    direction = np.diag(signs)[list(draw(st.permutations(range(3))))]
+    name, units = draw(st.text(max_size=20)), draw(st.text(max_size=5))
+    return FieldHeader(shape, low, high, spacing, origin, name, tuple(direction.ravel().tolist()), units)
 
 
 @settings(max_examples=150)
@@ -136,6 +140,11 @@ def test_header_round_trip(header):
         header_of(spacing=(1.0, math.inf, 1.0)),
         header_of(spacing=(1.0, 1.0)),
         header_of(origin=(0.0, math.nan, 0.0)),
+        header_of(direction=(1.0,) * 9),
+        header_of(direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.1)),
+        header_of(direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)),
+        header_of(direction=(math.nan,) * 9),
+        header_of(units="\ud800"),
         header_of(low=2.0, high=1.0),
         header_of(high=math.nan),
         header_of(high=math.inf),
@@ -216,7 +225,7 @@ def test_unknown_chunks(small_blob):
     header, _ = decode(small_blob)
     found, _ = decode(with_checksum(small_blob + b"q" + struct.pack("<I", 3) + b"abc"))
     same_header(found, header)
-    for kind in (b"Q", b"\0", b"F", b"G"):
+    for kind in (b"Q", b"\0", b"F", b"G", b"d"):
         with pytest.raises(BlobError):
             decode(with_checksum(small_blob + kind + struct.pack("<I", 3) + b"abc"))
 

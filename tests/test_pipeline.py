@@ -26,6 +26,8 @@ from helpers import (
 
 import net_coder
 import net_decompress
+from volume import Volume
+from volume_io import read_volume, write_volume
 
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 FLOATS = ("float16", "float32", "float64")
@@ -59,6 +61,17 @@ def test_npy_geometry_and_name(tmp_path, volume_file):
     decompress(tmp_path / "blob", tmp_path / "recon.vti")
     found = vtk_read(tmp_path / "recon.vti")
     assert found.spacing == (1.0, 1.0, 1.0) and found.origin == (0.0, 0.0, 0.0) and found.name == "sf"
+
+
+def test_direction_and_units(tmp_path):
+    turned = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
+    volume = Volume(slanted((9, 7, 5)), (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), "T", turned, "K")
+    write_volume(str(tmp_path / "in.vti"), volume, ".vti")
+    compress(train(tmp_path / "in.vti", tmp_path), tmp_path / "blob")
+    decompress(tmp_path / "blob", tmp_path / "recon.vti")
+    found = read_volume(str(tmp_path / "recon.vti"))
+    assert (found.spacing, found.origin, found.name) == ((0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), "T")
+    assert (found.direction, found.units) == (turned, "K")
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1e-12, 3e-12), (1e9, -5e12), (1.0, 0.0)])

@@ -22,7 +22,7 @@ from utils import (
     value_range,
     voxel_size,
 )
-from volume_io import Volume
+from volume import Volume
 
 CPU = torch.device("cpu")
 

@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import slanted, vtk_read, vtk_write
 from vtkmodules.vtkCommonDataModel import vtkImageData
-from vtkmodules.vtkIOXML import vtkXMLImageDataWriter
 
-from volume_io import Volume, VolumeError, output_path, read_volume, suffix_of, write_volume
+from volume import RawLayout, Volume, VolumeError, raw_layout, suffix_of
+from volume_io import output_path, read_volume, write_volume
 
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+
+NATIVE = "<" if sys.byteorder == "little" else ">"
+TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
 
 
 def saved(folder, array, name="a b.npy"):
@@ -42,7 +46,7 @@ def test_npy_keeps_values_and_type(tmp_path, dtype, endian, order):
     array = slanted((4, 3, 2)).astype(np.dtype(dtype).newbyteorder(endian), order=order)
     volume = read_volume(saved(tmp_path, array))
     assert volume.array.dtype == np.dtype(dtype) and volume.array.dtype.isnative
-    assert volume.array.flags.c_contiguous
+    assert isinstance(volume.array, np.memmap) == (np.dtype(dtype).itemsize == 1 or endian == NATIVE)
     np.testing.assert_array_equal(volume.array, array)
     assert volume.spacing == (1.0, 1.0, 1.0) and volume.origin == (0.0, 0.0, 0.0) and volume.name == "sf"
 
@@ -101,7 +105,74 @@ def test_origin_of_a_vti_is_that_of_its_first_voxel(tmp_path):
     np.testing.assert_array_equal(volume.array, slanted((4, 3, 2)))
 
 
+def test_a_turned_vti(tmp_path):
+    """The first voxel of an extent that starts elsewhere lies where VTK says it does."""
+    extent = (2, 5, -1, 1, 10, 11)
+    vtk_write(tmp_path / "a.vti", slanted((4, 3, 2)), (0.5, 2.0, 3.0), (1.0, 1.0, 1.0), "t", extent, TURNED)
+    volume = read_volume(str(tmp_path / "a.vti"))
+    np.testing.assert_array_equal(volume.array, slanted((4, 3, 2)))
+    assert volume.direction == TURNED and volume.spacing == (0.5, 2.0, 3.0)
+    image = vtkImageData()
+    image.SetExtent(extent)
+    image.SetSpacing(0.5, 2.0, 3.0)
+    image.SetOrigin(1.0, 1.0, 1.0)
+    image.SetDirectionMatrix(TURNED)
+    np.testing.assert_allclose(volume.origin, image.GetPoint(0), atol=1e-12)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_need_not_be_copied_is_not(tmp_path, order):
+    """Nothing of a large file is in memory before it is looked at."""
+    read = read_volume(saved(tmp_path, np.asarray(slanted((4, 3, 2)), order=order))).array
+    assert isinstance(read, np.memmap) and not read.flags.writeable
+
+
+@pytest.mark.parametrize("endian", ["little", "big"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_raw_by_its_layout(tmp_path, dtype, endian):
+    """x is fastest."""
+    array = slanted((4, 3, 2)).astype(dtype)
+    stored = array.astype(np.dtype(dtype).newbyteorder("<" if endian == "little" else ">"))
+    (tmp_path / "a.raw").write_bytes(b"".join(stored[:, y, z].tobytes() for z in range(2) for y in range(3)))
+    volume = read_volume(str(tmp_path / "a.raw"), layout=RawLayout((4, 3, 2), dtype, endian))
+    np.testing.assert_array_equal(volume.array, array)
+    assert volume.array.dtype == np.dtype(dtype)
+    assert isinstance(volume.array, np.memmap) == (np.dtype(dtype).itemsize == 1 or endian == "little")
+    assert volume.spacing == (1.0, 1.0, 1.0) and volume.origin == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["rho", "T", None])
+def test_array_picks_one_of_several(tmp_path, name):
+    arrays = {"rho": slanted((4, 3, 2)), "T": -slanted((4, 3, 2))}
+    vtk_write(tmp_path / "a.vti", arrays, active="T")
+    volume = read_volume(str(tmp_path / "a.vti"), array=name)
+    assert volume.name == (name or "T")
+    np.testing.assert_array_equal(volume.array, arrays[name or "T"])
+    message = refusal(tmp_path / "a.vti", 3, 1, "p")
+    assert "holds no array 'p', only 'rho', 'T'" in message
+
+
 # --- what is refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_bytes", [0, 95, 97, 960])
+def test_raw_of_another_length(tmp_path, n_bytes):
+    (tmp_path / "a.raw").write_bytes(bytes(n_bytes))
+    layout = RawLayout((4, 3, 2), "float32")
+    assert f"expected 96 bytes for 4 x 3 x 2 of float32, found {n_bytes}" in refusal(
+        tmp_path / "a.raw", 3, 1, None, layout
+    )
+
+
+def test_options_that_a_file_does_not_need(tmp_path):
+    path = saved(tmp_path, np.ones((4, 3, 2)))
+    assert "--shape, --dtype and --endian describe a headerless" in refusal(
+        path, 3, 1, None, RawLayout((4, 3, 2), "f4")
+    )
+    assert "--array" in refusal(path, 3, 1, "T")
+    for given in (((4, 3, 2), None, None), (None, "uint8", "big"), (None, None, "big")):
+        with pytest.raises(VolumeError, match="both --shape and --dtype"):
+            raw_layout(*given)
 
 
 def test_missing_file(tmp_path):
@@ -312,15 +383,10 @@ def test_any_name_survives_a_vti_file(tmp_path, name):
     assert read_volume(str(tmp_path / "v.vti")).name == name
 
 
-def test_a_rotated_image_is_refused(tmp_path):
-    """Its direction would be lost."""
-    image = vtkImageData()
-    image.SetDimensions(2, 2, 2)
-    image.AllocateScalars(10, 1)
-    image.SetDirectionMatrix(0, 1, 0, -1, 0, 0, 0, 0, 1)
-    writer = vtkXMLImageDataWriter()
-    writer.SetFileName(str(tmp_path / "v.vti"))
-    writer.SetInputData(image)
-    writer.Write()
-    with pytest.raises(VolumeError, match="rotated"):
-        read_volume(str(tmp_path / "v.vti"))
+def test_direction_and_units_survive_a_vti_file(tmp_path):
+    volume = Volume(slanted((4, 3, 2)), (0.5, 2.0, 3.0), (1.0, 2.0, 3.0), "v", TURNED, "m/s & <K>")
+    write_volume(str(tmp_path / "v.vti"), volume, ".vti")
+    found = vtk_read(tmp_path / "v.vti")
+    assert found.direction == TURNED and found.origin == (1.0, 2.0, 3.0)
+    again = read_volume(str(tmp_path / "v.vti"))
+    assert (again.direction, again.units, again.name) == (TURNED, "m/s & <K>", "v")
