@@ -25,6 +25,7 @@ def _excepthook(kind, value, trace) -> None:
 
 
 sys.excepthook = _excepthook  # before anything else is imported
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # --num_workers is the number of threads, not NumPy's guess
 
 import argparse
 import contextlib
@@ -32,6 +33,7 @@ import io
 import math
 import time
 import zipfile
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
@@ -98,7 +100,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def add_volume_arguments(group) -> None:
     """How to read --volume: --array, --shape, --dtype, --endian."""
     group.add_argument("--array", help="which of the volume's arrays, by its name (default: the active or first one)")
-    group.add_argument("--shape", type=_sizes, help="voxels X,Y,Z of a headerless volume (.raw), x fastest")
+    group.add_argument("--shape", type=sizes, help="voxels X,Y,Z of a headerless volume (.raw), x fastest")
     group.add_argument("--dtype", choices=DTYPES, metavar="T", help="of a headerless volume: uint8, float32, ...")
     group.add_argument("--endian", choices=("little", "big"), help="of a headerless volume (default: little)")
 
@@ -110,11 +112,11 @@ def check_volume_arguments(opt: argparse.Namespace) -> None:
         raise UserError(f"--{given[0]} needs the --volume that it describes")
 
 
-def _sizes(text: str) -> tuple[int, ...]:
+def sizes(text: str) -> tuple[int, ...]:
     """An argparse type: one to three numbers of voxels, with commas between them."""
     parts = text.split(",")
     if len(parts) > 3 or not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 32 for part in parts):
-        raise argparse.ArgumentTypeError(f"expected numbers of voxels X,Y,Z, found {text!r}")
+        raise ArgumentTypeError(f"expected numbers of voxels X,Y,Z, found {text!r}")
     return tuple(map(int, parts))
 
 
@@ -128,7 +130,7 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
         except ValueError:
             value = None
         if value is None or value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"expected an integer {limits}, found {text!r}")
+            raise ArgumentTypeError(f"expected an integer {limits}, found {text!r}")
         return value
 
     return parse
@@ -146,7 +148,7 @@ def number(low: float, high: float = math.inf, *, exclusive: bool = False) -> Ca
         except ValueError:
             value = math.nan
         if not math.isfinite(value) or not low <= value <= high or (exclusive and value == low):
-            raise argparse.ArgumentTypeError(f"expected a number {limits}, found {text!r}")
+            raise ArgumentTypeError(f"expected a number {limits}, found {text!r}")
         return value
 
     return parse

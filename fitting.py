@@ -15,8 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from samples import Field
 from siren import FieldNet, SirenConfig, SquaredError, linear_layers
-from utils import Field
 
 FIRST_OMEGA = 15.0  # initial frequency of the first layer
 BATCH = 2048  # samples a step: fewer are noisier and no faster, more take more passes to the same quality

@@ -19,8 +19,10 @@ import torch
 import fitting
 import net_coder
 import quantise
-from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, net_of_arrays, weights_crc32
-from utils import Field, ValueRange, compare, components_last, describe, file_ratios, reconstruct
+from neural_field import NeuralField
+from samples import Field
+from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
+from utils import ValueRange, compare, components_last, describe, file_ratios
 from volume import Volume, VolumeError, raw_layout
 from volume_io import read_volume
 
@@ -189,8 +191,7 @@ def quantise_network(
     is_trained = bool(opt.volume and n_passes and values.extent.any())
     original = components_last(volume.array, net.config.d_in) if volume else None
     if volume and opt.cluster_bits is None:
-        psnr = compare(original, reconstruct(net.to(device), header.shape, values, device)).psnr
-        net.cpu()
+        psnr = compare(volume.array, NeuralField.of(net, header, device, opt.num_workers).on_grid()).psnr
     is_compensated = opt.quantizer == "uniform" and count_parameters(net.config) <= MAX_COMPENSATED
     fineness = {"bits": opt.cluster_bits or 9}
     if opt.cluster_bits is None and psnr is not None and math.isfinite(psnr):
@@ -211,14 +212,6 @@ def quantise_network(
             progress.update(fraction, PSNR=f"{psnr:.1f} dB")
 
         return quantise.round_and_train(net.to(device), field, steps, recipe, opt.seed, on_progress)
-
-
-def decoded_psnr(blob: bytes, volume: Volume) -> float:
-    """PSNR in dB of what the blob decodes to."""
-    header, ((network, tensors),) = net_coder.decode(blob)
-    net = net_of_arrays(network, tensors)
-    decoded = reconstruct(net, header.shape, ValueRange(header.low, header.high), torch.device("cpu"))
-    return compare(components_last(volume.array, network["d_in"]), decoded).psnr
 
 
 def main(argv: Sequence[str]) -> None:
@@ -253,7 +246,8 @@ def main(argv: Sequence[str]) -> None:
     blob = net_coder.encode(header, [(dataclasses.asdict(config), layers)])
     cli.write_files({opt.compressed: blob})
     if volume:
-        cli.report(psnr=f"{decoded_psnr(blob, volume):.3f}")
+        decoded = NeuralField.open(opt.compressed, n_threads=opt.num_workers).on_grid()
+        cli.report(psnr=f"{compare(volume.array, decoded).psnr:.3f}")
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)
     cli.report(
         bytes=len(blob),

@@ -24,8 +24,9 @@ from torch.nn import functional
 
 from fitting import Fit, Recipe
 from net_coder import QuantisedLayer, round_step
+from samples import Field
 from siren import FieldNet, linear_layers
-from utils import Field, axis_coordinates
+from utils import axis_coordinates
 
 N_POINTS = 6144  # of the domain, at which derivatives are taken
 RAMP = 3.0  # with training in between: the first layer has 2^RAMP times the steps of the last, relative to sensitivity

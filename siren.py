@@ -160,11 +160,14 @@ class FieldNet(nn.Module):
         return x
 
 
-def net_of_arrays(network: dict, tensors: dict[str, np.ndarray]) -> FieldNet:
-    """The network of a blob: `network` holds the fields of SirenConfig, `tensors` the float32 parameters by name."""
-    net = FieldNet(SirenConfig(**network))
-    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
-    return net
+def sines_and_cosines(z: torch.Tensor, sines: torch.Tensor, cosines: torch.Tensor) -> None:
+    """Write the sines and cosines of z. On a core or two NumPy takes a third of the time of torch."""
+    if z.device.type == "cpu" and torch.get_num_threads() <= 2:
+        np.sin(z.numpy(), out=sines.numpy())
+        np.cos(z.numpy(), out=cosines.numpy())
+    else:
+        torch.sin(z, out=sines)
+        torch.cos(z, out=cosines)
 
 
 class SquaredError:
@@ -204,8 +207,8 @@ class SquaredError:
             inputs.append(h)
             weights.append(linear.weight * (omega_0 * scale))
             torch.addmm(linear.bias * omega_0, h, weights[k].T, out=z)
-            torch.cos(z, out=self.cosines[k, :n])
-            h = torch.sin(z, out=self.outputs[k, :n])
+            h = self.outputs[k, :n]
+            sines_and_cosines(z, h, self.cosines[k, :n])
             if self._ends_block(k):
                 h.add_(inputs[k - 1])
 

@@ -23,8 +23,10 @@ import torch
 import fitting
 import net_coder
 from fitting import Fit, Recipe
+from neural_field import NeuralField
+from samples import Field
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
-from utils import Field, ValueRange, compare, components_last, constant_psnr, reconstruct, value_range
+from utils import ValueRange, compare, components_last, constant_psnr, describe
 from volume import Volume, VolumeError, raw_layout
 from volume_io import read_volume, write_volume
 
@@ -295,7 +297,7 @@ def output_paths(opt: Namespace) -> tuple[tuple[str, str], tuple[str, str], list
 
 def write_debug_volumes(paths: list[str], volume: Volume, decoded: np.ndarray) -> None:
     """The original and the network's version of it."""
-    for path, array in zip(paths, (volume.array, decoded.reshape(volume.array.shape)), strict=True):
+    for path, array in zip(paths, (volume.array, decoded), strict=True):
         with cli.atomic_write(path) as temporary:
             write_volume(temporary, dataclasses.replace(volume, array=array), ".vti")
 
@@ -311,7 +313,8 @@ def main(argv: Sequence[str]) -> None:
 
     volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout)
     original = components_last(volume.array, opt.d_in)
-    values = value_range(original)
+    header = describe(volume, opt.d_in)
+    values = ValueRange(header.low, header.high)
     n_voxels = original.size // opt.d_out
     architecture = {"n_layers": opt.n_layers, "d_in": opt.d_in, "d_out": opt.d_out, "is_residual": opt.is_residual}
     config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio, **architecture), **architecture)
@@ -327,16 +330,19 @@ def main(argv: Sequence[str]) -> None:
         load_checkpoint(opt, fit)
 
     def decode() -> np.ndarray:
-        return reconstruct(fit.average, fit.field.shape, values, device)
+        return NeuralField.of(fit.average, header, device, opt.num_workers).on_grid()
 
     def settings(psnr: float) -> dict:
         return configuration(opt, volume, values, config, fit.average, psnr, fit.seconds)
 
+    def measure() -> float:
+        return compare(volume.array, decode()).psnr
+
     try:
         if values.extent.any():  # a constant volume needs no fit: its range says it all
-            run_to_target(fit, opt, lambda: compare(original, decode()).psnr)
+            run_to_target(fit, opt, measure)
         decoded = decode()
-        psnr = compare(original, decoded).psnr
+        psnr = compare(volume.array, decoded).psnr
     except KeyboardInterrupt:
         if fit.seconds < LONG_SECONDS:
             raise

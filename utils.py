@@ -1,4 +1,4 @@
-"""The volume as a sampled function: normalised values and coordinates, samples, gradients, evaluation, metrics.
+"""The volume as a function of position: coordinates, grids, normalised values, metrics. NumPy only.
 
 The coordinate convention lives here and nowhere else: the longest axis spans [-1, 1], the others in
 proportion to their number of voxels, voxels at the centre of the axis at 0; values are normalised to
@@ -9,16 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from net_coder import FieldHeader
 from volume import Volume
-
-EVALUATION_CHUNK = {"cpu": 1 << 13, "cuda": 1 << 20}  # voxels at a time: activations stay in a core's cache, fill a GPU
-
 
 # --- coordinates ------------------------------------------------------------------------------------
 
@@ -28,8 +23,7 @@ def axis_coordinates(shape: tuple[int, ...]) -> list[np.ndarray]:
 
     Voxel i of n is at (2 i - (n - 1)) / (longest - 1), so an axis of one voxel is at 0.
     """
-    longest = max(max(shape) - 1, 1)
-    return [(2.0 * np.arange(n) - (n - 1)) / longest for n in shape]
+    return [normalised_coordinates(np.arange(n), shape, axis) for axis, n in enumerate(shape)]
 
 
 def voxel_size(shape: tuple[int, ...]) -> float:
@@ -37,18 +31,68 @@ def voxel_size(shape: tuple[int, ...]) -> float:
     return 2.0 / max(max(shape) - 1, 1)
 
 
-def axis_tensors(shape: tuple[int, ...], device: torch.device) -> list[torch.Tensor]:
-    """`axis_coordinates` as float32 tensors on `device`."""
-    return [torch.from_numpy(axis).float().to(device) for axis in axis_coordinates(shape)]
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Where to evaluate a field: the product of positions along its axes.
+
+    axes: of each axis of the field the positions, float64, in voxel indices, which may be fractions.
+    """
+
+    axes: tuple[np.ndarray, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(axis) for axis in self.axes)
+
+    def part(self, box: tuple[slice, ...]) -> Grid:
+        """The positions within a box of this grid's own indices."""
+        return Grid(tuple(axis[part] for axis, part in zip(self.axes, box, strict=True)))
+
+    def geometry(self, header: FieldHeader) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Spacing and origin of this grid, in the field's units of length. One position stands for a whole axis."""
+        steps = [axis[1] - axis[0] if len(axis) > 1 else 1.0 for axis in self.axes]
+        spacing = tuple(float(step * s) for step, s in zip(steps, header.spacing, strict=True))
+        offsets = axis_directions(header) @ (np.array([axis[0] for axis in self.axes]) * header.spacing)
+        return spacing, tuple(float(o + d) for o, d in zip(header.origin, offsets, strict=True))
 
 
-def flat_coordinates(axes: list[torch.Tensor], flat: torch.Tensor) -> torch.Tensor:
-    """Normalised coordinates, float32 (n, d_in), of the voxels with the flat (C-order) indices `flat`."""
-    columns = []
-    for axis in reversed(axes):
-        columns.append(axis[flat % len(axis)])
-        flat = flat // len(axis)
-    return torch.stack(columns[::-1], dim=-1)
+def axis_directions(header: FieldHeader) -> np.ndarray:
+    """The directions of a field's axes in space, (d_in, d_in), one a column."""
+    d_in = len(header.shape)
+    directions = np.eye(max(d_in, 3))
+    directions[:3, :3] = np.reshape(header.direction, (3, 3))
+    return directions[:d_in, :d_in]
+
+
+def voxel_grid(
+    shape: tuple[int, ...], roi: tuple[slice, ...] | None = None, resolution: tuple[int, ...] | None = None
+) -> Grid:
+    """The voxels of a grid of that shape, only those in the box `roi`, or `resolution` points an axis from its first
+    voxel to its last.
+
+    roi: one slice per axis, of step 1. One point for an axis lies at the middle. Raises ValueError for a box that is
+    empty or not within the grid, and for several points along an axis where the box has one voxel.
+    """
+    roi = roi or (slice(None),) * len(shape)
+    if len(roi) != len(shape) or (resolution and len(resolution) != len(shape)):
+        raise ValueError(f"expected {len(shape)} axes, found {len(resolution if len(roi) == len(shape) else roi)}")
+    axes = []
+    for axis, (n, part) in enumerate(zip(shape, roi, strict=True)):
+        first, stop = 0 if part.start is None else part.start, n if part.stop is None else part.stop
+        if not 0 <= first < stop <= n:
+            raise ValueError(f"axis {axis}: expected a range within 0:{n} that is not empty, found {first}:{stop}")
+        count = resolution[axis] if resolution else stop - first
+        if count < 1 or (count > 1 and stop - first == 1):
+            raise ValueError(f"axis {axis}: expected 1 point along {stop - first} voxels, found {count}" if count > 1
+                             else f"axis {axis}: expected at least 1 point, found {count}")  # fmt: skip
+        middle = (first + stop - 1) / 2
+        axes.append(np.linspace(first, stop - 1, count) if count > 1 else np.array([middle]))
+    return Grid(tuple(axes))
+
+
+def normalised_coordinates(index: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """Normalised coordinates of positions along an axis, given in voxel indices; float64."""
+    return (2.0 * index - (shape[axis] - 1)) / max(max(shape) - 1, 1)
 
 
 # --- values -----------------------------------------------------------------------------------------
@@ -119,80 +163,6 @@ def components_last(array: np.ndarray, d_in: int) -> np.ndarray:
     return array if array.ndim > d_in else array[..., None]
 
 
-# --- samples ----------------------------------------------------------------------------------------
-
-
-class Field:
-    """A normalised volume, drawn from by flat (C-order) voxel index, for training on a device.
-
-    shape: of the grid. values: float32 tensor (voxels, components), in [-1, 1]; on the device, or in the host's
-    memory when half of what the device has free does not hold it.
-    """
-
-    def __init__(self, normalised: np.ndarray, device: torch.device):
-        self.shape = normalised.shape[:-1]
-        self.device = device
-        self.n_voxels = math.prod(self.shape)
-        values = torch.from_numpy(normalised.reshape(self.n_voxels, -1))
-        bytes_needed = values.nbytes + 8 * self.n_voxels  # the order of the voxels takes 8 bytes each
-        fits = device.type != "cuda" or bytes_needed < torch.cuda.mem_get_info(device)[0] // 2
-        self.values = values.to(device if fits else "cpu")
-        self.axes = axis_tensors(self.shape, self.values.device)
-        self.variance = float(self.values.var(dim=0, correction=0).mean())
-
-    def shuffled(self, seed: int, index: int) -> torch.Tensor:
-        """The order in which pass number `index` sees the voxels: all of them, once each."""
-        generator = torch.Generator(self.values.device)
-        generator.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1))
-        return torch.randperm(self.n_voxels, generator=generator, device=self.values.device)
-
-    def samples(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Coordinates (n, d_in) and values (n, components), on the training device, of the voxels `flat`."""
-        return flat_coordinates(self.axes, flat).to(self.device), self.values[flat].to(self.device)
-
-    def gradients(self) -> torch.Tensor:
-        """Finite differences of the normalised values by the normalised coordinates: (voxels, components, d_in).
-
-        Central, one-sided at the faces, zero along an axis of one voxel.
-        """
-        grid = self.values.cpu().numpy().reshape(*self.shape, -1)
-        step = voxel_size(self.shape)
-        slopes = [
-            np.gradient(grid, step, axis=axis) if n > 1 else np.zeros_like(grid) for axis, n in enumerate(self.shape)
-        ]
-        gradients = np.stack(slopes, axis=-1).reshape(self.n_voxels, -1, len(self.shape))
-        return torch.from_numpy(gradients).to(self.values.device)
-
-
-# --- evaluation -------------------------------------------------------------------------------------
-
-
-@torch.inference_mode()
-def reconstruct(
-    net: Callable[[torch.Tensor], torch.Tensor],
-    shape: tuple[int, ...],
-    values: ValueRange,
-    device: torch.device,
-    as_float: bool = False,
-    on_progress: Callable[[float], None] = lambda fraction: None,
-) -> np.ndarray:
-    """The volume that a network holds: its value at every voxel of a grid, in the field's own units and dtype.
-
-    Returns shape (grid..., components), as ValueRange.denormalise makes it. `on_progress(fraction)` is
-    told how much is done.
-    """
-    axes = axis_tensors(shape, device)
-    n_voxels, chunk = math.prod(shape), EVALUATION_CHUNK[device.type]
-    empty = values.denormalise(np.empty((0, len(values.low)), np.float32), as_float)
-    result = np.empty((n_voxels, len(values.low)), dtype=empty.dtype)
-    for start in range(0, n_voxels, chunk):
-        flat = torch.arange(start, min(start + chunk, n_voxels), device=device)
-        normalised = net(flat_coordinates(axes, flat)).cpu().numpy()
-        result[start : start + len(flat)] = values.denormalise(normalised, as_float)
-        on_progress((start + len(flat)) / n_voxels)
-    return result.reshape(*shape, -1)
-
-
 # --- metrics ----------------------------------------------------------------------------------------
 
 
@@ -205,13 +175,15 @@ class Metrics:
     max_error: float
 
 
-def compare(original: np.ndarray, decoded: np.ndarray) -> Metrics:
+def compare(original: np.ndarray, decoded: np.ndarray, whole: np.ndarray | None = None) -> Metrics:
     """How far `decoded` is from `original`, computed in float64 (differences of 64-bit integers exactly).
 
-    psnr = 20 log10((max - min) / rmse), infinite when nothing differs.
+    psnr = 20 log10((max - min) / rmse), infinite when nothing differs; the range is that of `whole`, when `original`
+    is a part of it.
     """
     wide = _wide(original.dtype)
-    extent = float(original.max().astype(wide) - original.min().astype(wide))
+    whole = original if whole is None else whole
+    extent = float(whole.max().astype(wide) - whole.min().astype(wide))
     scale = extent or 1.0  # squares of the scaled differences neither overflow nor vanish
     squares, largest = 0.0, 0.0
     flat_original, flat_decoded = original.reshape(-1), decoded.reshape(-1)

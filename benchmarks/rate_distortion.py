@@ -34,9 +34,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import quantise
+from neural_field import NeuralField
 from siren import FieldNet, SirenConfig, count_parameters
-from utils import ValueRange, compare, components_last, reconstruct, value_range
-from volume_io import read_volume
+from utils import compare, describe
+from volume_io import Volume, read_volume
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ("SPERR", "SZ3", "ZFP", "TTHRESH", "original")
@@ -146,10 +147,8 @@ def original_format(volume: np.ndarray, settings: dict, state: dict[str, torch.T
         if quantised.codebook is not None:
             with torch.no_grad():
                 layer.weight.copy_(torch.from_numpy(quantised.dequantise()[0]))
-    original = components_last(volume, 3)
-    values = value_range(original)
-    decoded = reconstruct(net, volume.shape, ValueRange(values.low, values.high), torch.device("cpu"))
-    return n_bytes, compare(original, decoded).psnr
+    header = describe(Volume(volume, (1.0,) * 3, (0.0,) * 3), 3)
+    return n_bytes, compare(volume, NeuralField.of(net, header).on_grid()).psnr
 
 
 # --- measuring, once ------------------------------------------------------------------------------------

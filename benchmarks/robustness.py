@@ -15,22 +15,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import fitting
+from neural_field import NeuralField
+from samples import Field
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget
-from utils import Field, compare, components_last, constant_psnr, reconstruct, value_range
+from utils import ValueRange, compare, components_last, constant_psnr, describe
 from volume_io import read_volume
 
 
 def fit_psnr(path: str, config: SirenConfig, seed: int, passes: float | None) -> tuple[float, float, int]:
     """PSNR of one fit, that of the best constant, and how often the fit had to recover."""
-    original = components_last(read_volume(path).array, 3)
-    values, device = value_range(original), torch.device("cpu")
-    field = Field(values.normalise(original), device)
+    volume = read_volume(path)
+    original, header = components_last(volume.array, 3), describe(volume, 3)
+    field = Field(ValueRange(header.low, header.high).normalise(original), torch.device("cpu"))
     recipe = fitting.default_recipe(field.n_voxels, config)
     recipe = dataclasses.replace(recipe, n_passes=passes or recipe.n_passes)
     net = FieldNet(config, torch.Generator().manual_seed(seed), fitting.FIRST_OMEGA)
     fit = fitting.Fit(net, field, recipe, seed)
     fit.run()
-    psnr = compare(original, reconstruct(fit.average, field.shape, values, device)).psnr
+    psnr = compare(volume.array, NeuralField.of(fit.average, header).on_grid()).psnr
     return psnr, constant_psnr(original), fit.n_recoveries
 
 

@@ -19,8 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import fitting
+from neural_field import NeuralField
+from samples import Field
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, neurons_for_budget
-from utils import Field, compare, components_last, reconstruct, value_range
+from utils import ValueRange, compare, components_last, describe
 from volume_io import read_volume
 
 ORIGINAL = fitting.Recipe(
@@ -44,9 +46,9 @@ class Run:
 
 def run_recipe(path: str, recipe: fitting.Recipe, config: SirenConfig, first_omega: float, device) -> Run:
     """Fit a fresh network to the volume in `path`."""
-    original = components_last(read_volume(path).array, 3)
-    values = value_range(original)
-    field = Field(values.normalise(original), device)
+    volume = read_volume(path)
+    header = describe(volume, 3)
+    field = Field(ValueRange(header.low, header.high).normalise(components_last(volume.array, 3)), device)
     net = FieldNet(config, torch.Generator().manual_seed(0), first_omega).to(device)
     run, paused, due = Run([], [], 0), 0.0, 0.1
 
@@ -55,7 +57,7 @@ def run_recipe(path: str, recipe: fitting.Recipe, config: SirenConfig, first_ome
         if fit.seconds - paused >= due or fit.progress >= 1:
             started = time.monotonic()
             run.seconds.append(fit.seconds - paused)
-            run.psnr.append(compare(original, reconstruct(fit.average, field.shape, values, device)).psnr)
+            run.psnr.append(compare(volume.array, NeuralField.of(fit.average, header, device).on_grid()).psnr)
             run.n_samples = round(fit.step / fit.steps_per_pass * field.n_voxels)
             due = FINER * (fit.seconds - paused)
             paused += time.monotonic() - started

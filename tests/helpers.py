@@ -21,8 +21,8 @@ import net_coder
 from cli import UserError
 from fitting import Fit, Recipe
 from quantise import choose_steps, round_layers
+from samples import Field
 from siren import FieldNet, SirenConfig
-from utils import Field
 from volume import VolumeError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,8 @@ import torch
 from helpers import field_net, fit, slanted, watched_samples
 
 from fitting import NORM_LIMIT, Fit, Muon, Recipe, loss_with_gradient
-from utils import Field, value_range
+from samples import Field
+from utils import value_range
 
 CPU = torch.device("cpu")
 
@@ -304,8 +305,11 @@ def test_a_hopeless_rate_leaves_a_finite_network(optimizer, n_passes):
 
 
 def test_the_average_is_better_than_the_latest_network_while_the_rate_is_high():
-    field = field_of(np.random.default_rng(1).standard_normal((12, 11, 10)).cumsum(0).cumsum(1))
-    net = field_net()
-    running = Fit(net, field, Recipe(n_passes=60, batch=32, lr=5e-3), seed=0)
-    running.run(lambda fit: fit.progress > 0.3)
-    assert float(mean_squares(running.average, field)) < 0.9 * float(mean_squares(net, field))
+    ratios = []
+    for seed in range(4):
+        field = field_of(np.random.default_rng(seed).standard_normal((12, 11, 10)).cumsum(0).cumsum(1))
+        net = field_net()
+        running = Fit(net, field, Recipe(n_passes=60, batch=32, lr=1e-2), seed=0)
+        running.run(lambda fit: fit.progress > 0.3)
+        ratios.append(float(mean_squares(running.average, field)) / float(mean_squares(net, field)))
+    assert max(ratios) < 1 and np.mean(ratios) < 0.9

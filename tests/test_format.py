@@ -155,14 +155,12 @@ def evaluate(field: SimpleNamespace) -> np.ndarray:
 
 # --- agreement --------------------------------------------------------------------------------------
 
-import torch  # noqa: E402
 from helpers import field_net, header_of  # noqa: E402
 
 import net_coder  # noqa: E402
 from net_coder import BlobError, FieldHeader, QuantisedLayer, layer_shapes, round_step  # noqa: E402
+from neural_field import NeuralField  # noqa: E402
 from quantise import choose_steps, domain_points, round_layers, round_to_codebooks  # noqa: E402
-from siren import FieldNet, SirenConfig  # noqa: E402
-from utils import ValueRange, reconstruct  # noqa: E402
 
 TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
 
@@ -325,10 +323,7 @@ def test_values_are_those_specified(shape, d_out, n_layers, is_residual):
 def values_of(blob: bytes) -> np.ndarray:
     """What the project decodes a blob to, (voxels, d_out)."""
     header, ((network, tensors),) = net_coder.decode(blob)
-    net = FieldNet(SirenConfig(**network))
-    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
-    values = reconstruct(net, header.shape, ValueRange(header.low, header.high), torch.device("cpu"))
-    return values.reshape(-1, network["d_out"])
+    return NeuralField(header, network, tensors).on_grid().reshape(-1, network["d_out"])
 
 
 # --- golden files -----------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from quantise import (
     round_layers,
     round_to_codebooks,
 )
+from samples import Field
 from siren import FieldNet, linear_layers
-from utils import Field
 
 SHAPE = (14, 12, 10)
 

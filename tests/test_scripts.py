@@ -138,7 +138,7 @@ def test_unwritable_outputs_are_found_before_the_work_starts(chain, tmp_path, mo
     monkeypatch.setattr(train_script.fitting, "Fit", never)
     monkeypatch.setattr(train_script, "Fit", never)
     monkeypatch.setattr(net_compress.net_coder, "encode", never)
-    monkeypatch.setattr(net_decompress, "reconstruct", never)
+    monkeypatch.setattr(net_decompress.NeuralField, "on_grid", never)
     missing, folder, good = tmp_path / "no" / "out", tmp_path / "folder", tmp_path / "good"
     folder.mkdir()
     for bad in (missing, folder):
@@ -452,7 +452,7 @@ def test_interrupted_while_writing(volume_file, tmp_path, monkeypatch, written):
 
 def test_scripts_import_cli_before_the_heavy_ones():
     """So that Ctrl-C is answered while the others load."""
-    heavy = ("\nimport net_coder", "\nfrom siren", "\nfrom volume_io")
+    heavy = ("\nimport net_coder", "\nfrom neural_field", "\nfrom volume_io")
     for script in ("train.py", "net_compress.py", "net_decompress.py"):
         text = (ROOT / script).read_text()
         assert text.index("\nimport cli") < min(text.index(line) for line in heavy)

@@ -1,0 +1,88 @@
+"""Files of positions and of the values there: .npy and .csv."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import numpy as np
+
+from cli import UserError
+
+SUFFIXES = (".npy", ".csv")
+AXES = "xyz"
+
+
+def output_path(path: str, points: str) -> str:
+    """Name of the file for the values at `points`: `path`, with the suffix of `points` when it has none.
+
+    Raises UserError for a suffix that cannot be written.
+    """
+    stem, suffix = os.path.splitext(path)
+    if not suffix:
+        return stem + (".csv" if os.path.splitext(points)[1].lower() == ".csv" else ".npy")
+    if suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: with --points, expected a name that ends in .npy or .csv")
+    return path
+
+
+def read_points(path: str, d_in: int) -> np.ndarray:
+    """Positions (n, d_in), float64, from a .npy file of that shape or a .csv file of that many columns.
+
+    A .csv file may begin with a line of names. Raises UserError.
+    """
+    try:
+        if os.path.splitext(path)[1].lower() == ".csv":
+            points = _read_csv(path)
+        else:
+            points = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # NumPy's parsers fail in many ways on a file that is no array
+        raise UserError(f"{path}: expected positions as a .npy array or .csv lines: {error}") from None
+    if points.ndim != 2 or points.shape[1] != d_in or points.dtype.kind not in "iuf" or not len(points):
+        raise UserError(f"{path}: expected numbers of shape (n, {d_in}), found {points.dtype} {points.shape}")
+    return np.array(points, np.float64)
+
+
+def _read_csv(path: str) -> np.ndarray:
+    with open(path, encoding="utf-8-sig") as file:
+        first = file.readline()
+        try:
+            [float(cell) for cell in first.split(",")]
+        except ValueError:
+            pass  # names
+        else:
+            file.seek(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file without numbers, which the caller refuses
+            return np.loadtxt(file, delimiter=",", ndmin=2)
+
+
+def write_points(
+    path: str, suffix: str, name: str, points: np.ndarray, values: np.ndarray, gradients: np.ndarray | None
+) -> None:
+    """Write values (n, [components]) and gradients (n, [components,] d_in) at points (n, d_in).
+
+    A .npy file holds the values alone, or with gradients rows of the values and then each one's derivatives; a .csv
+    file rows of position, values and derivatives, below their names. Raises OSError.
+    """
+    values = values.reshape(len(points), -1)
+    d_in, d_out = points.shape[1], values.shape[1]
+    axes = AXES[:d_in]
+    labels = [name] if d_out == 1 else [f"{name}_{c}" for c in range(d_out)]
+    columns = [values]
+    names = list(labels)
+    if gradients is not None:
+        columns.append(gradients.reshape(len(points), -1))
+        names += [f"d{label}/d{axis}" for label in labels for axis in axes]
+    table = np.column_stack(columns)
+    with open(path, "wb") as file:
+        if suffix == ".npy":
+            np.save(file, table if table.shape[1] > 1 else table[:, 0], allow_pickle=False)
+            return
+        quoted = ['"' + label.replace('"', '""') + '"' if set(label) & set(',"\n\r') else label for label in names]
+        file.write((",".join([*axes, *quoted]) + "\n").encode())
+        digits = "%.17g" if table.dtype == np.float64 else "%.9g"
+        form = ["%.17g"] * d_in + [digits] * table.shape[1]
+        np.savetxt(file, np.column_stack([points, table]), fmt=form, delimiter=",")

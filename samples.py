@@ -1,0 +1,66 @@
+"""The volume as training samples: normalised, drawn from in a shuffled order that covers every voxel once a pass."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from utils import axis_coordinates, voxel_size
+
+
+def axis_tensors(shape: tuple[int, ...], device: torch.device) -> list[torch.Tensor]:
+    """`axis_coordinates` as float32 tensors on `device`."""
+    return [torch.from_numpy(axis).float().to(device) for axis in axis_coordinates(shape)]
+
+
+def flat_coordinates(axes: list[torch.Tensor], flat: torch.Tensor) -> torch.Tensor:
+    """Normalised coordinates, float32 (n, d_in), of the voxels with the flat (C-order) indices `flat`."""
+    columns = []
+    for axis in reversed(axes):
+        columns.append(axis[flat % len(axis)])
+        flat = flat // len(axis)
+    return torch.stack(columns[::-1], dim=-1)
+
+
+class Field:
+    """A normalised volume, drawn from by flat (C-order) voxel index, for training on a device.
+
+    shape: of the grid. values: float32 tensor (voxels, components), in [-1, 1]; on the device, or in the host's
+    memory when half of what the device has free does not hold it.
+    """
+
+    def __init__(self, normalised: np.ndarray, device: torch.device):
+        self.shape = normalised.shape[:-1]
+        self.device = device
+        self.n_voxels = math.prod(self.shape)
+        values = torch.from_numpy(normalised.reshape(self.n_voxels, -1))
+        bytes_needed = values.nbytes + 8 * self.n_voxels  # the order of the voxels takes 8 bytes each
+        fits = device.type != "cuda" or bytes_needed < torch.cuda.mem_get_info(device)[0] // 2
+        self.values = values.to(device if fits else "cpu")
+        self.axes = axis_tensors(self.shape, self.values.device)
+        self.variance = float(self.values.var(dim=0, correction=0).mean())
+
+    def shuffled(self, seed: int, index: int) -> torch.Tensor:
+        """The order in which pass number `index` sees the voxels: all of them, once each."""
+        generator = torch.Generator(self.values.device)
+        generator.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1))
+        return torch.randperm(self.n_voxels, generator=generator, device=self.values.device)
+
+    def samples(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coordinates (n, d_in) and values (n, components), on the training device, of the voxels `flat`."""
+        return flat_coordinates(self.axes, flat).to(self.device), self.values[flat].to(self.device)
+
+    def gradients(self) -> torch.Tensor:
+        """Finite differences of the normalised values by the normalised coordinates: (voxels, components, d_in).
+
+        Central, one-sided at the faces, zero along an axis of one voxel.
+        """
+        grid = self.values.cpu().numpy().reshape(*self.shape, -1)
+        step = voxel_size(self.shape)
+        slopes = [
+            np.gradient(grid, step, axis=axis) if n > 1 else np.zeros_like(grid) for axis, n in enumerate(self.shape)
+        ]
+        gradients = np.stack(slopes, axis=-1).reshape(self.n_voxels, -1, len(self.shape))
+        return torch.from_numpy(gradients).to(self.values.device)

@@ -1,0 +1,216 @@
+"""net_decompress.py asked for a part: --roi, --resolution, --gradient, --points."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from helpers import decompress, error_of, field_net, header_of, make_blob, results, vtk_read
+from vtkmodules.util.numpy_support import vtk_to_numpy
+from vtkmodules.vtkIOXML import vtkXMLImageDataReader
+
+import net_decompress
+from neural_field import NeuralField
+from utils import voxel_grid
+
+SHAPE = (9, 7, 5)
+SPACING, ORIGIN = (0.5, 2.0, 1.25), (10.0, -4.0, 0.25)
+
+
+@pytest.fixture(params=["float32", "uint16"])
+def blob(request, tmp_path):
+    """A blob of random weights."""
+    path = tmp_path / "blob"
+    header = header_of(SHAPE, 0, 50000, request.param, spacing=SPACING, origin=ORIGIN, name="density")
+    path.write_bytes(make_blob(header, field_net()))
+    return path
+
+
+def test_roi_is_that_part_of_the_full_decode_in_place(blob, tmp_path):
+    whole = decompress(blob, tmp_path / "whole.npy")
+    part = decompress(blob, tmp_path / "part.npy", "--roi", "2:5,:6,4:")
+    np.testing.assert_array_equal(part, whole[2:5, :6, 4:])
+    assert part.dtype == whole.dtype
+    decompress(blob, tmp_path / "part.vti", "--roi", "2:5,1:,3:4")
+    image = vtk_read(tmp_path / "part.vti")
+    np.testing.assert_array_equal(image.array, whole[2:5, 1:, 3:4])
+    np.testing.assert_allclose(image.spacing, SPACING)
+    np.testing.assert_allclose(image.origin, [10 + 2 * 0.5, -4 + 1 * 2.0, 0.25 + 3 * 1.25])
+
+
+@pytest.mark.parametrize("roi", ["2:2,:,:", "3:2,:,:", "0:10,:,:", ":,:", ":,:,:,:"])
+def test_roi_outside_the_volume_is_refused(blob, tmp_path, roi):
+    message = error_of(net_decompress.main, "--compressed", blob, "--recon", tmp_path / "r.npy", "--roi", roi)
+    assert "--roi" in message and "(9, 7, 5)" in message and "found" in message
+    assert not (tmp_path / "r.npy").exists()
+
+
+@pytest.mark.parametrize("flag", ["--roi=1,2,3", "--roi=a:b,:,:", "--roi=-1:3,:,:", "--roi=1:2:3,:,:", "--roi="])
+def test_roi_that_is_none(blob, flag):
+    assert "--roi" in error_of(net_decompress.main, "--compressed", blob, flag)
+
+
+def test_resolution_keeps_the_extent(blob, tmp_path):
+    decompress(blob, tmp_path / "fine.vti", "--resolution", "17,7,3")
+    image = vtk_read(tmp_path / "fine.vti")
+    assert image.dimensions == (17, 7, 3)
+    np.testing.assert_allclose(image.origin, ORIGIN)
+    np.testing.assert_allclose(image.spacing, [0.25, 2.0, 2.5])
+    whole = decompress(blob, tmp_path / "whole.npy")
+    np.testing.assert_allclose(image.array[::2], whole[:, :, ::2], rtol=0, atol=0.05)
+
+
+def test_resolution_of_a_region(blob, tmp_path):
+    decompress(blob, tmp_path / "fine.vti", "--resolution", "7,1,5", "--roi", "2:6,3:6,:")
+    image = vtk_read(tmp_path / "fine.vti")
+    np.testing.assert_allclose(image.origin, [10 + 2 * 0.5, -4 + 4 * 2.0, 0.25])  # one point: the middle of 3, 4, 5
+    np.testing.assert_allclose(image.spacing[::2], [0.25, 1.25])
+    whole = decompress(blob, tmp_path / "whole.npy")
+    np.testing.assert_allclose(image.array[::2], whole[2:6:1, 4:5], rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("resolution", ["0,1,1", "4,4", "a,b,c", "4,4,4,4", "-1,2,2"])
+def test_resolution_that_is_none(blob, tmp_path, resolution):
+    message = error_of(
+        net_decompress.main, "--compressed", blob, "--recon", tmp_path / "r.npy", f"--resolution={resolution}"
+    )
+    assert "--resolution" in message and "expected" in message
+
+
+def test_several_points_along_one_voxel_are_refused(blob):
+    message = error_of(net_decompress.main, "--compressed", blob, "--roi", "1:2,:,:", "--resolution", "2,7,5")
+    assert "axis 0" in message and "1 point" in message
+
+
+def test_gradient_is_an_array_of_its_own(blob, tmp_path):
+    decompress(blob, tmp_path / "g.vti", "--gradient", "--roi", "2:6,:,1:4")
+    reader = vtkXMLImageDataReader()
+    reader.SetFileName(str(tmp_path / "g.vti"))
+    reader.Update()
+    data = reader.GetOutput().GetPointData()
+    assert data.GetScalars().GetName() == "density" and data.GetNumberOfArrays() == 2
+    found = vtk_to_numpy(data.GetArray("density_gradient")).reshape(3, 7, 4, 3).transpose(2, 1, 0, 3)
+    field = NeuralField.open(blob)
+    np.testing.assert_array_equal(found, field.gradient_on_grid(voxel_grid(SHAPE, np.s_[2:6, :, 1:4])))
+
+
+def test_gradient_needs_a_file_of_several_arrays(blob, tmp_path):
+    message = error_of(net_decompress.main, "--compressed", blob, "--recon", tmp_path / "g.npy", "--gradient")
+    assert "--gradient" in message and ".vti" in message
+
+
+def test_comparison_of_a_region_is_over_the_range_of_the_volume(tmp_path, capsys):
+    header = header_of(SHAPE, 0.0, 1.0, spacing=SPACING, origin=ORIGIN)
+    (tmp_path / "blob").write_bytes(make_blob(header, field_net()))
+    whole = decompress(tmp_path / "blob", tmp_path / "whole.npy")
+    original = np.clip(whole + 0.01, 0, 1)
+    original[0, 0, 0], original[8, 0, 0] = 0.0, 1.0
+    np.save(tmp_path / "v.npy", original)
+    capsys.readouterr()
+    part = np.s_[2:5, :, :]
+    decompress(tmp_path / "blob", tmp_path / "r.npy", "--volume", tmp_path / "v.npy", "--roi", "2:5,:,:")
+    rmse = np.sqrt(np.mean((whole[part].astype(float) - original[part]) ** 2))
+    found = results(capsys.readouterr().out)
+    assert float(found["psnr"]) == pytest.approx(-20 * np.log10(rmse), abs=1e-3)
+    assert float(found["rmse"]) == pytest.approx(rmse, rel=1e-5)
+
+
+# --- points -----------------------------------------------------------------------------------------
+
+INDEX = np.array([[0, 0, 0], [8, 6, 4], [2.5, 1.25, 3.75]])
+POINTS = INDEX * SPACING + ORIGIN
+
+
+def test_points_in_npy(blob, tmp_path, capsys):
+    np.save(tmp_path / "p.npy", POINTS)
+    found = decompress(blob, tmp_path / "out.npy", "--points", tmp_path / "p.npy")
+    field = NeuralField.open(blob)
+    np.testing.assert_array_equal(found, field.at(POINTS))
+    assert results(capsys.readouterr().out)["points"] == "3"
+    found = decompress(blob, tmp_path / "out.npy", "--points", tmp_path / "p.npy", "--gradient")
+    np.testing.assert_array_equal(found, np.column_stack([field.at(POINTS), field.gradient_at(POINTS)]))
+
+
+@pytest.mark.parametrize("head", ["", "x,y,z\n", "\ufeffx, y, z\n"])
+def test_points_in_csv(blob, tmp_path, head):
+    (tmp_path / "p.csv").write_text(head + "\n".join(",".join(map(repr, map(float, row))) for row in POINTS) + "\n")
+    net_decompress.main(
+        ["--compressed", str(blob), "--points", str(tmp_path / "p.csv"), "--recon", str(tmp_path / "o"), "--gradient"]
+    )
+    lines = (tmp_path / "o.csv").read_text().splitlines()
+    assert lines[0] == "x,y,z,density,ddensity/dx,ddensity/dy,ddensity/dz"
+    table = np.array([[float(cell) for cell in line.split(",")] for line in lines[1:]])
+    field = NeuralField.open(blob)
+    np.testing.assert_array_equal(table[:, :3], POINTS)
+    np.testing.assert_array_equal(table[:, 3].astype(np.float32), field.at(POINTS))
+    np.testing.assert_array_equal(table[:, 4:].astype(np.float32), field.gradient_at(POINTS))
+
+
+def test_points_outside(blob, tmp_path, capsys):
+    np.save(tmp_path / "p.npy", np.vstack([POINTS, [[0, 0, 0]]]))
+    argv = ("--compressed", blob, "--points", tmp_path / "p.npy", "--recon", tmp_path / "o.npy")
+    message = error_of(net_decompress.main, *argv)
+    assert "1 of 4" in message and "number 3" in message and "--outside nan" in message
+    assert not (tmp_path / "o.npy").exists()
+    found = decompress(blob, tmp_path / "o.npy", "--points", tmp_path / "p.npy", "--outside", "nan")
+    assert np.isnan(found).tolist() == [False, False, False, True]
+    assert results(capsys.readouterr().out)["outside"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.npy", b"no array"),
+        ("p.csv", b"x,y,z\n1,2\n"),
+        ("p.csv", b"x,y,z\n1,2,three\n"),
+        ("p.csv", b""),
+        ("p.csv", b"\xff\xfe\x00"),
+        ("p.npy", None),
+    ],
+)
+def test_points_that_are_none(blob, tmp_path, name, content):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    message = error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / name)
+    assert str(tmp_path / name) in message
+
+
+def test_points_never_unpickle(blob, tmp_path):
+    np.save(tmp_path / "p.npy", np.array([[{}, {}, {}]]), allow_pickle=True)
+    assert "p.npy" in error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / "p.npy")
+
+
+@pytest.mark.parametrize("other", [("--roi", ":,:,:"), ("--resolution", "2,2,2"), ("--volume", "v.npy")])
+def test_points_stand_alone(blob, tmp_path, other):
+    message = error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / "p.npy", *other)
+    assert "--points" in message and other[0] in message
+
+
+def test_outside_belongs_to_points(blob):
+    assert "--points" in error_of(net_decompress.main, "--compressed", blob, "--outside", "nan")
+
+
+def test_points_of_another_suffix_are_refused(blob, tmp_path):
+    np.save(tmp_path / "p.npy", POINTS)
+    message = error_of(
+        net_decompress.main, "--compressed", blob, "--points", tmp_path / "p.npy", "--recon", tmp_path / "o.vti"
+    )
+    assert ".csv" in message and "o.vti" in message
+
+
+def test_components_have_columns_of_their_own(tmp_path):
+    net = field_net(d_out=2)
+    header = dataclasses.replace(header_of(SHAPE, d_out=2, spacing=SPACING, origin=ORIGIN), name="u,v")
+    (tmp_path / "blob").write_bytes(make_blob(header, net))
+    np.save(tmp_path / "p.npy", POINTS)
+    net_decompress.main(
+        [
+            *("--compressed", str(tmp_path / "blob"), "--points", str(tmp_path / "p.npy")),
+            *("--recon", str(tmp_path / "o.csv"), "--gradient"),
+        ]
+    )
+    head = (tmp_path / "o.csv").read_text().splitlines()[0]
+    assert head.startswith('x,y,z,"u,v_0","u,v_1","du,v_0/dx",')
+    found = decompress(tmp_path / "blob", tmp_path / "o.npy", "--points", tmp_path / "p.npy")
+    np.testing.assert_array_equal(found, NeuralField.open(tmp_path / "blob").at(POINTS))

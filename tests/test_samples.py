@@ -1,0 +1,91 @@
+"""Training samples: coordinates, order, finite differences, against figures worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import original_coordinates
+
+from samples import Field, flat_coordinates
+from utils import axis_coordinates
+
+CPU = torch.device("cpu")
+
+
+def test_coordinates_are_the_originals():
+    shape = (7, 4, 5)
+    axes = [torch.from_numpy(axis) for axis in axis_coordinates(shape)]
+    found = flat_coordinates(axes, torch.arange(math.prod(shape)))
+    np.testing.assert_allclose(found, original_coordinates(shape), rtol=0, atol=1e-15)
+
+
+def test_flat_index_is_c_order():
+    field = Field(np.zeros((5, 3, 2, 1), np.float32), CPU)
+    found, _ = field.samples(torch.tensor([1, 2, 6, 29]))  # (0,0,1) (0,1,0) (1,0,0) (4,2,1)
+    expected = [[-1, -0.5, 0.25], [-1, 0, -0.25], [-0.5, -0.5, -0.25], [1, 0.5, 0.25]]
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7)
+
+
+def test_field_values_belong_to_their_coordinates():
+    grid = np.arange(30, dtype=np.float32).reshape(5, 3, 2, 1)
+    field = Field(grid, CPU)
+    assert field.shape == (5, 3, 2) and field.n_voxels == 30
+    _, found = field.samples(torch.tensor([1, 2, 6, 29]))
+    assert found[:, 0].tolist() == [grid[0, 0, 1], grid[0, 1, 0], grid[1, 0, 0], grid[4, 2, 1]]
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 2), (1, 1, 1), (7, 1, 1)])
+def test_shuffled_is_every_voxel_once(shape):
+    field = Field(np.zeros((*shape, 1), np.float32), CPU)
+    for index in range(3):
+        assert field.shuffled(0, index).sort().values.tolist() == list(range(field.n_voxels))
+
+
+def test_shuffled_depends_on_seed_and_pass_alone():
+    field = Field(np.zeros((5, 4, 3, 1), np.float32), CPU)
+    orders = [field.shuffled(seed, index).tolist() for seed in (0, 1, 2**63 - 1) for index in (0, 1, 2)]
+    assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+    torch.manual_seed(5)
+    assert field.shuffled(0, 0).tolist() == orders[0]
+
+
+# --- finite differences -----------------------------------------------------------------------------
+
+
+def coordinate_grids(shape):
+    return np.meshgrid(*axis_coordinates(shape), indexing="ij")
+
+
+def test_gradient_of_a_linear_field_is_exact_everywhere():
+    x, y, z = coordinate_grids((9, 7, 5))
+    gradients = Field((0.4 * x - 0.3 * y + 0.2 * z)[..., None].astype(np.float32), CPU).gradients()
+    assert gradients.shape == (9 * 7 * 5, 1, 3) and gradients.dtype == torch.float32
+    np.testing.assert_allclose(gradients[:, 0], np.broadcast_to([0.4, -0.3, 0.2], (315, 3)), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_gradient_is_central_inside_and_one_sided_at_the_faces(axis):
+    """Of a square: 2 x inside; at a face the slope half a voxel inwards."""
+    shape = (9, 7, 5)
+    h = 2 / 8
+    x = coordinate_grids(shape)[axis]
+    gradients = Field((x**2)[..., None].astype(np.float32), CPU).gradients().numpy().reshape(*shape, 3)
+    expected = 2 * x
+    first, last = ([slice(None)] * 3 for _ in range(2))
+    first[axis], last[axis] = 0, -1
+    expected[tuple(first)] += h
+    expected[tuple(last)] -= h
+    np.testing.assert_allclose(gradients[..., axis], expected, rtol=0, atol=2e-6)
+    assert np.abs(np.delete(gradients, axis, axis=-1)).max() == 0
+
+
+def test_gradient_of_components_and_one_voxel_axes():
+    x, _, z = coordinate_grids((4, 1, 3))
+    gradients = Field(np.stack([x, -2 * z], axis=-1).astype(np.float32), CPU).gradients()
+    assert gradients.shape == (12, 2, 3)
+    np.testing.assert_allclose(gradients[:, 0], np.broadcast_to([1, 0, 0], (12, 3)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(gradients[:, 1], np.broadcast_to([0, 0, -2], (12, 3)), rtol=0, atol=1e-6)
