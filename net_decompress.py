@@ -19,7 +19,8 @@ import points_io
 from neural_field import NeuralField
 from utils import Grid, compare, describe, file_ratios, voxel_grid
 from volume import Volume, VolumeError, raw_layout, suffix_of
-from volume_io import output_path, read_volume, write_volume
+from volume_io import read_volume
+from volume_writers import output_path, write_volume
 
 
 def build_parser() -> cli.ArgumentParser:

@@ -28,7 +28,8 @@ from samples import Field
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
 from utils import ValueRange, compare, components_last, constant_psnr, describe
 from volume import Volume, VolumeError, raw_layout
-from volume_io import read_volume, write_volume
+from volume_io import read_volume
+from volume_writers import write_volume
 
 FORMAT_VERSION = 1
 SHOW_SECONDS = 0.5

@@ -27,7 +27,8 @@ from helpers import (
 import net_coder
 import net_decompress
 from volume import Volume
-from volume_io import read_volume, write_volume
+from volume_io import read_volume
+from volume_writers import write_volume
 
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 FLOATS = ("float16", "float32", "float64")
