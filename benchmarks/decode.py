@@ -1,0 +1,83 @@
+"""How fast a blob decodes, against the matrix products and sines of its network alone; a region; gradients.
+
+The limit is what NumPy takes for the products and sines that the values need, on one chunk over and over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from net_coder import FieldHeader
+from neural_field import CHUNK, NeuralField
+from siren import FieldNet, SirenConfig
+from utils import voxel_grid
+
+N_LAYERS = 8
+REGION = 32
+
+
+def median_seconds(function: Callable[[], object], repeats: int) -> float:
+    """Of several calls, the first of which does not count."""
+    seconds = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+def limit_seconds(width: int, repeats: int) -> float:
+    """Seconds a voxel of the products and sines of a residual network of that width."""
+    chunk, n_sines = CHUNK["cpu"], 2 * N_LAYERS - 1
+    weights = np.full((width, width + 1), 0.1, np.float32)
+    h, z = np.ones((width + 1, chunk), np.float32), np.empty((width, chunk), np.float32)
+
+    def once() -> None:
+        for _ in range(n_sines):
+            np.matmul(weights, h, out=z)
+            np.sin(z, out=h[:-1])
+
+    return median_seconds(once, 20 * repeats) / chunk
+
+
+def measure(width: int, side: int, repeats: int) -> list[str]:
+    """The figures of one row."""
+    net = FieldNet(SirenConfig(width, N_LAYERS), torch.Generator().manual_seed(0))
+    header = FieldHeader((side,) * 3, np.float32([-1]), np.float32([1]), (1.0,) * 3, (0.0,) * 3)
+    field, n = NeuralField.of(net, header), side**3
+    region = voxel_grid(field.shape, (slice(0, REGION),) * 3)
+    full = median_seconds(field.on_grid, repeats)
+    limit = limit_seconds(width, repeats) * n
+    part = median_seconds(lambda: field.on_grid(region), repeats)
+    gradient = median_seconds(lambda: field.gradient_on_grid(region), repeats) / part
+    figures = [str(width), f"{n / full:,.0f}", f"{n / limit:,.0f}", f"{limit / full:.0%}"]
+    return [*figures, f"{1e3 * part:.1f}", f"{1e3 * full:.1f}", f"{gradient:.1f}"]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=int, nargs="+", default=[18, 64, 150])
+    parser.add_argument("--side", type=int, default=96, help="voxels along each axis")
+    parser.add_argument("--repeats", type=int, default=5)
+    opt = parser.parse_args()
+    print(f"numpy {np.__version__}, one thread, {N_LAYERS} residual layers, {opt.side}^3 voxels")
+    print(f"| width | voxels/s | limit | share | {REGION}^3 region, ms | full, ms | gradient, times the values |")
+    print("|---|---|---|---|---|---|---|")
+    for width in opt.widths:
+        print("| " + " | ".join(measure(width, opt.side, opt.repeats)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
