@@ -100,13 +100,15 @@ def loss_with_gradient(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(total, value) loss: value MSE + grad_lambda x MSE of the network's analytic gradient. Paper, section 3.
 
-    x: (n, d_in); values: (n, d_out); gradients: (n, d_out, d_in), all normalised.
+    x: (n, d_in); values: (n, d_out); gradients: (n, d_out, d_in), all normalised; NaN where there is none to learn.
     """
     x = x.requires_grad_()
     predicted = net(x)
     slopes = [torch.autograd.grad(predicted[:, c].sum(), x, create_graph=True)[0] for c in range(predicted.shape[1])]
     value_loss = functional.mse_loss(predicted, values)
-    return value_loss + grad_lambda * functional.mse_loss(torch.stack(slopes, dim=1), gradients), value_loss
+    slopes = torch.stack(slopes, dim=1)
+    gradients = torch.where(gradients.isnan(), slopes.detach(), gradients)
+    return value_loss + grad_lambda * functional.mse_loss(slopes, gradients), value_loss
 
 
 def make_optimizers(layers: list[nn.Linear], hidden: list[nn.Parameter], recipe: Recipe) -> list[torch.optim.Optimizer]:

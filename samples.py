@@ -27,26 +27,30 @@ def flat_coordinates(axes: list[torch.Tensor], flat: torch.Tensor) -> torch.Tens
 class Field:
     """A normalised volume, drawn from by flat (C-order) voxel index, for training on a device.
 
-    shape: of the grid. values: float32 tensor (voxels, components), in [-1, 1]; on the device, or in the host's
-    memory when half of what the device has free does not hold it.
+    shape: of the grid. values: float32 tensor (voxels, components), in [-1, 1], of missing voxels NaN; on the device,
+    or in the host's memory when half of what the device has free does not hold it. n_voxels: not missing, those drawn.
     """
 
     def __init__(self, normalised: np.ndarray, device: torch.device):
         self.shape = normalised.shape[:-1]
         self.device = device
-        self.n_voxels = math.prod(self.shape)
-        values = torch.from_numpy(normalised.reshape(self.n_voxels, -1))
-        bytes_needed = values.nbytes + 8 * self.n_voxels  # the order of the voxels takes 8 bytes each
+        values = torch.from_numpy(normalised.reshape(math.prod(self.shape), -1))
+        bytes_needed = values.nbytes + 8 * len(values)  # the order of the voxels takes 8 bytes each
         fits = device.type != "cuda" or bytes_needed < torch.cuda.mem_get_info(device)[0] // 2
         self.values = values.to(device if fits else "cpu")
         self.axes = axis_tensors(self.shape, self.values.device)
-        self.variance = float(self.values.var(dim=0, correction=0).mean())
+        is_missing = self.values[:, 0].isnan()
+        self.present = (~is_missing).nonzero()[:, 0] if is_missing.any() else None  # None: every voxel
+        self.n_voxels = len(self.values if self.present is None else self.present)
+        present = self.values if self.present is None else self.values[self.present]
+        self.variance = float(present.var(dim=0, correction=0).mean())
 
     def shuffled(self, seed: int, index: int) -> torch.Tensor:
-        """The order in which pass number `index` sees the voxels: all of them, once each."""
+        """The order in which pass number `index` sees the voxels: all that are not missing, once each."""
         generator = torch.Generator(self.values.device)
         generator.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1))
-        return torch.randperm(self.n_voxels, generator=generator, device=self.values.device)
+        order = torch.randperm(self.n_voxels, generator=generator, device=self.values.device)
+        return order if self.present is None else self.present[order]
 
     def samples(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Coordinates (n, d_in) and values (n, components), on the training device, of the voxels `flat`."""
@@ -55,12 +59,22 @@ class Field:
     def gradients(self) -> torch.Tensor:
         """Finite differences of the normalised values by the normalised coordinates: (voxels, components, d_in).
 
-        Central, one-sided at the faces, zero along an axis of one voxel.
+        Central, one-sided at the faces and beside missing voxels, NaN between two of them; zero along an axis of one
+        voxel.
         """
         grid = self.values.cpu().numpy().reshape(*self.shape, -1)
-        step = voxel_size(self.shape)
-        slopes = [
-            np.gradient(grid, step, axis=axis) if n > 1 else np.zeros_like(grid) for axis, n in enumerate(self.shape)
-        ]
-        gradients = np.stack(slopes, axis=-1).reshape(self.n_voxels, -1, len(self.shape))
+        slopes = [self._slope(grid, axis) for axis in range(len(self.shape))]
+        gradients = np.stack(slopes, axis=-1).reshape(len(self.values), -1, len(self.shape))
         return torch.from_numpy(gradients).to(self.values.device)
+
+    def _slope(self, grid: np.ndarray, axis: int) -> np.ndarray:
+        if self.shape[axis] == 1:
+            return np.zeros_like(grid)
+        step = voxel_size(self.shape)
+        slope = np.gradient(grid, step, axis=axis)
+        if self.present is None:
+            return slope
+        nothing = np.float32(np.nan)
+        backward = np.diff(grid, axis=axis, prepend=nothing) / np.float32(step)
+        forward = np.diff(grid, axis=axis, append=nothing) / np.float32(step)
+        return np.where(np.isnan(slope), np.where(np.isnan(forward), backward, forward), slope)

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from net_coder import FieldHeader
-from volume import Volume
+from volume import SLAB, Volume, is_missing, limits
 
 # --- coordinates ------------------------------------------------------------------------------------
 
@@ -102,11 +102,13 @@ def normalised_coordinates(index: np.ndarray, shape: tuple[int, ...], axis: int)
 class ValueRange:
     """The dtype of a field and the least and greatest value of each of its components.
 
-    low, high: arrays of shape (components,) in that dtype, so that 64-bit integers stay exact.
+    low, high: arrays of shape (components,) in that dtype, so that 64-bit integers stay exact. fill: what stands in
+    missing voxels, which have no part in the range; None when there are none.
     """
 
     low: np.ndarray
     high: np.ndarray
+    fill: np.generic | None = None
 
     @property
     def dtype(self) -> np.dtype:
@@ -118,11 +120,15 @@ class ValueRange:
         return (self.high.astype(_wide(self.dtype)) - self.low.astype(_wide(self.dtype))).astype(np.float64)
 
     def normalise(self, values: np.ndarray) -> np.ndarray:
-        """Values of shape (..., components) -> float32 in [-1, 1]; a constant component becomes 0."""
+        """Values of shape (..., components) -> float32 in [-1, 1], NaN where missing; of a constant component 0."""
         wide = _wide(self.dtype)
-        offset = values.astype(wide) - self.low.astype(wide)
         extent = np.where(self.extent > 0, self.extent, 1.0)
-        return np.where(self.extent > 0, 2.0 * (offset / extent) - 1.0, 0.0).astype(np.float32)
+        with np.errstate(over="ignore"):  # of fill values
+            offset = values.astype(wide) - self.low.astype(wide)
+            unit = offset / extent
+            result = np.where(self.extent > 0, 2.0 * unit - 1.0, 0.0).astype(np.float32)
+        result[is_missing(values, self.fill)] = np.nan
+        return result
 
     def denormalise(self, values: np.ndarray, as_float: bool = False) -> np.ndarray:
         """Normalised values of shape (..., components) -> the field's own units and dtype.
@@ -145,15 +151,14 @@ def _wide(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.longdouble if dtype.kind in "iu" and dtype.itemsize == 8 else np.float64)
 
 
-def value_range(values: np.ndarray) -> ValueRange:
-    """The range of each component of values of shape (..., components)."""
-    axes = tuple(range(values.ndim - 1))
-    return ValueRange(values.min(axis=axes), values.max(axis=axes))
+def value_range(values: np.ndarray, fill: np.generic | None = None) -> ValueRange:
+    """The range of each component of values of shape (..., components), missing voxels left out."""
+    return ValueRange(*limits(values, fill), fill)
 
 
 def describe(volume: Volume, d_in: int) -> FieldHeader:
     """What a blob says about a volume of `d_in` grid axes."""
-    values = value_range(components_last(volume.array, d_in))
+    values = value_range(components_last(volume.array, d_in), volume.fill)
     shape, rest = volume.array.shape[:d_in], (volume.name, volume.direction, volume.units)
     return FieldHeader(shape, values.low, values.high, volume.spacing, volume.origin, *rest)
 
@@ -175,33 +180,47 @@ class Metrics:
     max_error: float
 
 
-def compare(original: np.ndarray, decoded: np.ndarray, whole: np.ndarray | None = None) -> Metrics:
+def compare(
+    original: np.ndarray, decoded: np.ndarray, whole: np.ndarray | None = None, fill: np.generic | None = None
+) -> Metrics:
     """How far `decoded` is from `original`, computed in float64 (differences of 64-bit integers exactly).
 
     psnr = 20 log10((max - min) / rmse), infinite when nothing differs; the range is that of `whole`, when `original`
-    is a part of it.
+    is a part of it. With `fill` the arrays are of shape (..., components), and voxels missing in one of them are left
+    out; there NaN marks them in a `decoded` of another dtype. All figures are NaN when no voxel is left.
     """
     wide = _wide(original.dtype)
     whole = original if whole is None else whole
-    extent = float(whole.max().astype(wide) - whole.min().astype(wide))
+    low, high = limits(whole if fill is not None else whole[..., None], fill)
+    extent = float(high.max().astype(wide) - low.min().astype(wide))
     scale = extent or 1.0  # squares of the scaled differences neither overflow nor vanish
-    squares, largest = 0.0, 0.0
-    flat_original, flat_decoded = original.reshape(-1), decoded.reshape(-1)
-    for start in range(0, original.size, 1 << 20):
-        part = slice(start, start + (1 << 20))
-        difference = (flat_decoded[part].astype(wide) - flat_original[part].astype(wide)).astype(np.float64) / scale
+    squares, largest, count = 0.0, 0.0, 0
+    row = original.shape[-1] if fill is not None else 1
+    rows_original, rows_decoded = original.reshape(-1, row), decoded.reshape(-1, row)
+    for start in range(0, len(rows_original), SLAB):
+        a, b = rows_original[start : start + SLAB], rows_decoded[start : start + SLAB]
+        if fill is not None:
+            is_present = ~(is_missing(a, fill) | is_missing(b, fill if b.dtype == a.dtype else np.float64(np.nan)))
+            a, b = a[is_present], b[is_present]
+        difference = ((b.astype(wide) - a.astype(wide)).astype(np.float64) / scale).ravel()
         squares += float(np.dot(difference, difference))
-        largest = max(largest, float(np.abs(difference).max()))
-    error = math.sqrt(squares / original.size)
+        largest = max(largest, float(np.abs(difference).max(initial=0.0)))
+        count += difference.size
+    if not count:
+        return Metrics(math.nan, math.nan, math.nan)
+    error = math.sqrt(squares / count)
     if error == 0:
         return Metrics(math.inf, 0.0, 0.0)
     return Metrics(-20 * math.log10(error) if extent else -math.inf, error * scale, largest * scale)
 
 
-def constant_psnr(original: np.ndarray) -> float:
-    """PSNR in dB of the best constant in place of values of shape (..., components)."""
+def constant_psnr(original: np.ndarray, fill: np.generic | None = None) -> float:
+    """PSNR in dB of the best constant in place of values of shape (..., components), missing voxels left out."""
+    values = original.reshape(-1, original.shape[-1])
+    if fill is not None:
+        values = values[~is_missing(values, fill)]
     wide = _wide(original.dtype)
-    offset = original.reshape(-1, original.shape[-1]).astype(wide) - original.min().astype(wide)
+    offset = values.astype(wide) - values.min().astype(wide)
     return -10 * math.log10((offset / offset.max()).var(axis=0).mean())
 
 

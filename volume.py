@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 
 import numpy as np
 
+SLAB = 1 << 20  # values looked at in one go
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -21,7 +23,8 @@ class Volume:
     array: one value per voxel, shape (x, y, z), or (x, y, z, components); may be a read-only memory map, in any order
     of axes in memory. spacing, origin: one figure per grid axis, in the units of length that the file uses. name: of
     the field. direction: 3 x 3, row by row; its columns are the directions of the grid's axes in space: voxel i lies at
-    origin + direction (spacing i). units: of the values, "" when unknown.
+    origin + direction (spacing i). units: of the values, "" when unknown. fill: what stands in missing voxels, a
+    scalar of the array's dtype, NaN included; None when none are marked. See `is_missing`.
     """
 
     array: np.ndarray
@@ -30,6 +33,36 @@ class Volume:
     name: str = "sf"
     direction: tuple[float, ...] = IDENTITY
     units: str = ""
+    fill: np.generic | None = None
+
+
+def is_missing(values: np.ndarray, fill: np.generic | None) -> np.ndarray:
+    """Which voxels of values (..., components), any part of a volume, are missing: those with `fill` in a component."""
+    if fill is None:
+        return np.broadcast_to(False, values.shape[:-1])
+    return (np.isnan(values) if fill != fill else values == fill).any(axis=-1)
+
+
+def slabs(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The array in parts along its first axis, of about a million values each."""
+    step = max(1, SLAB * len(array) // array.size)
+    for start in range(0, len(array), step):
+        yield array[start : start + step]
+
+
+def limits(values: np.ndarray, fill: np.generic | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The least and greatest value of each component of values (..., components), missing voxels left out.
+
+    NaN where there is one that marks nothing. Raises ValueError when every voxel is missing.
+    """
+    axes = tuple(range(values.ndim - 1))
+    if fill is None:
+        return values.min(axis=axes), values.max(axis=axes)
+    parts = (slab[~is_missing(slab, fill)] for slab in slabs(values))
+    ends = [(part.min(axis=0), part.max(axis=0)) for part in parts if len(part)]
+    if not ends:
+        raise ValueError("every voxel is missing")
+    return np.min([low for low, _ in ends], axis=0), np.max([high for _, high in ends], axis=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,17 +11,23 @@ import math
 import numpy as np
 
 import volume_readers
-from volume import RawLayout, Volume, VolumeError, suffix_of
+from volume import RawLayout, Volume, VolumeError, is_missing, limits, slabs, suffix_of
 
 
 def read_volume(
-    path: str, d_in: int = 3, d_out: int = 1, array: str | None = None, layout: RawLayout | None = None
+    path: str,
+    d_in: int = 3,
+    d_out: int = 1,
+    array: str | None = None,
+    layout: RawLayout | None = None,
+    fill: float | None = None,
 ) -> Volume:
     """Read a volume of `d_in` axes, with a last axis of `d_out` components when that is above 1.
 
-    array: the name of the one to read of several. layout: of a headerless file. The array keeps its values and type,
-    in the machine's byte order; booleans become uint8. A file that can be mapped into memory is: nothing of it is
-    copied. Raises VolumeError for anything that is not a finite numeric volume of that form.
+    array: the name of the one to read of several. layout: of a headerless file. fill: the value of missing voxels. The
+    array keeps its values and type, in the machine's byte order; booleans become uint8. A file that can be mapped into
+    memory is: nothing of it is copied. Raises VolumeError for anything that is not a numeric volume of that form,
+    finite where it is not missing.
     """
     try:
         with open(path, "rb") as file:
@@ -41,7 +47,8 @@ def read_volume(
         volume = _with_axes(volume_readers.read_raw(path, layout), d_in)
     else:
         raise VolumeError(f"{path}: expected a NumPy array (.npy) or VTK image data (.vti), found {start!r}...")
-    volume = dataclasses.replace(volume, array=_native(path, volume.array))
+    array = _native(path, volume.array)
+    volume = dataclasses.replace(volume, array=array, fill=None if fill is None else _fill(path, array.dtype, fill))
     _check(path, volume, d_in, d_out)
     return volume
 
@@ -71,8 +78,19 @@ def _native(path: str, array: np.ndarray) -> np.ndarray:
         return np.asarray(array).astype(dtype)  # a plain array: the copy is no memory map
 
 
+def _fill(path: str, dtype: np.dtype, fill: float) -> np.generic:
+    """`fill` in that dtype, rounded if it is one of floats. Raises VolumeError when the dtype has no such value."""
+    with np.errstate(over="ignore"):
+        found = np.array(fill).astype(dtype)[()] if dtype.kind == "f" else None
+    if dtype.kind != "f" and fill == fill and int(fill) == fill and np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
+        found = dtype.type(int(fill))
+    if found is None or np.isinf(found):
+        raise VolumeError(f"{path}: the fill value {fill} is none of its type, {dtype}")
+    return found
+
+
 def _check(path: str, volume: Volume, d_in: int, d_out: int) -> None:
-    """Raise VolumeError unless this is a finite volume of that many axes and components."""
+    """Raise VolumeError unless this is a volume of that many axes and components, finite where it is not missing."""
     array = volume.array
     expected = d_in + (d_out > 1)
     if array.ndim != expected or (d_out > 1 and array.shape[-1] != d_out):
@@ -82,21 +100,27 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int) -> None:
         raise VolumeError(f"{path}: is empty: shape {array.shape}")
     if not all(0 < s < math.inf for s in volume.spacing):
         raise VolumeError(f"{path}: expected a positive spacing, found {volume.spacing}")
-    low, high = array.min(), array.max()  # NaN when there is one
-    if not (np.isfinite(low) and np.isfinite(high)):
-        count, first = _not_finite(array)
-        raise VolumeError(f"{path}: expected finite values, found {count} NaN or infinite ones, the first at {first}")
+    values = array if d_out > 1 else array[..., None]
+    try:
+        low, high = limits(values, volume.fill)  # NaN when there is one
+    except ValueError as error:
+        raise VolumeError(f"{path}: {error}: all of its values are the fill value {volume.fill}") from None
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise VolumeError(f"{path}: expected finite values, found {_not_finite(values, volume.fill)}")
     with np.errstate(over="ignore"):
-        if not np.isfinite(float(high) - float(low)):
-            raise VolumeError(f"{path}: the range of its values, {low} to {high}, overflows float64")
+        if not np.isfinite(float(high.max()) - float(low.min())):
+            raise VolumeError(f"{path}: the range of its values, {low.min()} to {high.max()}, overflows float64")
 
 
-def _not_finite(array: np.ndarray) -> tuple[int, tuple[int, ...]]:
-    """How many values are NaN or infinite, and the index of the first; a plane at a time."""
-    count, first = 0, ()
-    for x, plane in enumerate(array):
-        bad = ~np.isfinite(plane)
+def _not_finite(values: np.ndarray, fill: np.generic | None) -> str:
+    """How many values (..., components) are NaN or infinite and not missing, and where the first is; part by part."""
+    count, first, start = 0, (), 0
+    for slab in slabs(values):
+        bad = ~np.isfinite(slab) & ~is_missing(slab, fill)[..., None]
         if not count and bad.any():
-            first = (x, *(int(i) for i in np.unravel_index(np.argmax(bad), bad.shape)))
+            index = np.unravel_index(np.argmax(bad), bad.shape)
+            first = tuple(int(i) for i in index[: None if values.shape[-1] > 1 else -1])
+            first = (start + first[0], *first[1:])
         count += np.count_nonzero(bad)
-    return count, first
+        start += len(slab)
+    return f"{count} NaN or infinite ones, the first at {first}"
