@@ -17,7 +17,7 @@ import numpy as np
 import net_coder
 import points_io
 from neural_field import NeuralField
-from utils import Grid, compare, describe, file_ratios, voxel_grid
+from utils import Grid, compare, describe, file_ratios
 from volume import Volume, VolumeError, raw_layout, suffix_of
 from volume_io import read_volume
 from volume_writers import output_path, write_volume
@@ -143,7 +143,7 @@ def read_field(opt: Namespace, device: object) -> tuple[NeuralField, Volume | No
 def grid_of(opt: Namespace, field: NeuralField) -> Grid:
     """The positions that --roi and --resolution ask for. Raises UserError for those that the field does not have."""
     try:
-        return voxel_grid(field.shape, opt.roi, opt.resolution)
+        return field.grid(opt.roi, opt.resolution)
     except ValueError as error:
         flags = " ".join(f"--{name}" for name in ("roi", "resolution") if getattr(opt, name))
         raise cli.UserError(f"{flags}: {opt.compressed} has shape {field.shape}: {error}") from None

@@ -1,7 +1,7 @@
 """A field held by a network: its values and exact derivatives on any grid or at any points. NumPy; torch on a GPU.
 
     field = NeuralField.open("compressed_out")
-    volume = field.on_grid()  # array [x, y, z]; a box of it with voxel_grid(field.shape, roi)
+    volume, box = field.on_grid(), field.on_grid(field.grid(roi=np.s_[:, 8:24, 5:6]))  # arrays [x, y, z]
     values, gradients = field.at(points), field.gradient_at(points)
 
 On the CPU, NumPy's sines take a third of the time of torch's, and need no torch where a blob is only read.
@@ -73,6 +73,10 @@ class NeuralField:
 
     # --- on a grid ---
 
+    def grid(self, roi: tuple[slice, ...] | None = None, resolution: tuple[int, ...] | None = None) -> Grid:
+        """The voxels, those in a box, or so many points over the same extent; see utils.voxel_grid."""
+        return voxel_grid(self.shape, roi, resolution)
+
     def on_grid(
         self,
         grid: Grid | None = None,
@@ -84,7 +88,7 @@ class NeuralField:
         Returns the grid's shape, and a last axis of components when there are several; see ValueRange.denormalise for
         `as_float`. `on_progress(fraction)` is told how much is done; what it raises ends the evaluation.
         """
-        grid = grid or voxel_grid(self.shape)
+        grid = grid or self.grid()
         dtype = self.values.denormalise(np.empty((0, len(self.values.low)), np.float32), as_float).dtype
         result = np.empty((math.prod(grid.shape), len(self.values.low)), dtype)
 
@@ -102,7 +106,7 @@ class NeuralField:
         Returns the grid's shape, the components when there are several, and at last the axes of space; see
         `gradient_at`.
         """
-        grid = grid or voxel_grid(self.shape)
+        grid = grid or self.grid()
         return self._gradient(self._grid_coordinates(grid), grid.shape, on_progress)
 
     # --- at points ---

@@ -165,7 +165,7 @@ class SquaredError:
 
     Backpropagation written out, the cosine of each phase kept from the forward pass: activations live in buffers that
     every step uses again, and nothing is recorded. Samples lie along the last axis; a row of ones below them takes the
-    biases into the matrices. On a core or two the arithmetic is NumPy's, whose sines take a third of the time of torch's.
+    biases into the matrices. On a core or two NumPy computes, whose sines take a third of the time of torch's.
     """
 
     def __init__(self, net: FieldNet, max_batch: int, first_layer: int = 0):

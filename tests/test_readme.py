@@ -58,3 +58,16 @@ def test_shown_commands(copy):
         assert [line for line in shown.splitlines() if line.startswith("next:")] == [
             line for line in run.stdout.splitlines() if line.startswith("next:")
         ]
+
+
+def test_other_commands_on_that_blob(copy):
+    """What the README shows without output runs too, on the blob of the shown commands, Python included."""
+    (copy / "where.csv").write_text("x,y,z\n1,2,3\n")
+    commands = [line for block in BLOCKS for line in block.splitlines() if line.startswith(("python net_d",))]
+    commands = [line.split()[1:] for line in commands if "--compressed compressed_out" in line]
+    commands += [["-c", block] for block in re.findall(r"^```python\n(.*?)^```\n", README, re.M | re.S)]
+    assert len(commands) > 4
+    for command in commands:
+        run = subprocess.run([sys.executable, *command], cwd=copy, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+    assert (copy / "values.csv").read_text().startswith("x,y,z,sf,dsf/dx,dsf/dy,dsf/dz\n1,2,3,")
