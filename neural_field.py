@@ -233,10 +233,9 @@ class _Network:
     """The network's matrices on a device. Positions lie along the last axis; a row of ones takes the biases in."""
 
     def __init__(self, layers: list[np.ndarray], is_residual: bool, device: str):
-        kind = device.partition(":")[0]
-        self.is_residual, self.device, self.chunk = is_residual, device, CHUNK[kind]
+        self.is_residual, self.device, self.chunk = is_residual, device, CHUNK[device.partition(":")[0]]
         self.xp, self.layers = np, layers
-        if kind != "cpu":
+        if device != "cpu":
             import torch
 
             self.xp, self.layers = torch, [torch.from_numpy(layer).to(device) for layer in layers]
