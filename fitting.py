@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import ranks
 from samples import Field
 from siren import FieldNet, SirenConfig, SquaredError, linear_layers
 
@@ -170,6 +171,8 @@ class Fit:
             for flat in order[self.step % self.steps_per_pass :]:
                 self._take_step(flat)
                 self.seconds = time.monotonic() - started
+                if self.recipe.max_seconds is not None:
+                    self.seconds = ranks.of_first(self.seconds)
                 went_back = self.step % CHECK_STEPS == 0 and self._went_back()
                 if on_step(self):
                     return
@@ -201,6 +204,7 @@ class Fit:
     def _take_step(self, flat: torch.Tensor) -> None:
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = self._rate()
+        flat = ranks.share(flat)
         x, values = self.field.samples(flat)
         if self.gradients is None:
             loss = self.squared_error(x, values)
@@ -210,6 +214,11 @@ class Fit:
                 self.net, x, values, self.gradients[flat].to(x.device), self.recipe.grad_lambda
             )
             total.backward()
+        loss = loss.detach()
+        ranks.average(
+            [loss, *(p.grad for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"])],
+            weight=len(flat),
+        )
         for optimizer in self.optimizers:
             optimizer.step()
         self._limit_norms()
@@ -218,7 +227,7 @@ class Fit:
             torch._foreach_lerp_(*self._pairs, max(1 / AVERAGED_STEPS, 10 / (9 + self.step)))  # at first over fewer
         # The average starts anew after every look at it, so that the losses of the first steps do not linger.
         since_check = (self.step - 1) % CHECK_STEPS + 1
-        self.running_loss.lerp_(loss.detach(), 1 / min(since_check, AVERAGED_STEPS))
+        self.running_loss.lerp_(loss, 1 / min(since_check, AVERAGED_STEPS))
 
     @torch.no_grad()
     def _limit_norms(self) -> None:

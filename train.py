@@ -22,6 +22,7 @@ import torch
 
 import fitting
 import net_coder
+import ranks
 from fitting import Fit, Recipe
 from neural_field import NeuralField
 from samples import Field
@@ -237,7 +238,7 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> No
                 progress.update(fit.progress, PSNR=f"{fit.psnr:.1f} dB")
             if opt.target_psnr and fit.step % fitting.CHECK_STEPS == 0 and is_reached(fit.psnr):
                 return True
-            if opt.checkpoint and now - saved > CHECKPOINT_SECONDS:
+            if opt.checkpoint and ranks.is_first() and now - saved > CHECKPOINT_SECONDS:
                 save_checkpoint(opt, fit)
                 saved = time.monotonic()
             return False
@@ -281,7 +282,7 @@ def run_to_target(fit: Fit, opt: Namespace, measure: Callable[[], float]) -> Non
         nonlocal needed
         if estimate < needed:
             return False
-        lacking = opt.target_psnr - measure()
+        lacking = opt.target_psnr - ranks.of_first(measure())
         needed = estimate + max(lacking, 0.1)
         return lacking <= 0
 
@@ -303,11 +304,12 @@ def write_debug_volumes(paths: list[str], volume: Volume, decoded: np.ndarray) -
             write_volume(temporary, dataclasses.replace(volume, array=array), ".vti")
 
 
+@ranks.joined()
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-    device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
+    device = cli.resolve_device(opt.cuda, opt.gid + ranks.on_this_machine(), opt.num_workers)
     finished, interrupted, debug = output_paths(opt)
     checkpoint = [opt.checkpoint] if opt.checkpoint else []
     cli.check_outputs([*finished, *interrupted, *debug, *checkpoint], inputs=[opt.volume])
@@ -342,10 +344,12 @@ def main(argv: Sequence[str]) -> None:
     try:
         if values.extent.any():  # a constant volume needs no fit: its range says it all
             run_to_target(fit, opt, measure)
+        if not ranks.is_first():
+            return
         decoded = decode()
         psnr = compare(volume.array, decoded).psnr
     except KeyboardInterrupt:
-        if fit.seconds < LONG_SECONDS:
+        if fit.seconds < LONG_SECONDS or not ranks.is_first():
             raise
         write_network(interrupted, fit.average, settings(math.nan))
         raise KeyboardInterrupt(f"the network so far, {fit.progress:.0%} trained, is in {interrupted[0]}") from None
@@ -370,4 +374,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, VolumeError)
+    cli.run(main, VolumeError, ranks.RankError)

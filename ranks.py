@@ -1,0 +1,97 @@
+"""The processes of a run: this one alone, or those that torchrun started, which fit one network together.
+
+Every process draws the same batches and takes a share of each; their gradients are averaged before the step. What is
+decided upon is the same number in all of them. Alone, every function here does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT = datetime.timedelta(minutes=30)  # a process waits for the others for so long
+FIRST_SPEAKS = 5.0  # seconds in which torchrun ends the others once the first process has said what is wrong
+
+
+class RankError(Exception):
+    """Another process of the run has failed, or does not answer."""
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that torchrun started, if it did; within, only the first one prints."""
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    with contextlib.ExitStack() as stack:
+        if dist.get_rank() > 0:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        try:
+            yield
+        except BaseException:
+            if dist.get_rank() > 0:
+                time.sleep(FIRST_SPEAKS)
+            raise
+    sys.stdout.flush()
+    dist.destroy_process_group()
+
+
+def count() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that prints and writes."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def on_this_machine() -> int:
+    """This process's number among those on the same machine: that of its GPU."""
+    return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
+
+
+def share(batch: torch.Tensor) -> torch.Tensor:
+    """This process's part of a batch; all of one that is too small to share."""
+    return batch.tensor_split(count())[dist.get_rank()] if 1 < count() <= len(batch) else batch
+
+
+def average(tensors: list[torch.Tensor], weight: float) -> None:
+    """Replace each tensor by its mean over the processes, each with its weight, in one exchange."""
+    if count() == 1:
+        return
+    flat = torch.cat([tensors[0].new_ones(1), *(tensor.flatten() for tensor in tensors)]).mul_(weight)
+    with _answering():
+        dist.all_reduce(flat)
+    parts = (flat[1:] / flat[0]).split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def of_first(value: float) -> float:
+    """The number that the first process gives."""
+    if count() == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64)
+    with _answering():
+        dist.broadcast(tensor, 0)
+    return tensor.item()
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        message = "another process of this run has failed or does not answer, see its own message"
+        raise RankError(f"{message} ({str(error).splitlines()[0]})") from None
