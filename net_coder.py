@@ -55,11 +55,12 @@ with start(k) <= x mod 2^16 < start(k) + f(k); then x becomes f(k) (x div 2^16) 
 below 2^16, x 2^16 + the next word. States take their words in the order of the integers. At the end all words are used
 and every state is 2^16.
 
-Values. Voxel i of an axis of n voxels lies at x = (2 i - (n - 1)) / (longest n - 1), an axis of one voxel at 0. The
-network maps x to y: h = sin(omega_0 (W x + b)); then each of the other n_layers - 1 layers the same or, when
-residual, h = a (h + sin(omega_0 (W2 sin(omega_0 (W1 c h + b1)) + b2))) with c = 1 in the first of them and 1/2 in the
-others, a = 1/2 in the last one and 1 in the others; at last y = W h + b. The value is least + (clip(y, -1, 1) + 1) /
-2 (greatest - least), for integers rounded to the nearest. Weights are exact; this arithmetic is the reader's choice.
+Values. Voxel i of an axis of n voxels lies at x = (2 i - (n - 1)) / (longest n - 1), an axis of one voxel at 0. For
+d_in 4, time, the first axis, has its own n in place of the longest, which is that of the other three. The network maps
+x to y: h = sin(omega_0 (W x + b)); then each of the other n_layers - 1 layers the same or, when residual, h = a (h +
+sin(omega_0 (W2 sin(omega_0 (W1 c h + b1)) + b2))) with c = 1 in the first of them and 1/2 in the others, a = 1/2 in the
+last one and 1 in the others; at last y = W h + b. The value is least + (clip(y, -1, 1) + 1) / 2 (greatest - least), for
+integers rounded to the nearest. Weights are exact; this arithmetic is the reader's choice.
 
 The blobs of the original neurcomp scripts are read too, by `decode_original`.
 """

@@ -25,6 +25,7 @@ from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc3
 from utils import ValueRange, compare, components_last, describe, file_ratios
 from volume import Volume, VolumeError, raw_layout
 from volume_io import read_volume
+from volume_series import files_of
 
 # Mean squared error that rounding to the nearest would add, relative to the network's own. The first two come to
 # 0.1 dB or less: compensation makes up for half or more. With training, the point where fewer bytes cost about as
@@ -191,7 +192,7 @@ def quantise_network(
     is_trained = bool(opt.volume and n_passes and values.extent.any())
     original = components_last(volume.array, net.config.d_in) if volume else None
     if volume and opt.cluster_bits is None:
-        psnr = compare(volume.array, NeuralField.of(net, header, device, opt.num_workers).on_grid()).psnr
+        psnr = compare(volume.array, NeuralField.of(net, header, device, opt.num_workers).on_grid(), values).psnr
     is_compensated = opt.quantizer == "uniform" and count_parameters(net.config) <= MAX_COMPENSATED
     fineness = {"bits": opt.cluster_bits or 9}
     if opt.cluster_bits is None and psnr is not None and math.isfinite(psnr):
@@ -218,7 +219,8 @@ def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-    cli.check_outputs([opt.compressed], inputs=[path for path in (opt.net, opt.config, opt.volume) if path])
+    volumes = files_of(opt.volume) if opt.volume else []
+    cli.check_outputs([opt.compressed], inputs=[opt.net, opt.config, *volumes])
     settings = read_config(opt.config)
     config = network_config(opt.config, settings)
     state = read_weights(opt.net, opt.config, config)
@@ -247,7 +249,7 @@ def main(argv: Sequence[str]) -> None:
     cli.write_files({opt.compressed: blob})
     if volume:
         decoded = NeuralField.open(opt.compressed, n_threads=opt.num_workers).on_grid()
-        cli.report(psnr=f"{compare(volume.array, decoded).psnr:.3f}")
+        cli.report(**compare(volume.array, decoded, ValueRange(header.low, header.high)).report())
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)
     cli.report(
         bytes=len(blob),

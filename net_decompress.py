@@ -5,21 +5,23 @@ from __future__ import annotations
 import cli  # first: answers Ctrl-C while the others load
 
 # isort: split
+import contextlib
 import math
 import os
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 import net_coder
 import points_io
 from neural_field import NeuralField
-from utils import Grid, compare, describe, file_ratios
+from utils import Grid, Metrics, ValueRange, compare, describe, file_ratios, overall
 from volume import Volume, VolumeError, raw_layout, suffix_of
 from volume_io import read_volume
+from volume_series import collection, collection_path, files_of, step_path
 from volume_writers import output_path, write_volume
 
 
@@ -31,7 +33,8 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--recon",
         default="recon",
-        help="file to write: .vti or .npy, .vti when it has no suffix; with --points .npy or .csv",
+        help="file to write: .vti or .npy, .vti when it has no suffix; with --points .npy or .csv. Of a time series a "
+        ".vti file a step (recon_0003.vti) and recon.pvd, which ParaView plays, or one .npy array [t, x, y, z]",
     )
     group.add_argument(
         "--volume",
@@ -49,6 +52,13 @@ def build_parser() -> cli.ArgumentParser:
         help="only this box of voxels, half-open, an empty end being the volume's own",
     )
     group.add_argument(
+        "--time",
+        type=time_argument,
+        metavar="T | A:B",
+        help="of a time series only this time, in steps from 0, where 2.5 lies between two, or the steps from A up to "
+        "but not B",
+    )
+    group.add_argument(
         "--resolution",
         type=cli.sizes,
         metavar="NX,NY,NZ",
@@ -58,12 +68,14 @@ def build_parser() -> cli.ArgumentParser:
         "--gradient",
         action="store_true",
         default=False,
-        help="add the exact gradient, in units of value per unit of length (.vti, or with --points)",
+        help="add the exact gradient, in units of value per unit of length (.vti, or with --points, where a time "
+        "series has a derivative by time too)",
     )
     group.add_argument(
         "--points",
         metavar="FILE",
-        help="only these positions, in the units of spacing and origin: .npy of shape (n, axes), or .csv: x,y,z",
+        help="only these positions, in the units of spacing and origin: .npy of shape (n, axes), or .csv: x,y,z; "
+        "of a time series t,x,y,z",
     )
     group.add_argument(
         "--outside",
@@ -87,13 +99,24 @@ def roi_argument(text: str) -> tuple[slice, ...]:
     return tuple(slice(*pair) for pair in ends)
 
 
+def time_argument(text: str) -> float | slice:
+    """An argparse type: a time, or a range a:b of steps, either end of which may be left out."""
+    try:
+        ends = [int(end) if end else None for end in text.split(":")] if ":" in text else [float(text)]
+        if len(ends) > 2 or any(end is not None and not 0 <= end < math.inf for end in ends):
+            raise ValueError
+    except ValueError:
+        raise cli.ArgumentTypeError(f"expected a time in steps, as in 3 or 2.5, or 2:5, found {text!r}") from None
+    return slice(*ends) if len(ends) == 2 else ends[0]
+
+
 def parse(argv: Sequence[str]) -> Namespace:
     """The options, once they make sense together; the output's name settled."""
     opt = build_parser().parse_args(argv)
     cli.check_volume_arguments(opt)
     if opt.points:
-        for name in ("roi", "resolution", "volume"):
-            if getattr(opt, name):
+        for name in ("roi", "time", "resolution", "volume"):
+            if getattr(opt, name) is not None:
                 raise cli.UserError(f"--points and --{name}: give one of them")
         opt.recon = points_io.output_path(opt.recon, opt.points)
         return opt
@@ -105,8 +128,8 @@ def parse(argv: Sequence[str]) -> Namespace:
     return opt
 
 
-def read_field(opt: Namespace, device: object) -> tuple[NeuralField, Volume | None]:
-    """The field in --compressed, and --volume where it is given, of the same shape.
+def read_field(opt: Namespace, device: object) -> tuple[NeuralField, np.ndarray | None, ValueRange | None]:
+    """The field in --compressed, and --volume where it is given, of the same shape, with its range.
 
     The original's blobs say nothing of the field: shape and range are the volume's. Raises UserError.
     """
@@ -125,11 +148,12 @@ def read_field(opt: Namespace, device: object) -> tuple[NeuralField, Volume | No
         raise cli.UserError(
             f"{opt.compressed}: a blob of the original scripts, without shape and range: give the volume with --volume"
         )
-    volume = None
+    array = values = None
     if opt.volume:
         layout = raw_layout(opt.shape, opt.dtype, opt.endian)
         volume = read_volume(opt.volume, network["d_in"], network["d_out"], opt.array, layout)
         found = describe(volume, network["d_in"])
+        array, values = volume.array, ValueRange(found.low, found.high)
         header = header or found
         if found.shape != header.shape:
             raise cli.UserError(
@@ -137,35 +161,67 @@ def read_field(opt: Namespace, device: object) -> tuple[NeuralField, Volume | No
             )
         if [*found.low, *found.high] != [*header.low, *header.high]:
             print(f"net_decompress.py: warning: {opt.volume}: has another range than {opt.compressed}", file=sys.stderr)
-    return NeuralField(header, network, weights, device, opt.num_workers), volume
+    return NeuralField(header, network, weights, device, opt.num_workers), array, values
 
 
 def grid_of(opt: Namespace, field: NeuralField) -> Grid:
-    """The positions that --roi and --resolution ask for. Raises UserError for those that the field does not have."""
+    """The positions that --roi, --resolution and --time ask for. Raises UserError for those the field does not have."""
     try:
-        return field.grid(opt.roi, opt.resolution)
+        return field.grid(opt.roi, opt.resolution, opt.time)
     except ValueError as error:
-        flags = " ".join(f"--{name}" for name in ("roi", "resolution") if getattr(opt, name))
+        flags = " ".join(f"--{name}" for name in ("roi", "resolution", "time") if getattr(opt, name) is not None)
         raise cli.UserError(f"{flags}: {opt.compressed} has shape {field.shape}: {error}") from None
 
 
-def write_grid(opt: Namespace, field: NeuralField, grid: Grid) -> np.ndarray:
-    """Evaluate the field on the grid and write --recon. Returns the values."""
-    n_values = math.prod(grid.shape) * len(field.values.low)
+def is_by_step(opt: Namespace, field: NeuralField) -> bool:
+    """Whether each file holds one time of a series."""
+    return len(field.shape) == 4 and (isinstance(opt.time, float) or suffix_of(opt.recon) != ".npy")
+
+
+def files_to_write(opt: Namespace, field: NeuralField, grid: Grid) -> dict[str, Grid]:
+    """The files of values and the positions of each: a file a step, unless a single time or an array is asked for."""
+    if isinstance(opt.time, float) or not is_by_step(opt, field):
+        return {opt.recon: grid}
+    times, *space = grid.axes
+    return {step_path(opt.recon, int(t)): Grid((times[k : k + 1], *space)) for k, t in enumerate(times)}
+
+
+def write_grids(
+    opt: Namespace, field: NeuralField, grids: dict[str, Grid], on_values: Callable[[Grid, np.ndarray], None]
+) -> str:
+    """Evaluate the field on the grids and write their files, all or none. Returns the name of the one to open.
+
+    on_values: is told the values on each grid.
+    """
+    header, times = field.header, {}
+    n_values = max(math.prod(grid.shape) for grid in grids.values()) * len(header.low)
     n_bytes = n_values * 8 * (1 + len(field.shape) * opt.gradient)
-    cli.check_memory(n_bytes, f"{opt.compressed}: its volume of shape {grid.shape}")
-    extra = {}
-    with cli.Progress("decoding") as progress:
-        array = field.on_grid(grid, opt.as_float, progress.update)
-    if opt.gradient:
-        with cli.Progress("gradient") as progress:
-            extra[f"{field.header.name}_gradient"] = field.gradient_on_grid(grid, progress.update)
-    spacing, origin = grid.geometry(field.header)
-    header = field.header
-    volume = Volume(array, spacing, origin, header.name, header.direction, header.units)
-    with cli.atomic_write(opt.recon) as path:
-        write_volume(path, volume, suffix_of(opt.recon), extra)
-    return array
+    cli.check_memory(n_bytes, f"{opt.compressed}: its volume of shape {next(iter(grids.values())).shape}")
+    n_parts, n_done = len(grids) * (1 + opt.gradient), 0
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(cli.Progress("decoding"))
+
+        def on_progress(fraction: float) -> None:
+            progress.update((n_done + fraction) / n_parts)
+
+        for path, grid in grids.items():
+            array, extra = field.on_grid(grid, opt.as_float, on_progress), {}
+            n_done += 1
+            on_values(grid, array)
+            if opt.gradient:
+                extra[f"{header.name}_gradient"] = field.gradient_on_grid(grid, on_progress)
+                n_done += 1
+            volume = Volume(array, *grid.geometry(header), header.name, header.direction, header.units)
+            if is_by_step(opt, field):
+                times[path] = volume.origin[0]
+                volume = volume.at_step()
+                extra = {name: gradient[0, ..., 1:] for name, gradient in extra.items()}
+            write_volume(stack.enter_context(cli.atomic_write(path)), volume, suffix_of(opt.recon), extra)
+        if opt.recon in grids:
+            return opt.recon
+        with open(stack.enter_context(cli.atomic_write(collection_path(opt.recon))), "wb") as file:
+            file.write(collection(times))
+    return collection_path(opt.recon)
 
 
 def write_points(opt: Namespace, field: NeuralField) -> dict[str, str]:
@@ -185,25 +241,52 @@ def write_points(opt: Namespace, field: NeuralField) -> dict[str, str]:
     return {"points": str(len(points)), "outside": str(n_outside)}
 
 
+def compare_steps(
+    original: np.ndarray, values: ValueRange, grid: Grid, roi: tuple[slice, ...] | None, array: np.ndarray
+) -> dict[int, Metrics]:
+    """The metrics of every step of a series on a grid, by its number; those of a single volume are of step 0."""
+    box = roi or ...
+    if len(grid.shape) < 4:
+        return {0: compare(original[box], array, values)}
+    return {int(t): compare(original[int(t)][box], array[k], values) for k, t in enumerate(grid.axes[0])}
+
+
+def report_metrics(steps: dict[int, Metrics], is_series: bool) -> None:
+    """Print the metrics over all steps, and the PSNR of each step of a series."""
+    metrics = overall(list(steps.values()))
+    cli.report(**metrics.report(), rmse=f"{metrics.rmse:.6g}", max_error=f"{metrics.max_error:.6g}")
+    if is_series:
+        cli.report(**{f"psnr_t{t}": f"{step.psnr:.3f}" for t, step in steps.items()})
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
     device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
-    cli.check_outputs([opt.recon], inputs=[path for path in (opt.compressed, opt.volume, opt.points) if path])
-    field, volume = read_field(opt, device)
+    inputs = [path for path in (opt.compressed, opt.points) if path] + (files_of(opt.volume) if opt.volume else [])
+    cli.check_outputs([opt.recon], inputs)
+    field, original, values = read_field(opt, device)
     started = time.monotonic()
+    recon = opt.recon
     if opt.points:
         cli.report(**write_points(opt, field))
     else:
         grid = grid_of(opt, field)
-        array = write_grid(opt, field, grid)
-        if volume is not None and not opt.resolution:
-            original = volume.array[opt.roi or ...]
-            metrics = compare(original, array, whole=volume.array)
-            cli.report(psnr=f"{metrics.psnr:.3f}", rmse=f"{metrics.rmse:.6g}", max_error=f"{metrics.max_error:.6g}")
+        grids = files_to_write(opt, field, grid)
+        if opt.recon not in grids:
+            cli.check_outputs([*grids, collection_path(opt.recon)], inputs)
+        metrics = {}
+
+        def on_values(grid: Grid, array: np.ndarray) -> None:
+            if original is not None and not opt.resolution and float(grid.axes[0][0]).is_integer():
+                metrics.update(compare_steps(original, values, grid, opt.roi, array))
+
+        recon = write_grids(opt, field, grids, on_values)
+        if metrics:
+            report_metrics(metrics, len(grid.shape) == 4)
     n_values, n_bytes = math.prod(field.shape) * len(field.values.low), os.path.getsize(opt.compressed)
     ratios = file_ratios(n_values, field.values.dtype, n_bytes)
-    cli.report(**ratios, bytes=n_bytes, seconds=f"{time.monotonic() - started:.1f}", recon=opt.recon)
+    cli.report(**ratios, bytes=n_bytes, seconds=f"{time.monotonic() - started:.1f}", recon=recon)
 
 
 if __name__ == "__main__":

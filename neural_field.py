@@ -73,9 +73,29 @@ class NeuralField:
 
     # --- on a grid ---
 
-    def grid(self, roi: tuple[slice, ...] | None = None, resolution: tuple[int, ...] | None = None) -> Grid:
-        """The voxels, those in a box, or so many points over the same extent; see utils.voxel_grid."""
-        return voxel_grid(self.shape, roi, resolution)
+    def grid(
+        self,
+        roi: tuple[slice, ...] | None = None,
+        resolution: tuple[int, ...] | None = None,
+        time: float | slice | None = None,
+    ) -> Grid:
+        """The voxels, those in a box of space, or so many points over the same extent; see utils.voxel_grid.
+
+        time: of a time series, whose axis of time the others leave out: one, in steps, that may be a fraction, or a
+        range of whole steps; all of them by default. Raises ValueError for what the field does not have.
+        """
+        space = voxel_grid(self.shape[-3:], roi, resolution)
+        if len(self.shape) < 4:
+            if time is not None:
+                raise ValueError(f"time: expected a time series, found {len(self.shape)} axes")
+            return space
+        if time is None or isinstance(time, slice):
+            times = voxel_grid(self.shape[:1], None if time is None else (time,)).axes[0]
+        elif 0 <= time <= self.shape[0] - 1:
+            times = np.array([float(time)])
+        else:
+            raise ValueError(f"time: expected one from 0 to {self.shape[0] - 1}, found {time:g}")
+        return Grid((times, *space.axes))
 
     def on_grid(
         self,
@@ -183,7 +203,8 @@ class NeuralField:
         d_in, d_out = len(self.shape), len(self.values.low)
         dtype = np.float64 if self.values.dtype.itemsize == 8 else np.float32
         result = np.empty((math.prod(shape), d_out, d_in), dtype)
-        per_index = voxel_size(self.shape) / 2 * self.values.extent[:, None]
+        sizes = np.array([voxel_size(self.shape, axis) for axis in range(d_in)])
+        per_index = sizes / 2 * self.values.extent[:, None]
         per_length = np.where(np.array(self.shape) > 1, per_index / self.header.spacing, 0.0)
         directions = axis_directions(self.header)
 

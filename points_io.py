@@ -10,7 +10,7 @@ import numpy as np
 from cli import UserError
 
 SUFFIXES = (".npy", ".csv")
-AXES = "xyz"
+AXES = {1: "x", 2: "xy", 3: "xyz", 4: "txyz"}  # by their number
 
 
 def output_path(path: str, points: str) -> str:
@@ -69,7 +69,7 @@ def write_points(
     """
     values = values.reshape(len(points), -1)
     d_in, d_out = points.shape[1], values.shape[1]
-    axes = AXES[:d_in]
+    axes = AXES[d_in]
     labels = [name] if d_out == 1 else [f"{name}_{c}" for c in range(d_out)]
     columns = [values]
     names = list(labels)

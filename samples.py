@@ -70,7 +70,7 @@ class Field:
     def _slope(self, grid: np.ndarray, axis: int) -> np.ndarray:
         if self.shape[axis] == 1:
             return np.zeros_like(grid)
-        step = voxel_size(self.shape)
+        step = voxel_size(self.shape, axis)
         slope = np.gradient(grid, step, axis=axis)
         if self.present is None:
             return slope

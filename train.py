@@ -28,8 +28,9 @@ from neural_field import NeuralField
 from samples import Field
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
 from utils import ValueRange, compare, components_last, constant_psnr, describe
-from volume import Volume, VolumeError, raw_layout
+from volume import RawLayout, Volume, VolumeError, raw_layout
 from volume_io import read_volume
+from volume_series import files_of
 from volume_writers import write_volume
 
 FORMAT_VERSION = 1
@@ -58,7 +59,12 @@ def build_parser() -> cli.ArgumentParser:
     """The command line of this script."""
     parser = cli.ArgumentParser(__doc__)
     group = parser.add_argument_group("input and output")
-    group.add_argument("--volume", required=True, help="volume to fit, .npy or .vti; axis 0 is x")
+    group.add_argument(
+        "--volume",
+        required=True,
+        help="volume to fit, .npy or .vti; axis 0 is x. Of a time series an array [t, x, y, z], or the files of its "
+        "steps as a quoted pattern, 'run/*.vti', which are taken in natural order",
+    )
     cli.add_volume_arguments(group)
     group.add_argument("--network", default="thenet.pth", help="file to write the weights to")
     group.add_argument("--config", default="thenet.json", help="file to write the configuration to")
@@ -83,9 +89,17 @@ def build_parser() -> cli.ArgumentParser:
         "--is-residual", dest="is_residual", action="store_true", default=True, help="residual blocks (default)"
     )
     group.add_argument("--not-residual", dest="is_residual", action="store_false", help="plain sine layers")
-    group.add_argument("--d_in", type=cli.whole(1, 3), default=3, help="number of grid axes of the volume")
     group.add_argument(
-        "--d_out", type=cli.whole(1, 255), default=1, help="values per voxel: length of the last axis when above 1"
+        "--d_in",
+        type=cli.whole(1, 4),
+        help="number of grid axes of the volume, 4 for a time series (default: 4 for a pattern, and for a .npy array "
+        "of 4 axes besides its components; else 3)",
+    )
+    group.add_argument(
+        "--d_out",
+        type=cli.whole(1, 255),
+        help="values per voxel: length of the last axis when above 1 (default: those of the array in a .vti file, or "
+        "the length of the axis after those of --d_in)",
     )
 
     group = parser.add_argument_group("optimisation")
@@ -304,6 +318,19 @@ def write_debug_volumes(paths: list[str], volume: Volume, decoded: np.ndarray) -
             write_volume(temporary, dataclasses.replace(volume, array=array), ".vti")
 
 
+def read_axes(opt: Namespace, layout: RawLayout | None) -> Volume:
+    """The volume; how many axes and components it has is settled in `opt`. Raises UserError."""
+    volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout)
+    d_in, shape = len(volume.spacing), volume.array.shape
+    if d_in == 4 and opt.vol_debug:
+        raise cli.UserError(f"--enable-vol-debug: {opt.volume}: is a time series, expected a single volume")
+    if d_in == 4 and opt.d_in is None:
+        sizes = " x ".join(map(str, shape[1:4]))
+        print(f"train.py: {opt.volume}: a time series: {shape[0]} steps of {sizes} voxels", file=sys.stderr)
+    opt.d_in, opt.d_out = d_in, shape[-1] if len(shape) > d_in else 1
+    return volume
+
+
 @ranks.joined()
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
@@ -312,9 +339,9 @@ def main(argv: Sequence[str]) -> None:
     device = cli.resolve_device(opt.cuda, opt.gid + ranks.on_this_machine(), opt.num_workers)
     finished, interrupted, debug = output_paths(opt)
     checkpoint = [opt.checkpoint] if opt.checkpoint else []
-    cli.check_outputs([*finished, *interrupted, *debug, *checkpoint], inputs=[opt.volume])
+    cli.check_outputs([*finished, *interrupted, *debug, *checkpoint], inputs=files_of(opt.volume))
 
-    volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout)
+    volume = read_axes(opt, layout)
     original = components_last(volume.array, opt.d_in)
     header = describe(volume, opt.d_in)
     values = ValueRange(header.low, header.high)
@@ -339,7 +366,7 @@ def main(argv: Sequence[str]) -> None:
         return configuration(opt, volume, values, config, fit.average, psnr, fit.seconds)
 
     def measure() -> float:
-        return compare(volume.array, decode()).psnr
+        return compare(volume.array, decode(), values).psnr
 
     try:
         if values.extent.any():  # a constant volume needs no fit: its range says it all
@@ -347,7 +374,7 @@ def main(argv: Sequence[str]) -> None:
         if not ranks.is_first():
             return
         decoded = decode()
-        psnr = compare(volume.array, decoded).psnr
+        metrics = compare(volume.array, decoded, values)
     except KeyboardInterrupt:
         if fit.seconds < LONG_SECONDS or not ranks.is_first():
             raise
@@ -356,13 +383,13 @@ def main(argv: Sequence[str]) -> None:
 
     if debug:
         write_debug_volumes(debug, volume, decoded)
-    write_network(finished, fit.average, settings(psnr))
+    write_network(finished, fit.average, settings(metrics.psnr))
 
     n_parameters = count_parameters(config)
-    if values.extent.any() and psnr < constant_psnr(original) + 1:
-        print(f"train.py: warning: {psnr:.1f} dB is hardly better than a constant volume", file=sys.stderr)
+    if values.extent.any() and metrics.psnr < constant_psnr(original) + 1:
+        print(f"train.py: warning: {metrics.psnr:.1f} dB is hardly better than a constant volume", file=sys.stderr)
     cli.report(
-        psnr=f"{psnr:.3f}",
+        **metrics.report(),
         parameters=n_parameters,
         compression_ratio=f"{n_voxels / n_parameters:.2f}",
         seconds=f"{fit.seconds:.1f}",

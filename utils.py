@@ -1,14 +1,16 @@
 """The volume as a function of position: coordinates, grids, normalised values, metrics. NumPy only.
 
-The coordinate convention lives here and nowhere else: the longest axis spans [-1, 1], the others in
-proportion to their number of voxels, voxels at the centre of the axis at 0; values are normalised to
-[-1, 1] by the volume's own range. Paper, section 3; the same figures as the original scripts.
+The coordinate convention lives here and nowhere else: the longest axis of space spans [-1, 1], the others in
+proportion to their number of voxels, voxels at the centre of the axis at 0, and time, the first of four axes, spans
+[-1, 1] by itself; values are normalised to [-1, 1] by the volume's own range. Paper, section 3; the same figures as
+the original scripts.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -26,9 +28,20 @@ def axis_coordinates(shape: tuple[int, ...]) -> list[np.ndarray]:
     return [normalised_coordinates(np.arange(n), shape, axis) for axis, n in enumerate(shape)]
 
 
-def voxel_size(shape: tuple[int, ...]) -> float:
-    """Distance between neighbouring voxels in normalised coordinates, the same along every axis."""
-    return 2.0 / max(max(shape) - 1, 1)
+def normalised_coordinates(index: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
+    """Normalised coordinates of positions along an axis, given in voxel indices; float64."""
+    return (2.0 * index - (shape[axis] - 1)) / _voxels_across(shape, axis)
+
+
+def voxel_size(shape: tuple[int, ...], axis: int) -> float:
+    """Distance between neighbouring voxels along an axis in normalised coordinates."""
+    return 2.0 / _voxels_across(shape, axis)
+
+
+def _voxels_across(shape: tuple[int, ...], axis: int) -> int:
+    """The distance from -1 to 1 in voxels: the longest of the axes that share a scale, which time does with none."""
+    alike = shape if len(shape) < 4 else shape[1:] if axis else shape[:1]
+    return max(max(alike) - 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +70,12 @@ class Grid:
 
 
 def axis_directions(header: FieldHeader) -> np.ndarray:
-    """The directions of a field's axes in space, (d_in, d_in), one a column."""
+    """The directions of a field's axes in space, (d_in, d_in), one a column; time has one of its own."""
     d_in = len(header.shape)
-    directions = np.eye(max(d_in, 3))
-    directions[:3, :3] = np.reshape(header.direction, (3, 3))
-    return directions[:d_in, :d_in]
+    directions = np.eye(4)
+    directions[1:, 1:] = np.reshape(header.direction, (3, 3))
+    first = 0 if d_in == 4 else 1
+    return directions[first : first + d_in, first : first + d_in]
 
 
 def voxel_grid(
@@ -88,11 +102,6 @@ def voxel_grid(
         middle = (first + stop - 1) / 2
         axes.append(np.linspace(first, stop - 1, count) if count > 1 else np.array([middle]))
     return Grid(tuple(axes))
-
-
-def normalised_coordinates(index: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
-    """Normalised coordinates of positions along an axis, given in voxel indices; float64."""
-    return (2.0 * index - (shape[axis] - 1)) / max(max(shape) - 1, 1)
 
 
 # --- values -----------------------------------------------------------------------------------------
@@ -173,55 +182,83 @@ def components_last(array: np.ndarray, d_in: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """psnr in dB over the full range of the original, rmse and max_error in its units."""
+    """How far a field is from the original: PSNR in dB, RMSE and largest error in the original's units.
+
+    psnrs: of each component, over its own range. psnr: of them together, from the mean of their squared errors, each
+    relative to its component's range. n_voxels: that were compared.
+    """
 
     psnr: float
     rmse: float
     max_error: float
+    psnrs: tuple[float, ...]
+    n_voxels: int
+
+    def report(self) -> dict[str, str]:
+        """The lines psnr, and psnr_0, psnr_1, ... of several components."""
+        parts = {f"psnr_{c}": f"{psnr:.3f}" for c, psnr in enumerate(self.psnrs)} if len(self.psnrs) > 1 else {}
+        return {"psnr": f"{self.psnr:.3f}", **parts}
 
 
-def compare(
-    original: np.ndarray, decoded: np.ndarray, whole: np.ndarray | None = None, fill: np.generic | None = None
-) -> Metrics:
+def compare(original: np.ndarray, decoded: np.ndarray, values: ValueRange | None = None) -> Metrics:
     """How far `decoded` is from `original`, computed in float64 (differences of 64-bit integers exactly).
 
-    psnr = 20 log10((max - min) / rmse), infinite when nothing differs; the range is that of `whole`, when `original`
-    is a part of it. With `fill` the arrays are of shape (..., components), and voxels missing in one of them are left
-    out; there NaN marks them in a `decoded` of another dtype. All figures are NaN when no voxel is left.
+    psnr = 20 log10((max - min) / rmse), infinite when nothing differs. values: the range of the whole field, where
+    `original` is a part of it or has several components, then along the last axis; `original`'s own when not given.
+    Voxels missing in one of the arrays are left out; NaN marks them in a `decoded` of another dtype. All figures are
+    NaN when no voxel is left.
     """
     wide = _wide(original.dtype)
-    whole = original if whole is None else whole
-    low, high = limits(whole if fill is not None else whole[..., None], fill)
-    extent = float(high.max().astype(wide) - low.min().astype(wide))
-    scale = extent or 1.0  # squares of the scaled differences neither overflow nor vanish
-    squares, largest, count = 0.0, 0.0, 0
-    row = original.shape[-1] if fill is not None else 1
-    rows_original, rows_decoded = original.reshape(-1, row), decoded.reshape(-1, row)
+    values = values or value_range(original.reshape(-1, 1))
+    n_components, extent = len(values.low), values.extent
+    scale = np.where(extent > 0, extent, 1.0)  # squares of the scaled differences neither overflow nor vanish
+    squares, largest, count = np.zeros(n_components), np.zeros(n_components), 0
+    rows_original, rows_decoded = original.reshape(-1, n_components), decoded.reshape(-1, n_components)
     for start in range(0, len(rows_original), SLAB):
         a, b = rows_original[start : start + SLAB], rows_decoded[start : start + SLAB]
-        if fill is not None:
-            is_present = ~(is_missing(a, fill) | is_missing(b, fill if b.dtype == a.dtype else np.float64(np.nan)))
+        if values.fill is not None:
+            fill_decoded = values.fill if b.dtype == a.dtype else np.float64(np.nan)
+            is_present = ~(is_missing(a, values.fill) | is_missing(b, fill_decoded))
             a, b = a[is_present], b[is_present]
-        difference = ((b.astype(wide) - a.astype(wide)).astype(np.float64) / scale).ravel()
-        squares += float(np.dot(difference, difference))
-        largest = max(largest, float(np.abs(difference).max(initial=0.0)))
-        count += difference.size
+        difference = (b.astype(wide) - a.astype(wide)).astype(np.float64) / scale
+        squares += np.einsum("ij,ij->j", difference, difference)
+        largest = np.maximum(largest, np.abs(difference).max(axis=0, initial=0.0))
+        count += len(difference)
     if not count:
-        return Metrics(math.nan, math.nan, math.nan)
-    error = math.sqrt(squares / count)
-    if error == 0:
-        return Metrics(math.inf, 0.0, 0.0)
-    return Metrics(-20 * math.log10(error) if extent else -math.inf, error * scale, largest * scale)
+        return Metrics(math.nan, math.nan, math.nan, (math.nan,) * n_components, 0)
+    errors = squares / count
+    rmse = math.sqrt(np.mean(errors * (scale / scale.max()) ** 2)) * scale.max()
+    errors[(extent == 0) & (errors > 0)] = math.inf  # of a constant that is not met
+    return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), tuple(map(_psnr, errors)), count)
+
+
+def overall(parts: list[Metrics]) -> Metrics:
+    """The metrics of a field from those of its parts."""
+    parts = [part for part in parts if part.n_voxels] or parts[:1]
+    weights = np.array([part.n_voxels for part in parts]) / max(sum(part.n_voxels for part in parts), 1)
+
+    def mean(psnrs: Iterable[float]) -> float:
+        return _psnr(weights @ 10.0 ** (np.array([*psnrs]) / -10))
+
+    rmse = math.hypot(*(math.sqrt(w) * part.rmse for w, part in zip(weights, parts, strict=True)))
+    psnrs = tuple(map(mean, zip(*(part.psnrs for part in parts), strict=True)))
+    largest = max(part.max_error for part in parts)
+    return Metrics(mean(part.psnr for part in parts), rmse, largest, psnrs, sum(part.n_voxels for part in parts))
+
+
+def _psnr(error: float) -> float:
+    """PSNR in dB of a mean squared error relative to the range."""
+    return -10 * math.log10(error) if error else math.inf
 
 
 def constant_psnr(original: np.ndarray, fill: np.generic | None = None) -> float:
-    """PSNR in dB of the best constant in place of values of shape (..., components), missing voxels left out."""
+    """PSNR in dB of the best constants in place of values of shape (..., components), missing voxels left out."""
     values = original.reshape(-1, original.shape[-1])
     if fill is not None:
         values = values[~is_missing(values, fill)]
-    wide = _wide(original.dtype)
-    offset = values.astype(wide) - values.min().astype(wide)
-    return -10 * math.log10((offset / offset.max()).var(axis=0).mean())
+    found, wide = value_range(values), _wide(values.dtype)
+    scale = np.where(found.extent > 0, found.extent, 1.0)
+    return -10 * math.log10(((values.astype(wide) - found.low.astype(wide)) / scale).var(axis=0).mean())
 
 
 def file_ratios(n_values: int, dtype: np.dtype, n_bytes: int) -> dict[str, str]:

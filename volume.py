@@ -20,11 +20,12 @@ class VolumeError(Exception):
 class Volume:
     """Values on a regular grid.
 
-    array: one value per voxel, shape (x, y, z), or (x, y, z, components); may be a read-only memory map, in any order
-    of axes in memory. spacing, origin: one figure per grid axis, in the units of length that the file uses. name: of
-    the field. direction: 3 x 3, row by row; its columns are the directions of the grid's axes in space: voxel i lies at
-    origin + direction (spacing i). units: of the values, "" when unknown. fill: what stands in missing voxels, a
-    scalar of the array's dtype, NaN included; None when none are marked. See `is_missing`.
+    array: one value per voxel, shape (x, y, z), (t, x, y, z), or with a last axis of components; may be a read-only
+    memory map, in any order of axes in memory. spacing, origin: one figure per grid axis, in the units of length (and
+    time) that the file uses. name: of the field. direction: 3 x 3, row by row; its columns are the directions in space
+    of the grid's axes, time left out: voxel i lies at origin + direction (spacing i). units: of the values, "" when
+    unknown. fill: what stands in missing voxels, a scalar of the array's dtype, NaN included; None when none are
+    marked. See `is_missing`. time: of a volume that is one step of a series, where its file says it.
     """
 
     array: np.ndarray
@@ -34,6 +35,13 @@ class Volume:
     direction: tuple[float, ...] = IDENTITY
     units: str = ""
     fill: np.generic | None = None
+    time: float | None = None
+
+    def at_step(self) -> Volume:
+        """A series of one step as a volume in space."""
+        return dataclasses.replace(
+            self, array=self.array[0], spacing=self.spacing[1:], origin=self.origin[1:], time=self.origin[0]
+        )
 
 
 def is_missing(values: np.ndarray, fill: np.generic | None) -> np.ndarray:

@@ -11,24 +11,30 @@ import math
 import numpy as np
 
 import volume_readers
+import volume_series
 from volume import RawLayout, Volume, VolumeError, is_missing, limits, slabs, suffix_of
 
 
 def read_volume(
     path: str,
-    d_in: int = 3,
-    d_out: int = 1,
+    d_in: int | None = None,
+    d_out: int | None = None,
     array: str | None = None,
     layout: RawLayout | None = None,
     fill: float | None = None,
 ) -> Volume:
     """Read a volume of `d_in` axes, with a last axis of `d_out` components when that is above 1.
 
-    array: the name of the one to read of several. layout: of a headerless file. fill: the value of missing voxels. The
-    array keeps its values and type, in the machine's byte order; booleans become uint8. A file that can be mapped into
-    memory is: nothing of it is copied. Raises VolumeError for anything that is not a numeric volume of that form,
-    finite where it is not missing.
+    Where these are None the file says it: three axes, four where a .npy array has as many besides its components or
+    where `path` is a pattern of names, a time series, and as many components as are left. array: the name of the one to
+    read of several. layout: of a headerless file. fill: the value of missing voxels. The array keeps its values and
+    type, in the machine's byte order; booleans become uint8. A file that can be mapped into memory is: nothing of it is
+    copied. Raises VolumeError for anything that is not a numeric volume of that form, finite where it is not missing.
     """
+    if volume_series.is_pattern(path):
+        if d_in not in (None, 4):
+            raise VolumeError(f"{path}: several files are a time series, of 4 axes: expected --d_in 4, found {d_in}")
+        return volume_series.read_steps(path, lambda step: read_volume(step, 3, d_out, array, layout, fill))
     try:
         with open(path, "rb") as file:
             start = file.read(8)
@@ -40,16 +46,16 @@ def read_volume(
     if array is not None and suffix != ".vti":
         raise VolumeError(f"{path}: --array picks one of several arrays of a file, this one holds one without a name")
     if start[:6] == b"\x93NUMPY":
-        volume = volume_readers.read_npy(path, d_in)
+        volume = volume_readers.read_npy(path, d_in, d_out)
     elif suffix == ".vti":
-        volume = _with_axes(volume_readers.read_vti(path, array), d_in)
+        volume = _with_axes(volume_readers.read_vti(path, array), d_in or 3)
     elif layout is not None:
-        volume = _with_axes(volume_readers.read_raw(path, layout), d_in)
+        volume = _with_axes(volume_readers.read_raw(path, layout), d_in or 3)
     else:
         raise VolumeError(f"{path}: expected a NumPy array (.npy) or VTK image data (.vti), found {start!r}...")
     array = _native(path, volume.array)
     volume = dataclasses.replace(volume, array=array, fill=None if fill is None else _fill(path, array.dtype, fill))
-    _check(path, volume, d_in, d_out)
+    _check(path, volume, d_in or len(volume.spacing), d_out)
     return volume
 
 
@@ -89,9 +95,10 @@ def _fill(path: str, dtype: np.dtype, fill: float) -> np.generic:
     return found
 
 
-def _check(path: str, volume: Volume, d_in: int, d_out: int) -> None:
+def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
     """Raise VolumeError unless this is a volume of that many axes and components, finite where it is not missing."""
     array = volume.array
+    d_out = d_out or (array.shape[-1] if array.ndim > d_in else 1)
     expected = d_in + (d_out > 1)
     if array.ndim != expected or (d_out > 1 and array.shape[-1] != d_out):
         form = f"{d_in} axes" + (f" and {d_out} components" if d_out > 1 else "")

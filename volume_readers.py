@@ -14,8 +14,8 @@ import numpy as np
 from volume import RawLayout, Volume, VolumeError
 
 
-def read_npy(path: str, d_in: int) -> Volume:
-    """A NumPy array as a memory map; its axes are as they are."""
+def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
+    """A NumPy array as a memory map, its axes as they are: of four, the first is time unless it is told otherwise."""
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
@@ -27,6 +27,7 @@ def read_npy(path: str, d_in: int) -> Volume:
         array = np.load(path, mmap_mode="r", allow_pickle=False) if 0 not in shape else np.empty(shape, dtype)
     except (ValueError, OSError, OverflowError, SyntaxError, tokenize.TokenError) as error:
         raise VolumeError(f"{path}: not a readable NumPy array: {error}") from None
+    d_in = d_in or (4 if array.ndim - ((d_out or 1) > 1) > 3 else 3)
     return Volume(array, spacing=(1.0,) * d_in, origin=(0.0,) * d_in)
 
 
@@ -77,6 +78,7 @@ def _volume_of_image(path: str, image, name: str | None) -> Volume:
     direction = np.array([[matrix.GetElement(i, j) for j in range(3)] for i in range(3)])
     origin = image.GetOrigin() + direction @ np.multiply(spacing, image.GetExtent()[::2])
     units = values.GetInformation().Get(vtkDataArray.UNITS_LABEL()) or ""
-    return Volume(
-        array, spacing, tuple(origin.tolist()), values.GetName() or "sf", tuple(direction.ravel().tolist()), units
-    )
+    times = image.GetFieldData().GetArray("TimeValue")
+    time = times.GetTuple1(0) if times and times.GetNumberOfValues() == 1 else None
+    geometry = tuple(origin.tolist()), values.GetName() or "sf", tuple(direction.ravel().tolist())
+    return Volume(array, spacing, *geometry, units, time=time)

@@ -28,7 +28,7 @@ def output_path(path: str) -> str:
 def write_volume(path: str, volume: Volume, suffix: str, extra: Mapping[str, np.ndarray] | None = None) -> None:
     """Write `volume` to `path` in the format that `suffix` names, whatever `path` itself ends in.
 
-    A .npy file holds the values alone; a .vti file also spacing, origin and name, and further arrays by name.
+    A .npy file holds the values alone; a .vti file also spacing, origin, name and time, and further arrays by name.
     Raises OSError when the system refuses to write.
     """
     if suffix == ".npy":
@@ -62,6 +62,10 @@ def _write_vti(path: str, volume: Volume, extra: Mapping[str, np.ndarray]) -> No
         if volume.units and name == volume.name:
             data.GetInformation().Set(vtkDataArray.UNITS_LABEL(), volume.units)
         image.GetPointData().AddArray(data)
+    if volume.time is not None:
+        time = numpy_to_vtk(np.array([volume.time]), deep=True)
+        time.SetName("TimeValue")
+        image.GetFieldData().AddArray(time)
     image.GetPointData().SetActiveScalars(escape(volume.name, {'"': "&quot;"}))
 
     with open(path, "wb"):  # VTK says little about why a file cannot be written; the system does

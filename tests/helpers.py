@@ -133,7 +133,9 @@ def vtk_read(path: Path) -> SimpleNamespace:
     )
 
 
-def vtk_image(arrays, spacing=(1, 1, 1), origin=(0, 0, 0), name="density", extent=None, direction=None, active=None):
+def vtk_image(
+    arrays, spacing=(1, 1, 1), origin=(0, 0, 0), name="density", extent=None, direction=None, active=None, time=None
+):
     """A vtkImageData of array[x, y, z], or of several by name, set voxel by voxel through VTK's own indexing."""
     arrays = arrays if isinstance(arrays, dict) else {name: arrays}
     shape = next(iter(arrays.values())).shape[:3]
@@ -153,6 +155,10 @@ def vtk_image(arrays, spacing=(1, 1, 1), origin=(0, 0, 0), name="density", exten
         scalars.SetName(key)
         image.GetPointData().AddArray(scalars)
     image.GetPointData().SetActiveScalars(active or next(iter(arrays)))
+    if time is not None:
+        value = numpy_to_vtk(np.array([time]), deep=True)
+        value.SetName("TimeValue")
+        image.GetFieldData().AddArray(value)
     return image
 
 

@@ -362,7 +362,7 @@ def test_help_states_the_defaults(script):
 def test_defaults():
     opt = train_script.build_parser().parse_args(["--volume", "v.npy"])
     assert opt.network == "thenet.pth" and opt.config == "thenet.json" and opt.vol_debug is False
-    assert opt.n_layers == 8 and opt.is_residual is True and opt.d_in == 3 and opt.d_out == 1
+    assert opt.n_layers == 8 and opt.is_residual is True and opt.d_in is None and opt.d_out is None
     assert opt.grad_lambda == 0 and opt.cuda is False and opt.gid == 0
     opt = net_compress.build_parser().parse_args(["--net", "a", "--config", "b", "--compressed", "c"])
     assert opt.cluster_bits is None and opt.n_passes is None and opt.quantizer == "uniform" and opt.seed == 0

@@ -133,8 +133,11 @@ def read_blob(data: bytes) -> SimpleNamespace:
 
 def evaluate(field: SimpleNamespace) -> np.ndarray:
     """All values of the first network, (voxels, d_out), before rounding."""
-    net, longest = field.networks[0], max(*field.shape, 2)
-    axes = [(2 * np.arange(n) - (n - 1)) / (longest - 1) for n in field.shape]
+    net = field.networks[0]
+    longest = [max(*field.shape[-3:], 2)] * len(field.shape)
+    if field.d_in == 4:
+        longest[0] = max(field.shape[0], 2)
+    axes = [(2 * np.arange(n) - (n - 1)) / (most - 1) for n, most in zip(field.shape, longest, strict=True)]
     h = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, field.d_in)
 
     def sine(x: np.ndarray, layer: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -312,7 +315,10 @@ def test_attributes_of_another_form(text):
 
 
 @pytest.mark.parametrize("is_residual", [False, True])
-@pytest.mark.parametrize(("shape", "d_out", "n_layers"), [((9, 6, 1), 1, 5), ((5, 8), 3, 2), ((1, 1, 1), 1, 1)])
+@pytest.mark.parametrize(
+    ("shape", "d_out", "n_layers"),
+    [((9, 6, 1), 1, 5), ((5, 8), 3, 2), ((1, 1, 1), 1, 1), ((7, 3, 4, 2), 2, 3), ((1, 2, 3, 1), 1, 2), ((12,), 1, 2)],
+)
 def test_values_are_those_specified(shape, d_out, n_layers, is_residual):
     net = field_net(n_layers=n_layers, d_in=len(shape), d_out=d_out, is_residual=is_residual, omega_0=20.0)
     layers = round_layers(net, choose_steps(net, domain_points(shape, 64), bits=9))

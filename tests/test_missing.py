@@ -12,7 +12,7 @@ from helpers import fit, slanted
 from fitting import loss_with_gradient
 from samples import Field
 from siren import FieldNet, SirenConfig
-from utils import ValueRange, compare, constant_psnr, describe, value_range
+from utils import ValueRange, compare, constant_psnr, describe, overall, value_range
 from volume import VolumeError, is_missing
 from volume_io import read_volume
 
@@ -113,8 +113,8 @@ def test_a_voxel_is_missing_where_any_component_is():
     values = value_range(array, NAN)
     assert values.high.max() < 100 and values.low.min() > -100
     assert np.isnan(values.normalise(array)).sum() == 4
-    assert compare(array, array, fill=NAN).psnr == math.inf
-    assert compare(array, array + 1, fill=NAN).psnr == pytest.approx(20 * math.log10(values.high[0] - values.low[1]))
+    assert compare(array, array, values).psnr == math.inf
+    assert compare(array, array + 1, values).psnrs == pytest.approx([20 * math.log10(e) for e in values.extent])
     assert field_of(array).n_voxels == 22
 
 
@@ -122,7 +122,8 @@ def test_a_voxel_is_missing_where_any_component_is():
 def test_metrics_without_the_missing_voxels(fill):
     array, mask = holed(fill=fill)
     decoded = np.where(mask, fill, array + np.float32(0.5))
-    metrics = compare(array[..., None], decoded[..., None], fill=fill)
+    values = value_range(array[..., None], fill)
+    metrics = compare(array, decoded, values)
     extent = float(np.ptp(array[~mask]))
     assert metrics.rmse == pytest.approx(0.5, rel=1e-12) and metrics.max_error == 0.5
     assert metrics.psnr == pytest.approx(20 * math.log10(extent / 0.5))
@@ -130,15 +131,32 @@ def test_metrics_without_the_missing_voxels(fill):
     assert constant_psnr(array[..., None], fill) == constant_psnr(present)
     # A voxel that only the decoded volume lacks is left out too; without any, there is nothing to say.
     decoded[0] = fill
-    assert compare(array[..., None], decoded[..., None], fill=fill).rmse == pytest.approx(0.5, rel=1e-12)
-    assert math.isnan(compare(array[..., None], np.full_like(array, fill)[..., None], fill=fill).psnr)
-    assert compare(array[:1, ..., None], decoded[1:2, ..., None], array[..., None], fill).psnr < metrics.psnr
+    part = compare(array, decoded, values)
+    assert part.rmse == pytest.approx(0.5, rel=1e-12) and part.n_voxels == metrics.n_voxels - (~mask[0]).sum()
+    nothing = compare(array, np.full_like(array, fill), values)
+    assert math.isnan(nothing.psnr) and nothing.n_voxels == 0
+    assert compare(array[:1], decoded[1:2], values).psnr < metrics.psnr
 
 
 def test_metrics_of_integers_decoded_as_floats():
     array, mask = holed(fill=-999, dtype=np.int16)
     decoded = np.where(mask, np.nan, array + 0.25)
-    assert compare(array[..., None], decoded[..., None], fill=np.int16(-999)).max_error == 0.25
+    assert compare(array, decoded, value_range(array[..., None], np.int16(-999))).max_error == 0.25
+
+
+def test_metrics_of_all_from_those_of_parts():
+    """Parts of unequal numbers of voxels, one of which has none."""
+    array, _ = holed()
+    decoded = array + np.linspace(0, 1, array.size, dtype=np.float32).reshape(array.shape)
+    values = value_range(array[..., None], NAN)
+    expected = compare(array, decoded, values)
+    decoded_parts = [compare(array[k], decoded[k], values) for k in range(len(array))]
+    assert len({part.n_voxels for part in decoded_parts}) > 1
+    empty = compare(np.full_like(array, np.nan), decoded, values)
+    found = overall([empty, *decoded_parts])
+    assert found.psnr == pytest.approx(expected.psnr) and found.rmse == pytest.approx(expected.rmse)
+    assert found.max_error == expected.max_error and found.n_voxels == expected.n_voxels
+    assert math.isnan(overall([empty, empty]).psnr)
 
 
 # --- training ---------------------------------------------------------------------------------------

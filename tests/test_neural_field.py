@@ -26,11 +26,16 @@ def neural_field(shape=(9, 7, 5), low=-2.0, high=3.0, dtype="float32", n_threads
 
 
 def linear_field(slopes=(0.02, -0.03, 0.04), shape=(9, 7, 5), low=0.0, high=10.0, dtype="float32", **fields):
-    """A field that is all but linear in the normalised coordinates: a network of one sine layer and small weights."""
-    network = {"n_neurons": 1, "n_layers": 1, "d_in": 3, "d_out": 1, "is_residual": False, "omega_0": 1.0}
-    weights = [np.array([slopes]) * 1e-3, np.zeros(1), np.array([[1e3]]), np.zeros(1)]
+    """A field that is all but linear in the normalised coordinates: a network of one sine layer and small weights.
+
+    slopes: by each axis, or rows of those of several components.
+    """
+    slopes = np.atleast_2d(slopes)
+    n, d_in = slopes.shape
+    network = {"n_neurons": n, "n_layers": 1, "d_in": d_in, "d_out": n, "is_residual": False, "omega_0": 1.0}
+    weights = [slopes * 1e-3, np.zeros(n), np.eye(n) * 1e3, np.zeros(n)]
     names = [f"{name}.{part}" for name in layer_names(**network) for part in ("weight", "bias")]
-    header = header_of(shape, low, high, dtype, **{**GEOMETRY, **fields})
+    header = header_of(shape, low, high, dtype, n, **{**GEOMETRY, **fields})
     return NeuralField(header, network, {n: w.astype(np.float32) for n, w in zip(names, weights, strict=True)})
 
 
@@ -175,6 +180,58 @@ def test_gradient_is_zero_along_an_axis_of_one_voxel_and_where_values_are_clippe
     gradient = field.gradient_on_grid()[..., 0]
     is_clipped = (field.on_grid() == 0) | (field.on_grid() == 10)
     assert is_clipped.any() and (gradient[is_clipped] == 0).all() and (gradient[~is_clipped] > 7).all()
+
+
+def test_jacobian_of_a_linear_vector_field():
+    """Component by component, as VTK orders the gradient of a vector."""
+    slopes = np.array([[0.02, -0.03, 0.04], [0.05, 0.01, -0.02]])
+    field = linear_field(slopes)
+    expected = 5 * slopes / 4 / GEOMETRY["spacing"]
+    found = field.gradient_on_grid()
+    assert found.shape == (9, 7, 5, 2, 3)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=1e-5)
+    np.testing.assert_allclose(field.gradient_at(positions(field, np.ones((1, 3)))), expected[None], rtol=1e-5)
+
+
+SERIES = {"spacing": (0.1, 0.5, 2.0, 1.25), "origin": (3.0, 10.0, -4.0, 0.25)}
+
+
+def test_a_time_series_has_a_scale_of_its_own():
+    """Values and derivatives by time and space; space is turned, time is not."""
+    turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    field = linear_field((0.1, 0.02, -0.03, 0.04), (3, 9, 7, 5), **SERIES, direction=tuple(turn.ravel()))
+    t, i, j, k = np.indices((3, 9, 7, 5))
+    expected = 5 + 5 * (0.1 * (t - 1) + 0.02 * (i - 4) / 4 - 0.03 * (j - 3) / 4 + 0.04 * (k - 2) / 4)
+    np.testing.assert_allclose(field.on_grid(), expected, rtol=0, atol=1e-6)
+    slopes = np.array([0.02, -0.03, 0.04]) / 4 / SERIES["spacing"][1:]
+    gradient = 5 * np.array([0.1 / 0.1, *(turn @ slopes)])
+    np.testing.assert_allclose(
+        field.gradient_on_grid(), np.broadcast_to(gradient, (3, 9, 7, 5, 4)), rtol=2e-5, atol=1e-6
+    )
+    index = np.array([[0.5, 2.25, 3.0, 4.0], [2.0, 8.0, 6.0, 0.0]])
+    points = np.column_stack([index[:, 0] * 0.1, index[:, 1:] * SERIES["spacing"][1:] @ turn.T]) + SERIES["origin"]
+    values = 5 + 5 * ((index - [1, 4, 3, 2]) @ [0.1, 0.02 / 4, -0.03 / 4, 0.04 / 4])
+    np.testing.assert_allclose(field.at(points), values, rtol=0, atol=1e-6)
+    _, origin = field.grid(np.s_[2:, 3:, 1:], time=1.5).geometry(field.header)
+    np.testing.assert_allclose(origin, [3.15, 10 - 3 * 2.0, -4 + 2 * 0.5, 0.25 + 1.25])
+
+
+def test_grid_of_a_time_series():
+    field = linear_field((0.1, 0.02, -0.03, 0.04), (5, 9, 7, 3), **SERIES)
+    whole = field.on_grid()
+    np.testing.assert_array_equal(field.on_grid(field.grid()), whole)
+    np.testing.assert_array_equal(field.on_grid(field.grid(time=2)), whole[2:3])
+    np.testing.assert_array_equal(
+        field.on_grid(field.grid(np.s_[2:5, :, 1:], time=slice(1, 4))), whole[1:4, 2:5, :, 1:]
+    )
+    between = field.on_grid(field.grid(time=2.25))
+    np.testing.assert_allclose(between, 0.75 * whole[2:3] + 0.25 * whole[3:4], rtol=0, atol=1e-6)
+    assert field.grid(resolution=(4, 5, 6)).shape == (5, 4, 5, 6)
+    for time in (-1.0, 4.5, slice(2, 2), slice(0, 6)):
+        with pytest.raises(ValueError, match="expected"):
+            field.grid(time=time)
+    with pytest.raises(ValueError, match="time"):
+        linear_field().grid(time=1.0)
 
 
 def test_rotated_axes():

@@ -6,8 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from helpers import decompress, error_of, field_net, header_of, make_blob, results, vtk_read
 from vtkmodules.util.numpy_support import vtk_to_numpy
+from vtkmodules.vtkFiltersGeneral import vtkGradientFilter
 from vtkmodules.vtkIOXML import vtkXMLImageDataReader
 
 import net_decompress
@@ -93,6 +95,28 @@ def test_gradient_is_an_array_of_its_own(blob, tmp_path):
     found = vtk_to_numpy(data.GetArray("density_gradient")).reshape(3, 7, 4, 3).transpose(2, 1, 0, 3)
     field = NeuralField.open(blob)
     np.testing.assert_array_equal(found, field.gradient_on_grid(voxel_grid(SHAPE, np.s_[2:6, :, 1:4])))
+
+
+def test_jacobian_has_the_order_of_vtks_own(tmp_path):
+    """Of a field all but linear, whose finite differences are its derivatives."""
+    slopes = torch.tensor([[0.2, -0.3, 0.4], [-0.1, 0.5, 0.15], [0.05, 0.25, -0.35]])
+    net = field_net(n_neurons=3, n_layers=1, d_out=3, omega_0=1.0)
+    for parameter, value in zip(net.parameters(), (slopes / 100, 0.0, 100 * torch.eye(3), 0.0), strict=True):
+        parameter.data[:] = value
+    header = header_of(SHAPE, -10.0, 10.0, d_out=3, spacing=SPACING, origin=ORIGIN, name="velocity")
+    (tmp_path / "blob").write_bytes(make_blob(header, net, 12))
+    decompress(tmp_path / "blob", tmp_path / "g.vti", "--gradient")
+    reader = vtkXMLImageDataReader()
+    reader.SetFileName(str(tmp_path / "g.vti"))
+    gradient = vtkGradientFilter()
+    gradient.SetInputConnection(reader.GetOutputPort())
+    gradient.SetInputArrayToProcess(0, 0, 0, 0, "velocity")
+    gradient.SetResultArrayName("differences")
+    gradient.Update()
+    data = gradient.GetOutput().GetPointData()
+    found, differences = (vtk_to_numpy(data.GetArray(name)) for name in ("velocity_gradient", "differences"))
+    assert found.shape == (9 * 7 * 5, 9) and len(set(found[0].tolist())) == 9
+    np.testing.assert_allclose(found, differences, rtol=1e-4)
 
 
 def test_gradient_needs_a_file_of_several_arrays(blob, tmp_path):

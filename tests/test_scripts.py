@@ -48,7 +48,7 @@ def bad_volumes():
     return {
         "object": (np.array([[[None]]], dtype=object), ["never unpickled"]),
         "axes": (np.ones((4, 3)), ["expected 3 axes", "found shape (4, 3)"]),
-        "more axes": (np.ones((4, 3, 2, 1)), ["expected 3 axes", "found shape (4, 3, 2, 1)"]),
+        "more axes": (np.ones((5, 4, 3, 2, 1, 1)), ["expected 4 axes", "found shape (5, 4, 3, 2, 1, 1)"]),
         "empty": (np.ones((4, 0, 2)), ["is empty", "(4, 0, 2)"]),
         "complex": (ones * 1j, ["expected integers or floats", "complex128"]),
         "text": (np.full((2, 2, 2), "a"), ["expected integers or floats", "<U1"]),
@@ -86,7 +86,7 @@ def test_train_refuses_bad_volumes(tmp_path):
           for value in ("0", "-1", "nan", "inf", "x")],
         *[(f"--{name}", value) for name in ("batchSize", "oversample", "num_workers") for value in ("0", "-3", "1.5")],
         ("--n_layers", "0"), ("--n_layers", "256"), ("--n_layers", "2.5"),
-        ("--d_in", "0"), ("--d_in", "4"), ("--d_out", "0"), ("--d_out", "256"),
+        ("--d_in", "0"), ("--d_in", "5"), ("--d_out", "0"), ("--d_out", "256"),
         ("--grad_lambda", "-0.1"), ("--grad_lambda", "nan"), ("--seed", "-1"), ("--seed", "1.5"),
         ("--gid", "-1"), ("--optimizer", "sgd"), ("--schedule", "linear"), ("--nosuch",), ("--n_pass", "3"),
         ("--schedule", "power", "--lr_decay", "0.5"),

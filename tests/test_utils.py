@@ -14,6 +14,7 @@ from utils import (
     constant_psnr,
     describe,
     file_ratios,
+    overall,
     value_range,
     voxel_size,
 )
@@ -32,13 +33,23 @@ def test_axis_coordinates_by_hand():
     np.testing.assert_allclose(x, [-1, -0.5, 0, 0.5, 1], rtol=0, atol=1e-15)
     np.testing.assert_allclose(y, [-0.5, 0, 0.5], rtol=0, atol=1e-15)
     np.testing.assert_allclose(z, [-0.25, 0.25], rtol=0, atol=1e-15)
-    assert voxel_size((5, 3, 2)) == 0.5
+    assert voxel_size((5, 3, 2), 1) == 0.5
 
 
 def test_axes_of_one_voxel_are_at_zero():
     x, y, z = axis_coordinates((1, 3, 1))
     assert x.tolist() == [0.0] and z.tolist() == [0.0] and y.tolist() == [-1.0, 0.0, 1.0]
     assert [axis.tolist() for axis in axis_coordinates((1, 1, 1))] == [[0.0]] * 3
+
+
+def test_time_spans_its_own_interval():
+    shape = (3, 5, 3, 2)
+    t, *space = axis_coordinates(shape)
+    assert t.tolist() == [-1.0, 0.0, 1.0]
+    assert [a.tolist() for a in space] == [a.tolist() for a in axis_coordinates(shape[1:])]
+    assert [voxel_size(shape, axis) for axis in range(4)] == [1.0, 0.5, 0.5, 0.5]
+    assert [a.tolist() for a in axis_coordinates((1, 2, 1, 1))] == [[0.0], [-1.0, 1.0], [0.0], [0.0]]
+    assert axis_coordinates((100, 2, 2, 2))[1].tolist() == [-1.0, 1.0]
 
 
 # --- values -----------------------------------------------------------------------------------------
@@ -191,6 +202,34 @@ def test_metrics_across_blocks():
     decoded[5], decoded[-2] = 3, 4
     metrics = compare(original, decoded)
     assert metrics.max_error == pytest.approx(4.0) and metrics.rmse == pytest.approx(math.sqrt(25 / 3e6))
+
+
+def test_components_are_measured_over_their_own_ranges():
+    original = np.array([[0.0, 1000.0], [10.0, 3000.0]])
+    metrics = compare(original, original + np.array([1.0, 20.0]), value_range(original))
+    assert metrics.psnrs == pytest.approx((20.0, 40.0), abs=1e-12)
+    assert metrics.psnr == pytest.approx(-10 * math.log10((0.01 + 0.0001) / 2), abs=1e-12)
+    assert metrics.rmse == pytest.approx(math.sqrt((1 + 400) / 2)) and metrics.max_error == pytest.approx(20.0)
+    assert list(metrics.report()) == ["psnr", "psnr_0", "psnr_1"] and metrics.report()["psnr_1"] == "40.000"
+    # A part is measured over the range of the whole; a constant component counts when it is met.
+    assert compare(original[:1], original[:1] + np.array([1.0, 20.0]), value_range(original)).psnrs == metrics.psnrs
+    original[:, 1] = 7
+    metrics = compare(original, original + np.array([1.0, 0.0]), value_range(original))
+    assert metrics.psnrs == pytest.approx((20.0, math.inf)) and metrics.psnr == pytest.approx(20 + 10 * math.log10(2))
+    assert compare(original, original + np.array([0.0, 1.0]), value_range(original)).psnr == -math.inf
+
+
+def test_metrics_of_parts_together():
+    original = np.random.default_rng(0).random((4, 30, 2))
+    decoded = original + np.random.default_rng(1).random((4, 30, 2)) * np.arange(4)[:, None, None]
+    values = value_range(original)
+    expected = compare(original, decoded, values)
+    found = overall([compare(a, b, values) for a, b in zip(original, decoded, strict=True)])
+    assert found.psnr == pytest.approx(expected.psnr) and found.psnrs == pytest.approx(expected.psnrs)
+    assert found.rmse == pytest.approx(expected.rmse) and found.max_error == expected.max_error
+    assert overall([compare(original, original, values)]).psnr == math.inf
+    constant = value_range(np.ones((3, 1)))
+    assert overall([compare(np.ones(3), np.ones(3) * 3, constant)] * 2).psnr == -math.inf
 
 
 def test_constant_psnr_by_hand():

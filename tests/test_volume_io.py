@@ -231,7 +231,45 @@ def test_not_real_numbers(tmp_path, dtype):
 
 @pytest.mark.parametrize("shape", [(), (8,), (4, 2), (2, 2, 2, 1), (1, 2, 2, 2)])
 def test_wrong_number_of_axes(tmp_path, shape):
+    assert f"expected 3 axes, found shape {shape}" in refusal(saved(tmp_path, np.ones(shape)), 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "d_in", "d_out", "found"),
+    [
+        ((2, 3, 4), None, None, 3),
+        ((2, 3, 4, 5), None, None, 4),
+        ((2, 3, 4, 5), None, 1, 4),
+        ((2, 3, 4, 5), None, 5, 3),
+        ((2, 3, 4, 5), 3, None, 3),
+        ((2, 3, 4, 5), 4, None, 4),
+        ((1, 2, 3, 4, 5), None, None, 4),
+        ((1, 2, 3, 4, 5), None, 5, 4),
+        ((2, 3), 2, None, 2),
+        ((2, 3, 4), 2, None, 2),
+    ],
+)
+def test_axes_and_components_that_the_array_has(tmp_path, shape, d_in, d_out, found):
+    volume = read_volume(saved(tmp_path, np.ones(shape)), d_in, d_out)
+    assert volume.array.shape == shape and volume.spacing == (1.0,) * found and volume.origin == (0.0,) * found
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (4, 2)])
+def test_fewer_axes_must_be_asked_for(tmp_path, shape):
     assert f"expected 3 axes, found shape {shape}" in refusal(saved(tmp_path, np.ones(shape)))
+
+
+@pytest.mark.parametrize(("shape", "d_in", "d_out"), [((2, 3, 4, 5), None, 3), ((2, 3, 4), 4, None), ((1,) * 6, 4, 2)])
+def test_axes_and_components_that_do_not_fit(tmp_path, shape, d_in, d_out):
+    assert f"found shape {shape}" in refusal(saved(tmp_path, np.ones(shape)), d_in, d_out)
+
+
+def test_components_of_a_vti(tmp_path):
+    array = np.stack([slanted((4, 3, 2)), -slanted((4, 3, 2))], axis=-1)
+    vtk_write(tmp_path / "v.vti", array)
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "v.vti")).array, array)
+    assert "expected 3 axes, found shape (4, 3, 2, 2)" in refusal(tmp_path / "v.vti", 3, 1)
+    assert "3 components" in refusal(tmp_path / "v.vti", 3, 3)
 
 
 @pytest.mark.parametrize("shape", [(4, 3, 2), (4, 3, 2, 2), (2, 4, 3, 2, 1)])
