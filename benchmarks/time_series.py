@@ -1,0 +1,80 @@
+"""One network over space and time against one network per step, of the same number of parameters in all.
+
+Prints a table in Markdown: bytes of all blobs together and PSNR over all steps, over the range of the whole series, of
+what they decode to; seconds of train.py, and of net_compress.py --volume. All settings but the size are the defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from siren import SirenConfig, count_parameters
+
+
+def script(name: str, *arguments: object) -> dict[str, str]:
+    """Run one of the scripts; its results."""
+    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)}: {run.stderr}")
+    return dict(re.findall(r"^(\w+)=(.*)$", run.stdout, re.M))
+
+
+def layers_for(budget: float, d_in: int) -> int:
+    """8, or fewer where even the least width has more parameters."""
+    return next(n for n in range(8, 0, -1) if n == 1 or count_parameters(SirenConfig(16, n, d_in)) <= budget)
+
+
+def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
+    """Parameters, bytes, mean squared error and seconds of one network for an array."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.save(folder / "v.npy", array)
+        network = ("--network", folder / "n.pth", "--config", folder / "n.json")
+        n_layers = layers_for(array.size / ratio, array.ndim)
+        given = ("--volume", folder / "v.npy")
+        fitted = script("train.py", *given, *network, "--compression_ratio", ratio, "--n_layers", n_layers)
+        network = ("--net", folder / "n.pth", "--config", folder / "n.json")
+        packed = script("net_compress.py", *given, *network, "--compressed", folder / "blob")
+        found = script("net_decompress.py", *given, "--compressed", folder / "blob", "--recon", folder / "r.npy")
+    return {
+        "parameters": int(fitted["parameters"]),
+        "bytes": int(found["bytes"]),
+        "error": float(found["rmse"]) ** 2,
+        "fit": float(fitted["seconds"]),
+        "compress": float(packed["seconds"]),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("volume", help=".npy array [t, x, y, z]")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[100.0, 50.0], help="voxels / parameters")
+    opt = parser.parse_args()
+    series = np.load(opt.volume, mmap_mode="r")
+    extent = float(series.max()) - float(series.min())
+    print(
+        "| networks | ratio | parameters | bytes | dB | s fit | s compress |\n|---|---|---|---|---|---|---|", flush=True
+    )
+    for ratio in opt.ratios:
+        for label, parts in (("one", [series]), (f"{len(series)}, one a step", list(series))):
+            runs = [chain(part, ratio) for part in parts]
+            parameters, n_bytes, error, fit, compress = (sum(run[key] for run in runs) for key in runs[0])
+            psnr = 20 * math.log10(extent / math.sqrt(error / len(runs)))
+            row = [label, f"{ratio:g}", parameters, n_bytes, f"{psnr:.2f}", f"{fit:.0f}", f"{compress:.0f}"]
+            print("| " + " | ".join(map(str, row)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
