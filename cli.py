@@ -86,8 +86,6 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def error(self, message: str) -> None:
-        if message.startswith("unrecognized") and " -" not in message:  # what a shell makes of --volume run/*.vti
-            message = f"{message}: put a pattern of files in quotes"
         raise UserError(f"{message} (see --help)")
 
     def add_device_arguments(self) -> None:

@@ -22,7 +22,7 @@ from utils import Grid, Metrics, ValueRange, compare, describe, file_ratios, ove
 from volume import Volume, VolumeError, raw_layout, suffix_of
 from volume_io import read_volume
 from volume_series import collection, collection_path, files_of, step_path
-from volume_writers import output_path, write_volume
+from volume_writers import SUFFIXES, output_files, output_path, write_volume
 
 
 def build_parser() -> cli.ArgumentParser:
@@ -33,8 +33,9 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--recon",
         default="recon",
-        help="file to write: .vti or .npy, .vti when it has no suffix; with --points .npy or .csv. Of a time series a "
-        ".vti file a step (recon_0003.vti) and recon.pvd, which ParaView plays, or one .npy array [t, x, y, z]",
+        help=f"file to write: {', '.join(SUFFIXES)}; .vti when it has no suffix; with --points .npy or .csv. A .raw "
+        "file (little-endian, x fastest) says in its name what it holds: recon_80x64x56_float32.raw. Of a time series "
+        "a .vti file a step (recon_0003.vti) and recon.pvd, which ParaView plays, or one .npy array [t, x, y, z]",
     )
     group.add_argument(
         "--volume",
@@ -182,6 +183,8 @@ def files_to_write(opt: Namespace, field: NeuralField, grid: Grid) -> dict[str, 
     """The files of values and the positions of each: a file a step, unless a single time or an array is asked for."""
     if isinstance(opt.time, float) or not is_by_step(opt, field):
         return {opt.recon: grid}
+    if suffix_of(opt.recon) != ".vti":
+        raise cli.UserError(f"{opt.recon}: a time series is written as .vti or .npy; --time T writes one of its times")
     times, *space = grid.axes
     return {step_path(opt.recon, int(t)): Grid((times[k : k + 1], *space)) for k, t in enumerate(times)}
 
@@ -216,7 +219,7 @@ def write_grids(
                 times[path] = volume.origin[0]
                 volume = volume.at_step()
                 extra = {name: gradient[0, ..., 1:] for name, gradient in extra.items()}
-            write_volume(stack.enter_context(cli.atomic_write(path)), volume, suffix_of(opt.recon), extra)
+            write_volume(path, volume, extra, stack)
         if opt.recon in grids:
             return opt.recon
         with open(stack.enter_context(cli.atomic_write(collection_path(opt.recon))), "wb") as file:
@@ -267,14 +270,16 @@ def main(argv: Sequence[str]) -> None:
     cli.check_outputs([opt.recon], inputs)
     field, original, values = read_field(opt, device)
     started = time.monotonic()
-    recon = opt.recon
     if opt.points:
+        recon = opt.recon
         cli.report(**write_points(opt, field))
     else:
         grid = grid_of(opt, field)
+        shape = grid.shape[is_by_step(opt, field) :]
+        opt.recon, *beside = output_files(opt.recon, shape, field.dtype(opt.as_float), len(field.values.low))
         grids = files_to_write(opt, field, grid)
-        if opt.recon not in grids:
-            cli.check_outputs([*grids, collection_path(opt.recon)], inputs)
+        collections = [] if opt.recon in grids else [collection_path(opt.recon)]
+        cli.check_outputs([*grids, *beside, *collections], inputs)
         metrics = {}
 
         def on_values(grid: Grid, array: np.ndarray) -> None:

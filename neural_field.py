@@ -97,6 +97,10 @@ class NeuralField:
             raise ValueError(f"time: expected one from 0 to {self.shape[0] - 1}, found {time:g}")
         return Grid((times, *space.axes))
 
+    def dtype(self, as_float: bool = False) -> np.dtype:
+        """The type of the values; see ValueRange.denormalise for `as_float`."""
+        return self.values.denormalise(np.empty((0, len(self.values.low)), np.float32), as_float).dtype
+
     def on_grid(
         self,
         grid: Grid | None = None,
@@ -109,8 +113,7 @@ class NeuralField:
         `as_float`. `on_progress(fraction)` is told how much is done; what it raises ends the evaluation.
         """
         grid = grid or self.grid()
-        dtype = self.values.denormalise(np.empty((0, len(self.values.low)), np.float32), as_float).dtype
-        result = np.empty((math.prod(grid.shape), len(self.values.low)), dtype)
+        result = np.empty((math.prod(grid.shape), len(self.values.low)), self.dtype(as_float))
 
         def store(part: slice, y: np.ndarray, _: None) -> None:
             result[part] = self.values.denormalise(y.T, as_float)
@@ -137,8 +140,7 @@ class NeuralField:
         Floats: float32, or float64 where the field's own type is wider than that.
         """
         index, is_inside = self._locate(points)
-        dtype = self.values.denormalise(np.empty((0, len(self.values.low)), np.float32), True).dtype
-        result = np.empty((len(index), len(self.values.low)), dtype)
+        result = np.empty((len(index), len(self.values.low)), self.dtype(as_float=True))
 
         def store(part: slice, y: np.ndarray, _: None) -> None:
             result[part] = self.values.denormalise(y.T, True)

@@ -314,8 +314,7 @@ def output_paths(opt: Namespace) -> tuple[tuple[str, str], tuple[str, str], list
 def write_debug_volumes(paths: list[str], volume: Volume, decoded: np.ndarray) -> None:
     """The original and the network's version of it."""
     for path, array in zip(paths, (volume.array, decoded), strict=True):
-        with cli.atomic_write(path) as temporary:
-            write_volume(temporary, dataclasses.replace(volume, array=array), ".vti")
+        write_volume(path, dataclasses.replace(volume, array=array))
 
 
 def read_axes(opt: Namespace, layout: RawLayout | None) -> Volume:

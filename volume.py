@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -74,6 +74,21 @@ def limits(values: np.ndarray, fill: np.generic | None = None) -> tuple[np.ndarr
 
 
 @dataclasses.dataclass(frozen=True)
+class LazyArray:
+    """An array whose values are computed when they are asked for: `array[box]`, a slice per axis of the grid.
+
+    shape: of the grid, and components behind it when there are several. evaluate(box): that part of the array.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    evaluate: Callable[[tuple[slice, ...]], np.ndarray]
+
+    def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
+        return self.evaluate(box)
+
+
+@dataclasses.dataclass(frozen=True)
 class RawLayout:
     """What a headerless file holds: voxels along x, y, z, a NumPy dtype's name, "little" or "big" endian; x fastest."""
 
@@ -92,5 +107,6 @@ def raw_layout(shape: tuple[int, ...] | None, dtype: str | None, endian: str | N
 
 
 def suffix_of(path: str) -> str:
-    """The file's suffix in lower case, with its dot."""
-    return os.path.splitext(path)[1].lower()
+    """The file's suffix in lower case, with its dot; that of what it is packed from too, where it is packed."""
+    stem, suffix = os.path.splitext(path.lower())
+    return os.path.splitext(stem)[1] + suffix if suffix == ".gz" else suffix

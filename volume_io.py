@@ -48,9 +48,9 @@ def read_volume(
     if start[:6] == b"\x93NUMPY":
         volume = volume_readers.read_npy(path, d_in, d_out)
     elif suffix == ".vti":
-        volume = _with_axes(volume_readers.read_vti(path, array), min(d_in or 3, 3))
+        volume = _with_axes(volume_readers.read_vti(path, array), d_in or 3)
     elif layout is not None:
-        volume = _with_axes(volume_readers.read_raw(path, layout), min(d_in or 3, 3))
+        volume = _with_axes(volume_readers.read_raw(path, layout), d_in or 3)
     else:
         raise VolumeError(f"{path}: expected a NumPy array (.npy) or VTK image data (.vti), found {start!r}...")
     array = _native(path, volume.array)
@@ -98,10 +98,6 @@ def _fill(path: str, dtype: np.dtype, fill: float) -> np.generic:
 def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
     """Raise VolumeError unless this is a volume of that many axes and components, finite where it is not missing."""
     array = volume.array
-    if len(volume.spacing) < d_in:
-        raise VolumeError(
-            f"{path}: expected a time series (a pattern of files, or a .npy array), found a single volume"
-        )
     d_out = d_out or (array.shape[-1] if array.ndim > d_in else 1)
     expected = d_in + (d_out > 1)
     if array.ndim != expected or (d_out > 1 and array.shape[-1] != d_out):

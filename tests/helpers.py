@@ -15,6 +15,7 @@ import pytest
 import torch
 from vtkmodules.util.numpy_support import numpy_to_vtk
 from vtkmodules.vtkCommonDataModel import vtkImageData
+from vtkmodules.vtkIOImage import vtkMetaImageReader, vtkNIFTIImageReader, vtkNrrdReader
 from vtkmodules.vtkIOXML import vtkXMLImageDataReader, vtkXMLImageDataWriter
 
 import net_coder
@@ -105,10 +106,20 @@ def listing(folder: Path) -> dict[str, bytes]:
 # --- VTK --------------------------------------------------------------------------------------------
 
 
+VTK_READERS = {
+    ".vti": vtkXMLImageDataReader,
+    ".nrrd": vtkNrrdReader,
+    ".mhd": vtkMetaImageReader,
+    ".mha": vtkMetaImageReader,
+    ".nii": vtkNIFTIImageReader,
+    ".gz": vtkNIFTIImageReader,
+}
+
+
 def vtk_read(path: Path) -> SimpleNamespace:
-    """What VTK's own reader finds in a .vti file: dimensions, spacing, origin, direction, name, and array[x, y, z],
-    voxel by voxel through VTK's own indexing."""
-    reader = vtkXMLImageDataReader()
+    """What VTK's own reader finds in a file: dimensions, spacing, origin, direction, name, and array[x, y, z], voxel by
+    voxel through VTK's own indexing."""
+    reader = VTK_READERS[path.suffix]()
     assert reader.CanReadFile(str(path))
     reader.SetFileName(str(path))
     reader.Update()
@@ -130,6 +141,7 @@ def vtk_read(path: Path) -> SimpleNamespace:
         name=scalars.GetName(),
         type=scalars.GetDataTypeAsString(),
         array=array[..., 0] if n == 1 else array,
+        reader=reader,
     )
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import time
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -433,6 +434,31 @@ def test_recon_without_suffix_is_vti(chain, tmp_path, monkeypatch):
     net_decompress.main(["--compressed", str(chain.blob), "--recon", "other"])
     found = listing(tmp_path)
     assert set(found) == {"recon.vti", "other.vti"} and found["recon.vti"] == found["other.vti"]
+
+
+@pytest.mark.parametrize("suffix", [".raw", ".nrrd", ".mhd", ".mha", ".nii", ".nii.gz"])
+def test_recon_by_its_suffix(chain, tmp_path, capsys, suffix):
+    array = decompress(chain.blob, tmp_path / "out.npy")
+    out = tmp_path / f"out{suffix}"
+    net_decompress.main(["--compressed", str(chain.blob), "--recon", str(out)])
+    found = Path(results(capsys.readouterr().out)["recon"])
+    if suffix == ".raw":
+        assert found == tmp_path / "out_9x7x5_float32.raw"
+        np.testing.assert_array_equal(np.fromfile(found, "<f4").reshape(9, 7, 5, order="F"), array)
+        return
+    assert found == out
+    if suffix != ".nrrd":  # of which VTK takes so short a first axis for components
+        np.testing.assert_array_equal(vtk_read(found).array, array)
+
+
+def test_recon_is_refused_before_it_is_evaluated(chain, tmp_path, monkeypatch):
+    monkeypatch.setattr(net_decompress.NeuralField, "on_grid", None)
+    (tmp_path / "out.raw").write_bytes(chain.blob.read_bytes())
+    main, flags = net_decompress.main, ("--compressed", tmp_path / "out.raw", "--recon")
+    assert "ends in _9x7x5_float32.raw" in error_of(main, *flags, tmp_path / "out_9x7x5_uint8.raw")
+    assert "would overwrite" in error_of(main, *flags, tmp_path / "out.mhd")
+    assert "cannot write .stl files" in error_of(main, *flags, tmp_path / "out.stl")
+    assert set(listing(tmp_path)) == {"out.raw"}
 
 
 def test_float(tmp_path):

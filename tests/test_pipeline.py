@@ -67,7 +67,7 @@ def test_npy_geometry_and_name(tmp_path, volume_file):
 def test_direction_and_units(tmp_path):
     turned = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
     volume = Volume(slanted((9, 7, 5)), (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), "T", turned, "K")
-    write_volume(str(tmp_path / "in.vti"), volume, ".vti")
+    write_volume(str(tmp_path / "in.vti"), volume)
     compress(train(tmp_path / "in.vti", tmp_path), tmp_path / "blob")
     decompress(tmp_path / "blob", tmp_path / "recon.vti")
     found = read_volume(str(tmp_path / "recon.vti"))

@@ -26,6 +26,7 @@ from vtkmodules.vtkIOXML import vtkXMLImageDataReader
 
 import net_decompress
 import train as train_script
+import volume_writers
 from neural_field import NeuralField
 from volume_io import read_volume
 
@@ -223,37 +224,35 @@ def test_the_original_is_not_overwritten(blob, tmp_path):
 
 
 def test_a_step_that_cannot_be_written_leaves_none(blob, tmp_path, monkeypatch):
-    original = net_decompress.write_volume
+    original = volume_writers._write_vti
 
-    def write_volume(path, volume, *rest):
-        if volume.time == 7.5:
+    def write_vti(file, frame, arrays):
+        if frame.time == 7.5:
             raise OSError(28, "No space left on device")
-        original(path, volume, *rest)
+        original(file, frame, arrays)
 
-    monkeypatch.setattr(net_decompress, "write_volume", write_volume)
+    monkeypatch.setattr(volume_writers, "_write_vti", write_vti)
     message = error_of(net_decompress.main, "--compressed", blob, "--recon", tmp_path / "o.vti")
     assert "o_0002.vti" in message and "No space left" in message
     assert set(listing(tmp_path)) == {"blob"}
+
+
+def test_formats_of_a_series(blob, tmp_path, capsys):
+    """A time of it in any; all of it in those that are meant for it."""
+    message = error_of(net_decompress.main, "--compressed", blob, "--recon", tmp_path / "o.nrrd")
+    assert "time series is written as .vti or .npy" in message and set(listing(tmp_path)) == {"blob"}
+    script("--compressed", blob, "--recon", tmp_path / "a.npy")
+    script("--compressed", blob, "--recon", tmp_path / "o.raw", "--time", 1)
+    array = np.load(tmp_path / "a.npy")[1]
+    sizes = "x".join(map(str, array.shape[:3]))
+    found = np.fromfile(tmp_path / f"o_{sizes}_{array.dtype}.raw", array.dtype)
+    np.testing.assert_array_equal(found.reshape(array.shape, order="F"), array)
 
 
 def test_debug_volumes_are_not_of_a_series(tmp_path):
     np.save(tmp_path / "v.npy", slanted(SHAPE))
     message = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--enable-vol-debug")
     assert "--enable-vol-debug" in message and "time series" in message
-
-
-def test_a_pattern_without_quotes():
-    message = error_of(train_script.main, "--volume", "step_1.vti", "step_2.vti", "step_3.vti")
-    assert "step_2.vti step_3.vti" in message and "in quotes" in message
-    assert "quotes" not in error_of(train_script.main, "--volume", "step_1.vti", "--nosuch")
-
-
-def test_a_single_file_is_no_series(tmp_path):
-    for n_components in (1, 4):
-        vtk_write(tmp_path / "v.vti", np.stack([slanted((4, 3, 2))] * n_components, axis=-1))
-        outputs = ("--network", tmp_path / "n.pth", "--config", tmp_path / "n.json")
-        message = error_of(train_script.main, "--volume", tmp_path / "v.vti", "--d_in", 4, *outputs)
-        assert "v.vti: expected a time series" in message
 
 
 def test_d_in_of_a_pattern(tmp_path):
