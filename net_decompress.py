@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 import net_coder
+import pictures
 import points_io
 from neural_field import NeuralField
 from utils import Grid, Metrics, ValueRange, compare, describe, file_ratios, overall
@@ -42,6 +43,12 @@ def build_parser() -> cli.ArgumentParser:
         help="the original volume, to compare with; a blob of the original scripts takes shape and range from it",
     )
     cli.add_volume_arguments(group)
+    group.add_argument(
+        "--preview",
+        metavar="FILE.png",
+        help="picture to write too: slices through the middle and a rendering of what is evaluated, with --volume the "
+        "original and the error as well; of a time series the step half-way",
+    )
     group.add_argument(
         "--float", dest="as_float", action="store_true", default=False, help="write integer fields unrounded, as floats"
     )
@@ -116,7 +123,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     opt = build_parser().parse_args(argv)
     cli.check_volume_arguments(opt)
     if opt.points:
-        for name in ("roi", "time", "resolution", "volume"):
+        for name in ("roi", "time", "resolution", "volume", "preview"):
             if getattr(opt, name) is not None:
                 raise cli.UserError(f"--points and --{name}: give one of them")
         opt.recon = points_io.output_path(opt.recon, opt.points)
@@ -262,12 +269,31 @@ def report_metrics(steps: dict[int, Metrics], is_series: bool) -> None:
         cli.report(**{f"psnr_t{t}": f"{step.psnr:.3f}" for t, step in steps.items()})
 
 
+def write_preview(
+    opt: Namespace, field: NeuralField, grid: Grid, original: np.ndarray | None, steps: dict[int, Metrics]
+) -> None:
+    """Write --preview of the values on the grid, half-way of a series; with the original where there are metrics."""
+    box, step = opt.roi or ..., 0
+    title = f"{os.path.basename(opt.compressed)}: {field.header.name}, {' x '.join(map(str, grid.shape[-3:]))}"
+    if len(grid.shape) == 4:
+        middle = grid.shape[0] // 2
+        grid = grid.part((slice(middle, middle + 1), *(slice(None),) * 3))
+        step = grid.axes[0][0]
+        title += f", t = {step:g}"
+        original = original[int(step)] if steps else None
+    if steps:
+        title += f", PSNR {steps[int(step)].psnr:.2f} dB"
+    pictures.preview(opt.preview, field, grid, original[box] if steps else None, title, opt.as_float)
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
     device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
     inputs = [path for path in (opt.compressed, opt.points) if path] + (files_of(opt.volume) if opt.volume else [])
-    cli.check_outputs([opt.recon], inputs)
+    cli.check_outputs([opt.recon, *([opt.preview] if opt.preview else [])], inputs)
+    if opt.preview:
+        pictures.check(opt.preview)
     field, original, values = read_field(opt, device)
     started = time.monotonic()
     if opt.points:
@@ -289,6 +315,8 @@ def main(argv: Sequence[str]) -> None:
         recon = write_grids(opt, field, grids, on_values)
         if metrics:
             report_metrics(metrics, len(grid.shape) == 4)
+        if opt.preview:
+            write_preview(opt, field, grid, original, metrics)
     n_values, n_bytes = math.prod(field.shape) * len(field.values.low), os.path.getsize(opt.compressed)
     ratios = file_ratios(n_values, field.values.dtype, n_bytes)
     cli.report(**ratios, bytes=n_bytes, seconds=f"{time.monotonic() - started:.1f}", recon=recon)

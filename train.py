@@ -22,6 +22,7 @@ import torch
 
 import fitting
 import net_coder
+import pictures
 import ranks
 from fitting import Fit, Recipe
 from neural_field import NeuralField
@@ -49,6 +50,7 @@ MAY_CHANGE = {
     "checkpoint",
     "resume",
     "target_psnr",
+    "plot",
 }
 MAY_CHANGE |= {"cuda", "gid", "num_workers"}
 ESTIMATE_ERROR = 3.0  # dB by which the running estimate may be low
@@ -76,6 +78,11 @@ def build_parser() -> cli.ArgumentParser:
         help="write the volume and the network's version of it, gt.vti and vol.vti, beside the network",
     )
     group.add_argument("--disable-vol-debug", dest="vol_debug", action="store_false", help="do not (default)")
+    group.add_argument(
+        "--plot",
+        metavar="FILE.png",
+        help="picture to write too: the PSNR over seconds and over passes; after --resume from there on",
+    )
 
     group = parser.add_argument_group("network")
     group.add_argument(
@@ -235,8 +242,12 @@ def write_network(paths: tuple[str, str], net: FieldNet, settings: dict) -> None
     cli.write_files({paths[0]: weights.getvalue(), paths[1]: json.dumps(settings, indent=1, allow_nan=False).encode()})
 
 
-def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> None:
-    """Run a fit to its end, or until `is_reached(estimate)` confirms --target_psnr; show progress, save checkpoints."""
+def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> list[tuple[float, float, float]]:
+    """Run a fit to its end, or until `is_reached(estimate)` confirms --target_psnr; show progress, save checkpoints.
+
+    Returns (seconds, passes, estimated PSNR) as it went.
+    """
+    history = []
     shown = saved = time.monotonic()
     n_recoveries = fit.n_recoveries
     with cli.Progress("training") as progress:
@@ -250,14 +261,17 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> No
             if now - shown > SHOW_SECONDS:
                 shown = now
                 progress.update(fit.progress, PSNR=f"{fit.psnr:.1f} dB")
-            if opt.target_psnr and fit.step % fitting.CHECK_STEPS == 0 and is_reached(fit.psnr):
-                return True
+            if fit.step % fitting.CHECK_STEPS == 0:
+                history.append((fit.seconds, fit.step / fit.steps_per_pass, fit.psnr))
+                if opt.target_psnr and is_reached(fit.psnr):
+                    return True
             if opt.checkpoint and ranks.is_first() and now - saved > CHECKPOINT_SECONDS:
                 save_checkpoint(opt, fit)
                 saved = time.monotonic()
             return False
 
         fit.run(on_step)
+    return history
 
 
 def identity(opt: Namespace, field: Field) -> dict:
@@ -288,8 +302,11 @@ def load_checkpoint(opt: Namespace, fit: Fit) -> None:
         raise cli.UserError(f"{opt.checkpoint}: is of another run: {name} was {found[name]}, is {expected[name]}")
 
 
-def run_to_target(fit: Fit, opt: Namespace, measure: Callable[[], float]) -> None:
-    """Run a fit; where --target_psnr is given, until `measure()`, the exact PSNR, confirms that it is reached."""
+def run_to_target(fit: Fit, opt: Namespace, measure: Callable[[], float]) -> list[tuple[float, float, float]]:
+    """Run a fit; where --target_psnr is given, until `measure()`, the exact PSNR, confirms that it is reached.
+
+    Returns what `run_fit` does.
+    """
     needed = (opt.target_psnr or math.inf) - ESTIMATE_ERROR  # of the estimate
 
     def is_reached(estimate: float) -> bool:
@@ -300,7 +317,7 @@ def run_to_target(fit: Fit, opt: Namespace, measure: Callable[[], float]) -> Non
         needed = estimate + max(lacking, 0.1)
         return lacking <= 0
 
-    run_fit(fit, opt, is_reached)
+    return run_fit(fit, opt, is_reached)
 
 
 def output_paths(opt: Namespace) -> tuple[tuple[str, str], tuple[str, str], list[str]]:
@@ -337,8 +354,10 @@ def main(argv: Sequence[str]) -> None:
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
     device = cli.resolve_device(opt.cuda, opt.gid + ranks.on_this_machine(), opt.num_workers)
     finished, interrupted, debug = output_paths(opt)
-    checkpoint = [opt.checkpoint] if opt.checkpoint else []
-    cli.check_outputs([*finished, *interrupted, *debug, *checkpoint], inputs=files_of(opt.volume))
+    further = [path for path in (opt.checkpoint, opt.plot) if path]
+    cli.check_outputs([*finished, *interrupted, *debug, *further], inputs=files_of(opt.volume))
+    if opt.plot:
+        pictures.check(opt.plot)
 
     volume = read_axes(opt, layout)
     original = components_last(volume.array, opt.d_in)
@@ -367,9 +386,10 @@ def main(argv: Sequence[str]) -> None:
     def measure() -> float:
         return compare(volume.array, decode(), values).psnr
 
+    history = []
     try:
         if values.extent.any():  # a constant volume needs no fit: its range says it all
-            run_to_target(fit, opt, measure)
+            history = run_to_target(fit, opt, measure)
         if not ranks.is_first():
             return
         decoded = decode()
@@ -383,6 +403,8 @@ def main(argv: Sequence[str]) -> None:
     if debug:
         write_debug_volumes(debug, volume, decoded)
     write_network(finished, fit.average, settings(metrics.psnr))
+    if opt.plot:
+        pictures.plot(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, metrics.psnr))
 
     n_parameters = count_parameters(config)
     if values.extent.any() and metrics.psnr < constant_psnr(original) + 1:
