@@ -31,6 +31,7 @@ import argparse
 import contextlib
 import io
 import math
+import re
 import time
 import zipfile
 from argparse import ArgumentTypeError
@@ -85,6 +86,16 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
+    def parse_args(self, args: Sequence[str]) -> argparse.Namespace:
+        """As argparse, but that negative numbers of every form are values, not options: -1e30, -5,5."""
+        joined: list[str] = []
+        for arg in args:
+            if joined and joined[-1].startswith("--") and re.match(r"-\.?\d", arg):
+                joined[-1] += "=" + arg
+            else:
+                joined.append(arg)
+        return super().parse_args(joined)
+
     def error(self, message: str) -> None:
         raise UserError(f"{message} (see --help)")
 
@@ -118,6 +129,25 @@ def sizes(text: str) -> tuple[int, ...]:
     if len(parts) > 3 or not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 32 for part in parts):
         raise ArgumentTypeError(f"expected numbers of voxels X,Y,Z, found {text!r}")
     return tuple(map(int, parts))
+
+
+def to_number(text: str) -> int | float:
+    """The number that `text` says, an integer exactly. Raises ValueError."""
+    try:
+        value = int(text)
+    except ValueError:
+        return float(text)
+    return value if abs(value) <= 1 << 64 else float(value)
+
+
+def fill_text(text: str) -> str:
+    """An argparse type: a finite number or NaN; left as text, since NaN does not even equal itself."""
+    try:
+        if math.isinf(to_number(text)):
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise ArgumentTypeError(f"expected a finite number or nan, found {text!r}") from None
+    return text
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -23,6 +23,12 @@ lower-case ASCII letter (61 to 7A), and refuses the file when it is anything els
          Voxel i lies at origin + direction (spacing i), missing axes 0. The identity when absent
     "a"  attributes, at most one: a JSON object of text by key, in UTF-8. Keys in use: name (of the field; "sf" when
          absent), units (of the values; "" when absent)
+    "M"  missing voxels, at most one, for at most 2^35 voxels: 8 bytes fill value, as a component's least value but that
+         it may be NaN; u8 axis; then, up to the chunk's end, an LZMA2 stream (as within .xz files; dictionary of 2^20
+         bytes) of one bit a voxel in C order, the last axis fastest, each byte's highest bit first, the last byte's
+         unused bits 0. Axis 0: the bits are 1 where the voxel is missing. Axis k from 1 to d_in: with s the product of
+         the shape's entries after the k-th, bit number i >= s of those is stored xor bit number i - s. The fill value
+         stands for every component of a missing voxel, whatever the networks say. None is missing when absent
     "N"  network, at least one; 2^27 weights and biases at most in all of them:
          u8 flags (bit 0: residual; bit 1: codebooks; others 0), u8 n_layers and u16 n_neurons (at least 1), f32 omega_0
          (1e-6 to 1e6); then the records of the linear layers in the order below; then, up to the chunk's end, the
@@ -76,6 +82,8 @@ import zlib
 import numpy as np
 
 import entropy_coder
+import mask
+from mask import Mask
 
 MAGIC = b"\x93NVC"
 VERSION = 1
@@ -96,6 +104,7 @@ class FieldHeader:
 
     shape: grid axes, voxels. low, high: range of each component, arrays of the field's dtype. spacing, origin: one
     figure per grid axis. direction: 3 x 3, row by row, its columns the axes' directions in space. units: of the values.
+    missing: the voxels without a value, None when all have one.
     """
 
     shape: tuple[int, ...]
@@ -106,6 +115,12 @@ class FieldHeader:
     name: str = "sf"
     direction: tuple[float, ...] = IDENTITY
     units: str = ""
+    missing: Mask | None = None
+
+    @property
+    def fill(self) -> np.generic | None:
+        """What stands in missing voxels."""
+        return self.missing.fill if self.missing else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +174,9 @@ def check_field(header: FieldHeader, d_in: int, d_out: int) -> None:
         raise BlobError(f"expected the range of {d_out} components, found {len(header.low)}")
     if not (np.isfinite(header.low).all() and np.isfinite(header.high).all() and (header.low <= header.high).all()):
         raise BlobError(f"range {header.low} to {header.high}: expected finite values, the lower first")
+    missing = header.missing
+    if missing and (missing.shape, missing.fill.dtype) != (shape, header.low.dtype):
+        raise BlobError(f"missing voxels: of another shape or dtype: {missing.shape}, {missing.fill.dtype}")
 
 
 def _check_direction(direction: tuple[float, ...]) -> None:
@@ -238,6 +256,8 @@ def encode(header: FieldHeader, networks: list[tuple[dict, list[QuantisedLayer]]
     attributes |= {"units": header.units} if header.units else {}
     if attributes:
         chunks.append((b"a", json.dumps(attributes, separators=(",", ":")).encode()))
+    if header.missing:
+        chunks.append((b"M", encode_missing(header.missing)))
     chunks += [(b"N", _encode_network(network, layers)) for network, layers in networks]
     body = b"".join(kind + struct.pack("<I", len(content)) + content for kind, content in chunks)
     return MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
@@ -246,6 +266,11 @@ def encode(header: FieldHeader, networks: list[tuple[dict, list[QuantisedLayer]]
 def _carrier(dtype: np.dtype) -> str:
     """The 8-byte type that holds every value of `dtype`."""
     return {"i": "<i8", "u": "<u8", "f": "<f8"}[dtype.kind]
+
+
+def encode_missing(missing: Mask) -> bytes:
+    """The content of chunk M."""
+    return missing.fill.astype(_carrier(missing.fill.dtype)).tobytes() + mask.compress(missing)
 
 
 def _encode_network(network: dict, layers: list[QuantisedLayer]) -> bytes:
@@ -328,13 +353,13 @@ def decode(data: bytes) -> tuple[FieldHeader, list[tuple[dict, dict[str, np.ndar
         kind, length = reader.unpack("cI")
         kind = kind.decode("latin-1")
         content = _Reader(reader.take(length), f"chunk {kind!r}")
-        if kind in "FGadN":
+        if kind in "FGadMN":
             chunks.append((kind, content))
         elif not "a" <= kind <= "z":
             raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
     kinds = "".join(kind for kind, _ in chunks)
-    if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGda"):
-        raise BlobError(f"expected the chunk F, at most one G, d and a, and at least one N, found {kinds!r}")
+    if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGdaM"):
+        raise BlobError(f"expected the chunk F, at most one G, d, a and M, and at least one N, found {kinds!r}")
 
     field = chunks[0][1]
     d_in, d_out, code = field.unpack("3B")
@@ -350,7 +375,7 @@ def decode(data: bytes) -> tuple[FieldHeader, list[tuple[dict, dict[str, np.ndar
         if not np.array_equal(np.stack([low, high], axis=1).astype(limits.dtype), limits):
             raise BlobError(f"range {limits.tolist()}: does not fit dtype {dtype}")
     spacing, origin, direction, attributes = (1.0,) * d_in, (0.0,) * d_in, IDENTITY, {}
-    networks = []
+    missing, networks = None, []
     for kind, content in chunks:
         if kind == "G":
             spacing, origin = content.unpack(f"{d_in}d"), content.unpack(f"{d_in}d")
@@ -358,13 +383,29 @@ def decode(data: bytes) -> tuple[FieldHeader, list[tuple[dict, dict[str, np.ndar
             direction = content.unpack("9d")
         elif kind == "a":
             attributes = _decode_attributes(content.take(len(content.data)))
+        elif kind == "M":
+            missing = decode_missing(content.take(len(content.data)), dtype, shape)
         elif kind == "N":
             networks.append(_decode_network(content, d_in, d_out, [network for network, _ in networks]))
         content.end()
     name, units = attributes.get("name", "sf"), attributes.get("units", "")
-    header = FieldHeader(shape, low, high, spacing, origin, name, direction, units)
+    header = FieldHeader(shape, low, high, spacing, origin, name, direction, units, missing)
     check_field(header, d_in, d_out)
     return header, networks
+
+
+def decode_missing(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> Mask:
+    """The missing voxels that the content of chunk M describes. Raises BlobError."""
+    reader = _Reader(content, "missing voxels")
+    carried = reader.array(_carrier(dtype), 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        fill = carried.astype(dtype)[0]
+        if np.isinf(fill) or not np.array_equal(fill.astype(carried.dtype), carried[0], equal_nan=dtype.kind == "f"):
+            raise BlobError(f"fill value {carried[0]}: is none of dtype {dtype}")
+    try:
+        return Mask(shape, fill, mask.decompress(content[8:], shape))
+    except mask.MaskError as error:
+        raise BlobError(f"missing voxels: {error}") from None
 
 
 def _decode_attributes(text: bytes) -> dict[str, str]:

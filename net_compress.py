@@ -5,6 +5,7 @@ from __future__ import annotations
 import cli  # first: answers Ctrl-C while the others load
 
 # isort: split
+import base64
 import dataclasses
 import json
 import math
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 import fitting
+import mask
 import net_coder
 import quantise
 from neural_field import NeuralField
@@ -155,12 +157,10 @@ def read_weights(path: str, config_path: str, config: SirenConfig) -> dict[str, 
     return state
 
 
-def field_header(opt: Namespace, settings: dict, config: SirenConfig, volume: Volume | None) -> net_coder.FieldHeader:
-    """Shape, dtype, range and geometry of the field: from the configuration, or from the volume where it lacks them."""
+def field_header(path: str, settings: dict, config: SirenConfig) -> net_coder.FieldHeader | None:
+    """What a configuration says of the field; None where it says nothing. Raises UserError for an impossible one."""
     if "shape" not in settings:
-        if volume is None:
-            raise cli.UserError(f"{opt.config}: holds no shape and range: give the original volume with --volume")
-        return describe(volume, config.d_in)
+        return None
     try:
         if not isinstance(settings["dtype"], str):
             raise ValueError(f"dtype: expected its name, found {settings['dtype']!r}")
@@ -176,9 +176,35 @@ def field_header(opt: Namespace, settings: dict, config: SirenConfig, volume: Vo
         direction = tuple(settings.get("direction", net_coder.IDENTITY))
         header = net_coder.FieldHeader(shape, low, high, spacing, origin, name, direction, units)
         net_coder.check_field(header, config.d_in, config.d_out)
+        if settings.get("missing") is None:
+            return header
+        content = base64.b64decode(settings["missing"], validate=True)
+        return dataclasses.replace(header, missing=net_coder.decode_missing(content, dtype, shape))
     except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise cli.UserError(f"{opt.config}: does not describe a field: {error}") from None
-    return header
+        raise cli.UserError(f"{path}: does not describe a field: {error}") from None
+
+
+def read_volume_of(opt: Namespace, config: SirenConfig, header: net_coder.FieldHeader | None) -> Volume | None:
+    """--volume, where it is given. Raises UserError unless it is the one that `header`, of --config, speaks of."""
+    if not opt.volume:
+        return None
+    layout = raw_layout(opt.shape, opt.dtype, opt.endian)
+    volume = read_volume(opt.volume, config.d_in, config.d_out, opt.array, layout, header and header.fill)
+    if header is None:
+        return volume
+    found = describe(volume, config.d_in)
+    if found.shape != header.shape:
+        raise cli.UserError(
+            f"{opt.volume}: expected shape {header.shape}, as in {opt.config}, found {volume.array.shape}"
+        )
+    if found.low.dtype != header.low.dtype or [*found.low, *found.high] != [*header.low, *header.high]:
+        raise cli.UserError(
+            f"{opt.volume}: is not the volume of {opt.config}: expected {header.low.dtype} from {header.low} to "
+            f"{header.high}, found {found.low.dtype} from {found.low} to {found.high}"
+        )
+    if not mask.same(found.missing, header.missing):
+        raise cli.UserError(f"{opt.volume}: is not the volume of {opt.config}: other voxels are missing")
+    return volume
 
 
 def quantise_network(
@@ -186,8 +212,8 @@ def quantise_network(
 ) -> list[net_coder.QuantisedLayer]:
     """The layers of the network in integers, as the options ask for it. psnr: of the network, in dB, if known."""
     device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
-    values = ValueRange(header.low, header.high)
-    n_voxels = math.prod(header.shape)
+    values = ValueRange.of(header)
+    n_voxels = math.prod(header.shape) - (header.missing.count if header.missing else 0)
     n_passes = min(MAX_PASSES, TRAINED_VOXELS / n_voxels) if opt.n_passes is None else opt.n_passes
     is_trained = bool(opt.volume and n_passes and values.extent.any())
     original = components_last(volume.array, net.config.d_in) if volume else None
@@ -218,7 +244,6 @@ def quantise_network(
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
-    layout = raw_layout(opt.shape, opt.dtype, opt.endian)
     volumes = files_of(opt.volume) if opt.volume else []
     cli.check_outputs([opt.compressed], inputs=[opt.net, opt.config, *volumes])
     settings = read_config(opt.config)
@@ -226,18 +251,11 @@ def main(argv: Sequence[str]) -> None:
     state = read_weights(opt.net, opt.config, config)
     if settings.get("weights_crc32", weights_crc32(state)) != weights_crc32(state):
         raise cli.UserError(f"{opt.config}: belongs to other weights than {opt.net}: their checksums differ")
-    volume = read_volume(opt.volume, config.d_in, config.d_out, opt.array, layout) if opt.volume else None
-    header = field_header(opt, settings, config, volume)
-    if volume and volume.array.shape[: config.d_in] != header.shape:
-        found = volume.array.shape
-        raise cli.UserError(f"{opt.volume}: expected shape {header.shape}, as in {opt.config}, found {found}")
-    if volume:
-        found = describe(volume, config.d_in)
-        if found.low.dtype != header.low.dtype or [*found.low, *found.high] != [*header.low, *header.high]:
-            raise cli.UserError(
-                f"{opt.volume}: is not the volume of {opt.config}: expected {header.low.dtype} from {header.low} to "
-                f"{header.high}, found {found.low.dtype} from {found.low} to {found.high}"
-            )
+    header = field_header(opt.config, settings, config)
+    volume = read_volume_of(opt, config, header)
+    if header is None and volume is None:
+        raise cli.UserError(f"{opt.config}: holds no shape and range: give the original volume with --volume")
+    header = header or describe(volume, config.d_in)
 
     started = time.monotonic()
     net = FieldNet(config)
@@ -249,7 +267,7 @@ def main(argv: Sequence[str]) -> None:
     cli.write_files({opt.compressed: blob})
     if volume:
         decoded = NeuralField.open(opt.compressed, n_threads=opt.num_workers).on_grid()
-        cli.report(**compare(volume.array, decoded, ValueRange(header.low, header.high)).report())
+        cli.report(**compare(volume.array, decoded, ValueRange.of(header)).report())
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)
     cli.report(
         bytes=len(blob),

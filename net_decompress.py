@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+import mask
 import net_coder
 import pictures
 import points_io
@@ -159,9 +160,9 @@ def read_field(opt: Namespace, device: object) -> tuple[NeuralField, np.ndarray 
     array = values = None
     if opt.volume:
         layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-        volume = read_volume(opt.volume, network["d_in"], network["d_out"], opt.array, layout)
+        volume = read_volume(opt.volume, network["d_in"], network["d_out"], opt.array, layout, header and header.fill)
         found = describe(volume, network["d_in"])
-        array, values = volume.array, ValueRange(found.low, found.high)
+        array, values = volume.array, ValueRange(found.low, found.high, volume.fill)
         header = header or found
         if found.shape != header.shape:
             raise cli.UserError(
@@ -169,6 +170,9 @@ def read_field(opt: Namespace, device: object) -> tuple[NeuralField, np.ndarray 
             )
         if [*found.low, *found.high] != [*header.low, *header.high]:
             print(f"net_decompress.py: warning: {opt.volume}: has another range than {opt.compressed}", file=sys.stderr)
+        if not mask.same(found.missing, header.missing):
+            what = f"{opt.volume}: other voxels are missing than in {opt.compressed}, left out in either"
+            print(f"net_decompress.py: warning: {what}", file=sys.stderr)
     return NeuralField(header, network, weights, device, opt.num_workers), array, values
 
 
@@ -248,7 +252,11 @@ def write_points(opt: Namespace, field: NeuralField) -> dict[str, str]:
     values, gradients = field.at(points), field.gradient_at(points) if opt.gradient else None
     with cli.atomic_write(opt.recon) as path:
         points_io.write_points(path, suffix_of(opt.recon), field.header.name, points, values, gradients)
-    return {"points": str(len(points)), "outside": str(n_outside)}
+    counts = {"points": str(len(points)), "outside": str(n_outside)}
+    if field.header.missing:
+        is_nan = np.isnan(values.reshape(len(points), -1)).any(axis=1)
+        counts["missing"] = str(np.count_nonzero(is_nan & ~is_outside))
+    return counts
 
 
 def compare_steps(

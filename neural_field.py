@@ -12,7 +12,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from utils import Grid, ValueRange, axis_directions, normalised_coordinates, vox
 # Positions at a time: activations stay in a core's cache, or fill a GPU. Always that many, the last ones padded, so
 # that a position's value does not depend on what else is asked for: matrix products differ by their size.
 CHUNK = {"cpu": 1 << 12, "cuda": 1 << 18}
+SLAB = 1 << 20  # positions whose nearest voxels are looked up in one go
 INSIDE = 1e-6  # voxels by which rounding may move a point on the boundary out of the field
 
 
@@ -43,7 +44,7 @@ class NeuralField:
     ):
         self.header, self.device, self.n_threads = header, str(device), n_threads
         self.shape = header.shape
-        self.values = ValueRange(header.low, header.high)
+        self.values = ValueRange.of(header)
         self.is_residual = network["is_residual"] and network["n_layers"] > 1
         # [W b] of every layer with its factors: omega_0, and 1/2 where the input is a sum of two sines.
         self.layers = []
@@ -110,7 +111,8 @@ class NeuralField:
         """The values on a grid, by default at every voxel, in the field's own units and dtype.
 
         Returns the grid's shape, and a last axis of components when there are several; see ValueRange.denormalise for
-        `as_float`. `on_progress(fraction)` is told how much is done; what it raises ends the evaluation.
+        `as_float`. Where the nearest voxel is missing: its fill value, or NaN in floats of a field of integers.
+        `on_progress(fraction)` is told how much is done; what it raises ends the evaluation.
         """
         grid = grid or self.grid()
         result = np.empty((math.prod(grid.shape), len(self.values.low)), self.dtype(as_float))
@@ -119,7 +121,10 @@ class NeuralField:
             result[part] = self.values.denormalise(y.T, as_float)
 
         self._evaluate(self._grid_coordinates(grid), len(result), False, store, on_progress)
-        return self._drop_components(result.reshape(*grid.shape, -1))
+        result = result.reshape(*grid.shape, -1)
+        for part, is_missing in self._missing_on(grid):
+            result[part][is_missing] = self.header.fill if result.dtype == self.values.dtype else np.nan
+        return self._drop_components(result)
 
     def gradient_on_grid(
         self, grid: Grid | None = None, on_progress: Callable[[float], None] = lambda fraction: None
@@ -130,12 +135,16 @@ class NeuralField:
         `gradient_at`.
         """
         grid = grid or self.grid()
-        return self._gradient(self._grid_coordinates(grid), grid.shape, on_progress)
+        result = self._gradient(self._grid_coordinates(grid), grid.shape, on_progress)
+        for part, is_missing in self._missing_on(grid):
+            result[part][is_missing] = np.nan
+        return result
 
     # --- at points ---
 
     def at(self, points: np.ndarray) -> np.ndarray:
-        """The values at physical positions (n, d_in): (n,), or (n, components); NaN outside the field.
+        """The values at physical positions (n, d_in): (n,), or (n, components); NaN outside the field, and where the
+        nearest voxel is missing.
 
         Floats: float32, or float64 where the field's own type is wider than that.
         """
@@ -146,7 +155,7 @@ class NeuralField:
             result[part] = self.values.denormalise(y.T, True)
 
         self._evaluate(self._point_coordinates(index), len(result), False, store)
-        result[~is_inside] = np.nan
+        result[~is_inside | self._is_missing(index)] = np.nan
         return self._drop_components(result)
 
     def contains(self, points: np.ndarray) -> np.ndarray:
@@ -157,11 +166,11 @@ class NeuralField:
         """The derivatives of the values by position at physical positions (n, d_in): (n, [components,] d_in).
 
         Of the values as they are evaluated: 0 where those are clipped to the field's range, and along an axis of one
-        voxel; NaN outside the field. Same floats as `at`.
+        voxel; NaN outside the field, and where the nearest voxel is missing. Same floats as `at`.
         """
         index, is_inside = self._locate(points)
         result = self._gradient(self._point_coordinates(index), (len(index),))
-        result[~is_inside] = np.nan
+        result[~is_inside | self._is_missing(index)] = np.nan
         return result
 
     def _locate(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,6 +183,24 @@ class NeuralField:
         last = np.array(self.shape) - 1.0
         is_inside = ((index >= -INSIDE) & (index <= last + INSIDE)).all(axis=1)
         return np.clip(np.nan_to_num(index), 0.0, last), is_inside
+
+    # --- missing voxels ---
+
+    def _missing_on(self, grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
+        """Parts of a grid along its first axis, and where in them the nearest voxel is missing; none without any."""
+        if self.header.missing is None:
+            return
+        first, *others = (_nearest(axis) for axis in grid.axes)
+        step = max(1, SLAB // math.prod(grid.shape[1:]))
+        for start in range(0, len(first), step):
+            part = slice(start, start + step)
+            yield part, self.header.missing.at(np.ix_(first[part], *others))
+
+    def _is_missing(self, index: np.ndarray) -> np.ndarray:
+        """Whether the voxel nearest to each position (n, d_in), in voxel indices, is missing."""
+        if self.header.missing is None:
+            return np.zeros(len(index), bool)
+        return self.header.missing.at(tuple(_nearest(index).T))
 
     # --- how it is evaluated ---
 
@@ -250,6 +277,10 @@ class NeuralField:
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+
+
+def _nearest(index: np.ndarray) -> np.ndarray:
+    return np.floor(index + 0.5).astype(np.int64)
 
 
 class _Network:

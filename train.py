@@ -5,6 +5,7 @@ from __future__ import annotations
 import cli  # first: answers Ctrl-C while the others load
 
 # isort: split
+import base64
 import dataclasses
 import io
 import json
@@ -68,6 +69,12 @@ def build_parser() -> cli.ArgumentParser:
         "steps as a quoted pattern, 'run/*.vti', which are taken in natural order",
     )
     cli.add_volume_arguments(group)
+    group.add_argument(
+        "--fill",
+        type=cli.fill_text,
+        metavar="VALUE",
+        help="the value of missing voxels, a number or nan: they are left out and come back as they are",
+    )
     group.add_argument("--network", default="thenet.pth", help="file to write the weights to")
     group.add_argument("--config", default="thenet.json", help="file to write the configuration to")
     group.add_argument(
@@ -190,14 +197,17 @@ def settle_recipe(opt: Namespace, n_voxels: int, config: SirenConfig) -> Recipe:
 
 def configuration(
     opt: Namespace,
-    volume: Volume,
-    values: ValueRange,
+    header: net_coder.FieldHeader,
     config: SirenConfig,
     net: FieldNet,
     psnr: float,
     seconds: float,
 ) -> dict:
-    """What thenet.json holds: the original's keys first, then what the later stages need."""
+    """What thenet.json holds: the original's keys first, then what the later stages need.
+
+    missing: the content of a blob's chunk M, in base64.
+    """
+    missing = base64.b64encode(net_coder.encode_missing(header.missing)).decode() if header.missing else None
     return {
         "grad_lambda": opt.grad_lambda,
         "n_layers": config.n_layers,
@@ -217,14 +227,15 @@ def configuration(
         "d_in": config.d_in,
         "d_out": config.d_out,
         "omega_0": config.omega_0,
-        "shape": list(volume.array.shape[: config.d_in]),
-        "dtype": values.dtype.name,
-        "value_range": [[low.item(), high.item()] for low, high in zip(values.low, values.high, strict=True)],
-        "spacing": list(volume.spacing),
-        "origin": list(volume.origin),
-        "direction": list(volume.direction),
-        "name": volume.name,
-        "units": volume.units,
+        "shape": list(header.shape),
+        "dtype": header.low.dtype.name,
+        "value_range": [[low.item(), high.item()] for low, high in zip(header.low, header.high, strict=True)],
+        "spacing": list(header.spacing),
+        "origin": list(header.origin),
+        "direction": list(header.direction),
+        "name": header.name,
+        "units": header.units,
+        "missing": missing,
         "seed": opt.seed,
         "n_parameters": count_parameters(config),
         "psnr": psnr if math.isfinite(psnr) else None,
@@ -336,7 +347,8 @@ def write_debug_volumes(paths: list[str], volume: Volume, decoded: np.ndarray) -
 
 def read_axes(opt: Namespace, layout: RawLayout | None) -> Volume:
     """The volume; how many axes and components it has is settled in `opt`. Raises UserError."""
-    volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout)
+    fill = None if opt.fill is None else cli.to_number(opt.fill)
+    volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout, fill)
     d_in, shape = len(volume.spacing), volume.array.shape
     if d_in == 4 and opt.vol_debug:
         raise cli.UserError(f"--enable-vol-debug: {opt.volume}: is a time series, expected a single volume")
@@ -345,6 +357,11 @@ def read_axes(opt: Namespace, layout: RawLayout | None) -> Volume:
         print(f"train.py: {opt.volume}: a time series: {shape[0]} steps of {sizes} voxels", file=sys.stderr)
     opt.d_in, opt.d_out = d_in, shape[-1] if len(shape) > d_in else 1
     return volume
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    print(f"train.py: warning: {message}", file=sys.stderr)
 
 
 @ranks.joined()
@@ -360,9 +377,11 @@ def main(argv: Sequence[str]) -> None:
         pictures.check(opt.plot)
 
     volume = read_axes(opt, layout)
-    original = components_last(volume.array, opt.d_in)
     header = describe(volume, opt.d_in)
-    values = ValueRange(header.low, header.high)
+    if opt.fill and header.missing is None:
+        warn(f"--fill {opt.fill}: no voxel of {opt.volume} has this value")
+    original = components_last(volume.array, opt.d_in)
+    values = ValueRange.of(header)
     n_voxels = original.size // opt.d_out
     architecture = {"n_layers": opt.n_layers, "d_in": opt.d_in, "d_out": opt.d_out, "is_residual": opt.is_residual}
     config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio, **architecture), **architecture)
@@ -370,10 +389,11 @@ def main(argv: Sequence[str]) -> None:
         net_coder.check_network(dataclasses.asdict(config))
     except net_coder.BlobError as error:
         raise cli.UserError(f"--compression_ratio {opt.compression_ratio:g} gives a network with {error}") from None
-    recipe = settle_recipe(opt, n_voxels, config)
+    field = Field(values.normalise(original), device)
+    recipe = settle_recipe(opt, field.n_voxels, config)
 
     net = FieldNet(config, torch.Generator().manual_seed(opt.seed), first_omega=opt.w0).to(device)
-    fit = Fit(net, Field(values.normalise(original), device), recipe, opt.seed)
+    fit = Fit(net, field, recipe, opt.seed)
     if opt.resume:
         load_checkpoint(opt, fit)
 
@@ -381,7 +401,7 @@ def main(argv: Sequence[str]) -> None:
         return NeuralField.of(fit.average, header, device, opt.num_workers).on_grid()
 
     def settings(psnr: float) -> dict:
-        return configuration(opt, volume, values, config, fit.average, psnr, fit.seconds)
+        return configuration(opt, header, config, fit.average, psnr, fit.seconds)
 
     def measure() -> float:
         return compare(volume.array, decode(), values).psnr
@@ -407,12 +427,13 @@ def main(argv: Sequence[str]) -> None:
         pictures.plot(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, metrics.psnr))
 
     n_parameters = count_parameters(config)
-    if values.extent.any() and metrics.psnr < constant_psnr(original) + 1:
-        print(f"train.py: warning: {metrics.psnr:.1f} dB is hardly better than a constant volume", file=sys.stderr)
+    if values.extent.any() and metrics.psnr < constant_psnr(original, volume.fill) + 1:
+        warn(f"{metrics.psnr:.1f} dB is hardly better than a constant volume")
     cli.report(
         **metrics.report(),
         parameters=n_parameters,
         compression_ratio=f"{n_voxels / n_parameters:.2f}",
+        **({"missing": header.missing.count} if header.missing else {}),
         seconds=f"{fit.seconds:.1f}",
         network=opt.network,
         config=opt.config,

@@ -14,8 +14,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from mask import Mask
 from net_coder import FieldHeader
-from volume import SLAB, Volume, is_missing, limits
+from volume import SLAB, Volume, is_missing, limits, slabs
 
 # --- coordinates ------------------------------------------------------------------------------------
 
@@ -119,6 +120,11 @@ class ValueRange:
     high: np.ndarray
     fill: np.generic | None = None
 
+    @classmethod
+    def of(cls, header: FieldHeader) -> ValueRange:
+        """The range that a blob's header holds."""
+        return cls(header.low, header.high, header.fill)
+
     @property
     def dtype(self) -> np.dtype:
         return self.low.dtype
@@ -143,7 +149,8 @@ class ValueRange:
         """Normalised values of shape (..., components) -> the field's own units and dtype.
 
         Clipped to the range, which can only lessen the error. Integers are rounded; `as_float` gives
-        float32 instead, or float64 where the field's own type is wider than that.
+        float32 instead, or float64 where the field's own type is wider than that. None becomes the fill value, which
+        would say that it is missing, but the number below.
         """
         wide = _wide(self.dtype)
         unit = (np.clip(values.astype(np.float64), -1.0, 1.0) + 1.0) / 2.0
@@ -152,7 +159,12 @@ class ValueRange:
         if as_float and self.dtype.kind in "iu":
             return (low + offset).astype(np.float32 if self.dtype.itemsize <= 2 else np.float64)
         result = np.clip(low + offset, low, self.high.astype(wide))  # before the cast, which would wrap around
-        return (result if self.dtype.kind == "f" else np.rint(result)).astype(self.dtype)
+        result = (result if self.dtype.kind == "f" else np.rint(result)).astype(self.dtype)
+        if self.fill is not None and (result == self.fill).any():
+            is_float = self.dtype.kind == "f"
+            below = np.nextafter(self.fill, self.low) if is_float else self.fill - (self.fill > self.low)
+            result = np.where(result == self.fill, below, result)
+        return result
 
 
 def _wide(dtype: np.dtype) -> np.dtype:
@@ -169,7 +181,16 @@ def describe(volume: Volume, d_in: int) -> FieldHeader:
     """What a blob says about a volume of `d_in` grid axes."""
     values = value_range(components_last(volume.array, d_in), volume.fill)
     shape, rest = volume.array.shape[:d_in], (volume.name, volume.direction, volume.units)
-    return FieldHeader(shape, values.low, values.high, volume.spacing, volume.origin, *rest)
+    missing = find_missing(components_last(volume.array, d_in), volume.fill)
+    return FieldHeader(shape, values.low, values.high, volume.spacing, volume.origin, *rest, missing)
+
+
+def find_missing(values: np.ndarray, fill: np.generic | None) -> Mask | None:
+    """The missing voxels of values (..., components); None when there are none."""
+    if fill is None:
+        return None
+    mask = Mask.of(values.shape[:-1], fill, (is_missing(slab, fill) for slab in slabs(values)))
+    return mask if mask.bits.any() else None
 
 
 def components_last(array: np.ndarray, d_in: int) -> np.ndarray:
@@ -205,8 +226,8 @@ def compare(original: np.ndarray, decoded: np.ndarray, values: ValueRange | None
 
     psnr = 20 log10((max - min) / rmse), infinite when nothing differs. values: the range of the whole field, where
     `original` is a part of it or has several components, then along the last axis; `original`'s own when not given.
-    Voxels missing in one of the arrays are left out; NaN marks them in a `decoded` of another dtype. All figures are
-    NaN when no voxel is left.
+    Voxels missing in one of the arrays are left out; NaN marks them in `decoded` too. All figures are NaN when no voxel
+    is left.
     """
     wide = _wide(original.dtype)
     values = values or value_range(original.reshape(-1, 1))
@@ -217,8 +238,7 @@ def compare(original: np.ndarray, decoded: np.ndarray, values: ValueRange | None
     for start in range(0, len(rows_original), SLAB):
         a, b = rows_original[start : start + SLAB], rows_decoded[start : start + SLAB]
         if values.fill is not None:
-            fill_decoded = values.fill if b.dtype == a.dtype else np.float64(np.nan)
-            is_present = ~(is_missing(a, values.fill) | is_missing(b, fill_decoded))
+            is_present = ~(is_missing(a, values.fill) | is_missing(b, values.fill) | is_missing(b, np.float64(np.nan)))
             a, b = a[is_present], b[is_present]
         difference = (b.astype(wide) - a.astype(wide)).astype(np.float64) / scale
         squares += np.einsum("ij,ij->j", difference, difference)

@@ -121,7 +121,7 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
 
 def _not_finite(values: np.ndarray, fill: np.generic | None) -> str:
     """How many values (..., components) are NaN or infinite and not missing, and where the first is; part by part."""
-    count, first, start = 0, (), 0
+    n_nan, count, first, start = 0, 0, (), 0
     for slab in slabs(values):
         bad = ~np.isfinite(slab) & ~is_missing(slab, fill)[..., None]
         if not count and bad.any():
@@ -129,5 +129,7 @@ def _not_finite(values: np.ndarray, fill: np.generic | None) -> str:
             first = tuple(int(i) for i in index[: None if values.shape[-1] > 1 else -1])
             first = (start + first[0], *first[1:])
         count += np.count_nonzero(bad)
+        n_nan += np.count_nonzero(np.isnan(slab) & bad)
         start += len(slab)
-    return f"{count} NaN or infinite ones, the first at {first}"
+    hint = ": train.py --fill nan takes NaN as missing" if n_nan == count and fill is None else ""
+    return f"{count} NaN or infinite ones, the first at {first}{hint}"

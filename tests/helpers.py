@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -227,6 +228,16 @@ def make_blob(header: net_coder.FieldHeader, net: FieldNet, bits: int = 9) -> by
     return net_coder.encode(
         header, [(dataclasses.asdict(net.config), round_layers(net, choose_steps(net, points, bits=bits)))]
     )
+
+
+def chunks_of(blob: bytes) -> list[tuple[bytes, bytes]]:
+    """Type and content of every chunk of a sound blob."""
+    found, at = [], 9
+    while at < len(blob):
+        length = struct.unpack_from("<I", blob, at + 1)[0]
+        found.append((blob[at : at + 1], blob[at + 5 : at + 5 + length]))
+        at += 5 + length
+    return found
 
 
 def header_of(shape=(4, 3, 2), low=0.0, high=1.0, dtype="float32", d_out=1, **fields) -> net_coder.FieldHeader:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import lzma
 import struct
 import sys
 import zlib
@@ -100,11 +101,26 @@ def read_network(stream: io.BytesIO, d_in: int, d_out: int) -> SimpleNamespace:
     return SimpleNamespace(n_neurons=n, n_layers=n_layers, omega_0=omega_0, is_residual=bool(flags & 1), layers=layers)
 
 
+def read_missing(stream: io.BytesIO, shape: tuple[int, ...]) -> np.ndarray:
+    (axis,) = unpack(stream, "B")
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**20}])
+    data, n = decoder.decompress(stream.read()), int(np.prod(shape))
+    assert decoder.eof and not decoder.unused_data and len(data) == -(-n // 8)
+    bits = np.unpackbits(np.frombuffer(data, np.uint8))
+    assert not bits[n:].any()
+    bits = bits[:n]
+    if axis:
+        s = int(np.prod(shape[axis:]))
+        for i in range(s, n):
+            bits[i] ^= bits[i - s]
+    return bits.reshape(shape).astype(bool)
+
+
 def read_blob(data: bytes) -> SimpleNamespace:
     """The field, and its networks in `networks`."""
     assert data[:5] == bytes.fromhex("934E564301")
     assert struct.unpack_from("<I", data, 5)[0] == zlib.crc32(data[9:])
-    stream, field = io.BytesIO(data[9:]), SimpleNamespace(networks=[], attributes={})
+    stream, field = io.BytesIO(data[9:]), SimpleNamespace(networks=[], attributes={}, missing=None)
     while stream.tell() < len(data) - 9:
         kind, length = unpack(stream, "cI")
         content = io.BytesIO(stream.read(length))
@@ -120,6 +136,9 @@ def read_blob(data: bytes) -> SimpleNamespace:
             field.spacing, field.origin = unpack(content, f"{field.d_in}d"), unpack(content, f"{field.d_in}d")
         elif kind == b"d":
             field.direction = unpack(content, "9d")
+        elif kind == b"M":
+            (field.fill,) = unpack(content, "qqqqQQQQddd"[DTYPES.index(field.dtype)])
+            field.missing = read_missing(content, field.shape)
         elif kind == b"a":
             field.attributes = json.loads(content.read().decode("utf-8"))
         elif kind == b"N":
@@ -161,6 +180,7 @@ def evaluate(field: SimpleNamespace) -> np.ndarray:
 from helpers import field_net, header_of  # noqa: E402
 
 import net_coder  # noqa: E402
+from mask import Mask  # noqa: E402
 from net_coder import BlobError, FieldHeader, QuantisedLayer, layer_shapes, round_step  # noqa: E402
 from neural_field import NeuralField  # noqa: E402
 from quantise import choose_steps, domain_points, round_layers, round_to_codebooks  # noqa: E402
@@ -207,6 +227,10 @@ def assert_same(blob: bytes) -> None:
     assert ours.direction == header.direction
     assert ours.attributes.get("name", "sf") == header.name
     assert ours.attributes.get("units", "") == header.units
+    assert (ours.missing is None) == (header.missing is None)
+    if header.missing:
+        np.testing.assert_array_equal(ours.missing, header.missing.at(np.ix_(*map(range, ours.shape))))
+        assert header.missing.fill.tobytes() == np.array(ours.fill).astype(ours.dtype).tobytes()
     for net, (network, tensors) in zip(ours.networks, networks, strict=True):
         assert network == {
             "n_neurons": net.n_neurons,
@@ -248,6 +272,46 @@ def test_direction_and_units(direction, units, name):
     attributes = ({"name": name} if name != "sf" else {}) | ({"units": units} if units else {})
     more += 5 + len(json.dumps(attributes, separators=(",", ":"))) if attributes else 0
     assert len(blob) == len(plain) + more
+
+
+MASKS = {
+    "one": lambda x: x[0] + x[-1] == 0,
+    "all but one": lambda x: x[0] + x[-1] != 0,
+    "half": lambda x: x[-1] * 2 < x[-1].max() + 1,
+    "the same along x": lambda x: x[-1] % 3 == 1,
+    "a ball": lambda x: sum((axis - axis.mean()) ** 2 for axis in x) < x[0].max() ** 2 / 5,
+    "noise": lambda x: np.random.default_rng(0).random(x[0].shape) < 0.3,
+}
+
+
+@pytest.mark.parametrize("what", MASKS)
+@pytest.mark.parametrize("shape", [(8,), (13, 5), (7, 5, 3), (1, 1, 9), (3, 4, 5, 6), (30, 31, 29)])
+def test_missing_voxels(shape, what):
+    mask = MASKS[what](np.indices(shape))
+    missing = Mask.of(shape, np.float32(-9999), np.array_split(mask, 3))
+    blob = net_coder.encode(header_of(shape, missing=missing), [random_network(0, 5, d_in=len(shape))])
+    assert_same(blob)
+    header, _ = net_coder.decode(blob)
+    np.testing.assert_array_equal(header.missing.at(np.ix_(*map(range, shape))), mask)
+    assert header.missing.count == missing.count == mask.sum()
+    assert header.missing.bits.nbytes == -(-mask.size // 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fill_values_of_every_dtype(dtype):
+    limits = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
+    for fill in (limits.min, limits.max, *([np.nan] if dtype.startswith("float") else [])):
+        missing = Mask.of((4, 3, 2), np.array(fill, dtype)[()], [np.arange(24) % 5 == 0])
+        blob = net_coder.encode(header_of(dtype=dtype, missing=missing), [random_network(0, 5)])
+        assert_same(blob)
+        np.testing.assert_equal(net_coder.decode(blob)[0].fill, np.array(fill, dtype)[()])
+
+
+def test_a_mask_that_repeats_costs_little():
+    """Whatever the number of voxels of a plane or step: 45 x 45 x 45 is odd."""
+    step = np.random.default_rng(0).random((45, 45, 45)) < 0.5
+    one, many = (Mask.of((n, 45, 45, 45), np.float32(0), [step] * n) for n in (1, 40))
+    assert len(net_coder.encode_missing(many)) < len(net_coder.encode_missing(one)) + 300
 
 
 @pytest.mark.parametrize("bits", range(1, 17))
@@ -338,7 +402,8 @@ def values_of(blob: bytes) -> np.ndarray:
 def fingerprint(blob: bytes) -> dict:
     """What a blob must decode to for ever: the header, the weights' CRC-32, and every 11th value."""
     header, ((network, tensors),) = net_coder.decode(blob)
-    return {
+    missing = {"missing": [header.missing.count, zlib.crc32(header.missing.bits)]} if header.missing else {}
+    return missing | {
         "header": [header.shape, header.low.dtype.name, header.low.tolist(), header.high.tolist()],
         "geometry": [header.spacing, header.origin, header.name],
         "network": network,
@@ -353,6 +418,7 @@ def write_golden() -> None:
         "residual": field_net(n_neurons=24, n_layers=4),
         "plain": field_net(n_neurons=40, n_layers=3, d_out=3, is_residual=False, omega_0=22.5, seed=1),
         "codebooks": field_net(n_neurons=20, n_layers=3, d_in=2, seed=2),
+        "missing": field_net(n_neurons=16, n_layers=2, seed=3),
     }
     headers = {
         "residual": header_of((6, 5, 4), -1.5, 40.0),
@@ -360,6 +426,13 @@ def write_golden() -> None:
             (4, 7, 3), np.int16([-9, 0, 5]), np.int16([9, 7, 5]), (0.25, 0.5, 3.0), (-1.0, 0.0, 1e6), "velocity µ"
         ),
         "codebooks": header_of((9, 12), 0, 255, "uint8"),
+        "missing": header_of(
+            (6, 7, 5),
+            -2,
+            3,
+            "int16",
+            missing=Mask.of((6, 7, 5), np.int16(-999), [MASKS["a ball"](np.indices((6, 7, 5)))]),
+        ),
     }
     expected = {}
     for name, net in nets.items():
@@ -371,7 +444,7 @@ def write_golden() -> None:
     (GOLDEN / "golden_expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
-@pytest.mark.parametrize("name", ["residual", "plain", "codebooks"])
+@pytest.mark.parametrize("name", ["residual", "plain", "codebooks", "missing"])
 def test_golden(name):
     blob = (GOLDEN / f"golden_{name}.blob").read_bytes()
     expected = json.loads((GOLDEN / "golden_expected.json").read_text())[name]

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import lzma
 import math
 import struct
 import sys
@@ -26,7 +27,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helpers import arrays, field_net, header_of, original_blob, slanted, train
+from helpers import arrays, chunks_of, field_net, header_of, original_blob, slanted, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -35,6 +36,7 @@ import net_coder
 import net_compress
 import net_decompress
 from cli import UserError
+from mask import Mask
 from net_coder import BlobError, FieldHeader, decode, decode_original, encode
 from quantise import choose_steps, domain_points, round_layers, round_to_codebooks
 
@@ -90,16 +92,6 @@ NUMBERS = {
 }
 
 
-def chunks_of(blob: bytes) -> list[tuple[bytes, bytes]]:
-    """Type and content of every chunk of a sound blob."""
-    found, at = [], 9
-    while at < len(blob):
-        length = struct.unpack_from("<I", blob, at + 1)[0]
-        found.append((blob[at : at + 1], blob[at + 5 : at + 5 + length]))
-        at += 5 + length
-    return found
-
-
 def assemble(chunks: list[tuple[bytes, bytes]]) -> bytes:
     """The blob of these chunks, its checksum right."""
     return seal(bytes(9) + b"".join(kind + struct.pack("<I", len(content)) + content for kind, content in chunks))
@@ -142,7 +134,7 @@ def mutate_blob(rng: np.random.Generator, blob: bytes) -> bytes:
         if change == 0:
             chunks.insert(int(rng.integers(len(chunks) + 1)), chunks[i])
         elif change == 1:
-            chunks[i] = (bytes([int(rng.choice([*b"FGadNxQ", 0, 170]))]), chunks[i][1])
+            chunks[i] = (bytes([int(rng.choice([*b"FGadMNxQ", 0, 170]))]), chunks[i][1])
         elif change == 2:
             chunks[i], chunks[-1] = chunks[-1], chunks[i]
         else:
@@ -164,6 +156,16 @@ def announced(data: bytes) -> int:
     return 0
 
 
+def announced_mask(data: bytes) -> int:
+    """Bytes of the mask that a blob announces, as far as its stream can deliver them."""
+    with contextlib.suppress(struct.error, IndexError, ValueError):
+        chunks = chunks_of(data)
+        masks = [content for kind, content in chunks if kind == b"M"]
+        shape = struct.unpack_from(f"<{chunks[0][1][0]}I", chunks[0][1], 3)
+        return min(math.prod(shape) // 8, 8000 * max(map(len, masks), default=0))
+    return 0
+
+
 def read_within_bounds(read: Callable, data: bytes, n_parameters: int) -> object | None:
     """What `read` makes of `data`, None for a BlobError; fails when that took too long or too much memory."""
     tracemalloc.reset_peak()
@@ -175,7 +177,7 @@ def read_within_bounds(read: Callable, data: bytes, n_parameters: int) -> object
         result = None
     peak, seconds = tracemalloc.get_traced_memory()[1] - before, time.perf_counter() - started
     assert seconds < SECONDS, f"{seconds:.1f} s"
-    limit = FREE + 16 * len(data) + 16 * n_parameters
+    limit = FREE + 16 * len(data) + 16 * n_parameters + 4 * announced_mask(data)
     assert peak < limit, f"{peak} bytes for a file of {len(data)} and {n_parameters} parameters"
     return result
 
@@ -189,6 +191,11 @@ def memory_traced():
         tracemalloc.stop()
 
 
+def mask_of(shape: tuple[int, ...], fill: float, dtype: str = "float32") -> Mask:
+    """Every third voxel missing."""
+    return Mask.of(shape, np.array(fill, dtype)[()], [np.arange(math.prod(shape)) % 3 == 0])
+
+
 def seeds() -> list[bytes]:
     """Sound blobs, small so that many variants can be read."""
     blobs = []
@@ -199,6 +206,7 @@ def seeds() -> list[bytes]:
         ({"n_neurons": 4, "n_layers": 2, "d_out": 3, "is_residual": False}, header_of(d_out=3, name="v"), 9, False),
         ({"n_neurons": 4, "n_layers": 3, "is_residual": False}, header, 4, True),
         ({"n_neurons": 2, "n_layers": 1, "d_in": 2}, header_of((3, 5), 0, 9, "uint64"), 16, False),
+        ({"n_neurons": 2, "n_layers": 1}, header_of(missing=mask_of((4, 3, 2), np.nan)), 4, False),
     ):
         net = field_net(**fields)
         steps = choose_steps(net, domain_points(head.shape, 32), bits=bits)
@@ -220,6 +228,9 @@ def fuzz_blobs(count: int, seed: int = 0) -> Counter:
             outcome["refused" if found is None else "read"] += 1
             if found is not None:
                 header, networks = found
+                if header.missing:
+                    assert header.missing.bits.nbytes == (math.prod(header.shape) + 7) // 8
+                    assert 0 <= header.missing.count <= math.prod(header.shape)
                 for network, tensors in networks:
                     net_coder.check_field(header, network["d_in"], network["d_out"])
                     net_coder.check_network(network)
@@ -364,6 +375,60 @@ HOSTILE = {
 def test_hostile_numbers(what):
     with memory_traced():
         assert read_within_bounds(decode, replaced(seeds()[0], *HOSTILE[what]), 0) is None
+
+
+def lzma2(data: bytes) -> bytes:
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}])
+
+
+NAN = struct.pack("<d", math.nan)
+HOSTILE_MASKS = {
+    "nothing": b"",
+    "half a fill value": NAN[:5],
+    "no axis": NAN,
+    "no stream": NAN + b"\0",
+    "axis 4": NAN + b"\4" + lzma2(bytes(3)),
+    "axis 255": NAN + b"\xff" + lzma2(bytes(3)),
+    "fill value infinite": struct.pack("<d", math.inf) + b"\0" + lzma2(bytes(3)),
+    "fill value no float32": struct.pack("<d", 0.1) + b"\0" + lzma2(bytes(3)),
+    "fill value too large": struct.pack("<d", 1e39) + b"\0" + lzma2(bytes(3)),
+    "too short": NAN + b"\0" + lzma2(bytes(2)),
+    "too long": NAN + b"\0" + lzma2(bytes(4)),
+    "truncated": NAN + b"\0" + lzma2(bytes(3))[:-1],
+    "something behind": NAN + b"\0" + lzma2(bytes(3)) + b"x",
+    "another format": NAN + b"\0" + lzma.compress(bytes(3)),
+    "noise": NAN + b"\0" + bytes(range(1, 200)),
+    "a bomb": NAN + b"\0" + lzma2(bytes(10**8)),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_MASKS)
+def test_hostile_masks(what):
+    """Of a grid of 24 voxels, 3 bytes."""
+    with memory_traced():
+        assert read_within_bounds(decode, assemble([*chunks_of(seeds()[0]), (b"M", HOSTILE_MASKS[what])]), 0) is None
+
+
+def test_masks_with_unused_bits():
+    content = NAN + b"\0" + lzma2(bytes([0, 0, 1]))
+    decode(assemble([*chunks_of(seeds()[0]), (b"M", content)]))
+    smaller = replaced(seeds()[0], b"F", 3, "III", 23, 1, 1)
+    with pytest.raises(BlobError, match="unused bits"):
+        decode(assemble([*chunks_of(smaller), (b"M", content)]))
+    with pytest.raises(BlobError, match="at most one"):
+        decode(assemble([*chunks_of(seeds()[0]), *[(b"M", content)] * 2]))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 3])
+def test_memory_and_time_of_large_masks(axis):
+    """2^27 voxels missing or not by a few bytes; so many more that their bits are refused; bits that do not come."""
+    started = time.perf_counter()
+    stream = (b"M", NAN + bytes([axis]) + lzma2(bytes(1 << 24)))
+    with memory_traced():
+        for shape, is_read in (((512,) * 3, True), ((1 << 13,) * 3, False), ((1024, 1024, 1025), False)):
+            data = assemble([*chunks_of(replaced(seeds()[0], b"F", 3, "III", *shape)), stream])
+            assert (read_within_bounds(decode, data, announced(data)) is not None) == is_read
+    assert time.perf_counter() - started < SECONDS
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -14,7 +14,8 @@ from helpers import ROOT
 SCRIPTS = {"train", "net_compress", "net_decompress"}
 ALLOWED = {
     "siren": set(),
-    "net_coder": {"entropy_coder"},
+    "net_coder": {"entropy_coder", "mask"},
+    "mask": set(),
     "entropy_coder": set(),
     "quantise": {"fitting", "net_coder", "samples", "siren", "utils"},
     "volume": set(),
@@ -23,7 +24,7 @@ ALLOWED = {
     "volume_series": {"volume"},
     "volume_writers": {"cli", "volume"},
     "cli": set(),
-    "utils": {"net_coder", "volume"},
+    "utils": {"mask", "net_coder", "volume"},
     "samples": {"utils"},
     "neural_field": {"net_coder", "utils"},
     "points_io": {"cli"},

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import fit, slanted
+from helpers import (
+    SHAPE,
+    WELL,
+    chunks_of,
+    compress,
+    decompress,
+    error_of,
+    fit,
+    results,
+    slanted,
+    train,
+    watched_samples,
+)
 
-from fitting import loss_with_gradient
+import net_compress
+import train as train_script
+from cli import UserError
+from fitting import Fit, Recipe, loss_with_gradient
+from neural_field import NeuralField
 from samples import Field
 from siren import FieldNet, SirenConfig
 from utils import ValueRange, compare, constant_psnr, describe, overall, value_range
@@ -208,3 +229,244 @@ def test_a_fit_does_not_see_the_missing_voxels(grad_lambda):
         fit(net, field_of(array[..., None], np.float32(fill)), n_passes=2, grad_lambda=grad_lambda)
         results.append([p.tolist() for p in net.parameters()])
     assert results[0] == results[1] == results[2]
+
+
+# --- through the scripts ----------------------------------------------------------------------------
+
+
+def chain(array: np.ndarray, folder: Path, fill: object, *flags: object, bits: int = 12) -> tuple[np.ndarray, str]:
+    """What the three scripts make of an array, at every step given the volume to compare with; what they print."""
+    np.save(folder / "v.npy", array)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        trained = train(folder / "v.npy", folder, "--fill", fill, *WELL, *flags)
+        rounding = ("--cluster_bits", bits, "--n_passes", 0)
+        compress(trained, folder / "blob", "--volume", folder / "v.npy", *rounding)
+        decoded = decompress(folder / "blob", folder / "out.npy", "--volume", folder / "v.npy")
+    return decoded, printed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill"),
+    [
+        ("float32", math.nan),
+        ("float32", -9999),
+        ("float64", 25.5),
+        ("float16", math.nan),
+        ("int16", -999),
+        ("uint8", 0),
+    ],
+)
+def test_missing_voxels_come_back_as_they_were(dtype, fill, tmp_path):
+    array, mask = holed(fill=fill, dtype=dtype)
+    decoded, printed = chain(array, tmp_path, fill)
+    assert decoded.dtype == array.dtype
+    np.testing.assert_array_equal(decoded[mask], array[mask])
+    is_fill = np.isnan(decoded) if fill != fill else decoded == fill
+    np.testing.assert_array_equal(is_fill, mask)
+    present, found = array[~mask].astype(float), decoded[~mask].astype(float)
+    extent = np.ptp(present)
+    psnr = 20 * math.log10(extent / max(np.sqrt(np.mean((present - found) ** 2)), 1e-300))
+    assert psnr > 35
+    values = results(printed)
+    assert float(values["psnr"]) == pytest.approx(psnr if psnr < 1000 else math.inf, abs=2e-3)  # the last script's
+    assert int(values["missing"]) == mask.sum()
+    settings = json.loads((tmp_path / "thenet.json").read_text())
+    assert settings["value_range"] == [[present.min(), present.max()]]
+    assert float(values["compression_ratio"]) == pytest.approx(array.size / settings["n_parameters"], abs=5e-3)
+    assert float(values["file_ratio"]) == pytest.approx(4 * array.size / int(values["bytes"]), abs=5e-3)
+
+
+def test_the_network_is_that_of_the_present_voxels_whatever_marks_the_others(tmp_path):
+    networks = []
+    for fill in (math.nan, -9999.0, 1e30):
+        array, _ = holed(fill=fill)
+        np.save(tmp_path / "v.npy", array)
+        networks.append(train(tmp_path / "v.npy", tmp_path, "--fill", fill).state)
+    for other in networks[1:]:
+        assert all(torch.equal(networks[0][name], other[name]) for name in other)
+
+
+def test_fill_without_missing_voxels_changes_nothing_but_warns(tmp_path, capsys):
+    np.save(tmp_path / "v.npy", slanted(SHAPE))
+    blobs = []
+    for flags in ((), ("--fill", "nan"), ("--fill", "-1e30")):
+        blobs.append(compress(train(tmp_path / "v.npy", tmp_path, *flags), tmp_path / "blob"))
+        error = capsys.readouterr().err
+        assert error.count(f"no voxel of {tmp_path / 'v.npy'} has this value") == bool(flags)
+    assert blobs[0] == blobs[1] == blobs[2] and b"M" not in [kind for kind, _ in chunks_of(blobs[0])]
+
+
+def test_components_and_missing_voxels(tmp_path):
+    array, mask = holed()
+    both = np.stack([array, 3 * slanted(SHAPE)], axis=-1)
+    decoded, _ = chain(both, tmp_path, "nan", "--d_out", 2)
+    assert np.isnan(decoded[mask]).all() and np.isfinite(decoded[~mask]).all()
+    np.testing.assert_allclose(decoded[~mask], both[~mask], atol=4)
+
+
+def test_missing_voxels_of_a_time_series(tmp_path):
+    array, mask = holed((4, 6, 5, 3))
+    decoded, printed = chain(array, tmp_path, "nan", "--d_in", 4)
+    np.testing.assert_array_equal(np.isnan(decoded), mask)
+    assert all(float(results(printed)[f"psnr_t{t}"]) > 20 for t in range(4))
+
+
+@pytest.mark.parametrize("grad_lambda", [0, 0.001])
+def test_training_with_missing_voxels_is_as_good_as_without(grad_lambda, tmp_path):
+    flags = ("--grad_lambda", grad_lambda, "--n_passes", 20)
+    array, _ = holed()
+    psnrs = []
+    for values, fill in ((array, ("--fill", "nan")), (slanted(SHAPE), ())):
+        np.save(tmp_path / "v.npy", values)
+        psnrs.append(train(tmp_path / "v.npy", tmp_path, *WELL, *flags, *fill).settings["psnr"])
+    assert psnrs[0] > psnrs[1] - 6 > 30  # of fewer steps, 71 % of the voxels being there
+
+
+def test_rounding_with_training_leaves_missing_voxels_out(tmp_path, capsys):
+    array, mask = holed()
+    np.save(tmp_path / "v.npy", array)
+    trained = train(tmp_path / "v.npy", tmp_path, "--fill", "nan", *WELL)
+    with watched_samples() as steps:
+        compress(trained, tmp_path / "blob", "--volume", tmp_path / "v.npy", "--n_passes", 4)
+    drawn = torch.cat(steps).unique().tolist()
+    assert drawn == np.flatnonzero(~mask).tolist()
+    assert float(results(capsys.readouterr().out)["psnr"]) > 35
+
+
+def test_checkpoints_continue_with_missing_voxels(tmp_path):
+    array, _ = holed()
+    np.save(tmp_path / "v.npy", array)
+    flags = ("--fill", "nan", "--checkpoint", tmp_path / "state")
+    opt = train_script.parse([str(a) for a in ("--volume", tmp_path / "v.npy", *flags)])
+    field = field_of(array[..., None])
+    net = FieldNet(SirenConfig(8, 2, 3, 1), torch.Generator().manual_seed(0))
+    train_script.save_checkpoint(opt, fit(net, field))
+    resumed = Fit(net, field, Recipe(n_passes=1, batch=16, lr=1e-3), 0)
+    train_script.load_checkpoint(opt, resumed)
+    assert resumed.step > 0
+    opt.fill = "-9"
+    with pytest.raises(UserError, match="of another run: fill was nan, is -9"):
+        train_script.load_checkpoint(opt, resumed)
+
+
+# --- elsewhere than at the voxels -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fields(tmp_path_factory):
+    """Fields of the same hole and network, by dtype: float32 (NaN) and int16 (-999)."""
+    found = {}
+    for dtype, fill in (("float32", math.nan), ("int16", -999)):
+        folder = tmp_path_factory.mktemp(dtype)
+        array, mask = holed(fill=fill, dtype=dtype)
+        chain(array, folder, fill)
+        found[dtype] = SimpleNamespace(field=NeuralField.open(folder / "blob"), blob=folder / "blob", mask=mask)
+    return found
+
+
+@pytest.mark.parametrize("roi", [None, (slice(1, 8), slice(0, 7), slice(2, 5))])
+@pytest.mark.parametrize("resolution", [None, (4, 3, 2), (17, 13, 9), (1, 7, 4)])
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_other_grids_are_missing_where_the_nearest_voxel_is(dtype, resolution, roi, fields):
+    field, mask = fields[dtype].field, fields[dtype].mask
+    grid = field.grid(roi, resolution)
+    nearest = [[min(int(x + 0.5), n - 1) for x in axis] for axis, n in zip(grid.axes, mask.shape, strict=True)]
+    expected = mask[np.ix_(*nearest)]
+    found = field.on_grid(grid)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(np.isnan(found) if dtype == "float32" else found == -999, expected)
+    np.testing.assert_array_equal(np.isnan(field.on_grid(grid, as_float=True)), expected)
+    gradient = field.gradient_on_grid(grid)
+    np.testing.assert_array_equal(np.isnan(gradient), np.broadcast_to(expected[..., None], gradient.shape))
+    points = np.stack(np.meshgrid(*grid.axes, indexing="ij"), axis=-1).reshape(-1, 3)
+    np.testing.assert_array_equal(np.isnan(field.at(points)), expected.ravel())
+    np.testing.assert_array_equal(np.isnan(field.gradient_at(points)).all(axis=1), expected.ravel())
+
+
+def test_what_is_written_of_integers_as_floats(fields, tmp_path):
+    found = decompress(fields["int16"].blob, tmp_path / "out.npy", "--float")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(np.isnan(found), fields["int16"].mask)
+    assert found[~fields["int16"].mask].min() > 0
+
+
+def test_points_report_the_missing_ones(fields, tmp_path, capsys):
+    np.save(tmp_path / "points.npy", [[0.0, 0, 0], [1, 2, 3], [3, 2, 2.4], [99, 0, 0]])
+    flags = ("--points", tmp_path / "points.npy", "--outside", "nan")
+    found = decompress(fields["float32"].blob, tmp_path / "out.npy", *flags)
+    assert np.isnan(found).tolist() == [True, False, True, True]
+    values = results(capsys.readouterr().out)
+    assert (values["points"], values["outside"], values["missing"]) == ("4", "1", "2")
+
+
+def test_vti_and_gradient(fields, tmp_path):
+    found = decompress(fields["float32"].blob, tmp_path / "out.vti", "--gradient")
+    np.testing.assert_array_equal(np.isnan(found), fields["float32"].mask)
+
+
+def test_a_value_is_never_the_fill_value():
+    """It would be taken for missing: a neighbour of it stands in its place."""
+    values = ValueRange(np.int16([0]), np.int16([10]), np.int16(5))
+    assert values.denormalise(np.linspace(-1, 1, 11)[:, None])[:, 0].tolist() == [0, 1, 2, 3, 4, 4, 6, 7, 8, 9, 10]
+    values = ValueRange(np.float32([-1, 0]), np.float32([1, 2]), np.float32(0))
+    assert values.denormalise(np.zeros((1, 2))).tolist() == [[-float(np.float32(1e-45)), 1.0]]
+    unsigned = ValueRange(np.uint64([1]), np.uint64([2**64 - 1]), np.uint64(2**63))
+    assert unsigned.denormalise(np.zeros((1, 1)))[0, 0] in (2**63 - 1, 2**63 + 1)
+
+
+# --- what is refused, and what is warned of ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["inf", "x", "", "1,2", "1e999"])
+def test_fill_is_a_number(value, tmp_path):
+    message = error_of(train_script.main, "--volume", "v.npy", "--fill", value)
+    assert message.startswith("argument --fill: expected a finite number or nan, found") and repr(value) in message
+
+
+def test_nan_without_fill_says_what_to_do(tmp_path):
+    array, _ = holed()
+    np.save(tmp_path / "v.npy", array)
+    message = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--network", tmp_path / "n.pth")
+    assert "found 91 NaN or infinite ones" in message and message.endswith("train.py --fill nan takes NaN as missing")
+    array[0, 0, 1] = np.inf
+    np.save(tmp_path / "v.npy", array)
+    message = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--network", tmp_path / "n.pth")
+    assert "found 92 NaN or infinite ones" in message and "--fill" not in message
+
+
+def test_compress_refuses_a_volume_in_which_others_are_missing(tmp_path):
+    array, _ = holed()
+    np.save(tmp_path / "v.npy", array)
+    trained = train(tmp_path / "v.npy", tmp_path, "--fill", "nan")
+    array[4, 6, 3] = np.nan
+    np.save(tmp_path / "other.npy", array)
+    argv = ("--net", trained.network, "--config", trained.config, "--compressed", tmp_path / "blob")
+    message = error_of(net_compress.main, *argv, "--volume", tmp_path / "other.npy")
+    assert message == f"{tmp_path / 'other.npy'}: is not the volume of {trained.config}: other voxels are missing"
+    assert not (tmp_path / "blob").exists()
+
+
+def test_decompress_warns_where_others_are_missing(fields, tmp_path, capsys):
+    array, _ = holed()
+    array[4, 6, 3] = np.nan
+    array[2, 1, 2] = 25
+    np.save(tmp_path / "other.npy", array)
+    decompress(fields["float32"].blob, tmp_path / "out.npy", "--volume", tmp_path / "other.npy")
+    output = capsys.readouterr()
+    assert output.err == (f"net_decompress.py: warning: {tmp_path / 'other.npy'}: other voxels are missing than in "
+                          f"{fields['float32'].blob}, left out in either\n")  # fmt: skip
+    assert float(results(output.out)["psnr"]) > 35
+    np.save(tmp_path / "whole.npy", slanted(SHAPE))
+    decompress(fields["float32"].blob, tmp_path / "out.npy", "--volume", tmp_path / "whole.npy")
+    assert float(results(capsys.readouterr().out)["psnr"]) > 35
+
+
+@pytest.mark.parametrize("missing", [0, "", "AAAA", "ä", [], "x" * 50, "AAAAAAAAAAAA", {}])
+def test_hostile_masks_in_a_configuration(missing, tmp_path):
+    array, _ = holed()
+    np.save(tmp_path / "v.npy", array)
+    trained = train(tmp_path / "v.npy", tmp_path, "--fill", "nan")
+    trained.config.write_text(json.dumps({**trained.settings, "missing": missing}))
+    argv = ("--net", trained.network, "--config", trained.config, "--compressed", tmp_path / "blob")
+    assert "does not describe a field: " in error_of(net_compress.main, *argv)
