@@ -65,8 +65,9 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--volume",
         required=True,
-        help="volume to fit, .npy or .vti; axis 0 is x. Of a time series an array [t, x, y, z], or the files of its "
-        "steps as a quoted pattern, 'run/*.vti', which are taken in natural order",
+        help="volume to fit: .npy .raw .vti .vtk .vtkhdf .mhd .mha .nrrd .nhdr .nii .nii.gz .tif, or a folder of DICOM "
+        "slices; axis 0 is x. Of a time series an array [t, x, y, z], or the files of its steps as a quoted pattern, "
+        "'run/*.vti', which are taken in natural order",
     )
     cli.add_volume_arguments(group)
     group.add_argument(

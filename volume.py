@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 SLAB = 1 << 20  # values looked at in one go
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -71,6 +72,18 @@ def limits(values: np.ndarray, fill: np.generic | None = None) -> tuple[np.ndarr
     if not ends:
         raise ValueError("every voxel is missing")
     return np.min([low for low, _ in ends], axis=0), np.max([high for _, high in ends], axis=0)
+
+
+def oriented(path: str, array: np.ndarray, steps: np.ndarray, origin: np.ndarray, **more: str) -> Volume:
+    """The volume whose voxels lie a column of `steps` (3 x 3) apart along each axis."""
+    spacing = np.linalg.norm(steps, axis=0)
+    if not (np.isfinite(steps).all() and np.isfinite(origin).all() and (spacing > 0).all()):
+        raise VolumeError(f"{path}: expected axes of finite length, found {steps.T.tolist()} from {np.ravel(origin)}")
+    direction = steps / spacing + 0.0
+    if np.abs(direction.T @ direction - np.eye(3)).max() > 1e-3:
+        raise VolumeError(f"{path}: expected axes at right angles, found {direction.T.tolist()}")
+    spacing, origin, direction = (tuple(np.ravel(part).tolist()) for part in (spacing, origin, direction))
+    return Volume(array, spacing, origin, direction=direction, **more)
 
 
 @dataclasses.dataclass(frozen=True)

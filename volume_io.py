@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 
 import numpy as np
 
 import volume_readers
 import volume_series
 from volume import RawLayout, Volume, VolumeError, is_missing, limits, slabs, suffix_of
+
+READERS = {
+    **dict.fromkeys((".nrrd", ".nhdr"), volume_readers.read_nrrd),
+    **dict.fromkeys(volume_readers.BY_VTK, volume_readers.read_by_vtk),
+}
 
 
 def read_volume(
@@ -35,28 +41,40 @@ def read_volume(
         if d_in not in (None, 4):
             raise VolumeError(f"{path}: several files are a time series, of 4 axes: expected --d_in 4, found {d_in}")
         return volume_series.read_steps(path, lambda step: read_volume(step, 3, d_out, array, layout, fill))
+    volume = _read(path, d_in, d_out, array, layout)
+    values = _native(path, volume.array)
+    volume = dataclasses.replace(volume, array=values, fill=None if fill is None else _fill(path, values.dtype, fill))
+    _check(path, volume, d_in or len(volume.spacing), d_out)
+    return volume
+
+
+def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, layout: RawLayout | None) -> Volume:
+    """What is in a file, in the number of axes that is asked for where it can have it, unchecked."""
+    is_folder, suffix = os.path.isdir(path), suffix_of(path)
     try:
-        with open(path, "rb") as file:
+        with open(os.devnull if is_folder else path, "rb") as file:
             start = file.read(8)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
-    suffix = suffix_of(path)
-    if layout is not None and suffix != ".raw":
-        raise VolumeError(f"{path}: --shape, --dtype and --endian describe a headerless file (.raw)")
-    if array is not None and suffix != ".vti":
-        raise VolumeError(f"{path}: --array picks one of several arrays of a file, this one holds one without a name")
-    if start[:6] == b"\x93NUMPY":
-        volume = volume_readers.read_npy(path, d_in, d_out)
-    elif suffix == ".vti":
-        volume = _with_axes(volume_readers.read_vti(path, array), d_in or 3)
-    elif layout is not None:
-        volume = _with_axes(volume_readers.read_raw(path, layout), d_in or 3)
-    else:
-        raise VolumeError(f"{path}: expected a NumPy array (.npy) or VTK image data (.vti), found {start!r}...")
-    array = _native(path, volume.array)
-    volume = dataclasses.replace(volume, array=array, fill=None if fill is None else _fill(path, array.dtype, fill))
-    _check(path, volume, d_in or len(volume.spacing), d_out)
-    return volume
+    is_npy = start[:6] == b"\x93NUMPY"
+    reader = volume_readers.read_by_vtk if is_folder else READERS.get(suffix)
+    if layout is not None and (is_npy or reader):
+        raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")
+    if array is not None and (is_npy or suffix not in volume_readers.OF_ARRAYS):
+        raise VolumeError(f"{path}: --array picks one of several arrays by its name, this one's has none")
+    layout = layout or volume_readers.layout_of_name(path)
+    if is_npy:
+        return volume_readers.read_npy(path, d_in, d_out)
+    if array is not None:
+        return _with_axes(volume_readers.read_by_vtk(path, array), d_in or 3)
+    if reader:
+        return _with_axes(reader(path), d_in or 3)
+    if layout is not None:
+        return _with_axes(volume_readers.read_raw(path, layout), d_in or 3)
+    raise VolumeError(
+        f"{path}: expected a volume (.npy {' '.join(READERS)}, a folder of DICOM files, or a headerless file with "
+        f"--shape and --dtype or a name like a_256x256x128_uint8.raw), found {start!r}..."
+    )
 
 
 def _with_axes(volume: Volume, d_in: int) -> Volume:
@@ -107,6 +125,9 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
         raise VolumeError(f"{path}: is empty: shape {array.shape}")
     if not all(0 < s < math.inf for s in volume.spacing):
         raise VolumeError(f"{path}: expected a positive spacing, found {volume.spacing}")
+    direction = np.reshape(volume.direction, (3, 3))
+    if not np.abs(direction.T @ direction - np.eye(3)).max() <= 1e-3:
+        raise VolumeError(f"{path}: expected axes of unit length, at right angles, found {direction.T.tolist()}")
     values = array if d_out > 1 else array[..., None]
     try:
         low, high = limits(values, volume.fill)  # NaN when there is one

@@ -66,8 +66,8 @@ def test_train_refuses_bad_volumes(tmp_path):
     (tmp_path / "text.txt").write_text("hello")
     cases |= {
         "missing": (tmp_path / "missing.npy", ["No such file"]),
-        "folder": (tmp_path, ["directory"]),
-        "foreign": (tmp_path / "text.txt", ["expected a NumPy array"]),
+        "folder": (tmp_path, ["folder of DICOM files"]),
+        "foreign": (tmp_path / "text.txt", ["expected a volume"]),
     }
     before = listing(tmp_path)
     for path, words in cases.values():
