@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import sys
 
 import numpy as np
 
@@ -99,7 +100,11 @@ def _native(path: str, array: np.ndarray) -> np.ndarray:
     if array.dtype == dtype:
         return array
     with np.errstate(over="ignore"):  # becomes infinite, which is refused
-        return np.asarray(array).astype(dtype)  # a plain array: the copy is no memory map
+        result = np.asarray(array).astype(dtype)  # a plain array: the copy is no memory map
+    n_changed = np.count_nonzero((result != array) & ~np.isnan(array)) if array.dtype.itemsize > 8 else 0
+    if n_changed:
+        print(f"warning: {path}: {n_changed} values of {array.dtype} rounded to float64", file=sys.stderr)
+    return result
 
 
 def _fill(path: str, dtype: np.dtype, fill: float) -> np.generic:
