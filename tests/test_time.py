@@ -194,6 +194,23 @@ def test_time_of_a_single_volume(tmp_path):
     assert "expected a time series" in message
 
 
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".nii.gz", ".raw"])
+def test_other_formats_hold_one_time(blob, whole, tmp_path, suffix, capsys):
+    argv = ("--compressed", blob, "--recon", tmp_path / f"o{suffix}")
+    before = listing(tmp_path)
+    for flags in ((), ("--time", "1:2")):
+        message = error_of(net_decompress.main, *argv, *flags)
+        assert suffix in message and "a time series is written as" in message
+    assert listing(tmp_path) == before
+    capsys.readouterr()
+    script(*argv, "--time", "1")
+    recon = results(capsys.readouterr().out)["recon"]
+    if suffix == ".raw":
+        assert np.array_equal(np.fromfile(recon, "<f4").reshape(SHAPE[1:], order="F"), whole[1])
+    else:
+        assert recon == str(tmp_path / f"o{suffix}")
+
+
 def test_time_and_points(blob, tmp_path):
     message = error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / "p.npy", "--time", "0")
     assert "--points and --time" in message
