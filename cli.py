@@ -97,6 +97,8 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_args(joined)
 
     def error(self, message: str) -> None:
+        if message.startswith("unrecognized") and " -" not in message:  # what a shell makes of --volume run/*.vti
+            message = f"{message}: put a pattern of files in quotes"
         raise UserError(f"{message} (see --help)")
 
     def add_device_arguments(self) -> None:

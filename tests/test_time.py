@@ -272,6 +272,20 @@ def test_debug_volumes_are_not_of_a_series(tmp_path):
     assert "--enable-vol-debug" in message and "time series" in message
 
 
+def test_a_pattern_without_quotes():
+    message = error_of(train_script.main, "--volume", "step_1.vti", "step_2.vti", "step_3.vti")
+    assert "step_2.vti step_3.vti" in message and "in quotes" in message
+    assert "quotes" not in error_of(train_script.main, "--volume", "step_1.vti", "--nosuch")
+
+
+def test_a_single_file_is_no_series(tmp_path):
+    for n_components in (1, 4):
+        vtk_write(tmp_path / "v.vti", np.stack([slanted((4, 3, 2))] * n_components, axis=-1))
+        outputs = ("--network", tmp_path / "n.pth", "--config", tmp_path / "n.json")
+        message = error_of(train_script.main, "--volume", tmp_path / "v.vti", "--d_in", 4, *outputs)
+        assert "v.vti: expected a time series" in message
+
+
 def test_d_in_of_a_pattern(tmp_path):
     np.save(tmp_path / "v0.npy", slanted(SHAPE[1:]))
     outputs = ("--network", tmp_path / "n.pth", "--config", tmp_path / "n.json")
