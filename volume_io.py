@@ -57,7 +57,6 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
             start = file.read(8)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
-<<<<<<< HEAD
     is_npy = start[:6] == b"\x93NUMPY"
     reader = volume_readers.read_by_vtk if is_folder else READERS.get(suffix)
     if layout is not None and (is_npy or reader):
@@ -77,30 +76,12 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
         f"{path}: expected a volume (.npy {' '.join(READERS)}, a folder of DICOM files, or a headerless file with "
         f"--shape and --dtype or a name like a_256x256x128_uint8.raw), found {start!r}..."
     )
-=======
-    suffix = suffix_of(path)
-    if layout is not None and suffix != ".raw":
-        raise VolumeError(f"{path}: --shape, --dtype and --endian describe a headerless file (.raw)")
-    if array is not None and suffix != ".vti":
-        raise VolumeError(f"{path}: --array picks one of several arrays of a file, this one holds one without a name")
-    if start[:6] == b"\x93NUMPY":
-        volume = volume_readers.read_npy(path, d_in, d_out)
-    elif suffix == ".vti":
-        volume = _with_axes(volume_readers.read_vti(path, array), min(d_in or 3, 3))
-    elif layout is not None:
-        volume = _with_axes(volume_readers.read_raw(path, layout), min(d_in or 3, 3))
-    else:
-        raise VolumeError(f"{path}: expected a NumPy array (.npy) or VTK image data (.vti), found {start!r}...")
-    array = _native(path, volume.array)
-    volume = dataclasses.replace(volume, array=array, fill=None if fill is None else _fill(path, array.dtype, fill))
-    _check(path, volume, d_in or len(volume.spacing), d_out)
-    return volume
->>>>>>> 7b39783 (A pattern without quotes, and a single file as a series, are refused by name)
 
 
 def _with_axes(volume: Volume, d_in: int) -> Volume:
     """An array (x, y, z, components) without the axes of one voxel beyond `d_in`, and without a sole component's."""
     array, shape = volume.array, volume.array.shape
+    d_in = min(d_in, 3)  # four are refused
     if math.prod(shape[d_in:-1]) == 1:
         array = array.reshape(*shape[:d_in], shape[-1])
     if shape[-1] == 1:
