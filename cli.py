@@ -152,6 +152,17 @@ def fill_text(text: str) -> str:
     return text
 
 
+def interval(text: str) -> tuple[int | float, int | float]:
+    """An argparse type: two finite numbers LO,HI, the lower first."""
+    try:
+        low, high = map(to_number, text.split(","))
+        if not -math.inf < low < high < math.inf:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise ArgumentTypeError(f"expected two numbers LO,HI, the lower first, found {text!r}") from None
+    return low, high
+
+
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     """An argparse type: an integer of at least `low` and at most `high`."""
     limits = f"of at least {low}" if high is None else f"from {low} to {high}"

@@ -184,27 +184,33 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> net_coder.Fi
         raise cli.UserError(f"{path}: does not describe a field: {error}") from None
 
 
-def read_volume_of(opt: Namespace, config: SirenConfig, header: net_coder.FieldHeader | None) -> Volume | None:
-    """--volume, where it is given. Raises UserError unless it is the one that `header`, of --config, speaks of."""
+def read_volume_of(
+    opt: Namespace, settings: dict, config: SirenConfig, header: net_coder.FieldHeader | None
+) -> tuple[Volume | None, net_coder.FieldHeader | None]:
+    """--volume, where it is given, and what a blob says about it, not clipped.
+
+    Raises UserError unless it is the one that the configuration, and its `header`, speak of.
+    """
     if not opt.volume:
-        return None
+        return None, None
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
     volume = read_volume(opt.volume, config.d_in, config.d_out, opt.array, layout, header and header.fill)
-    if header is None:
-        return volume
     found = describe(volume, config.d_in)
+    if header is None:
+        return volume, found
     if found.shape != header.shape:
         raise cli.UserError(
             f"{opt.volume}: expected shape {header.shape}, as in {opt.config}, found {volume.array.shape}"
         )
-    if found.low.dtype != header.low.dtype or [*found.low, *found.high] != [*header.low, *header.high]:
+    values, expected = ValueRange.of(found), settings.get("clipped_from") or settings["value_range"]
+    if values.dtype != header.low.dtype or values.pairs() != expected:
         raise cli.UserError(
-            f"{opt.volume}: is not the volume of {opt.config}: expected {header.low.dtype} from {header.low} to "
-            f"{header.high}, found {found.low.dtype} from {found.low} to {found.high}"
+            f"{opt.volume}: is not the volume of {opt.config}: expected {header.low.dtype} of range {expected}, found "
+            f"{values.dtype} of range {values.pairs()}"
         )
     if not mask.same(found.missing, header.missing):
         raise cli.UserError(f"{opt.volume}: is not the volume of {opt.config}: other voxels are missing")
-    return volume
+    return volume, found
 
 
 def quantise_network(
@@ -252,22 +258,24 @@ def main(argv: Sequence[str]) -> None:
     if settings.get("weights_crc32", weights_crc32(state)) != weights_crc32(state):
         raise cli.UserError(f"{opt.config}: belongs to other weights than {opt.net}: their checksums differ")
     header = field_header(opt.config, settings, config)
-    volume = read_volume_of(opt, config, header)
+    volume, found = read_volume_of(opt, settings, config, header)
     if header is None and volume is None:
         raise cli.UserError(f"{opt.config}: holds no shape and range: give the original volume with --volume")
-    header = header or describe(volume, config.d_in)
+    header = header or found
 
     started = time.monotonic()
     net = FieldNet(config)
     net.load_state_dict(state)
-    psnr = settings.get("psnr")
+    psnr = settings.get("psnr_clipped", settings.get("psnr"))
     is_likely = isinstance(psnr, int | float) and 0 < psnr < 300
     layers = quantise_network(opt, net, header, volume, psnr if is_likely else None)
     blob = net_coder.encode(header, [(dataclasses.asdict(config), layers)])
     cli.write_files({opt.compressed: blob})
     if volume:
         decoded = NeuralField.open(opt.compressed, n_threads=opt.num_workers).on_grid()
-        cli.report(**compare(volume.array, decoded, ValueRange.of(header)).report())
+        cli.report(**compare(volume.array, decoded, ValueRange.of(found)).report())
+        if settings.get("clipped_from"):
+            cli.report(psnr_clipped=f"{compare(volume.array, decoded, ValueRange.of(header)).psnr:.3f}")
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)
     cli.report(
         bytes=len(blob),

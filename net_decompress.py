@@ -169,7 +169,9 @@ def read_field(opt: Namespace, device: object) -> tuple[NeuralField, np.ndarray 
                 f"{opt.volume}: expected shape {header.shape}, as in {opt.compressed}, found {volume.array.shape}"
             )
         if [*found.low, *found.high] != [*header.low, *header.high]:
-            print(f"net_decompress.py: warning: {opt.volume}: has another range than {opt.compressed}", file=sys.stderr)
+            is_within = (found.low <= header.low).all() and (header.high <= found.high).all()
+            what = f"has another range than {opt.compressed}{', which may be clipped' if is_within else ''}"
+            print(f"net_decompress.py: warning: {opt.volume}: {what}", file=sys.stderr)
         if not mask.same(found.missing, header.missing):
             what = f"{opt.volume}: other voxels are missing than in {opt.compressed}, left out in either"
             print(f"net_decompress.py: warning: {what}", file=sys.stderr)

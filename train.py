@@ -23,13 +23,14 @@ import torch
 
 import fitting
 import net_coder
+import outliers
 import pictures
 import ranks
 from fitting import Fit, Recipe
 from neural_field import NeuralField
 from samples import Field
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
-from utils import ValueRange, compare, components_last, constant_psnr, describe
+from utils import Metrics, ValueRange, compare, components_last, describe
 from volume import RawLayout, Volume, VolumeError, raw_layout
 from volume_io import read_volume
 from volume_series import files_of
@@ -75,6 +76,12 @@ def build_parser() -> cli.ArgumentParser:
         type=cli.fill_text,
         metavar="VALUE",
         help="the value of missing voxels, a number or nan: they are left out and come back as they are",
+    )
+    group.add_argument(
+        "--clip",
+        type=cli.interval,
+        metavar="LO,HI",
+        help="clip the values to this interval first, where a few outliers would ruin their range",
     )
     group.add_argument("--network", default="thenet.pth", help="file to write the weights to")
     group.add_argument("--config", default="thenet.json", help="file to write the configuration to")
@@ -155,7 +162,9 @@ def build_parser() -> cli.ArgumentParser:
         "--seed", type=cli.whole(0, 2**63 - 1), default=0, help="of the weights and the order of samples"
     )
     group.add_argument(
-        "--target_psnr", type=cli.number(0, exclusive=True), help="end once the volume has this PSNR, in dB"
+        "--target_psnr",
+        type=cli.number(0, exclusive=True),
+        help="end once the volume, clipped as by --clip, has this PSNR, in dB",
     )
     group.add_argument(
         "--max_seconds", type=cli.number(0, exclusive=True), help="train for this time, in place of --n_passes"
@@ -199,14 +208,17 @@ def settle_recipe(opt: Namespace, n_voxels: int, config: SirenConfig) -> Recipe:
 def configuration(
     opt: Namespace,
     header: net_coder.FieldHeader,
+    whole: ValueRange,
     config: SirenConfig,
     net: FieldNet,
     psnr: float,
+    psnr_clipped: float,
     seconds: float,
 ) -> dict:
     """What thenet.json holds: the original's keys first, then what the later stages need.
 
     missing: the content of a blob's chunk M, in base64.
+    clipped_from: with --clip, the range without; psnr_clipped: then of the clipped values.
     """
     missing = base64.b64encode(net_coder.encode_missing(header.missing)).decode() if header.missing else None
     return {
@@ -230,16 +242,18 @@ def configuration(
         "omega_0": config.omega_0,
         "shape": list(header.shape),
         "dtype": header.low.dtype.name,
-        "value_range": [[low.item(), high.item()] for low, high in zip(header.low, header.high, strict=True)],
+        "value_range": ValueRange.of(header).pairs(),
         "spacing": list(header.spacing),
         "origin": list(header.origin),
         "direction": list(header.direction),
         "name": header.name,
         "units": header.units,
         "missing": missing,
+        "clipped_from": whole.pairs() if opt.clip else None,
         "seed": opt.seed,
         "n_parameters": count_parameters(config),
         "psnr": psnr if math.isfinite(psnr) else None,
+        **({"psnr_clipped": psnr_clipped if math.isfinite(psnr_clipped) else None} if opt.clip else {}),
         "seconds": seconds,
         "torch_version": torch.__version__,
         "weights_crc32": weights_crc32(net.state_dict()),
@@ -360,6 +374,29 @@ def read_axes(opt: Namespace, layout: RawLayout | None) -> Volume:
     return volume
 
 
+def settle_range(opt: Namespace, original: np.ndarray, values: ValueRange) -> ValueRange:
+    """The range that --clip leaves of `values`; without it a warning where it would help. Raises UserError."""
+    if opt.clip is None:
+        message = outliers.warning(original, values)
+        if message:
+            warn(f"{opt.volume}: {message}")
+        return values
+    try:
+        return values.clipped(*opt.clip)
+    except ValueError as error:
+        raise cli.UserError(f"--clip {opt.clip[0]},{opt.clip[1]}: {opt.volume}: {error}") from None
+
+
+def clip_report(opt: Namespace, original: np.ndarray, values: ValueRange, metrics: Metrics) -> dict[str, str | int]:
+    """With --clip the lines psnr_clipped, of the clipped values over their range, and clipped, how many those are."""
+    if opt.clip is None:
+        return {}
+    return {
+        "psnr_clipped": f"{metrics.psnr:.3f}",
+        "clipped": outliers.count_beyond(original, values.low, values.high, values.fill),
+    }
+
+
 def warn(message: str) -> None:
     """One line on stderr."""
     print(f"train.py: warning: {message}", file=sys.stderr)
@@ -382,7 +419,9 @@ def main(argv: Sequence[str]) -> None:
     if opt.fill and header.missing is None:
         warn(f"--fill {opt.fill}: no voxel of {opt.volume} has this value")
     original = components_last(volume.array, opt.d_in)
-    values = ValueRange.of(header)
+    whole = ValueRange.of(header)
+    values = settle_range(opt, original, whole)
+    header = dataclasses.replace(header, low=values.low, high=values.high)
     n_voxels = original.size // opt.d_out
     architecture = {"n_layers": opt.n_layers, "d_in": opt.d_in, "d_out": opt.d_out, "is_residual": opt.is_residual}
     config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio, **architecture), **architecture)
@@ -401,8 +440,8 @@ def main(argv: Sequence[str]) -> None:
     def decode() -> np.ndarray:
         return NeuralField.of(fit.average, header, device, opt.num_workers).on_grid()
 
-    def settings(psnr: float) -> dict:
-        return configuration(opt, header, config, fit.average, psnr, fit.seconds)
+    def settings(psnr: float, psnr_clipped: float) -> dict:
+        return configuration(opt, header, whole, config, fit.average, psnr, psnr_clipped, fit.seconds)
 
     def measure() -> float:
         return compare(volume.array, decode(), values).psnr
@@ -414,24 +453,26 @@ def main(argv: Sequence[str]) -> None:
         if not ranks.is_first():
             return
         decoded = decode()
-        metrics = compare(volume.array, decoded, values)
+        metrics = compare(volume.array, decoded, whole)
+        clipped = compare(volume.array, decoded, values) if opt.clip else metrics
     except KeyboardInterrupt:
         if fit.seconds < LONG_SECONDS or not ranks.is_first():
             raise
-        write_network(interrupted, fit.average, settings(math.nan))
+        write_network(interrupted, fit.average, settings(math.nan, math.nan))
         raise KeyboardInterrupt(f"the network so far, {fit.progress:.0%} trained, is in {interrupted[0]}") from None
 
     if debug:
         write_debug_volumes(debug, volume, decoded)
-    write_network(finished, fit.average, settings(metrics.psnr))
+    write_network(finished, fit.average, settings(metrics.psnr, clipped.psnr))
     if opt.plot:
         pictures.plot(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, metrics.psnr))
 
     n_parameters = count_parameters(config)
-    if values.extent.any() and metrics.psnr < constant_psnr(original, volume.fill) + 1:
-        warn(f"{metrics.psnr:.1f} dB is hardly better than a constant volume")
+    if values.extent.any() and clipped.psnr < 10 * math.log10(4 / field.variance) + 1:
+        warn(f"{clipped.psnr:.1f} dB is hardly better than a constant volume")
     cli.report(
         **metrics.report(),
+        **clip_report(opt, original, values, clipped),
         parameters=n_parameters,
         compression_ratio=f"{n_voxels / n_parameters:.2f}",
         **({"missing": header.missing.count} if header.missing else {}),

@@ -125,6 +125,19 @@ class ValueRange:
         """The range that a blob's header holds."""
         return cls(header.low, header.high, header.fill)
 
+    def pairs(self) -> list[list[int | float]]:
+        """(low, high) of each component, as Python's numbers."""
+        return np.stack([self.low, self.high], axis=1).tolist()
+
+    def clipped(self, low: float, high: float) -> ValueRange:
+        """The range of values that are clipped to low..high. Raises ValueError when that leaves none of this dtype."""
+        ends = [[max(end, low) for end in self.low.tolist()], [min(end, high) for end in self.high.tolist()]]
+        if any(a > b for a, b in zip(*ends, strict=True)) or (self.extent.any() and ends[0] == ends[1]):
+            raise ValueError(f"leaves no range of the values, which are from {self.low} to {self.high}")
+        if self.dtype.kind in "iu" and any(end != int(end) for end in (*ends[0], *ends[1])):
+            raise ValueError(f"expected whole numbers, the values are of {self.dtype}")
+        return ValueRange(*(np.array([self.dtype.type(end) for end in part]) for part in ends), self.fill)
+
     @property
     def dtype(self) -> np.dtype:
         return self.low.dtype
@@ -135,12 +148,15 @@ class ValueRange:
         return (self.high.astype(_wide(self.dtype)) - self.low.astype(_wide(self.dtype))).astype(np.float64)
 
     def normalise(self, values: np.ndarray) -> np.ndarray:
-        """Values of shape (..., components) -> float32 in [-1, 1], NaN where missing; of a constant component 0."""
+        """Values of shape (..., components) -> float32 in [-1, 1], NaN where missing; of a constant component 0.
+
+        Those beyond the range, of a volume that is clipped to it, become its ends.
+        """
         wide = _wide(self.dtype)
         extent = np.where(self.extent > 0, self.extent, 1.0)
         with np.errstate(over="ignore"):  # of fill values
             offset = values.astype(wide) - self.low.astype(wide)
-            unit = offset / extent
+            unit = np.clip(offset / extent, 0.0, 1.0)
             result = np.where(self.extent > 0, 2.0 * unit - 1.0, 0.0).astype(np.float32)
         result[is_missing(values, self.fill)] = np.nan
         return result
@@ -226,8 +242,8 @@ def compare(original: np.ndarray, decoded: np.ndarray, values: ValueRange | None
 
     psnr = 20 log10((max - min) / rmse), infinite when nothing differs. values: the range of the whole field, where
     `original` is a part of it or has several components, then along the last axis; `original`'s own when not given.
-    Voxels missing in one of the arrays are left out; NaN marks them in `decoded` too. All figures are NaN when no voxel
-    is left.
+    Where `original` lies beyond `values`, of a volume that is clipped to it, the nearest end counts. Voxels missing in
+    one of the arrays are left out; NaN marks them in `decoded` too. All figures are NaN when no voxel is left.
     """
     wide = _wide(original.dtype)
     values = values or value_range(original.reshape(-1, 1))
@@ -240,6 +256,7 @@ def compare(original: np.ndarray, decoded: np.ndarray, values: ValueRange | None
         if values.fill is not None:
             is_present = ~(is_missing(a, values.fill) | is_missing(b, values.fill) | is_missing(b, np.float64(np.nan)))
             a, b = a[is_present], b[is_present]
+        a = np.clip(a, values.low, values.high)
         difference = (b.astype(wide) - a.astype(wide)).astype(np.float64) / scale
         squares += np.einsum("ij,ij->j", difference, difference)
         largest = np.maximum(largest, np.abs(difference).max(axis=0, initial=0.0))

@@ -16,6 +16,7 @@ ALLOWED = {
     "siren": set(),
     "net_coder": {"entropy_coder", "mask"},
     "mask": set(),
+    "outliers": {"utils", "volume"},
     "entropy_coder": set(),
     "quantise": {"fitting", "net_coder", "samples", "siren", "utils"},
     "volume": set(),

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import SHAPE, WELL, compress, decompress, results, slanted, train
+from helpers import ROOT, SHAPE, WELL, compress, decompress, error_of, results, slanted, train
 
+import net_compress
+import outliers
+import train as train_script
+from cli import to_number
+from utils import value_range
 from volume_io import read_volume
 
 UNIT = (slanted(SHAPE).astype(float) - slanted(SHAPE).min()) / np.ptp(slanted(SHAPE))  # 0 to 1
@@ -106,3 +113,187 @@ def test_long_double_that_float64_does_not_hold_is_warned_of(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error == f"warning: {tmp_path / 'v.npy'}: 7 values of {array.dtype} rounded to float64\n"
     np.testing.assert_array_equal(volume.array, array.astype(np.float64))
+
+
+# --- outliers ---------------------------------------------------------------------------------------
+
+N_OUTLIERS = 6
+
+
+def spiked(low: float = -300.0, high: float = 1e6, dtype: str = "float32") -> np.ndarray:
+    """A smooth field from 0 to 1 (of integers, to 100) of 16^3 voxels, with three outliers on either side."""
+    wave = np.sin(np.indices((16, 16, 16)).sum(axis=0) / 6)
+    array = ((wave - wave.min()) / np.ptp(wave) * (100 if np.dtype(dtype).kind in "iu" else 1)).astype(dtype)
+    array.flat[[5, 1000, 4000]], array.flat[[17, 2222, 3333]] = low, high
+    return array
+
+
+def test_outliers_are_warned_of_with_the_numbers(tmp_path, capsys):
+    np.save(tmp_path / "v.npy", spiked())
+    train(tmp_path / "v.npy", tmp_path)
+    warnings = capsys.readouterr().err.splitlines()
+    assert warnings[0] == (
+        f"train.py: warning: {tmp_path / 'v.npy'}: 6 of 4096 values lie far from all others, and make the range, "
+        "-300.0 to 1000000.0, 1000300 times as wide as these take: consider --clip 0.0,1.0"
+    )
+    train(tmp_path / "v.npy", tmp_path, "--clip", "0.0,1.0")  # as it was proposed
+    assert "--clip" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high", "expected"),
+    [
+        ("int32", -90_000, 90_000, "6 of 4096 .* -90000 to 90000, 1800 times .* --clip 0,100"),
+        ("uint16", 0, 60_000, "3 of 4096 .* 0 to 60000, 600 times .* --clip 0,100"),
+        ("int64", 2**60, -(2**62), f"6 of 4096 .* {-(2**62)} to {2**60}, 57646075230342352 times .* --clip 0,100"),
+    ],
+)
+def test_outliers_among_integers(dtype, low, high, expected, tmp_path, capsys):
+    np.save(tmp_path / "v.npy", spiked(low, high, dtype))
+    train(tmp_path / "v.npy", tmp_path)
+    assert re.search(expected, capsys.readouterr().err)
+
+
+def test_outliers_of_one_component_and_far_from_zero(tmp_path, capsys):
+    plain, spikes = (1e5 + 1e-3 * spiked(0.5, high, "float64") for high in (0.5, 1e3))
+    np.save(tmp_path / "v.npy", np.stack([plain, spikes], axis=-1))
+    train(tmp_path / "v.npy", tmp_path, "--d_in", 3)
+    error = capsys.readouterr().err
+    others = np.sort(spikes.ravel())[:-3]
+    assert "component 1: 3 of 4096 values lie far" in error and f"--clip {others[0]},{others[-1]}\n" in error
+
+
+def sparse(shape=(16, 16, 16)) -> np.ndarray:
+    """An object of three voxels in an even background."""
+    array = np.zeros(shape, np.uint8)
+    array[8, 8, 7:10] = 100, 255, 100
+    return array
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        sparse(),
+        slanted(SHAPE),
+        np.ones((4, 3, 2)),
+        np.random.default_rng(0).standard_normal((20, 20, 20)),
+        np.random.default_rng(0).exponential(size=(20, 20, 20)),
+        np.random.default_rng(0).lognormal(size=(20, 20, 20)),
+        np.where(np.indices((16, 16, 16)).sum(0) < 8, 255, 0).astype(np.uint8),
+    ],
+    ids=["sparse", "slope", "constant", "normal", "exponential", "lognormal", "a corner"],
+)
+def test_other_volumes_are_not_warned_of(array):
+    values = value_range(array[..., None])
+    assert outliers.warning(array[..., None], values) is None
+
+
+def test_the_volumes_of_the_repository_are_not_warned_of():
+    array = np.load(ROOT / "volumes" / "test_vol.npy")[..., None]
+    assert outliers.warning(array, value_range(array)) is None
+
+
+def test_missing_voxels_are_no_outliers(tmp_path):
+    array = spiked(0.5, 1e30)[..., None]
+    fill = np.float32(1e30)
+    assert outliers.warning(array, value_range(array, fill)) is None
+    assert outliers.warning(array, value_range(array)) is not None
+
+
+@pytest.mark.parametrize(("dtype", "clip"), [("float32", "-0.5,1.5"), ("float64", "0,1"), ("int32", "0,100")])
+def test_clip_spends_the_range_on_the_others(dtype, clip, tmp_path, capsys):
+    array = spiked(-300, 1e6, dtype)
+    low, high = map(float, clip.split(","))
+    decoded, printed = chain(array, tmp_path, "--clip", clip, "--n_passes", 20)
+    assert decoded.dtype == array.dtype and decoded.min() >= low and decoded.max() <= high
+    settings = json.loads((tmp_path / "thenet.json").read_text())
+    clipped = array.clip(low, high)
+    assert settings["value_range"] == [[clipped.min(), clipped.max()]]
+    assert settings["clipped_from"] == [[array.min(), array.max()]]
+    assert settings["psnr"] == pytest.approx(float(printed[0]["psnr"]), abs=1e-3)
+    assert settings["psnr_clipped"] == pytest.approx(float(printed[0]["psnr_clipped"]), abs=1e-3)
+    assert printed[0]["clipped"] == str(N_OUTLIERS)
+    # Every script compares with the file as it is, and train.py and net_compress.py with what it was clipped to too.
+    for stage in printed[1:]:
+        assert float(stage["psnr"]) == pytest.approx(psnr_of(array, decoded), abs=1e-3)
+    assert float(printed[1]["psnr_clipped"]) == pytest.approx(psnr_of(clipped, decoded), abs=1e-3)
+    assert psnr_of(clipped, decoded) > 30
+    error = capsys.readouterr().err
+    assert error.count("warning") == 1
+    assert f"has another range than {tmp_path / 'blob'}, which may be clipped" in error
+
+
+def test_clip_beyond_the_range_changes_nothing(tmp_path):
+    np.save(tmp_path / "v.npy", slanted(SHAPE))
+    plain = train(tmp_path / "v.npy", tmp_path)
+    for clip in ("-1e9,1e9", f"{slanted(SHAPE).min()},1e9"):
+        other = train(tmp_path / "v.npy", tmp_path, "--clip", clip)
+        assert all((plain.state[name] == other.state[name]).all() for name in plain.state)
+        assert other.settings["value_range"] == plain.settings["value_range"]
+
+
+def test_the_fineness_of_rounding_goes_by_the_clipped_values(tmp_path):
+    """Over the whole range, of a million, any network seems perfect."""
+    blobs = []
+    for array, flags in ((spiked(), ("--clip", "0,1")), (spiked().clip(0, 1), ())):
+        np.save(tmp_path / "v.npy", array)
+        blobs.append(len(compress(train(tmp_path / "v.npy", tmp_path, *flags), tmp_path / "blob")))
+    assert blobs[0] == pytest.approx(blobs[1], abs=8)
+
+
+def test_target_psnr_is_of_the_clipped_values(tmp_path):
+    np.save(tmp_path / "v.npy", spiked())
+    flags = (*WELL, "--clip", "0,1", "--target_psnr", 33, "--n_passes", 1000)
+    settings = train(tmp_path / "v.npy", tmp_path, *flags).settings
+    assert settings["psnr"] < 31.4  # what clipping alone leaves: 10 log10(4096 / 3)
+    assert 33 <= settings["psnr_clipped"] < 43
+
+
+def test_clip_and_fill_and_components(tmp_path):
+    array = np.stack([spiked(), 100 * spiked()], axis=-1)
+    array[3, 3] = np.nan
+    decoded, printed = chain(array, tmp_path, "--d_in", 3, "--clip", "0,100", "--fill", "nan", "--n_passes", 5)
+    np.testing.assert_array_equal(np.isnan(decoded), np.isnan(array))
+    assert json.loads((tmp_path / "thenet.json").read_text())["value_range"] == [[0, 100], [0, 100]]
+    assert int(printed[0]["clipped"]) == ((array < 0) | (array > 100)).sum()
+
+
+@pytest.mark.parametrize("clip", ["1", "1,2,3", "2,1", "1,1", "nan,1", "0,inf", "a,b", ",", ""])
+def test_clip_is_an_interval(clip):
+    message = error_of(train_script.main, "--volume", "v.npy", f"--clip={clip}")
+    assert message.startswith(f"argument --clip: expected two numbers LO,HI, the lower first, found {clip!r}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "clip", "expected"),
+    [
+        ("float32", "2e6,3e6", "leaves no range of the values, which are from [-300.] to [1.e+06]"),
+        ("float32", "1e6,3e6", "leaves no range of the values"),
+        ("int32", "0.5,50", "expected whole numbers, the values are of int32"),
+    ],
+)
+def test_clip_that_leaves_nothing(dtype, clip, expected, tmp_path):
+    np.save(tmp_path / "v.npy", spiked(-300, 1e6, dtype))
+    message = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--clip", clip, "--network", tmp_path / "n")
+    shown = ",".join(str(to_number(end)) for end in clip.split(","))
+    assert message.startswith(f"--clip {shown}: {tmp_path / 'v.npy'}: ")
+    assert expected in message and not (tmp_path / "n").exists()
+
+
+def test_compress_refuses_another_volume_than_the_clipped_one(tmp_path):
+    np.save(tmp_path / "v.npy", spiked())
+    trained = train(tmp_path / "v.npy", tmp_path, "--clip", "0.25,0.75")
+    for other in (spiked().clip(0.5, 0.6), spiked() + 10, spiked().clip(0.3, 1)):
+        np.save(tmp_path / "other.npy", other)
+        argv = ("--net", trained.network, "--config", trained.config, "--compressed", tmp_path / "blob")
+        message = error_of(net_compress.main, *argv, "--volume", tmp_path / "other.npy")
+        assert "is not the volume of" in message
+
+
+@pytest.mark.parametrize("found", [0, "01", [1], [[1, 0]], [[-300, 1e7]], {"a": 1}, True, [[math.nan, 1]]])
+def test_hostile_ranges_in_a_configuration(found, tmp_path):
+    np.save(tmp_path / "v.npy", spiked())
+    trained = train(tmp_path / "v.npy", tmp_path, "--clip", "0,1")
+    trained.config.write_text(json.dumps({**trained.settings, "clipped_from": found}))
+    argv = ("--net", trained.network, "--config", trained.config, "--compressed", tmp_path / "blob")
+    assert "is not the volume of" in error_of(net_compress.main, *argv, "--volume", tmp_path / "v.npy")
