@@ -332,6 +332,8 @@ def _tiff_pages(path: str) -> list[dict[int, tuple]]:
             is_big = {42: False, 43: True}[unpack("H")[0]]
             count, place = ("Q", "Q") if is_big else ("H", "I")
             offset = unpack("HHQ" if is_big else "I")[-1]
+            if not offset:
+                raise ValueError("it has no pages")
             while offset:
                 if offset in seen:
                     raise ValueError("its pages go round in a circle")

@@ -665,7 +665,9 @@ def test_tiff_that_vtk_would_misread(tmp_path):
         assert message in refusal(path)
 
 
-def test_tiff_whose_pages_go_in_circles(tmp_path):
+def test_tiff_whose_pages_go_in_circles_or_are_not_there(tmp_path):
+    (tmp_path / "a.tif").write_bytes(b"II*\0\0\0\0\0")
+    assert "no pages" in refusal(tmp_path / "a.tif")
     content = bytearray(tiff(slanted(SHAPE)))
     content[-4:] = content[4:8]
     (tmp_path / "a.tif").write_bytes(content)
