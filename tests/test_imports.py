@@ -59,6 +59,10 @@ def test_modules_import_only_what_lies_below_them(module):
     assert imported(ROOT / f"{module}.py") & MODULES <= ALLOWED[module]
 
 
+def test_the_plugin_imports_what_evaluates_a_blob():
+    assert imported(ROOT / "paraview" / "neurcomp_reader.py") & MODULES <= {"net_coder", "neural_field", "utils"}
+
+
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
 def test_scripts_do_not_import_each_other(script):
     assert not imported(ROOT / f"{script}.py") & SCRIPTS

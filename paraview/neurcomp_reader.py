@@ -1,0 +1,207 @@
+"""ParaView plugin: opens a blob as image data and evaluates as much of it as is asked for.
+
+Load it with Tools > Manage Plugins > Load New, or start ParaView with this folder in PV_PLUGIN_PATH. It finds the
+suite's modules in the folder above its own; of ParaView's Python it needs NumPy alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - ParaView brings its own Python
+    raise ImportError(f"neurcomp_reader: expected a ParaView with Python 3.10 or newer, found {sys.version}")
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded: the field has threads of its own
+
+import numpy as np
+from paraview.util.vtkAlgorithm import VTKPythonAlgorithmBase, smdomain, smhint, smproperty, smproxy
+from vtkmodules.util.numpy_support import numpy_to_vtk
+from vtkmodules.vtkCommonCore import vtkDataArray, vtkOutputWindow
+from vtkmodules.vtkCommonDataModel import vtkDataObject, vtkImageData
+from vtkmodules.vtkCommonExecutionModel import vtkAlgorithm
+from vtkmodules.vtkCommonExecutionModel import vtkStreamingDemandDrivenPipeline as Pipeline
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+from net_coder import BlobError
+from neural_field import NeuralField
+from utils import Grid
+
+MAX_POINTS = 1 << 24  # along an axis: a blob of a few bytes may claim 2^32, and ParaView takes no more than 2^31
+LEVELS = "".join(  # the property holds integers: the binary logarithm of the factor
+    f'<Entry text="{factor}" value="{level}"/>' for level, factor in enumerate(("1/4", "1/2", "1", "2", "4"), -2)
+)
+
+
+class FieldError(Exception):
+    """What is asked for cannot be shown; the message says why."""
+
+
+class Aborted(Exception):
+    """The user has stopped the evaluation."""
+
+
+@smproxy.reader(
+    name="NeurcompReader",
+    label="Neurcomp Reader",
+    support_reload=False,
+    file_description="Neural fields",
+    extensions="nvc",
+    filename_patterns="compressed_out",
+)
+@smproperty.xml('<DoubleVectorProperty name="TimestepValues" information_only="1" si_class="vtkSITimeStepsProperty"/>')
+class NeurcompReader(VTKPythonAlgorithmBase):
+    """The field of a blob as vtkImageData: one point array and, on request, its gradient."""
+
+    def __init__(self):
+        super().__init__(nInputPorts=0, nOutputPorts=1, outputType="vtkImageData")
+        self._path, self._field, self._with_gradient, self._level = "", None, 0, 0
+
+    # --- properties ---
+
+    @smproperty.stringvector(name="FileName", default_values="")
+    @smdomain.filelist()
+    @smhint.filechooser(extensions="nvc", file_description="Neural fields")
+    def SetFileName(self, path):
+        self._path, self._field = path or "", None
+        self.Modified()
+
+    @smproperty.intvector(name="Gradient", default_values=0)
+    @smdomain.xml(
+        '<BooleanDomain name="bool"/>'
+        "<Documentation>Add the exact gradient, in units of value per unit of length.</Documentation>"
+    )
+    def SetGradient(self, with_gradient):
+        self._with_gradient = with_gradient
+        self.Modified()
+
+    @smproperty.intvector(name="Resolution", default_values=0)
+    @smdomain.xml(
+        f'<EnumerationDomain name="enum">{LEVELS}</EnumerationDomain>'
+        "<Documentation>Points per voxel along every axis, within the same extent.</Documentation>"
+    )
+    def SetResolution(self, level):
+        self._level = level
+        self.Modified()
+
+    @smproperty.doublevector(
+        name="DataRange",
+        information_only=1,
+        panel_visibility="default",
+        number_of_elements=2,
+        default_values=(0.0, 0.0),
+    )
+    def GetDataRange(self):
+        values = self._field and self._field.values
+        return (float(values.low.min()), float(values.high.max())) if values else (0.0, 0.0)
+
+    # --- pipeline ---
+
+    def ProcessRequest(self, request, in_info, out_info):
+        """Answer a request of VTK's pipeline; bad input is one line in ParaView's message window, and no data."""
+        try:
+            return super().ProcessRequest(request, in_info, out_info)
+        except Aborted:
+            return 1
+        except OSError as error:
+            message = f"cannot be read: {error.strerror}"
+        except (BlobError, FieldError, MemoryError) as error:
+            message = str(error)
+        vtkOutputWindow.GetInstance().DisplayErrorText(f"{self._path or 'FileName'}: {message}\n")
+        out_info.GetInformationObject(0).Set(Pipeline.WHOLE_EXTENT(), (0, -1) * 3, 6)
+        return 1  # 0 would add VTK's account of its own state, twice
+
+    def RequestInformation(self, request, in_info, out_info):
+        """Say what there is; nothing is evaluated."""
+        info = out_info.GetInformationObject(0)
+        for key in (Pipeline.TIME_STEPS(), Pipeline.TIME_RANGE()):  # of a previous file
+            info.Remove(key)
+        if self._field is None:
+            self._field = NeuralField.open(self._path, n_threads=os.cpu_count() or 1)
+        header, grid = self._field.header, self._grid(0.0)
+        spacing, origin = self._geometry(grid)
+        info.Set(Pipeline.WHOLE_EXTENT(), [end for n in in_space(grid.shape, 1) for end in (0, n - 1)], 6)
+        info.Set(vtkDataObject.SPACING(), spacing, 3)
+        info.Set(vtkDataObject.ORIGIN(), origin, 3)
+        info.Set(vtkDataObject.DIRECTION(), header.direction, 9)
+        info.Set(vtkAlgorithm.CAN_PRODUCE_SUB_EXTENT(), 1)
+        if len(header.shape) == 4:
+            times = header.origin[0] + header.spacing[0] * np.arange(header.shape[0])
+            info.Set(Pipeline.TIME_STEPS(), times.tolist(), len(times))
+            info.Set(Pipeline.TIME_RANGE(), (times[0], times[-1]), 2)
+        return 1
+
+    def RequestData(self, request, in_info, out_info):
+        """Evaluate the extent and the time that are asked for, and nothing else."""
+        info = out_info.GetInformationObject(0)
+        extent, image = info.Get(Pipeline.UPDATE_EXTENT()), vtkImageData.GetData(info)
+        box = [slice(first, last + 1) for first, last in zip(extent[::2], extent[1::2], strict=True)]
+        if any(part.start >= part.stop for part in box):
+            return 1
+        header, step = self._field.header, 0.0
+        if len(header.shape) == 4:
+            time = info.Get(Pipeline.UPDATE_TIME_STEP()) if info.Has(Pipeline.UPDATE_TIME_STEP()) else header.origin[0]
+            step = min(max((time - header.origin[0]) / header.spacing[0], 0.0), header.shape[0] - 1.0)
+            image.GetInformation().Set(vtkDataObject.DATA_TIME_STEP(), time)
+            box.insert(0, slice(0, 1))
+        grid = self._grid(step)
+        spacing, origin = self._geometry(grid)
+        arrays = self._evaluate(grid.part(tuple(box[: len(grid.axes)])))
+        image.SetExtent(extent)
+        image.SetSpacing(spacing)
+        image.SetOrigin(origin)
+        image.SetDirectionMatrix(header.direction)
+        for name, array in arrays.items():
+            image.GetPointData().AddArray(vtk_array(name, array, image.GetDimensions()))
+        image.GetPointData().SetActiveScalars(header.name)
+        return 1
+
+    # --- evaluation ---
+
+    def _grid(self, step: float) -> Grid:
+        """Where the field is evaluated at this resolution, within its own extent; of a time series at one step."""
+        shape, factor = self._field.shape, 2.0**self._level
+        counts = tuple(n if n == 1 else max(round((n - 1) * factor), 1) + 1 for n in shape[-3:])
+        if max(*shape, *counts) > MAX_POINTS:
+            raise FieldError(f"expected at most {MAX_POINTS} points along an axis, found {max(*shape, *counts)}")
+        return self._field.grid(resolution=counts, time=step if len(shape) == 4 else None)
+
+    def _geometry(self, grid: Grid) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        spacing, origin = grid.geometry(self._field.header)
+        return in_space(spacing, 1.0), in_space(origin, 0.0)
+
+    def _evaluate(self, grid: Grid) -> dict[str, np.ndarray]:
+        """The values on a grid and, when asked for, the gradient, by the names of their arrays."""
+        field, name = self._field, self._field.header.name
+        n_bytes = 8 * math.prod(grid.shape) * len(field.values.low) * (1 + 3 * self._with_gradient)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+        if n_bytes > memory:
+            found = f"{n_bytes / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f} GiB"
+            raise FieldError(f"the points asked for, {' x '.join(map(str, grid.shape))}, take {found}")
+
+        def advance(fraction: float) -> None:
+            self.UpdateProgress(fraction)
+            if self.CheckAbort():
+                raise Aborted
+
+        share = 0.3 if self._with_gradient else 1.0  # of the time, for the values
+        arrays = {name: field.on_grid(grid, on_progress=lambda fraction: advance(share * fraction))}
+        if self._with_gradient:
+            gradient = field.gradient_on_grid(grid, lambda fraction: advance(share + (1 - share) * fraction))
+            arrays[f"{name}_gradient"] = gradient[..., -3:]  # without the derivative by time
+        return arrays
+
+
+def in_space(figures: tuple, missing: float) -> tuple:
+    """The figures of a field's axes, without time's, filled up to VTK's three."""
+    return (*figures[-3:], *(missing,) * (3 - len(figures)))
+
+
+def vtk_array(name: str, array: np.ndarray, size: tuple[int, ...]) -> vtkDataArray:
+    """The values of an array [x, y, z], or [x, y, z, components], as VTK has them: x fastest."""
+    array = array.astype(np.float32) if array.dtype == np.float16 else array  # a type that VTK does not know
+    values = array.reshape(*size, -1).transpose(2, 1, 0, 3).reshape(math.prod(size), -1)
+    data = numpy_to_vtk(np.ascontiguousarray(values), deep=True)
+    data.SetName(name)
+    return data

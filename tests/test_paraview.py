@@ -1,0 +1,363 @@
+"""The plugin in the real program: pvpython and pvbatch open blobs, without a display of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from helpers import ROOT, decompress, field_net, header_of, make_blob, vtk_read
+from vtkmodules.util.numpy_support import vtk_to_numpy
+from vtkmodules.vtkIOImage import vtkPNGReader
+
+from neural_field import NeuralField
+
+PACKAGES = "apt-get install paraview python3-paraview xvfb"
+pytestmark = pytest.mark.skipif(shutil.which("pvpython") is None, reason=f"needs ParaView: {PACKAGES}")
+
+PROLOGUE = """
+import json
+from paraview import servermanager
+from paraview.simple import *
+from vtkmodules.util.numpy_support import vtk_to_numpy
+from vtkmodules.vtkCommonDataModel import vtkDataObject
+import neural_field
+
+evaluated, result = [], {}  # the grids on which fields were evaluated; what the test is told
+original = neural_field.NeuralField.on_grid
+
+
+def on_grid(self, grid, *arguments, **keywords):
+    evaluated.append(grid.shape)
+    return original(self, grid, *arguments, **keywords)
+
+
+def dump(source):
+    image = servermanager.Fetch(source)
+    x, y, z = image.GetDimensions()
+    arrays = {}
+    for array in [image.GetPointData().GetAbstractArray(i) for i in range(image.GetPointData().GetNumberOfArrays())]:
+        values = vtk_to_numpy(array).reshape(z, y, x, -1).transpose(2, 1, 0, 3).tolist()
+        arrays[array.GetName()] = array.GetDataTypeAsString(), values
+    scalars = image.GetPointData().GetScalars()
+    return dict(
+        extent=image.GetExtent(),
+        spacing=image.GetSpacing(),
+        origin=image.GetOrigin(),
+        direction=[image.GetDirectionMatrix().GetElement(i, j) for i in range(3) for j in range(3)],
+        name=scalars.GetName() if scalars else None,
+        time=image.GetInformation().Get(vtkDataObject.DATA_TIME_STEP()),
+        arrays=arrays,
+    )
+
+
+neural_field.NeuralField.on_grid = on_grid
+"""
+
+
+@pytest.fixture(scope="module")
+def display():
+    """An X server without a screen; its name."""
+    if shutil.which("Xvfb") is None:
+        pytest.skip(f"needs Xvfb: {PACKAGES}")
+    command = ["Xvfb", "-displayfd", "1", "-noreset", "-screen", "0", "640x480x24"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        number = server.stdout.readline().strip()  # once it is ready
+        assert number, "Xvfb did not start"
+        yield f":{number}"
+        server.terminate()
+
+
+def paraview(folder: Path, program: str, script: str = "pvpython", **environment: str) -> SimpleNamespace:
+    """What a program in ParaView's Python leaves in `result`, and prints; the plugin is in PV_PLUGIN_PATH."""
+    ending = "\njson.dump(result, open('result.json', 'w'))\n"
+    (folder / "program.py").write_text(PROLOGUE + program + ending)
+    plugin = ROOT / "paraview"
+    paths = {"PV_PLUGIN_PATH": str(plugin), "PYTHONPATH": str(plugin / "debian12")}
+    run = subprocess.run(
+        [script, "program.py"],
+        cwd=folder,
+        env={**os.environ, **paths, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return SimpleNamespace(**json.loads((folder / "result.json").read_text()), output=run.stdout + run.stderr)
+
+
+def values(dumped: dict, name: str) -> np.ndarray:
+    """An array [x, y, z], or [x, y, z, components], that ParaView had."""
+    array = np.array(dumped["arrays"][name][1])
+    return array[..., 0] if array.shape[-1] == 1 else array
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-6) -> None:
+    """Equal up to the float32 rounding of another NumPy, relative to the greatest."""
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(float(np.abs(expected).max()), 1e-30))
+
+
+PLACED = {"spacing": (0.5, 1.0, 2.0), "origin": (10.0, -3.0, 0.25)}
+TURNED = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+HEADERS = {
+    "placed": header_of((9, 7, 5), -2, 3, name='a<b & "c"', direction=TURNED, **PLACED),
+    "bytes": header_of((9, 7, 5), 3, 250, "uint8"),
+    "long": header_of((3, 4, 5), -(2**40), 2**40 + 1, "int64"),
+    "half": header_of((3, 4, 5), -1, 1, "float16"),
+    "double": header_of((3, 4, 5), -1e-9, 1e200, "float64"),
+    "vectors": header_of((5, 6, 4), -1, 1, d_out=3, name="velocity"),
+    "flat": header_of((5, 1, 4), -1, 1),
+    "plane": header_of((5, 4), -1, 1, spacing=(0.5, 2.0), origin=(1.0, 2.0)),
+    "line": header_of((6,), -1, 1),
+}
+
+
+def write_blob(path: Path, header, **fields) -> None:
+    path.write_bytes(make_blob(header, field_net(d_in=len(header.shape), d_out=len(header.low), **fields)))
+
+
+def test_a_blob_is_what_net_decompress_writes(tmp_path):
+    for name, header in HEADERS.items():
+        write_blob(tmp_path / f"{name}.nvc", header)
+    told = paraview(
+        tmp_path,
+        f"""
+import sys
+for name in {list(HEADERS)}:
+    reader = OpenDataFile(name + ".nvc")
+    reader.UpdatePipelineInformation()
+    reader.UpdatePropertyInformation()
+    result[name] = [list(reader.DataRange), evaluated.copy(), dump(reader)]
+    evaluated.clear()
+result["has_torch"] = "torch" in sys.modules
+""",
+    )
+    assert not told.has_torch
+    for name, header in HEADERS.items():
+        data_range, evaluated_before, found = getattr(told, name)
+        expected = vtk_read_of(tmp_path / f"{name}.nvc")
+        assert evaluated_before == [] and data_range == [header.low.min(), header.high.max()]
+        assert found["extent"] == [end for n in expected.dimensions for end in (0, n - 1)]
+        assert tuple(found["spacing"]) == expected.spacing and tuple(found["origin"]) == expected.origin
+        assert tuple(found["direction"]) == expected.direction
+        assert found["name"] == header.name == expected.name and list(found["arrays"]) == [header.name]
+        assert found["arrays"][header.name][0] == expected.type
+        if header.low.dtype.kind == "u":
+            np.testing.assert_array_equal(values(found, header.name), expected.array)
+        else:
+            assert_close(values(found, header.name), expected.array)
+
+
+def vtk_read_of(blob: Path) -> SimpleNamespace:
+    """What net_decompress.py makes of a blob."""
+    decompress(blob, blob.with_suffix(".vti"))
+    return vtk_read(blob.with_suffix(".vti"))
+
+
+def test_a_box_or_a_slice_evaluates_no_more_than_that(tmp_path):
+    write_blob(tmp_path / "field.nvc", header_of((9, 8, 7), -1, 1, **PLACED))
+    told = paraview(
+        tmp_path,
+        """
+def part(*voi):
+    evaluated.clear()
+    found = dump(ExtractSubset(Input=NeurcompReader(FileName="field.nvc"), VOI=voi))
+    return found, evaluated.copy()
+
+result["box"], result["slice"] = part(2, 5, 1, 3, 4, 6), part(0, 8, 3, 3, 0, 6)
+result["whole"] = part(0, 8, 0, 7, 0, 6)
+""",
+    )
+    whole = values(told.whole[0], "sf")
+    for (found, evaluated), box in ((told.box, np.s_[2:6, 1:4, 4:7]), (told.slice, np.s_[:, 3:4, :])):
+        expected = whole[box]
+        assert evaluated == [list(expected.shape)]
+        assert found["extent"][::2] == [part.start or 0 for part in box]
+        assert found["spacing"] == [0.5, 1.0, 2.0] and found["origin"] == [10.0, -3.0, 0.25]
+        np.testing.assert_array_equal(values(found, "sf"), expected)
+
+
+def test_resolution_and_gradient(tmp_path):
+    header = header_of((9, 8, 1), -1, 1, name="t", **PLACED)
+    write_blob(tmp_path / "field.nvc", header)
+    told = paraview(
+        tmp_path,
+        """
+reader = NeurcompReader(FileName="field.nvc", Gradient=1)
+result["found"] = {}
+for level in ("1/4", "1/2", "1", "2", "4"):
+    reader.Resolution = level
+    result["found"][level] = dump(reader)
+""",
+    )
+    field = NeuralField.open(tmp_path / "field.nvc")
+    sizes = {"1/4": (3, 3, 1), "1/2": (5, 5, 1), "1": (9, 8, 1), "2": (17, 15, 1), "4": (33, 29, 1)}
+    for level, size in sizes.items():
+        found, grid = told.found[level], field.grid(resolution=size)
+        assert found["extent"][1::2] == [n - 1 for n in size] and list(found["arrays"]) == ["t", "t_gradient"]
+        assert found["spacing"] == pytest.approx([0.5 * 8 / (size[0] - 1), 7 / (size[1] - 1), 2.0], rel=1e-12)
+        assert found["origin"] == [10.0, -3.0, 0.25]
+        assert_close(values(found, "t"), field.on_grid(grid))
+        assert_close(values(found, "t_gradient"), field.gradient_on_grid(grid), 1e-5)
+    assert_close(values(told.found["4"], "t")[::4, ::4], values(told.found["1"], "t"))
+
+
+def test_time(tmp_path):
+    geometry = {"spacing": (0.5, 1.0, 1.0, 2.0), "origin": (10.0, 1.0, 2.0, 3.0), "direction": TURNED}
+    write_blob(tmp_path / "series.nvc", header_of((4, 6, 5, 3), -1, 1, d_out=2, **geometry))
+    write_blob(tmp_path / "still.nvc", header_of((6, 5, 3), -1, 1))
+    times = (10.0, 10.5, 10.8, 11.5, 9.0, 12.0)
+    told = paraview(
+        tmp_path,
+        f"""
+reader = OpenDataFile("series.nvc")
+reader.Gradient = 1
+result["steps"], result["found"] = list(reader.TimestepValues), []
+for time in {times}:
+    reader.UpdatePipeline(time)
+    result["found"].append(dump(reader))
+result["evaluated"] = evaluated
+reader.FileName = "still.nvc"
+reader.UpdatePipelineInformation()
+result["still"] = list(reader.TimestepValues or [])
+""",
+    )
+    assert told.steps == [10.0, 10.5, 11.0, 11.5] and told.still == []
+    assert told.evaluated == [[1, 6, 5, 3]] * len(times)
+    field = NeuralField.open(tmp_path / "series.nvc")
+    for time, found in zip(times, told.found, strict=True):
+        grid = field.grid(time=min(max((time - 10) / 0.5, 0.0), 3.0))
+        assert found["extent"] == [0, 5, 0, 4, 0, 2] and found["time"] == time
+        assert found["spacing"] == [1.0, 1.0, 2.0] and found["origin"] == [1.0, 2.0, 3.0]
+        assert tuple(found["direction"]) == TURNED
+        assert_close(values(found, "sf"), field.on_grid(grid)[0])
+        gradient = field.gradient_on_grid(grid)[0, ..., 1:]
+        assert_close(values(found, "sf_gradient"), gradient.reshape(6, 5, 3, 6), 1e-5)
+
+
+def test_bad_input_is_one_line_and_no_data(tmp_path):
+    blob = make_blob(header_of((9, 7, 5)), field_net())
+    damaged = bytearray(blob)
+    damaged[len(blob) // 2] ^= 1
+    contents = {"damaged": bytes(damaged), "truncated": blob[:-1], "empty": b"", "foreign": b"<VTKFile/>"}
+    for name, content in contents.items():
+        (tmp_path / f"{name}.nvc").write_bytes(content)
+    (tmp_path / "folder.nvc").mkdir()
+    write_blob(tmp_path / "long.nvc", header_of((2**30, 2, 2)))
+    write_blob(tmp_path / "large.nvc", header_of((2**18, 2**18, 16)))
+    (tmp_path / "good.nvc").write_bytes(blob)
+    expected = {
+        "missing": "cannot be read: No such file or directory",
+        "folder": "cannot be read: Is a directory",
+        "damaged": "corrupted or truncated: its checksum does not fit its content",
+        "truncated": "corrupted or truncated: its checksum does not fit its content",
+        "empty": "truncated: expected 4 more bytes of blob, found 0",
+        "foreign": "not a blob: expected it to start with 93 4E 56 43",
+        "long": "expected at most 16777216 points along an axis, found 1073741824",
+        "large": "the points asked for, 262144 x 262144 x 16, take 8192 GiB, this machine has ",
+    }
+    told = paraview(
+        tmp_path,
+        f"""
+reader = NeurcompReader(FileName="good.nvc")
+result["counts"] = []
+for name in [*{list(expected)}, "good"]:
+    reader.FileName = name + ".nvc"
+    reader.UpdatePipeline()
+    result["counts"].append(reader.GetDataInformation().GetNumberOfPoints())
+reader = NeurcompReader(FileName="large.nvc")
+result["part"] = dump(ExtractSubset(Input=reader, VOI=[5, 6, 7, 9, 8, 8]))["extent"]
+""",
+    )
+    lines = told.output.splitlines()
+    assert len(lines) == len(expected), told.output
+    for line, (name, message) in zip(lines, expected.items(), strict=True):
+        assert line.startswith(f"{name}.nvc: {message}")
+    assert told.counts == [0] * len(expected) + [9 * 7 * 5]
+    assert told.part == [5, 6, 7, 9, 8, 8]
+
+
+def test_progress_and_abort(tmp_path):
+    write_blob(tmp_path / "field.nvc", header_of((40, 40, 40)))
+    told = paraview(
+        tmp_path,
+        """
+reader = NeurcompReader(FileName="field.nvc", Gradient=1)
+algorithm, seen = reader.GetClientSideObject(), []
+
+def watch(caller, event):
+    seen.append(algorithm.GetProgress())
+    if result and seen[-1] > 0.5:
+        algorithm.SetAbortExecute(1)
+
+algorithm.AddObserver("ProgressEvent", watch)
+reader.UpdatePipeline()
+result["seen"], result["count"] = seen.copy(), reader.GetDataInformation().GetNumberOfPoints()
+seen.clear()
+algorithm.Modified()
+reader.Resolution = "2"
+reader.UpdatePipeline()
+result["aborted"] = seen.copy(), reader.GetDataInformation().GetNumberOfPoints()
+""",
+    )
+    assert told.count == 40**3 and len(told.seen) > 20
+    assert told.seen == sorted(told.seen) and told.seen[0] == 0 and told.seen[-1] == 1
+    seen, count = told.aborted
+    assert 0.5 < seen[-2] < 0.6 and count == 0, seen
+
+
+@pytest.mark.parametrize("script", ["pvpython", "pvbatch"])
+def test_slice_contour_and_volume_rendering(tmp_path, chain, script, display):
+    """Of the slanted volume: high values at the right, which the default colours show red."""
+    shutil.copy(chain.blob, tmp_path / "compressed_out")
+    paraview(
+        tmp_path,
+        """
+reader = OpenDataFile("compressed_out")
+LoadPalette("WhiteBackground")
+
+def picture(name, source, representation):
+    view = CreateView("RenderView", ViewSize=[200, 160], OrientationAxesVisibility=0)
+    display = Show(source, view)
+    display.SetRepresentationType(representation)
+    ColorBy(display, ("POINTS", "sf"))
+    display.SetScalarBarVisibility(view, False)
+    ResetCamera(view)
+    Render(view)
+    SaveScreenshot(name + ".png", view)
+
+middle = Slice(Input=reader, SliceType="Plane")
+middle.SliceType.Origin, middle.SliceType.Normal = (4, 3, 2), (0, 0, 1)
+picture("slice", middle, "Surface")
+picture("volume", reader, "Volume")
+picture("contour", Contour(Input=reader, ContourBy=["POINTS", "sf"], Isosurfaces=[26.0]), "Surface")
+""",
+        script,
+        DISPLAY=display,
+    )
+    for name, least_share, least_colours in (("slice", 0.2, 50), ("volume", 0.2, 100), ("contour", 0.02, 2)):
+        pixels = read_png(tmp_path / f"{name}.png").astype(int)
+        is_drawn = (pixels != 255).any(axis=-1)
+        assert pixels.shape[:2] == (160, 200)
+        assert least_share < is_drawn.mean() < 0.95, name
+        assert len(np.unique(pixels[is_drawn], axis=0)) >= least_colours, name
+        if name != "contour":
+            where = np.argwhere(is_drawn)[:, 1]
+            redness = (pixels[..., 0] - pixels[..., 2])[is_drawn]
+            assert np.corrcoef(where, redness)[0, 1] > 0.5, name
+
+
+def read_png(path: Path) -> np.ndarray:
+    """The pixels [row, column, colour], from below."""
+    reader = vtkPNGReader()
+    reader.SetFileName(str(path))
+    reader.Update()
+    image = reader.GetOutput()
+    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(*image.GetDimensions()[1::-1], -1)
