@@ -79,6 +79,7 @@ def paraview(folder: Path, program: str, script: str = "pvpython", **environment
     (folder / "program.py").write_text(PROLOGUE + program + ending)
     plugin = ROOT / "paraview"
     paths = {"PV_PLUGIN_PATH": str(plugin), "PYTHONPATH": str(plugin / "debian12")}
+    paths |= {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}  # where ParaView keeps settings
     run = subprocess.run(
         [script, "program.py"],
         cwd=folder,
