@@ -27,7 +27,7 @@ WARM_UP_STEPS = 100
 CHECK_STEPS = 100  # between two looks at the loss, which wait for the device
 AVERAGED_STEPS = 50  # over which the weights and the running loss are averaged
 NORM_LIMIT = 1.3  # of a hidden matrix, relative to its initialisation
-SPIKE = 4.0  # a running loss that many times the best one is a divergence
+SPIKE = 10.0  # a running loss that many times the best one is a divergence; 4 times passes by itself
 COLLAPSE = 0.9  # a loss above that part of the field's variance is a fit no better than a constant
 COLLAPSE_PROGRESS = 0.25  # part of the fit after which it is judged so,
 COLLAPSE_STEPS = 300  # and steps: a fit that is merely short has not collapsed
@@ -38,7 +38,7 @@ MAX_RECOVERIES = 4
 class Recipe:
     """How to fit.
 
-    n_passes: over the voxels. batch: samples a step. optimizer: "muon" (for the hidden matrices; Adam for the rest) or
+    n_passes: samples / voxels. batch: samples a step. optimizer: "muon" (for the hidden matrices; Adam for the rest) or
     "adam". schedule: "power", a warm-up, then
     lr (1 - progress)^2, or "step", lr times lr_decay every pass_decay passes, as in the original scripts.
     grad_lambda: weight of the gradient term. max_seconds: when given, progress is the part of that time gone by, and
@@ -54,6 +54,11 @@ class Recipe:
     lr_decay: float = 0.2
     grad_lambda: float = 0.0
     max_seconds: float | None = None
+
+    @property
+    def by_error(self) -> bool:
+        """Whether voxels are drawn more often where the error is large."""
+        return self.schedule == "power" and self.grad_lambda == 0
 
 
 def default_recipe(n_voxels: int, config: SirenConfig, optimizer: str = "muon") -> Recipe:
@@ -147,6 +152,9 @@ class Fit:
         self.norm_limits = torch.tensor(limits, device=field.device)
 
         self.average = copy.deepcopy(net)
+        # The squared error of each voxel as last seen, at first that of a constant, and how densely voxels are drawn.
+        self.errors = (field.values - field.mean).square().mean(1).nan_to_num_()
+        self.density: torch.Tensor | None = None
         self._pairs = list(self.average.parameters()), [p.detach() for p in net.parameters()]
         self.step, self.seconds, self.n_recoveries = 0, 0.0, 0
         self.running_loss = torch.zeros((), device=field.device)
@@ -167,8 +175,11 @@ class Fit:
     def _run(self, on_step: Callable[[Fit], bool | None]) -> None:
         started = time.monotonic() - self.seconds
         while self.progress < 1:
-            order = self.field.shuffled(self.seed, self.step // self.steps_per_pass).tensor_split(self.steps_per_pass)
-            for flat in order[self.step % self.steps_per_pass :]:
+            index, start = divmod(self.step, self.steps_per_pass)
+            if start == 0 and self.recipe.by_error:
+                self.density = self._density()
+            order = self.field.shuffled(self.seed, index, self.density).tensor_split(self.steps_per_pass)
+            for flat in order[start:]:
                 self._take_step(flat)
                 self.seconds = time.monotonic() - started
                 if self.recipe.max_seconds is not None:
@@ -201,12 +212,27 @@ class Fit:
         warm_up = min(1.0, (self.step + 1) / warm_up)
         return recipe.lr * warm_up * max(1.0 - progress, 0.0) ** 2 * halvings
 
-    def _take_step(self, flat: torch.Tensor) -> None:
+    def _density(self) -> torch.Tensor:
+        """How often a pass shows each voxel: half of it evenly, half in proportion to the voxel's latest errors.
+
+        Where a thousand voxels hold most of the error, an even draw of 2,048 rarely meets them, and its gradient is
+        mostly noise. Weighted by 1 / density, the loss remains the mean over all voxels, and no weight exceeds 2.
+        Importance sampling; Katharopoulos and Fleuret, 2018.
+        """
+        size = self.errors.sqrt()
+        mean = size.sum() / self.field.n_voxels + 1e-30
+        return (size + mean) / (2 * mean)
+
+    def _take_step(self, batch: torch.Tensor) -> None:
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = self._rate()
-        flat = ranks.share(flat)
+        flat = ranks.share(batch)
         x, values = self.field.samples(flat)
-        if self.gradients is None:
+        if self.density is not None:
+            loss = self.squared_error(x, values, 1 / self.density[flat].to(x.device))
+            squares = ranks.together(self.squared_error.squares, len(batch)).to(self.errors.device)
+            self.errors[batch] = torch.lerp(self.errors[batch], squares.nan_to_num(4.0).clamp_(max=4.0), 0.5)
+        elif self.gradients is None:
             loss = self.squared_error(x, values)
         else:
             self.net.zero_grad(set_to_none=False)
@@ -284,10 +310,15 @@ class Fit:
             "good_loss": self.good_loss,
             "n_recoveries": self.n_recoveries,
             "seconds": self.seconds,
+            "errors": self.errors,
+            "density": self.density,
         }
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a `state_dict` of a fit of the same network, field, recipe and seed."""
         self.good, self.good_loss = state["good"], state["good_loss"]
         self.n_recoveries, self.seconds = state["n_recoveries"], state["seconds"]
+        self.errors.copy_(state["errors"])
+        density = state["density"]
+        self.density = density if density is None else density.to(self.errors)
         self._restore(state["now"])

@@ -66,6 +66,17 @@ def share(batch: torch.Tensor) -> torch.Tensor:
     return batch.tensor_split(count())[dist.get_rank()] if 1 < count() <= len(batch) else batch
 
 
+def together(part: torch.Tensor, n: int) -> torch.Tensor:
+    """What the processes made, each of its `share` of a batch of `n`, in the batch's order."""
+    if not 1 < count() <= n:
+        return part
+    whole = part.new_zeros(n)
+    share(whole).copy_(part)
+    with _answering():
+        dist.all_reduce(whole)
+    return whole
+
+
 def average(tensors: list[torch.Tensor], weight: float) -> None:
     """Replace each tensor by its mean over the processes, each with its weight, in one exchange."""
     if count() == 1:

@@ -1,4 +1,4 @@
-"""The volume as training samples: normalised, drawn from in a shuffled order that covers every voxel once a pass."""
+"""The volume as training samples: normalised, drawn from in a shuffled order, evenly or by a density."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from utils import axis_coordinates, voxel_size
+
+FINENESS = 1 << 20  # of densities, per unit
 
 
 def axis_tensors(shape: tuple[int, ...], device: torch.device) -> list[torch.Tensor]:
@@ -35,7 +37,7 @@ class Field:
         self.shape = normalised.shape[:-1]
         self.device = device
         values = torch.from_numpy(normalised.reshape(math.prod(self.shape), -1))
-        bytes_needed = values.nbytes + 8 * len(values)  # the order of the voxels takes 8 bytes each
+        bytes_needed = values.nbytes + 48 * len(values)  # what an order of the voxels is made from, by density
         fits = device.type != "cuda" or bytes_needed < torch.cuda.mem_get_info(device)[0] // 2
         self.values = values.to(device if fits else "cpu")
         self.axes = axis_tensors(self.shape, self.values.device)
@@ -43,13 +45,23 @@ class Field:
         self.present = (~is_missing).nonzero()[:, 0] if is_missing.any() else None  # None: every voxel
         self.n_voxels = len(self.values if self.present is None else self.present)
         present = self.values if self.present is None else self.values[self.present]
+        self.mean = present.mean(dim=0)
         self.variance = float(present.var(dim=0, correction=0).mean())
 
-    def shuffled(self, seed: int, index: int) -> torch.Tensor:
-        """The order in which pass number `index` sees the voxels: all that are not missing, once each."""
+    def shuffled(self, seed: int, index: int, density: torch.Tensor | None = None) -> torch.Tensor:
+        """The order in which pass number `index` sees the voxels: as many as are not missing, and those once each.
+
+        Or so often as `density`, (len(values),) and 1 in the mean, says, rounded up or down: by systematic sampling.
+        """
         generator = torch.Generator(self.values.device)
         generator.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1))
         order = torch.randperm(self.n_voxels, generator=generator, device=self.values.device)
+        if density is not None:
+            density = density if self.present is None else density[self.present]
+            ends = (density * FINENESS).long().cumsum(0)  # integers: the same sums on every run, on a GPU too
+            start = torch.rand(1, generator=generator, device=order.device, dtype=torch.float64)
+            places = order.double().add_(start).mul_(ends[-1].double() / self.n_voxels).long()
+            order = torch.searchsorted(ends, places, right=True).clamp_(max=self.n_voxels - 1)
         return order if self.present is None else self.present[order]
 
     def samples(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -204,8 +204,13 @@ class SquaredError:
 
     @torch.no_grad()
     @np.errstate(all="ignore")  # a fit that diverges is noticed by its loss
-    def __call__(self, x: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """x: (n, d_in) coordinates, values: (n, d_out), n at most `max_batch`. Returns the error, a scalar tensor."""
+    def __call__(
+        self, x: torch.Tensor, values: torch.Tensor, sample_weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x: (n, d_in) coordinates, values: (n, d_out), n at most `max_batch`. Returns the error, a scalar tensor.
+
+        `sample_weights` (n,) weighs the samples in the mean. Each sample's squared error is left in `squares` (n,).
+        """
         xp, n = self.xp, len(x)
         inputs, error = self.inputs[:, :n], self.error[:, :n]
         outputs, cosines = self.outputs[..., :n], self.cosines[..., :n]
@@ -226,7 +231,13 @@ class SquaredError:
                 h[:-1] += outputs[k - 2, :-1]
         xp.matmul(last, h, out=error)
         error -= self._array(values).T
-        loss = xp.square(error).mean()
+        squares = xp.square(error).mean(0)
+        self.squares = torch.as_tensor(squares)
+        if sample_weights is not None:
+            factors = self._array(sample_weights)
+            squares = squares * factors
+            error *= factors
+        loss = squares.mean()
         error *= 2 / (n * len(error))
 
         self._leave_gradient(len(sines), error, h)

@@ -128,7 +128,7 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--n_passes",
         type=cli.number(0, 1e6, exclusive=True),
-        help="passes over the volume, each of which sees every voxel once (default: 26.2 million / voxels, 5 to 50)",
+        help="samples / voxels (default: 26.2 million / voxels, 5 to 50)",
     )
     group.add_argument("--batchSize", type=cli.whole(1, 1 << 30), default=1024, help="batches of samples a step")
     group.add_argument("--oversample", type=cli.whole(1, 1 << 30), default=2, help="samples in each of those batches")
@@ -141,7 +141,8 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--schedule",
         choices=("power", "step"),
-        help="how the learning rate falls: as (1 - progress)^2, or in steps as in the original "
+        help="how the learning rate falls: as (1 - progress)^2, or in steps as in the original, which also sees every "
+        "voxel once a pass and not more often where the error is large "
         "(default: power; step when --pass_decay or --lr_decay is given)",
     )
     group.add_argument(

@@ -48,7 +48,7 @@ def measure(width: int, batch: int) -> dict[str, float]:
     x, values = field.samples(flat)
     fit = fitting.Fit(net, field, fitting.default_recipe(field.n_voxels, net.config), seed=0)
     squared_error = SquaredError(net, batch)
-    fit.squared_error = squared_error
+    fit.squared_error, fit.density = squared_error, fit._density()
 
     def autograd() -> None:
         net.zero_grad()

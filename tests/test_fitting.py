@@ -46,8 +46,10 @@ def distance(a, b) -> float:
 @pytest.mark.parametrize("grad_lambda", [0.0, 0.1])
 @pytest.mark.parametrize("batch", [5, 16, 59, 60, 1000])
 def test_a_fit_sees_every_voxel_so_often(batch, grad_lambda):
+    """With the gradient term, and with the original's schedule."""
+    schedule = "power" if grad_lambda else "step"
     with watched_samples() as steps:
-        fit(field_net(), slanted_field(), n_passes=3, batch=batch, grad_lambda=grad_lambda)
+        fit(field_net(), slanted_field(), n_passes=3, batch=batch, grad_lambda=grad_lambda, schedule=schedule)
     assert len(steps) == 3 * math.ceil(60 / batch)
     assert max(map(len, steps)) <= batch
     for flat in torch.cat(steps).view(3, 60):
@@ -69,10 +71,53 @@ def test_order_is_new_each_pass_and_the_seeds():
 @pytest.mark.parametrize(("n_passes", "batch"), [(1.5, 16), (0.3, 7), (2.25, 1000), (1e-9, 16)])
 def test_a_fit_of_a_fraction_of_a_pass(n_passes, batch):
     with watched_samples() as steps:
-        fit(field_net(), slanted_field(), n_passes=n_passes, batch=batch)
+        fit(field_net(), slanted_field(), n_passes=n_passes, batch=batch, schedule="step")
     counts = torch.cat(steps).bincount(minlength=60)
     assert 0 <= counts.sum() - 60 * n_passes <= min(batch, 60)
     assert counts.max() - counts.min() <= 1
+
+
+def test_voxels_are_drawn_by_their_latest_error():
+    """Of a network that does not move, the errors are exact, and every voxel is drawn as often as they say."""
+    field, net = slanted_field((9, 7, 5)), field_net()
+    with watched_samples() as steps:
+        done = fit(net, field, n_passes=30, batch=35, lr=1e-30)
+    assert len(torch.cat(steps)) == 30 * 315
+    with torch.no_grad():
+        errors = (net(field.samples(torch.arange(315))[0]) - field.values)[:, 0].abs()
+    density = 0.5 + 0.5 * errors / errors.mean()
+    np.testing.assert_allclose(done.errors, errors**2, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(done.density, density, rtol=1e-2)
+    counts = torch.cat(steps[-90:]).bincount(minlength=315)  # of the latest ten passes
+    assert float((counts / 10 - density).abs().max()) < 0.6
+
+
+def test_drawing_by_error_leaves_the_mean_gradient():
+    """Weighted by 1 / density, the gradients of a pass add up to that of all voxels."""
+    field, net = slanted_field((30, 28, 26)), field_net()
+    running = Fit(net, field, Recipe(n_passes=1, batch=field.n_voxels, lr=1e-3), seed=0)
+    x, values = field.samples(torch.arange(field.n_voxels))
+    running.squared_error(x, values)
+    expected = torch.cat([p.grad.flatten() for p in net.parameters()])
+    density = running._density()
+    assert density.min() >= 0.5 and density.mean() == pytest.approx(1, rel=1e-5)
+    flat = field.shuffled(0, 0, density)
+    running.squared_error(x[flat], values[flat], 1 / density[flat])
+    found = torch.cat([p.grad.flatten() for p in net.parameters()])
+    assert float((found - expected).norm()) < 0.02 * float(expected.norm())
+
+
+def test_drawing_by_error_finds_what_is_rare(monkeypatch):
+    grid = np.zeros((24, 24, 24))
+    grid[10:14, 10:14, 10:14] = np.random.default_rng(5).random((4, 4, 4))
+    field, errors = field_of(grid), {}
+    for by_error in (False, True):
+        monkeypatch.setattr(Recipe, "by_error", by_error)
+        net = field_net(n_neurons=16)
+        running = Fit(net, field, Recipe(n_passes=10, batch=128, lr=5e-3), seed=0)
+        running.run()
+        errors[by_error] = float(mean_squares(running.average, field))
+    assert errors[True] < 0.3 * errors[False]
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam"])
@@ -150,12 +195,13 @@ def test_on_step_ends_the_fit():
     assert len(steps) == done.step == 7
 
 
-def test_a_checkpoint_continues_to_the_same_result():
+@pytest.mark.parametrize("at", [4, 7])  # between two passes, and within one
+def test_a_checkpoint_continues_to_the_same_result(at):
     field, states = slanted_field(), []
     whole, part, rest = field_net(), field_net(), field_net(seed=9)
     recipe = {"n_passes": 4, "batch": 16}
     fit(whole, field, **recipe)
-    fit(part, field, **recipe, on_step=lambda done: done.step == 7 and not states.append(done.state_dict()))
+    fit(part, field, **recipe, on_step=lambda done: done.step == at and not states.append(done.state_dict()))
     fit(rest, field, **recipe, start=states[0])
     assert distance(whole.state_dict(), rest.state_dict()) == 0
     assert distance(whole.state_dict(), part.state_dict()) > 0

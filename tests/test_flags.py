@@ -180,12 +180,13 @@ def test_batch_size_times_oversample_samples_a_step(volume_file, tmp_path, batch
 
 @pytest.mark.parametrize("n_passes", [1, 3])
 def test_n_passes_sees_every_voxel_so_often(volume_file, tmp_path, n_passes):
-    flat = torch.cat(steps_of(volume_file, tmp_path, "--n_passes", n_passes))
+    flat = torch.cat(steps_of(volume_file, tmp_path, "--n_passes", n_passes, "--schedule", "step"))
     assert flat.bincount(minlength=315).tolist() == [n_passes] * 315
 
 
 def test_fractional_n_passes(volume_file, tmp_path):
-    counts = torch.cat(steps_of(volume_file, tmp_path, "--n_passes", 2.5, "--batchSize", 5)).bincount(minlength=315)
+    flags = "--n_passes", 2.5, "--batchSize", 5, "--schedule", "step"
+    counts = torch.cat(steps_of(volume_file, tmp_path, *flags)).bincount(minlength=315)
     assert 2.5 * 315 <= counts.sum() <= 2.5 * 315 + 10 and sorted(set(counts.tolist())) == [2, 3]
 
 

@@ -53,6 +53,26 @@ def test_shuffled_depends_on_seed_and_pass_alone():
     assert field.shuffled(0, 0).tolist() == orders[0]
 
 
+def test_shuffled_by_density_is_every_voxel_so_often():
+    """Rounded up or down in every pass, and in the mean over many exactly."""
+    generator = torch.Generator().manual_seed(0)
+    density = torch.rand(6 * 5 * 4, generator=generator) ** 4
+    density[50:60] = 0
+    for missing in (False, True):
+        grid = np.zeros((6, 5, 4, 1), np.float32)
+        grid.reshape(-1)[:30] = np.nan if missing else 0
+        field = Field(grid, CPU)
+        expected = density.clone()
+        expected[: 30 * missing] = 0
+        expected *= field.n_voxels / expected.sum()
+        orders = [field.shuffled(3, index, expected) for index in range(400)]
+        counts = torch.stack([order.bincount(minlength=120) for order in orders]).double()
+        assert all(len(order) == field.n_voxels for order in orders)
+        assert float((counts - expected).abs().max()) < 1 + 1e-4
+        assert float((counts.mean(0) - expected).abs().max()) < 0.1
+        assert not torch.equal(orders[0].sort().values, orders[0])
+
+
 # --- finite differences -----------------------------------------------------------------------------
 
 

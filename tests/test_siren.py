@@ -131,22 +131,26 @@ def test_crc_depends_on_every_tensor():
     assert weights_crc32({k: v.clone() for k, v in state.items()}) == crc
 
 
+@pytest.mark.parametrize("is_weighted", [False, True])
 @pytest.mark.parametrize("n_threads", [1, 3])  # NumPy's arithmetic, and torch's
 @pytest.mark.parametrize("is_residual", [True, False])
 @pytest.mark.parametrize(("n_layers", "d_in", "d_out"), [(1, 3, 1), (2, 3, 1), (3, 2, 3), (8, 3, 1)])
-def test_squared_error_has_the_gradient_of_autograd(n_layers, d_in, d_out, is_residual, n_threads):
+def test_squared_error_has_the_gradient_of_autograd(n_layers, d_in, d_out, is_residual, n_threads, is_weighted):
     torch.set_num_threads(n_threads)
     net = field_net(seed=2, n_neurons=7, n_layers=n_layers, d_in=d_in, d_out=d_out, is_residual=is_residual).double()
     generator = torch.Generator().manual_seed(3)
     x = 2 * torch.rand(11, d_in, generator=generator, dtype=torch.float64) - 1
     values = torch.rand(11, d_out, generator=generator, dtype=torch.float64)
-    expected = (net(x) - values).square().mean()
+    sample_weights = 2 * torch.rand(11, generator=generator, dtype=torch.float64) if is_weighted else None
+    squares = (net(x) - values).square().mean(1)
+    expected = (squares if sample_weights is None else squares * sample_weights).mean()
     gradients = torch.autograd.grad(expected, list(net.parameters()))
     squared_error = SquaredError(net, 20)
     assert squared_error.xp is (np if n_threads == 1 else torch)
     for _ in range(2):  # the buffers of the first call do not show in the second
-        found = squared_error(x, values)
+        found = squared_error(x, values, sample_weights)
         assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+        torch.testing.assert_close(squared_error.squares, squares, rtol=1e-9, atol=1e-12)
         for (name, p), gradient in zip(net.named_parameters(), gradients, strict=True):
             torch.testing.assert_close(p.grad, gradient, rtol=1e-9, atol=1e-12, msg=name)
         squared_error(-x[:5], values[:5])
