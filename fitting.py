@@ -72,6 +72,11 @@ def default_recipe(n_voxels: int, config: SirenConfig, optimizer: str = "muon") 
     return Recipe(n_passes=n_passes, batch=BATCH, lr=rate, optimizer=optimizer)
 
 
+def psnr_of(error: float) -> float:
+    """PSNR in dB of a mean squared error of normalised values, whose range is 2."""
+    return 10 * math.log10(4 / max(error, 1e-30))
+
+
 class Muon(torch.optim.Optimizer):
     """Muon on matrices of equal shape (n, n), as one batch: momentum, with all singular values moved to about 1.
 
@@ -141,7 +146,6 @@ class Fit:
         self.steps_per_pass = math.ceil(field.n_voxels / recipe.batch)
         self.n_steps = math.ceil(recipe.n_passes * self.steps_per_pass)
         self.squared_error = SquaredError(net, math.ceil(field.n_voxels / self.steps_per_pass), first_layer)
-        self.gradients = field.gradients() if recipe.grad_lambda > 0 else None
         config = net.config
         live = linear_layers(net)[first_layer:]
         self.hidden = [layer.weight for layer in (live if first_layer else live[1:])[:-1]]
@@ -153,7 +157,10 @@ class Fit:
 
         self.average = copy.deepcopy(net)
         # The squared error of each voxel as last seen, at first that of a constant, and how densely voxels are drawn.
-        self.errors = (field.values - field.mean).square().mean(1).nan_to_num_()
+        # A streamed field has no room for that.
+        self.errors: torch.Tensor | None = None
+        if recipe.by_error and isinstance(field, Field):
+            self.errors = (field.values - field.mean).square().mean(1).nan_to_num_()
         self.density: torch.Tensor | None = None
         self._pairs = list(self.average.parameters()), [p.detach() for p in net.parameters()]
         self.step, self.seconds, self.n_recoveries = 0, 0.0, 0
@@ -175,12 +182,11 @@ class Fit:
     def _run(self, on_step: Callable[[Fit], bool | None]) -> None:
         started = time.monotonic() - self.seconds
         while self.progress < 1:
-            index, start = divmod(self.step, self.steps_per_pass)
-            if start == 0 and self.recipe.by_error:
+            index, first = divmod(self.step, self.steps_per_pass)
+            if first == 0 and self.errors is not None:
                 self.density = self._density()
-            order = self.field.shuffled(self.seed, index, self.density).tensor_split(self.steps_per_pass)
-            for flat in order[start:]:
-                self._take_step(flat)
+            for batch in self.field.batches(self.seed, index, self.steps_per_pass, first, self.density):
+                self._take_step(batch)
                 self.seconds = time.monotonic() - started
                 if self.recipe.max_seconds is not None:
                     self.seconds = ranks.of_first(self.seconds)
@@ -200,7 +206,7 @@ class Fit:
     @property
     def psnr(self) -> float:
         """Estimate of the PSNR in dB from the latest steps, often low by a decibel or two. Waits for the device."""
-        return 10 * math.log10(4 / max(self.running_loss.item(), 1e-30))
+        return psnr_of(self.running_loss.item())
 
     def _rate(self) -> float:
         recipe, progress = self.recipe, self.progress
@@ -232,13 +238,11 @@ class Fit:
             loss = self.squared_error(x, values, 1 / self.density[flat].to(x.device))
             squares = ranks.together(self.squared_error.squares, len(batch)).to(self.errors.device)
             self.errors[batch] = torch.lerp(self.errors[batch], squares.nan_to_num(4.0).clamp_(max=4.0), 0.5)
-        elif self.gradients is None:
+        elif self.recipe.grad_lambda == 0:
             loss = self.squared_error(x, values)
         else:
             self.net.zero_grad(set_to_none=False)
-            total, loss = loss_with_gradient(
-                self.net, x, values, self.gradients[flat].to(x.device), self.recipe.grad_lambda
-            )
+            total, loss = loss_with_gradient(self.net, x, values, self.field.slopes(flat), self.recipe.grad_lambda)
             total.backward()
         loss = loss.detach()
         ranks.average(
@@ -318,7 +322,8 @@ class Fit:
         """Continue from a `state_dict` of a fit of the same network, field, recipe and seed."""
         self.good, self.good_loss = state["good"], state["good_loss"]
         self.n_recoveries, self.seconds = state["n_recoveries"], state["seconds"]
-        self.errors.copy_(state["errors"])
-        density = state["density"]
-        self.density = density if density is None else density.to(self.errors)
+        if self.errors is not None:
+            self.errors.copy_(state["errors"])
+        if state["density"] is not None:
+            self.density = state["density"].to(self.errors)
         self._restore(state["now"])

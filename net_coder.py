@@ -118,6 +118,11 @@ class FieldHeader:
     missing: Mask | None = None
 
     @property
+    def n_present(self) -> int:
+        """How many voxels are not missing."""
+        return math.prod(self.shape) - (self.missing.count if self.missing else 0)
+
+    @property
     def fill(self) -> np.generic | None:
         """What stands in missing voxels."""
         return self.missing.fill if self.missing else None

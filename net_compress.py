@@ -22,9 +22,9 @@ import mask
 import net_coder
 import quantise
 from neural_field import NeuralField
-from samples import Field
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
-from utils import ValueRange, compare, components_last, describe, file_ratios
+from streamed import training_field
+from utils import ValueRange, compare, components_last, describe, file_ratios, measured_boxes
 from volume import Volume, VolumeError, raw_layout
 from volume_io import read_volume
 from volume_series import files_of
@@ -219,12 +219,13 @@ def quantise_network(
     """The layers of the network in integers, as the options ask for it. psnr: of the network, in dB, if known."""
     device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
     values = ValueRange.of(header)
-    n_voxels = math.prod(header.shape) - (header.missing.count if header.missing else 0)
+    n_voxels = header.n_present
     n_passes = min(MAX_PASSES, TRAINED_VOXELS / n_voxels) if opt.n_passes is None else opt.n_passes
     is_trained = bool(opt.volume and n_passes and values.extent.any())
     original = components_last(volume.array, net.config.d_in) if volume else None
     if volume and opt.cluster_bits is None:
-        psnr = compare(volume.array, NeuralField.of(net, header, device, opt.num_workers).on_grid(), values).psnr
+        decoded = NeuralField.of(net, header, device, opt.num_workers).lazy()
+        psnr = compare(volume.array, decoded, values, measured_boxes(original)).psnr
     is_compensated = opt.quantizer == "uniform" and count_parameters(net.config) <= MAX_COMPENSATED
     fineness = {"bits": opt.cluster_bits or 9}
     if opt.cluster_bits is None and psnr is not None and math.isfinite(psnr):
@@ -238,7 +239,7 @@ def quantise_network(
         return quantise.round_in_turn(net, header.shape, steps) if is_compensated else quantise.round_layers(net, steps)
     default = fitting.default_recipe(n_voxels, net.config)
     recipe = dataclasses.replace(default, n_passes=n_passes, lr=RATE * default.lr)
-    field = Field(values.normalise(original), device)
+    field = training_field(original, values, device)
     with cli.Progress("rounding") as progress:
 
         def on_progress(fraction: float, psnr: float) -> None:
@@ -272,10 +273,13 @@ def main(argv: Sequence[str]) -> None:
     blob = net_coder.encode(header, [(dataclasses.asdict(config), layers)])
     cli.write_files({opt.compressed: blob})
     if volume:
-        decoded = NeuralField.open(opt.compressed, n_threads=opt.num_workers).on_grid()
-        cli.report(**compare(volume.array, decoded, ValueRange.of(found)).report())
+        decoded = NeuralField.open(opt.compressed, n_threads=opt.num_workers).lazy()
+        chosen = measured_boxes(components_last(volume.array, config.d_in))
+        metrics = compare(volume.array, decoded, ValueRange.of(found), chosen)
+        cli.report(**metrics.report(header.n_present))
         if settings.get("clipped_from"):
-            cli.report(psnr_clipped=f"{compare(volume.array, decoded, ValueRange.of(header)).psnr:.3f}")
+            clipped = compare(volume.array, decoded, ValueRange.of(header), chosen)
+            cli.report(psnr_clipped=f"{clipped.psnr:.3f}")
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)
     cli.report(
         bytes=len(blob),

@@ -19,6 +19,7 @@ import numpy as np
 import net_coder
 from net_coder import FieldHeader
 from utils import Grid, ValueRange, axis_directions, normalised_coordinates, voxel_grid, voxel_size
+from volume import Box, LazyArray
 
 # Positions at a time: activations stay in a core's cache, or fill a GPU. Always that many, the last ones padded, so
 # that a position's value does not depend on what else is asked for: matrix products differ by their size.
@@ -139,6 +140,16 @@ class NeuralField:
         for part, is_missing in self._missing_on(grid):
             result[part][is_missing] = np.nan
         return result
+
+    def lazy(self, grid: Grid | None = None, as_float: bool = False) -> LazyArray:
+        """As `on_grid`, but every box of the grid is evaluated when it is asked for."""
+        grid = grid or self.grid()
+        n_components = len(self.values.low)
+
+        def evaluate(box: Box) -> np.ndarray:
+            return self.on_grid(grid.part(box), as_float)
+
+        return LazyArray(grid.shape + (n_components,) * (n_components > 1), self.dtype(as_float), evaluate)
 
     # --- at points ---
 

@@ -61,6 +61,21 @@ def on_this_machine() -> int:
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
 
 
+def turns(items: list) -> list:
+    """Every so many-th of `items`, so that each is one process's."""
+    return items[dist.get_rank() :: count()] if count() > 1 else items
+
+
+def gathered(item: object) -> list:
+    """What each process gives, in all of them."""
+    if count() == 1:
+        return [item]
+    items = [None] * count()
+    with _answering():
+        dist.all_gather_object(items, item)
+    return items
+
+
 def share(batch: torch.Tensor) -> torch.Tensor:
     """This process's part of a batch; all of one that is too small to share."""
     return batch.tensor_split(count())[dist.get_rank()] if 1 < count() <= len(batch) else batch

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -64,29 +67,48 @@ class Field:
             order = torch.searchsorted(ends, places, right=True).clamp_(max=self.n_voxels - 1)
         return order if self.present is None else self.present[order]
 
+    def batches(
+        self, seed: int, index: int, n_batches: int, first: int, density: torch.Tensor | None = None
+    ) -> Sequence[torch.Tensor]:
+        """Pass number `index`, `shuffled`, in so many equal batches, from batch `first` on: indices of voxels."""
+        return self.shuffled(seed, index, density).tensor_split(n_batches)[first:]
+
     def samples(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Coordinates (n, d_in) and values (n, components), on the training device, of the voxels `flat`."""
         return flat_coordinates(self.axes, flat).to(self.device), self.values[flat].to(self.device)
 
+    def slopes(self, flat: torch.Tensor) -> torch.Tensor:
+        """Finite differences (n, components, d_in), on the training device, of the voxels `flat`."""
+        return self.gradients[flat].to(self.device)
+
+    @functools.cached_property
     def gradients(self) -> torch.Tensor:
-        """Finite differences of the normalised values by the normalised coordinates: (voxels, components, d_in).
+        """`finite_differences` of every voxel: (voxels, components, d_in)."""
+        slopes = finite_differences(self.values.cpu().numpy().reshape(*self.shape, -1), self.shape)
+        return torch.from_numpy(slopes.reshape(len(self.values), *slopes.shape[-2:])).to(self.values.device)
 
-        Central, one-sided at the faces and beside missing voxels, NaN between two of them; zero along an axis of one
-        voxel.
-        """
-        grid = self.values.cpu().numpy().reshape(*self.shape, -1)
-        slopes = [self._slope(grid, axis) for axis in range(len(self.shape))]
-        gradients = np.stack(slopes, axis=-1).reshape(len(self.values), -1, len(self.shape))
-        return torch.from_numpy(gradients).to(self.values.device)
+    @functools.cached_property
+    def crc32(self) -> int:
+        """Checksum of the values."""
+        return zlib.crc32(self.values.cpu().numpy())
 
-    def _slope(self, grid: np.ndarray, axis: int) -> np.ndarray:
-        if self.shape[axis] == 1:
-            return np.zeros_like(grid)
-        step = voxel_size(self.shape, axis)
-        slope = np.gradient(grid, step, axis=axis)
-        if self.present is None:
-            return slope
-        nothing = np.float32(np.nan)
-        backward = np.diff(grid, axis=axis, prepend=nothing) / np.float32(step)
-        forward = np.diff(grid, axis=axis, append=nothing) / np.float32(step)
-        return np.where(np.isnan(slope), np.where(np.isnan(forward), backward, forward), slope)
+
+def finite_differences(grid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Differences of normalised values (grid..., components) by normalised coordinates: (grid..., components, d_in).
+
+    shape: of the whole of which `grid` is a part. Central, one-sided at the faces of `grid` and beside missing voxels,
+    NaN between two of them; zero along an axis of one voxel.
+    """
+    return np.stack([_slope(grid, axis, voxel_size(shape, axis)) for axis in range(len(shape))], axis=-1)
+
+
+def _slope(grid: np.ndarray, axis: int, step: float) -> np.ndarray:
+    if grid.shape[axis] == 1:
+        return np.zeros_like(grid)
+    slope = np.gradient(grid, step, axis=axis)
+    if not np.isnan(slope).any():
+        return slope
+    nothing = np.float32(np.nan)
+    backward = np.diff(grid, axis=axis, prepend=nothing) / np.float32(step)
+    forward = np.diff(grid, axis=axis, append=nothing) / np.float32(step)
+    return np.where(np.isnan(slope), np.where(np.isnan(forward), backward, forward), slope)

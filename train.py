@@ -14,7 +14,6 @@ import os
 import shlex
 import sys
 import time
-import zlib
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 
@@ -30,8 +29,9 @@ from fitting import Fit, Recipe
 from neural_field import NeuralField
 from samples import Field
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
-from utils import Metrics, ValueRange, compare, components_last, describe
-from volume import RawLayout, Volume, VolumeError, raw_layout
+from streamed import StreamedField, training_field
+from utils import Metrics, ValueRange, compare, components_last, describe, measured_boxes, overall
+from volume import LazyArray, RawLayout, Volume, VolumeError, raw_layout
 from volume_io import read_volume
 from volume_series import files_of
 from volume_writers import write_volume
@@ -301,10 +301,10 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> li
     return history
 
 
-def identity(opt: Namespace, field: Field) -> dict:
+def identity(opt: Namespace, field: Field | StreamedField) -> dict:
     """What must be the same for a checkpoint to be continued."""
     same = {name: value for name, value in vars(opt).items() if name not in MAY_CHANGE}
-    return same | {"shape": list(field.shape), "values_crc32": zlib.crc32(field.values.cpu().numpy())}
+    return same | {"shape": list(field.shape), "values_crc32": field.crc32}
 
 
 def save_checkpoint(opt: Namespace, fit: Fit) -> None:
@@ -330,7 +330,7 @@ def load_checkpoint(opt: Namespace, fit: Fit) -> None:
 
 
 def run_to_target(fit: Fit, opt: Namespace, measure: Callable[[], float]) -> list[tuple[float, float, float]]:
-    """Run a fit; where --target_psnr is given, until `measure()`, the exact PSNR, confirms that it is reached.
+    """Run a fit; where --target_psnr is given, until `measure()`, the PSNR, confirms that it is reached.
 
     Returns what `run_fit` does.
     """
@@ -340,7 +340,7 @@ def run_to_target(fit: Fit, opt: Namespace, measure: Callable[[], float]) -> lis
         nonlocal needed
         if estimate < needed:
             return False
-        lacking = opt.target_psnr - ranks.of_first(measure())
+        lacking = opt.target_psnr - measure()
         needed = estimate + max(lacking, 0.1)
         return lacking <= 0
 
@@ -355,7 +355,7 @@ def output_paths(opt: Namespace) -> tuple[tuple[str, str], tuple[str, str], list
     return (opt.network, opt.config), (f"{stem}.interrupted.pth", f"{stem}.interrupted.json"), debug
 
 
-def write_debug_volumes(paths: list[str], volume: Volume, decoded: np.ndarray) -> None:
+def write_debug_volumes(paths: list[str], volume: Volume, decoded: LazyArray) -> None:
     """The original and the network's version of it."""
     for path, array in zip(paths, (volume.array, decoded), strict=True):
         write_volume(path, dataclasses.replace(volume, array=array))
@@ -430,7 +430,7 @@ def main(argv: Sequence[str]) -> None:
         net_coder.check_network(dataclasses.asdict(config))
     except net_coder.BlobError as error:
         raise cli.UserError(f"--compression_ratio {opt.compression_ratio:g} gives a network with {error}") from None
-    field = Field(values.normalise(original), device)
+    field = training_field(original, values, device, opt.grad_lambda > 0)
     recipe = settle_recipe(opt, field.n_voxels, config)
 
     net = FieldNet(config, torch.Generator().manual_seed(opt.seed), first_omega=opt.w0).to(device)
@@ -438,24 +438,24 @@ def main(argv: Sequence[str]) -> None:
     if opt.resume:
         load_checkpoint(opt, fit)
 
-    def decode() -> np.ndarray:
-        return NeuralField.of(fit.average, header, device, opt.num_workers).on_grid()
+    def decoded() -> NeuralField:
+        return NeuralField.of(fit.average, header, device, opt.num_workers)
+
+    def measure(values: ValueRange) -> Metrics:
+        chosen = ranks.turns(measured_boxes(original))
+        return overall(ranks.gathered(compare(volume.array, decoded().lazy(), values, chosen)))
 
     def settings(psnr: float, psnr_clipped: float) -> dict:
         return configuration(opt, header, whole, config, fit.average, psnr, psnr_clipped, fit.seconds)
 
-    def measure() -> float:
-        return compare(volume.array, decode(), values).psnr
-
     history = []
     try:
         if values.extent.any():  # a constant volume needs no fit: its range says it all
-            history = run_to_target(fit, opt, measure)
+            history = run_to_target(fit, opt, lambda: measure(values).psnr)
+        metrics = measure(whole)
+        clipped = measure(values) if opt.clip else metrics
         if not ranks.is_first():
             return
-        decoded = decode()
-        metrics = compare(volume.array, decoded, whole)
-        clipped = compare(volume.array, decoded, values) if opt.clip else metrics
     except KeyboardInterrupt:
         if fit.seconds < LONG_SECONDS or not ranks.is_first():
             raise
@@ -463,16 +463,16 @@ def main(argv: Sequence[str]) -> None:
         raise KeyboardInterrupt(f"the network so far, {fit.progress:.0%} trained, is in {interrupted[0]}") from None
 
     if debug:
-        write_debug_volumes(debug, volume, decoded)
+        write_debug_volumes(debug, volume, decoded().lazy())
     write_network(finished, fit.average, settings(metrics.psnr, clipped.psnr))
     if opt.plot:
         pictures.plot(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, metrics.psnr))
 
     n_parameters = count_parameters(config)
-    if values.extent.any() and clipped.psnr < 10 * math.log10(4 / field.variance) + 1:
+    if values.extent.any() and clipped.psnr < fitting.psnr_of(field.variance) + 1:
         warn(f"{clipped.psnr:.1f} dB is hardly better than a constant volume")
     cli.report(
-        **metrics.report(),
+        **metrics.report(field.n_voxels),
         **clip_report(opt, original, values, clipped),
         parameters=n_parameters,
         compression_ratio=f"{n_voxels / n_parameters:.2f}",

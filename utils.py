@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from mask import Mask
 from net_coder import FieldHeader
-from volume import SLAB, Volume, is_missing, limits, slabs
+from volume import Box, LazyArray, Volume, boxes, is_missing, limits, parts
+
+EXACT = 1 << 28  # voxels up to which a network is measured at every one of them
+MEASURED = 1 << 24  # voxels, at random, of a larger volume: the estimate is good to about 0.01 dB
+PIECE = 1 << 12  # voxels of it that lie together
 
 # --- coordinates ------------------------------------------------------------------------------------
 
@@ -195,17 +199,17 @@ def value_range(values: np.ndarray, fill: np.generic | None = None) -> ValueRang
 
 def describe(volume: Volume, d_in: int) -> FieldHeader:
     """What a blob says about a volume of `d_in` grid axes."""
-    values = value_range(components_last(volume.array, d_in), volume.fill)
     shape, rest = volume.array.shape[:d_in], (volume.name, volume.direction, volume.units)
     missing = find_missing(components_last(volume.array, d_in), volume.fill)
-    return FieldHeader(shape, values.low, values.high, volume.spacing, volume.origin, *rest, missing)
+    return FieldHeader(shape, *volume.limits, volume.spacing, volume.origin, *rest, missing)
 
 
 def find_missing(values: np.ndarray, fill: np.generic | None) -> Mask | None:
     """The missing voxels of values (..., components); None when there are none."""
     if fill is None:
         return None
-    mask = Mask.of(values.shape[:-1], fill, (is_missing(slab, fill) for slab in slabs(values)))
+    slabs = parts(values, boxes(values, 1 << 25, range(values.ndim - 1)))
+    mask = Mask.of(values.shape[:-1], fill, (is_missing(slab, fill) for _, slab in slabs))
     return mask if mask.bits.any() else None
 
 
@@ -231,28 +235,37 @@ class Metrics:
     psnrs: tuple[float, ...]
     n_voxels: int
 
-    def report(self) -> dict[str, str]:
-        """The lines psnr, and psnr_0, psnr_1, ... of several components."""
-        parts = {f"psnr_{c}": f"{psnr:.3f}" for c, psnr in enumerate(self.psnrs)} if len(self.psnrs) > 1 else {}
-        return {"psnr": f"{self.psnr:.3f}", **parts}
+    def report(self, n_voxels: int | None = None) -> dict[str, str]:
+        """The lines psnr, and psnr_0, psnr_1, ... of several components.
+
+        psnr_estimate where fewer than `n_voxels`, those that there are, were compared.
+        """
+        key = "psnr" if n_voxels in (None, self.n_voxels) else "psnr_estimate"
+        more = {f"{key}_{c}": f"{psnr:.3f}" for c, psnr in enumerate(self.psnrs)} if len(self.psnrs) > 1 else {}
+        return {key: f"{self.psnr:.3f}", **more}
 
 
-def compare(original: np.ndarray, decoded: np.ndarray, values: ValueRange | None = None) -> Metrics:
+def compare(
+    original: np.ndarray,
+    decoded: np.ndarray | LazyArray,
+    values: ValueRange | None = None,
+    chosen: Sequence[Box] | None = None,
+) -> Metrics:
     """How far `decoded` is from `original`, computed in float64 (differences of 64-bit integers exactly).
 
     psnr = 20 log10((max - min) / rmse), infinite when nothing differs. values: the range of the whole field, where
     `original` is a part of it or has several components, then along the last axis; `original`'s own when not given.
-    Where `original` lies beyond `values`, of a volume that is clipped to it, the nearest end counts. Voxels missing in
-    one of the arrays are left out; NaN marks them in `decoded` too. All figures are NaN when no voxel is left.
+    Where `original` lies beyond `values`, of a volume that is clipped to it, the nearest end counts. chosen: the boxes
+    to compare, by default all. Voxels missing in one of the arrays are left out; NaN marks them in `decoded` too. All
+    figures are NaN when no voxel is left.
     """
     wide = _wide(original.dtype)
-    values = values or value_range(original.reshape(-1, 1))
+    values = values or value_range(original[..., None])
     n_components, extent = len(values.low), values.extent
     scale = np.where(extent > 0, extent, 1.0)  # squares of the scaled differences neither overflow nor vanish
     squares, largest, count = np.zeros(n_components), np.zeros(n_components), 0
-    rows_original, rows_decoded = original.reshape(-1, n_components), decoded.reshape(-1, n_components)
-    for start in range(0, len(rows_original), SLAB):
-        a, b = rows_original[start : start + SLAB], rows_decoded[start : start + SLAB]
+    for box, part in parts(original if n_components > 1 else original[..., None], chosen):
+        a, b = part.reshape(-1, n_components), decoded[box].reshape(-1, n_components)
         if values.fill is not None:
             is_present = ~(is_missing(a, values.fill) | is_missing(b, values.fill) | is_missing(b, np.float64(np.nan)))
             a, b = a[is_present], b[is_present]
@@ -269,9 +282,21 @@ def compare(original: np.ndarray, decoded: np.ndarray, values: ValueRange | None
     return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), tuple(map(_psnr, errors)), count)
 
 
+def measured_boxes(original: np.ndarray) -> list[Box]:
+    """What to compare of a volume (grid..., components): all of it, or random pieces of one above EXACT voxels."""
+    n_voxels = math.prod(original.shape[:-1])
+    if n_voxels <= EXACT:
+        return boxes(original)
+    pieces = boxes(original, PIECE * original.shape[-1])
+    chosen = np.random.default_rng(0).choice(len(pieces), len(pieces) * MEASURED // n_voxels, replace=False)
+    return [pieces[i] for i in np.sort(chosen)]
+
+
 def overall(parts: list[Metrics]) -> Metrics:
     """The metrics of a field from those of its parts."""
     parts = [part for part in parts if part.n_voxels] or parts[:1]
+    if len(parts) == 1:
+        return parts[0]
     weights = np.array([part.n_voxels for part in parts]) / max(sum(part.n_voxels for part in parts), 1)
 
     def mean(psnrs: Iterable[float]) -> float:
@@ -286,16 +311,6 @@ def overall(parts: list[Metrics]) -> Metrics:
 def _psnr(error: float) -> float:
     """PSNR in dB of a mean squared error relative to the range."""
     return -10 * math.log10(error) if error else math.inf
-
-
-def constant_psnr(original: np.ndarray, fill: np.generic | None = None) -> float:
-    """PSNR in dB of the best constants in place of values of shape (..., components), missing voxels left out."""
-    values = original.reshape(-1, original.shape[-1])
-    if fill is not None:
-        values = values[~is_missing(values, fill)]
-    found, wide = value_range(values), _wide(values.dtype)
-    scale = np.where(found.extent > 0, found.extent, 1.0)
-    return -10 * math.log10(((values.astype(wide) - found.low.astype(wide)) / scale).var(axis=0).mean())
 
 
 def file_ratios(n_values: int, dtype: np.dtype, n_bytes: int) -> dict[str, str]:

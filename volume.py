@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -38,6 +41,12 @@ class Volume:
     fill: np.generic | None = None
     time: float | None = None
 
+    @functools.cached_property
+    def limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """The least and greatest value of each component; see the function `limits`."""
+        values = self.array if self.array.ndim > len(self.spacing) else self.array[..., None]
+        return limits(values, self.fill)
+
     def at_step(self) -> Volume:
         """A series of one step as a volume in space."""
         return dataclasses.replace(
@@ -52,11 +61,39 @@ def is_missing(values: np.ndarray, fill: np.generic | None) -> np.ndarray:
     return (np.isnan(values) if fill != fill else values == fill).any(axis=-1)
 
 
-def slabs(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The array in parts along its first axis, of about a million values each."""
-    step = max(1, SLAB * len(array) // array.size)
-    for start in range(0, len(array), step):
-        yield array[start : start + step]
+Box = tuple[slice, ...]
+
+
+def boxes(values: np.ndarray, n: int = SLAB, order: Iterable[int] | None = None) -> list[Box]:
+    """Boxes of nearly equal size that make up the grid of values (..., components), of at most n values each.
+
+    As far as possible each lies in one piece in memory, or in the file that is mapped there, one after the other, or
+    would if the grid's axes were in the given order there, the fastest one last.
+    """
+    shape, left = values.shape[:-1], max(1, n // values.shape[-1])
+    order = list(order or sorted(range(len(shape)), key=lambda axis: -abs(values.strides[axis])))
+    cuts = {}
+    for axis in reversed(order):
+        n_parts = -(-shape[axis] // left)
+        left = max(1, left // shape[axis])
+        ends = [shape[axis] * k // n_parts for k in range(n_parts + 1)]
+        cuts[axis] = [slice(*pair) for pair in itertools.pairwise(ends)]
+    products = itertools.product(*(cuts[axis] for axis in order))
+    return [tuple(product[order.index(axis)] for axis in range(len(shape))) for product in products]
+
+
+def parts(values: np.ndarray, chosen: Sequence[Box] | None = None) -> Iterator[tuple[Box, np.ndarray]]:
+    """Boxes, by default all of `boxes(values)`, with the values in them.
+
+    The pages of a memory map are let go of after each, else they would count as memory in use.
+    """
+    base = values
+    while isinstance(base, np.ndarray):
+        base = base.base
+    for box in boxes(values) if chosen is None else chosen:
+        yield box, values[box]
+        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            base.madvise(mmap.MADV_DONTNEED)
 
 
 def limits(values: np.ndarray, fill: np.generic | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -64,11 +101,11 @@ def limits(values: np.ndarray, fill: np.generic | None = None) -> tuple[np.ndarr
 
     NaN where there is one that marks nothing. Raises ValueError when every voxel is missing.
     """
-    axes = tuple(range(values.ndim - 1))
-    if fill is None:
-        return values.min(axis=axes), values.max(axis=axes)
-    parts = (slab[~is_missing(slab, fill)] for slab in slabs(values))
-    ends = [(part.min(axis=0), part.max(axis=0)) for part in parts if len(part)]
+    ends = []
+    for _, part in parts(values):
+        rows = part.reshape(-1, part.shape[-1]) if fill is None else part[~is_missing(part, fill)]
+        if len(rows):
+            ends.append((rows.min(axis=0), rows.max(axis=0)))
     if not ends:
         raise ValueError("every voxel is missing")
     return np.min([low for low, _ in ends], axis=0), np.max([high for _, high in ends], axis=0)

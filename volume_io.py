@@ -14,7 +14,7 @@ import numpy as np
 
 import volume_readers
 import volume_series
-from volume import RawLayout, Volume, VolumeError, is_missing, limits, slabs, suffix_of
+from volume import RawLayout, Volume, VolumeError, is_missing, parts, suffix_of
 
 READERS = {
     **dict.fromkeys((".nrrd", ".nhdr"), volume_readers.read_nrrd),
@@ -140,7 +140,7 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
         raise VolumeError(f"{path}: expected axes of unit length, at right angles, found {direction.T.tolist()}")
     values = array if d_out > 1 else array[..., None]
     try:
-        low, high = limits(values, volume.fill)  # NaN when there is one
+        low, high = volume.limits  # NaN when there is one
     except ValueError as error:
         raise VolumeError(f"{path}: {error}: all of its values are the fill value {volume.fill}") from None
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -152,15 +152,14 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
 
 def _not_finite(values: np.ndarray, fill: np.generic | None) -> str:
     """How many values (..., components) are NaN or infinite and not missing, and where the first is; part by part."""
-    n_nan, count, first, start = 0, 0, (), 0
-    for slab in slabs(values):
-        bad = ~np.isfinite(slab) & ~is_missing(slab, fill)[..., None]
+    n_nan, count, first = 0, 0, ()
+    for box, part in parts(values):
+        bad = ~np.isfinite(part) & ~is_missing(part, fill)[..., None]
         if not count and bad.any():
-            index = np.unravel_index(np.argmax(bad), bad.shape)
-            first = tuple(int(i) for i in index[: None if values.shape[-1] > 1 else -1])
-            first = (start + first[0], *first[1:])
+            *grid, component = np.unravel_index(np.argmax(bad), bad.shape)
+            first = tuple(int(i) + cut.start for i, cut in zip(grid, box, strict=True))
+            first += (int(component),) if values.shape[-1] > 1 else ()
         count += np.count_nonzero(bad)
-        n_nan += np.count_nonzero(np.isnan(slab) & bad)
-        start += len(slab)
+        n_nan += np.count_nonzero(np.isnan(part) & bad)
     hint = ": train.py --fill nan takes NaN as missing" if n_nan == count and fill is None else ""
     return f"{count} NaN or infinite ones, the first at {first}{hint}"

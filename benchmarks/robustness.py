@@ -18,7 +18,7 @@ import fitting
 from neural_field import NeuralField
 from samples import Field
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget
-from utils import ValueRange, compare, components_last, constant_psnr, describe
+from utils import ValueRange, compare, components_last, describe
 from volume_io import read_volume
 
 
@@ -33,7 +33,7 @@ def fit_psnr(path: str, config: SirenConfig, seed: int, passes: float | None) ->
     fit = fitting.Fit(net, field, recipe, seed)
     fit.run()
     psnr = compare(volume.array, NeuralField.of(fit.average, header).on_grid()).psnr
-    return psnr, constant_psnr(original), fit.n_recoveries
+    return psnr, fitting.psnr_of(field.variance), fit.n_recoveries
 
 
 def row(name: str, path: str, config: SirenConfig, seeds: range, passes: float | None) -> None:

@@ -11,7 +11,6 @@ from utils import (
     ValueRange,
     axis_coordinates,
     compare,
-    constant_psnr,
     describe,
     file_ratios,
     overall,
@@ -230,13 +229,6 @@ def test_metrics_of_parts_together():
     assert overall([compare(original, original, values)]).psnr == math.inf
     constant = value_range(np.ones((3, 1)))
     assert overall([compare(np.ones(3), np.ones(3) * 3, constant)] * 2).psnr == -math.inf
-
-
-def test_constant_psnr_by_hand():
-    # the best constant is 5, its RMSE 5 of a range of 10
-    assert constant_psnr(np.array([[0.0], [10.0]])) == pytest.approx(6.020599913, abs=1e-8)
-    # the best constant of each component: their RMSEs are 5 and 0
-    assert constant_psnr(np.array([[0.0, 10.0], [10.0, 10.0]])) == pytest.approx(9.030899870, abs=1e-8)
 
 
 def test_file_ratios():
