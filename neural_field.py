@@ -21,10 +21,12 @@ from net_coder import FieldHeader
 from utils import Grid, ValueRange, axis_directions, normalised_coordinates, voxel_grid, voxel_size
 from volume import Box, LazyArray
 
-# Positions at a time: activations stay in a core's cache, or fill a GPU. Always that many, the last ones padded, so
-# that a position's value does not depend on what else is asked for: matrix products differ by their size.
+# Positions at a time: activations stay in a core's cache, or fill a GPU. Always that many, the last ones padded.
 CHUNK = {"cpu": 1 << 12, "cuda": 1 << 18}
 SLAB = 1 << 20  # positions whose nearest voxels are looked up in one go
+# Of the range: matrix products differ in their last bits by the place of a position in its chunk, so values that close
+# to the border of two integers are rounded from a float64 evaluation, to be the same whatever else is asked for.
+NEAR = 1e-5
 INSIDE = 1e-6  # voxels by which rounding may move a point on the boundary out of the field
 
 
@@ -118,14 +120,30 @@ class NeuralField:
         grid = grid or self.grid()
         result = np.empty((math.prod(grid.shape), len(self.values.low)), self.dtype(as_float))
 
+        coordinates, close = self._grid_coordinates(grid), []
+
         def store(part: slice, y: np.ndarray, _: None) -> None:
             result[part] = self.values.denormalise(y.T, as_float)
+            if result.dtype.kind in "iu":
+                close.append(part.start + np.flatnonzero(self._is_close(y).any(axis=0)))
 
-        self._evaluate(self._grid_coordinates(grid), len(result), False, store, on_progress)
+        self._evaluate(coordinates, len(result), False, store, on_progress)
+        index = np.sort(np.concatenate(close)) if close else ()
+
+        def store_again(part: slice, y: np.ndarray, _: None) -> None:
+            result[index[part]] = self.values.denormalise(y.T, as_float)
+
+        self._evaluate(lambda part: coordinates(index[part]), len(index), False, store_again, precision="float64")
         result = result.reshape(*grid.shape, -1)
         for part, is_missing in self._missing_on(grid):
             result[part][is_missing] = self.header.fill if result.dtype == self.values.dtype else np.nan
         return self._drop_components(result)
+
+    def _is_close(self, y: np.ndarray) -> np.ndarray:
+        """Which normalised values (d_out, n) lie close to the border between two integers."""
+        extent = self.values.extent[:, None]
+        offset = (np.clip(y, -1.0, 1.0) + 1.0) / 2.0 * extent
+        return np.abs(offset - np.floor(offset) - 0.5) <= NEAR * extent
 
     def gradient_on_grid(
         self, grid: Grid | None = None, on_progress: Callable[[float], None] = lambda fraction: None
@@ -215,11 +233,12 @@ class NeuralField:
 
     # --- how it is evaluated ---
 
-    def _grid_coordinates(self, grid: Grid) -> Callable[[slice], np.ndarray]:
+    def _grid_coordinates(self, grid: Grid) -> Callable[[slice | np.ndarray], np.ndarray]:
         axes = [normalised_coordinates(axis, self.shape, k).astype(np.float32) for k, axis in enumerate(grid.axes)]
 
-        def coordinates(part: slice) -> np.ndarray:
-            index = np.unravel_index(np.arange(part.start, part.stop), grid.shape)
+        def coordinates(part: slice | np.ndarray) -> np.ndarray:
+            flat = np.arange(part.start, part.stop) if isinstance(part, slice) else part
+            index = np.unravel_index(flat, grid.shape)
             return np.stack([axis[i] for axis, i in zip(axes, index, strict=True)])
 
         return coordinates
@@ -263,13 +282,14 @@ class NeuralField:
         with_slopes: bool,
         store: Callable[[slice, np.ndarray, np.ndarray | None], None],
         on_progress: Callable[[float], None] = lambda fraction: None,
+        precision: str = "float32",
     ) -> None:
         """Evaluate the network at n normalised positions, chunk by chunk: `store(part, values, slopes)` takes them.
 
         coordinates(part): (d_in, positions) of the positions in that slice. values: (d_out, positions), slopes: their
         derivatives by the normalised coordinates (d_in, d_out, positions).
         """
-        network = _Network(self.layers, self.is_residual, self.device)
+        network = _Network(self.layers, self.is_residual, self.device, precision)
 
         def work(start: int) -> int:
             part = slice(start, min(start + network.chunk, n))
@@ -297,17 +317,18 @@ def _nearest(index: np.ndarray) -> np.ndarray:
 class _Network:
     """The network's matrices on a device. Positions lie along the last axis; a row of ones takes the biases in."""
 
-    def __init__(self, layers: list[np.ndarray], is_residual: bool, device: str):
+    def __init__(self, layers: list[np.ndarray], is_residual: bool, device: str, precision: str = "float32"):
         self.is_residual, self.device, self.chunk = is_residual, device, CHUNK[device.partition(":")[0]]
-        self.xp, self.layers = np, layers
+        self.precision = precision
+        self.xp, self.layers = np, [layer.astype(precision) for layer in layers]
         if device != "cpu":
             import torch
 
-            self.xp, self.layers = torch, [torch.from_numpy(layer).to(device) for layer in layers]
+            self.xp, self.layers = torch, [torch.from_numpy(layer).to(device) for layer in self.layers]
 
     def _empty(self, *shape: int) -> object:
         place = {} if self.xp is np else {"device": self.device}
-        return self.xp.empty((*shape, self.chunk), dtype=self.xp.float32, **place)
+        return self.xp.empty((*shape, self.chunk), dtype=getattr(self.xp, self.precision), **place)
 
     def __call__(self, x: np.ndarray, with_slopes: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """x: (d_in, n), n at most `chunk` -> (d_out, n), and the derivatives (d_in, d_out, n) or None.

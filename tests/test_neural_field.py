@@ -68,20 +68,24 @@ def test_every_voxel_lies_where_it_belongs():
     np.testing.assert_allclose(linear_field().on_grid(), expected, rtol=0, atol=1e-6)
 
 
-def test_a_box_is_that_part_of_the_whole_to_the_bit():
+def test_a_box_is_that_part_of_the_whole():
     shape = (40, 23, 31)
-    field = neural_field(shape)
+    field = neural_field(shape, n_neurons=18)
     whole = field.on_grid()
     for box in (np.s_[3:20, :, 30:31], np.s_[39:40, 0:1, 0:1], np.s_[:, 5:6, :]):
-        np.testing.assert_array_equal(field.on_grid(voxel_grid(shape, box)), whole[box])
+        np.testing.assert_allclose(field.on_grid(voxel_grid(shape, box)), whole[box], rtol=0, atol=5e-6)  # of 5
 
 
-def test_integers_of_a_box_are_those_of_the_whole():
-    field = neural_field((40, 23, 31), 0, 60000, "uint16")
-    box = np.s_[1:40, 2:22, 3:30]
-    found = field.on_grid(voxel_grid(field.shape, box))
-    assert found.dtype == np.uint16 and len(np.unique(found)) > 1000
-    np.testing.assert_array_equal(found, field.on_grid()[box])
+@pytest.mark.parametrize(("dtype", "high"), [("uint8", 255), ("uint16", 60000), ("int32", 2_000_000_000)])
+def test_integers_of_a_box_are_those_of_the_whole(dtype, high):
+    """Exactly, though float32 products differ by the place of a voxel in its chunk."""
+    field = neural_field((40, 23, 31), 0, high, dtype, n_neurons=18)
+    whole = field.on_grid()
+    for start in range(8):
+        box = np.s_[start:40, 2:22, 3 : 30 - start]
+        found = field.on_grid(voxel_grid(field.shape, box))
+        assert found.dtype == dtype and len(np.unique(found)) > 10
+        np.testing.assert_array_equal(found, whole[box])
 
 
 def test_threads_do_not_change_the_values():
