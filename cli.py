@@ -32,6 +32,7 @@ import contextlib
 import io
 import math
 import re
+import shutil
 import time
 import zipfile
 from argparse import ArgumentTypeError
@@ -278,11 +279,11 @@ def write_files(contents: Mapping[str, bytes]) -> None:
                 raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def check_memory(n_bytes: int, what: str) -> None:
-    """Raise UserError when `what` needs more bytes than the machine has memory."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if n_bytes > memory:
-        raise UserError(f"{what} takes {n_bytes / 2**30:.0f} GiB, this machine has {memory / 2**30:.0f} GiB")
+def check_space(path: str, n_bytes: int, what: str) -> None:
+    """Raise UserError when `what` needs more bytes than the disk of `path` has left."""
+    free = shutil.disk_usage(os.path.dirname(os.path.realpath(path))).free
+    if n_bytes > free:
+        raise UserError(f"{path}: {what} takes {n_bytes / 2**30:.0f} GiB, the disk has {free / 2**30:.0f} GiB left")
 
 
 def read_bytes(path: str) -> bytes:

@@ -12,6 +12,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -21,10 +22,12 @@ import pictures
 import points_io
 from neural_field import NeuralField
 from utils import Grid, Metrics, ValueRange, compare, describe, file_ratios, overall
-from volume import Volume, VolumeError, raw_layout, suffix_of
+from volume import LazyArray, Volume, VolumeError, raw_layout, suffix_of
 from volume_io import read_volume
 from volume_series import collection, collection_path, files_of, step_path
 from volume_writers import SUFFIXES, output_files, output_path, write_volume
+
+IN_MEMORY = 1 << 27  # voxels: what is larger is evaluated and written slab by slab
 
 
 def build_parser() -> cli.ArgumentParser:
@@ -202,42 +205,65 @@ def files_to_write(opt: Namespace, field: NeuralField, grid: Grid) -> dict[str, 
     return {step_path(opt.recon, int(t)): Grid((times[k : k + 1], *space)) for k, t in enumerate(times)}
 
 
+def evaluated(evaluate: Callable[[Grid], np.ndarray], grid: Grid) -> np.ndarray | LazyArray:
+    """What `evaluate` gives on a grid; on a large one box by box, whenever it is asked for."""
+    if math.prod(grid.shape) <= IN_MEMORY:
+        return evaluate(grid)
+    like = evaluate(grid.part((slice(0, 1),) * len(grid.shape)))
+    return LazyArray((*grid.shape, *like.shape[len(grid.shape) :]), like.dtype, lambda box: evaluate(grid.part(box)))
+
+
 def write_grids(
-    opt: Namespace, field: NeuralField, grids: dict[str, Grid], on_values: Callable[[Grid, np.ndarray], None]
+    opt: Namespace, field: NeuralField, grids: dict[str, Grid], on_values: Callable[[Grid, np.ndarray], None] | None
 ) -> str:
     """Evaluate the field on the grids and write their files, all or none. Returns the name of the one to open.
 
     on_values: is told the values on each grid.
     """
     header, times = field.header, {}
-    n_values = max(math.prod(grid.shape) for grid in grids.values()) * len(header.low)
-    n_bytes = n_values * 8 * (1 + len(field.shape) * opt.gradient)
-    cli.check_memory(n_bytes, f"{opt.compressed}: its volume of shape {next(iter(grids.values())).shape}")
-    n_parts, n_done = len(grids) * (1 + opt.gradient), 0
+    n_points, n_done = sum(math.prod(grid.shape) for grid in grids.values()), 0
+    arrays = len(header.low) * (1 + len(field.shape) * opt.gradient)
+    what = f"{opt.compressed}: its volume of shape {next(iter(grids.values())).shape}"
+    cli.check_space(opt.recon, n_points * arrays * field.dtype(opt.as_float).itemsize, what)
+    is_large = max(math.prod(grid.shape) for grid in grids.values()) > IN_MEMORY
+    n_evaluations = 1 + opt.gradient + bool(is_large and on_values)  # large ones are evaluated anew to be compared
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(cli.Progress("decoding"))
 
-        def on_progress(fraction: float) -> None:
-            progress.update((n_done + fraction) / n_parts)
+        def counted(evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray:
+            nonlocal n_done
+            size = math.prod(grid.shape)
+            result = evaluate(
+                grid, on_progress=lambda done: progress.update((n_done + done * size) / n_points / n_evaluations)
+            )
+            n_done += size
+            return result
 
         for path, grid in grids.items():
-            array, extra = field.on_grid(grid, opt.as_float, on_progress), {}
-            n_done += 1
-            on_values(grid, array)
+            array = evaluated(partial(counted, partial(field.on_grid, as_float=opt.as_float)), grid)
+            if on_values:
+                on_values(grid, array)
+            extra = {}
             if opt.gradient:
-                extra[f"{header.name}_gradient"] = field.gradient_on_grid(grid, on_progress)
-                n_done += 1
+                extra[f"{header.name}_gradient"] = evaluated(partial(counted, field.gradient_on_grid), grid)
             volume = Volume(array, *grid.geometry(header), header.name, header.direction, header.units)
             if is_by_step(opt, field):
                 times[path] = volume.origin[0]
                 volume = volume.at_step()
-                extra = {name: gradient[0, ..., 1:] for name, gradient in extra.items()}
+                extra = {name: in_space(gradient[0]) for name, gradient in extra.items()}
             write_volume(path, volume, extra, stack)
         if opt.recon in grids:
             return opt.recon
         with open(stack.enter_context(cli.atomic_write(collection_path(opt.recon))), "wb") as file:
             file.write(collection(times))
     return collection_path(opt.recon)
+
+
+def in_space(gradient: np.ndarray | LazyArray) -> np.ndarray | LazyArray:
+    """A gradient without its derivative by time."""
+    if isinstance(gradient, np.ndarray):
+        return gradient[..., 1:]
+    return LazyArray((*gradient.shape[:-1], 3), gradient.dtype, lambda box: gradient[box][..., 1:])
 
 
 def write_points(opt: Namespace, field: NeuralField) -> dict[str, str]:
@@ -262,7 +288,7 @@ def write_points(opt: Namespace, field: NeuralField) -> dict[str, str]:
 
 
 def compare_steps(
-    original: np.ndarray, values: ValueRange, grid: Grid, roi: tuple[slice, ...] | None, array: np.ndarray
+    original: np.ndarray, values: ValueRange, grid: Grid, roi: tuple[slice, ...] | None, array: np.ndarray | LazyArray
 ) -> dict[int, Metrics]:
     """The metrics of every step of a series on a grid, by its number; those of a single volume are of step 0."""
     box = roi or ...
@@ -318,11 +344,11 @@ def main(argv: Sequence[str]) -> None:
         cli.check_outputs([*grids, *beside, *collections], inputs)
         metrics = {}
 
-        def on_values(grid: Grid, array: np.ndarray) -> None:
-            if original is not None and not opt.resolution and float(grid.axes[0][0]).is_integer():
-                metrics.update(compare_steps(original, values, grid, opt.roi, array))
+        def on_values(grid: Grid, array: np.ndarray | LazyArray) -> None:
+            metrics.update(compare_steps(original, values, grid, opt.roi, array))
 
-        recon = write_grids(opt, field, grids, on_values)
+        is_compared = original is not None and not opt.resolution and float(grid.axes[0][0]).is_integer()
+        recon = write_grids(opt, field, grids, on_values if is_compared else None)
         if metrics:
             report_metrics(metrics, len(grid.shape) == 4)
         if opt.preview:

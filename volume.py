@@ -64,13 +64,13 @@ def is_missing(values: np.ndarray, fill: np.generic | None) -> np.ndarray:
 Box = tuple[slice, ...]
 
 
-def boxes(values: np.ndarray, n: int = SLAB, order: Iterable[int] | None = None) -> list[Box]:
-    """Boxes of nearly equal size that make up the grid of values (..., components), of at most n values each.
+def boxes(values: np.ndarray, n: int | None = None, order: Iterable[int] | None = None) -> list[Box]:
+    """Boxes of nearly equal size that make up the grid of values (..., components), of at most n values each (SLAB).
 
     As far as possible each lies in one piece in memory, or in the file that is mapped there, one after the other, or
     would if the grid's axes were in the given order there, the fastest one last.
     """
-    shape, left = values.shape[:-1], max(1, n // values.shape[-1])
+    shape, left = values.shape[:-1], max(1, (n or SLAB) // values.shape[-1])
     order = list(order or sorted(range(len(shape)), key=lambda axis: -abs(values.strides[axis])))
     cuts = {}
     for axis in reversed(order):
@@ -128,14 +128,18 @@ class LazyArray:
     """An array whose values are computed when they are asked for: `array[box]`, a slice per axis of the grid.
 
     shape: of the grid, and components behind it when there are several. evaluate(box): that part of the array.
+    array[i]: the array at one place along the first axis, lazy too.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    evaluate: Callable[[tuple[slice, ...]], np.ndarray]
+    evaluate: Callable[[Box], np.ndarray]
 
-    def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
-        return self.evaluate(box)
+    def __getitem__(self, key: Box | int) -> np.ndarray | LazyArray:
+        if isinstance(key, int):
+            first = slice(key, key + 1)
+            return LazyArray(self.shape[1:], self.dtype, lambda box: self.evaluate((first, *box))[0])
+        return self.evaluate(key)
 
 
 @dataclasses.dataclass(frozen=True)

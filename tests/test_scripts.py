@@ -489,9 +489,9 @@ def test_same_seed_same_bytes_on_a_gpu(volume_file, tmp_path):
     assert train(volume_file, tmp_path, "--cuda", "--grad_lambda", 0.01).data == first
 
 
-def test_a_volume_beyond_the_memory_is_refused(tmp_path):
+def test_a_volume_beyond_the_disk_is_refused(tmp_path):
     """A blob of a few hundred bytes may announce any shape."""
-    shape = (1 << 12,) * 3
+    shape = (1 << 13,) * 3
     low, high = np.array([0.0]), np.array([1.0])
     header = net_coder.FieldHeader(shape, low, high, (1.0,) * 3, (0.0,) * 3)
     network = {"n_neurons": 2, "n_layers": 1, "d_in": 3, "d_out": 1, "is_residual": True, "omega_0": 30.0}
@@ -501,5 +501,5 @@ def test_a_volume_beyond_the_memory_is_refused(tmp_path):
     ]
     (tmp_path / "blob").write_bytes(net_coder.encode(header, [(network, layers)]))
     said = error_of(net_decompress.main, "--compressed", tmp_path / "blob", "--recon", tmp_path / "r")
-    assert "blob: its volume of shape (4096, 4096, 4096) takes 512 GiB" in said
+    assert "blob: its volume of shape (8192, 8192, 8192) takes 4096 GiB" in said
     assert not (tmp_path / "r.vti").exists()

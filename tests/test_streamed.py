@@ -10,10 +10,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, WELL, compress, error_of, results, slanted, train
+from helpers import ROOT, WELL, compress, error_of, field_net, header_of, listing, make_blob, results, slanted, train
 
 import streamed
 import utils
+from neural_field import NeuralField
 from samples import Field
 from streamed import StreamedField, training_field
 from utils import compare, measured_boxes, value_range
@@ -223,3 +224,53 @@ def test_training_needs_a_fraction_of_the_volumes_memory(tmp_path):
     assert run.returncode == 0, run.stderr
     kilobytes = int(run.stderr.split("peak ")[1])
     assert kilobytes < 100_000  # of a file of 134 MB, which would take 402 MB more in memory
+
+
+@pytest.mark.parametrize(
+    ("recon", "flags"),
+    [
+        ("r.npy", ()),
+        ("r.vti", ("--gradient",)),
+        ("r.nii.gz", ("--roi", "1:8,:,2:")),
+        ("t.npy", ()),
+        ("t.vti", ("--gradient",)),
+        ("t.vti", ("--time", "1:3")),
+    ],
+)
+def test_a_large_volume_is_decoded_slab_by_slab(tmp_path, monkeypatch, capsys, recon, flags):
+    """To the same files with the same figures, and never more of it than a slab; a time series too."""
+    import net_decompress as script
+    import volume
+    import volume_writers
+
+    shape = (9, 7, 5) if recon.startswith("r") else (4, 6, 5, 3)
+    net = field_net(d_in=len(shape), d_out=2)
+    (tmp_path / "blob").write_bytes(make_blob(header_of(shape, -1.0, 1.0, d_out=2), net))
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).random((*shape, 2), np.float32))
+    sizes, on_grid = [], NeuralField.on_grid
+
+    def watched(self, grid, *args, **keywords):
+        sizes.append(math.prod(grid.shape))
+        return on_grid(self, grid, *args, **keywords)
+
+    def written(folder):
+        (tmp_path / folder).mkdir()
+        files = (
+            "--compressed",
+            tmp_path / "blob",
+            "--volume",
+            tmp_path / "v.npy",
+            "--recon",
+            tmp_path / folder / recon,
+        )
+        script.main([str(a) for a in (*files, *flags)])
+        figures = {k: v for k, v in results(capsys.readouterr().out).items() if k not in ("recon", "seconds")}
+        return listing(tmp_path / folder), figures
+
+    expected = written("whole")
+    monkeypatch.setattr(script, "IN_MEMORY", 0)
+    monkeypatch.setattr(volume_writers, "SLAB_BYTES", 200)
+    monkeypatch.setattr(volume, "SLAB", 50)
+    monkeypatch.setattr(NeuralField, "on_grid", watched)
+    assert written("slabs") == expected
+    assert max(sizes) <= 90 and "psnr" in expected[1]
