@@ -29,7 +29,7 @@ def far_limits(original: np.ndarray, values: ValueRange) -> tuple[np.ndarray, np
     10 times as wide as theirs.
     """
     step = max(1, original.size // SLAB)
-    sample = np.concatenate([part.reshape(-1, part.shape[-1])[::step] for _, part in parts(original)])
+    sample = np.concatenate([part.reshape(-1, part.shape[-1])[::step].copy() for _, part in parts(original)])
     sample = sample[~is_missing(sample, values.fill)].astype(np.float64)
     a, b = np.quantile(sample, MIDDLE, axis=0) if len(sample) else np.zeros((2, sample.shape[1]))
     is_ruined = (values.extent > WIDER * (b - a)) & (b > a)  # equal where an object stands before an even background
