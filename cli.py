@@ -108,7 +108,18 @@ class ArgumentParser(argparse.ArgumentParser):
         group.add_argument("--cuda", action="store_true", default=False, help="use a CUDA GPU (default: the CPU)")
         group.add_argument("--no-cuda", dest="cuda", action="store_false", help="use the CPU")
         group.add_argument("--gid", type=whole(0), default=0, help="which GPU, with --cuda")
-        group.add_argument("--num_workers", type=whole(1, 1024), default=1, help="CPU threads")
+        group.add_argument(
+            "--num_workers",
+            type=whole(1, 1024),
+            default=default_workers(),
+            help="CPU threads, which no result depends on (default: one per core, up to 8)",
+        )
+
+
+def default_workers() -> int:
+    """CPU threads of this process: the cores that it may use, up to 8, shared among the processes of torchrun."""
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(min(n_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 8), 1)
 
 
 def add_volume_arguments(group) -> None:
@@ -198,14 +209,14 @@ def number(low: float, high: float = math.inf, *, exclusive: bool = False) -> Ca
     return parse
 
 
-def resolve_device(cuda: bool, gid: int, num_workers: int):
-    """The torch.device that the execution flags ask for; sets the number of CPU threads.
+def resolve_device(cuda: bool, gid: int):
+    """The torch.device that the execution flags ask for. Raises UserError when there is no such GPU.
 
-    Raises UserError when there is no such GPU.
+    torch itself gets one CPU thread: two of its threads beside a busy process are many times slower than one.
     """
     import torch
 
-    torch.set_num_threads(num_workers)
+    torch.set_num_threads(1)
     if not cuda:
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0

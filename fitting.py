@@ -136,16 +136,20 @@ def make_optimizers(layers: list[nn.Linear], hidden: list[nn.Parameter], recipe:
 class Fit:
     """The fit of a network to a field on the same device; `seed` settles the order of the samples.
 
+    `n_threads` of a CPU work at it; the result does not depend on their number.
+
     Trains `net` in place, but for the linear layers before `first_layer`. The result, at any time, is `average`: the
     network of the weights averaged over the latest steps, which is better than the latest one by decibels while the
     rate is high, and the same at the end (Polyak and Juditsky, 1992).
     """
 
-    def __init__(self, net: FieldNet, field: Field, recipe: Recipe, seed: int, first_layer: int = 0):
+    def __init__(
+        self, net: FieldNet, field: Field, recipe: Recipe, seed: int, first_layer: int = 0, n_threads: int = 1
+    ):
         self.net, self.field, self.recipe, self.seed = net, field, recipe, seed
         self.steps_per_pass = math.ceil(field.n_voxels / recipe.batch)
         self.n_steps = math.ceil(recipe.n_passes * self.steps_per_pass)
-        self.squared_error = SquaredError(net, math.ceil(field.n_voxels / self.steps_per_pass), first_layer)
+        self.squared_error = SquaredError(net, math.ceil(field.n_voxels / self.steps_per_pass), first_layer, n_threads)
         config = net.config
         live = linear_layers(net)[first_layer:]
         self.hidden = [layer.weight for layer in (live if first_layer else live[1:])[:-1]]

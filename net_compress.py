@@ -217,7 +217,7 @@ def quantise_network(
     opt: Namespace, net: FieldNet, header: net_coder.FieldHeader, volume: Volume | None, psnr: float | None
 ) -> list[net_coder.QuantisedLayer]:
     """The layers of the network in integers, as the options ask for it. psnr: of the network, in dB, if known."""
-    device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
+    device = cli.resolve_device(opt.cuda, opt.gid)
     values = ValueRange.of(header)
     n_voxels = header.n_present
     n_passes = min(MAX_PASSES, TRAINED_VOXELS / n_voxels) if opt.n_passes is None else opt.n_passes
@@ -245,7 +245,7 @@ def quantise_network(
         def on_progress(fraction: float, psnr: float) -> None:
             progress.update(fraction, PSNR=f"{psnr:.1f} dB")
 
-        return quantise.round_and_train(net.to(device), field, steps, recipe, opt.seed, on_progress)
+        return quantise.round_and_train(net.to(device), field, steps, recipe, opt.seed, on_progress, opt.num_workers)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -325,7 +325,7 @@ def write_preview(
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
-    device = cli.resolve_device(opt.cuda, opt.gid, opt.num_workers)
+    device = cli.resolve_device(opt.cuda, opt.gid)
     inputs = [path for path in (opt.compressed, opt.points) if path] + (files_of(opt.volume) if opt.volume else [])
     cli.check_outputs([opt.recon, *([opt.preview] if opt.preview else [])], inputs)
     if opt.preview:

@@ -141,6 +141,7 @@ def round_and_train(
     recipe: Recipe,
     seed: int,
     on_progress: Callable[[float, float], None] = lambda fraction, psnr: None,
+    n_threads: int = 1,
 ) -> list[QuantisedLayer]:
     """`round_in_turn`, with training by `recipe`, in all, of the layers that are not rounded yet. Changes `net`.
 
@@ -149,7 +150,7 @@ def round_and_train(
     part = dataclasses.replace(recipe, n_passes=recipe.n_passes / max(len(steps) - 1, 1))
 
     def train_rest(first_layer: int) -> None:
-        fit = Fit(net, field, part, seed + first_layer, first_layer)
+        fit = Fit(net, field, part, seed + first_layer, first_layer, n_threads)
         fit.run()
         net.load_state_dict(fit.average.state_dict())
         on_progress(first_layer / len(steps), fit.psnr)

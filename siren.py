@@ -8,9 +8,12 @@ Periodic Activation Functions", 2020, section 3.2 (initialisation).
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import math
 import zlib
+from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -19,6 +22,7 @@ from torch import nn
 MIN_NEURONS = 16  # the original never goes below this width
 MAX_NEURONS = 1 << 16
 OMEGA_0 = 30.0  # the original evaluates every network with this factor
+PART = 30_000  # neurons x samples, at least, of a part of a batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,15 +169,16 @@ class SquaredError:
 
     Backpropagation written out, the cosine of each phase kept from the forward pass: activations live in buffers that
     every step uses again, and nothing is recorded. Samples lie along the last axis; a row of ones below them takes the
-    biases into the matrices. On a core or two NumPy computes, whose sines take a third of the time of torch's.
+    biases into the matrices. A CPU takes a batch in parts, each in a thread of `n_threads`; the parts, and so the
+    result, do not depend on their number.
     """
 
-    def __init__(self, net: FieldNet, max_batch: int, first_layer: int = 0):
+    def __init__(self, net: FieldNet, max_batch: int, first_layer: int = 0, n_threads: int = 1):
         config, layers = net.config, linear_layers(net)
         self.first_layer = first_layer  # the linear layers before it are left without a gradient
         self.is_residual = config.is_residual and config.n_layers > 1
         like = layers[0].weight.detach()
-        self.xp = np if like.device.type == "cpu" and torch.get_num_threads() <= 2 else torch
+        self.xp = arithmetic(like.device)
         # What the weights and the biases are multiplied with: 1/2 where the input is a sum of two sines.
         halved = [self.is_residual and k > 1 and (k % 2 == 1 or k == len(layers) - 1) for k in range(len(layers))]
         omegas = [config.omega_0] * (len(layers) - 1) + [1.0]
@@ -188,22 +193,16 @@ class SquaredError:
             return self._array(like.new_ones(shape))
 
         self.matrices = [empty(*weight.shape[:1], weight.shape[1] + 1) for weight, _ in self.parameters]
-        self.matrix_gradients = [empty(*matrix.shape) for matrix in self.matrices]
-        self.inputs = empty(config.d_in + 1, max_batch)
-        self.outputs = empty(len(layers) - 1, config.n_neurons + 1, max_batch)
-        self.cosines = empty(len(layers) - 1, config.n_neurons, max_batch)
-        self.scratch = empty(3, config.n_neurons, max_batch)
-        self.error = empty(config.d_out, max_batch)
+        n_parts = count_parts(config.n_neurons, max_batch) if self.xp is np else 1
+        self.parts = [_Part(self, config, math.ceil(max_batch / n_parts), empty) for _ in range(n_parts)]
+        n_threads = min(n_threads, n_parts)
+        self.map = map if n_threads == 1 else concurrent.futures.ThreadPoolExecutor(n_threads).map
 
     def _array(self, tensor: torch.Tensor) -> object:
         """The same memory as NumPy or torch, whichever computes."""
         return tensor.detach().numpy() if self.xp is np else tensor.detach()
 
-    def _ends_block(self, k: int) -> bool:
-        return self.is_residual and k % 2 == 0 and k > 0
-
     @torch.no_grad()
-    @np.errstate(all="ignore")  # a fit that diverges is noticed by its loss
     def __call__(
         self, x: torch.Tensor, values: torch.Tensor, sample_weights: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -211,16 +210,65 @@ class SquaredError:
 
         `sample_weights` (n,) weighs the samples in the mean. Each sample's squared error is left in `squares` (n,).
         """
-        xp, n = self.xp, len(x)
-        inputs, error = self.inputs[:, :n], self.error[:, :n]
-        outputs, cosines = self.outputs[..., :n], self.cosines[..., :n]
-        phase, grad, skipped = self.scratch[..., :n]
+        xp, n, n_parts = self.xp, len(x), len(self.parts)
         for matrix, parameters, factors in zip(self.matrices, self.parameters, self.factors, strict=True):
             xp.multiply(parameters[0], factors[0], out=matrix[:, :-1])
             xp.multiply(parameters[1], factors[1], out=matrix[:, -1])
-        *sines, last = self.matrices
+        x, values = self._array(x).T, self._array(values).T
+        weights = None if sample_weights is None else self._array(sample_weights)
 
-        inputs[:-1] = self._array(x).T
+        def work(i: int) -> tuple[object, object]:
+            cut = slice(n * i // n_parts, n * (i + 1) // n_parts)
+            return self.parts[i](x[:, cut], values[:, cut], None if weights is None else weights[cut], n)
+
+        losses, squares = zip(*self.map(work, range(n_parts)), strict=True)
+        self.squares = torch.as_tensor(squares[0] if n_parts == 1 else xp.concatenate(squares))
+        for k, gradients in enumerate(self.gradients, self.first_layer):
+            joint = sum((part.gradients[k] for part in self.parts[1:]), start=self.parts[0].gradients[k])
+            for part, gradient, factor in zip((joint[:, :-1], joint[:, -1]), gradients, self.factors[k], strict=True):
+                xp.multiply(part, factor, out=gradient)
+        return torch.as_tensor(sum(losses))
+
+
+def arithmetic(device: torch.device) -> ModuleType:
+    """What computes on a device: on a CPU NumPy, whose sines take a third of the time of torch's."""
+    return np if device.type == "cpu" else torch
+
+
+def count_parts(n_neurons: int, max_batch: int) -> int:
+    """In how many parts a CPU takes a batch: a power of two, up to 16.
+
+    Smaller parts stay in the cache and keep more cores busy; of narrow networks they would be all overhead.
+    """
+    return 1 << min(max(int(math.log2(max(n_neurons * max_batch / PART, 1))), 0), 4)
+
+
+class _Part:
+    """The buffers of a part of a batch, and what is computed in them."""
+
+    def __init__(self, whole: SquaredError, config: SirenConfig, size: int, empty: Callable[..., object]):
+        self.whole = whole
+        n_layers = len(whole.matrices)
+        self.gradients = [empty(*matrix.shape) for matrix in whole.matrices]  # by the products' matrices
+        self.inputs = empty(config.d_in + 1, size)
+        self.outputs = empty(n_layers - 1, config.n_neurons + 1, size)
+        self.cosines = empty(n_layers - 1, config.n_neurons, size)
+        self.scratch = empty(3, config.n_neurons, size)
+        self.error = empty(config.d_out, size)
+
+    def _ends_block(self, k: int) -> bool:
+        return self.whole.is_residual and k % 2 == 0 and k > 0
+
+    @np.errstate(all="ignore")  # a fit that diverges is noticed by its loss
+    def __call__(self, x: object, values: object, weights: object | None, n: int) -> tuple[object, object]:
+        """x: (d_in, samples), values: (d_out, samples) of a batch of n. Its part of the loss; the squared errors."""
+        xp, first_layer, size = self.whole.xp, self.whole.first_layer, x.shape[1]
+        inputs, error = self.inputs[:, :size], self.error[:, :size]
+        outputs, cosines = self.outputs[..., :size], self.cosines[..., :size]
+        phase, grad, skipped = self.scratch[..., :size]
+        *sines, last = self.whole.matrices
+
+        inputs[:-1] = x
         h = inputs
         for k, matrix in enumerate(sines):
             xp.matmul(matrix, h, out=phase)
@@ -230,35 +278,24 @@ class SquaredError:
             if self._ends_block(k):
                 h[:-1] += outputs[k - 2, :-1]
         xp.matmul(last, h, out=error)
-        error -= self._array(values).T
+        error -= values
         squares = xp.square(error).mean(0)
-        self.squares = torch.as_tensor(squares)
-        if sample_weights is not None:
-            factors = self._array(sample_weights)
-            squares = squares * factors
-            error *= factors
-        loss = squares.mean()
+        loss = (squares if weights is None else squares * weights).sum() / n
+        if weights is not None:
+            error *= weights
         error *= 2 / (n * len(error))
 
-        self._leave_gradient(len(sines), error, h)
-        if self.first_layer < len(sines):
+        xp.matmul(error, h.T, out=self.gradients[-1])
+        if first_layer < len(sines):
             xp.matmul(last[:, :-1].T, error, out=grad)
-        for k in reversed(range(self.first_layer, len(sines))):
+        for k in reversed(range(first_layer, len(sines))):
             if self._ends_block(k):
                 skipped[:] = grad
             grad *= cosines[k]
-            self._leave_gradient(k, grad, outputs[k - 1] if k else inputs)
-            if k > self.first_layer:
+            xp.matmul(grad, (outputs[k - 1] if k else inputs).T, out=self.gradients[k])
+            if k > first_layer:
                 xp.matmul(sines[k][:, :-1].T, grad, out=phase)
-                if self.is_residual and k % 2 == 1:
+                if self.whole.is_residual and k % 2 == 1:
                     phase += skipped
                 phase, grad = grad, phase
-        return torch.as_tensor(loss)
-
-    def _leave_gradient(self, k: int, grad: object, source: object) -> None:
-        """The gradient of layer k: `grad` by its outputs (before the sine), which its `source` made."""
-        joint = self.matrix_gradients[k]
-        self.xp.matmul(grad, source.T, out=joint)
-        for part, gradient, factor in zip((joint[:, :-1], joint[:, -1]), self.gradients[k - self.first_layer],
-                                          self.factors[k], strict=True):  # fmt: skip
-            self.xp.multiply(part, factor, out=gradient)
+        return loss, squares

@@ -408,7 +408,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-    device = cli.resolve_device(opt.cuda, opt.gid + ranks.on_this_machine(), opt.num_workers)
+    device = cli.resolve_device(opt.cuda, opt.gid + ranks.on_this_machine())
     finished, interrupted, debug = output_paths(opt)
     further = [path for path in (opt.checkpoint, opt.plot) if path]
     cli.check_outputs([*finished, *interrupted, *debug, *further], inputs=files_of(opt.volume))
@@ -434,7 +434,7 @@ def main(argv: Sequence[str]) -> None:
     recipe = settle_recipe(opt, field.n_voxels, config)
 
     net = FieldNet(config, torch.Generator().manual_seed(opt.seed), first_omega=opt.w0).to(device)
-    fit = Fit(net, field, recipe, opt.seed)
+    fit = Fit(net, field, recipe, opt.seed, n_threads=opt.num_workers)
     if opt.resume:
         load_checkpoint(opt, fit)
 

@@ -54,15 +54,23 @@ def test_help_states_the_default():
     assert "None" not in text
 
 
-def test_device_is_the_cpu_with_so_many_threads():
-    assert cli.resolve_device(False, 0, 2) == torch.device("cpu")
-    assert torch.get_num_threads() == 2
+def test_device_is_the_cpu_and_torch_has_one_thread():
+    torch.set_num_threads(3)
+    assert cli.resolve_device(False, 0) == torch.device("cpu")
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("cores", "processes", "expected"), [(1, 1, 1), (4, 1, 4), (64, 1, 8), (8, 2, 4), (2, 4, 1)])
+def test_default_workers_are_the_cores_shared_among_processes(cores, processes, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert cli.default_workers() == expected
 
 
 def test_no_such_gpu():
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     with pytest.raises(cli.UserError, match=f"--gid 99: .*found {found} GPU"):
-        cli.resolve_device(True, 99, 1)
+        cli.resolve_device(True, 99)
 
 
 # --- outputs ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
 import re
@@ -32,6 +33,7 @@ import cli
 import net_coder
 import net_compress
 import net_decompress
+import siren
 import train as train_script
 
 QUANTIZERS = ("uniform", "kmeans")
@@ -320,9 +322,16 @@ def test_compression_ratio_counts_voxels_not_components(tmp_path):
     assert sum(t.numel() for t in state.values()) < 3000
 
 
-def test_num_workers(volume_file, tmp_path):
-    train(volume_file, tmp_path, "--num_workers", 2)
-    assert torch.get_num_threads() == 2
+def test_num_workers(volume_file, tmp_path, monkeypatch):
+    """So many threads work; what comes out is the same."""
+    monkeypatch.setattr(siren, "PART", 100)
+    alone = train(volume_file, tmp_path, "--num_workers", 1)
+    pools = []
+    executor = concurrent.futures.ThreadPoolExecutor
+    monkeypatch.setattr(concurrent.futures, "ThreadPoolExecutor", lambda n: pools.append(n) or executor(n))
+    together = train(volume_file, tmp_path, "--num_workers", 2)
+    assert set(pools) == {2}
+    assert all(torch.equal(alone.state[name], together.state[name]) for name in alone.state)
 
 
 def test_vol_debug(tmp_path):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
 from helpers import field_net, original_coordinates, original_forward
 
+import siren
 from siren import FieldNet, SirenConfig, SquaredError, count_parameters, neurons_for_budget, weights_crc32
 
 
@@ -132,11 +134,14 @@ def test_crc_depends_on_every_tensor():
 
 
 @pytest.mark.parametrize("is_weighted", [False, True])
-@pytest.mark.parametrize("n_threads", [1, 3])  # NumPy's arithmetic, and torch's
+@pytest.mark.parametrize(("xp", "n_parts", "n_threads"), [(np, 1, 1), (np, 4, 1), (np, 4, 3), (torch, 1, 1)])
 @pytest.mark.parametrize("is_residual", [True, False])
 @pytest.mark.parametrize(("n_layers", "d_in", "d_out"), [(1, 3, 1), (2, 3, 1), (3, 2, 3), (8, 3, 1)])
-def test_squared_error_has_the_gradient_of_autograd(n_layers, d_in, d_out, is_residual, n_threads, is_weighted):
-    torch.set_num_threads(n_threads)
+def test_squared_error_has_the_gradient_of_autograd(
+    n_layers, d_in, d_out, is_residual, xp, n_parts, n_threads, is_weighted, monkeypatch
+):
+    monkeypatch.setattr(siren, "arithmetic", lambda device: xp)
+    monkeypatch.setattr(siren, "count_parts", lambda width, max_batch: n_parts)
     net = field_net(seed=2, n_neurons=7, n_layers=n_layers, d_in=d_in, d_out=d_out, is_residual=is_residual).double()
     generator = torch.Generator().manual_seed(3)
     x = 2 * torch.rand(11, d_in, generator=generator, dtype=torch.float64) - 1
@@ -145,8 +150,7 @@ def test_squared_error_has_the_gradient_of_autograd(n_layers, d_in, d_out, is_re
     squares = (net(x) - values).square().mean(1)
     expected = (squares if sample_weights is None else squares * sample_weights).mean()
     gradients = torch.autograd.grad(expected, list(net.parameters()))
-    squared_error = SquaredError(net, 20)
-    assert squared_error.xp is (np if n_threads == 1 else torch)
+    squared_error = SquaredError(net, 20, n_threads=n_threads)
     for _ in range(2):  # the buffers of the first call do not show in the second
         found = squared_error(x, values, sample_weights)
         assert found.item() == pytest.approx(expected.item(), rel=1e-12)
@@ -154,3 +158,26 @@ def test_squared_error_has_the_gradient_of_autograd(n_layers, d_in, d_out, is_re
         for (name, p), gradient in zip(net.named_parameters(), gradients, strict=True):
             torch.testing.assert_close(p.grad, gradient, rtol=1e-9, atol=1e-12, msg=name)
         squared_error(-x[:5], values[:5])
+
+
+def test_the_gradient_does_not_depend_on_the_number_of_threads():
+    assert siren.count_parts(40, 4096) == 4
+    x, values = torch.rand(4096, 3) * 2 - 1, torch.rand(4096, 1)
+    gradients, threads = [], []
+    for n_threads in (1, 2, 4, 16):
+        net = field_net(seed=2, n_neurons=40, n_layers=4)
+        before = threading.active_count()
+        squared_error = SquaredError(net, 4096, n_threads=n_threads)
+        squared_error(x, values)
+        gradients.append([p.grad for p in net.parameters()])
+        threads.append(threading.active_count() - before)
+    assert threads[0] == 0 and all(1 <= n <= limit for n, limit in zip(threads[1:], (2, 4, 4), strict=True))
+    for other in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("width", "batch", "expected"), [(16, 2048, 1), (30, 2048, 2), (150, 2048, 8), (256, 1 << 20, 16), (1, 1, 1)]
+)
+def test_parts_of_a_batch(width, batch, expected):
+    assert siren.count_parts(width, batch) == expected
