@@ -7,6 +7,7 @@ take the form that can be rendered only once its OpenGL modules are imported: th
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import subprocess
 import sys
@@ -24,6 +25,7 @@ PANEL, GAP, BAR, LINE = 300, 36, 120, 22  # pixels: of a picture, between two, f
 MIN_WIDTH = 800  # of a whole picture, for its title
 TEXT, HEADING = 14, 18  # font sizes
 SOLID_VOXELS = 160**3  # more are thinned out before they are rendered: in software, this many take a second
+SOLID_SIDE = 512  # voxels an axis: of textures of more than 2048, graphics drivers show nothing
 
 # Without a renderer VTK does not return: the trial is a process of its own.
 TRIAL = """
@@ -59,17 +61,18 @@ class Cuts:
     shape: tuple[int, ...]
     spacing: tuple[float, ...]
     slices: tuple[int, ...]
-    step: int  # of the voxels that are rendered as a solid, 0 for none
+    steps: tuple[int, ...]  # along each axis, of the voxels that are rendered as a solid; none without one
 
     @classmethod
     def of(cls, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Cuts:
         shape = shape + (1,) * (3 - len(shape))
         spacing = tuple(abs(s) or 1.0 for s in spacing) + (1.0,) * (3 - len(spacing))
         slices = tuple(k for k in range(3) if all(n > 1 for axis, n in enumerate(shape) if axis != k))
-        step = 1 if min(shape) > 1 else 0
-        while step and math.prod(-(-n // step) for n in shape) > SOLID_VOXELS:
-            step += 1
-        return cls(shape, spacing, slices or (max(k for k in range(3) if shape[k] == 1),), step)
+        side = SOLID_SIDE
+        while math.prod(-(-n // -(-n // side)) for n in shape) > SOLID_VOXELS:
+            side -= 1
+        steps = tuple(-(-n // side) for n in shape) if min(shape) > 1 else ()
+        return cls(shape, spacing, slices or (max(k for k in range(3) if shape[k] == 1),), steps)
 
     def boxes(self) -> list[tuple[slice, ...]]:
         """The slices, then the solid."""
@@ -77,7 +80,7 @@ class Cuts:
         for axis in self.slices:
             middle = self.shape[axis] // 2
             boxes.append(tuple(slice(middle, middle + 1) if k == axis else slice(None) for k in range(3)))
-        return boxes + [(slice(None, None, self.step),) * 3] * (self.step > 0)
+        return boxes + [tuple(slice(None, None, step) for step in self.steps)] * bool(self.steps)
 
     def values(self, array: np.ndarray, box: tuple[slice, ...], fill: np.generic | None) -> np.ndarray:
         """The values of a field in a box, float64 (x, y, z, components), NaN where they are missing."""
@@ -121,8 +124,10 @@ def preview(
     if original is not None:
         error = [one_value(a - b) for a, b in zip(*parts, strict=True)]
         rows.append(("error (decoded - original)" + which, error, scale_of(error, 0.03, 0.9, not is_vector)))
-    middles = [f"{name} = {axis[len(axis) // 2]:g}" for name, axis in zip("xyz", grid.axes[space], strict=False)]
-    solids = render_solids([row[1][-1] for row in rows], [row[2] for row in rows], cuts) if cuts.step else [None] * 3
+    middles = [
+        f"{name} = {round(axis[len(axis) // 2], 2):.12g}" for name, axis in zip("xyz", grid.axes[space], strict=False)
+    ]
+    solids = render_solids([row[1][-1] for row in rows], [row[2] for row in rows], cuts) if cuts.steps else [None] * 3
     captions = [*middles, "", ""]
     drawn = [
         draw_row(*row, solid, cuts, captions, field.header.units) for row, solid in zip(rows, solids, strict=False)
@@ -274,7 +279,7 @@ def write_text(image: np.ndarray, text: str, x: int, y: int, size: int, align: s
     x -= {"left": 0, "centre": extent[0] // 2, "right": extent[0]}[align]
     y -= extent[1] // 2
     x_0, y_0 = max(x, 0), max(y, 0)
-    under = image[y_0 : y + extent[1], x_0 : x + extent[0]]
+    under = image[y_0 : max(y + extent[1], 0), x_0 : max(x + extent[0], 0)]
     over = alpha[y_0 - y :, x_0 - x :][: under.shape[0], : under.shape[1], None]
     under[:] = np.rint(under * (1 - over))
 
@@ -288,16 +293,33 @@ def render_solids(solids: list[np.ndarray], scales: list[Scale], cuts: Cuts) -> 
 
     size = np.array(cuts.shape) * cuts.spacing
     size = size / size.max()
+    ends = np.diag(size + 0.08)  # of the three edges that start at the first voxel, where their letters are
     scenes = [scene_of(values, scale, size) for values, scale in zip(solids, scales, strict=True)]
+    for scene in scenes:
+        aim(scene, [*itertools.product(*((0.0, s) for s in size)), *ends])
     images = rendered_by(scenes, PANEL, PANEL)
-    projection = scenes[0].GetActiveCamera().GetCompositeProjectionTransformMatrix(1.0, -1.0, 1.0)
-    for axis, name in enumerate("xyz"):  # at the ends of the three edges that start at the first voxel
-        end = [0.0, 0.0, 0.0, 1.0]
-        end[axis] = size[axis] + 0.08
-        x, y, _, w = projection.MultiplyPoint(end)
+    for name, (x, y) in zip("xyz", projected(scenes[0], ends), strict=True):
         for image in images:
-            write_text(image, name, round(PANEL * (1 + x / w) / 2), round(PANEL * (1 - y / w) / 2), TEXT, "centre")
+            write_text(image, name, round(PANEL * (1 + x) / 2), round(PANEL * (1 - y) / 2), TEXT, "centre")
     return images
+
+
+def aim(scene: object, points: Sequence[Sequence[float]]) -> None:
+    """Turn a scene's camera so that all of these points are seen, with room around them for a letter."""
+    camera = scene.GetActiveCamera()
+    camera.SetPosition(0.5, 0.45, 1.0)
+    camera.SetFocalPoint(0, 0, 0)
+    camera.SetViewUp(0, 1, 0)
+    scene.ResetCamera()
+    camera.Zoom(0.93 / np.abs(projected(scene, points)).max())
+    scene.ResetCameraClippingRange()
+
+
+def projected(scene: object, points: Sequence[Sequence[float]]) -> np.ndarray:
+    """Where a scene's camera sees points (n, 3): (n, 2), -1 to 1 from left to right and from below upwards."""
+    matrix = scene.GetActiveCamera().GetCompositeProjectionTransformMatrix(1.0, -1.0, 1.0)
+    seen = np.array([matrix.MultiplyPoint((*point, 1.0)) for point in points])
+    return seen[:, :2] / seen[:, 3:]
 
 
 def scene_of(values: np.ndarray, scale: Scale, size: np.ndarray) -> object:
@@ -322,13 +344,6 @@ def scene_of(values: np.ndarray, scale: Scale, size: np.ndarray) -> object:
     scene.SetBackground(1, 1, 1)
     scene.AddActor(frame)
     scene.AddVolume(fog(solid, scale))
-    camera = scene.GetActiveCamera()
-    camera.SetPosition(0.5, 0.45, 1.0)
-    camera.SetFocalPoint(0, 0, 0)
-    camera.SetViewUp(0, 1, 0)
-    scene.ResetCamera()
-    camera.Zoom(0.95)
-    scene.ResetCameraClippingRange()
     return scene
 
 

@@ -198,6 +198,58 @@ def test_any_field_has_a_picture(renderer, tmp_path, case, recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [((40, 4, 4), (1, 1, 1)), ((4, 40, 4), (1, 1, 1)), ((4, 4, 40), (1, 1, 1)), ((20, 3, 20), (0.5, 20, 0.1))],
+)
+def test_the_letters_of_a_slim_solid_are_in_its_picture(renderer, tmp_path, monkeypatch, shape, spacing):
+    """All three, black on white, within the panel and not cut by its border; and the solid fills most of it."""
+    written, write_text = [], pictures.write_text
+
+    def watched(image, text, x, y, *rest):
+        if image.shape[:2] == (PANEL, PANEL):
+            written.append((text, x, y))
+        write_text(image, text, x, y, *rest)
+
+    monkeypatch.setattr(pictures, "write_text", watched)
+    shown = panel(preview(tmp_path / "p.png", slanted(shape), spacing=spacing), 0, 0)
+    assert [text for text, _, _ in written] == ["x", "y", "z"]
+    for _, x, y in written:
+        assert 6 <= x <= PANEL - 6 and 6 <= y <= PANEL - 6
+    rows, columns = np.nonzero((shown != 255).any(axis=-1))
+    assert max(np.ptp(rows), np.ptp(columns)) > 0.8 * PANEL
+
+
+@pytest.mark.parametrize("shape", [(20000, 2, 2), (1500, 1500, 2), (3, 9, 3000), (300, 200, 100), (1000, 1000, 1000)])
+def test_solids_are_thinned_axis_by_axis(shape):
+    """To what can be rendered in a second, and no axis to a single voxel."""
+    *_, box = pictures.Cuts.of(shape, (1.0, 1.0, 1.0)).boxes()
+    sizes = [len(range(n)[part]) for n, part in zip(shape, box, strict=True)]
+    assert min(sizes) >= 2 and max(sizes) <= 512 and np.prod(sizes) <= 160**3
+    assert np.prod(sizes) > 160**3 / 4 or max(sizes) > 256
+
+
+def test_a_long_solid_is_rendered(renderer, tmp_path):
+    array = np.broadcast_to(np.linspace(0, 9, 20000, dtype=np.float32)[:, None, None], (20000, 2, 2))
+    shown = panel(preview(tmp_path / "p.png", array, spacing=(1e-4, 1.0, 1.0)), 0, 0)
+    assert (np.ptp(shown, axis=-1) > 30).mean() > 0.05
+
+
+@pytest.mark.parametrize(("x", "y"), [(-50, 10), (10, -50), (90, 10), (10, 90), (-50, -50), (90, 90)])
+def test_text_beside_an_image_leaves_it_as_it_is(x, y):
+    image = np.full((40, 40, 3), 255, np.uint8)
+    pictures.write_text(image, "abc", x, y, 14)
+    assert (image == 255).all()
+
+
+def test_text_is_cut_at_the_border():
+    whole, cut = (np.full((40, 60, 3), 255, np.uint8) for _ in range(2))
+    pictures.write_text(whole, "abc", 10, 20, 14)
+    pictures.write_text(cut, "abc", -5, 3, 14)
+    np.testing.assert_array_equal(cut[:20, :40], whole[17:37, 15:55])
+    assert (whole != 255).any() and (cut != 255).any()
+
+
 # --- scales -----------------------------------------------------------------------------------------
 
 
