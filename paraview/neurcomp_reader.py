@@ -148,6 +148,7 @@ class NeurcompReader(VTKPythonAlgorithmBase):
         grid = self._grid(step)
         spacing, origin = self._geometry(grid)
         arrays = self._evaluate(grid.part(tuple(box[: len(grid.axes)])))
+        image.GetPointData().Initialize()  # VTK keeps the arrays of the previous file
         image.SetExtent(extent)
         image.SetSpacing(spacing)
         image.SetOrigin(origin)

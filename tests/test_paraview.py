@@ -243,6 +243,31 @@ result["still"] = list(reader.TimestepValues or [])
         assert_close(values(found, "sf_gradient"), gradient.reshape(6, 5, 3, 6), 1e-5)
 
 
+def test_another_file_takes_the_place_of_the_previous_one(tmp_path):
+    """Its array alone, though the previous one has another name and size; filters would read beyond the old one."""
+    write_blob(tmp_path / "first.nvc", header_of((4, 3, 2), -1, 1, name="temp"))
+    write_blob(tmp_path / "second.nvc", header_of((9, 7, 5), -1, 1))
+    told = paraview(
+        tmp_path,
+        """
+reader = NeurcompReader(FileName="first.nvc", Gradient=1)
+result["arrays"] = []
+for name, gradient in (("first", 1), ("second", 1), ("second", 0), ("first", 0)):
+    reader.FileName, reader.Gradient = name + ".nvc", gradient
+    reader.UpdatePipeline()
+    data = servermanager.Fetch(reader).GetPointData()
+    found = [data.GetArray(i) for i in range(data.GetNumberOfArrays())]
+    result["arrays"].append({array.GetName(): array.GetNumberOfTuples() for array in found})
+""",
+    )
+    assert told.arrays == [
+        {"temp": 24, "temp_gradient": 24},
+        {"sf": 315, "sf_gradient": 315},
+        {"sf": 315},
+        {"temp": 24},
+    ]
+
+
 def test_bad_input_is_one_line_and_no_data(tmp_path):
     blob = make_blob(header_of((9, 7, 5)), field_net())
     damaged = bytearray(blob)
