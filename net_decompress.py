@@ -186,8 +186,9 @@ def grid_of(opt: Namespace, field: NeuralField) -> Grid:
     try:
         return field.grid(opt.roi, opt.resolution, opt.time)
     except ValueError as error:
-        flags = " ".join(f"--{name}" for name in ("roi", "resolution", "time") if getattr(opt, name) is not None)
-        raise cli.UserError(f"{flags}: {opt.compressed} has shape {field.shape}: {error}") from None
+        flags = [f"--{name}" for name in ("roi", "resolution", "time") if getattr(opt, name) is not None]
+        where = f"{' '.join(flags)}: {opt.compressed}" if flags else opt.compressed
+        raise cli.UserError(f"{where} has shape {field.shape}: {error}") from None
 
 
 def is_by_step(opt: Namespace, field: NeuralField) -> bool:

@@ -21,6 +21,7 @@ from volume import Box, LazyArray, Volume, boxes, is_missing, limits, parts
 EXACT = 1 << 28  # voxels up to which a network is measured at every one of them
 MEASURED = 1 << 24  # voxels, at random, of a larger volume: the estimate is good to about 0.01 dB
 PIECE = 1 << 12  # voxels of it that lie together
+MOST_POINTS = 1 << 26  # along an axis of a grid, whose positions are held: half a GiB
 
 # --- coordinates ------------------------------------------------------------------------------------
 
@@ -90,13 +91,17 @@ def voxel_grid(
     voxel to its last.
 
     roi: one slice per axis, of step 1. One point for an axis lies at the middle. Raises ValueError for a box that is
-    empty or not within the grid, and for several points along an axis where the box has one voxel.
+    empty or not within the grid, for several points along an axis where the box has one voxel, and for more than
+    MOST_POINTS.
     """
-    roi = roi or (slice(None),) * len(shape)
+    roi = (slice(None),) * len(shape) if roi is None else (roi,) if isinstance(roi, slice) else roi
+    resolution = None if resolution is None else np.ravel(resolution).tolist()
     if len(roi) != len(shape) or (resolution and len(resolution) != len(shape)):
         raise ValueError(f"expected {len(shape)} axes, found {len(resolution if len(roi) == len(shape) else roi)}")
     axes = []
     for axis, (n, part) in enumerate(zip(shape, roi, strict=True)):
+        if not isinstance(part, slice) or part.step not in (None, 1):
+            raise ValueError(f"axis {axis}: expected a slice of step 1, found {part}")
         first, stop = 0 if part.start is None else part.start, n if part.stop is None else part.stop
         if not 0 <= first < stop <= n:
             raise ValueError(f"axis {axis}: expected a range within 0:{n} that is not empty, found {first}:{stop}")
@@ -104,6 +109,8 @@ def voxel_grid(
         if count < 1 or (count > 1 and stop - first == 1):
             raise ValueError(f"axis {axis}: expected 1 point along {stop - first} voxels, found {count}" if count > 1
                              else f"axis {axis}: expected at least 1 point, found {count}")  # fmt: skip
+        if count > MOST_POINTS:
+            raise ValueError(f"axis {axis}: expected at most {MOST_POINTS} points, found {count}")
         middle = (first + stop - 1) / 2
         axes.append(np.linspace(first, stop - 1, count) if count > 1 else np.array([middle]))
     return Grid(tuple(axes))

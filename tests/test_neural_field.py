@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -218,6 +219,23 @@ def test_a_time_series_has_a_scale_of_its_own():
     np.testing.assert_allclose(field.at(points), values, rtol=0, atol=1e-6)
     _, origin = field.grid(np.s_[2:, 3:, 1:], time=1.5).geometry(field.header)
     np.testing.assert_allclose(origin, [3.15, 10 - 3 * 2.0, -4 + 2 * 0.5, 0.25 + 1.25])
+
+
+def test_grids_that_are_none():
+    """What is no box of voxels is refused, not taken for one; counts may be of any kind of sequence."""
+    field = NeuralField.of(field_net(), header_of((9, 7, 5)))
+    for roi, found in (
+        (np.s_[::2, :, :], "slice(None, None, 2)"),
+        (np.s_[3, :, :], "3"),
+        (np.s_[3:5, ..., :], "Ellipsis"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"expected a slice of step 1, found {found}")):
+            field.grid(roi=roi)
+    for wrong in ({"roi": np.s_[3:5, ...]}, {"roi": np.s_[3:5]}, {"resolution": 5}, {"roi": ()}):
+        with pytest.raises(ValueError, match="expected 3 axes, found"):
+            field.grid(**wrong)
+    for counts in ([3, 1, 4], np.array([3, 1, 4])):
+        assert field.grid(resolution=counts).shape == (3, 1, 4)
 
 
 def test_grid_of_a_time_series():

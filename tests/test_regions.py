@@ -80,6 +80,23 @@ def test_resolution_that_is_none(blob, tmp_path, resolution):
     assert "--resolution" in message and "expected" in message
 
 
+@pytest.mark.parametrize("resolution", ["4294967295,1,1", "2,7,4000000000"])
+def test_resolution_beyond_memory(blob, tmp_path, resolution):
+    """Refused before its positions, 32 GiB, are made."""
+    files = ("--compressed", blob, "--recon", tmp_path / "r.npy")
+    message = error_of(net_decompress.main, *files, "--resolution", resolution)
+    assert "--resolution" in message and "expected at most 67108864 points, found 4" in message
+    assert not (tmp_path / "r.npy").exists()
+
+
+def test_a_shape_beyond_memory(tmp_path):
+    """Which a blob of a few hundred bytes may announce."""
+    (tmp_path / "blob").write_bytes(make_blob(header_of(((1 << 32) - 1, 1, 1)), field_net()))
+    message = error_of(net_decompress.main, "--compressed", tmp_path / "blob", "--recon", tmp_path / "r.npy")
+    shape = f"{tmp_path / 'blob'} has shape (4294967295, 1, 1)"
+    assert message == f"{shape}: axis 0: expected at most 67108864 points, found 4294967295"
+
+
 def test_several_points_along_one_voxel_are_refused(blob):
     message = error_of(net_decompress.main, "--compressed", blob, "--roi", "1:2,:,:", "--resolution", "2,7,5")
     assert "axis 0" in message and "1 point" in message
