@@ -87,7 +87,7 @@ def build_parser() -> cli.ArgumentParser:
         "--points",
         metavar="FILE",
         help="only these positions, in the units of spacing and origin: .npy of shape (n, axes), or .csv: x,y,z; "
-        "of a time series t,x,y,z",
+        "of a time series t,x,y,z; in the order of a .csv file's first line where that names them",
     )
     group.add_argument(
         "--outside",
@@ -273,10 +273,10 @@ def write_points(opt: Namespace, field: NeuralField) -> dict[str, str]:
     is_outside = ~field.contains(points)
     n_outside = int(is_outside.sum())
     if n_outside and opt.outside == "error":
-        first = int(np.argmax(is_outside))
+        first, nan = int(np.argmax(is_outside)), " or are NaN" if np.isnan(points).any() else ""
         raise cli.UserError(
-            f"{opt.points}: {n_outside} of {len(points)} points lie outside the volume, the first is number {first}, "
-            f"{points[first].tolist()}: --outside nan writes NaN for them"
+            f"{opt.points}: {n_outside} of {len(points)} points lie outside the volume{nan}, the first is number "
+            f"{first}, {points[first].tolist()}: --outside nan writes NaN for them"
         )
     values, gradients = field.at(points), field.gradient_at(points) if opt.gradient else None
     with cli.atomic_write(opt.recon) as path:

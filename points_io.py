@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -29,34 +31,69 @@ def output_path(path: str, points: str) -> str:
 def read_points(path: str, d_in: int) -> np.ndarray:
     """Positions (n, d_in), float64, from a .npy file of that shape or a .csv file of that many columns.
 
-    A .csv file may begin with a line of names. Raises UserError.
+    A .csv file may begin with a line of names; those of the axes may be in any order. Raises UserError.
     """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: expected positions in a file whose name ends in {' or '.join(SUFFIXES)}")
     try:
-        if os.path.splitext(path)[1].lower() == ".csv":
-            points = _read_csv(path)
-        else:
-            points = np.load(path, mmap_mode="r", allow_pickle=False)
+        points = _read_csv(path, d_in) if suffix == ".csv" else np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # NumPy's parsers fail in many ways on a file that is no array
-        raise UserError(f"{path}: expected positions as a .npy array or .csv lines: {error}") from None
+        what = "lines of numbers" if suffix == ".csv" else "an array of NumPy's"
+        raise UserError(f"{path}: expected {what}: {error}") from None
     if points.ndim != 2 or points.shape[1] != d_in or points.dtype.kind not in "iuf" or not len(points):
         raise UserError(f"{path}: expected numbers of shape (n, {d_in}), found {points.dtype} {points.shape}")
     return np.array(points, np.float64)
 
 
-def _read_csv(path: str) -> np.ndarray:
+def _read_csv(path: str, d_in: int) -> np.ndarray:
+    """The numbers of a .csv file (n, d_in), in the order of the axes where its first line names these.
+
+    Raises ValueError that names the line.
+    """
+    axes = list(AXES[d_in])
     with open(path, encoding="utf-8-sig") as file:
-        first = file.readline()
-        try:
-            [float(cell) for cell in first.split(",")]
-        except ValueError:
-            pass  # names
-        else:
+        names = [name.strip().lower() for name in _cells(file.readline().lstrip("# "))]  # NumPy writes them with a #
+        n_headers = 0 if any(map(_is_number, names)) else 1
+        if n_headers and set(names) & set("txyz") and sorted(names) != sorted(axes):
+            raise ValueError(f"line 1: expected the names {','.join(axes)}, in any order, found {','.join(names)}")
+        if not n_headers:
             file.seek(0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a file without numbers, which the caller refuses
-            return np.loadtxt(file, delimiter=",", ndmin=2)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a file without numbers
+                table = np.loadtxt(file, delimiter=",", ndmin=2, quotechar='"')
+            if table.shape[1] != d_in:
+                raise ValueError("found none")
+        except ValueError as error:
+            file.seek(0)
+            raise ValueError(_first_wrong(file, n_headers, d_in) or error) from None
+    return table[:, [names.index(axis) for axis in axes]] if sorted(names) == sorted(axes) else table
+
+
+def _first_wrong(lines: Iterable[str], n_headers: int, d_in: int) -> str | None:
+    """What is wrong with the first line that is no position."""
+    for number, line in enumerate(lines, 1):
+        cells = _cells(line.partition("#")[0])
+        if number > n_headers and cells and not (len(cells) == d_in and all(map(_is_number, cells))):
+            found = line.strip()
+            found = found if len(found) <= 60 else found[:60] + "..."
+            return f"line {number}: expected {d_in} numbers with commas between them, found {found}"
+    return None
+
+
+def _cells(line: str) -> list[str]:
+    return next(csv.reader([line], skipinitialspace=True), [])
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def write_points(

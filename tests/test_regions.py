@@ -200,21 +200,71 @@ def test_points_outside(blob, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "content"),
+    ("names", "order"),
+    [("z,y,x", (2, 1, 0)), ('"Y", "x" ,z', (1, 0, 2)), ("# y,z,x", (1, 2, 0)), ("easting,northing,depth", (0, 1, 2))],
+)
+def test_columns_of_a_csv_file_are_those_that_it_names(blob, tmp_path, names, order):
+    rows = POINTS[:, list(order)].tolist()
+    (tmp_path / "p.csv").write_text(names + "\n" + "\n".join(",".join(map(repr, row)) for row in rows))
+    found = decompress(blob, tmp_path / "out.npy", "--points", tmp_path / "p.csv")
+    np.testing.assert_array_equal(found, NeuralField.open(blob).at(POINTS))
+
+
+def test_columns_of_a_series_are_those_that_it_names(tmp_path):
+    (tmp_path / "blob").write_bytes(make_blob(header_of((4, 6, 5, 3)), field_net(d_in=4)))
+    (tmp_path / "p.csv").write_text("x,y,z,t\n5,4,2,1.5\n")
+    found = decompress(tmp_path / "blob", tmp_path / "out.npy", "--points", tmp_path / "p.csv")
+    np.testing.assert_array_equal(found, NeuralField.open(tmp_path / "blob").at([[1.5, 5, 4, 2]]))
+    (tmp_path / "p.csv").write_text("time,x,y,z\n1,2,2,2\n")
+    said = error_of(net_decompress.main, "--compressed", tmp_path / "blob", "--points", tmp_path / "p.csv")
+    assert (
+        "p.csv: expected lines of numbers: line 1: expected the names t,x,y,z, in any order, found time,x,y,z" in said
+    )
+
+
+WANTED = "expected 3 numbers with commas between them, found"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
     [
-        ("p.npy", b"no array"),
-        ("p.csv", b"x,y,z\n1,2\n"),
-        ("p.csv", b"x,y,z\n1,2,three\n"),
-        ("p.csv", b""),
-        ("p.csv", b"\xff\xfe\x00"),
-        ("p.npy", None),
+        ("p.npy", b"no array", "expected an array of NumPy's: the magic string is not correct"),
+        ("p.npy", b"", "expected an array of NumPy's: EOF"),
+        ("p.csv", b"x,y,z\n1,2\n", f"line 2: {WANTED} 1,2"),
+        ("p.csv", b"x,y,z\n1,2,three\n", f"line 2: {WANTED} 1,2,three"),
+        ("p.csv", b"1,2,three\n1,2,3\n", f"line 1: {WANTED} 1,2,three"),
+        ("p.csv", b"1,2,3\n\n1,2,3\n1,2,3,4\n", f"line 4: {WANTED} 1,2,3,4"),
+        ("p.csv", b"x;y;z\n1;2;3\n", f"line 2: {WANTED} 1;2;3"),
+        ("p.csv", b"x,y,z\n1 2 " + b"3" * 99, f"line 2: {WANTED} 1 2 {'3' * 56}..."),
+        ("p.csv", b"x,y,y\n1,2,3\n", "line 1: expected the names x,y,z, in any order, found x,y,y"),
+        ("p.csv", b"t,x,y,z\n1,2,3,4\n", "line 1: expected the names x,y,z, in any order, found t,x,y,z"),
+        ("p.csv", b"x,y,z\n", "expected lines of numbers: found none"),
+        ("p.csv", b"", "expected lines of numbers: found none"),
+        ("p.csv", b"\xff\xfe\x00", "expected lines of numbers: 'utf-8' codec"),
+        ("p.npy", None, "cannot be read: No such file"),
+        ("p.csv", None, "cannot be read: No such file"),
+        ("p.txt", b"1,2,3\n", "expected positions in a file whose name ends in .npy or .csv"),
+        ("p", b"1,2,3\n", "expected positions in a file whose name ends in .npy or .csv"),
     ],
 )
-def test_points_that_are_none(blob, tmp_path, name, content):
+def test_points_that_are_none(blob, tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    message = error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / name)
-    assert str(tmp_path / name) in message
+    said = error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / name, "--recon", tmp_path / "o")
+    assert said.startswith(f"{tmp_path / name}: ") and message in said
+    assert not list(tmp_path.glob("o*"))
+
+
+def test_numbers_may_be_quoted(blob, tmp_path):
+    (tmp_path / "p.csv").write_text('"x","y","z"\n"10","-4","0.25"\n')
+    found = decompress(blob, tmp_path / "out.npy", "--points", tmp_path / "p.csv")
+    np.testing.assert_array_equal(found, NeuralField.open(blob).at(POINTS[:1]))
+
+
+def test_points_of_nan_are_named_so(blob, tmp_path):
+    np.save(tmp_path / "p.npy", np.vstack([POINTS, [[10, np.nan, 0.25]]]))
+    said = error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / "p.npy")
+    assert "1 of 4 points lie outside the volume or are NaN, the first is number 3, [10.0, nan, 0.25]" in said
 
 
 def test_points_never_unpickle(blob, tmp_path):
