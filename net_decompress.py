@@ -174,10 +174,9 @@ def read_field(opt: Namespace, device: object) -> tuple[NeuralField, np.ndarray 
         if [*found.low, *found.high] != [*header.low, *header.high]:
             is_within = (found.low <= header.low).all() and (header.high <= found.high).all()
             what = f"has another range than {opt.compressed}{', which may be clipped' if is_within else ''}"
-            print(f"net_decompress.py: warning: {opt.volume}: {what}", file=sys.stderr)
+            warn(f"{opt.volume}: {what}")
         if not mask.same(found.missing, header.missing):
-            what = f"{opt.volume}: other voxels are missing than in {opt.compressed}, left out in either"
-            print(f"net_decompress.py: warning: {what}", file=sys.stderr)
+            warn(f"{opt.volume}: other voxels are missing than in {opt.compressed}, left out in either")
     return NeuralField(header, network, weights, device, opt.num_workers), array, values
 
 
@@ -289,13 +288,13 @@ def write_points(opt: Namespace, field: NeuralField) -> dict[str, str]:
 
 
 def compare_steps(
-    original: np.ndarray, values: ValueRange, grid: Grid, roi: tuple[slice, ...] | None, array: np.ndarray | LazyArray
+    original: np.ndarray, values: ValueRange, grid: Grid, array: np.ndarray | LazyArray
 ) -> dict[int, Metrics]:
-    """The metrics of every step of a series on a grid, by its number; those of a single volume are of step 0."""
-    box = roi or ...
+    """The metrics of every step of a series on a grid of voxels, by its number; those of a volume are of step 0."""
+    part = original[grid.voxels()]
     if len(grid.shape) < 4:
-        return {0: compare(original[box], array, values)}
-    return {int(t): compare(original[int(t)][box], array[k], values) for k, t in enumerate(grid.axes[0])}
+        return {0: compare(part, array, values)}
+    return {int(t): compare(part[k], array[k], values) for k, t in enumerate(grid.axes[0])}
 
 
 def report_metrics(steps: dict[int, Metrics], is_series: bool) -> None:
@@ -310,17 +309,25 @@ def write_preview(
     opt: Namespace, field: NeuralField, grid: Grid, original: np.ndarray | None, steps: dict[int, Metrics]
 ) -> None:
     """Write --preview of the values on the grid, half-way of a series; with the original where there are metrics."""
-    box, step = opt.roi or ..., 0
+    step = 0
     title = f"{os.path.basename(opt.compressed)}: {field.header.name}, {' x '.join(map(str, grid.shape[-3:]))}"
-    if len(grid.shape) == 4:
+    is_series = len(grid.shape) == 4
+    if is_series:
         middle = grid.shape[0] // 2
         grid = grid.part((slice(middle, middle + 1), *(slice(None),) * 3))
         step = grid.axes[0][0]
         title += f", t = {step:g}"
-        original = original[int(step)] if steps else None
+    part = None
     if steps:
         title += f", PSNR {steps[int(step)].psnr:.2f} dB"
-    pictures.preview(opt.preview, field, grid, original[box] if steps else None, title, opt.as_float)
+        part = original[grid.voxels()]
+        part = part[0] if is_series else part
+    pictures.preview(opt.preview, field, grid, part, title, opt.as_float)
+
+
+def warn(message: str) -> None:
+    """One line on stderr."""
+    print(f"net_decompress.py: warning: {message}", file=sys.stderr)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -346,9 +353,12 @@ def main(argv: Sequence[str]) -> None:
         metrics = {}
 
         def on_values(grid: Grid, array: np.ndarray | LazyArray) -> None:
-            metrics.update(compare_steps(original, values, grid, opt.roi, array))
+            metrics.update(compare_steps(original, values, grid, array))
 
-        is_compared = original is not None and not opt.resolution and float(grid.axes[0][0]).is_integer()
+        is_compared = original is not None and grid.voxels() is not None
+        if original is not None and not is_compared:
+            flag = "--resolution" if opt.resolution else f"--time {opt.time:g}"
+            warn(f"{opt.volume}: not compared: {flag} asks for other positions than its voxels")
         recon = write_grids(opt, field, grids, on_values if is_compared else None)
         if metrics:
             report_metrics(metrics, len(grid.shape) == 4)

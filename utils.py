@@ -67,6 +67,13 @@ class Grid:
         """The positions within a box of this grid's own indices."""
         return Grid(tuple(axis[part] for axis, part in zip(self.axes, box, strict=True)))
 
+    def voxels(self) -> Box | None:
+        """The box of voxels that these positions are; None when there are others, or voxels between them."""
+        starts = [int(axis[0]) for axis in self.axes]
+        box = tuple(slice(start, start + n) for start, n in zip(starts, self.shape, strict=True))
+        is_box = all(np.array_equal(axis, np.arange(s.start, s.stop)) for axis, s in zip(self.axes, box, strict=True))
+        return box if is_box else None
+
     def geometry(self, header: FieldHeader) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Spacing and origin of this grid, in the field's units of length. One position stands for a whole axis."""
         steps = [axis[1] - axis[0] if len(axis) > 1 else 1.0 for axis in self.axes]

@@ -157,6 +157,29 @@ def test_comparison_of_a_region_is_over_the_range_of_the_volume(tmp_path, capsys
     assert float(found["rmse"]) == pytest.approx(rmse, rel=1e-5)
 
 
+@pytest.mark.parametrize("flags", [("--resolution", "9,7,5"), ("--resolution", "9,1,5", "--roi", ":,3:6,:")])
+def test_a_resolution_of_voxels_is_compared(chain, tmp_path, capsys, flags):
+    part = np.s_[:, :, :] if len(flags) == 2 else np.s_[:, 4:5, :]
+    found = decompress(chain.blob, tmp_path / "r.npy", "--volume", chain.volume, *flags)
+    difference = found.astype(float) - np.load(chain.volume)[part]
+    out, err = capsys.readouterr()
+    assert float(results(out)["rmse"]) == pytest.approx(np.sqrt(np.mean(difference**2)), rel=1e-5) and err == ""
+
+
+def test_positions_that_are_no_voxels_are_not_compared_and_that_is_said(chain, tmp_path, capsys):
+    decompress(chain.blob, tmp_path / "r.npy", "--volume", chain.volume, "--resolution", "5,7,5")
+    out, err = capsys.readouterr()
+    what = "not compared: --resolution asks for other positions than its voxels"
+    assert err == f"net_decompress.py: warning: {chain.volume}: {what}\n" and "psnr" not in results(out)
+    (tmp_path / "blob").write_bytes(make_blob(header_of((4, 6, 5, 3)), field_net(d_in=4)))
+    volume = decompress(tmp_path / "blob", tmp_path / "v.npy")
+    volume[0, 0, 0, :2] = 0, 1  # the range of the header
+    np.save(tmp_path / "v.npy", volume)
+    capsys.readouterr()
+    decompress(tmp_path / "blob", tmp_path / "r.npy", "--volume", tmp_path / "v.npy", "--time", "1.5")
+    assert "v.npy: not compared: --time 1.5 asks for other positions than its voxels\n" in capsys.readouterr().err
+
+
 # --- points -----------------------------------------------------------------------------------------
 
 INDEX = np.array([[0, 0, 0], [8, 6, 4], [2.5, 1.25, 3.75]])
