@@ -278,11 +278,14 @@ def atomic_write(path: str) -> Iterator[str]:
             os.remove(temporary)
 
 
-def write_files(contents: Mapping[str, bytes]) -> None:
-    """Write files that belong together: all of them, or none when the system refuses to write one (UserError)."""
-    with contextlib.ExitStack() as stack:
+def write_files(contents: Mapping[str, bytes], stack: contextlib.ExitStack | None = None) -> None:
+    """Write files that belong together: all of them, or none when the system refuses to write one (UserError).
+
+    stack: at whose end they take their names, with others that belong to them.
+    """
+    with contextlib.ExitStack() as own:
         for path, content in contents.items():
-            temporary = stack.enter_context(atomic_write(path))
+            temporary = (stack or own).enter_context(atomic_write(path))
             try:
                 with open(temporary, "wb") as file:
                     file.write(content)

@@ -214,11 +214,15 @@ def evaluated(evaluate: Callable[[Grid], np.ndarray], grid: Grid) -> np.ndarray 
 
 
 def write_grids(
-    opt: Namespace, field: NeuralField, grids: dict[str, Grid], on_values: Callable[[Grid, np.ndarray], None] | None
+    opt: Namespace,
+    field: NeuralField,
+    grids: dict[str, Grid],
+    on_values: Callable[[Grid, np.ndarray], None] | None,
+    stack: contextlib.ExitStack,
 ) -> str:
-    """Evaluate the field on the grids and write their files, all or none. Returns the name of the one to open.
+    """Evaluate the field on the grids and write their files. Returns the name of the one to open.
 
-    on_values: is told the values on each grid.
+    on_values: is told the values on each grid. stack: at whose end the files take their names, all or none.
     """
     header, times = field.header, {}
     n_points, n_done = sum(math.prod(grid.shape) for grid in grids.values()), 0
@@ -227,8 +231,7 @@ def write_grids(
     cli.check_space(opt.recon, n_points * arrays * field.dtype(opt.as_float).itemsize, what)
     is_large = max(math.prod(grid.shape) for grid in grids.values()) > IN_MEMORY
     n_evaluations = 1 + opt.gradient + bool(is_large and on_values)  # large ones are evaluated anew to be compared
-    with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(cli.Progress("decoding"))
+    with cli.Progress("decoding") as progress:
 
         def counted(evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray:
             nonlocal n_done
@@ -305,10 +308,10 @@ def report_metrics(steps: dict[int, Metrics], is_series: bool) -> None:
         cli.report(**{f"psnr_t{t}": f"{step.psnr:.3f}" for t, step in steps.items()})
 
 
-def write_preview(
+def preview_of(
     opt: Namespace, field: NeuralField, grid: Grid, original: np.ndarray | None, steps: dict[int, Metrics]
-) -> None:
-    """Write --preview of the values on the grid, half-way of a series; with the original where there are metrics."""
+) -> bytes:
+    """--preview of the values on the grid, half-way of a series; with the original where there are metrics."""
     step = 0
     title = f"{os.path.basename(opt.compressed)}: {field.header.name}, {' x '.join(map(str, grid.shape[-3:]))}"
     is_series = len(grid.shape) == 4
@@ -322,12 +325,43 @@ def write_preview(
         title += f", PSNR {steps[int(step)].psnr:.2f} dB"
         part = original[grid.voxels()]
         part = part[0] if is_series else part
-    pictures.preview(opt.preview, field, grid, part, title, opt.as_float)
+    return pictures.preview(field, grid, part, title, opt.as_float)
 
 
 def warn(message: str) -> None:
     """One line on stderr."""
     print(f"net_decompress.py: warning: {message}", file=sys.stderr)
+
+
+def write_volume_files(
+    opt: Namespace, field: NeuralField, original: np.ndarray | None, values: ValueRange | None, inputs: list[str]
+) -> str:
+    """Evaluate what is asked for, write its files and the picture, all or none, and report the figures.
+
+    values: the range of the original. Returns the name of the file to open.
+    """
+    grid = grid_of(opt, field)
+    shape = grid.shape[is_by_step(opt, field) :]
+    opt.recon, *beside = output_files(opt.recon, shape, field.dtype(opt.as_float), len(field.values.low))
+    grids = files_to_write(opt, field, grid)
+    collections = [] if opt.recon in grids else [collection_path(opt.recon)]
+    cli.check_outputs([*grids, *beside, *collections], inputs)
+    metrics = {}
+
+    def on_values(grid: Grid, array: np.ndarray | LazyArray) -> None:
+        metrics.update(compare_steps(original, values, grid, array))
+
+    is_compared = original is not None and grid.voxels() is not None
+    if original is not None and not is_compared:
+        flag = "--resolution" if opt.resolution else f"--time {opt.time:g}"
+        warn(f"{opt.volume}: not compared: {flag} asks for other positions than its voxels")
+    with contextlib.ExitStack() as stack:
+        recon = write_grids(opt, field, grids, on_values if is_compared else None, stack)
+        if opt.preview:
+            cli.write_files({opt.preview: preview_of(opt, field, grid, original, metrics)}, stack)
+    if metrics:
+        report_metrics(metrics, len(grid.shape) == 4)
+    return recon
 
 
 def main(argv: Sequence[str]) -> None:
@@ -344,26 +378,7 @@ def main(argv: Sequence[str]) -> None:
         recon = opt.recon
         cli.report(**write_points(opt, field))
     else:
-        grid = grid_of(opt, field)
-        shape = grid.shape[is_by_step(opt, field) :]
-        opt.recon, *beside = output_files(opt.recon, shape, field.dtype(opt.as_float), len(field.values.low))
-        grids = files_to_write(opt, field, grid)
-        collections = [] if opt.recon in grids else [collection_path(opt.recon)]
-        cli.check_outputs([*grids, *beside, *collections], inputs)
-        metrics = {}
-
-        def on_values(grid: Grid, array: np.ndarray | LazyArray) -> None:
-            metrics.update(compare_steps(original, values, grid, array))
-
-        is_compared = original is not None and grid.voxels() is not None
-        if original is not None and not is_compared:
-            flag = "--resolution" if opt.resolution else f"--time {opt.time:g}"
-            warn(f"{opt.volume}: not compared: {flag} asks for other positions than its voxels")
-        recon = write_grids(opt, field, grids, on_values if is_compared else None)
-        if metrics:
-            report_metrics(metrics, len(grid.shape) == 4)
-        if opt.preview:
-            write_preview(opt, field, grid, original, metrics)
+        recon = write_volume_files(opt, field, original, values, inputs)
     n_values, n_bytes = math.prod(field.shape) * len(field.values.low), os.path.getsize(opt.compressed)
     ratios = file_ratios(n_values, field.values.dtype, n_bytes)
     cli.report(**ratios, bytes=n_bytes, seconds=f"{time.monotonic() - started:.1f}", recon=recon)

@@ -98,13 +98,10 @@ def one_value(values: np.ndarray) -> np.ndarray:
     return np.linalg.norm(values / largest, axis=-1) * largest
 
 
-def preview(
-    path: str, field: NeuralField, grid: Grid, original: np.ndarray | None, title: str, as_float: bool = False
-) -> None:
-    """Write a picture of a field on a grid, and of the original and the error where there is one.
+def preview(field: NeuralField, grid: Grid, original: np.ndarray | None, title: str, as_float: bool = False) -> bytes:
+    """A picture (PNG) of a field on a grid, and of the original and the error where there is one.
 
     Only what is shown is evaluated. grid: of a time series one step. original: the values on that grid, without time.
-    Raises UserError when the file cannot be written.
     """
     space = slice(-3, None)  # of the axes
     cuts = Cuts.of(grid.shape[space], grid.geometry(field.header)[0][space])
@@ -132,7 +129,7 @@ def preview(
     drawn = [
         draw_row(*row, solid, cuts, captions, field.header.units) for row, solid in zip(rows, solids, strict=False)
     ]
-    write_page(path, title, np.concatenate(drawn, axis=1 if len(boxes) == 1 else 0))
+    return page(title, np.concatenate(drawn, axis=1 if len(boxes) == 1 else 0))
 
 
 def draw_row(
@@ -207,7 +204,8 @@ def plot(path: str, history: Sequence[tuple[float, float, float]], final: tuple[
         line = [(point[k], point[2]) for point in known]
         charts.append(chart_of(name, line, (final[k], final[2]) if math.isfinite(final[2]) else None))
     title = f"PSNR {final[2]:.2f} dB after {final[0]:.1f} s, {final[1]:.1f} passes"
-    write_page(path, title, np.concatenate(rendered_by(charts, 2 * PANEL, 3 * PANEL // 2), axis=1))
+    charts = np.concatenate(rendered_by(charts, 2 * PANEL, 3 * PANEL // 2), axis=1)
+    cli.write_files({path: page(title, charts)})
 
 
 def chart_of(name: str, line: list[tuple[float, float]], final: tuple[float, float] | None) -> object:
@@ -397,8 +395,8 @@ def rendered_by(scenes: list[object], width: int, height: int) -> list[np.ndarra
     return [pixels[:, k * width : (k + 1) * width].copy() for k in range(len(scenes))]
 
 
-def write_page(path: str, title: str, content: np.ndarray) -> None:
-    """Write an RGB image below its title. Raises UserError when the system refuses."""
+def page(title: str, content: np.ndarray) -> bytes:
+    """An RGB image below its title, as PNG."""
     from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
     from vtkmodules.vtkCommonDataModel import vtkImageData
     from vtkmodules.vtkIOImage import vtkPNGWriter
@@ -414,4 +412,4 @@ def write_page(path: str, title: str, content: np.ndarray) -> None:
     writer.SetCompressionLevel(6)
     writer.WriteToMemoryOn()
     writer.Write()
-    cli.write_files({path: vtk_to_numpy(writer.GetResult()).tobytes()})
+    return vtk_to_numpy(writer.GetResult()).tobytes()

@@ -69,7 +69,7 @@ def preview(path: Path, decoded: np.ndarray, original=None, d_in=3, fill=None, *
     field = SimpleNamespace(
         header=header_of(grid.shape, **header), values=ValueRange(ends, ends, fill), on_grid=on_grid
     )
-    pictures.preview(str(path), field, grid, original, "title")
+    path.write_bytes(pictures.preview(field, grid, original, "title"))
     return read_png(path)
 
 
@@ -316,6 +316,26 @@ def test_preview_is_written_beside_the_volume(renderer, chain, tmp_path, capsys)
     # 17 positions along x in place of 9: more, and smaller, steps of colour
     steps = [np.abs(np.diff(slice_in(shown[k], 0, 3)[5], axis=0)).any(axis=1).sum() for k in ("alone", "finer")]
     assert steps == [8, 16]
+
+
+def test_a_picture_that_cannot_be_written_leaves_no_volume(renderer, no_solids, chain, tmp_path, monkeypatch):
+    """Nothing new, and what was there as it was."""
+    (tmp_path / "r.vti").write_bytes(b"previous volume")
+    before = listing(tmp_path)
+
+    pictures_opened = []
+
+    def refuse(path, *mode):
+        pictures_opened.extend([path] * (".png" in str(path)))
+        if len(pictures_opened) > 1:  # the first is the trial before the work starts
+            raise OSError(28, "No space left on device")
+        return open(path, *mode)
+
+    monkeypatch.setattr(cli, "open", refuse, raising=False)
+    files = ("--recon", tmp_path / "r.vti", "--preview", tmp_path / "p.png")
+    said = error_of(net_decompress.main, "--compressed", chain.blob, *files)
+    assert said == f"{tmp_path / 'p.png'}: cannot be written: No space left on device"
+    assert listing(tmp_path) == before
 
 
 def test_preview_of_a_series(renderer, no_solids, tmp_path):
