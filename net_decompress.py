@@ -126,6 +126,8 @@ def parse(argv: Sequence[str]) -> Namespace:
     """The options, once they make sense together; the output's name settled."""
     opt = build_parser().parse_args(argv)
     cli.check_volume_arguments(opt)
+    if not os.path.basename(opt.recon):  # with a suffix it would be a hidden file
+        raise cli.UserError(f"--recon: expected the name of a file to write, found {opt.recon!r}")
     if opt.points:
         for name in ("roi", "time", "resolution", "volume", "preview"):
             if getattr(opt, name) is not None:

@@ -446,6 +446,19 @@ def test_recon_without_suffix_is_vti(chain, tmp_path, monkeypatch):
     assert set(found) == {"recon.vti", "other.vti"} and found["recon.vti"] == found["other.vti"]
 
 
+@pytest.mark.parametrize("name", ["", "folder/"])
+def test_recon_without_a_name_is_refused(chain, tmp_path, monkeypatch, name):
+    """With a suffix it would be a hidden file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "p.csv").write_text("1,2,3\n")
+    before = listing(tmp_path)
+    for flags in ((), ("--points", "p.csv")):
+        said = error_of(net_decompress.main, "--compressed", chain.blob, "--recon", name, *flags)
+        assert said == f"--recon: expected the name of a file to write, found {name!r}"
+    assert listing(tmp_path) == before
+
+
 @pytest.mark.parametrize("suffix", [".raw", ".nrrd", ".mhd", ".mha", ".nii", ".nii.gz"])
 def test_recon_by_its_suffix(chain, tmp_path, capsys, suffix):
     array = decompress(chain.blob, tmp_path / "out.npy")
