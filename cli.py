@@ -294,10 +294,19 @@ def write_files(contents: Mapping[str, bytes], stack: contextlib.ExitStack | Non
 
 
 def check_space(path: str, n_bytes: int, what: str) -> None:
-    """Raise UserError when `what` needs more bytes than the disk of `path` has left."""
+    """Raise UserError when `what` needs more bytes, `n_bytes` at least, than the disk of `path` has left."""
     free = shutil.disk_usage(os.path.dirname(os.path.realpath(path))).free
     if n_bytes > free:
-        raise UserError(f"{path}: {what} takes {n_bytes / 2**30:.0f} GiB, the disk has {free / 2**30:.0f} GiB left")
+        raise UserError(f"{path}: {what} takes at least {_size(n_bytes)}, the disk has {_size(free)} left")
+
+
+def _size(n_bytes: float) -> str:
+    """In the largest unit of which there is one."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
 
 
 def read_bytes(path: str) -> bytes:

@@ -25,9 +25,9 @@ from utils import Grid, Metrics, ValueRange, compare, describe, file_ratios, ove
 from volume import LazyArray, Volume, VolumeError, raw_layout, suffix_of
 from volume_io import read_volume
 from volume_series import collection, collection_path, files_of, step_path
-from volume_writers import SUFFIXES, output_files, output_path, write_volume
+from volume_writers import SUFFIXES, least_bytes, output_files, output_path, write_volume
 
-IN_MEMORY = 1 << 27  # voxels: what is larger is evaluated and written slab by slab
+IN_MEMORY = 1 << 27  # values of a file, gradients included: what is larger is evaluated and written slab by slab
 
 
 def build_parser() -> cli.ArgumentParser:
@@ -207,10 +207,8 @@ def files_to_write(opt: Namespace, field: NeuralField, grid: Grid) -> dict[str, 
     return {step_path(opt.recon, int(t)): Grid((times[k : k + 1], *space)) for k, t in enumerate(times)}
 
 
-def evaluated(evaluate: Callable[[Grid], np.ndarray], grid: Grid) -> np.ndarray | LazyArray:
-    """What `evaluate` gives on a grid; on a large one box by box, whenever it is asked for."""
-    if math.prod(grid.shape) <= IN_MEMORY:
-        return evaluate(grid)
+def slab_by_slab(evaluate: Callable[[Grid], np.ndarray], grid: Grid) -> LazyArray:
+    """What `evaluate` gives on a grid, box by box, whenever it is asked for."""
     like = evaluate(grid.part((slice(0, 1),) * len(grid.shape)))
     return LazyArray((*grid.shape, *like.shape[len(grid.shape) :]), like.dtype, lambda box: evaluate(grid.part(box)))
 
@@ -222,16 +220,17 @@ def write_grids(
     on_values: Callable[[Grid, np.ndarray], None] | None,
     stack: contextlib.ExitStack,
 ) -> str:
-    """Evaluate the field on the grids and write their files. Returns the name of the one to open.
+    """Evaluate the field on the grids, all of one size, and write their files. Returns the name of the one to open.
 
     on_values: is told the values on each grid. stack: at whose end the files take their names, all or none.
     """
-    header, times = field.header, {}
-    n_points, n_done = sum(math.prod(grid.shape) for grid in grids.values()), 0
+    header, times, n_done = field.header, {}, 0
+    shape = next(iter(grids.values())).shape
+    n_points = math.prod(shape) * len(grids)
     arrays = len(header.low) * (1 + len(field.shape) * opt.gradient)
-    what = f"{opt.compressed}: its volume of shape {next(iter(grids.values())).shape}"
-    cli.check_space(opt.recon, n_points * arrays * field.dtype(opt.as_float).itemsize, what)
-    is_large = max(math.prod(grid.shape) for grid in grids.values()) > IN_MEMORY
+    n_bytes = n_points * arrays * field.dtype(opt.as_float).itemsize
+    cli.check_space(opt.recon, least_bytes(opt.recon, n_bytes), f"{opt.compressed}: its volume of shape {shape}")
+    is_large = math.prod(shape) * arrays > IN_MEMORY
     n_evaluations = 1 + opt.gradient + bool(is_large and on_values)  # large ones are evaluated anew to be compared
     with cli.Progress("decoding") as progress:
 
@@ -244,7 +243,8 @@ def write_grids(
             n_done += size
             return result
 
-        for path, grid in grids.items():
+        def write(path: str, grid: Grid) -> None:  # a function, at whose end the arrays are let go of
+            evaluated = slab_by_slab if is_large else lambda evaluate, grid: evaluate(grid)
             array = evaluated(partial(counted, partial(field.on_grid, as_float=opt.as_float)), grid)
             if on_values:
                 on_values(grid, array)
@@ -257,6 +257,9 @@ def write_grids(
                 volume = volume.at_step()
                 extra = {name: in_space(gradient[0]) for name, gradient in extra.items()}
             write_volume(path, volume, extra, stack)
+
+        for path, grid in grids.items():
+            write(path, grid)
         if opt.recon in grids:
             return opt.recon
         with open(stack.enter_context(cli.atomic_write(collection_path(opt.recon))), "wb") as file:

@@ -120,20 +120,17 @@ class NeuralField:
         grid = grid or self.grid()
         result = np.empty((math.prod(grid.shape), len(self.values.low)), self.dtype(as_float))
 
-        coordinates, close = self._grid_coordinates(grid), []
+        coordinates = self._grid_coordinates(grid)
+        is_close = np.zeros(len(result) if result.dtype.kind in "iu" else 0, bool)
 
         def store(part: slice, y: np.ndarray, _: None) -> None:
             result[part] = self.values.denormalise(y.T, as_float)
-            if result.dtype.kind in "iu":
-                close.append(part.start + np.flatnonzero(self._is_close(y).any(axis=0)))
+            if len(is_close):
+                is_close[part] = self._is_close(y).any(axis=0)
 
         self._evaluate(coordinates, len(result), False, store, on_progress)
-        index = np.sort(np.concatenate(close)) if close else ()
-
-        def store_again(part: slice, y: np.ndarray, _: None) -> None:
-            result[index[part]] = self.values.denormalise(y.T, as_float)
-
-        self._evaluate(lambda part: coordinates(index[part]), len(index), False, store_again, precision="float64")
+        for start in range(0, len(is_close), SLAB):  # the numbers of all would take more memory than the values
+            self._round_anew(result, start + np.flatnonzero(is_close[start : start + SLAB]), coordinates)
         result = result.reshape(*grid.shape, -1)
         for part, is_missing in self._missing_on(grid):
             result[part][is_missing] = self.header.fill if result.dtype == self.values.dtype else np.nan
@@ -144,6 +141,16 @@ class NeuralField:
         extent = self.values.extent[:, None]
         offset = (np.clip(y, -1.0, 1.0) + 1.0) / 2.0 * extent
         return np.abs(offset - np.floor(offset) - 0.5) <= NEAR * extent
+
+    def _round_anew(
+        self, result: np.ndarray, index: np.ndarray, coordinates: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        """Put integers that are rounded from a float64 evaluation into the rows `index` of a result."""
+
+        def store(part: slice, y: np.ndarray, _: None) -> None:
+            result[index[part]] = self.values.denormalise(y.T)
+
+        self._evaluate(lambda part: coordinates(index[part]), len(index), False, store, precision="float64")
 
     def gradient_on_grid(
         self, grid: Grid | None = None, on_progress: Callable[[float], None] = lambda fraction: None

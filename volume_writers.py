@@ -27,6 +27,7 @@ SUFFIXES = (".vti", ".npy", ".raw", ".nrrd", ".mhd", ".mha", ".nii", ".nii.gz")
 SLAB_BYTES = 1 << 26
 BLOCK_BYTES = 1 << 16  # of a .vti file, compressed one by one
 ZLIB_LEVEL = 5  # VTK's own
+ZLIB_MOST = 1032  # bytes that become one, whatever they are
 
 TYPES = {  # in .vti, NRRD, MetaImage (whose 64-bit integers end VTK's reader), NIfTI
     "int8": ("Int8", "int8", "MET_CHAR", 256),
@@ -81,6 +82,11 @@ def output_files(path: str, shape: tuple[int, ...], dtype: np.dtype, n_component
     if suffix in (".nii", ".nii.gz") and max(*shape, n_components) > NIFTI_AXIS:
         raise VolumeError(f"{path}: NIfTI holds up to {NIFTI_AXIS} voxels an axis, found shape {shape}: use .nrrd")
     return [path]
+
+
+def least_bytes(path: str, n_bytes: int) -> int:
+    """The bytes that the disk needs at least for a file of so many bytes of values."""
+    return n_bytes // ZLIB_MOST if suffix_of(path) in (".vti", ".nii.gz") else n_bytes
 
 
 def write_volume(

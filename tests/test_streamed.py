@@ -226,6 +226,42 @@ def test_training_needs_a_fraction_of_the_volumes_memory(tmp_path):
     assert kilobytes < 100_000  # of a file of 134 MB, which would take 402 MB more in memory
 
 
+DECODING = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import net_decompress, volume_writers
+def peak():  # of this program alone; what getrusage says begins with the peak of the one that started it
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+net_decompress.IN_MEMORY, volume_writers.SLAB_BYTES = 1 << 22, 1 << 20
+net_decompress.main(["--compressed", "small", "--recon", "r.vti"])
+before = peak()
+net_decompress.main(["--compressed", "large", "--recon", "r.vti", *sys.argv[1:]])
+print("peak", peak() - before, file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory in Linux's units")
+@pytest.mark.parametrize(
+    ("shape", "dtype", "flags"),
+    [
+        ((161, 161, 161), "uint16", ()),  # just within the limit; nearly every value is rounded anew
+        ((159, 159, 159), "float64", ()),
+        ((159, 159, 159), "float64", ("--gradient",)),  # beyond
+        ((6, 159, 159, 159), "float64", ()),  # of which only one step is held
+    ],
+)
+def test_decoding_needs_a_fraction_of_the_volumes_memory(tmp_path, shape, dtype, flags):
+    """At most the limit's values, here 4 million, and some slabs."""
+    net = field_net(n_neurons=2, n_layers=1, d_in=len(shape))
+    (tmp_path / "small").write_bytes(make_blob(header_of((9, 7, 5)), field_net()))
+    (tmp_path / "large").write_bytes(make_blob(header_of(shape, 0, 60000, dtype), net))
+    command = [sys.executable, "-c", DECODING, *flags]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    kilobytes = int(run.stderr.split("peak ")[1])
+    assert kilobytes < 4.2e6 * 8 / 1000 + 20_000
+
+
 @pytest.mark.parametrize(
     ("recon", "flags"),
     [
