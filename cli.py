@@ -8,14 +8,24 @@ while it is still loading the others.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+
+_interruption = signal.SIGINT  # or what has come instead
+
+
+def _interrupt(number: int, _) -> None:
+    """End a run as Ctrl-C does, temporary files and all."""
+    global _interruption
+    _interruption = number
+    raise KeyboardInterrupt
 
 
 def _end_interrupted(what_is_left: str = "") -> None:
-    """One line, status 130. Leaves at once: worker threads of other libraries must not delay the end."""
+    """One line, status 130 or 143. Leaves at once: worker threads of other libraries must not delay the end."""
     line = f"{os.path.basename(sys.argv[0])}: interrupted{what_is_left and ': '}{what_is_left}"
     print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
-    os._exit(130)
+    os._exit(128 + _interruption)
 
 
 def _excepthook(kind, value, trace) -> None:
@@ -50,10 +60,11 @@ class UserError(Exception):
 
 
 def run(main: Callable[[Sequence[str]], None], *errors: type[Exception]) -> None:
-    """Run a script's `main(argv)`: a UserError, or one of `errors`, becomes one line and status 2, Ctrl-C status 130.
+    """Run a script's `main(argv)`: a UserError, or one of `errors`, becomes one line and status 2.
 
-    Anything else is a bug and keeps its traceback.
+    Ctrl-C becomes status 130, SIGTERM 143. Anything else is a bug and keeps its traceback.
     """
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         main(sys.argv[1:])
         sys.stdout.flush()

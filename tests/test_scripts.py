@@ -22,7 +22,10 @@ from helpers import (
     compress,
     decompress,
     error_of,
+    field_net,
+    header_of,
     listing,
+    make_blob,
     original_blob,
     results,
     slanted,
@@ -420,6 +423,25 @@ def test_ctrl_c_keeps_the_previous_outputs(tmp_path):
     lines = [line for line in re.split(r"[\r\n]+", said.decode()) if line.strip() and "%|" not in line]
     assert lines == ["train.py: interrupted"]
     assert b"Traceback" not in said
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_decoding_leaves_no_temporary_file(tmp_path, number):
+    (tmp_path / "blob").write_bytes(make_blob(header_of((600, 600, 600)), field_net()))
+    (tmp_path / "r.npy").write_bytes(b"previous volume")
+    before = listing(tmp_path)
+    command = [sys.executable, str(ROOT / "net_decompress.py"), "--compressed", "blob", "--recon", "r.npy"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".r.npy.*.tmp")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number and said == "net_decompress.py: interrupted\n"
     assert listing(tmp_path) == before
 
 
