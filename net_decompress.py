@@ -327,7 +327,7 @@ def preview_of(
         title += f", t = {step:g}"
     part = None
     if steps:
-        title += f", PSNR {steps[int(step)].psnr:.2f} dB"
+        title += f", PSNR {steps[int(step)].psnr:.2f} dB" if steps[int(step)].n_voxels else ", nothing to compare"
         part = original[grid.voxels()]
         part = part[0] if is_series else part
     return pictures.preview(field, grid, part, title, opt.as_float)

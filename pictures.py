@@ -147,7 +147,8 @@ def draw_row(
     """
     row = np.full((2 * LINE + PANEL + GAP, GAP + len(parts) * (PANEL + GAP) + BAR, 3), 255, np.uint8)
     top, left = 2 * LINE, GAP
-    write_text(row, heading, left, LINE // 2, TEXT + 2)
+    has_values = not all(np.isnan(part).all() for part in parts)
+    write_text(row, heading + ("" if has_values else ": all missing"), left, LINE // 2, TEXT + 2)
     if solid is not None:
         row[top : top + PANEL, left : left + PANEL] = solid
         left += PANEL + GAP
@@ -163,7 +164,8 @@ def draw_row(
         write_text(row, "xyz"[a], x + width, y + height + 12, TEXT, "right")
         write_text(row, captions[axis], x + width // 2, y - 12, TEXT, "centre")
         left += PANEL + GAP
-    draw_bar(row[top : top + PANEL, left - GAP // 2 :], scale, units)
+    if has_values:
+        draw_bar(row[top : top + PANEL, left - GAP // 2 :], scale, units)
     return row
 
 
@@ -204,6 +206,8 @@ def plot(path: str, history: Sequence[tuple[float, float, float]], final: tuple[
         line = [(point[k], point[2]) for point in known]
         charts.append(chart_of(name, line, (final[k], final[2]) if math.isfinite(final[2]) else None))
     title = f"PSNR {final[2]:.2f} dB after {final[0]:.1f} s, {final[1]:.1f} passes"
+    if not history:
+        title = "A constant volume: nothing to train" if final[2] == math.inf else f"{title}, too short for a curve"
     charts = np.concatenate(rendered_by(charts, 2 * PANEL, 3 * PANEL // 2), axis=1)
     cli.write_files({path: page(title, charts)})
 
@@ -219,7 +223,7 @@ def chart_of(name: str, line: list[tuple[float, float]], final: tuple[float, flo
 
     chart, actor, scene = vtkChartXY(), vtkContextActor(), vtkRenderer()
     plots = {
-        "estimate": (vtkChart.LINE, line, (33, 102, 172, 255), 2.0),
+        "estimate": (vtkChart.LINE if len(line) > 1 else vtkChart.POINTS, line, (33, 102, 172, 255), 2.0),
         "exact": (vtkChart.POINTS, [final] if final else [], (178, 24, 43, 255), 7.0),
     }
     for label, (kind, points, colour, width) in plots.items():
@@ -242,9 +246,11 @@ def chart_of(name: str, line: list[tuple[float, float]], final: tuple[float, flo
         axis.GetTitleProperties().BoldOff()
         for style in (axis.GetTitleProperties(), axis.GetLabelProperties()):
             style.SetFontSize(TEXT)
-    end = max((x for x, _ in [*line, final or (0.0, 0.0)]), default=0.0)
-    bottom.SetBehavior(vtkAxis.FIXED)
-    bottom.SetRange(0.0, 1.05 * end or 1.0)
+        axis.SetBehavior(vtkAxis.FIXED)
+    ends, psnrs = np.transpose([*line, *[final] * bool(final)] or [(0.0, 0.0)])
+    margin = max(0.05 * np.ptp(psnrs), 0.5)  # so that no dot is cut
+    bottom.SetRange(0.0, 1.05 * ends.max() or 1.0)
+    left.SetRange(psnrs.min() - margin, psnrs.max() + margin)
     chart.SetShowLegend(True)
     chart.GetLegend().SetHorizontalAlignment(vtkChartLegend.RIGHT)
     chart.GetLegend().SetVerticalAlignment(vtkChartLegend.BOTTOM)

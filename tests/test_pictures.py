@@ -412,6 +412,61 @@ def test_a_plot_shows_the_curve_and_its_end(renderer, tmp_path):
         assert ends[1].mean() > columns.max() - 10 and ends[0].mean() < rows.min() + 10
 
 
+@pytest.fixture
+def texts(monkeypatch) -> list[str]:
+    """What is written into pictures, beside what VTK itself writes."""
+    written, write_text = [], pictures.write_text
+    monkeypatch.setattr(
+        pictures, "write_text", lambda image, text, *at: written.append(text) or write_text(image, text, *at)
+    )
+    return written
+
+
+def test_what_is_all_missing_is_said(no_solids, tmp_path, texts):
+    """In place of a colour bar of values that are not there."""
+    original = slanted((5, 6, 7))
+    gone = np.full_like(original, np.nan)
+    image = preview(tmp_path / "p.png", gone, original, fill=np.float32(np.nan))
+    assert texts[:1] == ["decoded: all missing"] and "original" in texts
+    assert "error (decoded - original): all missing" in texts
+    assert [np.ptp(bar_in(image, row, 4)) > 0 for row in range(3)] == [False, True, False]
+
+
+def test_a_region_that_is_all_missing_has_no_psnr(renderer, no_solids, tmp_path, texts):
+    volume = slanted((6, 5, 4))
+    volume[:3] = -999
+    np.save(tmp_path / "v.npy", volume)
+    compress(train(tmp_path / "v.npy", tmp_path, "--fill", -999), tmp_path / "blob")
+    files = ("--volume", tmp_path / "v.npy", "--preview", tmp_path / "p.png")
+    decompress(tmp_path / "blob", tmp_path / "r.npy", *files, "--roi", ":2,:,:")
+    assert "blob: sf, 2 x 5 x 4, nothing to compare" in texts
+    decompress(tmp_path / "blob", tmp_path / "r.npy", *files)
+    assert any(text.startswith("blob: sf, 6 x 5 x 4, PSNR ") for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("history", "final", "said"),
+    [
+        ([], (0.0, 0.0, np.inf), "A constant volume: nothing to train"),
+        ([], (0.3, 3.0, 31.2), "PSNR 31.20 dB after 0.3 s, 3.0 passes, too short for a curve"),
+        ([(0.2, 2.0, 31.1)], (0.3, 3.0, 31.2), "PSNR 31.20 dB after 0.3 s, 3.0 passes"),
+    ],
+)
+def test_plots_of_short_trainings(renderer, tmp_path, texts, capfd, history, final, said):
+    """Say why there is no curve; a single estimate is a dot."""
+    pictures.plot(str(tmp_path / "p.png"), history, final)
+    assert texts == [said] and capfd.readouterr().err == ""
+    image = read_png(tmp_path / "p.png")[:350]  # above the legend
+    assert is_blue(image).any() == bool(history) and is_red(image).any() == np.isfinite(final[2])
+
+
+def test_the_dot_of_the_end_is_whole(renderer, tmp_path):
+    """Where the axes would end at its middle, too."""
+    pictures.plot(str(tmp_path / "p.png"), [(1.0, 1.0, 20.0), (2.0, 2.0, 39.9)], (2.0, 2.0, 40.0))
+    rows, columns = np.nonzero(is_red(read_png(tmp_path / "p.png")[: 2 * LINE + 300, : 2 * PANEL]))
+    assert np.ptp(rows) == pytest.approx(np.ptp(columns), abs=1)
+
+
 @pytest.mark.parametrize("psnr", [40.0, np.inf, -np.inf, np.nan])
 def test_a_plot_of_nothing_but_the_end(renderer, tmp_path, psnr):
     pictures.plot(str(tmp_path / "p.png"), [(0.1, 0.2, psnr)], (0.0, 0.0, psnr))
