@@ -34,7 +34,7 @@ class NeuralField:
     """A field and the network that holds it. Safe to use from several threads, and can be pickled.
 
     header: shape, range, geometry and name of the field. network: the fields of SirenConfig. weights: the float32
-    parameters by name. device: "cpu" or a CUDA device that torch knows; n_threads: on the CPU.
+    parameters by name. device: "cpu" or a CUDA device that torch knows, else a ValueError; n_threads: on the CPU.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class NeuralField:
         n_threads: int = 1,
     ):
         self.header, self.device, self.n_threads = header, str(device), n_threads
+        if self.device.partition(":")[0] not in CHUNK:
+            raise ValueError(f"device: expected cpu or cuda, found {self.device}")
         self.shape = header.shape
         self.values = ValueRange.of(header)
         self.is_residual = network["is_residual"] and network["n_layers"] > 1

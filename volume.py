@@ -139,7 +139,12 @@ class LazyArray:
         if isinstance(key, int):
             first = slice(key, key + 1)
             return LazyArray(self.shape[1:], self.dtype, lambda box: self.evaluate((first, *box))[0])
+        if not isinstance(key, tuple):
+            raise TypeError(f"expected a slice for each axis of the grid, found {key}")
         return self.evaluate(key)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        raise TypeError("expected an array in memory, found a lazy one, which is evaluated box by box")
 
 
 @dataclasses.dataclass(frozen=True)

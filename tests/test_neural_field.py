@@ -221,6 +221,23 @@ def test_a_time_series_has_a_scale_of_its_own():
     np.testing.assert_allclose(origin, [3.15, 10 - 3 * 2.0, -4 + 2 * 0.5, 0.25 + 1.25])
 
 
+def test_a_lazy_array_is_not_taken_for_one_in_memory():
+    field = neural_field()
+    lazy = field.lazy()
+    np.testing.assert_array_equal(lazy[:, 2:4, :], field.on_grid()[:, 2:4])
+    for key in (np.s_[::3], np.s_[...]):
+        with pytest.raises(TypeError, match="a slice for each axis of the grid"):
+            lazy[key]
+    with pytest.raises(TypeError, match="box by box"):
+        np.asarray(lazy)
+
+
+@pytest.mark.parametrize("device", ["foo", "", "cpux"])
+def test_devices_that_are_none(device):
+    with pytest.raises(ValueError, match=f"device: expected cpu or cuda, found {device}"):
+        NeuralField.of(field_net(), header_of((9, 7, 5)), device)
+
+
 def test_grids_that_are_none():
     """What is no box of voxels is refused, not taken for one; counts may be of any kind of sequence."""
     field = NeuralField.of(field_net(), header_of((9, 7, 5)))
