@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,14 +26,15 @@ class Volume:
     """Values on a regular grid.
 
     array: one value per voxel, shape (x, y, z), (t, x, y, z), or with a last axis of components; may be a read-only
-    memory map, in any order of axes in memory. spacing, origin: one figure per grid axis, in the units of length (and
-    time) that the file uses. name: of the field. direction: 3 x 3, row by row; its columns are the directions in space
-    of the grid's axes, time left out: voxel i lies at origin + direction (spacing i). units: of the values, "" when
-    unknown. fill: what stands in missing voxels, a scalar of the array's dtype, NaN included; None when none are
-    marked. See `is_missing`. time: of a volume that is one step of a series, where its file says it.
+    memory map, in any order of axes in memory, or the `Steps` of a series. spacing, origin: one figure per grid axis,
+    in the units of length (and time) that the file uses. name: of the field. direction: 3 x 3, row by row; its columns
+    are the directions in space of the grid's axes, time left out: voxel i lies at origin + direction (spacing i).
+    units: of the values, "" when unknown. fill: what stands in missing voxels, a scalar of the array's dtype, NaN
+    included; None when none are marked. See `is_missing`. time: of a volume that is one step of a series, where its
+    file says it.
     """
 
-    array: np.ndarray
+    array: np.ndarray | Steps
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
     name: str = "sf"
@@ -87,13 +89,42 @@ def parts(values: np.ndarray, chosen: Sequence[Box] | None = None) -> Iterator[t
 
     The pages of a memory map are let go of after each, else they would count as memory in use.
     """
-    base = values
-    while isinstance(base, np.ndarray):
-        base = base.base
     for box in boxes(values) if chosen is None else chosen:
         yield box, values[box]
-        if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            base.madvise(mmap.MADV_DONTNEED)
+        let_go(values)
+
+
+def let_go(values: np.ndarray) -> None:
+    """Take the pages of a memory map out of memory; nothing where it is none."""
+    while isinstance(values, np.ndarray):
+        values = values.base
+    if isinstance(values, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        values.madvise(mmap.MADV_DONTNEED)
+
+
+class Steps:
+    """The steps of a time series, arrays of one shape and type, as an array [t, ...] that is never made.
+
+    Of an array's ways it has those that volumes are read by: `steps[t]` is that step's array, `steps[..., x]` the
+    series of the steps' `[..., x]`, and `steps[box]` a copy of the values in a box.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray]):
+        self.arrays, self.dtype = arrays, arrays[0].dtype
+        self.shape = (len(arrays), *arrays[0].shape)
+        self.ndim, self.size = len(self.shape), math.prod(self.shape)
+        self.strides = (math.inf, *arrays[0].strides)  # one step after the other
+
+    def __getitem__(self, key: int | Box | tuple) -> np.ndarray | Steps:
+        if isinstance(key, int):
+            return self.arrays[key]
+        if key[0] is Ellipsis:
+            return Steps([array[key] for array in self.arrays])
+        chosen = self.arrays[key[0]]
+        values = np.stack([array[key[1:]] for array in chosen])
+        for array in chosen:
+            let_go(array)
+        return values
 
 
 def limits(values: np.ndarray, fill: np.generic | None = None) -> tuple[np.ndarray, np.ndarray]:

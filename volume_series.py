@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
 import math
@@ -14,9 +15,10 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from volume import Volume, VolumeError
+from volume import Steps, Volume, VolumeError
 
 UNEVEN = 1e-3  # steps by which a time may differ from one of equal steps
+OTHER_FILES = 256  # that a process may have open
 
 # --- read -------------------------------------------------------------------------------------------
 
@@ -38,24 +40,37 @@ def files_of(path: str) -> list[str]:
 def read_steps(pattern: str, read: Callable[[str], Volume]) -> Volume:
     """The volumes in the files of a pattern as one, time its first axis. `read(path)` reads one of them.
 
-    The step and start of time are those of the files where they say so in equal steps, else 1 and 0. Raises
-    VolumeError when there is no such file, or when one differs from the first in anything but values and time.
+    Files that are mapped into memory stay so: the array is their `Steps`. The step and start of time are those of the
+    files where they say so in equal steps, else 1 and 0. Raises VolumeError when there is no such file, or when one
+    differs from the first in anything but values and time.
     """
     paths = files_of(pattern)
     if not paths:
         raise VolumeError(f"{pattern}: expected files of that pattern, found none")
+    _allow_open_files(len(paths))
     first = read(paths[0])
-    result = np.empty((len(paths), *first.array.shape), first.array.dtype)
-    times = []
+    arrays, times = [], []
     for i, path in enumerate(paths):
         volume = read(path) if i else first
         _check_alike(path, volume, paths[0], first)
-        result[i] = volume.array
+        arrays.append(volume.array)
         times.append(volume.time)
     step, start = _steps_of_time(pattern, times)
     return dataclasses.replace(
-        first, array=result, spacing=(step, *first.spacing), origin=(start, *first.origin), time=None
+        first, array=Steps(arrays), spacing=(step, *first.spacing), origin=(start, *first.origin), time=None
     )
+
+
+def _allow_open_files(count: int) -> None:
+    """Have this process keep so many files open, as far as the system lets it: a map needs its own."""
+    try:
+        import resource
+    except ImportError:  # Windows, which does not count them
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < (needed := min(count + OTHER_FILES, hard)):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _check_alike(path: str, volume: Volume, first_path: str, first: Volume) -> None:

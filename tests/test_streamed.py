@@ -209,21 +209,23 @@ print("peak", peak() - before, file=sys.stderr)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts memory in Linux's units")
-def test_training_needs_a_fraction_of_the_volumes_memory(tmp_path):
-    with open(tmp_path / "big_512x256x256_float32.raw", "wb") as file:
-        file.truncate(4 << 25)
-        file.seek(4 << 20)
-        file.write(np.random.default_rng(0).random(1 << 20, np.float32).tobytes())
+@pytest.mark.parametrize("n_files", [1, 4], ids=["a volume", "a series"])
+def test_training_needs_a_fraction_of_the_volumes_memory(n_files, tmp_path):
+    for t in range(n_files):
+        with open(tmp_path / f"big_{t}_{512 // n_files}x256x256_float32.raw", "wb") as file:
+            file.truncate((4 << 25) // n_files)
+            file.seek(4 << 20)
+            file.write(np.random.default_rng(t).random(1 << 20, np.float32).tobytes())
     np.save(tmp_path / "small.npy", slanted((9, 7, 5)))
     flags = ("--n_layers", "2", "--compression_ratio", "1e9")
     first = ("--volume", "small.npy", *flags, "--n_passes", "1")
-    raw = ("--shape", "512,256,256", "--dtype", "float32")
-    last = ("--volume", "big_512x256x256_float32.raw", *raw, *flags, "--n_passes", "0.001")
+    volume = "big_*.raw" if n_files > 1 else "big_0_512x256x256_float32.raw"
+    last = ("--volume", volume, *flags, "--n_passes", "0.001")
     program = PEAK.replace("FIRST", f"train.main({first})").replace("LAST", f"train.main({last})")
     run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     kilobytes = int(run.stderr.split("peak ")[1])
-    assert kilobytes < 100_000  # of a file of 134 MB, which would take 402 MB more in memory
+    assert kilobytes < 100_000  # of 134 MB in files, which would take 402 MB more in memory
 
 
 DECODING = f"""

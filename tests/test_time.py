@@ -76,7 +76,7 @@ def test_a_file_a_step_and_their_collection(blob, whole, tmp_path, capsys):
         assert read_volume(str(tmp_path / name)).time == 7.0 + 0.25 * t
     # What was written is a series again.
     series = read_volume(str(tmp_path / "out_*.vti"))
-    np.testing.assert_array_equal(series.array, whole)
+    np.testing.assert_array_equal(np.stack(series.array.arrays), whole)
     assert series.spacing == SPACING and series.origin == ORIGIN and series.units == "K"
     np.testing.assert_allclose(series.direction, TURNED, atol=1e-12)
 
@@ -317,7 +317,7 @@ def test_from_files_to_files(tmp_path, capsys):
     assert steps_in(tmp_path / "o.pvd") == {"o_0000.vti": 10.0, "o_0001.vti": 15.0, "o_0002.vti": 20.0}
     series = read_volume(str(tmp_path / "o_*.vti"))
     assert series.spacing == (5.0, 0.5, 1.0, 2.0) and series.origin == (10.0, 1.0, 2.0, 3.0)
-    assert np.abs(series.array - original).max() < 0.05 * np.ptp(original)
+    assert np.abs(np.stack(series.array.arrays) - original).max() < 0.05 * np.ptp(original)
 
 
 def test_components_over_time(tmp_path, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import slanted, vtk_write
 
-from volume import VolumeError
+from volume import VolumeError, boxes, limits, parts
 from volume_io import read_volume
 from volume_series import files_of, is_pattern
 
@@ -19,6 +19,11 @@ def write_steps(folder, n=12, times=None, **keywords):
         time = None if times is None else times[t]
         vtk_write(folder / f"step_{t}.vti", 100 * t + slanted(SHAPE), time=time, **keywords)
     return str(folder / "step_*.vti")
+
+
+def whole(series) -> np.ndarray:
+    """All the values of a series."""
+    return series[(slice(None),) * 4]
 
 
 def test_natural_order(tmp_path):
@@ -43,10 +48,10 @@ def test_steps_of_vti(tmp_path):
     pattern = write_steps(tmp_path, spacing=(0.5, 1, 2), origin=(7, 8, 9))
     volume = read_volume(pattern)
     expected = np.stack([100 * t + slanted(SHAPE) for t in range(12)])
-    np.testing.assert_array_equal(volume.array, expected)
+    np.testing.assert_array_equal(whole(volume.array), expected)
     assert volume.array.dtype == np.float32 and volume.name == "density" and volume.time is None
     assert volume.spacing == (1.0, 0.5, 1.0, 2.0) and volume.origin == (0.0, 7.0, 8.0, 9.0)
-    np.testing.assert_array_equal(read_volume(pattern, 4, 1).array, expected)
+    np.testing.assert_array_equal(whole(read_volume(pattern, 4, 1).array), expected)
 
 
 def test_steps_of_npy_with_components(tmp_path):
@@ -54,10 +59,41 @@ def test_steps_of_npy_with_components(tmp_path):
     for t in range(3):
         np.save(tmp_path / f"v{t}.npy", array[t])
     pattern = str(tmp_path / "v*.npy")
-    np.testing.assert_array_equal(read_volume(pattern).array, array)
-    np.testing.assert_array_equal(read_volume(pattern, 4, 2).array, array)
+    np.testing.assert_array_equal(whole(read_volume(pattern).array), array)
+    np.testing.assert_array_equal(whole(read_volume(pattern, 4, 2).array), array)
     with pytest.raises(VolumeError, match=r"v0\.npy: expected 3 axes and 3 components"):
         read_volume(pattern, None, 3)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_steps_of_mapped_files_stay_maps(tmp_path, order):
+    array = np.random.default_rng(0).random((3, *SHAPE, 2))
+    for t in range(3):
+        np.save(tmp_path / f"v{t}.npy", np.asarray(array[t], order=order))
+    series = read_volume(str(tmp_path / "v*.npy")).array
+    assert (series.shape, series.ndim, series.size, series.dtype) == (array.shape, 5, array.size, array.dtype)
+    assert all(isinstance(series[t], np.memmap) for t in range(3))
+    np.testing.assert_array_equal(series[2], array[2])
+    np.testing.assert_array_equal(series[..., 1:][1:3, :2, 1:, :], array[1:3, :2, 1:, :, 1:])
+    found = list(parts(series, boxes(series, 8)))
+    order = (0, 1, 2, 3) if order == "C" else (0, 3, 2, 1)
+    joined = np.concatenate([part.transpose(*order, 4).ravel() for _, part in found])
+    np.testing.assert_array_equal(joined, array.transpose(*order, 4).ravel())  # in the order of the files
+    assert max(part.size for _, part in found) <= 8
+    np.testing.assert_array_equal(limits(series), limits(array))
+
+
+def test_more_files_than_a_process_may_open(tmp_path):
+    resource = pytest.importorskip("resource")
+    for t in range(100):
+        np.save(tmp_path / f"v{t}.npy", np.full(SHAPE, t, np.uint8))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (90, before[1]))
+        series = read_volume(str(tmp_path / "v*.npy")).array
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    np.testing.assert_array_equal(whole(series)[:, 0, 0, 0], np.arange(100))
 
 
 def test_one_step_is_a_series(tmp_path):
