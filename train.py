@@ -115,7 +115,7 @@ def build_parser() -> cli.ArgumentParser:
         "--d_in",
         type=cli.whole(1, 4),
         help="number of grid axes of the volume, 4 for a time series (default: 4 for a pattern, and for a .npy array "
-        "of 4 axes besides its components; else 3)",
+        "of 4 axes besides its components; else 3; needed where the last of 4 axes is of 2 to 4)",
     )
     group.add_argument(
         "--d_out",

@@ -24,6 +24,7 @@ from volume import DTYPES, RawLayout, Volume, VolumeError, oriented
 OF_ARRAYS = (".vti", ".vtk", ".vtkhdf", ".hdf")  # files of several arrays
 BY_VTK = (*OF_ARRAYS, ".mhd", ".mha", ".nii", ".nii.gz", ".tif", ".tiff")
 MAX_EXPANSION = 10_000  # bytes that one of a compressed file becomes: LZMA, the best of them, reaches 7000
+LIKE_COMPONENTS = (2, 3, 4)  # lengths of an axis that may as well be of components as of space
 RAW_NAME = re.compile(rf"_(\d+)x(\d+)x(\d+)_({'|'.join(DTYPES)})\.raw$")
 
 
@@ -31,7 +32,10 @@ RAW_NAME = re.compile(rf"_(\d+)x(\d+)x(\d+)_({'|'.join(DTYPES)})\.raw$")
 
 
 def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
-    """A NumPy array as a memory map, its axes as they are: of four, the first is time unless it is told otherwise."""
+    """A NumPy array as a memory map, its axes as they are: of four, the first is time unless it is told otherwise.
+
+    Raises VolumeError, too, where nothing is told of four axes the last of which may be one of components.
+    """
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
@@ -43,6 +47,11 @@ def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
         array = np.load(path, mmap_mode="r", allow_pickle=False) if 0 not in shape else np.empty(shape, dtype)
     except (ValueError, OSError, OverflowError, SyntaxError, tokenize.TokenError) as error:
         raise VolumeError(f"{path}: not a readable NumPy array: {error}") from None
+    if d_in is d_out is None and array.ndim == 4 and array.shape[3] in LIKE_COMPONENTS:
+        raise VolumeError(
+            f"{path}: expected --d_in 4 (a time series) or --d_out {array.shape[3]} (components): four axes of shape "
+            f"{array.shape} may be either"
+        )
     d_in = d_in or (4 if array.ndim - ((d_out or 1) > 1) > 3 else 3)
     return Volume(array, spacing=(1.0,) * d_in, origin=(0.0,) * d_in)
 

@@ -341,7 +341,7 @@ def test_a_picture_that_cannot_be_written_leaves_no_volume(renderer, no_solids, 
 def test_preview_of_a_series(renderer, no_solids, tmp_path):
     times = np.arange(1, 4, dtype=np.float32)[:, None, None, None]
     np.save(tmp_path / "v.npy", slanted((6, 5, 4)) * times)
-    trained = train(tmp_path / "v.npy", tmp_path, *WELL)
+    trained = train(tmp_path / "v.npy", tmp_path, "--d_in", 4, *WELL)
     compress(trained, tmp_path / "blob", "--cluster_bits", 12)
     said = ("--volume", tmp_path / "v.npy", "--preview", tmp_path / "p.png")
     shown = []

@@ -268,7 +268,7 @@ def test_formats_of_a_series(blob, tmp_path, capsys):
 
 def test_debug_volumes_are_not_of_a_series(tmp_path):
     np.save(tmp_path / "v.npy", slanted(SHAPE))
-    message = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--enable-vol-debug")
+    message = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--d_in", 4, "--enable-vol-debug")
     assert "--enable-vol-debug" in message and "time series" in message
 
 
@@ -342,7 +342,7 @@ def test_components_over_time(tmp_path, capsys):
 
 def test_one_step_is_a_volume_over_time(tmp_path):
     np.save(tmp_path / "v.npy", slanted((1, 4, 3, 2)))
-    compress(train(tmp_path / "v.npy", tmp_path), tmp_path / "blob")
+    compress(train(tmp_path / "v.npy", tmp_path, "--d_in", 4), tmp_path / "blob")
     script("--compressed", tmp_path / "blob", "--recon", tmp_path / "o.vti", "--gradient")
     assert steps_in(tmp_path / "o.pvd") == {"o_0000.vti": 0.0}
 

@@ -237,6 +237,10 @@ def test_wrong_number_of_axes(tmp_path, shape):
         ((2, 3, 4, 5), None, 1, 4),
         ((2, 3, 4, 5), None, 5, 3),
         ((2, 3, 4, 5), 3, None, 3),
+        ((5, 4, 3, 2), 3, None, 3),
+        ((5, 4, 3, 2), 4, None, 4),
+        ((5, 4, 3, 2), None, 1, 4),
+        ((5, 4, 3, 2), None, 2, 3),
         ((2, 3, 4, 5), 4, None, 4),
         ((1, 2, 3, 4, 5), None, None, 4),
         ((1, 2, 3, 4, 5), None, 5, 4),
@@ -247,6 +251,13 @@ def test_wrong_number_of_axes(tmp_path, shape):
 def test_axes_and_components_that_the_array_has(tmp_path, shape, d_in, d_out, found):
     volume = read_volume(saved(tmp_path, np.ones(shape)), d_in, d_out)
     assert volume.array.shape == shape and volume.spacing == (1.0,) * found and volume.origin == (0.0,) * found
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_four_axes_that_may_be_of_time_or_of_components(tmp_path, n):
+    message = refusal(saved(tmp_path, np.ones((20, 16, 12, n))))
+    assert f"expected --d_in 4 (a time series) or --d_out {n} (components)" in message
+    assert f"shape (20, 16, 12, {n})" in message
 
 
 @pytest.mark.parametrize("shape", [(), (8,), (4, 2)])
