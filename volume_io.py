@@ -79,9 +79,12 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
 
 
 def _with_axes(volume: Volume, d_in: int) -> Volume:
-    """An array (x, y, z, components) without the axes of one voxel beyond `d_in`, and without a sole component's."""
+    """An array (x, y, z, components) without the axes of one voxel beyond `d_in`, and without a sole component's.
+
+    One of a time series keeps its four.
+    """
     array, shape = volume.array, volume.array.shape
-    d_in = min(d_in, 3)  # four are refused
+    d_in = 4 if len(volume.spacing) == 4 else min(d_in, 3)  # four of a single volume are refused
     if math.prod(shape[d_in:-1]) == 1:
         array = array.reshape(*shape[:d_in], shape[-1])
     if shape[-1] == 1:
@@ -124,8 +127,10 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
     array = volume.array
     if len(volume.spacing) < d_in:
         raise VolumeError(
-            f"{path}: expected a time series (a pattern of files, or a .npy array), found a single volume"
+            f"{path}: expected a time series (a pattern of files, or four axes in a file), found a single volume"
         )
+    if len(volume.spacing) > d_in:
+        raise VolumeError(f"{path}: expected {d_in} axes, found a time series of {len(array)} steps")
     d_out = d_out or (array.shape[-1] if array.ndim > d_in else 1)
     expected = d_in + (d_out > 1)
     if array.ndim != expected or (d_out > 1 and array.shape[-1] != d_out):

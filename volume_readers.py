@@ -85,16 +85,30 @@ def read_by_vtk(path: str, name: str | None = None) -> Volume:
     with subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null) as child:
         try:
             found = json.loads(child.stdout.readline() or "{}")
-            array = np.empty(found.pop("shape", 0), found.pop("dtype", "u1"))
-            is_whole = child.stdout.readinto(array.reshape(-1).view("u1")) == array.nbytes
+            shape, dtype, place = (found.pop(key, None) for key in ("shape", "dtype", "map"))
+            is_whole = place is not None
+            if shape and not is_whole:
+                *times, n_x, n_y, n_z, n_components = shape
+                array = np.empty((*times, n_z, n_y, n_x, n_components), dtype)
+                is_whole = child.stdout.readinto(array.reshape(-1).view("u1")) == array.nbytes
+                array = array.swapaxes(-2, -4)
         finally:
             child.kill()
     if "error" in found:
         raise VolumeError(found["error"])
-    if not found or not is_whole:
+    if not is_whole:
         raise VolumeError(f"{path}: damaged, or larger than the memory: VTK's reader dies of it")
+    if place:
+        array = _mapped(*place, shape, dtype)
     geometry = {key: tuple(found.pop(key)) for key in ("spacing", "origin", "direction")}
-    return Volume(array.transpose(2, 1, 0, 3), **geometry, **found)
+    return Volume(array, **geometry, **found)
+
+
+def _mapped(path: str, offset: int, strides: list[int], shape: list[int], dtype: str) -> np.ndarray:
+    """The values that a file holds, `strides` bytes apart along the axes, as a memory map."""
+    order = sorted(range(len(shape)), key=strides.__getitem__)  # fastest first
+    array = np.memmap(path, dtype, "r", offset, tuple(shape[axis] for axis in order), order="F")
+    return array.transpose(np.argsort(order))
 
 
 # --- NRRD -------------------------------------------------------------------------------------------

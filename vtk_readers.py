@@ -2,7 +2,8 @@
 
     python vtk_readers.py PATH [ARRAY]
 
-writes to stdout a line of JSON, of the volume or of an error, and then the voxels as they lie in memory, x fastest.
+writes to stdout a line of JSON, of the volume or of an error, and then the voxels, x fastest. Those that a file holds
+as they are it leaves there, and says where.
 
 Voxels keep the order of their file, where VTK turns some over. World coordinates are those of the file, unconverted:
 DICOM's and ITK's axes point left, posterior, superior, those of NIfTI right, anterior, superior.
@@ -10,21 +11,20 @@ DICOM's and ITK's axes point left, posterior, superior, those of NIfTI right, an
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import math
 import os
 import re
 import struct
 import sys
+from collections.abc import Iterator
 
 import numpy as np
-from vtkmodules.util.numpy_support import vtk_to_numpy
-from vtkmodules.vtkCommonCore import vtkDataArray, vtkOutputWindow, vtkStringOutputWindow
-from vtkmodules.vtkCommonDataModel import vtkDataObject
-from vtkmodules.vtkCommonExecutionModel import vtkStreamingDemandDrivenPipeline as Pipeline
 
-from volume import Volume, VolumeError, oriented, suffix_of
-from volume_readers import MAX_EXPANSION
+from volume import LazyArray, Volume, VolumeError, oriented, suffix_of
+from vtk_output import MAX_EXPANSION, mapped, output_of, read_header, volume_of
 
 # --- VTK --------------------------------------------------------------------------------------------
 
@@ -36,7 +36,7 @@ def read_vti(path: str, name: str | None = None) -> Volume:
     reader = vtkXMLImageDataReader()
     if not reader.CanReadFile(path):
         raise VolumeError(f"{path}: not VTK image data")
-    return _volume(path, _output(path, reader), name)
+    return volume_of(path, output_of(path, reader), name)
 
 
 def read_legacy(path: str, name: str | None = None) -> Volume:
@@ -47,12 +47,12 @@ def read_legacy(path: str, name: str | None = None) -> Volume:
     reader.ReadAllScalarsOn()
     reader.ReadAllVectorsOn()
     reader.ReadAllFieldsOn()
-    image = _output(path, reader, 8)  # an array of bits grows so much
+    image = output_of(path, reader, 8)  # an array of bits grows so much
     data = image.GetPointData()
     expected = sum(data.GetArray(i).GetNumberOfValues() for i in range(data.GetNumberOfArrays()) if data.GetArray(i))
     if (found := _numbers_of_text(path)) is not None and found < expected:
         raise VolumeError(f"{path}: truncated: expected {expected} numbers, found {found}")
-    return _volume(path, image, name)
+    return volume_of(path, image, name)
 
 
 def _numbers_of_text(path: str) -> int | None:
@@ -72,120 +72,109 @@ def read_vtkhdf(path: str, name: str | None = None) -> Volume:
     reader = vtkHDFReader()
     if not reader.CanReadFile(path):
         raise VolumeError(f"{path}: not a VTKHDF file")
-    image = _output(path, reader)
+    image = output_of(path, reader)
     if not image.IsA("vtkImageData"):
         raise VolumeError(f"{path}: expected image data, found {image.GetClassName()}")
     if reader.GetNumberOfSteps() > 1:
         raise VolumeError(f"{path}: expected one time step, found {reader.GetNumberOfSteps()}")
-    return _volume(path, image, name)
-
-
-def _output(path: str, reader, expansion: int = MAX_EXPANSION, source: str | None = None):
-    """What a VTK reader makes of a file. Raises VolumeError when it cannot, with its reason.
-
-    A file (or the `source` of its data) of which one byte would have to become more than `expansion` is refused
-    before VTK allocates what its header announces.
-    """
-    said = vtkStringOutputWindow()
-    vtkOutputWindow.SetInstance(said)
-    reader.SetFileName(path)
-    reader.UpdateInformation()
-    if not (failed := _failure(said)):
-        expected, found = _announced(reader.GetOutputInformation(0)), os.path.getsize(source or path)
-        if expected > expansion * found:
-            raise VolumeError(f"{path}: truncated: expected {expected} bytes of voxels, found {found} bytes in all")
-        reader.Update()
-        failed = _failure(said)
-    if failed or reader.GetErrorCode():
-        raise VolumeError(f"{path}: VTK cannot read it: {failed or 'damaged or truncated'}")
-    return reader.GetOutputDataObject(0)
-
-
-def _failure(said: vtkStringOutputWindow) -> str | None:
-    """The first error that VTK has told of; some it calls warnings."""
-    found = re.search(r"(?:ERROR: .*\n(?:.*\): )?(.+)|(Error reading.+))", said.GetOutput())
-    return found and " ".join((found[1] or found[2]).split())
-
-
-def _announced(information) -> int:
-    """Bytes of the scalars that a file's header announces, of one byte a voxel where their type is not known yet."""
-    extent = information.Get(Pipeline.WHOLE_EXTENT()) if information.Has(Pipeline.WHOLE_EXTENT()) else (0, -1)
-    count = math.prod(max(last - first + 1, 0) for first, last in zip(extent[::2], extent[1::2], strict=True))
-    scalars = vtkDataObject.GetActiveFieldInformation(information, vtkDataObject.FIELD_ASSOCIATION_POINTS, 0)
-    if scalars and scalars.Has(vtkDataObject.FIELD_ARRAY_TYPE()):
-        count *= vtkDataArray.GetDataTypeSize(scalars.Get(vtkDataObject.FIELD_ARRAY_TYPE()))
-    if scalars and scalars.Has(vtkDataObject.FIELD_NUMBER_OF_COMPONENTS()):
-        count *= max(scalars.Get(vtkDataObject.FIELD_NUMBER_OF_COMPONENTS()), 1)
-    return count
-
-
-def _volume(path: str, image, name: str | None = None) -> Volume:
-    """The array `name` (or the scalars, or else the first) on the points of a vtkImageData; none of it is copied."""
-    data = image.GetPointData()
-    arrays = {data.GetArrayName(i): data.GetArray(i) for i in range(data.GetNumberOfArrays()) if data.GetArray(i)}
-    if name is not None and name not in arrays:
-        raise VolumeError(f"{path}: holds no array {name!r}, only {', '.join(map(repr, arrays)) or 'none'}")
-    values = arrays[name] if name is not None else data.GetScalars() or data.GetArray(0)
-    shape = image.GetDimensions()
-    if values is None or values.GetNumberOfTuples() != math.prod(shape):
-        raise VolumeError(f"{path}: expected an array on the points of an image, found none")
-    array = vtk_to_numpy(values).reshape(*shape[::-1], values.GetNumberOfComponents()).transpose(2, 1, 0, 3)
-    matrix, spacing = image.GetDirectionMatrix(), image.GetSpacing()
-    direction = np.array([[matrix.GetElement(i, j) for j in range(3)] for i in range(3)])
-    origin = tuple((image.GetOrigin() + direction @ np.multiply(spacing, image.GetExtent()[::2])).tolist())
-    units = values.GetInformation().Get(vtkDataArray.UNITS_LABEL()) or ""
-    times = image.GetFieldData().GetArray("TimeValue")
-    time = times.GetTuple1(0) if times and times.GetNumberOfValues() == 1 else None
-    direction = tuple(direction.ravel().tolist())
-    return Volume(array, spacing, origin, values.GetName() or "sf", direction, units, time=time)
+    return volume_of(path, image, name)
 
 
 # --- MetaImage --------------------------------------------------------------------------------------
 
 
+LONG = ("MET_LONG_LONG", "MET_ULONG_LONG")
+
+
 def read_meta(path: str) -> Volume:
-    """MetaImage: .mhd with its data in another file, or .mha."""
+    """MetaImage: .mhd with its data in another file, or .mha; mapped where they are uncompressed and at once there."""
     from vtkmodules.vtkIOImage import vtkMetaImageReader
 
-    header: dict[str, str] = {}
-    with open(path, "rb") as file:
-        for line in file.read(1 << 16).decode("latin-1").splitlines():
-            key, _, value = (part.strip() for part in line.partition("="))
-            header[key] = value
-            if key == "ElementDataFile":  # what follows are voxels
-                break
+    header, end = _meta_header(path)
     data = header.get("ElementDataFile", "")
-    source = path if data.upper() == "LOCAL" else os.path.join(os.path.dirname(path), data)
+    is_local = data.upper() == "LOCAL"
+    source = path if is_local else os.path.join(os.path.dirname(path), data)
     if not os.path.isfile(source):
         raise VolumeError(f"{path}: expected its voxels in one file, found ElementDataFile = {data or 'none'}")
+    if header.get("ElementType") in LONG:
+        raise VolumeError(f"{path}: VTK does not read 64-bit integers in MetaImage, only in other formats, as .nrrd")
     is_packed, is_text = header.get("CompressedData", "") == "True", header.get("BinaryData", "True") != "True"
     expansion = MAX_EXPANSION if is_packed else 8 if is_text else 1
-    volume = _volume(path, _output(path, vtkMetaImageReader(), expansion, source))
+    reader = vtkMetaImageReader()
+    order = header.get("BinaryDataByteOrderMSB", header.get("ElementByteOrderMSB", "False"))
+    flags = header.get("BinaryData"), header.get("CompressedData", "False")
+    if flags == ("True", "False") and order in ("True", "False") and "HeaderSize" not in header:
+        read_header(path, reader, expansion, source)
+        sizes = (reader.GetNumberOfScalarComponents(), *(last + 1 for last in reader.GetDataExtent()[1::2]))
+        is_swapped = (order == "True") != (sys.byteorder == "big")
+        array = np.moveaxis(mapped(source, reader, sizes, end if is_local else 0, is_swapped), 0, -1)
+    else:
+        array = volume_of(path, output_of(path, reader, expansion, source)).array
     # Rows are the axes' directions, as in ITK; VTK takes the columns for them.
-    direction = np.reshape(volume.direction, (3, 3)).T
-    return oriented(path, volume.array, direction * volume.spacing, volume.origin)
+    direction = np.reshape(reader.GetDataDirection(), (3, 3)).T
+    return oriented(path, array, direction * reader.GetDataSpacing(), np.array(reader.GetDataOrigin()))
+
+
+def _meta_header(path: str) -> tuple[dict[str, str], int]:
+    """The fields of a MetaImage's header, and where it ends."""
+    fields, end = {}, 0
+    with open(path, "rb") as file:
+        for line in file.read(1 << 16).splitlines(keepends=True):
+            end += len(line)
+            key, _, value = (part.strip() for part in line.decode("latin-1").partition("="))
+            fields[key] = value
+            if key == "ElementDataFile":  # what follows are voxels
+                break
+    return fields, end
 
 
 # --- NIfTI ------------------------------------------------------------------------------------------
 
 
+RGB, COMPLEX = (128, 2304), (32, 1792, 2048)  # types of NIfTI
+
+
 def read_nifti(path: str) -> Volume:
-    """NIfTI (.nii, .nii.gz): scaled values, in the space of the sform, or else of the qform."""
+    """NIfTI (.nii, .nii.gz): scaled values, in the space of the sform, or else of the qform; a series of its steps."""
     from vtkmodules.vtkIOImage import vtkNIFTIImageReader
 
     reader = vtkNIFTIImageReader()
+    reader.TimeAsVectorOn()
     is_packed = path.lower().endswith(".gz")
-    image = _output(path, reader, MAX_EXPANSION if is_packed else 1)
+    expansion = MAX_EXPANSION if is_packed else 1
+    read_header(path, reader, expansion)
     header = reader.GetNIFTIHeader()
-    if header.GetDim(0) >= 4 and header.GetDim(4) > 1:
-        raise VolumeError(f"{path}: expected one time step, found {header.GetDim(4)}")
-    array = _volume(path, image).array
-    if reader.GetQFac() < 0:
-        array = array[:, :, ::-1]  # VTK has turned it over
-    slope, shift = header.GetSclSlope(), header.GetSclInter()
-    if math.isfinite(slope) and math.isfinite(shift) and slope != 0 and (slope, shift) != (1, 0):
-        is_narrow = array.dtype.itemsize <= 2 or array.dtype == np.float32
-        array = (array * np.float64(slope) + shift).astype(np.float32 if is_narrow else np.float64)
+    sizes = [header.GetDim(i) if i <= header.GetDim(0) else 1 for i in range(1, 8)]
+    is_rgb = header.GetDataType() in RGB
+    if header.GetDataType() in COMPLEX:
+        raise VolumeError(f"{path}: expected real values, found complex ones")
+    if math.prod(sizes[5:]) != 1 or (is_rgb and math.prod(sizes[3:]) != 1):
+        raise VolumeError(f"{path}: expected axes of space, time and components, found sizes {sizes}")
+    if is_packed or is_rgb:
+        array = volume_of(path, output_of(path, reader, expansion)).array
+        array = array.reshape(*array.shape[:3], sizes[3], -1)
+        array = array[:, :, ::-1] if reader.GetQFac() < 0 else array  # VTK has turned it over
+    else:
+        array = mapped(path, reader, tuple(sizes[:5]), int(header.GetVoxOffset()), bool(reader.GetSwapBytes()))
+    array = array[:, :, :, 0] if sizes[3] == 1 else np.moveaxis(array, 3, 0)
+    volume = _nifti_place(path, header, _scaled(array, header.GetSclSlope(), header.GetSclInter()))
+    if sizes[3] == 1:
+        return volume
+    step, start = abs(header.GetPixDim(4)) or 1.0, header.GetTOffset()
+    return dataclasses.replace(volume, spacing=(step, *volume.spacing), origin=(start, *volume.origin))
+
+
+def _scaled(array: np.ndarray, slope: float, shift: float) -> np.ndarray | LazyArray:
+    """The values slope * array + shift, where NIfTI takes these for a scale."""
+    if not (math.isfinite(slope) and math.isfinite(shift) and slope != 0 and (slope, shift) != (1, 0)):
+        return array
+    is_narrow = array.dtype.itemsize <= 2 or array.dtype == np.float32
+    dtype = np.dtype(np.float32 if is_narrow else np.float64)
+    return LazyArray(array.shape, dtype, lambda box: (array[box] * np.float64(slope) + shift).astype(dtype))
+
+
+def _nifti_place(path: str, header, array: np.ndarray | LazyArray) -> Volume:
+    """The values in the place that a header gives them."""
     lengths = np.abs([header.GetPixDim(i) or 1.0 for i in (1, 2, 3)])
     name = header.GetIntentName().strip() or "sf"
     if header.GetSFormCode() > 0:
@@ -256,12 +245,12 @@ def _read_dicom_slice(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from vtkmodules.vtkIOImage import vtkDICOMImageReader
 
     reader = vtkDICOMImageReader()
-    image = _output(path, reader, 1)
+    image = output_of(path, reader, 1)
     if str(reader.GetTransferSyntaxUID()).strip("\0 ") not in PLAIN_SYNTAXES:
         raise VolumeError(f"{path}: expected uncompressed little-endian voxels, found {reader.GetTransferSyntaxUID()}")
     if re.search(rb"\x28\0\x08\0(IS..|.\0\0\0) *(0*[2-9]|0*1\d)", _start(path), re.S):
         raise VolumeError(f"{path}: expected one slice a file, found several frames")
-    plane = _volume(path, image).array[:, ::-1, 0]  # VTK has turned the rows over
+    plane = volume_of(path, image).array[:, ::-1, 0]  # VTK has turned the rows over
     slope, shift = reader.GetRescaleSlope(), reader.GetRescaleOffset()
     if plane.dtype.kind in "iu":  # VTK has rescaled it, and wrapped it around at the end of the type
         if slope != 1:
@@ -304,7 +293,7 @@ def read_tiff(path: str) -> Volume:
         raise VolumeError(f"{path}: expected a page a slice, found {len(pages)} pages and {found}")
     reader = vtkTIFFReader()
     reader.SetOrientationType(1)  # leaves the rows as they are stored
-    array = _volume(path, _output(path, reader)).array
+    array = volume_of(path, output_of(path, reader)).array
     if array.shape != (first[256][0], first[257][0], len(pages), samples):
         raise VolumeError(f"{path}: VTK cannot read it: expected {len(pages)} pages, found shape {array.shape}")
     try:
@@ -372,13 +361,22 @@ def main(path: str, *names: str) -> None:
     except VolumeError as error:
         out.write(json.dumps({"error": str(error)}).encode() + b"\n")
         return
-    array = np.ascontiguousarray(volume.array.transpose(2, 1, 0, 3))
-    geometry = {"spacing": volume.spacing, "origin": volume.origin, "direction": volume.direction}
-    header = {"shape": array.shape, "dtype": array.dtype.str, **geometry}
-    header |= {"name": volume.name, "units": volume.units, "time": volume.time}
+    array = volume.array
+    header = {"shape": array.shape, "dtype": array.dtype.str, "name": volume.name, "units": volume.units}
+    header |= {"spacing": volume.spacing, "origin": volume.origin, "direction": volume.direction, "time": volume.time}
+    if is_mapped := isinstance(array, np.memmap):
+        header["map"] = [array.filename, array.offset, array.strides]
     out.write(json.dumps(header).encode() + b"\n")
-    out.write(memoryview(array).cast("B"))
+    for box in () if is_mapped else _slices(array.shape):
+        out.write(memoryview(np.ascontiguousarray(array[box].swapaxes(-2, -4))).cast("B"))
     out.close()
+
+
+def _slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Boxes of one place along z, and of one step if there are any, of an array ((t,) x, y, z, components)."""
+    *times, _, _, n_z, _ = shape
+    for *before, z in itertools.product(*(range(n) for n in (*times, n_z))):
+        yield (*(slice(t, t + 1) for t in before), slice(None), slice(None), slice(z, z + 1))
 
 
 def _limit_memory() -> None:

@@ -24,7 +24,8 @@ ALLOWED = {
     "volume_readers": {"volume"},
     "volume_series": {"volume"},
     "volume_writers": {"cli", "volume"},
-    "vtk_readers": {"volume", "volume_readers"},
+    "vtk_readers": {"volume", "volume_readers", "vtk_output"},
+    "vtk_output": {"volume", "volume_readers"},
     "cli": set(),
     "utils": {"mask", "net_coder", "volume"},
     "samples": {"utils"},
@@ -85,5 +86,5 @@ def test_a_blob_is_read_and_evaluated_without_torch(tmp_path):
 
 
 def test_only_the_readers_of_volumes_and_the_pictures_know_vtk():
-    for module in MODULES - {"pictures", "vtk_readers"}:
+    for module in MODULES - {"pictures", "vtk_output", "vtk_readers"}:
         assert not imported(ROOT / f"{module}.py") & {"vtkmodules", "vtk"}, module

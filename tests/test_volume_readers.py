@@ -568,12 +568,74 @@ def test_nifti_slope(dtype, expected, tmp_path):
     assert read_volume(str(tmp_path / "a.nii")).array.dtype == dtype
 
 
-def test_nifti_of_time_steps_and_of_components(tmp_path):
+def nifti_file(folder: Path, suffix: str, data: bytes) -> str:
+    """The path of a NIfTI file of that suffix."""
+    path = folder / f"a{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("side", [1, -1])
+def test_nifti_of_time_steps_and_of_components(suffix, side, tmp_path):
     array = np.stack([slanted(SHAPE), -slanted(SHAPE)], axis=-1)
-    (tmp_path / "a.nii").write_bytes(nifti(array, dim=(4, *SHAPE, 2, 1, 1, 1)))
-    assert "one time step, found 2" in refusal(tmp_path / "a.nii")
-    (tmp_path / "a.nii").write_bytes(nifti(array, dim=(5, *SHAPE, 1, 2, 1, 1)))
-    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.nii"), 3, 2).array, array)
+    components = read_volume(nifti_file(tmp_path, suffix, nifti(array, dim=(5, *SHAPE, 1, 2, 1, 1))), 3, 2)
+    np.testing.assert_array_equal(components.array, array)
+    series = np.random.default_rng(0).integers(0, 99, (*SHAPE, 5, 2)).astype(np.int16)
+    fields = {"pixdim": (side, *SPACING, 2.5, 1, 1, 1), "q": (*TURN_ABOUT_Z, *ORIGIN)}
+    path = nifti_file(tmp_path, suffix, nifti(series[..., 0], dim=(4, *SHAPE, 5, 1, 1, 1), **fields))
+    for d_in in (None, 4):
+        volume = read_volume(path, d_in)
+        np.testing.assert_array_equal(volume.array, np.moveaxis(series[..., 0], 3, 0))
+        assert volume.spacing == (2.5, *map(pytest.approx, SPACING)) and volume.origin == (0.0, *ORIGIN)
+        np.testing.assert_allclose(volume.direction, (*ABOUT_Z[:8], side), atol=1e-6)
+    assert "expected 3 axes, found a time series of 5 steps" in refusal(path, 3)
+    volume = read_volume(nifti_file(tmp_path, suffix, nifti(series, dim=(5, *SHAPE, 5, 2, 1, 1), slope=0.5, shift=1)))
+    np.testing.assert_array_equal(volume.array, np.moveaxis(series, 3, 0) * np.float32(0.5) + 1)
+    assert volume.array.dtype == np.float32 and volume.spacing[0] == 1.0
+    path = nifti_file(tmp_path, suffix, nifti(series, dim=(6, *SHAPE, 1, 5, 2, 1)))
+    assert "expected axes of space, time and components" in refusal(path)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_nifti_of_colours_and_of_complex_values(suffix, tmp_path):
+    array = np.random.default_rng(0).integers(0, 99, (3, *SHAPE)).astype(np.uint8)
+    data = bytearray(nifti(array, dim=(3, *SHAPE, 1, 1, 1, 1), pixdim=(-1, *SPACING, 1, 1, 1, 1)))
+    struct.pack_into("<hh", data, 70, 128, 24)
+    found = read_volume(nifti_file(tmp_path, suffix, bytes(data)), 3, 3).array
+    np.testing.assert_array_equal(found, np.moveaxis(array, 0, -1))
+    for code, bits in ((32, 64), (1792, 128)):
+        data = bytearray(nifti(np.zeros((*SHAPE, bits // 32), np.float32), dim=(3, *SHAPE, 1, 1, 1, 1)))
+        struct.pack_into("<hh", data, 70, code, bits)
+        assert "expected real values, found complex ones" in refusal(nifti_file(tmp_path, suffix, bytes(data)))
+
+
+def test_uncompressed_nifti_and_meta_image_are_mapped(tmp_path):
+    """Nothing of a large file is in memory before it is looked at; nor where its values are turned over by VTK."""
+    (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE), pixdim=(-1, *SPACING, 1, 1, 1, 1), q=(0, 0, 0, *ORIGIN)))
+    write_meta(tmp_path / "a.mha", slanted(SHAPE))
+    write_meta(tmp_path / "a.mhd", slanted(SHAPE), ElementDataFile="a.raw")
+    (tmp_path / "a.raw").write_bytes(slanted(SHAPE).tobytes("F"))
+    for name in ("a.nii", "a.mha", "a.mhd"):
+        found = read_volume(str(tmp_path / name)).array
+        assert isinstance(found, np.memmap) and not found.flags.writeable
+        np.testing.assert_array_equal(found, slanted(SHAPE))
+    (tmp_path / "a.nii").write_bytes(nifti(slanted((4, 1, 1)), ">"))
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.nii")).array, slanted((4, 1, 1)))
+
+
+@pytest.mark.parametrize("fields", [{"HeaderSize": "-1"}, {"BinaryDataByteOrderMSB": "true"}], ids=str)
+def test_meta_images_that_vtk_reads_itself(fields, tmp_path):
+    array = slanted(SHAPE).astype(">f4" if "BinaryDataByteOrderMSB" in fields else "<f4")
+    write_meta(tmp_path / "a.mhd", array, **fields, ElementDataFile="a.raw")
+    (tmp_path / "a.raw").write_bytes(b"before" * ("HeaderSize" in fields) + array.tobytes("F"))
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.mhd")).array, slanted(SHAPE))
+
+
+@pytest.mark.parametrize("kind", ["MET_LONG_LONG", "MET_ULONG_LONG"])
+def test_meta_image_of_64_bit_integers(kind, tmp_path):
+    write_meta(tmp_path / "a.mha", slanted(SHAPE).astype(np.int64), ElementType=kind)
+    assert "VTK does not read 64-bit integers in MetaImage" in refusal(tmp_path / "a.mha")
 
 
 # --- DICOM ------------------------------------------------------------------------------------------
