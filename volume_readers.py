@@ -7,6 +7,7 @@ formats store x fastest: the array is a transposed view.
 from __future__ import annotations
 
 import bz2
+import dataclasses
 import gzip
 import json
 import math
@@ -144,30 +145,41 @@ def read_nrrd(path: str) -> Volume:
         raise VolumeError(f"{path}: not a readable NRRD header: {error}") from None
     grid = [axis for axis, step in enumerate(steps) if step is not None]
     is_spatial = {len(steps[axis]) for axis in grid} | {len(origin)} == {3}
-    if not 1 <= len(grid) <= 3 or len(sizes) - len(grid) > 1 or not is_spatial:
-        raise VolumeError(f"{path}: expected up to three axes in space and one of components, found {header}")
-    array = _nrrd_data(path, header, offset, dtype, sizes)
-    components = [axis for axis in range(len(sizes)) if axis not in grid]
-    array = np.moveaxis(array, components[0], -1) if components else array[..., None]
-    array = array.reshape(*array.shape[:-1], *(1,) * (3 - len(grid)), array.shape[-1])
+    kinds = header.get("kinds", "").split()
+    times = [axis for axis, kind in enumerate(kinds[: len(sizes)]) if kind == "time" and axis not in grid]
+    components = [axis for axis in range(len(sizes)) if axis not in (*grid, *times)]
+    if not 1 <= len(grid) <= 3 or len(times) > 1 or len(components) > 1 or not is_spatial:
+        raise VolumeError(
+            f"{path}: expected up to three axes in space, one of time and one of components, as its kinds or space "
+            f"directions say, found sizes {header['sizes']}, kinds {' '.join(kinds) or 'not given'}"
+        )
+    array = _nrrd_data(path, header, offset, dtype, sizes).transpose(*times, *grid, *components)
+    lengths = [sizes[axis] for axis in (*times, *grid)] + [1] * (3 - len(grid))
+    array = array.reshape(*lengths, sizes[components[0]] if components else 1)
     matrix = np.stack([steps[axis] for axis in grid], axis=1)
     if len(grid) < 3:  # some axes at right angles to those that there are
         matrix = np.hstack([matrix, np.linalg.svd(matrix)[0][:, len(grid) :]])
     units = header.get("sample units", "").strip('"')
-    return oriented(path, array, matrix, origin, name=header.get("content") or "sf", units=units)
+    volume = oriented(path, array, matrix, origin, name=header.get("content") or "sf", units=units)
+    if not times:
+        return volume
+    if len(array) == 1:
+        return dataclasses.replace(volume, array=array[0])
+    return dataclasses.replace(
+        volume, spacing=(_nrrd_spacings(header, len(sizes))[times[0]], *volume.spacing), origin=(0.0, *volume.origin)
+    )
 
 
 def _nrrd_steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
-    """From voxel to voxel along each axis in space; None for the axis of components."""
+    """From voxel to voxel along each axis in space; None for those of components and of time."""
     if "space directions" in header:
         vectors = re.findall(r"none|\([^)]*\)", header["space directions"])
         steps = [None if text == "none" else np.array(text.strip("()").split(","), float) for text in vectors]
     else:
         kinds = header.get("kinds", "").split() or ["domain"] * n_axes
-        spacings = [float(text) for text in header.get("spacings", "").split()] or [1.0] * n_axes
         is_grid = [kind in ("domain", "space", "???", "none") for kind in kinds]
         places = iter(np.eye(3, dtype=float)[: sum(is_grid)])
-        lengths = [length if math.isfinite(length) else 1.0 for length in spacings]
+        lengths = _nrrd_spacings(header, n_axes)
         steps = [
             length * next(places, np.zeros(0)) if is_axis else None
             for length, is_axis in zip(lengths, is_grid, strict=True)
@@ -175,6 +187,14 @@ def _nrrd_steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
     if len(steps) != n_axes:
         raise ValueError(f"{len(steps)} directions of {n_axes} axes")
     return steps
+
+
+def _nrrd_spacings(header: dict[str, str], n_axes: int) -> list[float]:
+    """The length of a step along each axis, 1 where there is none."""
+    found = [float(text) for text in header.get("spacings", "").split()] or [1.0] * n_axes
+    if len(found) != n_axes:
+        raise ValueError(f"{len(found)} spacings of {n_axes} axes")
+    return [length if math.isfinite(length) else 1.0 for length in found]
 
 
 def _nrrd_header(path: str) -> tuple[dict[str, str], int]:

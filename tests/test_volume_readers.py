@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import itertools
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -449,6 +450,37 @@ def test_nrrd_of_components(axis, tmp_path):
     volume = read_volume(str(tmp_path / "a.nrrd"), 3, 2)
     np.testing.assert_array_equal(volume.array, array)
     assert volume.spacing == SPACING and volume.direction == (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("axis", [0, 3])
+@pytest.mark.parametrize("is_oriented", [True, False])
+def test_nrrd_of_time_steps(is_oriented, axis, tmp_path):
+    """An axis of kind time is time, never one of components; its step is among the spacings."""
+    series = np.random.default_rng(0).random((5, *SHAPE)).astype(np.float32)
+    stored = np.moveaxis(series, 0, axis)
+    steps, kinds, spacings = ["(0,-0.5,0)", "(2,0,0)", "(0,0,3)"], ["domain"] * 3, ["0.5", "2", "3"]
+    spacings = ["nan"] * 3 if is_oriented else spacings
+    for items, item in ((steps, "none"), (kinds, "time"), (spacings, "2.5")):
+        items.insert(axis, item)
+    fields = {"dimension": "4", "sizes": " ".join(map(str, stored.shape)), "spacings": " ".join(spacings)}
+    fields |= {"space directions": " ".join(steps), "kinds": " ".join(kinds)}
+    header = nrrd_header(slanted(SHAPE), **fields)
+    if not is_oriented:
+        header = re.sub(rb"space.*\n", b"", header)
+    (tmp_path / "a.nrrd").write_bytes(header + b"\n" + stored.tobytes(order="F"))
+    volume = read_volume(str(tmp_path / "a.nrrd"))
+    assert isinstance(volume.array, np.memmap)
+    np.testing.assert_array_equal(volume.array, series)
+    assert volume.spacing == (2.5, *SPACING) and volume.origin == (0.0, *(ORIGIN if is_oriented else (0, 0, 0)))
+    assert "expected 3 axes, found a time series of 5 steps" in refusal(tmp_path / "a.nrrd", 3)
+
+
+def test_nrrd_of_four_axes_of_which_nothing_is_said(tmp_path):
+    header = b"NRRD0004\ntype: float\ndimension: 4\nsizes: 4 3 2 2\nencoding: raw\nendian: little\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header + bytes(4 * 48))
+    assert refusal(tmp_path / "a.nrrd").endswith("found sizes 4 3 2 2, kinds not given")
+    (tmp_path / "a.nrrd").write_bytes(header.replace(b"enc", b"kinds: domain domain time vector\nenc") + bytes(4 * 48))
+    assert read_volume(str(tmp_path / "a.nrrd"), 4, 2).array.shape == (2, 4, 3, 1, 2)
 
 
 def test_a_nrrd_image(tmp_path):
