@@ -253,11 +253,12 @@ def _read_dicom_slice(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     plane = volume_of(path, image).array[:, ::-1, 0]  # VTK has turned the rows over
     slope, shift = reader.GetRescaleSlope(), reader.GetRescaleOffset()
     if plane.dtype.kind in "iu":  # VTK has rescaled it, and wrapped it around at the end of the type
-        if slope != 1:
-            raise VolumeError(f"{path}: expected a rescale slope of 1, or one with a fraction, found {slope}")
-        stored = f"{'i' if reader.GetPixelRepresentation() else 'u'}{plane.dtype.itemsize}"
-        plane = (plane.astype(np.int32) - int(shift)).astype(stored)
-        plane = plane.astype(np.int32) + int(shift) if shift else plane
+        dtype = np.dtype(f"<{'i' if reader.GetPixelRepresentation() else 'u'}{plane.dtype.itemsize}")
+        if slope == 1:
+            plane = (plane.astype(np.int32) - int(shift)).astype(dtype)
+        else:  # of what it has multiplied the highest bits are lost
+            plane = _stored_slice(path, plane.shape, dtype)
+        plane = plane.astype(np.int32) * int(slope) + int(shift) if (slope, shift) != (1, 0) else plane
     # Single precision; its shortest decimals are those of the file.
     position, orientation, lengths = (
         np.array([float(str(np.float32(value))) for value in values])
@@ -266,6 +267,18 @@ def _read_dicom_slice(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     row, column = orientation[:3], orientation[3:]
     steps = np.stack([row * lengths[0], column * lengths[1], np.cross(row, column) * (lengths[2] or 1.0)], axis=1)
     return plane, position, steps
+
+
+def _stored_slice(path: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """The values (x, y, components) of a slice as the file holds them, found by their tag and length."""
+    with open(path, "rb") as file:
+        content = file.read()
+    count = math.prod(shape)
+    length = count * dtype.itemsize
+    found = re.search(rb"\xe0\x7f\x10\0(?:O[BW]\0\0)?" + re.escape(struct.pack("<I", length + length % 2)), content)
+    if not found or len(content) < found.end() + length:
+        raise VolumeError(f"{path}: expected {length} bytes of voxels in one piece, found none")
+    return np.frombuffer(content, dtype, count, found.end()).reshape(shape[1], shape[0], -1).swapaxes(0, 1)
 
 
 # --- TIFF -------------------------------------------------------------------------------------------
