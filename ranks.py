@@ -118,6 +118,5 @@ def of_first(value: float) -> float:
 def _answering() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:
-        message = "another process of this run has failed or does not answer, see its own message"
-        raise RankError(f"{message} ({str(error).splitlines()[0]})") from None
+    except RuntimeError:  # with gloo's words, of no use to those who read them
+        raise RankError("another process of this run has failed or does not answer, see its own message") from None

@@ -81,7 +81,7 @@ def test_a_process_that_hangs_ends_the_run(volume_file, tmp_path):
     (tmp_path / "spoilt.py").write_text(SPOILT.replace("WHAT", "time.sleep(100)"))
     run = finished("spoilt.py", "--volume", volume_file, "--n_passes", 50, cwd=tmp_path)
     assert run.returncode != 0
-    assert "error: another process of this run has failed or does not answer" in run.stderr
+    assert "error: another process of this run has failed or does not answer, see its own message\n" in run.stderr
 
 
 def test_bad_input_is_told_once(tmp_path):
