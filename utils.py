@@ -151,7 +151,8 @@ class ValueRange:
         """The range of values that are clipped to low..high. Raises ValueError when that leaves none of this dtype."""
         ends = [[max(end, low) for end in self.low.tolist()], [min(end, high) for end in self.high.tolist()]]
         if any(a > b for a, b in zip(*ends, strict=True)) or (self.extent.any() and ends[0] == ends[1]):
-            raise ValueError(f"leaves no range of the values, which are from {self.low} to {self.high}")
+            spans = ", ".join(f"{a} to {b}" for a, b in self.pairs())
+            raise ValueError(f"leaves no range of the values, which are from {spans}")
         if self.dtype.kind in "iu" and any(end != int(end) for end in (*ends[0], *ends[1])):
             raise ValueError(f"expected whole numbers, the values are of {self.dtype}")
         return ValueRange(*(np.array([self.dtype.type(end) for end in part]) for part in ends), self.fill)
