@@ -30,7 +30,7 @@ from neural_field import NeuralField
 from samples import Field
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
 from streamed import StreamedField, training_field
-from utils import Metrics, ValueRange, compare, components_last, describe, measured_boxes, overall
+from utils import Metrics, ValueRange, compare, components_last, count_lost, describe, measured_boxes, overall
 from volume import LazyArray, RawLayout, Volume, VolumeError, raw_layout
 from volume_io import read_volume
 from volume_series import files_of
@@ -75,13 +75,14 @@ def build_parser() -> cli.ArgumentParser:
         "--fill",
         type=cli.fill_text,
         metavar="VALUE",
-        help="the value of missing voxels, a number or nan: they are left out and come back as they are",
+        help="the value of missing voxels, a number (after NIfTI's and DICOM's scaling) or nan: they are left out and "
+        "come back as they are",
     )
     group.add_argument(
         "--clip",
         type=cli.interval,
         metavar="LO,HI",
-        help="clip the values to this interval first, where a few outliers would ruin their range",
+        help="clip the values, of every component, to this interval first, where a few outliers would ruin their range",
     )
     group.add_argument("--network", default="thenet.pth", help="file to write the weights to")
     group.add_argument("--config", default="thenet.json", help="file to write the configuration to")
@@ -420,6 +421,8 @@ def main(argv: Sequence[str]) -> None:
     if opt.fill and header.missing is None:
         warn(f"--fill {opt.fill}: no voxel of {opt.volume} has this value")
     original = components_last(volume.array, opt.d_in)
+    if header.missing and opt.d_out > 1 and (n_lost := count_lost(original, volume.fill)):
+        warn(f"--fill {opt.fill}: {n_lost} values are left out as another component of their voxel is missing")
     whole = ValueRange.of(header)
     values = settle_range(opt, original, whole)
     header = dataclasses.replace(header, low=values.low, high=values.high)

@@ -228,6 +228,15 @@ def find_missing(values: np.ndarray, fill: np.generic | None) -> Mask | None:
     return mask if mask.bits.any() else None
 
 
+def count_lost(values: np.ndarray, fill: np.generic) -> int:
+    """How many of the values (..., components) are not missing themselves, in voxels that are."""
+    count = 0
+    for _, part in parts(values):
+        gone = part[is_missing(part, fill)]
+        count += gone.size - np.count_nonzero(np.isnan(gone) if fill != fill else gone == fill)
+    return count
+
+
 def components_last(array: np.ndarray, d_in: int) -> np.ndarray:
     """An array of `d_in` grid axes as (grid..., components), with one component when it had no such axis."""
     return array if array.ndim > d_in else array[..., None]

@@ -303,6 +303,16 @@ def test_components_and_missing_voxels(tmp_path):
     np.testing.assert_allclose(decoded[~mask], both[~mask], atol=4)
 
 
+def test_values_lost_beside_missing_ones_are_told_of(tmp_path, capsys):
+    array, mask = holed()
+    lost = int(mask.sum())
+    for other, expected in ((slanted(SHAPE), lost), (np.where(mask, np.nan, 3.0).astype(np.float32), 0)):
+        np.save(tmp_path / "v.npy", np.stack([array, other], axis=-1))
+        train(tmp_path / "v.npy", tmp_path, "--d_out", 2, "--fill", "nan")
+        line = f"--fill nan: {lost} values are left out as another component of their voxel is missing"
+        assert capsys.readouterr().err.count(line) == bool(expected)
+
+
 def test_missing_voxels_of_a_time_series(tmp_path):
     array, mask = holed((4, 6, 5, 3))
     decoded, printed = chain(array, tmp_path, "nan", "--d_in", 4)
