@@ -29,16 +29,14 @@ from volume import Volume, VolumeError, raw_layout
 from volume_io import read_volume
 from volume_series import files_of
 
-# Mean squared error that rounding to the nearest would add, relative to the network's own. The first two come to
-# 0.1 dB or less: compensation makes up for half or more. With training, the point where fewer bytes cost about as
-# much quality by coarser steps as by a smaller network.
+# Mean squared error that rounding is foretold to add, relative to the network's own: 0.1 dB. With training, the point
+# where fewer bytes cost about as much quality by coarser steps as by a smaller network.
 ADDED_ERROR = 0.02
-ADDED_ERROR_COMPENSATED = 0.04
-ADDED_ERROR_TRAINED = 2.0
+ADDED_ERROR_TRAINED = 0.4
 MAX_COMPENSATED = 1 << 14  # weights: a few seconds; the time grows with the square of their number
-TRAINED_VOXELS = 8.4e6  # seen by the training while rounding
-MAX_PASSES = 32.0
-RATE = 0.25  # of that training, relative to the fit's
+TRAINED_VOXELS = 1.25e7  # seen by the training while rounding
+MAX_PASSES = 48.0
+RATE = 0.15  # of that training, relative to the fit's
 
 
 def build_parser() -> cli.ArgumentParser:
@@ -68,7 +66,7 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--n_passes",
         type=cli.number(0, 1e6),
-        help="passes over --volume while rounding, 0 for none (default: 8.4 million / voxels, at most 32)",
+        help="passes over --volume while rounding, 0 for none (default: 12.5 million / voxels, at most 48)",
     )
     group.add_argument("--seed", type=cli.whole(0, 2**63 - 1), default=0, help="of the order of the samples")
     parser.add_device_arguments()
@@ -226,13 +224,16 @@ def quantise_network(
     if volume and opt.cluster_bits is None:
         decoded = NeuralField.of(net, header, device, opt.num_workers).lazy()
         psnr = compare(volume.array, decoded, values, measured_boxes(original)).psnr
-    is_compensated = opt.quantizer == "uniform" and count_parameters(net.config) <= MAX_COMPENSATED
+    is_small = count_parameters(net.config) <= MAX_COMPENSATED
+    is_compensated = opt.quantizer == "uniform" and (is_trained or is_small)
     fineness = {"bits": opt.cluster_bits or 9}
     if opt.cluster_bits is None and psnr is not None and math.isfinite(psnr):
-        added = ADDED_ERROR_TRAINED if is_trained else ADDED_ERROR_COMPENSATED if is_compensated else ADDED_ERROR
+        added = ADDED_ERROR_TRAINED if is_trained else ADDED_ERROR
         fineness = {"error": added * 4 * 10 ** (-psnr / 10)}  # of normalised values, whose range is 2
-    ramp = quantise.RAMP if is_trained else 0.0
-    steps = quantise.choose_steps(net, quantise.domain_points(header.shape), ramp=ramp, **fineness)
+    sensitivity = quantise.sensitivities(net, quantise.domain_points(header.shape), is_compensated)
+    if is_compensated and not is_trained and "error" in fineness:
+        return quantise.round_to_error(net, header.shape, sensitivity, fineness["error"])
+    steps = quantise.choose_steps(net, sensitivity, **fineness)
     if opt.quantizer == "kmeans":
         return quantise.round_to_codebooks(net, opt.cluster_bits, steps)
     if not is_trained:

@@ -1,18 +1,19 @@
 """Which integers stand for the weights of a network: steps by sensitivity, rounding, rounding with training, codebooks.
 
-The output's sensitivity to a layer is the mean of its squared derivative by the layer's weights, over random points
-of the domain. Steps inversely proportional to its root make every weight's rounding cost the same (reverse
-water-filling; Cover and Thomas, "Elements of Information Theory", section 10.3), and the cost can be foretold: a
-rounded weight is off by step^2 / 12 in the mean square.
+A weight's sensitivity is the mean of the output's squared derivative by it, over random points of the domain. Steps
+inversely proportional to its root make every weight's rounding cost the same (reverse water-filling; Cover and Thomas,
+"Elements of Information Theory", section 10.3), and the cost can be foretold: a rounded weight is off by step^2 / 12 in
+the mean square.
 
-With the volume at hand, the layers are rounded one after the other, first to last, and those after it trained on in
-between: they make up for much of the error of those that are fixed. Each rounding error within a layer is
-carried over to the weights of the layer not yet rounded (Hassibi and Stork, "Optimal Brain Surgeon", 1993; Frantar
-et al., "GPTQ", 2023), in the metric of the output's squared derivatives.
+Compensated rounding takes the layers one after the other, first to last, and carries the error of every weight over to
+those after it (Hassibi and Stork, "Optimal Brain Surgeon", 1993; Frantar et al., "GPTQ", 2023), in the metric of the
+output's squared derivatives. Sensitive is then what the later weights cannot make up for. With the volume at hand, the
+layers that are not rounded yet are trained on in between.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -25,14 +26,14 @@ from torch.nn import functional
 from fitting import Fit, Recipe
 from net_coder import QuantisedLayer, round_step
 from samples import Field
-from siren import FieldNet, linear_layers
+from siren import FieldNet, count_parameters, linear_layers
 from utils import axis_coordinates
 
 N_POINTS = 6144  # of the domain, at which derivatives are taken
-RAMP = 3.0  # with training in between: the first layer has 2^RAMP times the steps of the last, relative to sensitivity
 MAX_STEPS = 1 << 13  # on either side of zero, within what the entropy coder takes
-BLOCK = 3200  # weights of a layer that are rounded together
-DAMPING = 0.03  # of the metric, relative to the mean of its diagonal
+BLOCK = 1500  # weights of a layer that are rounded together
+FREE = 1000  # weights after them that take up their errors
+DAMPING = 0.03  # of the metric, relative to its diagonal
 KMEANS_ITERATIONS = 50
 
 Derivatives = list[tuple[torch.Tensor, torch.Tensor]]
@@ -66,30 +67,36 @@ def derivatives(net: FieldNet, x: torch.Tensor, seed: int = 0) -> Derivatives:
     return [(a, d) for (a, _), d in zip(taps, slopes, strict=True)]
 
 
-def relative_steps(taps: Derivatives, ramp: float) -> tuple[list[float], float]:
-    """Steps of the layers up to a common factor, and the mean squared error of the output that they would cause."""
-    sensitivities = [float(a.square().mean() * d.square().mean()) for a, d in taps]
-    sensitivities = [min(max(1e-30, s), 1e30) for s in sensitivities]  # in this order, NaN becomes 1e-30
-    last = max(len(taps) - 1, 1)
-    steps = [2.0 ** (ramp * (0.5 - i / last)) / math.sqrt(s) for i, s in enumerate(sensitivities)]
-    sizes = [a.shape[1] * d.shape[1] for a, d in taps]
-    error = sum(n * s * step**2 / 12 for n, s, step in zip(sizes, sensitivities, steps, strict=True))
-    return steps, error / taps[-1][1].shape[1]
+def sensitivities(net: FieldNet, x: torch.Tensor, is_compensated: bool = False) -> list[float]:
+    """Of each layer, the mean over its weights; compensated as `round_in_turn` does it, or rounded to the nearest.
+
+    x: (points, d_in), see `domain_points`.
+    """
+    taps = derivatives(net, x)
+    if not is_compensated:
+        found = [float(a.square().mean() * d.square().mean()) for a, d in taps]
+    else:  # of a layer larger than BLOCK, the first rows stand for all
+        found = []
+        for i, (a, d) in enumerate(taps):
+            n_rows = min(d.shape[1], max(1, BLOCK // a.shape[1]))
+            diagonal = carry_factor(taps, window(taps, i, 0)).diagonal()[: n_rows * a.shape[1]]
+            found.append(float(diagonal.double().square().reciprocal().mean()))
+    return [min(max(1e-30, s), 1e30) for s in found]  # in this order, NaN becomes 1e-30
 
 
 def choose_steps(
-    net: FieldNet, x: torch.Tensor, *, bits: int | None = None, error: float | None = None, ramp: float = 0.0
+    net: FieldNet, sensitivity: list[float], *, bits: int | None = None, error: float | None = None
 ) -> list[np.float32]:
-    """A step per layer.
+    """A step per layer, by its sensitivity.
 
     With `bits` the finest at which no hidden matrix has more than 2^bits steps; with `error` those whose rounding would
     alone cause that mean squared error of the normalised output.
     """
-    relative, unit_error = relative_steps(derivatives(net, x), ramp)
+    relative = [1 / math.sqrt(s) for s in sensitivity]
     layers = linear_layers(net)
     largest = [float(layer.weight.detach().abs().max()) for layer in layers]
     if error is not None:
-        scale = math.sqrt(error / unit_error)
+        scale = math.sqrt(12 * error * net.config.d_out / count_parameters(net.config))
     else:
         counted = range(1, len(layers) - 1) if len(layers) > 2 else range(len(layers))
         scale = max(largest[i] / relative[i] for i in counted) / min(2 ** (bits - 1), MAX_STEPS)
@@ -116,21 +123,38 @@ def round_in_turn(
     seed: int = 0,
     train_rest: Callable[[int], None] = lambda first_layer: None,
 ) -> list[QuantisedLayer]:
-    """Round the layers one after the other, each for the output that the rounded ones before it leave. Changes `net`.
+    """Round the layers one after the other, those after it making up for the errors of each. Changes `net`.
 
     shape: grid of the field. `train_rest(i)` may train the layers from number i on, once those before it are rounded.
     """
     x = domain_points(shape, seed=seed).to(next(net.parameters()).device)
     layers = []
     for i, (layer, step) in enumerate(zip(linear_layers(net), steps, strict=True)):
-        a, d = derivatives(net, x, seed)[i]
-        rounded = round_compensated(_matrix(layer), a, d, float(step))
+        rounded = round_compensated(net, i, derivatives(net, x, seed), float(step))
         layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
         with torch.no_grad():
             for parameter, values in zip((layer.weight, layer.bias), layers[i].dequantise(), strict=True):
                 parameter.copy_(torch.from_numpy(values))
         if i + 1 < len(steps):
             train_rest(i + 1)
+    return layers
+
+
+def round_to_error(
+    net: FieldNet, shape: tuple[int, ...], sensitivity: list[float], error: float
+) -> list[QuantisedLayer]:
+    """`round_in_turn` by steps at which the output differs by about the mean squared `error`, of normalised values.
+
+    What is foretold can be several times too little: it is measured, and the steps chosen anew.
+    """
+    x = domain_points(shape, seed=1)
+    foretold = error / 2
+    for _ in range(2):
+        rounded = copy.deepcopy(net)
+        layers = round_in_turn(rounded, shape, choose_steps(net, sensitivity, error=foretold))
+        with torch.no_grad():
+            found = float((rounded(x) - net(x)).square().mean())
+        foretold *= min(max(error / max(found, 1e-30), 0.1), 4.0)
     return layers
 
 
@@ -163,30 +187,73 @@ def _matrix(layer: nn.Linear) -> torch.Tensor:
     return torch.cat([layer.weight.detach(), layer.bias.detach()[:, None]], 1).cpu()
 
 
+def window(taps: Derivatives, i: int, start: int) -> list[tuple[int, slice]]:
+    """Rows of layer i, from row `start` on, that are rounded together, then those after them that take up their errors.
+
+    As (layer, rows); what follows is the rest of the layer, then the next layers.
+    """
+    shapes = [(d.shape[1], a.shape[1]) for a, d in taps]
+    stop = min(shapes[i][0], start + max(1, BLOCK // shapes[i][1]))
+    rows, room = [(i, slice(start, stop))], FREE
+    for k, (n_out, n_in) in enumerate(shapes[i:], i):
+        first = stop if k == i else 0
+        last = min(n_out, first + room // n_in)
+        rows += [(k, slice(first, last))] if last > first else []
+        room -= (last - first) * n_in
+        if last < n_out:
+            break
+    return rows
+
+
 @torch.no_grad()
-def round_compensated(matrix: torch.Tensor, a: torch.Tensor, d: torch.Tensor, step: float) -> np.ndarray:
-    """Integers (n_out, n_in + 1) for [W b], in blocks of rows; a, d as `derivatives` gives them."""
-    n_out, n_in = matrix.shape
-    n_blocks = math.ceil(n_out / max(1, BLOCK // n_in))
-    result = np.empty(matrix.shape, np.int32)
-    for rows in torch.arange(n_out).tensor_split(n_blocks):
-        metric = a.new_zeros(len(rows) * n_in, len(rows) * n_in)
-        for inputs, slopes in zip(a.split(512), d[:, rows].split(512), strict=True):
-            jacobian = (slopes[:, :, None] * inputs[:, None, :]).flatten(1)
-            metric.addmm_(jacobian.T, jacobian)
-        metric.diagonal().add_(DAMPING * metric.diagonal().mean() + 1e-30)
-        result[rows.numpy()] = _round_block(matrix[rows].flatten(), metric.cpu(), step).reshape(len(rows), n_in)
+def carry_factor(taps: Derivatives, rows: list[tuple[int, slice]]) -> torch.Tensor:
+    """Upper triangular U (weights, weights), on the CPU, of the weights [W b] in these rows of layers, row by row.
+
+    When they are rounded in order, the best answer to a change e of weight i is to add e U[i, j] / U[i, i] to each
+    weight j after it; what remains costs e^2 / U[i, i]^2. U is a Cholesky factor of the metric's inverse.
+    """
+    sizes = [taps[k][0].shape[1] * (cut.stop - cut.start) for k, cut in rows]
+    metric = taps[0][0].new_zeros(sum(sizes), sum(sizes))
+    n_points = len(taps[0][0])
+    for part in (slice(start, start + 512) for start in range(0, n_points, 512)):
+        columns = [(taps[k][1][part, cut, None] * taps[k][0][part, None, :]).flatten(1) for k, cut in rows]
+        jacobian = torch.cat(columns, 1).nan_to_num_(0.0).clamp_(-1e9, 1e9)  # hopeless networks are rounded too
+        metric.addmm_(jacobian.T, jacobian, alpha=1 / n_points)
+    scale = (metric.diagonal() + 0.01 * metric.diagonal().mean() + 1e-30).rsqrt()
+    metric *= scale * scale[:, None]
+    metric.diagonal().add_(DAMPING)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric))
+    return (torch.linalg.cholesky(inverse, upper=True) * scale).cpu()
+
+
+@torch.no_grad()
+def round_compensated(net: FieldNet, i: int, taps: Derivatives, step: float) -> np.ndarray:
+    """Integers (n_out, n_in + 1) for [W b] of layer i; the errors are carried over to the later layers of `net`."""
+    matrices = [_matrix(layer) for layer in linear_layers(net)]
+    result = np.empty(matrices[i].shape, np.int32)
+    start = 0
+    while start < len(result):
+        rows = window(taps, i, start)
+        own = rows[0][1]
+        weights = torch.cat([matrices[k][cut].flatten() for k, cut in rows])
+        integers = _round_first(weights.numpy(), result[own].size, carry_factor(taps, rows).numpy(), step)
+        result[own] = integers.reshape(result[own].shape)
+        pieces = weights.split([matrices[k][cut].numel() for k, cut in rows])
+        for (k, cut), piece in zip(rows, pieces, strict=True):
+            matrices[k][cut] = piece.view_as(matrices[k][cut])
+        start = own.stop
+    for layer, matrix in zip(linear_layers(net)[i + 1 :], matrices[i + 1 :], strict=True):
+        layer.weight.copy_(matrix[:, :-1])
+        layer.bias.copy_(matrix[:, -1])
     return result
 
 
-def _round_block(weights: torch.Tensor, metric: torch.Tensor, step: float) -> np.ndarray:
-    """Round in order; the best answer of the weights not yet rounded to each error is a row of a Cholesky factor."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric))
-    factor = torch.linalg.cholesky(inverse, upper=True).numpy()
-    weights, rounded = weights.numpy().copy(), np.empty(len(weights), np.int32)
+def _round_first(weights: np.ndarray, n: int, factor: np.ndarray, step: float) -> np.ndarray:
+    """Round the first n weights in order; every error is carried over to the weights after it, in place."""
+    rounded = np.empty(n, np.int32)
     limit = MAX_STEPS * 3 // 2  # corrections may carry a weight beyond the largest one there was
-    for start in range(0, len(weights), 128):  # later blocks are corrected once, by a product of matrices
-        end = min(start + 128, len(weights))
+    for start in range(0, n, 128):  # later blocks are corrected once, by a product of matrices
+        end = min(start + 128, n)
         errors = np.empty(end - start, np.float32)
         for i in range(start, end):
             rounded[i] = min(max(round(float(weights[i]) / step), -limit), limit)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import entropy_coder
 import net_coder
 from cli import report
-from quantise import choose_steps, domain_points, round_layers
+from quantise import choose_steps, domain_points, round_layers, sensitivities
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget
 
 REPEATS = 5
@@ -49,7 +49,7 @@ def main() -> None:
     points = domain_points(SHAPE)
     report(parameters=count_parameters(config), n_neurons=config.n_neurons)
     for bits in opt.bits:
-        to_choose, steps = timed(lambda bits=bits: choose_steps(net, points, bits=bits))
+        to_choose, steps = timed(lambda bits=bits: choose_steps(net, sensitivities(net, points), bits=bits))
         to_round, layers = timed(lambda steps=steps: round_layers(net, steps))
         to_fit, _ = timed(lambda layers=layers: [entropy_coder.fit_model(layer.weights) for layer in layers])
         to_encode, blob = timed(lambda layers=layers: net_coder.encode(header, [(dataclasses.asdict(config), layers)]))

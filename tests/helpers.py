@@ -22,7 +22,7 @@ from vtkmodules.vtkIOXML import vtkXMLImageDataReader, vtkXMLImageDataWriter
 import net_coder
 from cli import UserError
 from fitting import Fit, Recipe
-from quantise import choose_steps, round_layers
+from quantise import choose_steps, round_layers, sensitivities
 from samples import Field
 from siren import FieldNet, SirenConfig
 from volume import VolumeError
@@ -226,7 +226,8 @@ def make_blob(header: net_coder.FieldHeader, net: FieldNet, bits: int = 9) -> by
     """The blob of one network."""
     points = 2 * torch.rand(64, net.config.d_in, generator=torch.Generator().manual_seed(0)) - 1
     return net_coder.encode(
-        header, [(dataclasses.asdict(net.config), round_layers(net, choose_steps(net, points, bits=bits)))]
+        header,
+        [(dataclasses.asdict(net.config), round_layers(net, choose_steps(net, sensitivities(net, points), bits=bits)))],
     )
 
 

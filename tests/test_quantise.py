@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -14,14 +15,18 @@ from fitting import Recipe
 from net_coder import QuantisedLayer, round_step
 from quantise import (
     MAX_STEPS,
+    carry_factor,
     choose_steps,
     derivatives,
     domain_points,
     kmeans,
     round_and_train,
-    round_compensated,
+    round_in_turn,
     round_layers,
     round_to_codebooks,
+    round_to_error,
+    sensitivities,
+    window,
 )
 from samples import Field
 from siren import FieldNet, linear_layers
@@ -115,13 +120,14 @@ def test_domain_points_fill_the_box():
 # --- steps ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ramp", [0.0, 3.0])
-@pytest.mark.parametrize("error", [1e-4, 1e-5])
-def test_the_error_is_as_foretold(trained, error, ramp):
+@pytest.mark.parametrize("is_compensated", [False, True])
+@pytest.mark.parametrize("error", [1e-5, 1e-6])
+def test_the_error_is_as_foretold(trained, error, is_compensated):
     """On average over several roundings: a single one of so small a network is a matter of luck."""
     x, unseen, ratios = domain_points(SHAPE, 2000), domain_points(SHAPE, 2000, seed=1), []
     for asked in error * np.linspace(0.5, 1.5, 12):
-        layers = round_layers(trained, choose_steps(trained, x, error=asked, ramp=ramp))
+        steps = choose_steps(trained, sensitivities(trained, x, is_compensated), error=asked)
+        layers = round_in_turn(copy.deepcopy(trained), SHAPE, steps) if is_compensated else round_layers(trained, steps)
         ratios.append(mean_squared(trained, dequantised(trained, layers), unseen) / asked)
     assert 0.75 < np.mean(ratios) < 1.25
 
@@ -129,13 +135,15 @@ def test_the_error_is_as_foretold(trained, error, ramp):
 def test_the_error_of_several_outputs_is_as_foretold():
     net = field_net(n_neurons=24, d_out=3, seed=3)
     x = domain_points(SHAPE, 3000)
-    found = mean_squared(net, dequantised(net, round_layers(net, choose_steps(net, x, error=1e-6))), x)
+    found = mean_squared(
+        net, dequantised(net, round_layers(net, choose_steps(net, sensitivities(net, x), error=1e-6))), x
+    )
     assert 0.75e-6 < found < 1.25e-6
 
 
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_bits_bound_the_levels(trained, bits):
-    steps = choose_steps(trained, domain_points(SHAPE, 500), bits=bits)
+    steps = choose_steps(trained, sensitivities(trained, domain_points(SHAPE, 500)), bits=bits)
     layers = round_layers(trained, steps)
     largest = [int(np.abs(layer.weights).max()) for layer in layers[1:-1]]
     bound = min(2 ** (bits - 1), MAX_STEPS)
@@ -146,13 +154,50 @@ def test_bits_bound_the_levels(trained, bits):
 
 
 def test_steps_follow_the_sensitivity(trained):
-    """Every layer's rounding costs as much a weight; with a ramp, the first layers' more."""
+    """Every layer's rounding costs as much a weight; compensated it costs less, in the last layer least so."""
     x = domain_points(SHAPE, 2000)
     scales = [float(a.square().mean() * d.square().mean()) for a, d in derivatives(trained, x)]
-    for ramp in (0.0, 2.0):
-        steps = np.array(choose_steps(trained, x, error=1e-4, ramp=ramp), float)
-        costs = np.log2(steps**2 * scales) / 2
-        np.testing.assert_allclose(costs - costs[0], -ramp * np.linspace(0, 1, len(costs)), atol=0.02)
+    nearest, compensated = (
+        np.log2(
+            np.array(choose_steps(trained, sensitivities(trained, x, is_compensated), error=1e-4), float) ** 2 * scales
+        )
+        / 2
+        for is_compensated in (False, True)
+    )
+    np.testing.assert_allclose(nearest, nearest[0], atol=0.02)
+    gains = compensated - nearest
+    assert gains.argmin() == len(gains) - 1 and gains[:-1].min() > gains[-1] + 0.4
+
+
+def test_what_is_carried_is_the_best_answer():
+    """Against the least-squares answer of the weights after the first, with the metric's damping."""
+    net = field_net(n_neurons=5, n_layers=2).double()
+    taps = derivatives(net, domain_points(SHAPE, 700).double())
+    rows = [(1, slice(2, 5)), (2, slice(0, 5)), (3, slice(0, 1))]
+    jacobian = torch.cat([(taps[k][1][:, cut, None] * taps[k][0][:, None, :]).flatten(1) for k, cut in rows], 1)
+    metric = jacobian.T @ jacobian / len(jacobian)
+    diagonal = metric.diagonal().clone()
+    metric += torch.diag(quantise.DAMPING * (diagonal + 0.01 * diagonal.mean()))
+    factor = carry_factor(taps, rows)
+    for i in (0, 7, 20):
+        rest = slice(i + 1, None)
+        best = -torch.linalg.solve(metric[rest, rest], metric[rest, i])
+        torch.testing.assert_close(factor[i, rest] / factor[i, i], best, rtol=1e-8, atol=1e-12)
+        cost = metric[i, i] + metric[i, rest] @ best
+        torch.testing.assert_close(factor[i, i] ** -2, cost, rtol=1e-8, atol=0)
+
+
+def test_windows_cover_every_row_once_and_reach_into_later_layers(monkeypatch):
+    net = field_net(n_neurons=9, n_layers=3)
+    taps = derivatives(net, domain_points(SHAPE, 8))
+    monkeypatch.setattr(quantise, "BLOCK", 30)
+    monkeypatch.setattr(quantise, "FREE", 95)
+    assert window(taps, 1, 0) == [(1, slice(0, 3)), (1, slice(3, 9)), (2, slice(0, 3))]
+    assert window(taps, 1, 6) == [(1, slice(6, 9)), (2, slice(0, 9))]
+    assert window(taps, 4, 6) == [(4, slice(6, 9)), (5, slice(0, 1))]
+    assert window(taps, 5, 0) == [(5, slice(0, 1))]
+    monkeypatch.setattr(quantise, "BLOCK", 1)
+    assert window(taps, 0, 8)[0] == (0, slice(8, 9))
 
 
 @pytest.mark.parametrize("factor", [0.0, 1e-30, 1e30])
@@ -161,8 +206,9 @@ def test_steps_of_degenerate_networks(factor):
     with torch.no_grad():
         for parameter in net.parameters():
             parameter *= factor
-    for fineness in ({"bits": 9}, {"error": 1e-4}, {"error": 0.0}):
-        steps = choose_steps(net, domain_points(SHAPE, 16), **fineness)
+    for fineness, is_compensated in itertools.product(({"bits": 9}, {"error": 1e-4}, {"error": 0.0}), (False, True)):
+        steps = choose_steps(net, sensitivities(net, domain_points(SHAPE, 16), is_compensated), **fineness)
+        round_in_turn(copy.deepcopy(net), SHAPE, steps)
         assert all(np.isfinite(step) and step > 0 and step == round_step(step) for step in steps)
         for layer in round_layers(net, steps):
             assert max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) <= 1.01 * MAX_STEPS
@@ -172,40 +218,42 @@ def test_steps_of_degenerate_networks(factor):
 
 
 def test_rounding_is_to_the_nearest(trained):
-    steps = choose_steps(trained, domain_points(SHAPE, 500), bits=5)
+    steps = choose_steps(trained, sensitivities(trained, domain_points(SHAPE, 500)), bits=5)
     found = dequantised(trained, round_layers(trained, steps))
     for layer, rounded, step in zip(linear_layers(trained), linear_layers(found), steps, strict=True):
         for a, b in ((layer.weight, rounded.weight), (layer.bias, rounded.bias)):
             assert float((a - b).detach().abs().max()) <= float(step) / 2 * 1.0001
 
 
-@pytest.mark.parametrize("block", [10_000, 40])
-def test_compensation_beats_the_nearest(trained, monkeypatch, block):
-    """At equal steps, layer by layer, whether one block or many."""
+@pytest.mark.parametrize("error", [1e-4, 1e-6])
+def test_rounding_to_an_error(trained, error):
+    before = copy.deepcopy(arrays(trained))
+    layers = round_to_error(trained, SHAPE, sensitivities(trained, domain_points(SHAPE), True), error)
+    found = mean_squared(trained, dequantised(trained, layers), domain_points(SHAPE, 2000, seed=2))
+    assert 0.6 * error < found < 1.5 * error
+    for name, array in arrays(trained).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize(
+    ("block", "free", "least"), [(10_000, 1000, 3.5), (40, 1000, 3.5), (10_000, 0, 1.8), (40, 40, 1.8)]
+)
+def test_compensation_beats_the_nearest(trained, monkeypatch, block, free, least):
+    """At equal steps, whether one block or many; most so where later layers take part."""
     monkeypatch.setattr(quantise, "BLOCK", block)
-    x, unseen = domain_points(SHAPE, 2000), domain_points(SHAPE, 2000, seed=1)
-    steps = choose_steps(trained, x, error=1e-3)
-    nearest, ratios = round_layers(trained, steps), []
-    for i, (layer, (a, d)) in enumerate(zip(linear_layers(trained), derivatives(trained, x), strict=True)):
-        rounded = round_compensated(quantise._matrix(layer), a, d, float(steps[i]))
-        compensated = QuantisedLayer(rounded[:, :-1], rounded[:, -1], steps[i])
-        ratios.append(error_of_layer(trained, i, compensated, unseen) / error_of_layer(trained, i, nearest[i], unseen))
-    assert np.exp(np.mean(np.log(ratios))) < 0.8
-
-
-@torch.no_grad()
-def error_of_layer(net: FieldNet, i: int, quantised: QuantisedLayer, x: torch.Tensor) -> float:
-    """Mean squared error of the output when layer i alone is quantised."""
-    found = copy.deepcopy(net)
-    for parameter, values in zip(linear_layers(found)[i].parameters(), quantised.dequantise(), strict=True):
-        parameter.copy_(torch.from_numpy(values))
-    return mean_squared(net, found, x)
+    monkeypatch.setattr(quantise, "FREE", free)
+    unseen = domain_points(SHAPE, 2000, seed=1)
+    steps = choose_steps(trained, sensitivities(trained, domain_points(SHAPE, 2000)), error=1e-5)
+    nearest = mean_squared(trained, dequantised(trained, round_layers(trained, steps)), unseen)
+    layers = round_in_turn(copy.deepcopy(trained), SHAPE, steps)
+    assert mean_squared(trained, dequantised(trained, layers), unseen) < nearest / least
 
 
 def test_rounding_with_training(trained):
     """Better than rounding alone at equal steps; the weights are multiples of the steps; equal seeds, equal bytes."""
     field = wave()
-    steps = choose_steps(trained, domain_points(SHAPE, 2000), error=2 * field_error(trained, field), ramp=quantise.RAMP)
+    points = domain_points(SHAPE, 2000)
+    steps = choose_steps(trained, sensitivities(trained, points, True), error=0.4 * field_error(trained, field))
     recipe = Recipe(optimizer="adam", n_passes=12, batch=128, lr=1e-3)
     heard: list[tuple[float, float]] = []
     runs = []
@@ -246,7 +294,7 @@ def test_kmeans_of_few_values_is_exact(values):
 
 @pytest.mark.parametrize("bits", [1, 2, 5, 9])
 def test_codebooks(trained, bits):
-    steps = choose_steps(trained, domain_points(SHAPE, 500), bits=9)
+    steps = choose_steps(trained, sensitivities(trained, domain_points(SHAPE, 500)), bits=9)
     layers = round_to_codebooks(trained, bits, steps)
     for layer, quantised in zip(linear_layers(trained)[1:-1], layers[1:-1], strict=True):
         values, _ = quantised.dequantise()
