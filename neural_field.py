@@ -9,8 +9,10 @@ On the CPU, NumPy's sines take a third of the time of torch's, and need no torch
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterator
 
@@ -300,23 +302,25 @@ class NeuralField:
         """
         network = _Network(self.layers, self.is_residual, self.device, precision)
 
-        def work(start: int) -> int:
-            part = slice(start, min(start + network.chunk, n))
-            store(part, *network(coordinates(part), with_slopes))
-            return part.stop
+        starts = iter(range(0, n, network.chunk))
 
-        starts = range(0, n, network.chunk)
-        if self.n_threads == 1 or network.xp is not np:
-            for start in starts:
-                on_progress(work(start) / n)
-            return
-        with concurrent.futures.ThreadPoolExecutor(self.n_threads) as pool:
+        def work(on_progress: Callable[[float], None] = lambda fraction: None, most: int | None = None) -> None:
+            for start in itertools.islice(starts, most):
+                part = slice(start, min(start + network.chunk, n))
+                store(part, *network(coordinates(part), with_slopes))
+                on_progress(part.stop / n)
+
+        work(on_progress, 1)  # which may be all
+        n_helpers = self.n_threads - 1 if network.xp is np else 0
+        with concurrent.futures.ThreadPoolExecutor(max(n_helpers, 1)) as pool:
+            helpers = [pool.submit(work) for _ in range(n_helpers)]
             try:
-                for done in pool.map(work, starts):
-                    on_progress(done / n)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+                work(on_progress)
+            finally:  # after an error, or Ctrl-C, nothing is left for the helpers to begin
+                collections.deque(starts, maxlen=0)
+            for helper in helpers:
+                helper.result()
+        on_progress(1.0)
 
 
 def _nearest(index: np.ndarray) -> np.ndarray:

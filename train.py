@@ -472,8 +472,9 @@ def main(argv: Sequence[str]) -> None:
         pictures.plot(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, metrics.psnr))
 
     n_parameters = count_parameters(config)
-    if values.extent.any() and clipped.psnr < fitting.psnr_of(field.variance) + 1:
-        warn(f"{clipped.psnr:.1f} dB is hardly better than a constant volume")
+    constant = fitting.psnr_of(field.variance)
+    if values.extent.any() and clipped.psnr < constant + 1:
+        warn(f"the network has {clipped.psnr:.1f} dB, where a constant volume would have {constant:.1f} dB")
     cli.report(
         **metrics.report(field.n_voxels),
         **clip_report(opt, original, values, clipped),

@@ -322,6 +322,20 @@ def test_compression_ratio_counts_voxels_not_components(tmp_path):
     assert sum(t.numel() for t in state.values()) < 3000
 
 
+def test_a_network_no_better_than_a_constant_is_warned_of(tmp_path, capsys):
+    values = np.random.default_rng(0).random((12, 10, 8), np.float32)
+    np.save(tmp_path / "v.npy", values)
+    train(tmp_path / "v.npy", tmp_path, "--n_passes", 0.5)
+    constant = -20 * np.log10(values.std() / np.ptp(values))
+    said = re.search(
+        r"warning: the network has (\S+) dB, where a constant volume would have (\S+) dB", capsys.readouterr().err
+    )
+    assert float(said[1]) < constant + 1 and float(said[2]) == pytest.approx(constant, abs=0.06)
+    np.save(tmp_path / "v.npy", slanted((9, 7, 5)))
+    train(tmp_path / "v.npy", tmp_path, *WELL)
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_num_workers(volume_file, tmp_path, monkeypatch):
     """So many threads work; what comes out is the same."""
     monkeypatch.setattr(siren, "PART", 100)
@@ -330,7 +344,7 @@ def test_num_workers(volume_file, tmp_path, monkeypatch):
     executor = concurrent.futures.ThreadPoolExecutor
     monkeypatch.setattr(concurrent.futures, "ThreadPoolExecutor", lambda n: pools.append(n) or executor(n))
     together = train(volume_file, tmp_path, "--num_workers", 2)
-    assert set(pools) == {2}
+    assert max(pools) == 2
     assert all(torch.equal(alone.state[name], together.state[name]) for name in alone.state)
 
 
