@@ -13,23 +13,22 @@ import math
 import os
 import shlex
 import sys
-import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 import fitting
+import long_runs
 import net_coder
 import outliers
 import pictures
 import ranks
 from fitting import Fit, Recipe
 from neural_field import NeuralField
-from samples import Field
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
-from streamed import StreamedField, training_field
+from streamed import training_field
 from utils import Metrics, ValueRange, compare, components_last, count_lost, describe, measured_boxes, overall
 from volume import LazyArray, RawLayout, Volume, VolumeError, raw_layout
 from volume_io import read_volume
@@ -37,25 +36,6 @@ from volume_series import files_of
 from volume_writers import write_volume
 
 FORMAT_VERSION = 1
-SHOW_SECONDS = 0.5
-CHECKPOINT_SECONDS = 60.0
-# Options that another run may set differently and still continue a checkpoint.
-MAY_CHANGE = {
-    "volume",
-    "array",
-    "shape",
-    "dtype",
-    "endian",
-    "network",
-    "config",
-    "vol_debug",
-    "checkpoint",
-    "resume",
-    "target_psnr",
-    "plot",
-}
-MAY_CHANGE |= {"cuda", "gid", "num_workers"}
-ESTIMATE_ERROR = 3.0  # dB by which the running estimate may be low
 LONG_SECONDS = 30.0  # an interrupted run that took longer leaves the network so far
 
 
@@ -270,84 +250,6 @@ def write_network(paths: tuple[str, str], net: FieldNet, settings: dict) -> None
     cli.write_files({paths[0]: weights.getvalue(), paths[1]: json.dumps(settings, indent=1, allow_nan=False).encode()})
 
 
-def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> list[tuple[float, float, float]]:
-    """Run a fit to its end, or until `is_reached(estimate)` confirms --target_psnr; show progress, save checkpoints.
-
-    Returns (seconds, passes, estimated PSNR) as it went.
-    """
-    history = []
-    shown = saved = time.monotonic()
-    n_recoveries = fit.n_recoveries
-    with cli.Progress("training") as progress:
-
-        def on_step(fit: Fit) -> bool:
-            nonlocal shown, saved, n_recoveries
-            if fit.n_recoveries != n_recoveries:
-                n_recoveries = fit.n_recoveries
-                progress.say(f"training went wrong: back to step {fit.step}, at half the learning rate")
-            now = time.monotonic()
-            if now - shown > SHOW_SECONDS:
-                shown = now
-                progress.update(fit.progress, PSNR=f"{fit.psnr:.1f} dB")
-            if fit.step % fitting.CHECK_STEPS == 0:
-                history.append((fit.seconds, fit.step / fit.steps_per_pass, fit.psnr))
-                if opt.target_psnr and is_reached(fit.psnr):
-                    return True
-            if opt.checkpoint and ranks.is_first() and now - saved > CHECKPOINT_SECONDS:
-                save_checkpoint(opt, fit)
-                saved = time.monotonic()
-            return False
-
-        fit.run(on_step)
-    return history
-
-
-def identity(opt: Namespace, field: Field | StreamedField) -> dict:
-    """What must be the same for a checkpoint to be continued."""
-    same = {name: value for name, value in vars(opt).items() if name not in MAY_CHANGE}
-    return same | {"shape": list(field.shape), "values_crc32": field.crc32}
-
-
-def save_checkpoint(opt: Namespace, fit: Fit) -> None:
-    """Write the state of the fit to --checkpoint."""
-    with cli.atomic_write(opt.checkpoint) as path, open(path, "wb") as file:
-        torch.save({"identity": identity(opt, fit.field), "fit": fit.state_dict()}, file)
-
-
-def load_checkpoint(opt: Namespace, fit: Fit) -> None:
-    """Continue from --checkpoint. Raises UserError unless it is of the same volume and options."""
-    content = cli.load_tensors(opt.checkpoint)
-    expected = identity(opt, fit.field)
-    try:
-        found = content["identity"]
-        differing = [name for name in expected if expected[name] != found[name]]
-        if not differing:
-            fit.load_state_dict(content["fit"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
-        raise cli.UserError(f"{opt.checkpoint}: expected a checkpoint of train.py, found something else") from None
-    if differing:
-        name = differing[0]
-        raise cli.UserError(f"{opt.checkpoint}: is of another run: {name} was {found[name]}, is {expected[name]}")
-
-
-def run_to_target(fit: Fit, opt: Namespace, measure: Callable[[], float]) -> list[tuple[float, float, float]]:
-    """Run a fit; where --target_psnr is given, until `measure()`, the PSNR, confirms that it is reached.
-
-    Returns what `run_fit` does.
-    """
-    needed = (opt.target_psnr or math.inf) - ESTIMATE_ERROR  # of the estimate
-
-    def is_reached(estimate: float) -> bool:
-        nonlocal needed
-        if estimate < needed:
-            return False
-        lacking = opt.target_psnr - measure()
-        needed = estimate + max(lacking, 0.1)
-        return lacking <= 0
-
-    return run_fit(fit, opt, is_reached)
-
-
 def output_paths(opt: Namespace) -> tuple[tuple[str, str], tuple[str, str], list[str]]:
     """Files of the network, of an interrupted one, and of the volumes that --enable-vol-debug asks for."""
     stem = os.path.splitext(opt.network)[0]
@@ -439,7 +341,7 @@ def main(argv: Sequence[str]) -> None:
     net = FieldNet(config, torch.Generator().manual_seed(opt.seed), first_omega=opt.w0).to(device)
     fit = Fit(net, field, recipe, opt.seed, n_threads=opt.num_workers)
     if opt.resume:
-        load_checkpoint(opt, fit)
+        long_runs.load_checkpoint(opt, fit)
 
     def decoded() -> NeuralField:
         return NeuralField.of(fit.average, header, device, opt.num_workers)
@@ -454,7 +356,7 @@ def main(argv: Sequence[str]) -> None:
     history = []
     try:
         if values.extent.any():  # a constant volume needs no fit: its range says it all
-            history = run_to_target(fit, opt, lambda: measure(values).psnr)
+            history = long_runs.run_to_target(fit, opt, lambda: measure(values).psnr)
         metrics = measure(whole)
         clipped = measure(values) if opt.clip else metrics
         if not ranks.is_first():

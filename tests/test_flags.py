@@ -30,11 +30,13 @@ from helpers import (
 )
 
 import cli
+import long_runs
 import net_coder
 import net_compress
 import net_decompress
 import siren
 import train as train_script
+from samples import Field
 
 QUANTIZERS = ("uniform", "kmeans")
 ORIGINAL_KEYS = [
@@ -216,14 +218,14 @@ def test_max_seconds(volume_file, tmp_path):
 
 def interrupt_at(monkeypatch, step):
     """Press Ctrl-C when the training comes to that step."""
-    original, count = train_script.Field.samples, iter(range(1, 10**9))
+    original, count = Field.samples, iter(range(1, 10**9))
 
     def samples(self, flat):
         if next(count) == step:
             raise KeyboardInterrupt
         return original(self, flat)
 
-    monkeypatch.setattr(train_script.Field, "samples", samples)
+    monkeypatch.setattr(Field, "samples", samples)
 
 
 def test_checkpoint_and_resume(volume_file, tmp_path, monkeypatch):
@@ -232,7 +234,7 @@ def test_checkpoint_and_resume(volume_file, tmp_path, monkeypatch):
     whole = train(volume_file, tmp_path / "whole", "--n_passes", 4)
     checkpoint = ("--checkpoint", tmp_path / "state")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train_script, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(long_runs, "CHECKPOINT_SECONDS", 0.0)
         interrupt_at(patch, 7)
         train(volume_file, tmp_path, "--n_passes", 4, *checkpoint)
     assert not (tmp_path / "thenet.pth").exists()
@@ -534,7 +536,7 @@ def test_an_interrupted_long_run_leaves_its_network(volume_file, tmp_path, monke
         fit.step, fit.seconds = 1, 1.0
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_script, "run_fit", interrupt)
+    monkeypatch.setattr(long_runs, "run_fit", interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"the network so far, .* trained, is in .*thenet\.interrupted\.pth"):
         train(volume_file, tmp_path, "--seed", 1)
     assert before.network.read_bytes() == before.data
@@ -620,7 +622,7 @@ def test_another_volume_is_refused(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_refused(volume_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_script, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", 0.0)
     checkpoint = tmp_path / "state"
     train(volume_file, tmp_path, "--checkpoint", checkpoint)
     whole = bytearray(checkpoint.read_bytes())

@@ -26,6 +26,7 @@ from helpers import (
     watched_samples,
 )
 
+import long_runs
 import net_compress
 import train as train_script
 from cli import UserError
@@ -349,13 +350,13 @@ def test_checkpoints_continue_with_missing_voxels(tmp_path):
     opt = train_script.parse([str(a) for a in ("--volume", tmp_path / "v.npy", *flags)])
     field = field_of(array[..., None])
     net = FieldNet(SirenConfig(8, 2, 3, 1), torch.Generator().manual_seed(0))
-    train_script.save_checkpoint(opt, fit(net, field))
+    long_runs.save_checkpoint(opt, fit(net, field))
     resumed = Fit(net, field, Recipe(n_passes=1, batch=16, lr=1e-3), 0)
-    train_script.load_checkpoint(opt, resumed)
+    long_runs.load_checkpoint(opt, resumed)
     assert resumed.step > 0
     opt.fill = "-9"
     with pytest.raises(UserError, match="of another run: fill was nan, is -9"):
-        train_script.load_checkpoint(opt, resumed)
+        long_runs.load_checkpoint(opt, resumed)
 
 
 # --- elsewhere than at the voxels -------------------------------------------------------------------

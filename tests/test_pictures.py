@@ -14,6 +14,7 @@ from vtkmodules.vtkIOImage import vtkPNGReader
 import cli
 import colours
 import fitting
+import long_runs
 import net_decompress
 import pictures
 import train as train_script
@@ -491,7 +492,7 @@ def test_train_plots(renderer, volume_file, tmp_path, monkeypatch):
 
 def test_a_resumed_run_plots_its_own_part(renderer, volume_file, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "CHECK_STEPS", 2)
-    monkeypatch.setattr(train_script, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", 0.0)
     flags = ("--checkpoint", tmp_path / "state", "--n_passes", 10)
     train(volume_file, tmp_path, *flags)
     train(volume_file, tmp_path, *flags, "--resume", "--plot", tmp_path / "p.png")

@@ -35,6 +35,7 @@ from helpers import (
 )
 
 import cli
+import long_runs
 import net_coder
 import net_compress
 import net_decompress
@@ -483,7 +484,7 @@ def test_scripts_import_cli_before_the_heavy_ones():
 
 def test_progress_bar_is_shown_while_training(volume_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "PLAIN_PROGRESS_SECONDS", 0.0)
-    monkeypatch.setattr(train_script, "SHOW_SECONDS", -1.0)
+    monkeypatch.setattr(long_runs, "SHOW_SECONDS", -1.0)
     train(volume_file, tmp_path)
     out, err = capsys.readouterr()
     assert re.search(r"^training: \d+%.*s left$", err, re.MULTILINE) and "training" not in out

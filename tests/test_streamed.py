@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import ROOT, WELL, compress, error_of, field_net, header_of, listing, make_blob, results, slanted, train
 
+import long_runs
 import streamed
 import utils
 from neural_field import NeuralField
@@ -180,11 +181,11 @@ def test_a_checkpoint_of_a_streamed_volume(small, volume_file, tmp_path, monkeyp
     flags = ("--n_passes", 9, "--batchSize", 16)
     whole = train(volume_file, tmp_path, *flags)
     assert not sums
-    monkeypatch.setattr(script, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
     flags += ("--checkpoint", tmp_path / "c")
     train(volume_file, tmp_path, *flags)
     assert len(sums) == 1
-    monkeypatch.setattr(script, "CHECKPOINT_SECONDS", 60.0)
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", 60.0)
     assert train(volume_file, tmp_path, *flags, "--resume").data == whole.data
     np.save(tmp_path / "other.npy", 2 * slanted((9, 7, 5)))
     command = ("--volume", tmp_path / "other.npy", "--network", tmp_path / "n", "--config", tmp_path / "j")
