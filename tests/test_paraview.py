@@ -311,7 +311,7 @@ result["part"] = dump(ExtractSubset(Input=reader, VOI=[5, 6, 7, 9, 8, 8]))["exte
 
 
 def test_progress_and_abort(tmp_path):
-    write_blob(tmp_path / "field.nvc", header_of((40, 40, 40)))
+    write_blob(tmp_path / "field.nvc", header_of((80, 80, 80)))
     told = paraview(
         tmp_path,
         """
@@ -333,7 +333,7 @@ reader.UpdatePipeline()
 result["aborted"] = seen.copy(), reader.GetDataInformation().GetNumberOfPoints()
 """,
     )
-    assert told.count == 40**3 and len(told.seen) > 20
+    assert told.count == 80**3 and len(told.seen) > 20
     assert told.seen == sorted(told.seen) and told.seen[0] == 0 and told.seen[-1] == 1
     seen, count = told.aborted
     assert 0.5 < seen[-2] < 0.6 and count == 0, seen
