@@ -13,6 +13,7 @@ from cli import UserError
 
 SUFFIXES = (".npy", ".csv")
 AXES = {1: "x", 2: "xy", 3: "xyz", 4: "txyz"}  # by their number
+LONGEST_SHOWN = 60  # characters of a line
 
 
 def output_path(path: str, points: str) -> str:
@@ -31,7 +32,7 @@ def output_path(path: str, points: str) -> str:
 def read_points(path: str, d_in: int) -> np.ndarray:
     """Positions (n, d_in), float64, from a .npy file of that shape or a .csv file of that many columns.
 
-    A .csv file may begin with a line of names; those of the axes may be in any order. Raises UserError.
+    A .csv file may begin with a line of the axes' names, or of ParaView's, in any order. Raises UserError.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in SUFFIXES:
@@ -54,11 +55,14 @@ def _read_csv(path: str, d_in: int) -> np.ndarray:
     Raises ValueError that names the line.
     """
     axes = list(AXES[d_in])
+    spellings = [axes] if "t" in axes else [axes, *([f"points{mark}{i}" for i in range(d_in)] for mark in ":_")]
     with open(path, encoding="utf-8-sig") as file:
         names = [name.strip().lower() for name in _cells(file.readline().lstrip("# "))]  # NumPy writes them with a #
-        n_headers = 0 if any(map(_is_number, names)) else 1
-        if n_headers and set(names) & set("txyz") and sorted(names) != sorted(axes):
-            raise ValueError(f"line 1: expected the names {','.join(axes)}, in any order, found {','.join(names)}")
+        n_headers = 0 if not names or any(map(_is_number, names)) else 1
+        columns = next((spelling for spelling in spellings if sorted(spelling) == sorted(names)), None)
+        if n_headers and columns is None:
+            expected = f"the names {','.join(axes)}, in any order, or {d_in} numbers with commas between them"
+            raise ValueError(f"line 1: expected {expected}, found {_shortened(','.join(names))}")
         if not n_headers:
             file.seek(0)
         try:
@@ -70,7 +74,7 @@ def _read_csv(path: str, d_in: int) -> np.ndarray:
         except ValueError as error:
             file.seek(0)
             raise ValueError(_first_wrong(file, n_headers, d_in) or error) from None
-    return table[:, [names.index(axis) for axis in axes]] if sorted(names) == sorted(axes) else table
+    return table[:, [names.index(column) for column in columns]] if columns else table
 
 
 def _first_wrong(lines: Iterable[str], n_headers: int, d_in: int) -> str | None:
@@ -78,10 +82,12 @@ def _first_wrong(lines: Iterable[str], n_headers: int, d_in: int) -> str | None:
     for number, line in enumerate(lines, 1):
         cells = _cells(line.partition("#")[0])
         if number > n_headers and cells and not (len(cells) == d_in and all(map(_is_number, cells))):
-            found = line.strip()
-            found = found if len(found) <= 60 else found[:60] + "..."
-            return f"line {number}: expected {d_in} numbers with commas between them, found {found}"
+            return f"line {number}: expected {d_in} numbers with commas between them, found {_shortened(line.strip())}"
     return None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
 
 
 def _cells(line: str) -> list[str]:

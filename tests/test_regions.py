@@ -224,7 +224,14 @@ def test_points_outside(blob, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("names", "order"),
-    [("z,y,x", (2, 1, 0)), ('"Y", "x" ,z', (1, 0, 2)), ("# y,z,x", (1, 2, 0)), ("easting,northing,depth", (0, 1, 2))],
+    [
+        ("z,y,x", (2, 1, 0)),
+        ('"Y", "x" ,z', (1, 0, 2)),
+        ("# y,z,x", (1, 2, 0)),
+        ('"Points:0","Points:1","Points:2"', (0, 1, 2)),
+        ("Points_2,Points_0,Points_1", (2, 0, 1)),
+        ("", (0, 1, 2)),
+    ],
 )
 def test_columns_of_a_csv_file_are_those_that_it_names(blob, tmp_path, names, order):
     rows = POINTS[:, list(order)].tolist()
@@ -240,12 +247,12 @@ def test_columns_of_a_series_are_those_that_it_names(tmp_path):
     np.testing.assert_array_equal(found, NeuralField.open(tmp_path / "blob").at([[1.5, 5, 4, 2]]))
     (tmp_path / "p.csv").write_text("time,x,y,z\n1,2,2,2\n")
     said = error_of(net_decompress.main, "--compressed", tmp_path / "blob", "--points", tmp_path / "p.csv")
-    assert (
-        "p.csv: expected lines of numbers: line 1: expected the names t,x,y,z, in any order, found time,x,y,z" in said
-    )
+    wanted = "expected the names t,x,y,z, in any order, or 4 numbers with commas between them, found time,x,y,z"
+    assert f"p.csv: expected lines of numbers: line 1: {wanted}" in said
 
 
 WANTED = "expected 3 numbers with commas between them, found"
+NAMES = "line 1: expected the names x,y,z, in any order, or 3 numbers with commas between them, found"
 
 
 @pytest.mark.parametrize(
@@ -257,10 +264,16 @@ WANTED = "expected 3 numbers with commas between them, found"
         ("p.csv", b"x,y,z\n1,2,three\n", f"line 2: {WANTED} 1,2,three"),
         ("p.csv", b"1,2,three\n1,2,3\n", f"line 1: {WANTED} 1,2,three"),
         ("p.csv", b"1,2,3\n\n1,2,3\n1,2,3,4\n", f"line 4: {WANTED} 1,2,3,4"),
-        ("p.csv", b"x;y;z\n1;2;3\n", f"line 2: {WANTED} 1;2;3"),
+        ("p.csv", b"x;y;z\n1;2;3\n", f"{NAMES} x;y;z"),
+        ("p.csv", b"1 2 3\n4 5 6\n", f"{NAMES} 1 2 3"),
+        ("p.csv", b"pos_z,pos_y,pos_x\n1,2,3\n", f"{NAMES} pos_z,pos_y,pos_x"),
+        ("p.csv", b"a,b,c\n1,2,3\n", f"{NAMES} a,b,c"),
+        ("p.csv", b"# from a survey\n1,2,3\n", f"{NAMES} from a survey"),
+        ("p.csv", b"Points:0,Points_1,Points:2\n1,2,3\n", f"{NAMES} points:0,points_1,points:2"),
+        ("p.csv", b"a" * 99 + b"\n1,2,3\n", f"{NAMES} {'a' * 60}..."),
         ("p.csv", b"x,y,z\n1 2 " + b"3" * 99, f"line 2: {WANTED} 1 2 {'3' * 56}..."),
-        ("p.csv", b"x,y,y\n1,2,3\n", "line 1: expected the names x,y,z, in any order, found x,y,y"),
-        ("p.csv", b"t,x,y,z\n1,2,3,4\n", "line 1: expected the names x,y,z, in any order, found t,x,y,z"),
+        ("p.csv", b"x,y,y\n1,2,3\n", f"{NAMES} x,y,y"),
+        ("p.csv", b"t,x,y,z\n1,2,3,4\n", f"{NAMES} t,x,y,z"),
         ("p.csv", b"x,y,z\n", "expected lines of numbers: found none"),
         ("p.csv", b"", "expected lines of numbers: found none"),
         ("p.csv", b"\xff\xfe\x00", "expected lines of numbers: 'utf-8' codec"),
