@@ -123,7 +123,7 @@ class ArgumentParser(argparse.ArgumentParser):
             "--num_workers",
             type=whole(1, 1024),
             default=default_workers(),
-            help="CPU threads, which no result depends on (default: one per core, up to 8)",
+            help="CPU threads, by themselves one per core, up to 8; no result depends on them",
         )
 
 

@@ -382,6 +382,7 @@ def test_help_states_the_defaults(script):
         assert action.help, action.dest
         if action.default is not None and not isinstance(action.default, bool) and action.default != "==SUPPRESS==":
             assert re.search(rf"{action.option_strings[0]} .*?\(default: {re.escape(str(action.default))}\)", text)
+            assert "(default" not in action.help, action.dest  # it would be there twice
     titles = [group.title for group in parser._action_groups if group._group_actions]
     assert "input and output" in titles
 
