@@ -95,6 +95,8 @@ def read_meta(path: str) -> Volume:
     is_local = data.upper() == "LOCAL"
     source = path if is_local else os.path.join(os.path.dirname(path), data)
     if not os.path.isfile(source):
+        if data and data.split()[0].upper() != "LIST" and "%" not in data and not os.path.exists(source):
+            raise VolumeError(f"{path}: its data file {source} does not exist")
         raise VolumeError(f"{path}: expected its voxels in one file, found ElementDataFile = {data or 'none'}")
     if header.get("ElementType") in LONG:
         raise VolumeError(f"{path}: VTK does not read 64-bit integers in MetaImage, only in other formats, as .nrrd")

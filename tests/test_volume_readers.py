@@ -410,10 +410,17 @@ def test_meta_image_of_components_and_of_big_endian(tmp_path):
     np.testing.assert_array_equal(read_volume(str(tmp_path / "b.mha")).array, slanted(SHAPE))
 
 
-@pytest.mark.parametrize("data", ["missing.raw", "LIST", "slice%d.raw 1 2 1", ""])
-def test_meta_image_without_its_data(data, tmp_path):
+@pytest.mark.parametrize("data", ["LIST", "LIST 2D", "slice%d.raw 1 2 1", "", "."])
+def test_meta_image_of_other_than_one_data_file(data, tmp_path):
     write_meta(tmp_path / "a.mhd", slanted(SHAPE), ElementDataFile=data)
-    assert "expected its voxels in one file" in refusal(tmp_path / "a.mhd")
+    said = f"expected its voxels in one file, found ElementDataFile = {data or 'none'}"
+    assert refusal(tmp_path / "a.mhd").endswith(said)
+
+
+def test_meta_image_without_its_data_file(tmp_path):
+    write_meta(tmp_path / "a.mhd", slanted(SHAPE), ElementDataFile="nowhere.raw")
+    expected = f"{tmp_path / 'a.mhd'}: its data file {tmp_path / 'nowhere.raw'} does not exist"
+    assert refusal(tmp_path / "a.mhd") == expected
 
 
 def test_raw_nrrd_is_mapped(tmp_path):
