@@ -150,9 +150,9 @@ def check_volume_arguments(opt: argparse.Namespace) -> None:
 
 def sizes(text: str) -> tuple[int, ...]:
     """An argparse type: one to three numbers of voxels, with commas between them."""
-    parts = text.split(",")
-    if len(parts) > 3 or not all(part.isascii() and part.isdigit() and 0 < int(part) < 1 << 32 for part in parts):
-        raise ArgumentTypeError(f"expected numbers of voxels X,Y,Z, found {text!r}")
+    parts, most = text.split(","), (1 << 32) - 1
+    if len(parts) > 3 or not all(part.isascii() and part.isdigit() and 0 < int(part) <= most for part in parts):
+        raise ArgumentTypeError(f"expected numbers of voxels X,Y,Z from 1 to {most}, found {text!r}")
     return tuple(map(int, parts))
 
 

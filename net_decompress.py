@@ -107,7 +107,8 @@ def roi_argument(text: str) -> tuple[slice, ...]:
         if any(len(pair) != 2 for pair in ends) or any(end is not None and end < 0 for pair in ends for end in pair):
             raise ValueError
     except ValueError:
-        raise cli.ArgumentTypeError(f"expected ranges of voxels as in 0:16,8:24,:, found {text!r}") from None
+        expected = "ranges of voxels as in 0:16,8:24,:, without negative indices"
+        raise cli.ArgumentTypeError(f"expected {expected}, found {text!r}") from None
     return tuple(slice(*pair) for pair in ends)
 
 

@@ -37,6 +37,12 @@ def test_number_takes_its_limit_unless_exclusive():
     assert cli.number(0, exclusive=True)("1e-3") == 1e-3
 
 
+@pytest.mark.parametrize("text", ["5000000000,1,1", "0,1,1", "-1", "1.5", "1,1,1,1", "x", ""])
+def test_sizes_refuse(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f"X,Y,Z from 1 to 4294967295, found {text!r}")):
+        cli.sizes(text)
+
+
 @pytest.mark.parametrize("argv", [["--nosuch", "1"], [], ["--need"], ["--need", "1", "extra"], ["--nee", "1"]])
 def test_parser_errors_are_user_errors(argv):
     parser = cli.ArgumentParser("A script.")
