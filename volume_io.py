@@ -126,8 +126,11 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
     """Raise VolumeError unless this is a volume of that many axes and components, finite where it is not missing."""
     array = volume.array
     if len(volume.spacing) < d_in:
+        found = f" of {array.shape[-1]} components" if array.ndim > len(volume.spacing) else ""
+        if found and READERS.get(suffix_of(path)) is volume_readers.read_nrrd:
+            found += ": a list axis is taken for components, only one of kind time for time"
         raise VolumeError(
-            f"{path}: expected a time series (a pattern of files, or four axes in a file), found a single volume"
+            f"{path}: expected a time series (a pattern of files, or four axes in a file), found a single volume{found}"
         )
     if len(volume.spacing) > d_in:
         raise VolumeError(f"{path}: expected {d_in} axes, found a time series of {len(array)} steps")

@@ -490,6 +490,15 @@ def test_nrrd_of_four_axes_of_which_nothing_is_said(tmp_path):
     assert read_volume(str(tmp_path / "a.nrrd"), 4, 2).array.shape == (2, 4, 3, 1, 2)
 
 
+def test_nrrd_of_a_list_is_no_time_series(tmp_path):
+    header = b"NRRD0004\ntype: float\ndimension: 4\nsizes: 4 3 2 2\nkinds: domain domain domain list\n"
+    (tmp_path / "a.nrrd").write_bytes(header + b"encoding: raw\nendian: little\n\n" + bytes(4 * 48))
+    said = refusal(tmp_path / "a.nrrd", 4)
+    assert "found a single volume of 2 components: a list axis is taken for components" in said
+    write_nrrd(tmp_path, slanted(SHAPE))
+    assert refusal(tmp_path / "a.nrrd", 4).endswith("found a single volume")
+
+
 def test_a_nrrd_image(tmp_path):
     header = b"NRRD0004\ntype: float\ndimension: 2\nsizes: 4 3\nspacings: 0.5 2\nencoding: raw\nendian: little\n\n"
     (tmp_path / "a.nrrd").write_bytes(header + slanted((4, 3)).tobytes(order="F"))
