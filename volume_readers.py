@@ -138,7 +138,7 @@ def read_nrrd(path: str) -> Volume:
         sizes = tuple(int(n) for n in header["sizes"].split())
         dtype = np.dtype(NRRD_TYPES[header["type"]])
         steps = _nrrd_steps(header, len(sizes))
-        origin = np.array(header.get("space origin", "(0,0,0)").strip("()").split(","), float)
+        origin = _nrrd_origin(header, steps)
         if header["dimension"] != str(len(sizes)) or min(sizes) < 1:
             raise ValueError(f"dimension {header['dimension']}, sizes {header['sizes']}")
     except (KeyError, ValueError) as error:
@@ -189,12 +189,32 @@ def _nrrd_steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
     return steps
 
 
+def _nrrd_origin(header: dict[str, str], steps: list[np.ndarray | None]) -> np.ndarray:
+    """Where the first voxel lies. Without directions the axes say where they begin: at its middle, or at its edge."""
+    if "space origin" in header or "space directions" in header:
+        return np.array(header.get("space origin", "(0,0,0)").strip("()").split(","), float)
+    starts = _nrrd_figures(header, "axis mins" if "axis mins" in header else "axismins", len(steps))
+    centers = header.get("centers", header.get("centerings", "")).split() or ["???"] * len(steps)
+    grid = [
+        (start, step.sum() / 2 if center == "cell" else 0.0)
+        for start, center, step in zip(starts, centers, steps, strict=True)
+        if step is not None
+    ]
+    origin = [start + half if math.isfinite(start) else 0.0 for start, half in grid[:3]]
+    return np.array(origin + [0.0] * (3 - len(origin)))
+
+
 def _nrrd_spacings(header: dict[str, str], n_axes: int) -> list[float]:
     """The length of a step along each axis, 1 where there is none."""
-    found = [float(text) for text in header.get("spacings", "").split()] or [1.0] * n_axes
+    return [length if math.isfinite(length) else 1.0 for length in _nrrd_figures(header, "spacings", n_axes)]
+
+
+def _nrrd_figures(header: dict[str, str], field: str, n_axes: int) -> list[float]:
+    """The figure of each axis, NaN where there is none."""
+    found = [float(text) for text in header.get(field, "").split()] or [math.nan] * n_axes
     if len(found) != n_axes:
-        raise ValueError(f"{len(found)} spacings of {n_axes} axes")
-    return [length if math.isfinite(length) else 1.0 for length in found]
+        raise ValueError(f"{len(found)} {field} of {n_axes} axes")
+    return found
 
 
 def _nrrd_header(path: str) -> tuple[dict[str, str], int]:

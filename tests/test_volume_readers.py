@@ -443,6 +443,32 @@ def test_nrrd_of_text_by_spacings(tmp_path):
     assert volume.spacing == (0.5, 2.0, 1.0) and volume.direction == IDENTITY
 
 
+@pytest.mark.parametrize(
+    ("fields", "origin"),
+    [
+        ("axis mins: 10 nan -2", (10.0, 0.0, -2.0)),
+        ("axismins: 10 5 -2\ncenters: node none ???", (10.0, 5.0, -2.0)),
+        ("axis mins: 10 5 nan\ncenters: cell node cell", (10.25, 5.0, 0.0)),
+        ("axis mins: 10 5 -2\nspace origin: (1,2,3)", (1.0, 2.0, 3.0)),
+    ],
+)
+def test_nrrd_without_directions_begins_where_its_axes_do(fields, origin, tmp_path):
+    header = f"NRRD0004\ntype: float\ndimension: 3\nsizes: 4 3 2\nspacings: 0.5 2 3\n{fields}\nencoding: raw\n"
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + b"endian: little\n\n" + bytes(4 * 24))
+    volume = read_volume(str(tmp_path / "a.nrrd"))
+    assert volume.origin == origin and volume.spacing == (0.5, 2.0, 3.0)
+
+
+def test_nrrd_of_components_that_begins_elsewhere(tmp_path):
+    header = b"NRRD0004\ntype: float\ndimension: 4\nsizes: 2 4 3 2\nkinds: vector domain domain domain\n"
+    header += b"axis mins: nan 10 5 -2\nencoding: raw\nendian: little\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header + bytes(4 * 48))
+    assert read_volume(str(tmp_path / "a.nrrd")).origin == (10.0, 5.0, -2.0)
+    for wrong in (b"axis mins: 10 5 -2", b"axis mins: nan 10 5 x", b"axis mins: nan 10 5 -2\ncenters: cell"):
+        (tmp_path / "a.nrrd").write_bytes(header.replace(b"axis mins: nan 10 5 -2", wrong) + bytes(4 * 48))
+        assert "not a readable NRRD header" in refusal(tmp_path / "a.nrrd")
+
+
 @pytest.mark.parametrize("axis", [0, 3])
 def test_nrrd_of_components(axis, tmp_path):
     array = np.stack([slanted(SHAPE), -slanted(SHAPE)], axis=-1)
