@@ -6,6 +6,7 @@ import cli  # first: answers Ctrl-C while the others load
 
 # isort: split
 import base64
+import copy
 import dataclasses
 import json
 import math
@@ -29,10 +30,12 @@ from volume import Volume, VolumeError, raw_layout
 from volume_io import read_volume
 from volume_series import files_of
 
-# Mean squared error that rounding is foretold to add, relative to the network's own: 0.1 dB. With training, the point
-# where fewer bytes cost about as much quality by coarser steps as by a smaller network.
+# Mean squared error that rounding adds, relative to the network's own: 0.1 dB.
 ADDED_ERROR = 0.02
-ADDED_ERROR_TRAINED = 0.4
+# With training, what is foretold: where coarser steps cost about as much quality as a smaller network of equal bytes;
+# then what is tried where that has cost too much.
+ADDED_ERRORS_TRAINED = {0.4: "with finer steps", 0.1: "without training"}
+MOST_LOST = 2.0  # dB
 MAX_COMPENSATED = 1 << 14  # weights: a few seconds; the time grows with the square of their number
 TRAINED_VOXELS = 1.25e7  # seen by the training while rounding
 MAX_PASSES = 48.0
@@ -216,37 +219,76 @@ def quantise_network(
 ) -> list[net_coder.QuantisedLayer]:
     """The layers of the network in integers, as the options ask for it. psnr: of the network, in dB, if known."""
     device = cli.resolve_device(opt.cuda, opt.gid)
-    values = ValueRange.of(header)
-    n_voxels = header.n_present
-    n_passes = min(MAX_PASSES, TRAINED_VOXELS / n_voxels) if opt.n_passes is None else opt.n_passes
-    is_trained = bool(opt.volume and n_passes and values.extent.any())
-    original = components_last(volume.array, net.config.d_in) if volume else None
     if volume and opt.cluster_bits is None:
-        decoded = NeuralField.of(net, header, device, opt.num_workers).lazy()
-        psnr = compare(volume.array, decoded, values, measured_boxes(original)).psnr
-    is_small = count_parameters(net.config) <= MAX_COMPENSATED
-    is_compensated = opt.quantizer == "uniform" and (is_trained or is_small)
-    fineness = {"bits": opt.cluster_bits or 9}
+        psnr = measured_psnr(opt, net, header, volume, device)
+    error = None  # of normalised values, whose range is 2
     if opt.cluster_bits is None and psnr is not None and math.isfinite(psnr):
-        added = ADDED_ERROR_TRAINED if is_trained else ADDED_ERROR
-        fineness = {"error": added * 4 * 10 ** (-psnr / 10)}  # of normalised values, whose range is 2
-    sensitivity = quantise.sensitivities(net, quantise.domain_points(header.shape), is_compensated)
-    if is_compensated and not is_trained and "error" in fineness:
-        return quantise.round_to_error(net, header.shape, sensitivity, fineness["error"])
+        error = 4 * 10 ** (-psnr / 10)
+    layers = None
+    if volume and opt.n_passes != 0 and ValueRange.of(header).extent.any():
+        layers = round_with_volume(opt, net, header, volume, error, device)
+    return layers or round_alone(opt, net, header.shape, error)
+
+
+def round_alone(
+    opt: Namespace, net: FieldNet, shape: tuple[int, ...], error: float | None
+) -> list[net_coder.QuantisedLayer]:
+    """The layers in integers, without training. error: of the network; None where it does not count."""
+    is_compensated = opt.quantizer == "uniform" and count_parameters(net.config) <= MAX_COMPENSATED
+    sensitivity = quantise.sensitivities(net, quantise.domain_points(shape), is_compensated)
+    if is_compensated and error is not None:
+        return quantise.round_to_error(net, shape, sensitivity, ADDED_ERROR * error)
+    fineness = {"bits": opt.cluster_bits or 9} if error is None else {"error": ADDED_ERROR * error}
     steps = quantise.choose_steps(net, sensitivity, **fineness)
     if opt.quantizer == "kmeans":
         return quantise.round_to_codebooks(net, opt.cluster_bits, steps)
-    if not is_trained:
-        return quantise.round_in_turn(net, header.shape, steps) if is_compensated else quantise.round_layers(net, steps)
+    return quantise.round_in_turn(net, shape, steps) if is_compensated else quantise.round_layers(net, steps)
+
+
+def measured_psnr(
+    opt: Namespace, net: FieldNet, header: net_coder.FieldHeader, volume: Volume, device: torch.device
+) -> float:
+    """PSNR of a network in dB, over the range of the header."""
+    chosen = measured_boxes(components_last(volume.array, net.config.d_in))
+    decoded = NeuralField.of(net, header, device, opt.num_workers).lazy()
+    return compare(volume.array, decoded, ValueRange.of(header), chosen).psnr
+
+
+def round_with_volume(
+    opt: Namespace,
+    net: FieldNet,
+    header: net_coder.FieldHeader,
+    volume: Volume,
+    error: float | None,
+    device: torch.device,
+) -> list[net_coder.QuantisedLayer] | None:
+    """The layers in integers, with training in between. error: of the network; None where --cluster_bits is given.
+
+    What the training does not make up for is known at the end. None where that is too much: by finer steps, too.
+    """
+    n_voxels = header.n_present
+    n_passes = min(MAX_PASSES, TRAINED_VOXELS / n_voxels) if opt.n_passes is None else opt.n_passes
     default = fitting.default_recipe(n_voxels, net.config)
     recipe = dataclasses.replace(default, n_passes=n_passes, lr=RATE * default.lr)
-    field = training_field(original, values, device)
+    field = training_field(components_last(volume.array, net.config.d_in), ValueRange.of(header), device)
+    sensitivity = quantise.sensitivities(net, quantise.domain_points(header.shape), is_compensated=True)
     with cli.Progress("rounding") as progress:
 
         def on_progress(fraction: float, psnr: float) -> None:
             progress.update(fraction, PSNR=f"{psnr:.1f} dB")
 
-        return quantise.round_and_train(net.to(device), field, steps, recipe, opt.seed, on_progress, opt.num_workers)
+        for added, otherwise in ADDED_ERRORS_TRAINED.items():
+            fineness = {"bits": opt.cluster_bits or 9} if error is None else {"error": added * error}
+            steps = quantise.choose_steps(net, sensitivity, **fineness)
+            rounded = copy.deepcopy(net).to(device)
+            layers = quantise.round_and_train(rounded, field, steps, recipe, opt.seed, on_progress, opt.num_workers)
+            if error is None:
+                return layers
+            lost = fitting.psnr_of(error) - measured_psnr(opt, rounded, header, volume, device)
+            if lost <= MOST_LOST:
+                return layers
+            progress.say(f"rounding with training has cost {lost:.1f} dB: again {otherwise}")
+    return None
 
 
 def main(argv: Sequence[str]) -> None:

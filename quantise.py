@@ -35,6 +35,7 @@ BLOCK = 1500  # weights of a layer that are rounded together
 FREE = 1000  # weights after them that take up their errors
 DAMPING = 0.03  # of the metric, relative to its diagonal
 KMEANS_ITERATIONS = 50
+MAX_TRIES = 5
 
 Derivatives = list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -145,16 +146,18 @@ def round_to_error(
 ) -> list[QuantisedLayer]:
     """`round_in_turn` by steps at which the output differs by about the mean squared `error`, of normalised values.
 
-    What is foretold can be several times too little: it is measured, and the steps chosen anew.
+    What is foretold can be many times too little: it is measured, and the steps chosen anew until it fits.
     """
     x = domain_points(shape, seed=1)
     foretold = error / 2
-    for _ in range(2):
+    for _ in range(MAX_TRIES):
         rounded = copy.deepcopy(net)
         layers = round_in_turn(rounded, shape, choose_steps(net, sensitivity, error=foretold))
         with torch.no_grad():
             found = float((rounded(x) - net(x)).square().mean())
-        foretold *= min(max(error / max(found, 1e-30), 0.1), 4.0)
+        if 0.7 * error <= found <= 1.15 * error:
+            break
+        foretold *= min(max(error / max(found, 1e-30), 0.05), 4.0)
     return layers
 
 

@@ -411,7 +411,7 @@ def test_default_rounding_costs_a_tenth_of_a_decibel(tmp_path):
     volume = np.sin(np.indices((20, 16, 12)) / 3).sum(0).astype(np.float32)
     volume += np.float32(0.02) * np.random.default_rng(0).standard_normal(volume.shape, np.float32)
     np.save(tmp_path / "v.npy", volume)
-    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 4, "--n_passes", 30)
+    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 4, "--n_passes", 200)
     compress(trained, tmp_path / "blob")
     decoded = decompress(tmp_path / "blob", tmp_path / "r.npy")
     rmse = float(np.sqrt(np.square(decoded.astype(float) - volume).mean()))
@@ -562,6 +562,20 @@ def test_training_while_rounding(tmp_path, capsys):
     ]
     assert float(results(capsys.readouterr().out)["psnr"]) > rounded + 3
     assert blobs[0] == blobs[1] != blobs[2]
+
+
+def test_rounding_that_costs_too_much_is_done_again_with_finer_steps(tmp_path, capsys):
+    """So short a training while rounding does more harm than good; without it the loss is small."""
+    volume = np.sin(np.indices((30, 24, 20)) / 3).sum(0).astype(np.float32)
+    np.save(tmp_path / "v.npy", volume)
+    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 4, "--n_passes", 8)
+    capsys.readouterr()
+    compress(trained, tmp_path / "b", "--volume", tmp_path / "v.npy", "--n_passes", 0.2)
+    said = capsys.readouterr()
+    cost = re.findall(r"rounding with training has cost (\S+) dB: again (.*)", said.err)
+    assert [how for _, how in cost] == ["with finer steps", "without training"]
+    assert min(float(lost) for lost, _ in cost) > 2
+    assert float(results(said.out)["psnr"]) > trained.settings["psnr"] - 2
 
 
 def test_options_that_make_no_sense_together(chain, tmp_path):
