@@ -39,7 +39,7 @@ def median_seconds(work: Callable[[], object], seconds: float = 0.3) -> float:
     return float(np.median(times))
 
 
-def measure(width: int, batch: int) -> dict[str, float]:
+def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
     """Milliseconds of a step of a residual network of 8 layers, and of its parts."""
     net = FieldNet(SirenConfig(width), torch.Generator().manual_seed(0))
     side = round(batch ** (1 / 3)) + 8
@@ -47,7 +47,7 @@ def measure(width: int, batch: int) -> dict[str, float]:
     flat = field.shuffled(0, 0)[:batch]
     x, values = field.samples(flat)
     fit = fitting.Fit(net, field, fitting.default_recipe(field.n_voxels, net.config), seed=0)
-    squared_error = SquaredError(net, batch)
+    squared_error = SquaredError(net, batch, n_threads=n_threads)
     fit.squared_error, fit.density = squared_error, fit._density()
 
     def autograd() -> None:
@@ -76,9 +76,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[18, 64, 150])
     parser.add_argument("--batch", type=int, default=fitting.BATCH)
+    parser.add_argument("--num_workers", type=int, default=1, help="threads of gradient and step; all else has one")
     opt = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, one thread, {opt.batch} samples a step, milliseconds a step")
+    print(f"torch {torch.__version__}, {opt.num_workers} threads, {opt.batch} samples a step, milliseconds a step")
     head = [
         "width",
         "matrix products",
@@ -93,7 +94,7 @@ def main() -> None:
     ]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
     for width in opt.widths:
-        ms = measure(width, opt.batch)
+        ms = measure(width, opt.batch, opt.num_workers)
         limit = ms["matrix products"] + ms["sines"] + ms["cosines"]
         figures = [f"{ms[name]:.2f}" for name in head[1:7]]
         figures += [
