@@ -78,32 +78,39 @@ def psnr_of(error: float) -> float:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon on matrices of equal shape (n, n), as one batch: momentum, with all singular values moved to about 1.
+    """Muon on a stack of matrices (count, n, n): momentum, with all singular values of each moved to about 1.
 
     Every weight moves by 0.25 lr in the root mean square, which makes Adam's learning rate right for both.
-    torch.optim.Muon takes the matrices one by one, and nearly three times as long.
+    torch.optim.Muon takes matrices one by one, and several times as long.
     """
 
-    def __init__(self, matrices: list[nn.Parameter], lr: float, momentum: float = 0.95):
-        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+    def __init__(self, stack: nn.Parameter, lr: float, momentum: float = 0.95):
+        super().__init__([stack], {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update every matrix by its `.grad`."""
+        """Update the matrices by their `.grad`."""
         (group,) = self.param_groups
-        matrices, momentum = group["params"], group["momentum"]
-        grad = torch.stack([matrix.grad for matrix in matrices])
-        state = self.state[matrices[0]]
+        (stack,), momentum = group["params"], group["momentum"]
+        state = self.state[stack]
         if not state:
-            state["velocity"] = torch.zeros_like(grad)
-        velocity = state["velocity"].lerp_(grad, 1 - momentum)
-        x = torch.lerp(grad, velocity, momentum)  # Nesterov's
-        x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-30)
+            state["velocity"] = torch.zeros_like(stack)
+        velocity = state["velocity"].lerp_(stack.grad, 1 - momentum)
+        x = torch.lerp(stack.grad, velocity, momentum)  # Nesterov's
+        x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-30
         for _ in range(5):  # Newton-Schulz
             gram = x @ x.mT
-            x = 3.4445 * x + (2.0315 * gram @ gram - 4.7750 * gram) @ x
-        x *= -0.25 * group["lr"] * math.sqrt(x.shape[-1])
-        torch._foreach_add_(matrices, list(x.unbind()))
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+        stack.sub_(x, alpha=0.25 * group["lr"] * math.sqrt(x.shape[-1]))
+
+
+def in_one_vector(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """A vector of all the values, of which the tensors become parts: what is done to one is done to the other."""
+    vector = torch.cat([tensor.detach().flatten() for tensor in tensors])
+    parts = vector.split([tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.data = part.view_as(tensor)
+    return vector
 
 
 def loss_with_gradient(
@@ -122,15 +129,12 @@ def loss_with_gradient(
     return value_loss + grad_lambda * functional.mse_loss(slopes, gradients), value_loss
 
 
-def make_optimizers(layers: list[nn.Linear], hidden: list[nn.Parameter], recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """The optimisers of the recipe over the parameters of `layers`, of which `hidden` are the hidden matrices."""
-    parameters = [p for layer in layers for p in layer.parameters()]
-    if recipe.optimizer == "adam":
-        return [torch.optim.Adam(parameters, lr=recipe.lr, fused=True)]
+def trained_parameters(net: FieldNet, first_layer: int) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """The hidden matrices, and the other parameters, of the linear layers from number `first_layer` on."""
+    live = linear_layers(net)[first_layer:]
+    hidden = [layer.weight for layer in (live if first_layer else live[1:])[:-1]]
     chosen = {id(p) for p in hidden}
-    rest = [p for p in parameters if id(p) not in chosen]
-    muon = [Muon(hidden, lr=recipe.lr)] if hidden else []
-    return [torch.optim.Adam(rest, lr=recipe.lr, betas=(0.9, 0.99), fused=True), *muon]
+    return hidden, [p for layer in live for p in layer.parameters() if id(p) not in chosen]
 
 
 class Fit:
@@ -149,28 +153,50 @@ class Fit:
         self.net, self.field, self.recipe, self.seed = net, field, recipe, seed
         self.steps_per_pass = math.ceil(field.n_voxels / recipe.batch)
         self.n_steps = math.ceil(recipe.n_passes * self.steps_per_pass)
+        self.average = copy.deepcopy(net)
+        self._join_parameters(first_layer)
         self.squared_error = SquaredError(net, math.ceil(field.n_voxels / self.steps_per_pass), first_layer, n_threads)
         config = net.config
-        live = linear_layers(net)[first_layer:]
-        self.hidden = [layer.weight for layer in (live if first_layer else live[1:])[:-1]]
-        self.optimizers = make_optimizers(live, self.hidden, recipe)
         # Limits of the Frobenius norm; a network that comes with larger matrices keeps them.
         initial = math.sqrt(2 * config.n_neurons) / config.omega_0
-        limits = [max(NORM_LIMIT * initial, float(p.detach().norm())) for p in self.hidden]
-        self.norm_limits = torch.tensor(limits, device=field.device)
+        self.norm_limits = torch.linalg.vector_norm(self.hidden, dim=(1, 2), keepdim=True).clamp_(NORM_LIMIT * initial)
 
-        self.average = copy.deepcopy(net)
         # The squared error of each voxel as last seen, at first that of a constant, and how densely voxels are drawn.
         # A streamed field has no room for that.
         self.errors: torch.Tensor | None = None
         if recipe.by_error and isinstance(field, Field):
             self.errors = (field.values - field.mean).square().mean(1).nan_to_num_()
         self.density: torch.Tensor | None = None
-        self._pairs = list(self.average.parameters()), [p.detach() for p in net.parameters()]
         self.step, self.seconds, self.n_recoveries = 0, 0.0, 0
         self.running_loss = torch.zeros((), device=field.device)
         self.good = self._capture()  # the state to go back to
         self.good_loss = math.inf
+
+    def _join_parameters(self, first_layer: int) -> None:
+        """Lay the parameters out in one vector, the hidden matrices first, for a step takes few operations then.
+
+        Likewise their gradients, and the averages.
+        """
+        hidden, others = trained_parameters(self.net, first_layer)
+        for parameter in (*hidden, *others):
+            parameter.grad = torch.zeros_like(parameter)
+        self.weights = in_one_vector([*hidden, *others])
+        self.gradient = in_one_vector([parameter.grad for parameter in (*hidden, *others)])
+        self.averaged = in_one_vector(sum(trained_parameters(self.average, first_layer), []))
+
+        def part(cut: slice, shape: tuple[int, ...]) -> nn.Parameter:
+            parameter = nn.Parameter(self.weights[cut].view(shape))
+            parameter.grad = self.gradient[cut].view(shape)
+            return parameter
+
+        n, size = self.net.config.n_neurons, sum(matrix.numel() for matrix in hidden)
+        stack, rest, recipe = part(slice(size), (-1, n, n)), part(slice(size, None), (-1,)), self.recipe
+        self.hidden = stack.detach()
+        if recipe.optimizer == "adam":
+            self.optimizers = [torch.optim.Adam([stack, rest], lr=recipe.lr, fused=True)]
+        else:
+            muon = [Muon(stack, lr=recipe.lr)] if hidden else []
+            self.optimizers = [torch.optim.Adam([rest], lr=recipe.lr, betas=(0.9, 0.99), fused=True), *muon]
 
     # --- what happens at every step ---
 
@@ -245,34 +271,28 @@ class Fit:
         elif self.recipe.grad_lambda == 0:
             loss = self.squared_error(x, values)
         else:
-            self.net.zero_grad(set_to_none=False)
+            self.gradient.zero_()
             total, loss = loss_with_gradient(self.net, x, values, self.field.slopes(flat), self.recipe.grad_lambda)
             total.backward()
         loss = loss.detach()
-        ranks.average(
-            [loss, *(p.grad for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"])],
-            weight=len(flat),
-        )
+        ranks.average([loss, self.gradient], weight=len(flat))
         for optimizer in self.optimizers:
             optimizer.step()
         self._limit_norms()
         self.step += 1
-        with torch.no_grad():
-            torch._foreach_lerp_(*self._pairs, max(1 / AVERAGED_STEPS, 10 / (9 + self.step)))  # at first over fewer
+        self.averaged.lerp_(self.weights, max(1 / AVERAGED_STEPS, 10 / (9 + self.step)))  # at first over fewer
         # The average starts anew after every look at it, so that the losses of the first steps do not linger.
         since_check = (self.step - 1) % CHECK_STEPS + 1
         self.running_loss.lerp_(loss, 1 / min(since_check, AVERAGED_STEPS))
 
-    @torch.no_grad()
     def _limit_norms(self) -> None:
         """Scale hidden matrices back to their limits.
 
         Noise in the gradients makes them grow, until the phases are scrambled and the network can fit but a constant:
         the collapse of sine networks at high learning rates. Held back, they never get there.
         """
-        if self.hidden:
-            norms = torch.stack(torch._foreach_norm(self.hidden))
-            torch._foreach_mul_(self.hidden, list((self.norm_limits / norms).clamp_(max=1.0).unbind()))
+        norms = torch.linalg.vector_norm(self.hidden, dim=(1, 2), keepdim=True)
+        self.hidden.mul_((self.norm_limits / norms).clamp_(max=1.0))
 
     # --- recovery and checkpoints ---
 

@@ -63,8 +63,11 @@ class Field:
             density = density if self.present is None else density[self.present]
             ends = (density * FINENESS).long().cumsum(0)  # integers: the same sums on every run, on a GPU too
             start = torch.rand(1, generator=generator, device=order.device, dtype=torch.float64)
-            places = order.double().add_(start).mul_(ends[-1].double() / self.n_voxels).long()
-            order = torch.searchsorted(ends, places, right=True).clamp_(max=self.n_voxels - 1)
+            # Of n_voxels samples at equal distances, how many fall on the voxels up to each.
+            reached = (ends * (self.n_voxels / ends[-1].double()) - start).ceil_().long().clamp_(0, self.n_voxels)
+            reached[-1] = self.n_voxels
+            counts = reached.diff(prepend=reached.new_zeros(1))
+            order = torch.repeat_interleave(counts, output_size=self.n_voxels)[order]
         return order if self.present is None else self.present[order]
 
     def batches(

@@ -22,7 +22,8 @@ from torch import nn
 MIN_NEURONS = 16  # the original never goes below this width
 MAX_NEURONS = 1 << 16
 OMEGA_0 = 30.0  # the original evaluates every network with this factor
-PART = 30_000  # neurons x samples, at least, of a part of a batch
+PART = 36_000, 512  # neurons x samples, and samples, that a part of a batch has at least
+SMALL_PRODUCT = 1_000_000  # multiplications up to which NumPy's OpenBLAS is faster at a product than torch's MKL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,8 +184,8 @@ class SquaredError:
         halved = [self.is_residual and k > 1 and (k % 2 == 1 or k == len(layers) - 1) for k in range(len(layers))]
         omegas = [config.omega_0] * (len(layers) - 1) + [1.0]
         self.factors = [(omega * (0.5 if half else 1.0), omega) for omega, half in zip(omegas, halved, strict=True)]
-        for layer in layers[first_layer:]:
-            layer.weight.grad, layer.bias.grad = torch.zeros_like(layer.weight), torch.zeros_like(layer.bias)
+        for parameter in (p for layer in layers[first_layer:] for p in layer.parameters()):
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         self.parameters = [(self._array(layer.weight), self._array(layer.bias)) for layer in layers]
         self.gradients = [(self._array(w.grad), self._array(b.grad)) for w, b in
                           ((layer.weight, layer.bias) for layer in layers[first_layer:])]  # fmt: skip
@@ -194,7 +195,10 @@ class SquaredError:
 
         self.matrices = [empty(*weight.shape[:1], weight.shape[1] + 1) for weight, _ in self.parameters]
         n_parts = count_parts(config.n_neurons, max_batch) if self.xp is np else 1
-        self.parts = [_Part(self, config, math.ceil(max_batch / n_parts), empty) for _ in range(n_parts)]
+        size = unaligned(math.ceil(max_batch / n_parts))
+        self.parts = [_Part(self, config, size, empty) for _ in range(n_parts)]
+        is_small = config.n_neurons * (config.n_neurons + 1) * size <= SMALL_PRODUCT
+        self.matmul = self.xp.matmul if is_small or self.xp is torch else _torch_matmul
         n_threads = min(n_threads, n_parts)
         self.map = map if n_threads == 1 else concurrent.futures.ThreadPoolExecutor(n_threads).map
 
@@ -238,13 +242,26 @@ def arithmetic(device: torch.device) -> ModuleType:
 def count_parts(n_neurons: int, max_batch: int) -> int:
     """In how many parts a CPU takes a batch: a power of two, up to 16.
 
-    Smaller parts stay in the cache and keep more cores busy; of narrow networks they would be all overhead.
+    Smaller parts stay in the cache and keep more cores busy; the smallest would be all overhead.
     """
-    return 1 << min(max(int(math.log2(max(n_neurons * max_batch / PART, 1))), 0), 4)
+    least, fewest_samples = PART
+    return 1 << int(math.log2(min(max(n_neurons * max_batch / least, 1), max(max_batch / fewest_samples, 1), 16)))
+
+
+def unaligned(n_samples: int) -> int:
+    """So many columns for them that the rows of a matrix do not all start in the same few sets of the cache."""
+    return math.ceil(n_samples / 64) * 64 + 48
+
+
+def _torch_matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    torch.mm(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
 
 
 class _Part:
-    """The buffers of a part of a batch, and what is computed in them."""
+    """The buffers of a part of a batch, and what is computed in them.
+
+    All columns are computed; those beyond the batch have no error, and so no gradient.
+    """
 
     def __init__(self, whole: SquaredError, config: SirenConfig, size: int, empty: Callable[..., object]):
         self.whole = whole
@@ -262,40 +279,39 @@ class _Part:
     @np.errstate(all="ignore")  # a fit that diverges is noticed by its loss
     def __call__(self, x: object, values: object, weights: object | None, n: int) -> tuple[object, object]:
         """x: (d_in, samples), values: (d_out, samples) of a batch of n. Its part of the loss; the squared errors."""
-        xp, first_layer, size = self.whole.xp, self.whole.first_layer, x.shape[1]
-        inputs, error = self.inputs[:, :size], self.error[:, :size]
-        outputs, cosines = self.outputs[..., :size], self.cosines[..., :size]
-        phase, grad, skipped = self.scratch[..., :size]
+        xp, matmul, first_layer, size = self.whole.xp, self.whole.matmul, self.whole.first_layer, x.shape[1]
+        inputs, outputs, cosines, error = self.inputs, self.outputs, self.cosines, self.error
+        phase, grad, skipped = self.scratch
         *sines, last = self.whole.matrices
 
-        inputs[:-1] = x
+        inputs[:-1, :size] = x
         h = inputs
         for k, matrix in enumerate(sines):
-            xp.matmul(matrix, h, out=phase)
+            matmul(matrix, h, out=phase)
             h = outputs[k]
             xp.cos(phase, out=cosines[k])
             xp.sin(phase, out=h[:-1])
             if self._ends_block(k):
                 h[:-1] += outputs[k - 2, :-1]
-        xp.matmul(last, h, out=error)
-        error -= values
-        squares = xp.square(error).mean(0)
+        matmul(last, h, out=error)
+        error[:, :size] -= values
+        error[:, size:] = 0
+        squares = xp.square(error[:, :size]).mean(0)
         loss = (squares if weights is None else squares * weights).sum() / n
         if weights is not None:
-            error *= weights
+            error[:, :size] *= weights
         error *= 2 / (n * len(error))
 
-        xp.matmul(error, h.T, out=self.gradients[-1])
+        matmul(error, h.T, out=self.gradients[-1])
         if first_layer < len(sines):
-            xp.matmul(last[:, :-1].T, error, out=grad)
+            matmul(last[:, :-1].T, error, out=grad)
         for k in reversed(range(first_layer, len(sines))):
+            xp.multiply(grad, cosines[k], out=phase)
             if self._ends_block(k):
-                skipped[:] = grad
-            grad *= cosines[k]
-            xp.matmul(grad, (outputs[k - 1] if k else inputs).T, out=self.gradients[k])
+                skipped, grad = grad, skipped
+            matmul(phase, (outputs[k - 1] if k else inputs).T, out=self.gradients[k])
             if k > first_layer:
-                xp.matmul(sines[k][:, :-1].T, grad, out=phase)
+                matmul(sines[k][:, :-1].T, phase, out=grad)
                 if self.whole.is_residual and k % 2 == 1:
-                    phase += skipped
-                phase, grad = grad, phase
+                    grad += skipped
         return loss, squares

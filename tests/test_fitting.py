@@ -273,16 +273,16 @@ def test_grad_lambda_brings_the_slopes_nearer():
 def test_muon_moves_matrices_as_torchs_own():
     """One step after another of torch.optim.Muon, which computes in bfloat16."""
     generator = torch.Generator().manual_seed(0)
-    ours = [torch.nn.Parameter(torch.randn(6, 6, generator=generator)) for _ in range(3)]
-    torchs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    start = [p.detach().clone() for p in ours]
+    ours = torch.nn.Parameter(torch.randn(3, 6, 6, generator=generator))
+    torchs = [torch.nn.Parameter(matrix) for matrix in ours.detach().clone()]
+    start = ours.detach().clone()
     lr = 0.01
     muon = Muon(ours, lr=lr)
     reference = torch.optim.Muon(torchs, lr=0.25 * lr * math.sqrt(6), weight_decay=0.0, momentum=0.95)
     for _ in range(4):
-        for a, b in zip(ours, torchs, strict=True):
-            a.grad = torch.randn(6, 6, generator=generator)
-            b.grad = a.grad.clone()
+        ours.grad = torch.randn(3, 6, 6, generator=generator)
+        for matrix, gradient in zip(torchs, ours.grad, strict=True):
+            matrix.grad = gradient.clone()
         muon.step()
         reference.step()
     for a, b, s in zip(ours, torchs, start, strict=True):

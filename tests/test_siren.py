@@ -177,7 +177,8 @@ def test_the_gradient_does_not_depend_on_the_number_of_threads():
 
 
 @pytest.mark.parametrize(
-    ("width", "batch", "expected"), [(16, 2048, 1), (30, 2048, 2), (150, 2048, 8), (256, 1 << 20, 16), (1, 1, 1)]
+    ("width", "batch", "expected"),
+    [(18, 2048, 1), (64, 2048, 2), (150, 2048, 4), (18, 16384, 8), (256, 1 << 20, 16), (1, 1, 1)],
 )
 def test_parts_of_a_batch(width, batch, expected):
     assert siren.count_parts(width, batch) == expected
