@@ -22,8 +22,8 @@ from siren import FieldNet, SirenConfig, SquaredError, linear_layers
 FIRST_OMEGA = 15.0  # initial frequency of the first layer
 BATCH = 2048  # samples a step: fewer are noisier and no faster, more take more passes to the same quality
 STEPS = 12_800  # of the default fit of a large volume
-MIN_PASSES, MAX_PASSES = 5, 50  # small volumes gain little from more, and end well before the original recipe does
-WARM_UP_STEPS = 100
+MIN_PASSES, MAX_PASSES = 5, 45  # small volumes gain little from more, and end well before the original recipe does
+WARM_UP_STEPS = 50
 CHECK_STEPS = 100  # between two looks at the loss, which wait for the device
 AVERAGED_STEPS = 50  # over which the weights and the running loss are averaged
 NORM_LIMIT = 1.3  # of a hidden matrix, relative to its initialisation
@@ -64,7 +64,7 @@ class Recipe:
 def default_recipe(n_voxels: int, config: SirenConfig, optimizer: str = "muon") -> Recipe:
     """The recipe for a volume and a network, from what is known before the fit.
 
-    So many passes as make STEPS steps, but 5 to 50. The rate is the highest that is safe: in a wider or deeper network
+    So many passes as make STEPS steps, but 5 to 45. The rate is the highest that is safe: in a wider or deeper network
     the same change of every weight changes the output more.
     """
     n_passes = min(max(round(STEPS * BATCH / n_voxels), MIN_PASSES), MAX_PASSES)
@@ -129,12 +129,12 @@ def loss_with_gradient(
     return value_loss + grad_lambda * functional.mse_loss(slopes, gradients), value_loss
 
 
-def trained_parameters(net: FieldNet, first_layer: int) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """The hidden matrices, and the other parameters, of the linear layers from number `first_layer` on."""
+def trained_parameters(net: FieldNet, first_layer: int) -> tuple[list[nn.Parameter], int]:
+    """Those of the linear layers from number `first_layer` on, the hidden matrices first, and how many these are."""
     live = linear_layers(net)[first_layer:]
     hidden = [layer.weight for layer in (live if first_layer else live[1:])[:-1]]
     chosen = {id(p) for p in hidden}
-    return hidden, [p for layer in live for p in layer.parameters() if id(p) not in chosen]
+    return hidden + [p for layer in live for p in layer.parameters() if id(p) not in chosen], len(hidden)
 
 
 class Fit:
@@ -173,30 +173,28 @@ class Fit:
         self.good_loss = math.inf
 
     def _join_parameters(self, first_layer: int) -> None:
-        """Lay the parameters out in one vector, the hidden matrices first, for a step takes few operations then.
-
-        Likewise their gradients, and the averages.
-        """
-        hidden, others = trained_parameters(self.net, first_layer)
-        for parameter in (*hidden, *others):
+        """Lay the parameters out in one vector, likewise their gradients and averages: a step takes few operations."""
+        parameters, n_hidden = trained_parameters(self.net, first_layer)
+        for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-        self.weights = in_one_vector([*hidden, *others])
-        self.gradient = in_one_vector([parameter.grad for parameter in (*hidden, *others)])
-        self.averaged = in_one_vector(sum(trained_parameters(self.average, first_layer), []))
+        self.weights = in_one_vector(parameters)
+        self.gradient = in_one_vector([parameter.grad for parameter in parameters])
+        self.averaged = in_one_vector(trained_parameters(self.average, first_layer)[0])
 
-        def part(cut: slice, shape: tuple[int, ...]) -> nn.Parameter:
+        def part(cut: slice, *shape: int) -> nn.Parameter:
             parameter = nn.Parameter(self.weights[cut].view(shape))
             parameter.grad = self.gradient[cut].view(shape)
             return parameter
 
-        n, size = self.net.config.n_neurons, sum(matrix.numel() for matrix in hidden)
-        stack, rest, recipe = part(slice(size), (-1, n, n)), part(slice(size, None), (-1,)), self.recipe
-        self.hidden = stack.detach()
-        if recipe.optimizer == "adam":
-            self.optimizers = [torch.optim.Adam([stack, rest], lr=recipe.lr, fused=True)]
+        n, lr = self.net.config.n_neurons, self.recipe.lr
+        hidden = part(slice(n_hidden * n * n), n_hidden, n, n)
+        if self.recipe.optimizer == "adam":
+            self.optimizers = [torch.optim.Adam([part(slice(None), -1)], lr=lr, fused=True)]
         else:
-            muon = [Muon(stack, lr=recipe.lr)] if hidden else []
-            self.optimizers = [torch.optim.Adam([rest], lr=recipe.lr, betas=(0.9, 0.99), fused=True), *muon]
+            others = part(slice(n_hidden * n * n, None), -1)
+            muon = [Muon(hidden, lr=lr)] if n_hidden else []
+            self.optimizers = [torch.optim.Adam([others], lr=lr, betas=(0.9, 0.99), fused=True), *muon]
+        self.hidden = hidden.detach()
 
     # --- what happens at every step ---
 

@@ -235,9 +235,9 @@ def round_alone(
 ) -> list[net_coder.QuantisedLayer]:
     """The layers in integers, without training. error: of the network; None where it does not count."""
     is_compensated = opt.quantizer == "uniform" and count_parameters(net.config) <= MAX_COMPENSATED
-    sensitivity = quantise.sensitivities(net, quantise.domain_points(shape), is_compensated)
     if is_compensated and error is not None:
-        return quantise.round_to_error(net, shape, sensitivity, ADDED_ERROR * error)
+        return quantise.round_to_error(net, shape, ADDED_ERROR * error)
+    sensitivity = quantise.sensitivities(net, quantise.domain_points(shape), is_compensated)
     fineness = {"bits": opt.cluster_bits or 9} if error is None else {"error": ADDED_ERROR * error}
     steps = quantise.choose_steps(net, sensitivity, **fineness)
     if opt.quantizer == "kmeans":

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -74,15 +74,17 @@ def sensitivities(net: FieldNet, x: torch.Tensor, is_compensated: bool = False) 
     x: (points, d_in), see `domain_points`.
     """
     taps = derivatives(net, x)
-    if not is_compensated:
-        found = [float(a.square().mean() * d.square().mean()) for a, d in taps]
-    else:  # of a layer larger than BLOCK, the first rows stand for all
-        found = []
-        for i, (a, d) in enumerate(taps):
-            n_rows = min(d.shape[1], max(1, BLOCK // a.shape[1]))
-            diagonal = carry_factor(taps, window(taps, i, 0)).diagonal()[: n_rows * a.shape[1]]
-            found.append(float(diagonal.double().square().reciprocal().mean()))
-    return [min(max(1e-30, s), 1e30) for s in found]  # in this order, NaN becomes 1e-30
+    if is_compensated:  # of a layer of several windows, the first one stands for all
+        return [_compensated_sensitivity(next(carry_factors(taps, i))) for i in range(len(taps))]
+    return [_bounded(float(a.square().mean() * d.square().mean())) for a, d in taps]
+
+
+def _compensated_sensitivity(factor: CarryFactor) -> float:
+    return _bounded(float(factor.matrix.diagonal().double().square().reciprocal().mean()))
+
+
+def _bounded(sensitivity: float) -> float:
+    return min(max(1e-30, sensitivity), 1e30)  # in this order, NaN becomes 1e-30
 
 
 def choose_steps(
@@ -123,15 +125,18 @@ def round_in_turn(
     steps: list[np.float32],
     seed: int = 0,
     train_rest: Callable[[int], None] = lambda first_layer: None,
+    factors: list[list[CarryFactor]] | None = None,
 ) -> list[QuantisedLayer]:
     """Round the layers one after the other, those after it making up for the errors of each. Changes `net`.
 
     shape: grid of the field. `train_rest(i)` may train the layers from number i on, once those before it are rounded.
+    factors: of every layer, where the network changes too little for new ones.
     """
     x = domain_points(shape, seed=seed).to(next(net.parameters()).device)
     layers = []
     for i, (layer, step) in enumerate(zip(linear_layers(net), steps, strict=True)):
-        rounded = round_compensated(net, i, derivatives(net, x, seed), float(step))
+        carried = factors[i] if factors else carry_factors(derivatives(net, x, seed), i)
+        rounded = round_compensated(net, i, carried, float(step))
         layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
         with torch.no_grad():
             for parameter, values in zip((layer.weight, layer.bias), layers[i].dequantise(), strict=True):
@@ -141,18 +146,19 @@ def round_in_turn(
     return layers
 
 
-def round_to_error(
-    net: FieldNet, shape: tuple[int, ...], sensitivity: list[float], error: float
-) -> list[QuantisedLayer]:
+def round_to_error(net: FieldNet, shape: tuple[int, ...], error: float) -> list[QuantisedLayer]:
     """`round_in_turn` by steps at which the output differs by about the mean squared `error`, of normalised values.
 
     What is foretold can be many times too little: it is measured, and the steps chosen anew until it fits.
     """
+    taps = derivatives(net, domain_points(shape))
+    factors = [list(carry_factors(taps, i)) for i in range(len(taps))]
+    sensitivity = [_compensated_sensitivity(windows[0]) for windows in factors]
     x = domain_points(shape, seed=1)
     foretold = error / 2
     for _ in range(MAX_TRIES):
         rounded = copy.deepcopy(net)
-        layers = round_in_turn(rounded, shape, choose_steps(net, sensitivity, error=foretold))
+        layers = round_in_turn(rounded, shape, choose_steps(net, sensitivity, error=foretold), factors=factors)
         with torch.no_grad():
             found = float((rounded(x) - net(x)).square().mean())
         if 0.7 * error <= found <= 1.15 * error:
@@ -208,13 +214,30 @@ def window(taps: Derivatives, i: int, start: int) -> list[tuple[int, slice]]:
     return rows
 
 
-@torch.no_grad()
-def carry_factor(taps: Derivatives, rows: list[tuple[int, slice]]) -> torch.Tensor:
-    """Upper triangular U (weights, weights), on the CPU, of the weights [W b] in these rows of layers, row by row.
+@dataclasses.dataclass(frozen=True)
+class CarryFactor:
+    """How errors are carried over within a `window`: `rows` as it says, `matrix` U (rounded weights, all weights).
 
-    When they are rounded in order, the best answer to a change e of weight i is to add e U[i, j] / U[i, i] to each
-    weight j after it; what remains costs e^2 / U[i, i]^2. U is a Cholesky factor of the metric's inverse.
+    The weights [W b] of the rows are taken row by row. When they are rounded in order, the best answer to a change e
+    of weight i is to add e U[i, j] / U[i, i] to each weight j after it; what remains costs e^2 / U[i, i]^2.
     """
+
+    rows: list[tuple[int, slice]]
+    matrix: torch.Tensor
+
+
+def carry_factors(taps: Derivatives, i: int) -> Iterator[CarryFactor]:
+    """Those of layer i, window by window."""
+    start = 0
+    while start < taps[i][1].shape[1]:
+        rows = window(taps, i, start)
+        start = rows[0][1].stop
+        yield CarryFactor(rows, carry_matrix(taps, rows))
+
+
+@torch.no_grad()
+def carry_matrix(taps: Derivatives, rows: list[tuple[int, slice]]) -> torch.Tensor:
+    """`CarryFactor.matrix`, on the CPU: the first rows of the upper Cholesky factor of the metric's inverse."""
     sizes = [taps[k][0].shape[1] * (cut.stop - cut.start) for k, cut in rows]
     metric = taps[0][0].new_zeros(sum(sizes), sum(sizes))
     n_points = len(taps[0][0])
@@ -226,33 +249,30 @@ def carry_factor(taps: Derivatives, rows: list[tuple[int, slice]]) -> torch.Tens
     metric *= scale * scale[:, None]
     metric.diagonal().add_(DAMPING)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric))
-    return (torch.linalg.cholesky(inverse, upper=True) * scale).cpu()
+    return (torch.linalg.cholesky(inverse, upper=True) * scale)[: sizes[0]].cpu()
 
 
 @torch.no_grad()
-def round_compensated(net: FieldNet, i: int, taps: Derivatives, step: float) -> np.ndarray:
+def round_compensated(net: FieldNet, i: int, factors: Iterable[CarryFactor], step: float) -> np.ndarray:
     """Integers (n_out, n_in + 1) for [W b] of layer i; the errors are carried over to the later layers of `net`."""
     matrices = [_matrix(layer) for layer in linear_layers(net)]
     result = np.empty(matrices[i].shape, np.int32)
-    start = 0
-    while start < len(result):
-        rows = window(taps, i, start)
-        own = rows[0][1]
-        weights = torch.cat([matrices[k][cut].flatten() for k, cut in rows])
-        integers = _round_first(weights.numpy(), result[own].size, carry_factor(taps, rows).numpy(), step)
-        result[own] = integers.reshape(result[own].shape)
-        pieces = weights.split([matrices[k][cut].numel() for k, cut in rows])
-        for (k, cut), piece in zip(rows, pieces, strict=True):
+    for factor in factors:
+        own = factor.rows[0][1]
+        weights = torch.cat([matrices[k][cut].flatten() for k, cut in factor.rows])
+        result[own] = _round_first(weights.numpy(), factor.matrix.numpy(), step).reshape(result[own].shape)
+        pieces = weights.split([matrices[k][cut].numel() for k, cut in factor.rows])
+        for (k, cut), piece in zip(factor.rows, pieces, strict=True):
             matrices[k][cut] = piece.view_as(matrices[k][cut])
-        start = own.stop
     for layer, matrix in zip(linear_layers(net)[i + 1 :], matrices[i + 1 :], strict=True):
         layer.weight.copy_(matrix[:, :-1])
         layer.bias.copy_(matrix[:, -1])
     return result
 
 
-def _round_first(weights: np.ndarray, n: int, factor: np.ndarray, step: float) -> np.ndarray:
-    """Round the first n weights in order; every error is carried over to the weights after it, in place."""
+def _round_first(weights: np.ndarray, factor: np.ndarray, step: float) -> np.ndarray:
+    """Round the first weights, `len(factor)`, in order; every error is carried over to those after it, in place."""
+    n = len(factor)
     rounded = np.empty(n, np.int32)
     limit = MAX_STEPS * 3 // 2  # corrections may carry a weight beyond the largest one there was
     for start in range(0, n, 128):  # later blocks are corrected once, by a product of matrices

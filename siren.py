@@ -138,26 +138,23 @@ class FieldNet(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None, first_omega: float) -> None:
-        """SIREN initialisation.
+        """SIREN initialisation; all phases alike, written in the smallest numbers.
 
         The first layer's frequency is only a scale of its weights, sin(w (Wx + b)) =
         sin(omega_0 (w / omega_0)(Wx + b)): `first_omega` is folded into them, and the stored
         network evaluates with omega_0 everywhere.
+
+        Phases omega_0 b from -pi/2 to pi/2 stand for all others: sin(a + pi) = sin(-a), and weights of the other sign
+        are as likely.
         """
-        first = first_omega / self.config.omega_0
-        for name, p in self.named_parameters():
-            n_in = (
-                self.get_parameter(name.removesuffix("bias") + "weight").shape[1]
-                if name.endswith("bias")
-                else p.shape[1]
-            )
-            if name.startswith("net_layers.0."):
-                bound = first / n_in if name.endswith("weight") else first / math.sqrt(n_in)
-            elif name.endswith("weight"):
-                bound = math.sqrt(6 / n_in) / self.config.omega_0
-            else:
-                bound = 1 / math.sqrt(n_in)
-            p.uniform_(-bound, bound, generator=generator)
+        omega_0 = self.config.omega_0
+        *sines, last = linear_layers(self)
+        for i, layer in enumerate([*sines, last]):
+            n_in = layer.in_features
+            bound = first_omega / omega_0 / n_in if i == 0 else math.sqrt(6 / n_in) / omega_0
+            layer.weight.uniform_(-bound, bound, generator=generator)
+            bound = 1 / math.sqrt(n_in) if layer is last else math.pi / 2 / omega_0
+            layer.bias.uniform_(-bound, bound, generator=generator)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.net_layers:
@@ -200,7 +197,10 @@ class SquaredError:
         is_small = config.n_neurons * (config.n_neurons + 1) * size <= SMALL_PRODUCT
         self.matmul = self.xp.matmul if is_small or self.xp is torch else _torch_matmul
         n_threads = min(n_threads, n_parts)
-        self.map = map if n_threads == 1 else concurrent.futures.ThreadPoolExecutor(n_threads).map
+        self.map = map
+        if n_threads > 1:  # none of which is to start threads in turn, as torch would in every new one
+            pool = concurrent.futures.ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
+            self.map = pool.map
 
     def _array(self, tensor: torch.Tensor) -> object:
         """The same memory as NumPy or torch, whichever computes."""

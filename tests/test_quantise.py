@@ -15,7 +15,7 @@ from fitting import Recipe
 from net_coder import QuantisedLayer, round_step
 from quantise import (
     MAX_STEPS,
-    carry_factor,
+    carry_matrix,
     choose_steps,
     derivatives,
     domain_points,
@@ -178,8 +178,8 @@ def test_what_is_carried_is_the_best_answer():
     metric = jacobian.T @ jacobian / len(jacobian)
     diagonal = metric.diagonal().clone()
     metric += torch.diag(quantise.DAMPING * (diagonal + 0.01 * diagonal.mean()))
-    factor = carry_factor(taps, rows)
-    for i in (0, 7, 20):
+    factor = carry_matrix(taps, rows)
+    for i in (0, 7, 17):
         rest = slice(i + 1, None)
         best = -torch.linalg.solve(metric[rest, rest], metric[rest, i])
         torch.testing.assert_close(factor[i, rest] / factor[i, i], best, rtol=1e-8, atol=1e-12)
@@ -228,7 +228,7 @@ def test_rounding_is_to_the_nearest(trained):
 @pytest.mark.parametrize("error", [1e-4, 1e-6])
 def test_rounding_to_an_error(trained, error):
     before = copy.deepcopy(arrays(trained))
-    layers = round_to_error(trained, SHAPE, sensitivities(trained, domain_points(SHAPE), True), error)
+    layers = round_to_error(trained, SHAPE, error)
     found = mean_squared(trained, dequantised(trained, layers), domain_points(SHAPE, 2000, seed=2))
     assert 0.6 * error < found < 1.5 * error
     for name, array in arrays(trained).items():

@@ -109,12 +109,27 @@ def test_initialisation_bounds():
         "net_layers.0.linear.weight": 15 / 30 / 3,
         "net_layers.1.linear_1.weight": math.sqrt(6 / 64) / 30,
         "net_layers.2.linear_2.weight": math.sqrt(6 / 64) / 30,
+        "net_layers.0.linear.bias": math.pi / 2 / 30,
+        "net_layers.2.linear_2.bias": math.pi / 2 / 30,
     }
     for name, bound in bounds.items():
         w = net.state_dict()[name]
         assert 0.9 * bound < w.abs().max() <= bound, name
-        assert w.std() == pytest.approx(bound / math.sqrt(3), rel=0.1), name
-        assert abs(w.mean()) < 0.15 * bound, name
+        assert w.std() == pytest.approx(bound / math.sqrt(3), rel=0.15), name
+        assert abs(w.mean()) < 0.2 * bound, name
+
+
+@pytest.mark.parametrize("name", ["0.linear", "1.linear_1", "1.linear_2", "2.linear_2"])
+def test_a_phase_beyond_a_quarter_turn_is_the_opposite_weights_with_a_smaller_one(name):
+    net = field_net(n_neurons=8, n_layers=3).double()
+    x = torch.rand(20, 3, dtype=torch.float64)
+    layer = net.get_submodule(f"net_layers.{name}")
+    with torch.no_grad():
+        layer.bias[2] += math.pi / 30
+        expected = net(x)
+        layer.bias[2] = math.pi / 30 - layer.bias[2]
+        layer.weight[2] *= -1
+    torch.testing.assert_close(net(x), expected, rtol=0, atol=1e-12)
 
 
 def test_initialisation_follows_the_generator():
