@@ -340,11 +340,11 @@ def test_a_network_no_better_than_a_constant_is_warned_of(tmp_path, capsys):
 
 def test_num_workers(volume_file, tmp_path, monkeypatch):
     """So many threads work; what comes out is the same."""
-    monkeypatch.setattr(siren, "PART", 100)
+    monkeypatch.setattr(siren, "PART", (100, 1))
     alone = train(volume_file, tmp_path, "--num_workers", 1)
     pools = []
     executor = concurrent.futures.ThreadPoolExecutor
-    monkeypatch.setattr(concurrent.futures, "ThreadPoolExecutor", lambda n: pools.append(n) or executor(n))
+    monkeypatch.setattr(concurrent.futures, "ThreadPoolExecutor", lambda n, **k: pools.append(n) or executor(n, **k))
     together = train(volume_file, tmp_path, "--num_workers", 2)
     assert max(pools) == 2
     assert all(torch.equal(alone.state[name], together.state[name]) for name in alone.state)
