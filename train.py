@@ -109,7 +109,7 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--n_passes",
         type=cli.number(0, 1e6, exclusive=True),
-        help="samples / voxels (default: 26.2 million / voxels, 5 to 45)",
+        help="samples / voxels (default: 32.8 million / voxels, 5 to 45)",
     )
     group.add_argument("--batchSize", type=cli.whole(1, 1 << 30), default=1024, help="batches of samples a step")
     group.add_argument("--oversample", type=cli.whole(1, 1 << 30), default=2, help="samples in each of those batches")
@@ -117,7 +117,7 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--lr",
         type=cli.number(0, exclusive=True),
-        help="learning rate at its highest (default: 0.2 / (width x layers), of at least 2 layers)",
+        help="learning rate at its highest (default: 0.4 / (width x layers), of at least 2 layers; with adam half of it)",
     )
     group.add_argument(
         "--schedule",
