@@ -117,7 +117,7 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--lr",
         type=cli.number(0, exclusive=True),
-        help="learning rate at its highest (default: 0.4 / (width x layers), of at least 2 layers; with adam half of it)",
+        help="learning rate at its highest (default: 0.4 / (width x layers), of 2 layers at least; with adam half)",
     )
     group.add_argument(
         "--schedule",
