@@ -195,7 +195,7 @@ class SquaredError:
         size = unaligned(math.ceil(max_batch / n_parts))
         self.parts = [_Part(self, config, size, empty) for _ in range(n_parts)]
         is_small = config.n_neurons * (config.n_neurons + 1) * size <= SMALL_PRODUCT
-        self.matmul = self.xp.matmul if is_small or self.xp is torch else _torch_matmul
+        self.matmul = self.xp.matmul if is_small or self.xp is torch else torch_matmul
         n_threads = min(n_threads, n_parts)
         self.map = map
         if n_threads > 1:  # none of which is to start threads in turn, as torch would in every new one
@@ -253,7 +253,8 @@ def unaligned(n_samples: int) -> int:
     return math.ceil(n_samples / 64) * 64 + 48
 
 
-def _torch_matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+def torch_matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """np.matmul of matrices, by torch."""
     torch.mm(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
 
 
