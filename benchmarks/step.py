@@ -1,8 +1,8 @@
 """One training step against what its parts cost alone on this machine: matrix products, sines and cosines.
 
 Prints, per width, voxels/s of the whole step (samples, gradient, update), the voxels/s that the matrix products (by the
-faster of NumPy and torch), sines and cosines alone would allow, and the share that the step reaches; autograd's gradient
-for comparison.
+faster of NumPy and torch), sines and cosines alone would allow, and the share that the step reaches; besides, the
+gradient by autograd.
 """
 
 from __future__ import annotations
