@@ -157,15 +157,16 @@ def round_to_error(net: FieldNet, shape: tuple[int, ...], error: float) -> list[
     sensitivity = [_compensated_sensitivity(windows[0]) for windows in factors]
     x = domain_points(shape, seed=1)
     foretold = error / 2
-    best, best_error = None, math.inf
+    best, best_score = None, -math.inf
     for _ in range(MAX_TRIES):
         rounded = copy.deepcopy(net)
         layers = round_in_turn(rounded, shape, choose_steps(net, sensitivity, error=foretold), factors=factors)
         with torch.no_grad():
             found = float((rounded(x) - net(x)).square().mean())
-        if not best or (best_error < found <= 1.15 * error) or (found < best_error > 1.15 * error):
-            best, best_error = layers, found
-        if 0.7 * error <= best_error <= 1.15 * error:
+        score = found if found <= 1.15 * error else -found  # the most that fits, or else the least that does not
+        if not best or score > best_score:
+            best, best_score = layers, score
+        if score >= 0.7 * error:
             break
         foretold *= min(max(error / max(found, 1e-30), 0.05), 4.0)
     return best
