@@ -147,13 +147,12 @@ class FieldNet(nn.Module):
         Phases omega_0 b from -pi/2 to pi/2 stand for all others: sin(a + pi) = sin(-a), and weights of the other sign
         are as likely.
         """
-        omega_0 = self.config.omega_0
-        *sines, last = linear_layers(self)
-        for i, layer in enumerate([*sines, last]):
+        layers, omega_0 = linear_layers(self), self.config.omega_0
+        for layer in layers:
             n_in = layer.in_features
-            bound = first_omega / omega_0 / n_in if i == 0 else math.sqrt(6 / n_in) / omega_0
+            bound = first_omega / omega_0 / n_in if layer is layers[0] else math.sqrt(6 / n_in) / omega_0
             layer.weight.uniform_(-bound, bound, generator=generator)
-            bound = 1 / math.sqrt(n_in) if layer is last else math.pi / 2 / omega_0
+            bound = 1 / math.sqrt(n_in) if layer is layers[-1] else math.pi / 2 / omega_0
             layer.bias.uniform_(-bound, bound, generator=generator)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -182,7 +181,8 @@ class SquaredError:
         omegas = [config.omega_0] * (len(layers) - 1) + [1.0]
         self.factors = [(omega * (0.5 if half else 1.0), omega) for omega, half in zip(omegas, halved, strict=True)]
         for parameter in (p for layer in layers[first_layer:] for p in layer.parameters()):
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         self.parameters = [(self._array(layer.weight), self._array(layer.bias)) for layer in layers]
         self.gradients = [(self._array(w.grad), self._array(b.grad)) for w, b in
                           ((layer.weight, layer.bias) for layer in layers[first_layer:])]  # fmt: skip
@@ -245,7 +245,8 @@ def count_parts(n_neurons: int, max_batch: int) -> int:
     Smaller parts stay in the cache and keep more cores busy; the smallest would be all overhead.
     """
     least, fewest_samples = PART
-    return 1 << int(math.log2(min(max(n_neurons * max_batch / least, 1), max(max_batch / fewest_samples, 1), 16)))
+    n_parts = min(n_neurons * max_batch / least, max_batch / fewest_samples, 16)
+    return 1 << int(math.log2(max(n_parts, 1)))
 
 
 def unaligned(n_samples: int) -> int:

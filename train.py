@@ -245,7 +245,7 @@ def configuration(
 
 def write_network(paths: tuple[str, str], net: FieldNet, settings: dict) -> None:
     """Write the weights and the configuration."""
-    weights = io.BytesIO()
+    weights = io.BytesIO()  # clones: the parameters of a fit are parts of one vector, which would be stored whole
     torch.save({name: tensor.cpu().clone() for name, tensor in net.state_dict().items()}, weights)
     cli.write_files({paths[0]: weights.getvalue(), paths[1]: json.dumps(settings, indent=1, allow_nan=False).encode()})
 
