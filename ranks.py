@@ -26,7 +26,7 @@ class RankError(Exception):
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started, if it did; within, only the first one prints."""
+    """Join the processes that torchrun started, if it did, and leave when done; within, only the first one prints."""
     if not dist.is_torchelastic_launched():
         yield
         return
@@ -43,7 +43,8 @@ def joined() -> Iterator[None]:
                 time.sleep(FIRST_SPEAKS)
             raise
     sys.stdout.flush()
-    dist.destroy_process_group()
+    sys.stderr.flush()
+    os._exit(0)  # at once: taking gloo's threads down has aborted a process whose work was done
 
 
 def count() -> int:
