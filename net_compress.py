@@ -36,6 +36,7 @@ ADDED_ERROR = 0.02
 # then what is tried where that has cost too much.
 ADDED_ERRORS_TRAINED = {0.4: "with finer steps", 0.1: "without training"}
 MOST_LOST = 2.0  # dB
+WITHOUT_TRAINING = {1.0: "without training"}
 MAX_COMPENSATED = 1 << 14  # weights: a few seconds; the time grows with the square of their number
 TRAINED_VOXELS = 1.25e7  # seen by the training while rounding
 MAX_PASSES = 48.0
@@ -264,7 +265,8 @@ def round_with_volume(
 ) -> list[net_coder.QuantisedLayer] | None:
     """The layers in integers, with training in between. error: of the network; None where --cluster_bits is given.
 
-    What the training does not make up for is known at the end. None where that is too much: by finer steps, too.
+    What the training does not make up for is known at the end. None where that is too much, by finer steps, too; with
+    --cluster_bits, whose steps are given, where rounding alone costs less.
     """
     n_voxels = header.n_present
     n_passes = min(MAX_PASSES, TRAINED_VOXELS / n_voxels) if opt.n_passes is None else opt.n_passes
@@ -272,20 +274,24 @@ def round_with_volume(
     recipe = dataclasses.replace(default, n_passes=n_passes, lr=RATE * default.lr)
     field = training_field(components_last(volume.array, net.config.d_in), ValueRange.of(header), device)
     sensitivity = quantise.sensitivities(net, quantise.domain_points(header.shape), is_compensated=True)
+    if error is None:
+        alone = copy.deepcopy(net)
+        quantise.load(alone, round_alone(opt, alone, header.shape, error))
+        expected, most_lost, tries = measured_psnr(opt, alone, header, volume, device), 0.0, WITHOUT_TRAINING
+    else:
+        expected, most_lost, tries = fitting.psnr_of(error), MOST_LOST, ADDED_ERRORS_TRAINED
     with cli.Progress("rounding") as progress:
 
         def on_progress(fraction: float, psnr: float) -> None:
             progress.update(fraction, PSNR=f"{psnr:.1f} dB")
 
-        for added, otherwise in ADDED_ERRORS_TRAINED.items():
+        for added, otherwise in tries.items():
             fineness = {"bits": opt.cluster_bits or 9} if error is None else {"error": added * error}
             steps = quantise.choose_steps(net, sensitivity, **fineness)
             rounded = copy.deepcopy(net).to(device)
             layers = quantise.round_and_train(rounded, field, steps, recipe, opt.seed, on_progress, opt.num_workers)
-            if error is None:
-                return layers
-            lost = fitting.psnr_of(error) - measured_psnr(opt, rounded, header, volume, device)
-            if lost <= MOST_LOST:
+            lost = expected - measured_psnr(opt, rounded, header, volume, device)
+            if lost <= most_lost:
                 return layers
             progress.say(f"rounding with training has cost {lost:.1f} dB: again {otherwise}")
     return None

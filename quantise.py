@@ -119,6 +119,14 @@ def round_layers(net: FieldNet, steps: list[np.float32]) -> list[QuantisedLayer]
     return layers
 
 
+@torch.no_grad()
+def load(net: FieldNet, layers: list[QuantisedLayer]) -> None:
+    """Give the first layers of a network, or all, the values that their integers stand for."""
+    for layer, rounded in zip(linear_layers(net), layers, strict=False):
+        for parameter, values in zip((layer.weight, layer.bias), rounded.dequantise(), strict=True):
+            parameter.copy_(torch.from_numpy(values))
+
+
 def round_in_turn(
     net: FieldNet,
     shape: tuple[int, ...],
@@ -134,13 +142,11 @@ def round_in_turn(
     """
     x = domain_points(shape, seed=seed).to(next(net.parameters()).device)
     layers = []
-    for i, (layer, step) in enumerate(zip(linear_layers(net), steps, strict=True)):
+    for i, step in enumerate(steps):
         carried = factors[i] if factors else carry_factors(derivatives(net, x, seed), i)
         rounded = round_compensated(net, i, carried, float(step))
         layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
-        with torch.no_grad():
-            for parameter, values in zip((layer.weight, layer.bias), layers[i].dequantise(), strict=True):
-                parameter.copy_(torch.from_numpy(values))
+        load(net, layers)
         if i + 1 < len(steps):
             train_rest(i + 1)
     return layers

@@ -578,6 +578,18 @@ def test_rounding_that_costs_too_much_is_done_again_with_finer_steps(tmp_path, c
     assert float(results(said.out)["psnr"]) > trained.settings["psnr"] - 2
 
 
+def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys):
+    """The steps are given: what so short a training makes worse than rounding alone is rounded alone."""
+    volume = np.sin(np.indices((30, 24, 20)) / 3).sum(0).astype(np.float32)
+    np.save(tmp_path / "v.npy", volume)
+    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 4, "--n_passes", 8)
+    alone = compress(trained, tmp_path / "b", "--cluster_bits", 9)
+    capsys.readouterr()
+    flags = ("--cluster_bits", 9, "--volume", tmp_path / "v.npy", "--n_passes", 0.2)
+    assert compress(trained, tmp_path / "b", *flags) == alone
+    assert re.search(r"rounding with training has cost \S+ dB: again without training", capsys.readouterr().err)
+
+
 def test_options_that_make_no_sense_together(chain, tmp_path):
     files = ("--net", chain.network, "--config", chain.config, "--compressed", tmp_path / "b")
     assert "--volume" in error_of(net_compress.main, *files, "--n_passes", 3)
