@@ -17,9 +17,8 @@ from torch.nn import functional
 
 import ranks
 from samples import Field
-from siren import FieldNet, SirenConfig, SquaredError, linear_layers
+from siren import OMEGA_0, FieldNet, SirenConfig, SquaredError, lay_waves, linear_layers
 
-FIRST_OMEGA = 15.0  # initial frequency of the first layer
 BATCH = 2048  # samples a step: fewer are noisier and no faster, more take more passes to the same quality
 STEPS = 16_000  # of the default fit of a large volume
 MIN_PASSES, MAX_PASSES = 5, 45  # small volumes gain little from more, and end well before the original recipe does
@@ -70,6 +69,18 @@ def default_recipe(n_voxels: int, config: SirenConfig, optimizer: str = "muon") 
     n_passes = min(max(round(STEPS * BATCH / n_voxels), MIN_PASSES), MAX_PASSES)
     rate = (0.4 if optimizer == "muon" else 0.2) / (config.n_neurons * max(config.n_layers, 2))
     return Recipe(n_passes=n_passes, batch=BATCH, lr=rate, optimizer=optimizer)
+
+
+def initial_network(config: SirenConfig, field: Field, seed: int, first_omega: float | None = None) -> FieldNet:
+    """The network to start from, on the field's device.
+
+    first_omega: frequency of a first layer drawn at random, as in the original; without it, `lay_waves`, which is
+    decibels better on many fields and worse on none.
+    """
+    net = FieldNet(config, torch.Generator().manual_seed(seed), first_omega or OMEGA_0)
+    if first_omega is None:
+        lay_waves(net, field.mirrors())
+    return net.to(field.device)
 
 
 def psnr_of(error: float) -> float:

@@ -13,6 +13,8 @@ import torch
 from utils import axis_coordinates, voxel_size
 
 FINENESS = 1 << 20  # of densities, per unit
+COMPARED = 1 << 12  # voxels, with their mirror images
+ASYMMETRY = 1e-3  # of the field's variance, up to which it counts as symmetric
 
 
 def axis_tensors(shape: tuple[int, ...], device: torch.device) -> list[torch.Tensor]:
@@ -79,6 +81,28 @@ class Field:
     def samples(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Coordinates (n, d_in) and values (n, components), on the training device, of the voxels `flat`."""
         return flat_coordinates(self.axes, flat).to(self.device), self.values[flat].to(self.device)
+
+    def mirrors(self) -> list[float | None]:
+        """For each axis the normalised coordinate of a plane in which the field is its own mirror image, or None.
+
+        Of planes near the middle, judged by voxels drawn at random.
+        """
+        generator = torch.Generator().manual_seed(0)
+        index = [torch.randint(n, (COMPARED,), generator=generator).to(self.values.device) for n in self.shape]
+        return [self._mirror(axis, index) for axis in range(len(self.shape))]
+
+    def _mirror(self, axis: int, index: list[torch.Tensor]) -> float | None:
+        n, strides = self.shape[axis], [math.prod(self.shape[k + 1 :]) for k in range(len(self.shape))]
+        flat = sum(i * stride for i, stride in zip(index, strides, strict=True))
+        least, found = 4 * ASYMMETRY * self.variance, None
+        for both in range(n - 1 - n // 8, n + n // 8) if n > 3 else ():  # the sum of an index and its mirror's
+            other = both - index[axis]
+            is_inside = (other >= 0) & (other < n)
+            pairs = flat[is_inside], (flat + (other - index[axis]) * strides[axis])[is_inside]
+            difference = float((self.values[pairs[0]] - self.values[pairs[1]]).square().nanmean())
+            if difference < least:
+                least, found = difference, both / (n - 1) - 1
+        return found
 
     def slopes(self, flat: torch.Tensor) -> torch.Tensor:
         """Finite differences (n, components, d_in), on the training device, of the voxels `flat`."""

@@ -12,7 +12,7 @@ import concurrent.futures
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import numpy as np
@@ -22,6 +22,7 @@ from torch import nn
 MIN_NEURONS = 16  # the original never goes below this width
 MAX_NEURONS = 1 << 16
 OMEGA_0 = 30.0  # the original evaluates every network with this factor
+HIGHEST_WAVE = 9.0  # of `lay_waves`, radians per unit of the normalised coordinates
 PART = 36_000, 512  # neurons x samples, and samples, that a part of a batch has at least
 SMALL_PRODUCT = 1_000_000  # multiplications up to which NumPy's OpenBLAS is faster at a product than torch's MKL
 
@@ -159,6 +160,27 @@ class FieldNet(nn.Module):
         for layer in self.net_layers:
             x = layer(x)
         return x
+
+
+@torch.no_grad()
+def lay_waves(net: FieldNet, mirrors: Sequence[float | None]) -> None:
+    """Let the first layer start as waves along the axes: sines and cosines of equally spaced frequencies for each.
+
+    mirrors: for each axis the normalised coordinate of a plane in which the field is its own mirror image, or None.
+    Along an axis with such a plane all waves are cosines about it, and so whatever the network makes of them is as
+    symmetric as the field: it has one half of it to learn.
+    """
+    layer, omega_0 = linear_layers(net)[0], net.config.omega_0
+    layer.weight.zero_()
+    for axis, mirror in enumerate(mirrors):
+        bias = layer.bias[axis :: len(mirrors)]
+        number = torch.arange(len(bias))
+        phase = torch.full((len(bias),), math.pi / 2)
+        if mirror is None:
+            phase, number = phase * (number % 2), number // 2
+        frequency = HIGHEST_WAVE * (number + 1) / (number[-1] + 1)
+        layer.weight[axis :: len(mirrors), axis] = frequency / omega_0
+        bias.copy_((phase - frequency * (mirror or 0.0)) / omega_0)
 
 
 class SquaredError:

@@ -70,6 +70,10 @@ class StreamedField:
         """Checksum of the values."""
         return functools.reduce(lambda crc, part: zlib.crc32(part[1].tobytes(), crc), parts(self.original), 0)
 
+    def mirrors(self) -> list[None]:
+        """No plane of symmetry is looked for: voxels here and there take long to read."""
+        return [None] * len(self.shape)
+
     def batches(
         self, seed: int, index: int, n_batches: int, first: int, density: None = None
     ) -> Iterator[torch.Tensor]:

@@ -27,7 +27,7 @@ import pictures
 import ranks
 from fitting import Fit, Recipe
 from neural_field import NeuralField
-from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
+from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
 from streamed import training_field
 from utils import Metrics, ValueRange, compare, components_last, count_lost, describe, measured_boxes, overall
 from volume import LazyArray, RawLayout, Volume, VolumeError, raw_layout
@@ -86,7 +86,10 @@ def build_parser() -> cli.ArgumentParser:
     )
     group.add_argument("--n_layers", type=cli.whole(1, 255), default=8, help="sine layers")
     group.add_argument(
-        "--w0", type=cli.number(0, exclusive=True), default=fitting.FIRST_OMEGA, help="frequency of the first layer"
+        "--w0",
+        type=cli.number(0, exclusive=True),
+        help="frequency of a first layer that starts at random, as the original's with 30 "
+        "(default: it starts as waves along the axes)",
     )
     group.add_argument(
         "--is-residual", dest="is_residual", action="store_true", default=True, help="residual blocks (default)"
@@ -207,7 +210,7 @@ def configuration(
         "grad_lambda": opt.grad_lambda,
         "n_layers": config.n_layers,
         "layers": [config.n_neurons] * config.n_layers,
-        "w0": opt.w0,
+        "w0": opt.w0 or OMEGA_0,
         "compression_ratio": opt.compression_ratio,
         "batchSize": opt.batchSize,
         "oversample": opt.oversample,
@@ -338,7 +341,7 @@ def main(argv: Sequence[str]) -> None:
     field = training_field(original, values, device, opt.grad_lambda > 0)
     recipe = settle_recipe(opt, field.n_voxels, config)
 
-    net = FieldNet(config, torch.Generator().manual_seed(opt.seed), first_omega=opt.w0).to(device)
+    net = fitting.initial_network(config, field, opt.seed, opt.w0)
     fit = Fit(net, field, recipe, opt.seed, n_threads=opt.num_workers)
     if opt.resume:
         long_runs.load_checkpoint(opt, fit)

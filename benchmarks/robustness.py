@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import fitting
 from neural_field import NeuralField
 from samples import Field
-from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget
+from siren import SirenConfig, count_parameters, neurons_for_budget
 from utils import ValueRange, compare, components_last, describe
 from volume_io import read_volume
 
@@ -29,8 +29,7 @@ def fit_psnr(path: str, config: SirenConfig, seed: int, passes: float | None) ->
     field = Field(ValueRange(header.low, header.high).normalise(original), torch.device("cpu"))
     recipe = fitting.default_recipe(field.n_voxels, config)
     recipe = dataclasses.replace(recipe, n_passes=passes or recipe.n_passes)
-    net = FieldNet(config, torch.Generator().manual_seed(seed), fitting.FIRST_OMEGA)
-    fit = fitting.Fit(net, field, recipe, seed)
+    fit = fitting.Fit(fitting.initial_network(config, field, seed), field, recipe, seed)
     fit.run()
     psnr = compare(volume.array, NeuralField.of(fit.average, header).on_grid()).psnr
     return psnr, fitting.psnr_of(field.variance), fit.n_recoveries

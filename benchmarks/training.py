@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import fitting
 from neural_field import NeuralField
 from samples import Field
-from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, neurons_for_budget
+from siren import OMEGA_0, SirenConfig, count_parameters, neurons_for_budget
 from utils import ValueRange, compare, components_last, describe
 from volume_io import read_volume
 
@@ -44,13 +44,14 @@ class Run:
         return next((s for s, p in zip(self.seconds, self.psnr, strict=True) if p >= psnr), float("inf"))
 
 
-def run_recipe(path: str, recipe: fitting.Recipe, config: SirenConfig, first_omega: float, device) -> Run:
+def run_recipe(path: str, recipe: fitting.Recipe, config: SirenConfig, first_omega: float | None, device) -> Run:
     """Fit a fresh network to the volume in `path`."""
     volume = read_volume(path)
     header = describe(volume, 3)
     field = Field(ValueRange(header.low, header.high).normalise(components_last(volume.array, 3)), device)
-    net = FieldNet(config, torch.Generator().manual_seed(0), first_omega).to(device)
-    run, paused, due = Run([], [], 0), 0.0, 0.1
+    started = time.monotonic()
+    net = fitting.initial_network(config, field, 0, first_omega)
+    run, paused, due = Run([], [], 0), started - time.monotonic(), 0.1
 
     def on_step(fit: fitting.Fit) -> None:
         nonlocal paused, due
@@ -88,7 +89,7 @@ def main() -> None:
         n_voxels = read_volume(path).array.size
         config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio))
         default = fitting.default_recipe(n_voxels, config)
-        new = run_recipe(path, default, config, fitting.FIRST_OMEGA, device)
+        new = run_recipe(path, default, config, None, device)
         old = run_recipe(path, ORIGINAL, config, OMEGA_0, device)
         reached = new.time_to(old.psnr[-1])
         row = [Path(path).stem, count_parameters(config), f"{old.psnr[-1]:.1f}", f"{old.seconds[-1]:.1f}"]

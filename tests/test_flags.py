@@ -136,6 +136,19 @@ def test_w0_is_the_frequency_of_the_first_layer(volume_file, tmp_path):
     assert one.settings["omega_0"] == two.settings["omega_0"] == 30.0
 
 
+def test_without_w0_the_first_layer_starts_as_waves_along_the_axes(tmp_path):
+    """The whole way: a symmetric volume starts symmetric."""
+    x, y, z = np.indices((12, 9, 10))
+    np.save(tmp_path / "v.npy", (np.cos((x - 5.5) / 2) * y + z**1.5).astype(np.float32))
+    state = train(tmp_path / "v.npy", tmp_path, "--lr", 1e-12).state
+    weight, bias = (state[f"net_layers.0.linear.{name}"] for name in ("weight", "bias"))
+    assert ((weight.abs() > 1e-6).sum(1) == 1).all()
+    phases = [torch.sin(30 * bias[axis::3]) for axis in range(3)]
+    torch.testing.assert_close(phases[0], torch.ones(len(phases[0])), rtol=0, atol=1e-5)  # cosines only
+    for phase in phases[1:]:
+        torch.testing.assert_close(phase, torch.arange(len(phase)) % 2.0, rtol=0, atol=1e-5)
+
+
 def test_lr(volume_file, tmp_path):
     """One step of Adam moves every weight by lr."""
     start, small, large = (

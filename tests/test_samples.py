@@ -109,3 +109,18 @@ def test_gradient_of_components_and_one_voxel_axes():
     assert gradients.shape == (12, 2, 3)
     np.testing.assert_allclose(gradients[:, 0], np.broadcast_to([1, 0, 0], (12, 3)), rtol=0, atol=1e-6)
     np.testing.assert_allclose(gradients[:, 1], np.broadcast_to([0, 0, -2], (12, 3)), rtol=0, atol=1e-6)
+
+
+def test_mirrors():
+    """Planes near the middle, of voxels or between them, in which the field is its own mirror image."""
+    x, y, z = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (20, 25, 16)), indexing="ij")
+    grid = np.cos((x - 9.5) ** 2 / 50) + np.cos((y - 11) / 3) * np.exp(-z / 9)
+    grid[2, 3, 4] = np.nan  # missing
+    found = Field(grid[..., None] / 2, CPU).mirrors()
+    assert found == [0.0, pytest.approx(11 / 12 - 1, abs=1e-6), None]
+    both = np.stack([grid, z], axis=-1)  # a component that is symmetric in x and y, too
+    assert Field(both / 20, CPU).mirrors()[:2] == found[:2]
+    assert Field(np.stack([grid, x], axis=-1) / 20, CPU).mirrors()[0] is None
+    noise = np.random.default_rng(0).random((20, 25, 3, 1), np.float32)
+    assert Field(noise, CPU).mirrors() == [None] * 3
+    assert Field(np.zeros((8, 8, 1, 1), np.float32), CPU).mirrors() == [None] * 3

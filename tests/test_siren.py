@@ -120,6 +120,27 @@ def test_initialisation_bounds():
         assert abs(w.mean()) < 0.15 * bound, name
 
 
+def test_waves_along_the_axes():
+    """Sines and cosines of equally spaced frequencies; cosines about the mirror of an axis that has one."""
+    net = FieldNet(SirenConfig(18, n_layers=3), torch.Generator().manual_seed(0))
+    others = {name: tensor.clone() for name, tensor in net.state_dict().items() if "layers.0" not in name}
+    siren.lay_waves(net, [None, 0.25, None])
+    points = torch.tensor([[0.1, 0.4, -0.7], [0.9, -0.3, 0.2]])
+    found = net.net_layers[0](points).T
+    for axis, third in ((0, 9.0 / 3), (2, 9.0 / 3)):
+        x = points[:, axis]
+        waves = [wave(third * k * x) for k in (1, 2, 3) for wave in (torch.sin, torch.cos)]
+        torch.testing.assert_close(found[axis::3], torch.stack(waves), rtol=0, atol=1e-5)
+    waves = [torch.cos(9.0 / 6 * k * (points[:, 1] - 0.25)) for k in range(1, 7)]
+    torch.testing.assert_close(found[1::3], torch.stack(waves), rtol=0, atol=1e-5)
+    for name, tensor in others.items():
+        assert torch.equal(net.state_dict()[name], tensor)
+    mirrored = torch.rand(50, 3)
+    mirrored[:, 1] = 0.5 - mirrored[:, 1]
+    x = torch.stack([mirrored[:, 0], 0.5 - mirrored[:, 1], mirrored[:, 2]], 1)
+    torch.testing.assert_close(net(mirrored), net(x), rtol=0, atol=1e-5)  # the whole network is symmetric
+
+
 @pytest.mark.parametrize("name", ["0.linear", "1.linear_1", "1.linear_2", "2.linear_2"])
 def test_a_phase_beyond_a_quarter_turn_is_the_opposite_weights_with_a_smaller_one(name):
     net = field_net(n_neurons=8, n_layers=3).double()
