@@ -179,7 +179,7 @@ class Fit:
             self.errors = (field.values - field.mean).square().mean(1).nan_to_num_()
         self.density: torch.Tensor | None = None
         self.step, self.seconds, self.n_recoveries = 0, 0.0, 0
-        self.running_loss = torch.zeros((), device=field.device)
+        self.running_loss = torch.full((), field.variance, device=field.device)  # of a constant, until there is another
         self.good = self._capture()  # the state to go back to
         self.good_loss = math.inf
 

@@ -164,8 +164,8 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> net_coder.Fi
     if "shape" not in settings:
         return None
     try:
-        if not isinstance(settings["dtype"], str):
-            raise ValueError(f"dtype: expected its name, found {settings['dtype']!r}")
+        if settings["dtype"] not in cli.DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(cli.DTYPES)}, found {settings['dtype']!r}")
         dtype = np.dtype(settings["dtype"])
         low, high = (np.array(limits).astype(dtype) for limits in zip(*settings["value_range"], strict=True))
         if np.stack([low, high], axis=1).tolist() != settings["value_range"]:
@@ -319,6 +319,8 @@ def main(argv: Sequence[str]) -> None:
     psnr = settings.get("psnr_clipped", settings.get("psnr"))
     is_likely = isinstance(psnr, int | float) and 0 < psnr < 300
     layers = quantise_network(opt, net, header, volume, psnr if is_likely else None)
+    if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):
+        raise cli.UserError(f"{opt.net}: holds weights too large to be rounded")
     blob = net_coder.encode(header, [(dataclasses.asdict(config), layers)])
     cli.write_files({opt.compressed: blob})
     if volume:

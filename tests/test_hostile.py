@@ -584,6 +584,8 @@ def test_truncated_networks(length, chain, tmp_path):
         ("d_in", 10**400),
         ("dtype", "(1 2)i4"),
         ("dtype", "i4,i4"),
+        ("dtype", "S2000000000"),
+        ("dtype", ["float32"]),
         ("shape", [10**400, 1, 1]),
         ("shape", [9.0, 7, 5]),
         ("value_range", [[0, 10**400]]),
