@@ -612,6 +612,20 @@ def test_hostile_configurations(key, value, chain, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_weights_too_large_to_be_rounded(chain, tmp_path):
+    """A step that rounds them up would make them infinite in the blob, which then could not be read."""
+    state = torch.load(chain.network, weights_only=True)
+    state["net_layers.1.linear_1.weight"][0, 0] = 3.4028e38
+    torch.save(state, tmp_path / "large.pth")
+    settings = {key: value for key, value in chain.settings.items() if key != "weights_crc32"}
+    (tmp_path / "large.json").write_text(json.dumps(settings))
+    files = ("--net", tmp_path / "large.pth", "--config", tmp_path / "large.json", "--compressed", tmp_path / "b")
+    with pytest.raises(UserError, match="too large"):
+        net_compress.main([str(a) for a in (*files, "--cluster_bits", 9)])
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "psnr", [10**400, -(10**400), -1e6, -5000, 1e6, math.nan, math.inf, "1", None, []], ids=range(10)
 )
