@@ -75,7 +75,7 @@ def initial_network(config: SirenConfig, field: Field, seed: int, first_omega: f
     """The network to start from, on the field's device.
 
     first_omega: frequency of a first layer drawn at random, as in the original; without it, `lay_waves`, which is
-    decibels better on many fields and worse on none.
+    better by 0.1 to 10 dB on most fields, and at worst half a decibel worse.
     """
     net = FieldNet(config, torch.Generator().manual_seed(seed), first_omega or OMEGA_0)
     if first_omega is None:

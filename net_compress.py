@@ -36,7 +36,7 @@ ADDED_ERROR = 0.02
 # then what is tried where that has cost too much.
 ADDED_ERRORS_TRAINED = {0.4: "with finer steps", 0.1: "without training"}
 MOST_LOST = 2.0  # dB
-WITHOUT_TRAINING = {1.0: "without training"}
+WITHOUT_TRAINING = {1.0: "without training"}  # the only try where the steps are given
 MAX_COMPENSATED = 1 << 14  # weights: a few seconds; the time grows with the square of their number
 TRAINED_VOXELS = 1.25e7  # seen by the training while rounding
 MAX_PASSES = 48.0
@@ -265,8 +265,8 @@ def round_with_volume(
 ) -> list[net_coder.QuantisedLayer] | None:
     """The layers in integers, with training in between. error: of the network; None where --cluster_bits is given.
 
-    What the training does not make up for is known at the end. None where that is too much, by finer steps, too; with
-    --cluster_bits, whose steps are given, where rounding alone costs less.
+    What the training does not make up for is known at the end. None where that is too much, by finer steps, too. With
+    --cluster_bits the steps are given: then those rounded without training, where that costs less.
     """
     n_voxels = header.n_present
     n_passes = min(MAX_PASSES, TRAINED_VOXELS / n_voxels) if opt.n_passes is None else opt.n_passes
@@ -274,10 +274,12 @@ def round_with_volume(
     recipe = dataclasses.replace(default, n_passes=n_passes, lr=RATE * default.lr)
     field = training_field(components_last(volume.array, net.config.d_in), ValueRange.of(header), device)
     sensitivity = quantise.sensitivities(net, quantise.domain_points(header.shape), is_compensated=True)
+    alone = None
     if error is None:
-        alone = copy.deepcopy(net)
-        quantise.load(alone, round_alone(opt, alone, header.shape, error))
-        expected, most_lost, tries = measured_psnr(opt, alone, header, volume, device), 0.0, WITHOUT_TRAINING
+        rounded = copy.deepcopy(net)
+        alone = round_alone(opt, rounded, header.shape, error)
+        quantise.load(rounded, alone)
+        expected, most_lost, tries = measured_psnr(opt, rounded, header, volume, device), 0.0, WITHOUT_TRAINING
     else:
         expected, most_lost, tries = fitting.psnr_of(error), MOST_LOST, ADDED_ERRORS_TRAINED
     with cli.Progress("rounding") as progress:
@@ -294,7 +296,7 @@ def round_with_volume(
             if lost <= most_lost:
                 return layers
             progress.say(f"rounding with training has cost {lost:.1f} dB: again {otherwise}")
-    return None
+    return alone
 
 
 def main(argv: Sequence[str]) -> None:
