@@ -53,6 +53,7 @@ from tqdm import tqdm
 EXIT_ERROR = 2
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 PLAIN_PROGRESS_SECONDS = 10.0
+BAR_AFTER_SECONDS = 0.5
 
 
 class UserError(Exception):
@@ -335,8 +336,12 @@ def load_tensors(path: str) -> object:
 
     content = io.BytesIO(read_bytes(path))
     try:
-        if zipfile.is_zipfile(content) and zipfile.ZipFile(content).testzip() is not None:
-            raise ValueError("a checksum does not fit")  # torch itself does not look
+        if zipfile.is_zipfile(content):  # torch itself looks at none of this
+            archive = zipfile.ZipFile(content)
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("a compressed entry, which torch.save does not write, of whatever length")
+            if archive.testzip() is not None:
+                raise ValueError("a checksum does not fit")
         content.seek(0)
         return torch.load(content, weights_only=True, map_location="cpu")
     except Exception:  # torch has no error of its own: a damaged file can fail in any of its parsers
@@ -349,27 +354,41 @@ def load_tensors(path: str) -> object:
 class Progress:
     """A progress bar on stderr with the time left; plain lines, some seconds apart, when it is no terminal."""
 
-    def __init__(self, description: str):
+    def __init__(self, description: str, fraction: float = 0.0):
         self.description = description
-        self.started = self.last_line = time.monotonic()
+        self.last_line = time.monotonic()
         self.bar = None
         if sys.stderr.isatty():
             form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
-            self.bar = tqdm(total=1.0, desc=description, bar_format=form, dynamic_ncols=True)
+            self.bar = tqdm(total=1.0, desc=description, bar_format=form, dynamic_ncols=True, delay=BAR_AFTER_SECONDS)
+        self.start(fraction)
+
+    def start(self, fraction: float) -> None:
+        """Take it that `fraction` (0 to 1) of the work was done before now: the time left is reckoned from here."""
+        self.started, self.initial = time.monotonic(), fraction
+        if self.bar is not None:
+            self.bar.reset()
+            self.bar.initial = self.bar.n = fraction
 
     def update(self, fraction: float, **figures: str) -> None:
         """Show that `fraction` (0 to 1) of the work is done, with `figures`."""
-        fraction = min(fraction, 1.0)
         if self.bar is not None:
             self.bar.set_postfix(figures, refresh=False)
             self.bar.update(fraction - self.bar.n)
             return
         now = time.monotonic()
-        if now - self.last_line >= PLAIN_PROGRESS_SECONDS and 0 < fraction < 1:
+        if now - self.last_line >= PLAIN_PROGRESS_SECONDS and self.initial < fraction < 1:
             self.last_line = now
-            left = (now - self.started) * (1 - fraction) / fraction
+            left = (now - self.started) * (1 - fraction) / (fraction - self.initial)
             shown = "".join(f", {key} {value}" for key, value in figures.items())
             print(f"{self.description}: {fraction:.0%}{shown}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    def each(self, items: Sequence) -> Iterator:
+        """The items, one after the other, each a part of the work."""
+        self.start(0.0)
+        for i, item in enumerate(items):
+            yield item
+            self.update((i + 1) / len(items))
 
     def say(self, line: str) -> None:
         """Print a line on stderr without tearing the bar."""

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -22,12 +22,17 @@ from siren import OMEGA_0, FieldNet, SirenConfig, SquaredError, lay_waves, linea
 BATCH = 2048  # samples a step: fewer are noisier and no faster, more take more passes to the same quality
 STEPS = 16_000  # of the default fit of a large volume
 MIN_PASSES, MAX_PASSES = 5, 45  # small volumes gain little from more, and end well before the original recipe does
+MIN_STEPS = 1_500  # of the smallest volumes, a few seconds: 45 passes are too few there, by 5 dB at 32^3, 40 at 16^3
 WARM_UP_STEPS = 50
+STARTS = 3  # networks that a fit is tried from, for
+TRIAL_STEPS = 200  # steps; what is then the best is nearly always so in the end,
+TRIAL_PROGRESS = 0.05  # where these are at most that part of the fit
 CHECK_STEPS = 100  # between two looks at the loss, which wait for the device
-AVERAGED_STEPS = 50  # over which the weights and the running loss are averaged
+AVERAGED_STEPS = 50  # over which the weights are averaged
 NORM_LIMIT = 1.3  # of a hidden matrix, relative to its initialisation
-SPIKE = 10.0  # a running loss that many times the best one is a divergence; 4 times passes by itself
-COLLAPSE = 0.9  # a loss above that part of the field's variance is a fit no better than a constant
+SPIKE = 10.0  # a loss that many times the best one is a divergence; 4 times passes by itself
+COLLAPSE = 0.9  # a collapsed fit is one no better than a constant: of a loss above that part of the field's variance,
+STALLED = 0.99  # and that does not fall below this part of what it was, CHECK_STEPS before;
 COLLAPSE_PROGRESS = 0.25  # part of the fit after which it is judged so,
 COLLAPSE_STEPS = 300  # and steps: a fit that is merely short has not collapsed
 MAX_RECOVERIES = 4
@@ -63,24 +68,13 @@ class Recipe:
 def default_recipe(n_voxels: int, config: SirenConfig, optimizer: str = "muon") -> Recipe:
     """The recipe for a volume and a network, from what is known before the fit.
 
-    So many passes as make STEPS steps, but 5 to 45. The rate is the highest that is safe: in a wider or deeper network
-    the same change of every weight changes the output more.
+    So many passes as make STEPS steps, but 5 to 45, or MIN_STEPS steps where these are more. The rate is the highest
+    that is safe: in a wider or deeper network the same change of every weight changes the output more.
     """
     n_passes = min(max(round(STEPS * BATCH / n_voxels), MIN_PASSES), MAX_PASSES)
+    n_passes = max(n_passes, round(MIN_STEPS / math.ceil(n_voxels / BATCH)))
     rate = (0.4 if optimizer == "muon" else 0.2) / (config.n_neurons * max(config.n_layers, 2))
     return Recipe(n_passes=n_passes, batch=BATCH, lr=rate, optimizer=optimizer)
-
-
-def initial_network(config: SirenConfig, field: Field, seed: int, first_omega: float | None = None) -> FieldNet:
-    """The network to start from, on the field's device.
-
-    first_omega: frequency of a first layer drawn at random, as in the original; without it, `lay_waves`, which is
-    better by 0.1 to 10 dB on most fields, and at worst half a decibel worse.
-    """
-    net = FieldNet(config, torch.Generator().manual_seed(seed), first_omega or OMEGA_0)
-    if first_omega is None:
-        lay_waves(net, field.mirrors())
-    return net.to(field.device)
 
 
 def psnr_of(error: float) -> float:
@@ -156,10 +150,19 @@ class Fit:
     Trains `net` in place, but for the linear layers before `first_layer`. The result, at any time, is `average`: the
     network of the weights averaged over the latest steps, which is better than the latest one by decibels while the
     rate is high, and the same at the end (Polyak and Juditsky, 1992).
+
+    rivals: other networks to start from; TRIAL_STEPS steps are tried from each, and the fit goes on from the best.
     """
 
     def __init__(
-        self, net: FieldNet, field: Field, recipe: Recipe, seed: int, first_layer: int = 0, n_threads: int = 1
+        self,
+        net: FieldNet,
+        field: Field,
+        recipe: Recipe,
+        seed: int,
+        first_layer: int = 0,
+        n_threads: int = 1,
+        rivals: Sequence[FieldNet] = (),
     ):
         self.net, self.field, self.recipe, self.seed = net, field, recipe, seed
         self.steps_per_pass = math.ceil(field.n_voxels / recipe.batch)
@@ -176,12 +179,14 @@ class Fit:
         # A streamed field has no room for that.
         self.errors: torch.Tensor | None = None
         if recipe.by_error and isinstance(field, Field):
-            self.errors = (field.values - field.mean).square().mean(1).nan_to_num_()
+            self.errors = field.deviations()
         self.density: torch.Tensor | None = None
         self.step, self.seconds, self.n_recoveries = 0, 0.0, 0
-        self.running_loss = torch.full((), field.variance, device=field.device)  # of a constant, until there is another
-        self.good = self._capture()  # the state to go back to
-        self.good_loss = math.inf
+        self.loss = field.variance  # of `average`, as last judged; at first that of a constant
+        self.start = self._capture()
+        self.best, self.best_loss = self.start, math.inf  # of the states judged
+        self.rivals = [rival.state_dict() for rival in rivals]  # not tried yet
+        self.is_on_trial = bool(rivals)
 
     def _join_parameters(self, first_layer: int) -> None:
         """Lay the parameters out in one vector, likewise their gradients and averages: a step takes few operations."""
@@ -212,18 +217,22 @@ class Fit:
     def run(self, on_step: Callable[[Fit], bool | None] = lambda fit: None) -> None:
         """Fit to the end. `on_step(self)` is told of every step done; it ends the fit by returning True.
 
-        A fit that went wrong in spite of all recoveries ends in the last good state, or the initial one.
+        Where the last state is worse than the best one, of an interrupted fit or one that went wrong in spite of all
+        recoveries, it ends in the best one.
         """
-        self._run(on_step)
-        if not self.running_loss.item() <= SPIKE * self.good_loss:
-            self._restore(self.good)
+        try:
+            self._run(on_step)
+        finally:
+            self.loss = self._judge()
+            if not STALLED * self.loss <= self.best_loss:
+                self._restore(self.best)
 
     def _run(self, on_step: Callable[[Fit], bool | None]) -> None:
         started = time.monotonic() - self.seconds
         while self.progress < 1:
             index, first = divmod(self.step, self.steps_per_pass)
             if first == 0 and self.errors is not None:
-                self.density = self._density()
+                self.density = self.field.density(self.errors)
             for batch in self.field.batches(self.seed, index, self.steps_per_pass, first, self.density):
                 self._take_step(batch)
                 self.seconds = time.monotonic() - started
@@ -239,13 +248,13 @@ class Fit:
     def progress(self) -> float:
         """The part of the fit that is done, 0 to 1."""
         if self.recipe.max_seconds is not None:
-            return self.seconds / self.recipe.max_seconds
+            return min(self.seconds / self.recipe.max_seconds, 1.0)
         return self.step / self.n_steps
 
     @property
     def psnr(self) -> float:
-        """Estimate of the PSNR in dB from the latest steps, often low by a decibel or two. Waits for the device."""
-        return psnr_of(self.running_loss.item())
+        """PSNR of `average` in dB, as last judged, every CHECK_STEPS steps, by the voxels of the field's probe."""
+        return psnr_of(self.loss)
 
     def _rate(self) -> float:
         recipe, progress = self.recipe, self.progress
@@ -255,18 +264,7 @@ class Fit:
             return recipe.lr * recipe.lr_decay ** (n_passes // recipe.pass_decay) * halvings
         warm_up = WARM_UP_STEPS if recipe.max_seconds else min(WARM_UP_STEPS, max(self.n_steps / 5, 1.0))
         warm_up = min(1.0, (self.step + 1) / warm_up)
-        return recipe.lr * warm_up * max(1.0 - progress, 0.0) ** 2 * halvings
-
-    def _density(self) -> torch.Tensor:
-        """How often a pass shows each voxel: half of it evenly, half in proportion to the voxel's latest errors.
-
-        Where a thousand voxels hold most of the error, an even draw of 2,048 rarely meets them, and its gradient is
-        mostly noise. Weighted by 1 / density, the loss remains the mean over all voxels, and no weight exceeds 2.
-        Importance sampling; Katharopoulos and Fleuret, 2018.
-        """
-        size = self.errors.sqrt()
-        mean = size.sum() / self.field.n_voxels + 1e-30
-        return (size + mean) / (2 * mean)
+        return recipe.lr * warm_up * (1.0 - progress) ** 2 * halvings
 
     def _take_step(self, batch: torch.Tensor) -> None:
         for optimizer in self.optimizers:
@@ -274,25 +272,20 @@ class Fit:
         flat = ranks.share(batch)
         x, values = self.field.samples(flat)
         if self.density is not None:
-            loss = self.squared_error(x, values, 1 / self.density[flat].to(x.device))
+            self.squared_error(x, values, 1 / self.density[flat].to(x.device))
             squares = ranks.together(self.squared_error.squares, len(batch)).to(self.errors.device)
             self.errors[batch] = torch.lerp(self.errors[batch], squares.nan_to_num(4.0).clamp_(max=4.0), 0.5)
         elif self.recipe.grad_lambda == 0:
-            loss = self.squared_error(x, values)
+            self.squared_error(x, values)
         else:
             self.gradient.zero_()
-            total, loss = loss_with_gradient(self.net, x, values, self.field.slopes(flat), self.recipe.grad_lambda)
-            total.backward()
-        loss = loss.detach()
-        ranks.average([loss, self.gradient], weight=len(flat))
+            loss_with_gradient(self.net, x, values, self.field.slopes(flat), self.recipe.grad_lambda)[0].backward()
+        ranks.average(self.gradient, weight=len(flat))
         for optimizer in self.optimizers:
             optimizer.step()
         self._limit_norms()
         self.step += 1
         self.averaged.lerp_(self.weights, max(1 / AVERAGED_STEPS, 10 / (9 + self.step)))  # at first over fewer
-        # The average starts anew after every look at it, so that the losses of the first steps do not linger.
-        since_check = (self.step - 1) % CHECK_STEPS + 1
-        self.running_loss.lerp_(loss, 1 / min(since_check, AVERAGED_STEPS))
 
     def _limit_norms(self) -> None:
         """Scale hidden matrices back to their limits.
@@ -305,19 +298,46 @@ class Fit:
 
     # --- recovery and checkpoints ---
 
+    @torch.no_grad()
+    def _judge(self) -> float:
+        """Mean squared error of `average`, by the same voxels every time: what grows is not the luck of a draw."""
+        x, values, weights = self.field.probe
+        return float(((self.average(x) - values).square().mean(1) * weights).mean())
+
     def _went_back(self) -> bool:
-        """Whether the fit went wrong and is back, at half the rate, where it last went well, or at its start."""
-        loss, worst = self.running_loss.item(), COLLAPSE * self.field.variance
-        is_collapsed = loss > worst and self.progress > COLLAPSE_PROGRESS and self.step >= COLLAPSE_STEPS
-        if loss <= SPIKE * self.good_loss and not is_collapsed:
-            if loss < min(self.good_loss, worst):
-                self.good, self.good_loss = self._capture(), loss
-            return False
-        if self.n_recoveries == MAX_RECOVERIES:
+        """Whether the fit is back: where it went wrong at its best state, or where it collapsed at its start.
+
+        At half the rate then; at the end of a trial, too, but at the same rate.
+        """
+        before, self.loss = self.loss, ranks.of_first(self._judge())
+        if self.loss < self.best_loss:
+            self.best, self.best_loss = self._capture(), self.loss
+        if self.is_on_trial:
+            if self.step < TRIAL_STEPS:
+                return False
+            self._end_trial()
+            return True
+        has_collapsed = (
+            self.recipe.schedule == "power"  # in steps the rate falls so low that a fit stalls long before it is good
+            and self.best_loss > COLLAPSE * self.field.variance
+            and not self.loss < STALLED * before
+            and self.progress > COLLAPSE_PROGRESS
+            and self.step >= COLLAPSE_STEPS
+        )
+        if (self.loss <= SPIKE * self.best_loss and not has_collapsed) or self.n_recoveries == MAX_RECOVERIES:
             return False
         self.n_recoveries += 1
-        self._restore(self.good)
+        self._restore(self.start if has_collapsed else self.best)
         return True
+
+    def _end_trial(self) -> None:
+        """Go on to the next trial, or after the last one from where the best one ended."""
+        if self.rivals:
+            rival = self.rivals.pop(0)
+            self._restore(self.start | {"network": rival, "average": rival})
+        else:
+            self.is_on_trial = False
+            self._restore(self.best)
 
     def _capture(self) -> dict:
         return copy.deepcopy(
@@ -326,7 +346,7 @@ class Fit:
                 "network": self.net.state_dict(),
                 "average": self.average.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-                "running_loss": self.running_loss,
+                "loss": self.loss,
             }
         )
 
@@ -337,15 +357,17 @@ class Fit:
         self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.running_loss.copy_(state["running_loss"])
+        self.loss = state["loss"]
 
     def state_dict(self) -> dict:
         """Everything from which `load_state_dict` continues to the same result."""
         return {
             "now": self._capture(),
-            "good": self.good,
-            "good_loss": self.good_loss,
+            "best": self.best,
+            "best_loss": self.best_loss,
             "n_recoveries": self.n_recoveries,
+            "n_rivals": len(self.rivals),
+            "is_on_trial": self.is_on_trial,
             "seconds": self.seconds,
             "errors": self.errors,
             "density": self.density,
@@ -353,10 +375,31 @@ class Fit:
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a `state_dict` of a fit of the same network, field, recipe and seed."""
-        self.good, self.good_loss = state["good"], state["good_loss"]
+        self.best, self.best_loss = state["best"], state["best_loss"]
         self.n_recoveries, self.seconds = state["n_recoveries"], state["seconds"]
+        self.rivals, self.is_on_trial = self.rivals[len(self.rivals) - state["n_rivals"] :], state["is_on_trial"]
         if self.errors is not None:
             self.errors.copy_(state["errors"])
         if state["density"] is not None:
             self.density = state["density"].to(self.errors)
         self._restore(state["now"])
+
+
+def new_fit(
+    config: SirenConfig, field: Field, recipe: Recipe, seed: int, first_omega: float | None = None, n_threads: int = 1
+) -> Fit:
+    """The fit of a new network, drawn by `seed`, to a field; where it is long enough, of the best of several.
+
+    first_omega: frequency of a first layer drawn at random, as in the original; without it, `lay_waves`, which is
+    better by 0.1 to 10 dB on most fields, and at worst half a decibel worse.
+    """
+    generator, mirrors = torch.Generator().manual_seed(seed), field.mirrors()
+    n_steps = recipe.n_passes * math.ceil(field.n_voxels / recipe.batch)
+    has_rivals = recipe.by_error and recipe.max_seconds is None and TRIAL_PROGRESS * n_steps >= TRIAL_STEPS
+    nets = []
+    for _ in range(STARTS if has_rivals else 1):
+        net = FieldNet(config, generator, first_omega or OMEGA_0)
+        if first_omega is None:
+            lay_waves(net, mirrors)
+        nets.append(net.to(field.device))
+    return Fit(nets[0], field, recipe, seed, n_threads=n_threads, rivals=nets[1:])

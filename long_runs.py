@@ -21,7 +21,7 @@ CHECKPOINT_SECONDS = 60.0
 # Options that another run may set differently and still continue a checkpoint.
 MAY_CHANGE = {"volume", "array", "shape", "dtype", "endian", "network", "config", "vol_debug", "checkpoint", "resume"}
 MAY_CHANGE |= {"target_psnr", "plot", "cuda", "gid", "num_workers"}
-ESTIMATE_ERROR = 3.0  # dB by which the running estimate may be low
+ESTIMATE_ERROR = 1.0  # dB by which the estimate may be low
 
 
 def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> list[tuple[float, float, float]]:
@@ -31,14 +31,17 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> li
     """
     history = []
     shown = saved = time.monotonic()
-    n_recoveries = fit.n_recoveries
-    with cli.Progress("training") as progress:
+    n_recoveries, latest = fit.n_recoveries, fit.progress
+    with cli.Progress("training", fit.progress) as progress:
 
         def on_step(fit: Fit) -> bool:
-            nonlocal shown, saved, n_recoveries
+            nonlocal shown, saved, n_recoveries, latest
             if fit.n_recoveries != n_recoveries:
                 n_recoveries = fit.n_recoveries
                 progress.say(f"training went wrong: back to step {fit.step}, at half the learning rate")
+            if fit.progress < latest:
+                progress.start(fit.progress)
+            latest = fit.progress
             now = time.monotonic()
             if now - shown > SHOW_SECONDS:
                 shown = now

@@ -35,7 +35,7 @@ ADDED_ERROR = 0.02
 # With training, what is foretold: where coarser steps cost about as much quality as a smaller network of equal bytes;
 # then what is tried where that has cost too much.
 ADDED_ERRORS_TRAINED = {0.4: "with finer steps", 0.1: "without training"}
-MOST_LOST = 2.0  # dB
+MOST_LOST = 2.0, 0.25  # dB, and of what the network is better than a constant
 WITHOUT_TRAINING = {1.0: "without training"}  # the only try where the steps are given
 MAX_COMPENSATED = 1 << 14  # weights: a few seconds; the time grows with the square of their number
 TRAINED_VOXELS = 1.25e7  # seen by the training while rounding
@@ -281,7 +281,8 @@ def round_with_volume(
         quantise.load(rounded, alone)
         expected, most_lost, tries = measured_psnr(opt, rounded, header, volume, device), 0.0, WITHOUT_TRAINING
     else:
-        expected, most_lost, tries = fitting.psnr_of(error), MOST_LOST, ADDED_ERRORS_TRAINED
+        expected, tries = fitting.psnr_of(error), ADDED_ERRORS_TRAINED
+        most_lost = min(MOST_LOST[0], MOST_LOST[1] * (expected - fitting.psnr_of(field.variance)))
     with cli.Progress("rounding") as progress:
 
         def on_progress(fraction: float, psnr: float) -> None:
@@ -292,10 +293,11 @@ def round_with_volume(
             steps = quantise.choose_steps(net, sensitivity, **fineness)
             rounded = copy.deepcopy(net).to(device)
             layers = quantise.round_and_train(rounded, field, steps, recipe, opt.seed, on_progress, opt.num_workers)
-            lost = expected - measured_psnr(opt, rounded, header, volume, device)
-            if lost <= most_lost:
+            found = measured_psnr(opt, rounded, header, volume, device)
+            if found >= expected - most_lost:
                 return layers
-            progress.say(f"rounding with training has cost {lost:.1f} dB: again {otherwise}")
+            progress.say(f"rounding with training has cost {expected - found:.1f} dB: again {otherwise}")
+            progress.start(0.0)
     return alone
 
 
@@ -328,10 +330,12 @@ def main(argv: Sequence[str]) -> None:
     if volume:
         decoded = NeuralField.open(opt.compressed, n_threads=opt.num_workers).lazy()
         chosen = measured_boxes(components_last(volume.array, config.d_in))
-        metrics = compare(volume.array, decoded, ValueRange.of(found), chosen)
+        with cli.Progress("measuring") as progress:
+            metrics = compare(volume.array, decoded, ValueRange.of(found), progress.each(chosen))
+            if settings.get("clipped_from"):
+                clipped = compare(volume.array, decoded, ValueRange.of(header), progress.each(chosen))
         cli.report(**metrics.report(header.n_present))
         if settings.get("clipped_from"):
-            clipped = compare(volume.array, decoded, ValueRange.of(header), chosen)
             cli.report(psnr_clipped=f"{clipped.psnr:.3f}")
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)
     cli.report(

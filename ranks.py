@@ -93,16 +93,14 @@ def together(part: torch.Tensor, n: int) -> torch.Tensor:
     return whole
 
 
-def average(tensors: list[torch.Tensor], weight: float) -> None:
-    """Replace each tensor by its mean over the processes, each with its weight, in one exchange."""
+def average(vector: torch.Tensor, weight: float) -> None:
+    """Replace a vector by its mean over the processes, each with its weight."""
     if count() == 1:
         return
-    flat = torch.cat([tensors[0].new_ones(1), *(tensor.flatten() for tensor in tensors)]).mul_(weight)
+    both = torch.cat([vector.new_ones(1), vector]).mul_(weight)
     with _answering():
-        dist.all_reduce(flat)
-    parts = (flat[1:] / flat[0]).split([tensor.numel() for tensor in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.copy_(part.view_as(tensor))
+        dist.all_reduce(both)
+    torch.div(both[1:], both[0], out=vector)
 
 
 def of_first(value: float) -> float:

@@ -13,6 +13,7 @@ import torch
 from utils import axis_coordinates, voxel_size
 
 FINENESS = 1 << 20  # of densities, per unit
+PROBED = 1 << 12  # voxels that a fit is judged by
 COMPARED = 1 << 12  # voxels, with their mirror images
 ASYMMETRY = 1e-3  # of the field's variance, up to which it counts as symmetric
 
@@ -29,6 +30,33 @@ def flat_coordinates(axes: list[torch.Tensor], flat: torch.Tensor) -> torch.Tens
         columns.append(axis[flat % len(axis)])
         flat = flat // len(axis)
     return torch.stack(columns[::-1], dim=-1)
+
+
+def probe_of(values: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which voxels to judge a fit of `values` (n, components) by, and their weights.
+
+    Drawn as `density_of` says of a constant fit: the rare ones are among them. The mean of the squared errors, each
+    times its weight, is about that of all voxels.
+    """
+    density = density_of((values - mean).square().mean(1), len(values))
+    ends = (density * FINENESS).long().cumsum(0)
+    n = min(PROBED, len(values))
+    at = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(values.device)
+    at = (at + torch.arange(n, device=values.device)) * (ends[-1] / n)
+    chosen = torch.searchsorted(ends, at.long(), right=True)
+    return chosen, 1 / density[chosen]
+
+
+def density_of(errors: torch.Tensor, n_voxels: int) -> torch.Tensor:
+    """How often to draw each voxel: half evenly, half in proportion to its error; 1 in the mean over `n_voxels`.
+
+    errors: squared, zero for voxels that do not count. Where a thousand voxels hold most of the error, an even draw of
+    2,048 rarely meets them, and its gradient is mostly noise. Weighted by 1 / density, a loss remains the mean over all
+    voxels, and no weight exceeds 2. Importance sampling; Katharopoulos and Fleuret, 2018.
+    """
+    size = errors.sqrt()
+    mean = size.sum() / n_voxels + 1e-30
+    return (size + mean) / (2 * mean)
 
 
 class Field:
@@ -52,6 +80,22 @@ class Field:
         present = self.values if self.present is None else self.values[self.present]
         self.mean = present.mean(dim=0)
         self.variance = float(present.var(dim=0, correction=0).mean())
+
+    def deviations(self) -> torch.Tensor:
+        """The squared error (voxels,) of a constant, of missing voxels zero."""
+        return (self.values - self.mean).square().mean(1).nan_to_num_()
+
+    def density(self, errors: torch.Tensor) -> torch.Tensor:
+        """`density_of` every voxel; missing ones are never drawn."""
+        return density_of(errors, self.n_voxels)
+
+    @functools.cached_property
+    def probe(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Voxels to judge a fit by, as `probe_of` chooses them: coordinates and values, as of `samples`; weights."""
+        chosen, weights = probe_of(self.values if self.present is None else self.values[self.present], self.mean)
+        flat = chosen if self.present is None else self.present[chosen]
+        x, values = flat_coordinates(self.axes, flat), self.values[flat]
+        return x.to(self.device), values.to(self.device), weights.to(self.device)
 
     def shuffled(self, seed: int, index: int, density: torch.Tensor | None = None) -> torch.Tensor:
         """The order in which pass number `index` sees the voxels: as many as are not missing, and those once each.

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from samples import Field, axis_tensors, finite_differences, flat_coordinates
+from samples import PROBED, Field, axis_tensors, finite_differences, flat_coordinates, probe_of
 from utils import ValueRange
 from volume import Box, boxes, parts
 
@@ -23,6 +23,7 @@ IN_MEMORY = 1 << 27  # voxels: training takes 12 bytes for each, beside the volu
 BUFFER = 1 << 24  # voxels
 KEPT = BUFFER // 4 * 3  # voxels left in it when it is filled up again
 STRETCH = 1 << 10  # voxels: longer ones are more alike, and cost quality
+PROBED_STRETCHES = 256  # from which the voxels come that a fit is judged by
 
 
 def training_field(
@@ -51,24 +52,42 @@ class StreamedField:
         self.shape = original.shape[:-1]
         self.axes = axis_tensors(self.shape, device)
         self.stretches = boxes(original, STRETCH * original.shape[-1])
-        self.n_voxels, self.variance = self._statistics()
+        self.n_voxels, self.mean, self.variance = self._statistics()
         self.n_refills = math.ceil(self.n_voxels / (BUFFER - KEPT))
         self.buffer: list[torch.Tensor] = []  # by place: flat index, values, and slopes if any
 
-    def _statistics(self) -> tuple[int, float]:
-        """How many voxels are not missing, and the variance of the normalised values, the mean over the components."""
+    def _statistics(self) -> tuple[int, torch.Tensor, float]:
+        """How many voxels are not missing; of the normalised values the mean of each component, and the variance."""
         n, sums, squares = 0, 0.0, 0.0
         for _, part in parts(self.original):
             rows = self.range.normalise(part).reshape(-1, part.shape[-1]).astype(np.float64)
             rows = rows[~np.isnan(rows[:, 0])]
             n += len(rows)
             sums, squares = sums + rows.sum(axis=0), squares + np.einsum("ij,ij->j", rows, rows)
-        return n, float((squares / n - (sums / n) ** 2).mean())
+        mean = sums / n
+        return n, torch.from_numpy(mean).float().to(self.device), float((squares / n - mean**2).mean())
 
     @functools.cached_property
     def crc32(self) -> int:
         """Checksum of the values."""
         return functools.reduce(lambda crc, part: zlib.crc32(part[1].tobytes(), crc), parts(self.original), 0)
+
+    @functools.cached_property
+    def probe(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `Field.probe`, from stretches drawn at random."""
+        flat, values = torch.empty(0, dtype=torch.int64), torch.empty(0, self.original.shape[-1])
+        order = np.random.default_rng(0).permutation(len(self.stretches))
+        for start in range(0, len(order), PROBED_STRETCHES):
+            columns = zip(
+                *(self._read(self.stretches[i])[:2] for i in order[start : start + PROBED_STRETCHES]), strict=True
+            )
+            more = [torch.from_numpy(np.concatenate(column)) for column in columns]
+            flat, values = torch.cat([flat, more[0]]), torch.cat([values, more[1]])
+            if len(flat) >= PROBED:
+                break
+        flat, values = flat.to(self.device), values.to(self.device)
+        chosen, weights = probe_of(values, self.mean)
+        return flat_coordinates(self.axes, flat[chosen]), values[chosen], weights
 
     def mirrors(self) -> list[None]:
         """No plane of symmetry is looked for: voxels here and there take long to read."""

@@ -14,7 +14,7 @@ import os
 import shlex
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ import net_coder
 import outliers
 import pictures
 import ranks
-from fitting import Fit, Recipe
+from fitting import Recipe
 from neural_field import NeuralField
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
 from streamed import training_field
 from utils import Metrics, ValueRange, compare, components_last, count_lost, describe, measured_boxes, overall
-from volume import LazyArray, RawLayout, Volume, VolumeError, raw_layout
+from volume import Box, LazyArray, RawLayout, Volume, VolumeError, raw_layout
 from volume_io import read_volume
 from volume_series import files_of
 from volume_writers import write_volume
@@ -341,16 +341,16 @@ def main(argv: Sequence[str]) -> None:
     field = training_field(original, values, device, opt.grad_lambda > 0)
     recipe = settle_recipe(opt, field.n_voxels, config)
 
-    net = fitting.initial_network(config, field, opt.seed, opt.w0)
-    fit = Fit(net, field, recipe, opt.seed, n_threads=opt.num_workers)
+    fit = fitting.new_fit(config, field, recipe, opt.seed, opt.w0, opt.num_workers)
     if opt.resume:
         long_runs.load_checkpoint(opt, fit)
 
     def decoded() -> NeuralField:
         return NeuralField.of(fit.average, header, device, opt.num_workers)
 
-    def measure(values: ValueRange) -> Metrics:
-        chosen = ranks.turns(measured_boxes(original))
+    measured = ranks.turns(measured_boxes(original))
+
+    def measure(values: ValueRange, chosen: Iterable[Box] = measured) -> Metrics:
         return overall(ranks.gathered(compare(volume.array, decoded().lazy(), values, chosen)))
 
     def settings(psnr: float, psnr_clipped: float) -> dict:
@@ -360,8 +360,9 @@ def main(argv: Sequence[str]) -> None:
     try:
         if values.extent.any():  # a constant volume needs no fit: its range says it all
             history = long_runs.run_to_target(fit, opt, lambda: measure(values).psnr)
-        metrics = measure(whole)
-        clipped = measure(values) if opt.clip else metrics
+        with cli.Progress("measuring") as progress:
+            metrics = measure(whole, progress.each(measured))
+            clipped = measure(values, progress.each(measured)) if opt.clip else metrics
         if not ranks.is_first():
             return
     except KeyboardInterrupt:
@@ -380,6 +381,8 @@ def main(argv: Sequence[str]) -> None:
     constant = fitting.psnr_of(field.variance)
     if values.extent.any() and clipped.psnr < constant + 1:
         warn(f"the network has {clipped.psnr:.1f} dB, where a constant volume would have {constant:.1f} dB")
+    if opt.target_psnr and clipped.psnr < opt.target_psnr:
+        warn(f"the network has {clipped.psnr:.1f} dB: more --n_passes or a lower --compression_ratio may give more")
     cli.report(
         **metrics.report(field.n_voxels),
         **clip_report(opt, original, values, clipped),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -273,7 +273,7 @@ def compare(
     original: np.ndarray,
     decoded: np.ndarray | LazyArray,
     values: ValueRange | None = None,
-    chosen: Sequence[Box] | None = None,
+    chosen: Iterable[Box] | None = None,
 ) -> Metrics:
     """How far `decoded` is from `original`, computed in float64 (differences of 64-bit integers exactly).
 

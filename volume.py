@@ -84,7 +84,7 @@ def boxes(values: np.ndarray, n: int | None = None, order: Iterable[int] | None 
     return [tuple(product[order.index(axis)] for axis in range(len(shape))) for product in products]
 
 
-def parts(values: np.ndarray, chosen: Sequence[Box] | None = None) -> Iterator[tuple[Box, np.ndarray]]:
+def parts(values: np.ndarray, chosen: Iterable[Box] | None = None) -> Iterator[tuple[Box, np.ndarray]]:
     """Boxes, by default all of `boxes(values)`, with the values in them.
 
     The pages of a memory map are let go of after each, else they would count as memory in use.

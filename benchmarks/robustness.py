@@ -29,7 +29,7 @@ def fit_psnr(path: str, config: SirenConfig, seed: int, passes: float | None) ->
     field = Field(ValueRange(header.low, header.high).normalise(original), torch.device("cpu"))
     recipe = fitting.default_recipe(field.n_voxels, config)
     recipe = dataclasses.replace(recipe, n_passes=passes or recipe.n_passes)
-    fit = fitting.Fit(fitting.initial_network(config, field, seed), field, recipe, seed)
+    fit = fitting.new_fit(config, field, recipe, seed)
     fit.run()
     psnr = compare(volume.array, NeuralField.of(fit.average, header).on_grid()).psnr
     return psnr, fitting.psnr_of(field.variance), fit.n_recoveries

@@ -50,7 +50,7 @@ def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
     x, values = field.samples(flat)
     fit = fitting.Fit(net, field, fitting.default_recipe(field.n_voxels, net.config), seed=0)
     squared_error = SquaredError(net, batch, n_threads=n_threads)
-    fit.squared_error, fit.density = squared_error, fit._density()
+    fit.squared_error, fit.density = squared_error, field.density(fit.errors)
 
     def autograd() -> None:
         net.zero_grad()

@@ -50,7 +50,7 @@ def run_recipe(path: str, recipe: fitting.Recipe, config: SirenConfig, first_ome
     header = describe(volume, 3)
     field = Field(ValueRange(header.low, header.high).normalise(components_last(volume.array, 3)), device)
     started = time.monotonic()
-    net = fitting.initial_network(config, field, 0, first_omega)
+    fit = fitting.new_fit(config, field, recipe, 0, first_omega)
     run, paused, due = Run([], [], 0), started - time.monotonic(), 0.1
 
     def on_step(fit: fitting.Fit) -> None:
@@ -63,7 +63,7 @@ def run_recipe(path: str, recipe: fitting.Recipe, config: SirenConfig, first_ome
             due = FINER * (fit.seconds - paused)
             paused += time.monotonic() - started
 
-    fitting.Fit(net, field, recipe, seed=0).run(on_step)
+    fit.run(on_step)
     return run
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 import torch
 from helpers import field_net, fit, slanted, watched_samples
 
-from fitting import NORM_LIMIT, Fit, Muon, Recipe, loss_with_gradient
+from fitting import NORM_LIMIT, Fit, Muon, Recipe, default_recipe, loss_with_gradient, new_fit
 from samples import Field
 from utils import value_range
 
@@ -99,7 +101,7 @@ def test_drawing_by_error_leaves_the_mean_gradient():
     x, values = field.samples(torch.arange(field.n_voxels))
     running.squared_error(x, values)
     expected = torch.cat([p.grad.flatten() for p in net.parameters()])
-    density = running._density()
+    density = field.density(running.errors)
     assert density.min() >= 0.5 and density.mean() == pytest.approx(1, rel=1e-5)
     flat = field.shuffled(0, 0, density)
     running.squared_error(x[flat], values[flat], 1 / density[flat])
@@ -139,6 +141,21 @@ def test_several_components_are_learned_each_in_its_place():
     field, net = field_of(np.stack([base, -2 * base, np.ones_like(base)], axis=-1)), field_net(n_neurons=16, d_out=3)
     fit(net, field, n_passes=80, batch=24, optimizer="adam", lr=3e-3)
     assert mean_squares(net, field).max() < 1e-3
+
+
+def test_a_fit_is_judged_by_voxels_that_stand_for_all():
+    """Of a network with errors where the values are rare, too."""
+    grid = np.random.default_rng(0).standard_normal((20, 30, 25)) ** 5
+    field, net = field_of(grid), field_net()
+    assert Fit(net, field, Recipe(1, 64, 1e-3), 0)._judge() == pytest.approx(float(mean_squares(net, field)), rel=0.03)
+    assert field.probe[2].mean() == pytest.approx(1, rel=0.03)
+
+
+@pytest.mark.parametrize(("side", "n_passes"), [(8, 1500), (32, 94), (40, 47), (64, 45), (128, 16), (512, 5)])
+def test_default_passes(side, n_passes):
+    recipe = default_recipe(side**3, field_net().config)
+    assert recipe.n_passes == n_passes
+    assert n_passes * math.ceil(side**3 / recipe.batch) > 1490
 
 
 def test_the_seed_decides():
@@ -205,6 +222,29 @@ def test_a_checkpoint_continues_to_the_same_result(at):
     fit(rest, field, **recipe, start=states[0])
     assert distance(whole.state_dict(), rest.state_dict()) == 0
     assert distance(whole.state_dict(), part.state_dict()) > 0
+
+
+@pytest.mark.parametrize("at", [7, 15, 19, 24, 31])  # of the first, second or last trial, or after them
+def test_a_checkpoint_of_a_trial_continues_to_the_same_result(at, monkeypatch):
+    monkeypatch.setattr("fitting.CHECK_STEPS", 5)
+    monkeypatch.setattr("fitting.TRIAL_STEPS", 10)
+    field, states = slanted_field(), []
+
+    def begun():
+        nets = [field_net(seed=seed) for seed in range(3)]
+        return Fit(nets[0], field, Recipe(n_passes=8, batch=16, lr=2e-3), seed=0, rivals=nets[1:])
+
+    calls = itertools.count(1)
+
+    def on_step(fit):
+        return next(calls) == at and not states.append(copy.deepcopy(fit.state_dict()))
+
+    whole, rest = begun(), begun()
+    whole.run()
+    begun().run(on_step)
+    rest.load_state_dict(states[0])
+    rest.run()
+    assert distance(whole.average.state_dict(), rest.average.state_dict()) == 0
 
 
 def test_max_seconds():
@@ -332,6 +372,55 @@ def test_a_fit_that_stays_at_a_constant_starts_again():
     running.run()
     assert running.n_recoveries >= 1
     assert all(torch.isfinite(p).all() for p in net.parameters())
+
+
+def test_the_best_of_several_starts_goes_on(monkeypatch):
+    monkeypatch.setattr("fitting.CHECK_STEPS", 5)
+    monkeypatch.setattr("fitting.TRIAL_STEPS", 10)
+    end_trial, judged, seen = Fit._end_trial, [], []
+    monkeypatch.setattr(Fit, "_end_trial", lambda fit: judged.append(fit.loss) or end_trial(fit))
+    nets = [field_net(seed=seed, n_neurons=16) for seed in range(3)]
+    running = Fit(nets[0], slanted_field(), Recipe(n_passes=60, batch=16, lr=2e-3), seed=0, rivals=nets[1:])
+    running.run(lambda fit: seen.append((fit.step, fit.loss)) or fit.step == 12)
+    assert [step for step, _ in seen] == [*range(1, 10), 0, *range(1, 10), 0, *range(1, 10), 10, 11, 12]
+    assert len(set(judged)) == 3 and seen[-3] == (10, min(judged))
+
+
+def test_a_long_fit_is_tried_from_several_starts_and_another_is_not():
+    field, config = slanted_field((9, 8, 7)), field_net().config
+    recipe = Recipe(n_passes=4000, batch=504, lr=2e-3)
+    assert len(new_fit(config, field, recipe, seed=0).rivals) == 2
+    for change in ({"n_passes": 3999}, {"schedule": "step"}, {"max_seconds": 60.0}):
+        assert not new_fit(config, field, dataclasses.replace(recipe, **change), seed=0).rivals
+    fits = [new_fit(config, field, recipe, seed=seed) for seed in (0, 0, 1)]
+    drawn = [[fit.net.state_dict(), *fit.rivals] for fit in fits]
+    assert all(distance(a, b) == 0 for a, b in zip(*drawn[:2], strict=True))
+    assert all(distance(a, b) > 0.01 for a, b in itertools.combinations([*drawn[0], *drawn[2]], 2))
+
+
+def test_a_slow_fit_of_a_rare_voxel_is_left_alone():
+    """It is worse than a constant for long, but on its way; and a batch with the voxel has many times the loss."""
+    grid = np.zeros((24, 24, 24))
+    grid[5, 14, 9] = 1.0
+    recipe = Recipe(n_passes=120, batch=4096, lr=2e-4, optimizer="adam", schedule="step")
+    running, losses = Fit(field_net(), field_of(grid), recipe, seed=0), []
+    running.run(lambda fit: losses.append(fit.loss) if fit.step % 100 == 0 else None)
+    assert running.n_recoveries == 0 and running.step == 480
+    assert losses == sorted(losses, reverse=True) and losses[-1] > running.field.variance
+
+
+def test_an_interrupted_fit_ends_in_its_best_state():
+    running = Fit(field_net(), slanted_field(), Recipe(n_passes=100, batch=16, lr=2e-3), seed=0)
+
+    def on_step(fit):
+        if fit.step == 250:
+            fit.averaged.fill_(math.nan)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        running.run(on_step)
+    assert running.step == 200 and running.loss == running.best_loss
+    assert float(mean_squares(running.average, running.field)) == pytest.approx(running.loss, rel=0.2)
 
 
 @pytest.mark.parametrize("n_passes", [1, 3, 40])
