@@ -22,11 +22,12 @@ from siren import OMEGA_0, FieldNet, SirenConfig, SquaredError, lay_waves, linea
 BATCH = 2048  # samples a step: fewer are noisier and no faster, more take more passes to the same quality
 STEPS = 16_000  # of the default fit of a large volume
 MIN_PASSES, MAX_PASSES = 5, 45  # small volumes gain little from more, and end well before the original recipe does
-MIN_STEPS = 1_500  # of the smallest volumes, a few seconds: 45 passes are too few there, by 5 dB at 32^3, 40 at 16^3
+MIN_STEPS = 1_500  # for the smallest volumes, a few seconds: 45 passes are too few there, by 5 dB at 32^3, 40 at 16^3
 WARM_UP_STEPS = 50
 STARTS = 3  # networks that a fit is tried from, for
-TRIAL_STEPS = 200  # steps; what is then the best is nearly always so in the end,
-TRIAL_PROGRESS = 0.05  # where these are at most that part of the fit
+TRIAL_STEPS = 200  # steps: what is then the best is nearly always so in the end,
+TRIAL_PROGRESS = 0.05  # where these are at most that part of the fit, and
+TRIED_NEURONS = 24  # the width is at most that: wider networks do nearly as well from any start
 CHECK_STEPS = 100  # between two looks at the loss, which wait for the device
 AVERAGED_STEPS = 50  # over which the weights are averaged
 NORM_LIMIT = 1.3  # of a hidden matrix, relative to its initialisation
@@ -72,9 +73,14 @@ def default_recipe(n_voxels: int, config: SirenConfig, optimizer: str = "muon") 
     that is safe: in a wider or deeper network the same change of every weight changes the output more.
     """
     n_passes = min(max(round(STEPS * BATCH / n_voxels), MIN_PASSES), MAX_PASSES)
-    n_passes = max(n_passes, round(MIN_STEPS / math.ceil(n_voxels / BATCH)))
+    n_passes = max(n_passes, least_passes(n_voxels))
     rate = (0.4 if optimizer == "muon" else 0.2) / (config.n_neurons * max(config.n_layers, 2))
     return Recipe(n_passes=n_passes, batch=BATCH, lr=rate, optimizer=optimizer)
+
+
+def least_passes(n_voxels: int) -> int:
+    """As many as make about MIN_STEPS steps."""
+    return round(MIN_STEPS / math.ceil(n_voxels / BATCH))
 
 
 def psnr_of(error: float) -> float:
@@ -388,16 +394,17 @@ class Fit:
 def new_fit(
     config: SirenConfig, field: Field, recipe: Recipe, seed: int, first_omega: float | None = None, n_threads: int = 1
 ) -> Fit:
-    """The fit of a new network, drawn by `seed`, to a field; where it is long enough, of the best of several.
+    """The fit of a new network, drawn by `seed`, to a field; of the best of several where that is worth its time.
 
     first_omega: frequency of a first layer drawn at random, as in the original; without it, `lay_waves`, which is
     better by 0.1 to 10 dB on most fields, and at worst half a decibel worse.
     """
     generator, mirrors = torch.Generator().manual_seed(seed), field.mirrors()
     n_steps = recipe.n_passes * math.ceil(field.n_voxels / recipe.batch)
-    has_rivals = recipe.by_error and recipe.max_seconds is None and TRIAL_PROGRESS * n_steps >= TRIAL_STEPS
+    is_tried = config.n_neurons <= TRIED_NEURONS and n_steps * TRIAL_PROGRESS >= TRIAL_STEPS
+    is_tried = is_tried and recipe.by_error and recipe.max_seconds is None
     nets = []
-    for _ in range(STARTS if has_rivals else 1):
+    for _ in range(STARTS if is_tried else 1):
         net = FieldNet(config, generator, first_omega or OMEGA_0)
         if first_omega is None:
             lay_waves(net, mirrors)

@@ -70,7 +70,8 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--n_passes",
         type=cli.number(0, 1e6),
-        help="passes over --volume while rounding, 0 for none (default: 12.5 million / voxels, at most 48)",
+        help="passes over --volume while rounding, 0 for none "
+        "(default: 12.5 million / voxels, at most 48, or 1,500 steps if more)",
     )
     group.add_argument("--seed", type=cli.whole(0, 2**63 - 1), default=0, help="of the order of the samples")
     parser.add_device_arguments()
@@ -269,7 +270,9 @@ def round_with_volume(
     --cluster_bits the steps are given: then those rounded without training, where that costs less.
     """
     n_voxels = header.n_present
-    n_passes = min(MAX_PASSES, TRAINED_VOXELS / n_voxels) if opt.n_passes is None else opt.n_passes
+    n_passes = opt.n_passes
+    if n_passes is None:
+        n_passes = max(min(MAX_PASSES, TRAINED_VOXELS / n_voxels), fitting.least_passes(n_voxels))
     default = fitting.default_recipe(n_voxels, net.config)
     recipe = dataclasses.replace(default, n_passes=n_passes, lr=RATE * default.lr)
     field = training_field(components_last(volume.array, net.config.d_in), ValueRange.of(header), device)

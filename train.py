@@ -112,7 +112,7 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument(
         "--n_passes",
         type=cli.number(0, 1e6, exclusive=True),
-        help="samples / voxels (default: 32.8 million / voxels, 5 to 45)",
+        help="samples / voxels (default: 32.8 million / voxels, 5 to 45, or 1,500 steps if more)",
     )
     group.add_argument("--batchSize", type=cli.whole(1, 1 << 30), default=1024, help="batches of samples a step")
     group.add_argument("--oversample", type=cli.whole(1, 1 << 30), default=2, help="samples in each of those batches")

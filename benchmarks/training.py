@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -67,6 +68,13 @@ def run_recipe(path: str, recipe: fitting.Recipe, config: SirenConfig, first_ome
     return run
 
 
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    models = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in models if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def main() -> None:
     """Measure, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,9 +86,8 @@ def main() -> None:
     device = torch.device("cuda" if opt.cuda else "cpu")
     torch.set_num_threads(1)
 
-    print(
-        f"torch {torch.__version__}, {platform.machine()}, one thread, device {device}, ratio {opt.compression_ratio:g}"
-    )
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}, torch {torch.__version__}"
+    print(f"{versions}; {processor()}, one thread; device {device}, ratio {opt.compression_ratio:g}\n")
     head = ["volume", "parameters", "original dB", "s", "default dB", "s", "gain dB", "s to original's dB", "1 /"]
     head += ["original voxels/s", "default voxels/s"]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)

@@ -14,6 +14,7 @@ from helpers import field_net, fit, slanted, watched_samples
 
 from fitting import NORM_LIMIT, Fit, Muon, Recipe, default_recipe, loss_with_gradient, new_fit
 from samples import Field
+from siren import SirenConfig
 from utils import value_range
 
 CPU = torch.device("cpu")
@@ -392,6 +393,7 @@ def test_a_long_fit_is_tried_from_several_starts_and_another_is_not():
     assert len(new_fit(config, field, recipe, seed=0).rivals) == 2
     for change in ({"n_passes": 3999}, {"schedule": "step"}, {"max_seconds": 60.0}):
         assert not new_fit(config, field, dataclasses.replace(recipe, **change), seed=0).rivals
+    assert not new_fit(SirenConfig(25), field, recipe, seed=0).rivals
     fits = [new_fit(config, field, recipe, seed=seed) for seed in (0, 0, 1)]
     drawn = [[fit.net.state_dict(), *fit.rivals] for fit in fits]
     assert all(distance(a, b) == 0 for a, b in zip(*drawn[:2], strict=True))
