@@ -1,6 +1,6 @@
-"""Fit a network to a field: losses, optimisers, schedules, recovery, checkpoints.
+"""Fit a network to a field: losses, schedules, recovery, checkpoints.
 
-Sources: Lu et al. 2021, section 3 (the loss with its gradient term); Jordan et al., "Muon", 2024.
+Source: Lu et al. 2021, section 3 (the loss with its gradient term).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 import ranks
+from optimizers import Adam, Muon
 from samples import Field
 from siren import OMEGA_0, FieldNet, SirenConfig, SquaredError, lay_waves, linear_layers
 
@@ -86,33 +87,6 @@ def least_passes(n_voxels: int) -> int:
 def psnr_of(error: float) -> float:
     """PSNR in dB of a mean squared error of normalised values, whose range is 2."""
     return 10 * math.log10(4 / max(error, 1e-30))
-
-
-class Muon(torch.optim.Optimizer):
-    """Muon on a stack of matrices (count, n, n): momentum, with all singular values of each moved to about 1.
-
-    Every weight moves by lr / 8 in the root mean square, which makes Adam's learning rate right for both.
-    torch.optim.Muon takes matrices one by one, and several times as long.
-    """
-
-    def __init__(self, stack: nn.Parameter, lr: float, momentum: float = 0.95):
-        super().__init__([stack], {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """Update the matrices by their `.grad`."""
-        (group,) = self.param_groups
-        (stack,), momentum = group["params"], group["momentum"]
-        state = self.state[stack]
-        if not state:
-            state["velocity"] = torch.zeros_like(stack)
-        velocity = state["velocity"].lerp_(stack.grad, 1 - momentum)
-        x = torch.lerp(stack.grad, velocity, momentum)  # Nesterov's
-        x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-30
-        for _ in range(5):  # Newton-Schulz
-            gram = x @ x.mT
-            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-        stack.sub_(x, alpha=0.125 * group["lr"] * math.sqrt(x.shape[-1]))
 
 
 def in_one_vector(tensors: list[torch.Tensor]) -> torch.Tensor:
@@ -203,20 +177,14 @@ class Fit:
         self.gradient = in_one_vector([parameter.grad for parameter in parameters])
         self.averaged = in_one_vector(trained_parameters(self.average, first_layer)[0])
 
-        def part(cut: slice, *shape: int) -> nn.Parameter:
-            parameter = nn.Parameter(self.weights[cut].view(shape))
-            parameter.grad = self.gradient[cut].view(shape)
-            return parameter
-
-        n, lr = self.net.config.n_neurons, self.recipe.lr
-        hidden = part(slice(n_hidden * n * n), n_hidden, n, n)
+        n = self.net.config.n_neurons
+        size = n_hidden * n * n
+        self.hidden, hidden_gradient = (v[:size].view(n_hidden, n, n) for v in (self.weights, self.gradient))
         if self.recipe.optimizer == "adam":
-            self.optimizers = [torch.optim.Adam([part(slice(None), -1)], lr=lr, fused=True)]
+            self.optimizers = [Adam(self.weights, self.gradient)]
         else:
-            others = part(slice(n_hidden * n * n, None), -1)
-            muon = [Muon(hidden, lr=lr)] if n_hidden else []
-            self.optimizers = [torch.optim.Adam([others], lr=lr, betas=(0.9, 0.99), fused=True), *muon]
-        self.hidden = hidden.detach()
+            muon = [Muon(self.hidden, hidden_gradient)] if n_hidden else []
+            self.optimizers = [Adam(self.weights[size:], self.gradient[size:], (0.9, 0.99)), *muon]
 
     # --- what happens at every step ---
 
@@ -273,8 +241,7 @@ class Fit:
         return recipe.lr * warm_up * (1.0 - progress) ** 2 * halvings
 
     def _take_step(self, batch: torch.Tensor) -> None:
-        for optimizer in self.optimizers:
-            optimizer.param_groups[0]["lr"] = self._rate()
+        rate = self._rate()
         flat = ranks.share(batch)
         x, values = self.field.samples(flat)
         if self.density is not None:
@@ -288,7 +255,7 @@ class Fit:
             loss_with_gradient(self.net, x, values, self.field.slopes(flat), self.recipe.grad_lambda)[0].backward()
         ranks.average(self.gradient, weight=len(flat))
         for optimizer in self.optimizers:
-            optimizer.step()
+            optimizer.step(rate)
         self._limit_norms()
         self.step += 1
         self.averaged.lerp_(self.weights, max(1 / AVERAGED_STEPS, 10 / (9 + self.step)))  # at first over fewer
@@ -351,7 +318,7 @@ class Fit:
                 "step": self.step,
                 "network": self.net.state_dict(),
                 "average": self.average.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "optimizers": [optimizer.state for optimizer in self.optimizers],
                 "loss": self.loss,
             }
         )
@@ -362,7 +329,8 @@ class Fit:
         self.net.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            for name, tensor in optimizer.state.items():
+                tensor.copy_(saved[name])
         self.loss = state["loss"]
 
     def state_dict(self) -> dict:

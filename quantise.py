@@ -119,12 +119,16 @@ def round_layers(net: FieldNet, steps: list[np.float32]) -> list[QuantisedLayer]
     return layers
 
 
-@torch.no_grad()
 def load(net: FieldNet, layers: list[QuantisedLayer]) -> None:
-    """Give the first layers of a network, or all, the values that their integers stand for."""
-    for layer, rounded in zip(linear_layers(net), layers, strict=False):
-        for parameter, values in zip((layer.weight, layer.bias), rounded.dequantise(), strict=True):
-            parameter.copy_(torch.from_numpy(values))
+    """Give a network the values that the integers stand for."""
+    for layer, rounded in zip(linear_layers(net), layers, strict=True):
+        _load_layer(layer, rounded)
+
+
+@torch.no_grad()
+def _load_layer(layer: nn.Linear, rounded: QuantisedLayer) -> None:
+    for parameter, values in zip((layer.weight, layer.bias), rounded.dequantise(), strict=True):
+        parameter.copy_(torch.from_numpy(values))
 
 
 def round_in_turn(
@@ -146,7 +150,7 @@ def round_in_turn(
         carried = factors[i] if factors else carry_factors(derivatives(net, x, seed), i)
         rounded = round_compensated(net, i, carried, float(step))
         layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
-        load(net, layers)
+        _load_layer(linear_layers(net)[i], layers[i])
         if i + 1 < len(steps):
             train_rest(i + 1)
     return layers

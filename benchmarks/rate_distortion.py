@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import h5py
@@ -33,11 +33,14 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from inputs import read_scalar
+
+import cli
 import quantise
 from neural_field import NeuralField
 from siren import FieldNet, SirenConfig, count_parameters
 from utils import compare, describe
-from volume_io import Volume, read_volume
+from volume import Volume, VolumeError
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ("SPERR", "SZ3", "ZFP", "TTHRESH", "original")
@@ -139,14 +142,8 @@ def original_format(volume: np.ndarray, settings: dict, state: dict[str, torch.T
     n, n_hidden = config.n_neurons, (config.n_layers - 1) * 2
     n_bytes = 5 + 4 * config.n_layers + 4 * (3 * n + n + n + 1)
     n_bytes += n_hidden * (4 * 2**ORIGINAL_BITS + math.ceil(n * n * ORIGINAL_BITS / 8) + 4 + 4 * n)
-    for layer, quantised in zip(
-        quantise.linear_layers(net),
-        quantise.round_to_codebooks(net, ORIGINAL_BITS, [np.float32(2.0**-20)] * (n_hidden + 2)),
-        strict=True,
-    ):
-        if quantised.codebook is not None:
-            with torch.no_grad():
-                layer.weight.copy_(torch.from_numpy(quantised.dequantise()[0]))
+    as_good_as_float32 = np.float32(2.0**-20)  # what has no codebook is stored as it is
+    quantise.load(net, quantise.round_to_codebooks(net, ORIGINAL_BITS, [as_good_as_float32] * (n_hidden + 2)))
     header = describe(Volume(volume, (1.0,) * 3, (0.0,) * 3), 3)
     return n_bytes, compare(volume, NeuralField.of(net, header).on_grid()).psnr
 
@@ -186,7 +183,7 @@ class Record:
 
 def measure(path: str, ratios: list[float], record: Record) -> str:
     """Measure what is missing for one volume; its checksum."""
-    volume = read_volume(path).array
+    volume = read_scalar(path).array
     checksum = f"{zlib.crc32(volume.tobytes()):08x}"
     known = {"volume": Path(path).stem, "checksum": checksum}
     for codec, (codec_point, settings) in SETTINGS.items():
@@ -199,7 +196,7 @@ def measure(path: str, ratios: list[float], record: Record) -> str:
                 seconds = f"{time.monotonic() - started:.2f}"
                 record.add(**known, codec=codec, setting=f"{setting:.6g}", bytes=n_bytes, psnr=psnr, seconds=seconds)
     for ratio in ratios:
-        if not record.has(checksum, "ours", f"{ratio:g}"):
+        if not all(record.has(checksum, codec, f"{ratio:g}") for codec in ("ours", "original")):
             started = time.monotonic()
             for codec, (n_bytes, psnr) in ours(path, volume, ratio).items():
                 seconds = f"{time.monotonic() - started:.2f}"
@@ -255,7 +252,7 @@ def draw(name: str, n_voxels: int, curves: dict[str, list[Point]], folder: Path)
     plt.close(figure)
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure what is missing, print the tables, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volumes", nargs="+", metavar="VOLUME")
@@ -263,8 +260,10 @@ def main() -> None:
     parser.add_argument("--low", type=float, default=100, help="least file ratio compared (default: 100)")
     parser.add_argument("--high", type=float, default=2000, help="greatest file ratio compared (default: 2000)")
     parser.add_argument("--output", type=Path, default=Path("rate_distortion"), help="folder for the CSV and pictures")
-    opt = parser.parse_args()
-    opt.output.mkdir(exist_ok=True)
+    opt = parser.parse_args(argv)
+    if len({Path(path).stem for path in opt.volumes}) < len(opt.volumes):
+        raise cli.UserError("expected volumes of different names")
+    opt.output.mkdir(parents=True, exist_ok=True)
     record = Record(opt.output / "points.csv")
     tables: dict[str, dict[str, list[Point]]] = {}
     sizes = {}
@@ -272,7 +271,7 @@ def main() -> None:
         checksum, name = measure(path, opt.ratios, record), Path(path).stem
         curves = {codec: record.curve(checksum, codec) for codec in ("ours", *PEERS)}
         tables[name] = {codec: points for codec, points in curves.items() if points}
-        sizes[name] = read_volume(path).array.size
+        sizes[name] = read_scalar(path).array.size
         draw(name, sizes[name], tables[name], opt.output)
 
     codecs = [codec for codec in ("ours", *PEERS) if any(codec in curves for curves in tables.values())]
@@ -303,4 +302,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, VolumeError)

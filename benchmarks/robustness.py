@@ -1,7 +1,7 @@
 """The default recipe from several seeds, and over widths, depths and ratios: PSNR, spread, recoveries, collapses.
 
-Prints one Markdown row per volume (seeds), then one per shape of network on the first volume. A fit counts as collapsed
-when it is less than 1 dB better than the best constant.
+Prints one Markdown row per volume, its fits from --seeds seeds, then, from two seeds, one per shape of network on the
+volume --shapes. A fit counts as collapsed when it is less than 1 dB better than the best constant.
 """
 
 from __future__ import annotations
@@ -9,22 +9,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from inputs import read_scalar
+
+import cli
 import fitting
 from neural_field import NeuralField
 from samples import Field
 from siren import SirenConfig, count_parameters, neurons_for_budget
 from utils import ValueRange, compare, components_last, describe
-from volume_io import read_volume
+from volume import VolumeError
 
 
 def fit_psnr(path: str, config: SirenConfig, seed: int, passes: float | None) -> tuple[float, float, int]:
     """PSNR of one fit, that of the best constant, and how often the fit had to recover."""
-    volume = read_volume(path)
+    volume = read_scalar(path)
     original, header = components_last(volume.array, 3), describe(volume, 3)
     field = Field(ValueRange(header.low, header.high).normalise(original), torch.device("cpu"))
     recipe = fitting.default_recipe(field.n_voxels, config)
@@ -45,21 +49,21 @@ def row(name: str, path: str, config: SirenConfig, seeds: range, passes: float |
           f"| {max(psnr) - min(psnr):.2f} | {sum(n for _, _, n in fits)} | {collapsed} |", flush=True)  # fmt: skip
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volumes", nargs="*", metavar="VOLUME")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--shapes", metavar="VOLUME", help="volume for the rows over widths, depths and ratios")
     parser.add_argument("--passes", type=float, help="passes of those rows (default: train.py's)")
-    opt = parser.parse_args()
+    opt = parser.parse_args(argv)
     torch.set_num_threads(1)
     print("| volume | width | layers | parameters | dB | spread | recoveries | collapsed |\n|" + "---|" * 8, flush=True)
     for path in opt.volumes:
-        n_voxels = read_volume(path).array.size
+        n_voxels = read_scalar(path).array.size
         row(Path(path).stem, path, SirenConfig(neurons_for_budget(n_voxels // 50)), range(opt.seeds), None)
     if opt.shapes:
-        n_voxels = read_volume(opt.shapes).array.size
+        n_voxels = read_scalar(opt.shapes).array.size
         shapes = [(width, layers) for width in (16, 32, 64, 128, 256) for layers in (2, 4, 8, 12)]
         configs = {f"{w} x {n}": SirenConfig(w, n) for w, n in shapes}
         configs |= {f"ratio {r}": SirenConfig(neurons_for_budget(n_voxels // r)) for r in (5, 20, 200, 2000)}
@@ -69,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, VolumeError)

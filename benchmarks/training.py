@@ -12,6 +12,7 @@ import dataclasses
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,12 +20,15 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from inputs import read_scalar
+
+import cli
 import fitting
 from neural_field import NeuralField
 from samples import Field
 from siren import OMEGA_0, SirenConfig, count_parameters, neurons_for_budget
 from utils import ValueRange, compare, components_last, describe
-from volume_io import read_volume
+from volume import VolumeError
 
 ORIGINAL = fitting.Recipe(
     n_passes=75, batch=16384, lr=5e-5, optimizer="adam", schedule="step", pass_decay=20, lr_decay=0.2
@@ -47,7 +51,7 @@ class Run:
 
 def run_recipe(path: str, recipe: fitting.Recipe, config: SirenConfig, first_omega: float | None, device) -> Run:
     """Fit a fresh network to the volume in `path`."""
-    volume = read_volume(path)
+    volume = read_scalar(path)
     header = describe(volume, 3)
     field = Field(ValueRange(header.low, header.high).normalise(components_last(volume.array, 3)), device)
     started = time.monotonic()
@@ -75,14 +79,14 @@ def processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure, print, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volumes", nargs="+", metavar="VOLUME")
     parser.add_argument("--compression_ratio", type=float, default=50.0, help="voxels / parameters (default: 50)")
     parser.add_argument("--plot", default="training.png", help="picture to write (default: training.png)")
     parser.add_argument("--cuda", action="store_true", help="use the GPU")
-    opt = parser.parse_args()
+    opt = parser.parse_args(argv)
     device = torch.device("cuda" if opt.cuda else "cpu")
     torch.set_num_threads(1)
 
@@ -93,7 +97,7 @@ def main() -> None:
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
     figure, panels = plt.subplots(1, len(opt.volumes), figsize=(4 * len(opt.volumes), 3.2), squeeze=False)
     for path, panel in zip(opt.volumes, panels[0], strict=True):
-        n_voxels = read_volume(path).array.size
+        n_voxels = read_scalar(path).array.size
         config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio))
         default = fitting.default_recipe(n_voxels, config)
         new = run_recipe(path, default, config, None, device)
@@ -114,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, VolumeError)

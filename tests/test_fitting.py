@@ -6,13 +6,16 @@ import copy
 import dataclasses
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import field_net, fit, slanted, watched_samples
+from helpers import ROOT, field_net, fit, slanted, watched_samples
 
-from fitting import NORM_LIMIT, Fit, Muon, Recipe, default_recipe, loss_with_gradient, new_fit
+from fitting import NORM_LIMIT, Fit, Recipe, default_recipe, loss_with_gradient, new_fit
+from optimizers import Adam, Muon
 from samples import Field
 from siren import SirenConfig
 from utils import value_range
@@ -314,22 +317,48 @@ def test_grad_lambda_brings_the_slopes_nearer():
 def test_muon_moves_matrices_as_torchs_own():
     """One step after another of torch.optim.Muon, which computes in bfloat16."""
     generator = torch.Generator().manual_seed(0)
-    ours = torch.nn.Parameter(torch.randn(3, 6, 6, generator=generator))
-    torchs = [torch.nn.Parameter(matrix) for matrix in ours.detach().clone()]
-    start = ours.detach().clone()
-    lr = 0.01
-    muon = Muon(ours, lr=lr)
+    ours, gradient = torch.randn(3, 6, 6, generator=generator), torch.empty(3, 6, 6)
+    torchs = [torch.nn.Parameter(matrix) for matrix in ours.clone()]
+    start, lr = ours.clone(), 0.01
+    muon = Muon(ours, gradient)
     reference = torch.optim.Muon(torchs, lr=0.125 * lr * math.sqrt(6), weight_decay=0.0, momentum=0.95)
     for _ in range(4):
-        ours.grad = torch.randn(3, 6, 6, generator=generator)
-        for matrix, gradient in zip(torchs, ours.grad, strict=True):
-            matrix.grad = gradient.clone()
-        muon.step()
+        gradient.copy_(torch.randn(3, 6, 6, generator=generator))
+        for matrix, its_gradient in zip(torchs, gradient, strict=True):
+            matrix.grad = its_gradient.clone()
+        muon.step(lr)
         reference.step()
     for a, b, s in zip(ours, torchs, start, strict=True):
-        moved = (a - s).detach()
+        moved = a - s
         assert float((a - b).detach().norm()) < 0.05 * float(moved.norm())
         assert 0.5 * 4 * 0.125 * lr < float(moved.square().mean().sqrt()) < 1.5 * 4 * 0.125 * lr
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.99)])
+def test_adam_moves_weights_as_torchs_own(betas):
+    generator = torch.Generator().manual_seed(0)
+    ours, gradient = torch.randn(50, generator=generator), torch.empty(50)
+    torchs = torch.nn.Parameter(ours.clone())
+    adam, reference = Adam(ours, gradient, betas), torch.optim.Adam([torchs], lr=0.01, betas=betas)
+    for k in range(20):
+        gradient.copy_(torch.randn(50, generator=generator) * 10.0 ** (k % 3 - 5))
+        torchs.grad = gradient.clone()
+        adam.step(0.01)
+        reference.step()
+    np.testing.assert_allclose(ours, torchs.detach(), rtol=1e-5, atol=1e-6)
+
+
+FIT = """
+import sys, numpy, torch, fitting, samples, siren
+field = samples.Field(numpy.eye(8, dtype="f").reshape(4, 4, 4, 1), torch.device("cpu"))
+fitting.new_fit(siren.SirenConfig(6), field, fitting.Recipe(2, 8, 1e-3), 0).run()
+assert "torch._dynamo" not in sys.modules
+"""
+
+
+def test_no_compiler_is_imported():
+    """It takes seconds."""
+    subprocess.run([sys.executable, "-c", FIT], cwd=ROOT, check=True)
 
 
 def test_hidden_matrices_keep_within_their_norm():

@@ -34,7 +34,8 @@ ALLOWED = {
     "points_io": {"cli"},
     "pictures": {"cli", "colours", "neural_field", "utils", "volume"},
     "colours": set(),
-    "fitting": {"ranks", "samples", "siren"},
+    "fitting": {"optimizers", "ranks", "samples", "siren"},
+    "optimizers": set(),
     "ranks": set(),
     "long_runs": {"cli", "fitting", "ranks", "samples", "streamed"},
 }

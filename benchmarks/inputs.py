@@ -1,0 +1,20 @@
+"""The volumes that the benchmarks compare codecs and recipes on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from volume import Volume, VolumeError
+from volume_io import read_volume
+
+
+def read_scalar(path: str) -> Volume:
+    """The volume in `path`. Raises VolumeError unless it has one value at each point of a 3-D grid, not the same."""
+    volume = read_volume(path)
+    if volume.array.ndim != 3 or volume.fill is not None:
+        raise VolumeError(f"{path}: expected one value at every point of a 3-D grid")
+    if volume.array.min() == volume.array.max():
+        raise VolumeError(f"{path}: expected different values, found {volume.array.flat[0]} everywhere")
+    return volume
