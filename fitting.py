@@ -18,7 +18,7 @@ from torch.nn import functional
 import ranks
 from optimizers import Adam, Muon
 from samples import Field
-from siren import OMEGA_0, FieldNet, SirenConfig, SquaredError, lay_waves, linear_layers
+from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, SquaredError, lay_waves, linear_layers
 
 BATCH = 2048  # samples a step: fewer are noisier and no faster, more take more passes to the same quality
 STEPS = 16_000  # of the default fit of a large volume
@@ -37,6 +37,7 @@ COLLAPSE = 0.9  # a collapsed fit is one no better than a constant: of a loss ab
 STALLED = 0.99  # and that does not fall below this part of what it was, CHECK_STEPS before;
 COLLAPSE_PROGRESS = 0.25  # part of the fit after which it is judged so,
 COLLAPSE_STEPS = 300  # and steps: a fit that is merely short has not collapsed
+SHORTER_WAVES = 2, 4  # times the frequency; a field of fine detail alone looks like noise to a network of long waves
 MAX_RECOVERIES = 4
 
 
@@ -132,6 +133,7 @@ class Fit:
     rate is high, and the same at the end (Polyak and Juditsky, 1992).
 
     rivals: other networks to start from; TRIAL_STEPS steps are tried from each, and the fit goes on from the best.
+    fallbacks: networks to start from, one after the other, where the fit stays at a constant.
     """
 
     def __init__(
@@ -143,6 +145,7 @@ class Fit:
         first_layer: int = 0,
         n_threads: int = 1,
         rivals: Sequence[FieldNet] = (),
+        fallbacks: Sequence[FieldNet] = (),
     ):
         self.net, self.field, self.recipe, self.seed = net, field, recipe, seed
         self.steps_per_pass = math.ceil(field.n_voxels / recipe.batch)
@@ -161,11 +164,13 @@ class Fit:
         if recipe.by_error and isinstance(field, Field):
             self.errors = field.deviations()
         self.density: torch.Tensor | None = None
-        self.step, self.seconds, self.n_recoveries = 0, 0.0, 0
+        self.step, self.seconds, self.n_recoveries, self.n_halvings = 0, 0.0, 0, 0
         self.loss = field.variance  # of `average`, as last judged; at first that of a constant
         self.start = self._capture()
         self.best, self.best_loss = self.start, math.inf  # of the states judged
-        self.rivals = [rival.state_dict() for rival in rivals]  # not tried yet
+        self.rivals, self.fallbacks = (
+            [net.state_dict() for net in nets] for nets in (rivals, fallbacks)
+        )  # not used yet
         self.is_on_trial = bool(rivals)
 
     def _join_parameters(self, first_layer: int) -> None:
@@ -232,7 +237,7 @@ class Fit:
 
     def _rate(self) -> float:
         recipe, progress = self.recipe, self.progress
-        halvings = 0.5**self.n_recoveries
+        halvings = 0.5**self.n_halvings
         if recipe.schedule == "step":
             n_passes = self.step / self.steps_per_pass
             return recipe.lr * recipe.lr_decay ** (n_passes // recipe.pass_decay) * halvings
@@ -278,9 +283,9 @@ class Fit:
         return float(((self.average(x) - values).square().mean(1) * weights).mean())
 
     def _went_back(self) -> bool:
-        """Whether the fit is back: where it went wrong at its best state, or where it collapsed at its start.
+        """Whether the fit is back: at the end of a trial; or, when it went wrong, at its best state and half the rate.
 
-        At half the rate then; at the end of a trial, too, but at the same rate.
+        When it collapsed, at the start, from a fallback or else at half the rate.
         """
         before, self.loss = self.loss, ranks.of_first(self._judge())
         if self.loss < self.best_loss:
@@ -300,14 +305,20 @@ class Fit:
         if (self.loss <= SPIKE * self.best_loss and not has_collapsed) or self.n_recoveries == MAX_RECOVERIES:
             return False
         self.n_recoveries += 1
-        self._restore(self.start if has_collapsed else self.best)
+        if has_collapsed and self.fallbacks:
+            self._start_from(self.fallbacks.pop(0))
+        else:
+            self.n_halvings += 1
+            self._restore(self.start if has_collapsed else self.best)
         return True
+
+    def _start_from(self, network: dict) -> None:
+        self._restore(self.start | {"network": network, "average": network})
 
     def _end_trial(self) -> None:
         """Go on to the next trial, or after the last one from where the best one ended."""
         if self.rivals:
-            rival = self.rivals.pop(0)
-            self._restore(self.start | {"network": rival, "average": rival})
+            self._start_from(self.rivals.pop(0))
         else:
             self.is_on_trial = False
             self._restore(self.best)
@@ -340,7 +351,9 @@ class Fit:
             "best": self.best,
             "best_loss": self.best_loss,
             "n_recoveries": self.n_recoveries,
+            "n_halvings": self.n_halvings,
             "n_rivals": len(self.rivals),
+            "n_fallbacks": len(self.fallbacks),
             "is_on_trial": self.is_on_trial,
             "seconds": self.seconds,
             "errors": self.errors,
@@ -350,8 +363,10 @@ class Fit:
     def load_state_dict(self, state: dict) -> None:
         """Continue from a `state_dict` of a fit of the same network, field, recipe and seed."""
         self.best, self.best_loss = state["best"], state["best_loss"]
-        self.n_recoveries, self.seconds = state["n_recoveries"], state["seconds"]
-        self.rivals, self.is_on_trial = self.rivals[len(self.rivals) - state["n_rivals"] :], state["is_on_trial"]
+        self.n_recoveries, self.n_halvings, self.seconds = (state[k] for k in ("n_recoveries", "n_halvings", "seconds"))
+        self.rivals = self.rivals[len(self.rivals) - state["n_rivals"] :]
+        self.fallbacks = self.fallbacks[len(self.fallbacks) - state["n_fallbacks"] :]
+        self.is_on_trial = state["is_on_trial"]
         if self.errors is not None:
             self.errors.copy_(state["errors"])
         if state["density"] is not None:
@@ -371,10 +386,13 @@ def new_fit(
     n_steps = recipe.n_passes * math.ceil(field.n_voxels / recipe.batch)
     is_tried = config.n_neurons <= TRIED_NEURONS and n_steps * TRIAL_PROGRESS >= TRIAL_STEPS
     is_tried = is_tried and recipe.by_error and recipe.max_seconds is None
-    nets = []
-    for _ in range(STARTS if is_tried else 1):
+
+    def drawn(highest_wave: float) -> FieldNet:
         net = FieldNet(config, generator, first_omega or OMEGA_0)
         if first_omega is None:
-            lay_waves(net, mirrors)
-        nets.append(net.to(field.device))
-    return Fit(nets[0], field, recipe, seed, n_threads=n_threads, rivals=nets[1:])
+            lay_waves(net, mirrors, highest_wave)
+        return net.to(field.device)
+
+    net, *rivals = [drawn(HIGHEST_WAVE) for _ in range(STARTS if is_tried else 1)]
+    fallbacks = [] if first_omega else [drawn(factor * HIGHEST_WAVE) for factor in SHORTER_WAVES]
+    return Fit(net, field, recipe, seed, n_threads=n_threads, rivals=rivals, fallbacks=fallbacks)

@@ -31,14 +31,15 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> li
     """
     history = []
     shown = saved = time.monotonic()
-    n_recoveries, latest = fit.n_recoveries, fit.progress
+    n_recoveries, n_halvings, latest = fit.n_recoveries, fit.n_halvings, fit.progress
     with cli.Progress("training", fit.progress) as progress:
 
         def on_step(fit: Fit) -> bool:
-            nonlocal shown, saved, n_recoveries, latest
+            nonlocal shown, saved, n_recoveries, n_halvings, latest
             if fit.n_recoveries != n_recoveries:
-                n_recoveries = fit.n_recoveries
-                progress.say(f"training went wrong: back to step {fit.step}, at half the learning rate")
+                how = "at half the learning rate" if fit.n_halvings != n_halvings else "with shorter waves"
+                n_recoveries, n_halvings = fit.n_recoveries, fit.n_halvings
+                progress.say(f"training went wrong: back to step {fit.step}, {how}")
             if fit.progress < latest:
                 progress.start(fit.progress)
             latest = fit.progress

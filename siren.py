@@ -22,7 +22,7 @@ from torch import nn
 MIN_NEURONS = 16  # the original never goes below this width
 MAX_NEURONS = 1 << 16
 OMEGA_0 = 30.0  # the original evaluates every network with this factor
-HIGHEST_WAVE = 9.0  # of `lay_waves`, radians per unit of the normalised coordinates
+HIGHEST_WAVE = 9.0  # of `lay_waves`
 PART = 36_000, 512  # neurons x samples, and samples, that a part of a batch has at least
 SMALL_PRODUCT = 1_000_000  # multiplications up to which NumPy's OpenBLAS is faster at a product than torch's MKL
 
@@ -163,9 +163,10 @@ class FieldNet(nn.Module):
 
 
 @torch.no_grad()
-def lay_waves(net: FieldNet, mirrors: Sequence[float | None]) -> None:
+def lay_waves(net: FieldNet, mirrors: Sequence[float | None], highest: float = HIGHEST_WAVE) -> None:
     """Let the first layer start as waves along the axes: sines and cosines of equally spaced frequencies for each.
 
+    highest: of these frequencies, in radians per unit of the normalised coordinates.
     mirrors: for each axis the normalised coordinate of a plane in which the field is its own mirror image, or None.
     Along an axis with such a plane all waves are cosines about it, and so whatever the network makes of them is as
     symmetric as the field: it has one half of it to learn.
@@ -178,7 +179,7 @@ def lay_waves(net: FieldNet, mirrors: Sequence[float | None]) -> None:
         phase = torch.full((len(bias),), math.pi / 2)
         if mirror is None:
             phase, number = phase * (number % 2), number // 2
-        frequency = HIGHEST_WAVE * (number + 1) / (number[-1] + 1)
+        frequency = highest * (number + 1) / (number[-1] + 1)
         layer.weight[axis :: len(mirrors), axis] = frequency / omega_0
         bias.copy_((phase - frequency * (mirror or 0.0)) / omega_0)
 

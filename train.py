@@ -380,7 +380,10 @@ def main(argv: Sequence[str]) -> None:
     n_parameters = count_parameters(config)
     constant = fitting.psnr_of(field.variance)
     if values.extent.any() and clipped.psnr < constant + 1:
-        warn(f"the network has {clipped.psnr:.1f} dB, where a constant volume would have {constant:.1f} dB")
+        warn(
+            f"the network has {clipped.psnr:.1f} dB, where a constant volume would have {constant:.1f} dB: "
+            "a lower --compression_ratio may help"
+        )
     if opt.target_psnr and clipped.psnr < opt.target_psnr:
         warn(f"the network has {clipped.psnr:.1f} dB: more --n_passes or a lower --compression_ratio may give more")
     cli.report(

@@ -454,6 +454,17 @@ def test_an_interrupted_fit_ends_in_its_best_state():
     assert float(mean_squares(running.average, running.field)) == pytest.approx(running.loss, rel=0.2)
 
 
+def test_a_fit_of_fine_waves_starts_again_with_shorter_ones():
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, 20)] * 3, indexing="ij")
+    field = field_of(np.sin(26 * x + 2 * y) * np.sin(24 * y + 1) * np.cos(25 * z + 3 * x))
+    running = new_fit(SirenConfig(16, 4), field, Recipe(n_passes=150, batch=1000, lr=6e-3), seed=0)
+    running.run()
+    assert 1 <= running.n_recoveries <= 2 and running.n_halvings == 0
+    assert float(mean_squares(running.average, field)) < 0.3 * field.variance
+    kept = new_fit(SirenConfig(16, 4), field, Recipe(n_passes=150, batch=1000, lr=6e-3), seed=0, first_omega=30.0)
+    assert not kept.fallbacks
+
+
 @pytest.mark.parametrize("n_passes", [1, 3, 40])
 def test_a_short_fit_is_left_alone(n_passes):
     running = Fit(field_net(), slanted_field(), Recipe(n_passes=n_passes, batch=8, lr=2e-3), seed=0)
