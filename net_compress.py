@@ -165,18 +165,27 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> net_coder.Fi
     if "shape" not in settings:
         return None
     try:
-        if settings["dtype"] not in cli.DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(cli.DTYPES)}, found {settings['dtype']!r}")
+        if settings.get("dtype") not in cli.DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(cli.DTYPES)}, found {settings.get('dtype')!r}")
         dtype = np.dtype(settings["dtype"])
-        low, high = (np.array(limits).astype(dtype) for limits in zip(*settings["value_range"], strict=True))
+        settings = {"direction": list(net_coder.IDENTITY)} | settings
+        for key in ("shape", "spacing", "origin", "direction", "value_range"):
+            if not isinstance(settings.get(key), list) or not settings[key]:
+                raise ValueError(f"{key}: expected a list, found {settings.get(key)!r}")
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in settings["value_range"]):
+            raise ValueError(
+                f"value_range: expected lists of the least and greatest value, found {settings['value_range']}"
+            )
+        low, high = np.array(settings["value_range"]).T.astype(dtype)
         if np.stack([low, high], axis=1).tolist() != settings["value_range"]:
             raise ValueError(f"value_range {settings['value_range']} does not fit dtype {dtype}")
-        name, units = settings.get("name", "sf"), settings.get("units", "")
+        name, units = settings.get("name") or "sf", settings.get("units", "")
         for key, text in (("name", name), ("units", units)):
             if not isinstance(text, str):
                 raise ValueError(f"{key}: expected text, found {text!r}")
-        shape, spacing, origin = (tuple(settings[key]) for key in ("shape", "spacing", "origin"))
-        direction = tuple(settings.get("direction", net_coder.IDENTITY))
+        shape, spacing, origin, direction = (
+            tuple(settings[key]) for key in ("shape", "spacing", "origin", "direction")
+        )
         header = net_coder.FieldHeader(shape, low, high, spacing, origin, name, direction, units)
         net_coder.check_field(header, config.d_in, config.d_out)
         if settings.get("missing") is None:
@@ -324,7 +333,7 @@ def main(argv: Sequence[str]) -> None:
     net = FieldNet(config)
     net.load_state_dict(state)
     psnr = settings.get("psnr_clipped", settings.get("psnr"))
-    is_likely = isinstance(psnr, int | float) and 0 < psnr < 300
+    is_likely = isinstance(psnr, int | float) and not isinstance(psnr, bool) and 0 < psnr < 300
     layers = quantise_network(opt, net, header, volume, psnr if is_likely else None)
     if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):
         raise cli.UserError(f"{opt.net}: holds weights too large to be rounded")

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -27,7 +28,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helpers import arrays, chunks_of, field_net, header_of, original_blob, slanted, train
+from helpers import arrays, chunks_of, error_of, field_net, header_of, original_blob, slanted, train, vtk_read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -641,6 +642,27 @@ def test_no_configuration(text, chain, tmp_path):
     assert compress_outcome(chain.network, tmp_path / "odd.json", tmp_path) == "refused"
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("origin", "abc"), ("direction", 5), ("value_range", 3), ("value_range", [3]), ("spacing", None), ("shape", [])],
+)
+def test_a_field_that_is_none_is_named(key, value, chain, tmp_path):
+    (tmp_path / "odd.json").write_text(json.dumps({**chain.settings, key: value}))
+    files = ("--net", chain.network, "--config", tmp_path / "odd.json", "--compressed", tmp_path / "b")
+    assert f"odd.json: does not describe a field: {key}: expected " in error_of(net_compress.main, *files)
+
+
+def test_a_compressed_network_is_refused(chain, tmp_path):
+    """torch would inflate it, to any length; what it writes is not compressed."""
+    with (
+        zipfile.ZipFile(chain.network) as stored,
+        zipfile.ZipFile(tmp_path / "n.pth", "w", zipfile.ZIP_DEFLATED) as other,
+    ):
+        for name in stored.namelist():
+            other.writestr(name, stored.read(name))
+    assert compress_outcome(tmp_path / "n.pth", chain.config, tmp_path) == "refused"
+
+
 @pytest.mark.parametrize("key", ["layers", "shape", "value_range", "name", "dtype", "n_layers", "format_version"])
 def test_deeply_nested_configurations(key, chain, tmp_path):
     nested = json.loads("[" * 900 + "1" + "]" * 900)
@@ -659,6 +681,8 @@ def test_hostile_names_and_units(name, suffix, tmp_path):
     (tmp_path / "blob").write_bytes(data)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(UserError):
         net_decompress.main(["--compressed", str(tmp_path / "blob"), "--recon", str(tmp_path / f"out{suffix}")])
+    if name == "":
+        assert decode(data)[0].name == "sf" and (suffix == ".npy" or vtk_read(tmp_path / "out.vti").name == "sf")
 
 
 def by_hand(count: int) -> None:
