@@ -37,7 +37,7 @@ ADDED_ERROR = 0.02
 ADDED_ERRORS_TRAINED = {0.4: "with finer steps", 0.1: "without training"}
 MOST_LOST = 2.0, 0.25  # dB, and of what the network is better than a constant
 WITHOUT_TRAINING = {1.0: "without training"}  # the only try where the steps are given
-MAX_COMPENSATED = 1 << 14  # weights: a few seconds; the time grows with the square of their number
+MAX_COMPENSATED = 1 << 16  # weights: it takes a second or two a thousand, and 20 MB
 TRAINED_VOXELS = 1.25e7  # seen by the training while rounding
 MAX_PASSES = 48.0
 RATE = 0.15  # of that training, relative to the fit's
@@ -247,7 +247,8 @@ def round_alone(
     """The layers in integers, without training. error: of the network; None where it does not count."""
     is_compensated = opt.quantizer == "uniform" and count_parameters(net.config) <= MAX_COMPENSATED
     if is_compensated and error is not None:
-        return quantise.round_to_error(net, shape, ADDED_ERROR * error)
+        with cli.Progress("rounding") as progress:
+            return quantise.round_to_error(net, shape, ADDED_ERROR * error, progress.update)
     sensitivity = quantise.sensitivities(net, quantise.domain_points(shape), is_compensated)
     fineness = {"bits": opt.cluster_bits or 9} if error is None else {"error": ADDED_ERROR * error}
     steps = quantise.choose_steps(net, sensitivity, **fineness)

@@ -156,14 +156,22 @@ def round_in_turn(
     return layers
 
 
-def round_to_error(net: FieldNet, shape: tuple[int, ...], error: float) -> list[QuantisedLayer]:
+def round_to_error(
+    net: FieldNet,
+    shape: tuple[int, ...],
+    error: float,
+    on_progress: Callable[[float], None] = lambda fraction: None,
+) -> list[QuantisedLayer]:
     """`round_in_turn` by steps at which the output differs by about the mean squared `error`, of normalised values.
 
     What is foretold can be many times too little: it is measured, and the steps chosen anew until it fits, or else the
     best of these tries is taken.
     """
     taps = derivatives(net, domain_points(shape))
-    factors = [list(carry_factors(taps, i)) for i in range(len(taps))]
+    factors = []
+    for i in range(len(taps)):
+        factors.append(list(carry_factors(taps, i)))
+        on_progress((i + 1) / (len(taps) + 1))
     sensitivity = [_compensated_sensitivity(windows[0]) for windows in factors]
     x = domain_points(shape, seed=1)
     foretold = error / 2
