@@ -25,6 +25,7 @@ STEPS = 16_000  # of the default fit of a large volume
 MIN_PASSES, MAX_PASSES = 5, 45  # small volumes gain little from more, and end well before the original recipe does
 MIN_STEPS = 1_500  # for the smallest volumes, a few seconds: 45 passes are too few there, by 5 dB at 32^3, 40 at 16^3
 WARM_UP_STEPS = 50
+FIRST_RATE, RISE = 0.3, 0.1  # of the highest rate, which is reached after that part of the fit: a good fit comes sooner
 STARTS = 3  # networks that a fit is tried from, for
 TRIAL_STEPS = 200  # steps: what is then the best is nearly always so in the end,
 TRIAL_PROGRESS = 0.05  # where these are at most that part of the fit, and
@@ -32,7 +33,8 @@ TRIED_NEURONS = 24  # the width is at most that: wider networks do nearly as wel
 CHECK_STEPS = 100  # between two looks at the loss, which wait for the device
 AVERAGED_STEPS = 50  # over which the weights are averaged
 NORM_LIMIT = 1.3  # of a hidden matrix, relative to its initialisation
-SPIKE = 10.0  # a loss that many times the best one is a divergence; 4 times passes by itself
+SPIKE = 10.0  # a loss that many times the best one is a divergence; 4 times passes by itself,
+EXCELLENT = 4e-8  # as does what happens to a fit that stays at 70 dB or above
 COLLAPSE = 0.9  # a collapsed fit is one no better than a constant: of a loss above that part of the field's variance,
 STALLED = 0.99  # and that does not fall below this part of what it was, CHECK_STEPS before;
 COLLAPSE_PROGRESS = 0.25  # part of the fit after which it is judged so,
@@ -46,7 +48,7 @@ class Recipe:
     """How to fit.
 
     n_passes: samples / voxels. batch: samples a step. optimizer: "muon" (for the hidden matrices; Adam for the rest) or
-    "adam". schedule: "power", a warm-up, then
+    "adam". schedule: "power", a rise, then
     lr (1 - progress)^2, or "step", lr times lr_decay every pass_decay passes, as in the original scripts.
     grad_lambda: weight of the gradient term. max_seconds: when given, progress is the part of that time gone by, and
     n_passes does not count.
@@ -164,6 +166,7 @@ class Fit:
         if recipe.by_error and isinstance(field, Field):
             self.errors = field.deviations()
         self.density: torch.Tensor | None = None
+        self.probe = field.probe()  # the voxels that `average` is judged by
         self.step, self.seconds, self.n_recoveries, self.n_halvings = 0, 0.0, 0, 0
         self.loss = field.variance  # of `average`, as last judged; at first that of a constant
         self.start = self._capture()
@@ -196,22 +199,24 @@ class Fit:
     def run(self, on_step: Callable[[Fit], bool | None] = lambda fit: None) -> None:
         """Fit to the end. `on_step(self)` is told of every step done; it ends the fit by returning True.
 
-        Where the last state is worse than the best one, of an interrupted fit or one that went wrong in spite of all
-        recoveries, it ends in the best one.
+        A fit that goes wrong in spite of all recoveries, or is interrupted when it does, ends in its best state.
         """
+        is_ended = False
         try:
-            self._run(on_step)
+            is_ended = self._run(on_step)
         finally:
-            self.loss = self._judge()
-            if not STALLED * self.loss <= self.best_loss:
-                self._restore(self.best)
+            if not is_ended:
+                self.loss = self._judge()
+                if self._has_diverged():
+                    self._restore(self.best)
 
-    def _run(self, on_step: Callable[[Fit], bool | None]) -> None:
+    def _run(self, on_step: Callable[[Fit], bool | None]) -> bool:
+        """As `run`; whether `on_step` ended the fit."""
         started = time.monotonic() - self.seconds
         while self.progress < 1:
             index, first = divmod(self.step, self.steps_per_pass)
             if first == 0 and self.errors is not None:
-                self.density = self.field.density(self.errors)
+                self._set_density(self.field.density(self.errors))
             for batch in self.field.batches(self.seed, index, self.steps_per_pass, first, self.density):
                 self._take_step(batch)
                 self.seconds = time.monotonic() - started
@@ -219,9 +224,10 @@ class Fit:
                     self.seconds = ranks.of_first(self.seconds)
                 went_back = self.step % CHECK_STEPS == 0 and self._went_back()
                 if on_step(self):
-                    return
+                    return True
                 if went_back or self.progress >= 1:
                     break
+        return False
 
     @property
     def progress(self) -> float:
@@ -232,7 +238,7 @@ class Fit:
 
     @property
     def psnr(self) -> float:
-        """PSNR of `average` in dB, as last judged, every CHECK_STEPS steps, by the voxels of the field's probe."""
+        """PSNR of `average` in dB, as last judged, every CHECK_STEPS steps, by some thousand voxels."""
         return psnr_of(self.loss)
 
     def _rate(self) -> float:
@@ -243,7 +249,8 @@ class Fit:
             return recipe.lr * recipe.lr_decay ** (n_passes // recipe.pass_decay) * halvings
         warm_up = WARM_UP_STEPS if recipe.max_seconds else min(WARM_UP_STEPS, max(self.n_steps / 5, 1.0))
         warm_up = min(1.0, (self.step + 1) / warm_up)
-        return recipe.lr * warm_up * (1.0 - progress) ** 2 * halvings
+        rise = min(1.0, FIRST_RATE + (1 - FIRST_RATE) * progress / RISE)
+        return recipe.lr * warm_up * rise * (1.0 - progress) ** 2 * halvings
 
     def _take_step(self, batch: torch.Tensor) -> None:
         rate = self._rate()
@@ -278,9 +285,15 @@ class Fit:
 
     @torch.no_grad()
     def _judge(self) -> float:
-        """Mean squared error of `average`, by the same voxels every time: what grows is not the luck of a draw."""
-        x, values, weights = self.field.probe
-        return float(((self.average(x) - values).square().mean(1) * weights).mean())
+        """Mean squared error of `average`, within the values' range: an estimate that no luck of a batch disturbs."""
+        x, values, weights = self.probe
+        return float(((self.average(x).clamp_(-1, 1) - values).square().mean(1) * weights).mean())
+
+    def _has_diverged(self) -> bool:
+        return not self.loss <= SPIKE * max(self.best_loss, EXCELLENT)
+
+    def _set_density(self, density: torch.Tensor) -> None:
+        self.density, self.probe = density, self.field.probe(density)
 
     def _went_back(self) -> bool:
         """Whether the fit is back: at the end of a trial; or, when it went wrong, at its best state and half the rate.
@@ -302,14 +315,16 @@ class Fit:
             and self.progress > COLLAPSE_PROGRESS
             and self.step >= COLLAPSE_STEPS
         )
-        if (self.loss <= SPIKE * self.best_loss and not has_collapsed) or self.n_recoveries == MAX_RECOVERIES:
+        if not (has_collapsed or self._has_diverged()) or self.n_recoveries == MAX_RECOVERIES:
             return False
         self.n_recoveries += 1
+        if has_collapsed:
+            self.best, self.best_loss = self.start, math.inf
         if has_collapsed and self.fallbacks:
             self._start_from(self.fallbacks.pop(0))
         else:
             self.n_halvings += 1
-            self._restore(self.start if has_collapsed else self.best)
+            self._restore(self.best)
         return True
 
     def _start_from(self, network: dict) -> None:
@@ -370,7 +385,7 @@ class Fit:
         if self.errors is not None:
             self.errors.copy_(state["errors"])
         if state["density"] is not None:
-            self.density = state["density"].to(self.errors)
+            self._set_density(state["density"].to(self.errors))
         self._restore(state["now"])
 
 

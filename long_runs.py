@@ -21,7 +21,8 @@ CHECKPOINT_SECONDS = 60.0
 # Options that another run may set differently and still continue a checkpoint.
 MAY_CHANGE = {"volume", "array", "shape", "dtype", "endian", "network", "config", "vol_debug", "checkpoint", "resume"}
 MAY_CHANGE |= {"target_psnr", "plot", "cuda", "gid", "num_workers"}
-ESTIMATE_ERROR = 1.0  # dB by which the estimate may be low
+ESTIMATE_ERROR = 2.0  # dB by which the estimate may be low
+MOST_LACKING = 1.0  # dB that the estimate has to grow, once it was too high, before the next exact look
 
 
 def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> list[tuple[float, float, float]]:
@@ -37,9 +38,11 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> li
         def on_step(fit: Fit) -> bool:
             nonlocal shown, saved, n_recoveries, n_halvings, latest
             if fit.n_recoveries != n_recoveries:
-                how = "at half the learning rate" if fit.n_halvings != n_halvings else "with shorter waves"
+                if fit.n_halvings != n_halvings:
+                    progress.say(f"training went wrong: back to step {fit.step}, at half the learning rate")
+                else:
+                    progress.say("training stays at a constant: back to the start, with shorter waves")
                 n_recoveries, n_halvings = fit.n_recoveries, fit.n_halvings
-                progress.say(f"training went wrong: back to step {fit.step}, {how}")
             if fit.progress < latest:
                 progress.start(fit.progress)
             latest = fit.progress
@@ -100,7 +103,7 @@ def run_to_target(fit: Fit, opt: Namespace, measure: Callable[[], float]) -> lis
         if estimate < needed:
             return False
         lacking = opt.target_psnr - measure()
-        needed = estimate + max(lacking, 0.1)
+        needed = estimate + min(max(lacking, 0.1), MOST_LACKING)
         return lacking <= 0
 
     return run_fit(fit, opt, is_reached)

@@ -13,8 +13,7 @@ import torch
 from utils import axis_coordinates, voxel_size
 
 FINENESS = 1 << 20  # of densities, per unit
-PROBED = 1 << 12  # voxels that a fit is judged by
-COMPARED = 1 << 12  # voxels, with their mirror images
+PROBED = 1 << 12  # voxels that a fit is judged by, and a symmetry
 ASYMMETRY = 1e-3  # of the field's variance, up to which it counts as symmetric
 
 
@@ -32,17 +31,17 @@ def flat_coordinates(axes: list[torch.Tensor], flat: torch.Tensor) -> torch.Tens
     return torch.stack(columns[::-1], dim=-1)
 
 
-def probe_of(values: torch.Tensor, mean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which voxels to judge a fit of `values` (n, components) by, and their weights.
+def drawn_by(density: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """PROBED voxels by a density, 1 in the mean, and their weights; all voxels, where they are no more.
 
-    Drawn as `density_of` says of a constant fit: the rare ones are among them. The mean of the squared errors, each
-    times its weight, is about that of all voxels.
+    The mean over them of any figure, times the weight, is about its mean over all voxels.
     """
-    density = density_of((values - mean).square().mean(1), len(values))
+    n = len(density)
+    if n <= PROBED:
+        return torch.arange(n, device=density.device), torch.ones_like(density)
     ends = (density * FINENESS).long().cumsum(0)
-    n = min(PROBED, len(values))
-    at = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(values.device)
-    at = (at + torch.arange(n, device=values.device)) * (ends[-1] / n)
+    at = torch.rand(PROBED, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(density.device)
+    at = (at + torch.arange(PROBED, device=density.device)) * (ends[-1] / PROBED)  # one in each of equal parts
     chosen = torch.searchsorted(ends, at.long(), right=True)
     return chosen, 1 / density[chosen]
 
@@ -89,11 +88,19 @@ class Field:
         """`density_of` every voxel; missing ones are never drawn."""
         return density_of(errors, self.n_voxels)
 
-    @functools.cached_property
-    def probe(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Voxels to judge a fit by, as `probe_of` chooses them: coordinates and values, as of `samples`; weights."""
-        chosen, weights = probe_of(self.values if self.present is None else self.values[self.present], self.mean)
-        flat = chosen if self.present is None else self.present[chosen]
+    def drawn(self, density: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Voxels that stand for all but missing ones, `drawn_by` a density of all: flat indices and weights."""
+        if self.present is None:
+            return drawn_by(density)
+        chosen, weights = drawn_by(density[self.present])
+        return self.present[chosen], weights
+
+    def probe(self, density: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Voxels to judge a fit by: coordinates and values, as of `samples`, and weights.
+
+        Drawn as often as batches are, or without a density by their distance from the mean: rare ones are among them.
+        """
+        flat, weights = self.drawn(self.density(self.deviations()) if density is None else density)
         x, values = flat_coordinates(self.axes, flat), self.values[flat]
         return x.to(self.device), values.to(self.device), weights.to(self.device)
 
@@ -129,21 +136,21 @@ class Field:
     def mirrors(self) -> list[float | None]:
         """For each axis the normalised coordinate of a plane in which the field is its own mirror image, or None.
 
-        Of planes near the middle, judged by voxels drawn at random.
+        Of planes near the middle, judged by voxels drawn by their distance from the mean.
         """
-        generator = torch.Generator().manual_seed(0)
-        index = [torch.randint(n, (COMPARED,), generator=generator).to(self.values.device) for n in self.shape]
-        return [self._mirror(axis, index) for axis in range(len(self.shape))]
+        flat, weights = self.drawn(self.density(self.deviations()))
+        return [self._mirror(axis, flat, weights) for axis in range(len(self.shape))]
 
-    def _mirror(self, axis: int, index: list[torch.Tensor]) -> float | None:
-        n, strides = self.shape[axis], [math.prod(self.shape[k + 1 :]) for k in range(len(self.shape))]
-        flat = sum(i * stride for i, stride in zip(index, strides, strict=True))
+    def _mirror(self, axis: int, flat: torch.Tensor, weights: torch.Tensor) -> float | None:
+        n, stride = self.shape[axis], math.prod(self.shape[axis + 1 :])
+        index = flat // stride % n
         least, found = 4 * ASYMMETRY * self.variance, None
         for both in range(n - 1 - n // 8, n + n // 8) if n > 3 else ():  # the sum of an index and its mirror's
-            other = both - index[axis]
+            other = both - index
             is_inside = (other >= 0) & (other < n)
-            pairs = flat[is_inside], (flat + (other - index[axis]) * strides[axis])[is_inside]
-            difference = float((self.values[pairs[0]] - self.values[pairs[1]]).square().nanmean())
+            pairs = flat[is_inside], (flat + (other - index) * stride)[is_inside]
+            squares = (self.values[pairs[0]] - self.values[pairs[1]]).square().nan_to_num_().mean(1)
+            difference = float((squares * weights[is_inside]).mean())
             if difference < least:
                 least, found = difference, both / (n - 1) - 1
         return found

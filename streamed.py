@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from samples import PROBED, Field, axis_tensors, finite_differences, flat_coordinates, probe_of
+from samples import PROBED, Field, axis_tensors, density_of, drawn_by, finite_differences, flat_coordinates
 from utils import ValueRange
 from volume import Box, boxes, parts
 
@@ -72,8 +72,7 @@ class StreamedField:
         """Checksum of the values."""
         return functools.reduce(lambda crc, part: zlib.crc32(part[1].tobytes(), crc), parts(self.original), 0)
 
-    @functools.cached_property
-    def probe(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def probe(self, density: None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `Field.probe`, from stretches drawn at random."""
         flat, values = torch.empty(0, dtype=torch.int64), torch.empty(0, self.original.shape[-1])
         order = np.random.default_rng(0).permutation(len(self.stretches))
@@ -86,7 +85,7 @@ class StreamedField:
             if len(flat) >= PROBED:
                 break
         flat, values = flat.to(self.device), values.to(self.device)
-        chosen, weights = probe_of(values, self.mean)
+        chosen, weights = drawn_by(density_of((values - self.mean).square().mean(1), len(values)))
         return flat_coordinates(self.axes, flat[chosen]), values[chosen], weights
 
     def mirrors(self) -> list[None]:

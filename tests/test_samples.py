@@ -124,3 +124,13 @@ def test_mirrors():
     noise = np.random.default_rng(0).random((20, 25, 3, 1), np.float32)
     assert Field(noise, CPU).mirrors() == [None] * 3
     assert Field(np.zeros((8, 8, 1, 1), np.float32), CPU).mirrors() == [None] * 3
+
+
+@pytest.mark.parametrize("n_voxels", [1, 5, 40])
+def test_few_voxels_are_not_symmetric_unseen(n_voxels):
+    grid = np.zeros((48, 48, 48), np.float32)
+    grid[5, 6, 7] = 1.0
+    grid.flat[np.random.default_rng(0).choice(grid.size, n_voxels - 1, replace=False)] = 1.0
+    assert Field(grid[..., None], CPU).mirrors() == [None] * 3
+    both = np.maximum(grid, grid[::-1])
+    assert Field(both[..., None], CPU).mirrors() == [0.0, None, None]
