@@ -48,10 +48,9 @@ class Recipe:
     """How to fit.
 
     n_passes: samples / voxels. batch: samples a step. optimizer: "muon" (for the hidden matrices; Adam for the rest) or
-    "adam". schedule: "power", a rise, then
-    lr (1 - progress)^2, or "step", lr times lr_decay every pass_decay passes, as in the original scripts.
-    grad_lambda: weight of the gradient term. max_seconds: when given, progress is the part of that time gone by, and
-    n_passes does not count.
+    "adam". schedule: "power", lr (1 - progress)^2 after a rise, or "step", lr times lr_decay every pass_decay passes,
+    as in the original scripts. grad_lambda: weight of the gradient term. max_seconds: when given, progress is the part
+    of that time gone by, and n_passes does not count.
     """
 
     n_passes: float
@@ -171,9 +170,8 @@ class Fit:
         self.loss = field.variance  # of `average`, as last judged; at first that of a constant
         self.start = self._capture()
         self.best, self.best_loss = self.start, math.inf  # of the states judged
-        self.rivals, self.fallbacks = (
-            [net.state_dict() for net in nets] for nets in (rivals, fallbacks)
-        )  # not used yet
+        # Those not used yet.
+        self.rivals, self.fallbacks = ([net.state_dict() for net in nets] for nets in (rivals, fallbacks))
         self.is_on_trial = bool(rivals)
 
     def _join_parameters(self, first_layer: int) -> None:
