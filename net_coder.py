@@ -22,7 +22,7 @@ lower-case ASCII letter (61 to 7A), and refuses the file when it is anything els
          space (for d_in 4 the last three, time being the first), of unit length and at right angles, each within 1e-3.
          Voxel i lies at origin + direction (spacing i), missing axes 0. The identity when absent
     "a"  attributes, at most one: a JSON object of text by key, in UTF-8. Keys in use: name (of the field; "sf" when
-         absent or empty), units (of the values; "" when absent)
+         absent), units (of the values; "" when absent)
     "M"  missing voxels, at most one, for at most 2^35 voxels: 8 bytes fill value, as a component's least value but that
          it may be NaN; u8 axis; then, up to the chunk's end, an LZMA2 stream (as within .xz files; dictionary of 2^20
          bytes) of one bit a voxel in C order, the last axis fastest, each byte's highest bit first, the last byte's
@@ -257,7 +257,7 @@ def encode(header: FieldHeader, networks: list[tuple[dict, list[QuantisedLayer]]
         chunks.append((b"G", struct.pack(f"<{2 * d_in}d", *header.spacing, *header.origin)))
     if header.direction != IDENTITY:
         chunks.append((b"d", struct.pack("<9d", *header.direction)))
-    attributes = {"name": header.name} if header.name not in ("sf", "") else {}
+    attributes = {"name": header.name} if header.name != "sf" else {}
     attributes |= {"units": header.units} if header.units else {}
     if attributes:
         chunks.append((b"a", json.dumps(attributes, separators=(",", ":")).encode()))
@@ -393,7 +393,7 @@ def decode(data: bytes) -> tuple[FieldHeader, list[tuple[dict, dict[str, np.ndar
         elif kind == "N":
             networks.append(_decode_network(content, d_in, d_out, [network for network, _ in networks]))
         content.end()
-    name, units = attributes.get("name") or "sf", attributes.get("units", "")
+    name, units = attributes.get("name", "sf"), attributes.get("units", "")
     header = FieldHeader(shape, low, high, spacing, origin, name, direction, units, missing)
     check_field(header, d_in, d_out)
     return header, networks

@@ -176,10 +176,10 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> net_coder.Fi
             raise ValueError(
                 f"value_range: expected lists of the least and greatest value, found {settings['value_range']}"
             )
-        low, high = np.array(settings["value_range"]).T.astype(dtype)
+        low, high = (np.array(limits).astype(dtype) for limits in zip(*settings["value_range"], strict=True))
         if np.stack([low, high], axis=1).tolist() != settings["value_range"]:
             raise ValueError(f"value_range {settings['value_range']} does not fit dtype {dtype}")
-        name, units = settings.get("name") or "sf", settings.get("units", "")
+        name, units = settings.get("name", "sf"), settings.get("units", "")
         for key, text in (("name", name), ("units", units)):
             if not isinstance(text, str):
                 raise ValueError(f"{key}: expected text, found {text!r}")

@@ -124,7 +124,7 @@ def write_volume(
         if suffix == ".npy":
             _write_npy(file, frame, array)
         elif suffix == ".vti":
-            _write_vti(file, frame, {volume.name: array, **(extra or {})})
+            _write_vti(file, frame, {volume.name or "sf": array, **(extra or {})})  # one without a name is not read
         else:
             if suffix == ".nii.gz":
                 file = opened.enter_context(gzip.GzipFile("", "wb", ZLIB_LEVEL, file, mtime=0))

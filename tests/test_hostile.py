@@ -681,8 +681,8 @@ def test_hostile_names_and_units(name, suffix, tmp_path):
     (tmp_path / "blob").write_bytes(data)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(UserError):
         net_decompress.main(["--compressed", str(tmp_path / "blob"), "--recon", str(tmp_path / f"out{suffix}")])
-    if name == "":
-        assert decode(data)[0].name == "sf" and (suffix == ".npy" or vtk_read(tmp_path / "out.vti").name == "sf")
+    if name == "" and suffix == ".vti":
+        assert vtk_read(tmp_path / "out.vti").name == "sf"
 
 
 def by_hand(count: int) -> None:

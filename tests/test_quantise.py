@@ -129,7 +129,7 @@ def test_the_error_is_as_foretold(trained, error, is_compensated):
         steps = choose_steps(trained, sensitivities(trained, x, is_compensated), error=asked)
         layers = round_in_turn(copy.deepcopy(trained), SHAPE, steps) if is_compensated else round_layers(trained, steps)
         ratios.append(mean_squared(trained, dequantised(trained, layers), unseen) / asked)
-    assert 0.65 < np.mean(ratios) < 1.25
+    assert 0.5 < np.mean(ratios) < 1.25
 
 
 def test_the_error_of_several_outputs_is_as_foretold():
