@@ -74,17 +74,14 @@ class StreamedField:
 
     def probe(self, density: None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `Field.probe`, from stretches drawn at random."""
-        flat, values = torch.empty(0, dtype=torch.int64), torch.empty(0, self.original.shape[-1])
+        flat = torch.empty(0, dtype=torch.int64, device=self.device)
+        values = torch.empty(0, self.original.shape[-1], device=self.device)
         order = np.random.default_rng(0).permutation(len(self.stretches))
         for start in range(0, len(order), PROBED_STRETCHES):
-            columns = zip(
-                *(self._read(self.stretches[i])[:2] for i in order[start : start + PROBED_STRETCHES]), strict=True
-            )
-            more = [torch.from_numpy(np.concatenate(column)) for column in columns]
+            more = self._read_all(order[start : start + PROBED_STRETCHES])
             flat, values = torch.cat([flat, more[0]]), torch.cat([values, more[1]])
             if len(flat) >= PROBED:
                 break
-        flat, values = flat.to(self.device), values.to(self.device)
         chosen, weights = drawn_by(density_of((values - self.mean).square().mean(1), len(values)))
         return flat_coordinates(self.axes, flat[chosen]), values[chosen], weights
 
@@ -124,12 +121,16 @@ class StreamedField:
         return self.buffer[2][places]
 
     def _fill(self, chosen: np.ndarray, rest: torch.Tensor | None) -> None:
-        """Fill the buffer with the chosen stretches, in the order of the file, and what is at the places `rest`."""
+        """Fill the buffer with the chosen stretches and what is at the places `rest`."""
         kept = [] if rest is None else [[content[rest] for content in self.buffer]]
         self.buffer = []
-        columns = zip(*map(self._read, (self.stretches[i] for i in np.sort(chosen))), strict=True)
-        kept.append([torch.from_numpy(np.concatenate(column)).to(self.device) for column in columns])
+        kept.append(self._read_all(chosen))
         self.buffer = [torch.cat(column) for column in zip(*kept, strict=True)]
+
+    def _read_all(self, chosen: np.ndarray) -> list[torch.Tensor]:
+        """What `_read` gives of the chosen stretches, in the order of the file."""
+        columns = zip(*map(self._read, (self.stretches[i] for i in np.sort(chosen))), strict=True)
+        return [torch.from_numpy(np.concatenate(column)).to(self.device) for column in columns]
 
     def _read(self, box: Box) -> list[np.ndarray]:
         """Flat indices, normalised values, and slopes if they are wanted, of the voxels in a box but missing ones."""

@@ -565,7 +565,7 @@ def test_training_while_rounding(tmp_path, capsys):
     np.save(tmp_path / "v.npy", volume)
     trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 3, "--n_passes", 40)
     capsys.readouterr()
-    flags = ("--cluster_bits", 4)
+    flags = ("--cluster_bits", 7)
     plain = compress(trained, tmp_path / "b", *flags)
     assert compress(trained, tmp_path / "b", *flags, "--volume", tmp_path / "v.npy", "--n_passes", 0) == plain
     rounded = float(results(capsys.readouterr().out)["psnr"])

@@ -45,7 +45,7 @@ def wave(shape: tuple[int, ...] = SHAPE) -> Field:
 def trained() -> FieldNet:
     """A network fitted to `wave`; to be copied before it is changed."""
     torch.set_num_threads(1)
-    net = field_net(n_neurons=16)
+    net = field_net(n_neurons=16, seed=5)
     fit(net, wave(), optimizer="adam", n_passes=40, batch=128, lr=3e-3)
     return net
 
@@ -129,7 +129,7 @@ def test_the_error_is_as_foretold(trained, error, is_compensated):
         steps = choose_steps(trained, sensitivities(trained, x, is_compensated), error=asked)
         layers = round_in_turn(copy.deepcopy(trained), SHAPE, steps) if is_compensated else round_layers(trained, steps)
         ratios.append(mean_squared(trained, dequantised(trained, layers), unseen) / asked)
-    assert 0.5 < np.mean(ratios) < 1.25
+    assert 0.75 < np.mean(ratios) < 1.25
 
 
 def test_the_error_of_several_outputs_is_as_foretold():
@@ -236,7 +236,7 @@ def test_rounding_to_an_error(trained, error):
 
 
 @pytest.mark.parametrize(
-    ("block", "free", "least"), [(10_000, 1000, 3.5), (40, 1000, 3.5), (10_000, 0, 1.8), (40, 40, 1.6)]
+    ("block", "free", "least"), [(10_000, 1000, 3.5), (40, 1000, 3.5), (10_000, 0, 1.8), (40, 40, 1.8)]
 )
 def test_compensation_beats_the_nearest(trained, monkeypatch, block, free, least):
     """At equal steps, whether one block or many; most so where later layers take part."""
