@@ -20,8 +20,8 @@ from inputs import read_scalar
 import cli
 import fitting
 from neural_field import NeuralField
-from samples import Field
 from siren import SirenConfig, count_parameters, neurons_for_budget
+from streamed import training_field
 from utils import ValueRange, compare, components_last, describe
 from volume import VolumeError
 
@@ -29,8 +29,8 @@ from volume import VolumeError
 def fit_psnr(path: str, config: SirenConfig, seed: int, passes: float | None) -> tuple[float, float, int]:
     """PSNR of one fit, that of the best constant, and how often the fit had to recover."""
     volume = read_scalar(path)
-    original, header = components_last(volume.array, 3), describe(volume, 3)
-    field = Field(ValueRange(header.low, header.high).normalise(original), torch.device("cpu"))
+    header = describe(volume, 3)
+    field = training_field(components_last(volume.array, 3), ValueRange.of(header), torch.device("cpu"))
     recipe = fitting.default_recipe(field.n_voxels, config)
     recipe = dataclasses.replace(recipe, n_passes=passes or recipe.n_passes)
     fit = fitting.new_fit(config, field, recipe, seed)
