@@ -25,15 +25,14 @@ STEPS = 16_000  # of the default fit of a large volume
 MIN_PASSES, MAX_PASSES = 5, 45  # small volumes gain little from more, and end well before the original recipe does
 MIN_STEPS = 1_500  # for the smallest volumes, a few seconds: 45 passes are too few there, by 5 dB at 32^3, 40 at 16^3
 WARM_UP_STEPS = 50
-FIRST_RATE, RISE = 0.7, 0.05  # of the highest rate, reached after that part of the fit: a good fit comes sooner
-STARTS = 3  # networks that a fit is tried from, for
-TRIAL_STEPS = 200  # steps: what is then the best is nearly always so in the end,
-TRIAL_PROGRESS = 0.05  # where these are at most that part of the fit, and
+BRIEF = 0.03  # part of the fit that is one by itself, its rate falling to zero: a fair network long before the end
+STARTS = 3  # networks that the brief fit is tried from: the best at its end is nearly always so at the very end,
+TRIAL_STEPS = 200  # where it has that many steps at least, and
 TRIED_NEURONS = 24  # the width is at most that: wider networks do nearly as well from any start
 CHECK_STEPS = 100  # between two looks at the loss, which wait for the device
 AVERAGED_STEPS = 50  # over which the weights are averaged
 NORM_LIMIT = 1.3  # of a hidden matrix, relative to its initialisation
-SPIKE = 10.0  # a loss that many times the best one is a divergence; 4 times passes by itself,
+SPIKE = 30.0  # a loss that many times the best one is a divergence; 10 times passes by itself,
 EXCELLENT = 4e-8  # as does what happens to a fit that stays at 70 dB or above
 COLLAPSE = 0.9  # a collapsed fit is one no better than a constant: of a loss above that part of the field's variance,
 STALLED = 0.99  # and that does not fall below this part of what it was, CHECK_STEPS before;
@@ -48,9 +47,9 @@ class Recipe:
     """How to fit.
 
     n_passes: samples / voxels. batch: samples a step. optimizer: "muon" (for the hidden matrices; Adam for the rest) or
-    "adam". schedule: "power", lr (1 - progress)^2 after a rise, or "step", lr times lr_decay every pass_decay passes,
-    as in the original scripts. grad_lambda: weight of the gradient term. max_seconds: when given, progress is the part
-    of that time gone by, and n_passes does not count.
+    "adam". schedule: "power", lr (1 - progress)^2, after a brief fit of the same kind, or "step", lr times lr_decay
+    every pass_decay passes, as in the original scripts. grad_lambda: weight of the gradient term. max_seconds: when
+    given, progress is the part of that time gone by, and n_passes does not count.
     """
 
     n_passes: float
@@ -62,6 +61,12 @@ class Recipe:
     lr_decay: float = 0.2
     grad_lambda: float = 0.0
     max_seconds: float | None = None
+
+    def count_steps(self, n_voxels: int) -> tuple[int, int]:
+        """Of the fit, and of the brief one that it begins with: some CHECK_STEPS, or none where that is too short."""
+        n_steps = math.ceil(self.n_passes * math.ceil(n_voxels / self.batch))
+        has_brief = self.schedule == "power" and self.max_seconds is None
+        return n_steps, round(BRIEF * n_steps / CHECK_STEPS) * CHECK_STEPS if has_brief else 0
 
     @property
     def by_error(self) -> bool:
@@ -133,7 +138,7 @@ class Fit:
     network of the weights averaged over the latest steps, which is better than the latest one by decibels while the
     rate is high, and the same at the end (Polyak and Juditsky, 1992).
 
-    rivals: other networks to start from; TRIAL_STEPS steps are tried from each, and the fit goes on from the best.
+    rivals: other networks to start from; the brief fit is tried from each, and the best of these goes on.
     fallbacks: networks to start from, one after the other, where the fit stays at a constant.
     """
 
@@ -150,7 +155,7 @@ class Fit:
     ):
         self.net, self.field, self.recipe, self.seed = net, field, recipe, seed
         self.steps_per_pass = math.ceil(field.n_voxels / recipe.batch)
-        self.n_steps = math.ceil(recipe.n_passes * self.steps_per_pass)
+        self.n_steps, self.n_brief = recipe.count_steps(field.n_voxels)
         self.average = copy.deepcopy(net)
         self._join_parameters(first_layer)
         self.squared_error = SquaredError(net, math.ceil(field.n_voxels / self.steps_per_pass), first_layer, n_threads)
@@ -246,9 +251,10 @@ class Fit:
             n_passes = self.step / self.steps_per_pass
             return recipe.lr * recipe.lr_decay ** (n_passes // recipe.pass_decay) * halvings
         warm_up = WARM_UP_STEPS if recipe.max_seconds else min(WARM_UP_STEPS, max(self.n_steps / 5, 1.0))
-        warm_up = min(1.0, (self.step + 1) / warm_up)
-        rise = min(1.0, FIRST_RATE + (1 - FIRST_RATE) * progress / RISE)
-        return recipe.lr * warm_up * rise * (1.0 - progress) ** 2 * halvings
+        step = self.step - self.n_brief
+        if step < 0:
+            step, progress = self.step, self.step / self.n_brief
+        return recipe.lr * min(1.0, (step + 1) / warm_up) * (1.0 - progress) ** 2 * halvings
 
     def _take_step(self, batch: torch.Tensor) -> None:
         rate = self._rate()
@@ -294,18 +300,17 @@ class Fit:
         self.density, self.probe = density, self.field.probe(density)
 
     def _went_back(self) -> bool:
-        """Whether the fit is back: at the end of a trial; or, when it went wrong, at its best state and half the rate.
+        """Whether the fit is back: after a trial; or, when it went wrong, at its best state and half the rate.
 
         When it collapsed, at the start, from a fallback or else at half the rate.
         """
         before, self.loss = self.loss, ranks.of_first(self._judge())
         if self.loss < self.best_loss:
             self.best, self.best_loss = self._capture(), self.loss
+        if self.step == self.n_brief:
+            return self._ended_trial()
         if self.is_on_trial:
-            if self.step < TRIAL_STEPS:
-                return False
-            self._end_trial()
-            return True
+            return False
         has_collapsed = (
             self.recipe.schedule == "power"  # in steps the rate falls so low that a fit stalls long before it is good
             and self.best_loss > COLLAPSE * self.field.variance
@@ -328,13 +333,16 @@ class Fit:
     def _start_from(self, network: dict) -> None:
         self._restore(self.start | {"network": network, "average": network})
 
-    def _end_trial(self) -> None:
-        """Go on to the next trial, or after the last one from where the best one ended."""
+    def _ended_trial(self) -> bool:
+        """At the end of the brief fit: whether that was a trial. The next one begins, or the best one goes on."""
         if self.rivals:
             self._start_from(self.rivals.pop(0))
-        else:
-            self.is_on_trial = False
+            return True
+        was_on_trial, self.is_on_trial = self.is_on_trial, False
+        if was_on_trial:
             self._restore(self.best)
+        self.best_loss = math.inf  # at a high rate again, the fit is worse for a while, and has not diverged
+        return was_on_trial
 
     def _capture(self) -> dict:
         return copy.deepcopy(
@@ -396,9 +404,7 @@ def new_fit(
     better by 0.1 to 10 dB on most fields, and at worst half a decibel worse.
     """
     generator, mirrors = torch.Generator().manual_seed(seed), field.mirrors()
-    n_steps = recipe.n_passes * math.ceil(field.n_voxels / recipe.batch)
-    is_tried = config.n_neurons <= TRIED_NEURONS and n_steps * TRIAL_PROGRESS >= TRIAL_STEPS
-    is_tried = is_tried and recipe.by_error and recipe.max_seconds is None
+    is_tried = config.n_neurons <= TRIED_NEURONS and recipe.count_steps(field.n_voxels)[1] >= TRIAL_STEPS
 
     def drawn(highest_wave: float) -> FieldNet:
         net = FieldNet(config, generator, first_omega or OMEGA_0)

@@ -302,7 +302,7 @@ def _round_first(weights: np.ndarray, factor: np.ndarray, step: float) -> np.nda
         end = min(start + 128, n)
         errors = np.empty(end - start, np.float32)
         for i in range(start, end):
-            rounded[i] = min(max(round(float(weights[i]) / step), -limit), limit)
+            rounded[i] = round(min(limit, max(-limit, float(weights[i]) / step)))  # in this order, for NaN too
             errors[i - start] = (weights[i] - rounded[i] * step) / factor[i, i]
             weights[i + 1 : end] -= errors[i - start] * factor[i, i + 1 : end]
         weights[end:] -= errors @ factor[start:end, end:]

@@ -87,7 +87,7 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument("--n_layers", type=cli.whole(1, 255), default=8, help="sine layers")
     group.add_argument(
         "--w0",
-        type=cli.number(0, exclusive=True),
+        type=cli.number(0, 1e6, exclusive=True),
         help="frequency of a first layer that starts at random, as the original's with 30 "
         "(default: it starts as waves along the axes)",
     )
@@ -119,7 +119,7 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument("--optimizer", choices=("muon", "adam"), default="muon", help="the original has adam")
     group.add_argument(
         "--lr",
-        type=cli.number(0, exclusive=True),
+        type=cli.number(0, 1e6, exclusive=True),
         help="learning rate at its highest (default: 0.4 / (width x layers), of 2 layers at least; with adam half)",
     )
     group.add_argument(
@@ -135,11 +135,13 @@ def build_parser() -> cli.ArgumentParser:
         help="passes between the steps of --schedule step (default: 20)",
     )
     group.add_argument(
-        "--lr_decay", type=cli.number(0, exclusive=True), help="factor of each step of --schedule step (default: 0.2)"
+        "--lr_decay",
+        type=cli.number(0, 1, exclusive=True),
+        help="factor of each step of --schedule step (default: 0.2)",
     )
     group.add_argument(
         "--grad_lambda",
-        type=cli.number(0),
+        type=cli.number(0, 1e6),
         default=0.0,
         help="weight of the error of the gradient, in normalised coordinates; 0 leaves the term out",
     )
@@ -379,10 +381,10 @@ def main(argv: Sequence[str]) -> None:
 
     n_parameters = count_parameters(config)
     constant = fitting.psnr_of(field.variance)
-    if values.extent.any() and clipped.psnr < constant + 1:
+    if values.extent.any() and not clipped.psnr >= constant + 1:  # NaN neither
         warn(
             f"the network has {clipped.psnr:.1f} dB, where a constant volume would have {constant:.1f} dB: "
-            "a lower --compression_ratio may help"
+            "more --n_passes or a lower --compression_ratio may help"
         )
     if opt.target_psnr and clipped.psnr < opt.target_psnr:
         warn(f"the network has {clipped.psnr:.1f} dB: more --n_passes or a lower --compression_ratio may give more")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from helpers import ROOT, field_net, fit, slanted, watched_samples
 
-from fitting import NORM_LIMIT, Fit, Recipe, default_recipe, loss_with_gradient, new_fit
+from fitting import NORM_LIMIT, SPIKE, Fit, Recipe, default_recipe, loss_with_gradient, new_fit
 from optimizers import Adam, Muon
 from samples import Field
 from siren import SirenConfig
@@ -250,7 +250,7 @@ def test_a_checkpoint_continues_to_the_same_result(at):
 @pytest.mark.parametrize("at", [7, 15, 19, 24, 31])  # of the first, second or last trial, or after them
 def test_a_checkpoint_of_a_trial_continues_to_the_same_result(at, monkeypatch):
     monkeypatch.setattr("fitting.CHECK_STEPS", 5)
-    monkeypatch.setattr("fitting.TRIAL_STEPS", 10)
+    monkeypatch.setattr("fitting.BRIEF", 0.25)
     field, states = slanted_field(), []
 
     def begun():
@@ -417,7 +417,7 @@ def test_a_fit_that_diverges_goes_back(how):
 def test_a_fit_that_stays_at_a_constant_starts_again():
     """A rate so high that the network fits but a constant is halved until it does better, or given up."""
     net, field = field_net(), slanted_field((7, 6, 5))
-    running = Fit(net, field, Recipe(n_passes=200, batch=16, lr=3.0, optimizer="adam"), seed=0)
+    running = Fit(net, field, Recipe(n_passes=110, batch=16, lr=5.0, optimizer="adam"), seed=0)
     running.run()
     assert running.n_recoveries >= 1
     assert all(torch.isfinite(p).all() for p in net.parameters())
@@ -425,9 +425,9 @@ def test_a_fit_that_stays_at_a_constant_starts_again():
 
 def test_the_best_of_several_starts_goes_on(monkeypatch):
     monkeypatch.setattr("fitting.CHECK_STEPS", 5)
-    monkeypatch.setattr("fitting.TRIAL_STEPS", 10)
-    end_trial, judged, seen = Fit._end_trial, [], []
-    monkeypatch.setattr(Fit, "_end_trial", lambda fit: judged.append(fit.loss) or end_trial(fit))
+    monkeypatch.setattr("fitting.BRIEF", 0.04)
+    ended_trial, judged, seen = Fit._ended_trial, [], []
+    monkeypatch.setattr(Fit, "_ended_trial", lambda fit: judged.append(fit.loss) or ended_trial(fit))
     nets = [field_net(seed=seed, n_neurons=16) for seed in range(3)]
     running = Fit(nets[0], slanted_field(), Recipe(n_passes=60, batch=16, lr=2e-3), seed=0, rivals=nets[1:])
     running.run(lambda fit: seen.append((fit.step, fit.loss)) or fit.step == 12)
@@ -437,15 +437,28 @@ def test_the_best_of_several_starts_goes_on(monkeypatch):
 
 def test_a_long_fit_is_tried_from_several_starts_and_another_is_not():
     field, config = slanted_field((9, 8, 7)), field_net().config
-    recipe = Recipe(n_passes=4000, batch=504, lr=2e-3)
+    recipe = Recipe(n_passes=5000, batch=504, lr=2e-3)
     assert len(new_fit(config, field, recipe, seed=0).rivals) == 2
-    for change in ({"n_passes": 3999}, {"schedule": "step"}, {"max_seconds": 60.0}):
+    for change in ({"n_passes": 4999}, {"schedule": "step"}, {"max_seconds": 60.0}):
         assert not new_fit(config, field, dataclasses.replace(recipe, **change), seed=0).rivals
     assert not new_fit(SirenConfig(25), field, recipe, seed=0).rivals
     fits = [new_fit(config, field, recipe, seed=seed) for seed in (0, 0, 1)]
     drawn = [[fit.net.state_dict(), *fit.rivals] for fit in fits]
     assert all(distance(a, b) == 0 for a, b in zip(*drawn[:2], strict=True))
     assert all(distance(a, b) > 0.01 for a, b in itertools.combinations([*drawn[0], *drawn[2]], 2))
+
+
+def test_a_fit_begins_with_a_brief_one():
+    """At its end the network is better than for long after it; and that it is worse then is no divergence."""
+    x, y, z = np.meshgrid(*[np.linspace(-1, 1, 16)] * 3, indexing="ij")
+    field, config = field_of(np.sin(3 * x + y) * np.cos(2 * z)), SirenConfig(16, 4)
+    recipe = Recipe(n_passes=3300, batch=2048, lr=6e-3)
+    assert [dataclasses.replace(recipe, n_passes=n).count_steps(4096) for n in (800, 900)] == [(1600, 0), (1800, 100)]
+    running, losses = Fit(new_fit(config, field, recipe, seed=0).net, field, recipe, seed=0), {}
+    assert (running.n_steps, running.n_brief) == (6600, 200)
+    running.run(lambda fit: losses.setdefault(fit.step, fit.loss) and fit.step == 500)
+    assert losses[200] < 0.1 * min(losses[step] for step in (100, 300, 400, 500))
+    assert losses[300] > SPIKE * losses[200] and running.n_recoveries == 0
 
 
 def test_a_slow_fit_of_a_rare_voxel_is_left_alone():
