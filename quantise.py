@@ -293,6 +293,7 @@ def round_compensated(net: FieldNet, i: int, factors: Iterable[CarryFactor], ste
     return result
 
 
+@np.errstate(all="ignore")  # of hopeless networks
 def _round_first(weights: np.ndarray, factor: np.ndarray, step: float) -> np.ndarray:
     """Round the first weights, `len(factor)`, in order; every error is carried over to those after it, in place."""
     n = len(factor)

@@ -351,6 +351,12 @@ def test_a_network_no_better_than_a_constant_is_warned_of(tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [("--lr", 1e7), ("--w0", 1e7), ("--grad_lambda", 1e7), ("--lr_decay", 1.5)])
+def test_numbers_that_no_fit_bears_are_refused(volume_file, tmp_path, option):
+    with pytest.raises(cli.UserError, match=f"{option[0]}: expected a number .* at most .*, found '{option[1]}'"):
+        train(volume_file, tmp_path, *option)
+
+
 def test_num_workers(volume_file, tmp_path, monkeypatch):
     """So many threads work; what comes out is the same."""
     monkeypatch.setattr(siren, "PART", (100, 1))
@@ -563,7 +569,7 @@ def test_training_while_rounding(tmp_path, capsys):
     """With --volume the same steps decode to a better volume; without passes to the same one as without it."""
     volume = np.sin(np.indices((20, 16, 12)) / 3).sum(0).astype(np.float32)
     np.save(tmp_path / "v.npy", volume)
-    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 3, "--n_passes", 40)
+    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 3, "--n_passes", 100)
     capsys.readouterr()
     flags = ("--cluster_bits", 7)
     plain = compress(trained, tmp_path / "b", *flags)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def wave(shape: tuple[int, ...] = SHAPE) -> Field:
 def trained() -> FieldNet:
     """A network fitted to `wave`; to be copied before it is changed."""
     torch.set_num_threads(1)
-    net = field_net(n_neurons=16, seed=5)
+    net = field_net(n_neurons=16)
     fit(net, wave(), optimizer="adam", n_passes=40, batch=128, lr=3e-3)
     return net
 
@@ -215,6 +216,17 @@ def test_steps_of_degenerate_networks(factor):
 
 
 # --- rounding ---------------------------------------------------------------------------------------
+
+
+def test_hopeless_weights_are_rounded_to_the_limits():
+    layer = linear_layers(net := field_net())[0]
+    with torch.no_grad():
+        layer.weight[:3, 0] = torch.tensor([math.inf, -math.inf, math.nan])
+    n_out, n_in = layer.out_features, layer.in_features + 1
+    factor = quantise.CarryFactor([(0, slice(0, n_out))], torch.eye(n_out * n_in))
+    rounded = quantise.round_compensated(net, 0, [factor], 0.5)
+    assert rounded[0, 0] == 1.5 * MAX_STEPS and rounded[1:, 0].min() == -1.5 * MAX_STEPS
+    assert np.abs(rounded).max() == 1.5 * MAX_STEPS
 
 
 def test_rounding_is_to_the_nearest(trained):
