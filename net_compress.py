@@ -23,7 +23,7 @@ import mask
 import net_coder
 import quantise
 from neural_field import NeuralField
-from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, linear_layers, weights_crc32
+from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
 from streamed import training_field
 from utils import ValueRange, compare, components_last, describe, file_ratios, measured_boxes
 from volume import Volume, VolumeError, raw_layout
@@ -230,11 +230,8 @@ def quantise_network(
 ) -> list[net_coder.QuantisedLayer]:
     """The layers of the network in integers, as the options ask for it. psnr: of the network, in dB, if known."""
     device = cli.resolve_device(opt.cuda, opt.gid)
-    if not ValueRange.of(
-        header
-    ).extent.any():  # the range of a constant volume says it all: zeros take the fewest bytes
-        torch.nn.utils.vector_to_parameters(torch.zeros(count_parameters(net.config)), net.parameters())
-        return quantise.round_layers(net, [np.float32(1)] * len(linear_layers(net)))
+    if not ValueRange.of(header).extent.any():
+        return quantise.zero_layers(net)
     if volume and opt.cluster_bits is None:
         psnr = measured_psnr(opt, net, header, volume, device)
     error = None  # of normalised values, whose range is 2

@@ -119,6 +119,14 @@ def round_layers(net: FieldNet, steps: list[np.float32]) -> list[QuantisedLayer]
     return layers
 
 
+def zero_layers(net: FieldNet) -> list[QuantisedLayer]:
+    """Zeros, which take the fewest bytes: for a constant field, whose range says it all."""
+    return [
+        QuantisedLayer(np.zeros(layer.weight.shape, np.int32), np.zeros(layer.out_features, np.int32), round_step(1.0))
+        for layer in linear_layers(net)
+    ]
+
+
 def load(net: FieldNet, layers: list[QuantisedLayer]) -> None:
     """Give a network the values that the integers stand for."""
     for layer, rounded in zip(linear_layers(net), layers, strict=True):

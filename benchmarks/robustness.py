@@ -23,12 +23,11 @@ from neural_field import NeuralField
 from siren import SirenConfig, count_parameters, neurons_for_budget
 from streamed import training_field
 from utils import ValueRange, compare, components_last, describe
-from volume import VolumeError
+from volume import Volume, VolumeError
 
 
-def fit_psnr(path: str, config: SirenConfig, seed: int, passes: float | None) -> tuple[float, float, int]:
+def fit_psnr(volume: Volume, config: SirenConfig, seed: int, passes: float | None) -> tuple[float, float, int]:
     """PSNR of one fit, that of the best constant, and how often the fit had to recover."""
-    volume = read_scalar(path)
     header = describe(volume, 3)
     field = training_field(components_last(volume.array, 3), ValueRange.of(header), torch.device("cpu"))
     recipe = fitting.default_recipe(field.n_voxels, config)
@@ -39,9 +38,9 @@ def fit_psnr(path: str, config: SirenConfig, seed: int, passes: float | None) ->
     return psnr, fitting.psnr_of(field.variance), fit.n_recoveries
 
 
-def row(name: str, path: str, config: SirenConfig, seeds: range, passes: float | None) -> None:
+def row(name: str, volume: Volume, config: SirenConfig, seeds: range, passes: float | None) -> None:
     """Fit from every seed and print."""
-    fits = [fit_psnr(path, config, seed, passes) for seed in seeds]
+    fits = [fit_psnr(volume, config, seed, passes) for seed in seeds]
     psnr = [p for p, _, _ in fits]
     collapsed = sum(p < constant + 1 for p, constant, _ in fits)
     figures = [f"{p:.2f}" for p in psnr]
@@ -60,16 +59,17 @@ def main(argv: Sequence[str]) -> None:
     torch.set_num_threads(1)
     print("| volume | width | layers | parameters | dB | spread | recoveries | collapsed |\n|" + "---|" * 8, flush=True)
     for path in opt.volumes:
-        n_voxels = read_scalar(path).array.size
-        row(Path(path).stem, path, SirenConfig(neurons_for_budget(n_voxels // 50)), range(opt.seeds), None)
+        volume = read_scalar(path)
+        config = SirenConfig(neurons_for_budget(volume.array.size // 50))
+        row(Path(path).stem, volume, config, range(opt.seeds), None)
     if opt.shapes:
-        n_voxels = read_scalar(opt.shapes).array.size
+        volume = read_scalar(opt.shapes)
         shapes = [(width, layers) for width in (16, 32, 64, 128, 256) for layers in (2, 4, 8, 12)]
         configs = {f"{w} x {n}": SirenConfig(w, n) for w, n in shapes}
-        configs |= {f"ratio {r}": SirenConfig(neurons_for_budget(n_voxels // r)) for r in (5, 20, 200, 2000)}
+        configs |= {f"ratio {r}": SirenConfig(neurons_for_budget(volume.array.size // r)) for r in (5, 20, 200, 2000)}
         configs |= {f"plain {w} x {n}": SirenConfig(w, n, is_residual=False) for w, n in ((16, 8), (64, 4), (64, 12))}
         for name, config in configs.items():
-            row(name, opt.shapes, config, range(2), opt.passes)
+            row(name, volume, config, range(2), opt.passes)
 
 
 if __name__ == "__main__":
