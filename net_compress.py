@@ -13,7 +13,7 @@ import math
 import shlex
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -34,13 +34,13 @@ from volume_series import files_of
 ADDED_ERROR = 0.02
 # With training, what is foretold: where coarser steps cost about as much quality as a smaller network of equal bytes;
 # then what is tried where that has cost too much.
-ADDED_ERRORS_TRAINED = {0.4: "with finer steps", 0.1: "without training"}
+ADDED_ERRORS_TRAINED = {0.25: "with finer steps", 0.06: "without training"}
 MOST_LOST = 2.0, 0.25  # dB, and of what the network is better than a constant
 WITHOUT_TRAINING = {1.0: "without training"}  # the only try where the steps are given
-MAX_COMPENSATED = 1 << 16  # weights: it takes a second or two a thousand, and 20 MB
+MAX_COMPENSATED = 1 << 20  # weights: it takes up to four seconds a thousand, and a gigabyte
 TRAINED_VOXELS = 1.25e7  # seen by the training while rounding
 MAX_PASSES = 48.0
-RATE = 0.15  # of that training, relative to the fit's
+RATE = 0.1  # of that training, relative to the fit's
 
 
 def build_parser() -> cli.ArgumentParser:
@@ -237,26 +237,51 @@ def quantise_network(
     error = None  # of normalised values, whose range is 2
     if opt.cluster_bits is None and psnr is not None and math.isfinite(psnr):
         error = 4 * 10 ** (-psnr / 10)
+    is_trained = volume is not None and opt.n_passes != 0
+    factors = carry_factors(opt, copy.deepcopy(net).to(device), header.shape, is_trained)
     layers = None
-    if volume and opt.n_passes != 0:
-        layers = round_with_volume(opt, net, header, volume, error, device)
-    return layers or round_alone(opt, net, header.shape, error)
+    if is_trained:
+        layers = round_with_volume(opt, net, header, volume, error, factors, device)
+    return layers or round_alone(opt, net, header.shape, error, factors)
+
+
+def carry_factors(
+    opt: Namespace, net: FieldNet, shape: tuple[int, ...], is_trained: bool
+) -> Collection[quantise.CarryFactor]:
+    """By which errors of rounding are carried over; none where each weight is rounded by itself."""
+    if opt.quantizer == "kmeans" or not (is_trained or _is_narrow(net)):
+        return []
+    factors = quantise.CarryFactors(net, shape)
+    if not _is_narrow(net):
+        return factors
+    with cli.Progress("rounding") as progress:
+        return list(progress.each(factors))
+
+
+def _is_narrow(net: FieldNet) -> bool:
+    return count_parameters(net.config) <= MAX_COMPENSATED
 
 
 def round_alone(
-    opt: Namespace, net: FieldNet, shape: tuple[int, ...], error: float | None
+    opt: Namespace,
+    net: FieldNet,
+    shape: tuple[int, ...],
+    error: float | None,
+    factors: Collection[quantise.CarryFactor],
 ) -> list[net_coder.QuantisedLayer]:
     """The layers in integers, without training. error: of the network; None where it does not count."""
-    is_compensated = opt.quantizer == "uniform" and count_parameters(net.config) <= MAX_COMPENSATED
+    is_compensated = len(factors) > 0 and _is_narrow(net)
     if is_compensated and error is not None:
-        with cli.Progress("rounding") as progress:
-            return quantise.round_to_error(net, shape, ADDED_ERROR * error, progress.update)
-    sensitivity = quantise.sensitivities(net, quantise.domain_points(shape), is_compensated)
+        return quantise.round_to_error(net, shape, factors, ADDED_ERROR * error)
+    if is_compensated:
+        sensitivity = quantise.compensated_sensitivities(net, factors)
+    else:
+        sensitivity = quantise.sensitivities(net, quantise.domain_points(shape, quantise.N_POINTS))
     fineness = {"bits": opt.cluster_bits or 9} if error is None else {"error": ADDED_ERROR * error}
     steps = quantise.choose_steps(net, sensitivity, **fineness)
     if opt.quantizer == "kmeans":
         return quantise.round_to_codebooks(net, opt.cluster_bits, steps)
-    return quantise.round_in_turn(net, shape, steps) if is_compensated else quantise.round_layers(net, steps)
+    return quantise.round_in_turn(net, steps, factors) if is_compensated else quantise.round_layers(net, steps)
 
 
 def measured_psnr(
@@ -274,6 +299,7 @@ def round_with_volume(
     header: net_coder.FieldHeader,
     volume: Volume,
     error: float | None,
+    factors: Collection[quantise.CarryFactor],
     device: torch.device,
 ) -> list[net_coder.QuantisedLayer] | None:
     """The layers in integers, with training in between. error: of the network; None where --cluster_bits is given.
@@ -288,11 +314,11 @@ def round_with_volume(
     default = fitting.default_recipe(n_voxels, net.config)
     recipe = dataclasses.replace(default, n_passes=n_passes, lr=RATE * default.lr)
     field = training_field(components_last(volume.array, net.config.d_in), ValueRange.of(header), device)
-    sensitivity = quantise.sensitivities(net, quantise.domain_points(header.shape), is_compensated=True)
+    sensitivity = quantise.compensated_sensitivities(net, factors)
     alone = None
     if error is None:
         rounded = copy.deepcopy(net)
-        alone = round_alone(opt, rounded, header.shape, error)
+        alone = round_alone(opt, rounded, header.shape, error, factors)
         quantise.load(rounded, alone)
         expected, most_lost, tries = measured_psnr(opt, rounded, header, volume, device), 0.0, WITHOUT_TRAINING
     else:
@@ -307,7 +333,9 @@ def round_with_volume(
             fineness = {"bits": opt.cluster_bits or 9} if error is None else {"error": added * error}
             steps = quantise.choose_steps(net, sensitivity, **fineness)
             rounded = copy.deepcopy(net).to(device)
-            layers = quantise.round_and_train(rounded, field, steps, recipe, opt.seed, on_progress, opt.num_workers)
+            layers = quantise.round_and_train(
+                rounded, field, steps, factors, recipe, opt.seed, on_progress, opt.num_workers
+            )
             found = measured_psnr(opt, rounded, header, volume, device)
             if found >= expected - most_lost:
                 return layers

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 
@@ -25,25 +26,39 @@ from torch.nn import functional
 
 from fitting import Fit, Recipe
 from net_coder import QuantisedLayer, round_step
-from samples import Field
+from samples import Field, density_of, drawn_by
 from siren import FieldNet, count_parameters, linear_layers
 from utils import axis_coordinates
 
-N_POINTS = 6144  # of the domain, at which derivatives are taken
+POINTS = 4  # of the domain, at which derivatives are taken, for each weight of a metric: with fewer it fits the points,
+CANDIDATES = 8  # for each of these
+N_POINTS = 8192  # of the domain, for a mean over it
 MAX_STEPS = 1 << 13  # on either side of zero, within what the entropy coder takes
-BLOCK = 1500  # weights of a layer that are rounded together
-FREE = 1000  # weights after them that take up their errors
-DAMPING = 0.03  # of the metric, relative to its diagonal
+BLOCK = 4096  # weights that have a metric together with as many after them, which take up their errors:
+WIDE_BLOCK = 2048  # of networks of more than two such blocks; and fewer,
+KEPT = 1 << 28  # so that all metrics together have no more numbers,
+LEAST_BLOCK = 64  # down to that
+LEAST_METRIC = 1024  # weights that one has points for, however small
+DAMPING = 0.02  # of the metric, relative to its diagonal
 KMEANS_ITERATIONS = 50
 MAX_TRIES = 8
 
 Derivatives = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def domain_points(shape: tuple[int, ...], n: int = N_POINTS, seed: int = 0) -> torch.Tensor:
-    """n random points (n, d_in) of the box that the normalised coordinates of a grid fill."""
-    half = torch.tensor([float(axis[-1]) for axis in axis_coordinates(shape)])
-    return (2 * torch.rand(n, len(shape), generator=torch.Generator().manual_seed(seed)) - 1) * half
+def domain_points(shape: tuple[int, ...], n: int, seed: int = 0) -> torch.Tensor:
+    """n points (n, d_in) that fill the box of a grid's normalised coordinates evenly, moved by `seed`.
+
+    Multiples of the inverse powers of the root of x^(d + 1) = x + 1, modulo 1 (Roberts, "The unreasonable effectiveness
+    of quasirandom sequences", 2018).
+    """
+    half = torch.tensor([float(axis[-1]) for axis in axis_coordinates(shape)], dtype=torch.float64)
+    root = 1.0
+    for _ in range(60):
+        root = (1 + root) ** (1 / (len(shape) + 1))
+    stride = root ** -torch.arange(1.0, len(shape) + 1, dtype=torch.float64)
+    start = torch.rand(len(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return ((2 * ((start + torch.arange(n)[:, None] * stride) % 1) - 1) * half).float()
 
 
 def derivatives(net: FieldNet, x: torch.Tensor, seed: int = 0) -> Derivatives:
@@ -68,19 +83,29 @@ def derivatives(net: FieldNet, x: torch.Tensor, seed: int = 0) -> Derivatives:
     return [(a, d) for (a, _), d in zip(taps, slopes, strict=True)]
 
 
-def sensitivities(net: FieldNet, x: torch.Tensor, is_compensated: bool = False) -> list[float]:
-    """Of each layer, the mean over its weights; compensated as `round_in_turn` does it, or rounded to the nearest.
+def telling_points(net: FieldNet, shape: tuple[int, ...], n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """n points of the domain, drawn half evenly and half by how much the output there depends on the weights; weights.
 
-    x: (points, d_in), see `domain_points`.
+    The weighted mean over them, of any figure, is about that over the domain. Where a field is empty but for a small
+    part, so are the derivatives, and evenly drawn points say little of them.
     """
-    taps = derivatives(net, x)
-    if is_compensated:  # of a layer of several windows, the first one stands for all
-        return [_compensated_sensitivity(next(carry_factors(taps, i))) for i in range(len(taps))]
-    return [_bounded(float(a.square().mean() * d.square().mean())) for a, d in taps]
+    x = domain_points(shape, CANDIDATES * n, seed).to(next(net.parameters()).device)
+    squares = [
+        sum(a.square().sum(1) * d.square().sum(1) for a, d in derivatives(net, part)) for part in x.split(1 << 14)
+    ]
+    chosen, weights = drawn_by(density_of(torch.cat(squares).nan_to_num_(0.0).clamp_(max=1e18), len(x)), n)
+    return x[chosen], weights
 
 
-def _compensated_sensitivity(factor: CarryFactor) -> float:
-    return _bounded(float(factor.matrix.diagonal().double().square().reciprocal().mean()))
+def sensitivities(net: FieldNet, x: torch.Tensor) -> list[float]:
+    """Of each layer, the mean over its weights, where they are rounded to the nearest. x: (points, d_in)."""
+    return [_bounded(float(a.square().mean() * d.square().mean())) for a, d in derivatives(net, x)]
+
+
+def compensated_sensitivities(net: FieldNet, factors: Iterable[CarryFactor]) -> list[float]:
+    """As `sensitivities`, where they are rounded by `round_in_turn`."""
+    costs = torch.cat([factor.matrix.diagonal().double() ** -2 for factor in factors])
+    return [_bounded(float(part.mean())) for part in costs.split(_sizes(net))]
 
 
 def _bounded(sensitivity: float) -> float:
@@ -141,58 +166,63 @@ def _load_layer(layer: nn.Linear, rounded: QuantisedLayer) -> None:
 
 def round_in_turn(
     net: FieldNet,
-    shape: tuple[int, ...],
     steps: list[np.float32],
-    seed: int = 0,
+    factors: Iterable[CarryFactor],
     train_rest: Callable[[int], None] = lambda first_layer: None,
-    factors: list[list[CarryFactor]] | None = None,
 ) -> list[QuantisedLayer]:
     """Round the layers one after the other, those after it making up for the errors of each. Changes `net`.
 
-    shape: grid of the field. `train_rest(i)` may train the layers from number i on, once those before it are rounded.
-    factors: of every layer, where the network changes too little for new ones.
+    `train_rest(i)` may train the layers from number i on, once those before it are rounded.
     """
-    x = domain_points(shape, seed=seed).to(next(net.parameters()).device)
-    layers = []
-    for i, step in enumerate(steps):
-        carried = factors[i] if factors else carry_factors(derivatives(net, x, seed), i)
-        rounded = round_compensated(net, i, carried, float(step))
+    layers, factors = [], iter(factors)
+    factor = next(factors)
+    start = 0
+    for i, (layer, size, step) in enumerate(zip(linear_layers(net), _sizes(net), steps, strict=True)):
+        weights = _weights(net)
+        rounded = np.empty(size, np.int32)
+        done = 0
+        while done < size:  # as many as belong to one factor
+            first = start + done - factor.start
+            if first == len(factor.matrix):
+                factor = next(factors)
+                continue
+            rows = factor.matrix[first : first + size - done, first:].numpy()
+            reached = weights[start + done : factor.start + factor.matrix.shape[1]]
+            rounded[done : done + len(rows)] = _round_first(reached, rows, float(step))
+            done += len(rows)
+        start += size
+        rounded = rounded.reshape(layer.out_features, -1)
         layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
-        _load_layer(linear_layers(net)[i], layers[i])
+        _load_weights(net, weights)
+        _load_layer(layer, layers[i])
         if i + 1 < len(steps):
             train_rest(i + 1)
     return layers
 
 
 def round_to_error(
-    net: FieldNet,
-    shape: tuple[int, ...],
-    error: float,
-    on_progress: Callable[[float], None] = lambda fraction: None,
+    net: FieldNet, shape: tuple[int, ...], factors: list[CarryFactor], error: float
 ) -> list[QuantisedLayer]:
     """`round_in_turn` by steps at which the output differs by about the mean squared `error`, of normalised values.
 
     What is foretold can be many times too little: it is measured, and the steps chosen anew until it fits, or else the
     best of these tries is taken.
     """
-    taps = derivatives(net, domain_points(shape))
-    factors = []
-    for i in range(len(taps)):
-        factors.append(list(carry_factors(taps, i)))
-        on_progress((i + 1) / (len(taps) + 1))
-    sensitivity = [_compensated_sensitivity(windows[0]) for windows in factors]
-    x = domain_points(shape, seed=1)
-    foretold = error / 2
+    sensitivity = compensated_sensitivities(net, factors)
+    x, weights = telling_points(net, shape, N_POINTS, seed=1)
+    foretold = error
     best, best_score = None, -math.inf
     for _ in range(MAX_TRIES):
         rounded = copy.deepcopy(net)
-        layers = round_in_turn(rounded, shape, choose_steps(net, sensitivity, error=foretold), factors=factors)
+        layers = round_in_turn(rounded, choose_steps(net, sensitivity, error=foretold), factors)
         with torch.no_grad():
-            found = float((rounded(x) - net(x)).square().mean())
-        score = found if found <= 1.15 * error else -found  # the most that fits, or else the least that does not
-        if not best or score > best_score:
+            found = float(((rounded(x) - net(x)).square().mean(1) * weights).mean())
+        score = found if found <= 1.1 * error else -found  # the most that fits, or else the least that does not
+        if best_score < 0 and score < 0.9 * best_score:
+            break  # a layer is as fine as the coder takes it, and finer steps of the others hardly help
+        if score > best_score:
             best, best_score = layers, score
-        if score >= 0.7 * error:
+        if score >= 0.9 * error:
             break
         foretold *= min(max(error / max(found, 1e-30), 0.05), 4.0)
     return best
@@ -202,6 +232,7 @@ def round_and_train(
     net: FieldNet,
     field: Field,
     steps: list[np.float32],
+    factors: Iterable[CarryFactor],
     recipe: Recipe,
     seed: int,
     on_progress: Callable[[float, float], None] = lambda fraction, psnr: None,
@@ -219,7 +250,7 @@ def round_and_train(
         net.load_state_dict(fit.average.state_dict())
         on_progress(first_layer / len(steps), fit.psnr)
 
-    return round_in_turn(net, field.shape, steps, seed, train_rest)
+    return round_in_turn(net, steps, factors, train_rest)
 
 
 def _matrix(layer: nn.Linear) -> torch.Tensor:
@@ -227,78 +258,98 @@ def _matrix(layer: nn.Linear) -> torch.Tensor:
     return torch.cat([layer.weight.detach(), layer.bias.detach()[:, None]], 1).cpu()
 
 
-def window(taps: Derivatives, i: int, start: int) -> list[tuple[int, slice]]:
-    """Rows of layer i, from row `start` on, that are rounded together, then those after them that take up their errors.
+def _sizes(net: FieldNet) -> list[int]:
+    """How many weights and biases each layer has."""
+    return [layer.weight.numel() + layer.bias.numel() for layer in linear_layers(net)]
 
-    As (layer, rows); what follows is the rest of the layer, then the next layers.
-    """
-    shapes = [(d.shape[1], a.shape[1]) for a, d in taps]
-    stop = min(shapes[i][0], start + max(1, BLOCK // shapes[i][1]))
-    rows, room = [(i, slice(start, stop))], FREE
-    for k, (n_out, n_in) in enumerate(shapes[i:], i):
-        first = stop if k == i else 0
-        last = min(n_out, first + room // n_in)
-        rows += [(k, slice(first, last))] if last > first else []
-        room -= (last - first) * n_in
-        if last < n_out:
-            break
-    return rows
+
+def _weights(net: FieldNet) -> np.ndarray:
+    """All weights of a network: [W b] row by row, layer after layer."""
+    return torch.cat([_matrix(layer).flatten() for layer in linear_layers(net)]).numpy()
+
+
+@torch.no_grad()
+def _load_weights(net: FieldNet, weights: np.ndarray) -> None:
+    parts = torch.from_numpy(weights).split(_sizes(net))
+    for layer, part in zip(linear_layers(net), parts, strict=True):
+        matrix = part.view(layer.out_features, -1)
+        layer.weight.copy_(matrix[:, :-1])
+        layer.bias.copy_(matrix[:, -1])
 
 
 @dataclasses.dataclass(frozen=True)
 class CarryFactor:
-    """How errors are carried over within a `window`: `rows` as it says, `matrix` U (rounded weights, all weights).
+    """How the errors of some weights, from number `start` on, are carried over to those after them.
 
-    The weights [W b] of the rows are taken row by row. When they are rounded in order, the best answer to a change e
-    of weight i is to add e U[i, j] / U[i, i] to each weight j after it; what remains costs e^2 / U[i, i]^2.
+    matrix: U (these weights, these and those after them), on the CPU. When weights are rounded in order, the best
+    answer to a change e of weight i is to add e U[i, j] / U[i, i] to each weight j after it; what remains costs
+    e^2 / U[i, i]^2.
     """
 
-    rows: list[tuple[int, slice]]
+    start: int
     matrix: torch.Tensor
 
 
-def carry_factors(taps: Derivatives, i: int) -> Iterator[CarryFactor]:
-    """Those of layer i, window by window."""
-    start = 0
-    while start < taps[i][1].shape[1]:
-        rows = window(taps, i, start)
-        start = rows[0][1].stop
-        yield CarryFactor(rows, carry_matrix(taps, rows))
+class CarryFactors:
+    """Those of all weights of a network, block by block, for a field on a grid of this shape.
+
+    Computed whenever they are gone through; a list of them has two blocks of numbers a weight.
+    """
+
+    def __init__(self, net: FieldNet, shape: tuple[int, ...]):
+        self.net = net
+        n = count_parameters(net.config)
+        size = BLOCK if n <= 2 * BLOCK else max(LEAST_BLOCK, min(WIDE_BLOCK, KEPT // (2 * n)))
+        self.blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+        self.x, self.weights = telling_points(net, shape, POINTS * max(min(n, 2 * size), LEAST_METRIC))
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __iter__(self) -> Iterator[CarryFactor]:
+        taps = [(a, d * self.weights.sqrt()[:, None]) for a, d in derivatives(self.net, self.x)]
+        own = carry_metric(taps, self.blocks[0], self.blocks[0])
+        for block, after in itertools.zip_longest(self.blocks, self.blocks[1:]):
+            metric = own
+            if after:
+                side, own = carry_metric(taps, block, after), carry_metric(taps, after, after)
+                metric = torch.cat([torch.cat([metric, side], 1), torch.cat([side.T, own], 1)])
+            yield CarryFactor(block.start, carry_matrix(metric, block.stop - block.start).cpu())
 
 
-@torch.no_grad()
-def carry_matrix(taps: Derivatives, rows: list[tuple[int, slice]]) -> torch.Tensor:
-    """`CarryFactor.matrix`, on the CPU: the first rows of the upper Cholesky factor of the metric's inverse."""
-    sizes = [taps[k][0].shape[1] * (cut.stop - cut.start) for k, cut in rows]
-    metric = taps[0][0].new_zeros(sum(sizes), sum(sizes))
+def carry_metric(taps: Derivatives, rows: slice, columns: slice) -> torch.Tensor:
+    """(rows, columns) of the mean product of the output's derivatives by two weights."""
     n_points = len(taps[0][0])
-    for part in (slice(start, start + 512) for start in range(0, n_points, 512)):
-        columns = [(taps[k][1][part, cut, None] * taps[k][0][part, None, :]).flatten(1) for k, cut in rows]
-        jacobian = torch.cat(columns, 1).nan_to_num_(0.0).clamp_(-1e9, 1e9)  # hopeless networks are rounded too
-        metric.addmm_(jacobian.T, jacobian, alpha=1 / n_points)
+    metric = taps[0][0].new_zeros(rows.stop - rows.start, columns.stop - columns.start)
+    for start in range(0, n_points, 1024):
+        part = [(a[start : start + 1024], d[start : start + 1024]) for a, d in taps]
+        metric.addmm_(jacobian(part, rows).T, jacobian(part, columns), alpha=1 / n_points)
+    return metric
+
+
+def jacobian(taps: Derivatives, chosen: slice) -> torch.Tensor:
+    """(points, weights) the output's derivatives by the weights number `chosen`."""
+    columns, start = [], 0
+    for a, d in taps:
+        n_in, size = a.shape[1], d.shape[1] * a.shape[1]
+        first, stop = max(chosen.start - start, 0), min(chosen.stop - start, size)
+        if first < stop:
+            rows = slice(first // n_in, math.ceil(stop / n_in))
+            layer = (d[:, rows, None] * a[:, None, :]).flatten(1)
+            columns.append(layer[:, first - rows.start * n_in : stop - rows.start * n_in])
+        start += size
+    return torch.cat(columns, 1).nan_to_num_(0.0).clamp_(-1e9, 1e9)  # hopeless networks are rounded too
+
+
+def carry_matrix(metric: torch.Tensor, n: int) -> torch.Tensor:
+    """`CarryFactor.matrix` of the first n weights: rows of the upper Cholesky factor of the inverse of a metric."""
     scale = (metric.diagonal() + 0.01 * metric.diagonal().mean() + 1e-30).rsqrt()
-    metric *= scale * scale[:, None]
+    metric = metric * scale * scale[:, None]
     metric.diagonal().add_(DAMPING)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(metric))
-    return (torch.linalg.cholesky(inverse, upper=True) * scale)[: sizes[0]].cpu()
-
-
-@torch.no_grad()
-def round_compensated(net: FieldNet, i: int, factors: Iterable[CarryFactor], step: float) -> np.ndarray:
-    """Integers (n_out, n_in + 1) for [W b] of layer i; the errors are carried over to the later layers of `net`."""
-    matrices = [_matrix(layer) for layer in linear_layers(net)]
-    result = np.empty(matrices[i].shape, np.int32)
-    for factor in factors:
-        own = factor.rows[0][1]
-        weights = torch.cat([matrices[k][cut].flatten() for k, cut in factor.rows])
-        result[own] = _round_first(weights.numpy(), factor.matrix.numpy(), step).reshape(result[own].shape)
-        pieces = weights.split([matrices[k][cut].numel() for k, cut in factor.rows])
-        for (k, cut), piece in zip(factor.rows, pieces, strict=True):
-            matrices[k][cut] = piece.view_as(matrices[k][cut])
-    for layer, matrix in zip(linear_layers(net)[i + 1 :], matrices[i + 1 :], strict=True):
-        layer.weight.copy_(matrix[:, :-1])
-        layer.bias.copy_(matrix[:, -1])
-    return result
+    # With the weights in reverse order, the factor is the inverse of the metric's own.
+    upper = torch.linalg.cholesky(metric.flip(0, 1)).flip(0, 1)
+    first = torch.eye(n, len(metric), dtype=metric.dtype, device=metric.device)
+    return torch.linalg.solve_triangular(upper, first, upper=True, left=False) * scale
 
 
 @np.errstate(all="ignore")  # of hopeless networks

@@ -31,17 +31,17 @@ def flat_coordinates(axes: list[torch.Tensor], flat: torch.Tensor) -> torch.Tens
     return torch.stack(columns[::-1], dim=-1)
 
 
-def drawn_by(density: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """PROBED voxels by a density, 1 in the mean, and their weights; all voxels, where they are no more.
+def drawn_by(density: torch.Tensor, n_drawn: int = PROBED) -> tuple[torch.Tensor, torch.Tensor]:
+    """Voxels, or points, by a density, 1 in the mean, and their weights; all, where they are no more than `n_drawn`.
 
     The mean over them of any figure, times the weight, is about its mean over all voxels.
     """
     n = len(density)
-    if n <= PROBED:
+    if n <= n_drawn:
         return torch.arange(n, device=density.device), torch.ones_like(density)
     ends = (density * FINENESS).long().cumsum(0)
-    at = torch.rand(PROBED, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(density.device)
-    at = (at + torch.arange(PROBED, device=density.device)) * (ends[-1] / PROBED)  # one in each of equal parts
+    at = torch.rand(n_drawn, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(density.device)
+    at = (at + torch.arange(n_drawn, device=density.device)) * (ends[-1] / n_drawn)  # one in each of equal parts
     chosen = torch.searchsorted(ends, at.long(), right=True)
     return chosen, 1 / density[chosen]
 

@@ -16,10 +16,15 @@ from fitting import Recipe
 from net_coder import QuantisedLayer, round_step
 from quantise import (
     MAX_STEPS,
+    CarryFactor,
+    CarryFactors,
     carry_matrix,
+    carry_metric,
     choose_steps,
+    compensated_sensitivities,
     derivatives,
     domain_points,
+    jacobian,
     kmeans,
     round_and_train,
     round_in_turn,
@@ -27,10 +32,10 @@ from quantise import (
     round_to_codebooks,
     round_to_error,
     sensitivities,
-    window,
+    telling_points,
 )
 from samples import Field
-from siren import FieldNet, linear_layers
+from siren import FieldNet, SirenConfig, count_parameters, linear_layers
 
 SHAPE = (14, 12, 10)
 
@@ -49,6 +54,12 @@ def trained() -> FieldNet:
     net = field_net(n_neurons=16)
     fit(net, wave(), optimizer="adam", n_passes=40, batch=128, lr=3e-3)
     return net
+
+
+@pytest.fixture(scope="module")
+def factors(trained) -> list[CarryFactor]:
+    """How its errors of rounding are carried over."""
+    return list(CarryFactors(trained, SHAPE))
 
 
 def dequantised(net: FieldNet, layers: list[QuantisedLayer]) -> FieldNet:
@@ -123,12 +134,16 @@ def test_domain_points_fill_the_box():
 
 @pytest.mark.parametrize("is_compensated", [False, True])
 @pytest.mark.parametrize("error", [1e-5, 1e-6])
-def test_the_error_is_as_foretold(trained, error, is_compensated):
+def test_the_error_is_as_foretold(trained, factors, error, is_compensated):
     """On average over several roundings: a single one of so small a network is a matter of luck."""
-    x, unseen, ratios = domain_points(SHAPE, 2000), domain_points(SHAPE, 2000, seed=1), []
+    unseen, ratios = domain_points(SHAPE, 2000, seed=1), []
+    sensitivity = sensitivities(trained, domain_points(SHAPE, 2000))
+    if is_compensated:
+        sensitivity = compensated_sensitivities(trained, factors)
     for asked in error * np.linspace(0.5, 1.5, 12):
-        steps = choose_steps(trained, sensitivities(trained, x, is_compensated), error=asked)
-        layers = round_in_turn(copy.deepcopy(trained), SHAPE, steps) if is_compensated else round_layers(trained, steps)
+        steps = choose_steps(trained, sensitivity, error=asked)
+        net = copy.deepcopy(trained)
+        layers = round_in_turn(net, steps, factors) if is_compensated else round_layers(net, steps)
         ratios.append(mean_squared(trained, dequantised(trained, layers), unseen) / asked)
     assert 0.75 < np.mean(ratios) < 1.25
 
@@ -154,33 +169,32 @@ def test_bits_bound_the_levels(trained, bits):
     assert max(np.abs(layer.biases).max() for layer in layers) <= MAX_STEPS * 1.01
 
 
-def test_steps_follow_the_sensitivity(trained):
-    """Every layer's rounding costs as much a weight; compensated it costs less, in the last layer least so."""
+def test_steps_follow_the_sensitivity(trained, factors):
+    """Every layer's rounding costs as much a weight; compensated less, most so in hidden layers, least in the last."""
     x = domain_points(SHAPE, 2000)
     scales = [float(a.square().mean() * d.square().mean()) for a, d in derivatives(trained, x)]
     nearest, compensated = (
-        np.log2(
-            np.array(choose_steps(trained, sensitivities(trained, x, is_compensated), error=1e-4), float) ** 2 * scales
-        )
-        / 2
-        for is_compensated in (False, True)
+        np.log2(np.array(choose_steps(trained, sensitivity, error=1e-4), float) ** 2 * scales) / 2
+        for sensitivity in (sensitivities(trained, x), compensated_sensitivities(trained, factors))
     )
     np.testing.assert_allclose(nearest, nearest[0], atol=0.02)
     gains = compensated - nearest
-    assert gains.argmin() == len(gains) - 1 and gains[:-1].min() > gains[-1] + 0.4
+    assert gains.argmin() == len(gains) - 1 and gains[1:-1].min() > gains[-1] + 0.9
 
 
 def test_what_is_carried_is_the_best_answer():
     """Against the least-squares answer of the weights after the first, with the metric's damping."""
     net = field_net(n_neurons=5, n_layers=2).double()
     taps = derivatives(net, domain_points(SHAPE, 700).double())
-    rows = [(1, slice(2, 5)), (2, slice(0, 5)), (3, slice(0, 1))]
-    jacobian = torch.cat([(taps[k][1][:, cut, None] * taps[k][0][:, None, :]).flatten(1) for k, cut in rows], 1)
-    metric = jacobian.T @ jacobian / len(jacobian)
+    whole = torch.cat([(d[:, :, None] * a[:, None, :]).flatten(1) for a, d in taps], 1)
+    chosen, start = slice(27, 86), 27  # from the middle of a row of one layer to the end of the last
+    torch.testing.assert_close(jacobian(taps, chosen), whole[:, chosen], rtol=0, atol=0)
+    metric = whole[:, chosen].T @ whole[:, chosen] / len(whole)
+    torch.testing.assert_close(carry_metric(taps, chosen, slice(30, 40)), metric[:, 30 - start : 40 - start])
+    factor = carry_matrix(metric, 20)
     diagonal = metric.diagonal().clone()
-    metric += torch.diag(quantise.DAMPING * (diagonal + 0.01 * diagonal.mean()))
-    factor = carry_matrix(taps, rows)
-    for i in (0, 7, 17):
+    metric = metric + torch.diag(quantise.DAMPING * (diagonal + 0.01 * diagonal.mean()))
+    for i in (0, 7, 19):
         rest = slice(i + 1, None)
         best = -torch.linalg.solve(metric[rest, rest], metric[rest, i])
         torch.testing.assert_close(factor[i, rest] / factor[i, i], best, rtol=1e-8, atol=1e-12)
@@ -188,17 +202,59 @@ def test_what_is_carried_is_the_best_answer():
         torch.testing.assert_close(factor[i, i] ** -2, cost, rtol=1e-8, atol=0)
 
 
-def test_windows_cover_every_row_once_and_reach_into_later_layers(monkeypatch):
-    net = field_net(n_neurons=9, n_layers=3)
-    taps = derivatives(net, domain_points(SHAPE, 8))
-    monkeypatch.setattr(quantise, "BLOCK", 30)
-    monkeypatch.setattr(quantise, "FREE", 95)
-    assert window(taps, 1, 0) == [(1, slice(0, 3)), (1, slice(3, 9)), (2, slice(0, 3))]
-    assert window(taps, 1, 6) == [(1, slice(6, 9)), (2, slice(0, 9))]
-    assert window(taps, 4, 6) == [(4, slice(6, 9)), (5, slice(0, 1))]
-    assert window(taps, 5, 0) == [(5, slice(0, 1))]
-    monkeypatch.setattr(quantise, "BLOCK", 1)
-    assert window(taps, 0, 8)[0] == (0, slice(8, 9))
+@pytest.mark.parametrize("block", [1000, 60, 7])
+def test_blocks_cover_every_weight_once_and_reach_over_the_next(monkeypatch, block):
+    net = field_net(n_neurons=5, n_layers=3).double()
+    monkeypatch.setattr(quantise, "BLOCK", block)
+    monkeypatch.setattr(quantise, "WIDE_BLOCK", min(block, 40))
+    monkeypatch.setattr(quantise, "LEAST_BLOCK", 1)
+    monkeypatch.setattr(quantise, "domain_points", lambda *args: domain_points(*args).double())
+    factors, n = CarryFactors(net, SHAPE), count_parameters(net.config)
+    size = 1000 if block == 1000 else min(block, 40)
+    assert [factor.start for factor in factors] == list(range(0, n, size)) and len(factors) == math.ceil(n / size)
+    taps = [(a, d * factors.weights.sqrt()[:, None]) for a, d in derivatives(net, factors.x)]
+    for factor in factors:
+        reached = slice(factor.start, min(factor.start + 2 * size, n))
+        own = min(size, n - factor.start)
+        torch.testing.assert_close(factor.matrix, carry_matrix(carry_metric(taps, reached, reached), own))
+
+
+def test_the_largest_networks_have_smaller_blocks(monkeypatch):
+    net = field_net(n_neurons=16, n_layers=6)
+    n = count_parameters(net.config)
+    for block, kept, size in ((n, 1 << 28, n), (n // 2 - 1, 1 << 28, 2048), (500, 200 * n, 100), (500, 10 * n, 64)):
+        monkeypatch.setattr(quantise, "BLOCK", block)
+        monkeypatch.setattr(quantise, "KEPT", kept)
+        blocks = CarryFactors(net, SHAPE).blocks
+        assert blocks[0] == slice(0, size) and blocks[-1].stop == n
+
+
+def test_points_are_drawn_where_the_weights_matter():
+    """More often than evenly drawn ones are; weighted, the mean over them is that over the domain."""
+    net = FieldNet(SirenConfig(n_neurons=4, n_layers=1))
+    first, last = linear_layers(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.zero_()
+        first.weight[0] = 0.1
+        last.weight[0, 0] = 1.0
+    x, weights = telling_points(net, SHAPE, 3000)
+    even = domain_points(SHAPE, 30_000, seed=5)
+    taps = derivatives(net, even)
+    size = sum(a.square().sum(1) * d.square().sum(1) for a, d in taps).sqrt()
+    drawn = sum(a.square().sum(1) * d.square().sum(1) for a, d in derivatives(net, x)).sqrt()
+    assert len(x) == len(weights) == 3000 and weights.max() <= 2
+    assert float(drawn.mean()) > 1.02 * float(size.mean())
+    torch.testing.assert_close((drawn.square() * weights).mean(), size.square().mean(), rtol=0.02, atol=0)
+    torch.testing.assert_close((x[:, 0] * weights).mean(), torch.tensor(0.0), rtol=0, atol=0.01)
+
+
+def test_a_block_that_reaches_all_weights_carries_errors_as_a_single_one_does(trained, monkeypatch):
+    whole = list(CarryFactors(trained, SHAPE))
+    monkeypatch.setattr(quantise, "BLOCK", 600)
+    halves = list(CarryFactors(trained, SHAPE))
+    assert [len(whole), len(halves)] == [1, 2]
+    torch.testing.assert_close(halves[0].matrix, whole[0].matrix[:600], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("factor", [0.0, 1e-30, 1e30])
@@ -207,9 +263,11 @@ def test_steps_of_degenerate_networks(factor):
     with torch.no_grad():
         for parameter in net.parameters():
             parameter *= factor
-    for fineness, is_compensated in itertools.product(({"bits": 9}, {"error": 1e-4}, {"error": 0.0}), (False, True)):
-        steps = choose_steps(net, sensitivities(net, domain_points(SHAPE, 16), is_compensated), **fineness)
-        round_in_turn(copy.deepcopy(net), SHAPE, steps)
+    factors = list(CarryFactors(net, SHAPE))
+    both = sensitivities(net, domain_points(SHAPE, 16)), compensated_sensitivities(net, factors)
+    for fineness, sensitivity in itertools.product(({"bits": 9}, {"error": 1e-4}, {"error": 0.0}), both):
+        steps = choose_steps(net, sensitivity, **fineness)
+        round_in_turn(copy.deepcopy(net), steps, factors)
         assert all(np.isfinite(step) and step > 0 and step == round_step(step) for step in steps)
         for layer in round_layers(net, steps):
             assert max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) <= 1.01 * MAX_STEPS
@@ -219,12 +277,11 @@ def test_steps_of_degenerate_networks(factor):
 
 
 def test_hopeless_weights_are_rounded_to_the_limits():
-    layer = linear_layers(net := field_net())[0]
+    net = FieldNet(SirenConfig(n_neurons=3, n_layers=1))
     with torch.no_grad():
-        layer.weight[:3, 0] = torch.tensor([math.inf, -math.inf, math.nan])
-    n_out, n_in = layer.out_features, layer.in_features + 1
-    factor = quantise.CarryFactor([(0, slice(0, n_out))], torch.eye(n_out * n_in))
-    rounded = quantise.round_compensated(net, 0, [factor], 0.5)
+        linear_layers(net)[0].weight[:, 0] = torch.tensor([math.inf, -math.inf, math.nan])
+    factors = [CarryFactor(0, torch.eye(16))]
+    rounded = round_in_turn(net, [round_step(0.5)] * 2, factors)[0].weights
     assert rounded[0, 0] == 1.5 * MAX_STEPS and rounded[1:, 0].min() == -1.5 * MAX_STEPS
     assert np.abs(rounded).max() == 1.5 * MAX_STEPS
 
@@ -238,40 +295,38 @@ def test_rounding_is_to_the_nearest(trained):
 
 
 @pytest.mark.parametrize("error", [1e-4, 1e-6])
-def test_rounding_to_an_error(trained, error):
+def test_rounding_to_an_error(trained, factors, error):
     before = copy.deepcopy(arrays(trained))
-    layers = round_to_error(trained, SHAPE, error)
+    layers = round_to_error(trained, SHAPE, factors, error)
     found = mean_squared(trained, dequantised(trained, layers), domain_points(SHAPE, 2000, seed=2))
-    assert 0.6 * error < found < 1.5 * error
+    assert 0.8 * error < found < 1.2 * error
     for name, array in arrays(trained).items():
         np.testing.assert_array_equal(array, before[name])
 
 
-@pytest.mark.parametrize(
-    ("block", "free", "least"), [(10_000, 1000, 3.5), (40, 1000, 3.5), (10_000, 0, 1.8), (40, 40, 1.8)]
-)
-def test_compensation_beats_the_nearest(trained, monkeypatch, block, free, least):
+@pytest.mark.parametrize(("block", "least"), [(4096, 3.5), (500, 3.5), (40, 1.8)])
+def test_compensation_beats_the_nearest(trained, monkeypatch, block, least):
     """At equal steps, whether one block or many; most so where later layers take part."""
     monkeypatch.setattr(quantise, "BLOCK", block)
-    monkeypatch.setattr(quantise, "FREE", free)
+    monkeypatch.setattr(quantise, "WIDE_BLOCK", block)
+    monkeypatch.setattr(quantise, "LEAST_BLOCK", block)
     unseen = domain_points(SHAPE, 2000, seed=1)
     steps = choose_steps(trained, sensitivities(trained, domain_points(SHAPE, 2000)), error=1e-5)
     nearest = mean_squared(trained, dequantised(trained, round_layers(trained, steps)), unseen)
-    layers = round_in_turn(copy.deepcopy(trained), SHAPE, steps)
+    layers = round_in_turn(copy.deepcopy(trained), steps, CarryFactors(trained, SHAPE))
     assert mean_squared(trained, dequantised(trained, layers), unseen) < nearest / least
 
 
-def test_rounding_with_training(trained):
+def test_rounding_with_training(trained, factors):
     """Better than rounding alone at equal steps; the weights are multiples of the steps; equal seeds, equal bytes."""
     field = wave()
-    points = domain_points(SHAPE, 2000)
-    steps = choose_steps(trained, sensitivities(trained, points, True), error=0.4 * field_error(trained, field))
+    steps = choose_steps(trained, compensated_sensitivities(trained, factors), error=0.4 * field_error(trained, field))
     recipe = Recipe(optimizer="adam", n_passes=12, batch=128, lr=1e-3)
     heard: list[tuple[float, float]] = []
     runs = []
     for seed in (0, 0, 1):
         net = copy.deepcopy(trained)
-        layers = round_and_train(net, field, steps, recipe, seed, lambda *figures: heard.append(figures))
+        layers = round_and_train(net, field, steps, factors, recipe, seed, lambda *figures: heard.append(figures))
         runs.append(b"".join(layer.weights.tobytes() + layer.biases.tobytes() for layer in layers))
         found = dequantised(trained, layers)
         assert field_error(found, field) < 0.7 * field_error(dequantised(trained, round_layers(trained, steps)), field)
