@@ -34,7 +34,7 @@ from volume_series import files_of
 ADDED_ERROR = 0.02
 # With training, what is foretold: where coarser steps cost about as much quality as a smaller network of equal bytes;
 # then what is tried where that has cost too much.
-ADDED_ERRORS_TRAINED = {0.25: "with finer steps", 0.06: "without training"}
+ADDED_ERRORS_TRAINED = {0.4: "with finer steps", 0.1: "without training"}
 MOST_LOST = 2.0, 0.25  # dB, and of what the network is better than a constant
 WITHOUT_TRAINING = {1.0: "without training"}  # the only try where the steps are given
 MAX_COMPENSATED = 1 << 20  # weights: it takes up to four seconds a thousand, and a gigabyte
