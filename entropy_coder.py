@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 TABLE_BITS = 16  # the frequencies of a table sum to 2^16
-MAX_MAGNITUDE = 15 << 10  # of an integer: the largest that a byte stands for below 2^14
+MAX_MAGNITUDE = 15 << 11  # of an integer: the largest that a byte stands for below 2^15
 MAX_LANES = 2048
 SYMBOLS_A_LANE = 8192  # fewer than that, and a further lane's 4 bytes weigh more than the time it saves
 FIXED_POINT = 24  # fraction bits of a model's two rates

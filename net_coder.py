@@ -48,7 +48,7 @@ A weight or bias is step x integer, a product rounded to f32, and finite; a weig
 codebook[M + integer], entries counted from 0.
 
 Entropy coding. A byte c stands for the integer s(c) = c for c < 8, else (8 + c mod 8) 2^(c div 8 - 1). A model (a, b,
-m) has A = s(a), B = s(b), M = s(m) <= 15360, and codes the integers -M to M. x div y is the integer part of x / y, the
+m) has A = s(a), B = s(b), M = s(m) <= 30720, and codes the integers -M to M. x div y is the integer part of x / y, the
 products before it taken first. For k = 0 to M: e = min(A k + min(B k, 2^34) k, 30 x 2^24), v(k) = 2^30, then for i =
 1 to 16 in turn, when e div 2^(24 - i) is odd, v = v P(i) div 2^30, P(i) the integer nearest to 2^30 x 2^-(2^-i); at
 last v = v div 2^(e div 2^24). With S the sum of v(|k|) over k = -M to M, the frequency of k is f(k) = 1 + v(|k|)
@@ -132,7 +132,7 @@ class FieldHeader:
 class QuantisedLayer:
     """A linear layer in integers.
 
-    weights: (n_out, n_in), biases: (n_out,), of magnitude at most 15360. step: float32 whose lower half is zero, see
+    weights: (n_out, n_in), biases: (n_out,), of magnitude at most 30720. step: float32 whose lower half is zero, see
     `round_step`. codebook: None, or the float32 values that the weights -M to M, M = len(codebook) // 2, stand for.
     """
 

@@ -33,7 +33,7 @@ from utils import axis_coordinates
 POINTS = 4  # of the domain, at which derivatives are taken, for each weight of a metric: with fewer it fits the points,
 CANDIDATES = 8  # for each of these
 N_POINTS = 8192  # of the domain, for a mean over it
-MAX_STEPS = 1 << 13  # on either side of zero, within what the entropy coder takes
+MAX_STEPS = 1 << 14  # on either side of zero, within what the entropy coder takes
 BLOCK = 4096  # weights that have a metric together with as many after them, which take up their errors:
 WIDE_BLOCK = 2048  # of networks of more than two such blocks; and fewer,
 KEPT = 1 << 28  # so that all metrics together have no more numbers,

@@ -39,7 +39,7 @@ def s(c: int) -> int:
 def model(a: int, b: int, m: int) -> tuple[list[int], list[int]]:
     """f(k) and start(k) of k = -M to M."""
     big_a, big_b, big_m = s(a), s(b), s(m)
-    assert big_m <= 15360
+    assert big_m <= 30720
     v = []
     for k in range(big_m + 1):
         e = min(big_a * k + min(big_b * k, 2**34) * k, 30 * 2**24)
@@ -250,7 +250,7 @@ def assert_same(blob: bytes) -> None:
 @pytest.mark.parametrize("is_residual", [False, True])
 @pytest.mark.parametrize(
     ("n_layers", "d_in", "d_out", "largest"),
-    [(1, 3, 1, 7), (2, 2, 3, 0), (3, 3, 3, 1), (4, 2, 1, 255), (12, 3, 1, 100), (2, 3, 1, 15360), (2, 1, 2, 2000)],
+    [(1, 3, 1, 7), (2, 2, 3, 0), (3, 3, 3, 1), (4, 2, 1, 255), (12, 3, 1, 100), (2, 3, 1, 30720), (2, 1, 2, 2000)],
 )
 def test_decoders_agree(n_layers, d_in, d_out, largest, is_residual, codebooks):
     config = {"n_layers": n_layers, "d_in": d_in, "d_out": d_out, "is_residual": is_residual, "omega_0": 12.5}
