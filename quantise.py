@@ -1,6 +1,6 @@
 """Which integers stand for the weights of a network: steps by sensitivity, rounding, rounding with training, codebooks.
 
-A weight's sensitivity is the mean of the output's squared derivative by it, over random points of the domain. Steps
+A weight's sensitivity is the mean of the output's squared derivative by it, over points of the domain. Steps
 inversely proportional to its root make every weight's rounding cost the same (reverse water-filling; Cover and Thomas,
 "Elements of Information Theory", section 10.3), and the cost can be foretold: a rounded weight is off by step^2 / 12 in
 the mean square.
@@ -30,15 +30,15 @@ from samples import Field, density_of, drawn_by
 from siren import FieldNet, count_parameters, linear_layers
 from utils import axis_coordinates
 
-POINTS = 4  # of the domain, at which derivatives are taken, for each weight of a metric: with fewer it fits the points,
-CANDIDATES = 8  # for each of these
+POINTS = 4  # of the domain, at which derivatives are taken, for each weight of a metric; with fewer it fits the points
+CANDIDATES = 8  # for each point drawn by the derivatives
 N_POINTS = 8192  # of the domain, for a mean over it
-MAX_STEPS = 1 << 14  # on either side of zero, within what the entropy coder takes
-BLOCK = 4096  # weights that have a metric together with as many after them, which take up their errors:
-WIDE_BLOCK = 2048  # of networks of more than two such blocks; and fewer,
-KEPT = 1 << 28  # so that all metrics together have no more numbers,
-LEAST_BLOCK = 64  # down to that
-LEAST_METRIC = 1024  # weights that one has points for, however small
+MAX_STEPS = 1 << 14  # on either side of zero: corrections may add half as many, and the coder takes that
+BLOCK = 4096  # weights that have a metric together with as many after them, which take up their errors
+WIDE_BLOCK = 2048  # the same, in a network of more than two such blocks
+KEPT = 1 << 28  # numbers in all metrics together: the blocks of larger networks are as small as that takes,
+LEAST_BLOCK = 64  # but no smaller
+LEAST_METRIC = 1024  # weights that a metric has points for, however few it has
 DAMPING = 0.02  # of the metric, relative to its diagonal
 KMEANS_ITERATIONS = 50
 MAX_TRIES = 8
@@ -216,11 +216,11 @@ def round_to_error(
         rounded = copy.deepcopy(net)
         layers = round_in_turn(rounded, choose_steps(net, sensitivity, error=foretold), factors)
         with torch.no_grad():
-            found = float(((rounded(x) - net(x)).square().mean(1) * weights).mean())
+            found = float(((rounded(x) - net(x)).square().mean(1) * weights).mean().nan_to_num(math.inf))
         score = found if found <= 1.1 * error else -found  # the most that fits, or else the least that does not
         if best_score < 0 and score < 0.9 * best_score:
             break  # a layer is as fine as the coder takes it, and finer steps of the others hardly help
-        if score > best_score:
+        if not best or score > best_score:
             best, best_score = layers, score
         if score >= 0.9 * error:
             break
@@ -357,7 +357,7 @@ def _round_first(weights: np.ndarray, factor: np.ndarray, step: float) -> np.nda
     """Round the first weights, `len(factor)`, in order; every error is carried over to those after it, in place."""
     n = len(factor)
     rounded = np.empty(n, np.int32)
-    limit = MAX_STEPS * 3 // 2  # corrections may carry a weight beyond the largest one there was
+    limit = MAX_STEPS * 3 // 2
     for start in range(0, n, 128):  # later blocks are corrected once, by a product of matrices
         end = min(start + 128, n)
         errors = np.empty(end - start, np.float32)

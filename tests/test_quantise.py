@@ -286,6 +286,16 @@ def test_hopeless_weights_are_rounded_to_the_limits():
     assert np.abs(rounded).max() == 1.5 * MAX_STEPS
 
 
+@pytest.mark.parametrize("value", [1e38, -1e38])
+def test_a_hopeless_network_is_rounded_to_some_integers(value):
+    net = field_net()
+    with torch.no_grad():
+        linear_layers(net)[-1].weight[0, 0] = value
+        linear_layers(net)[0].weight[0, 0] = value
+    layers = round_to_error(net, SHAPE, list(CarryFactors(net, SHAPE)), 1e-4)
+    assert [layer.weights.shape for layer in layers] == [layer.weight.shape for layer in linear_layers(net)]
+
+
 def test_rounding_is_to_the_nearest(trained):
     steps = choose_steps(trained, sensitivities(trained, domain_points(SHAPE, 500)), bits=5)
     found = dequantised(trained, round_layers(trained, steps))
