@@ -35,7 +35,8 @@ ADDED_ERROR = 0.02
 # With training, what is foretold: where coarser steps cost about as much quality as a smaller network of equal bytes;
 # then what is tried where that has cost too much.
 ADDED_ERRORS_TRAINED = {0.4: "with finer steps", 0.1: "without training"}
-MOST_LOST = 2.0, 0.25  # dB, and of what the network is better than a constant
+MOST_LOST = 2.0, 0.25  # dB, and of what the network is better than a constant; but
+NEVER_TOO_MUCH = 0.1  # dB, which is what rounding without training costs
 WITHOUT_TRAINING = {1.0: "without training"}  # the only try where the steps are given
 MAX_COMPENSATED = 1 << 20  # weights: it takes up to five seconds a thousand, and a gigabyte
 TRAINED_VOXELS = 1.25e7  # seen by the training while rounding
@@ -323,7 +324,8 @@ def round_with_volume(
         expected, most_lost, tries = measured_psnr(opt, rounded, header, volume, device), 0.0, WITHOUT_TRAINING
     else:
         expected, tries = fitting.psnr_of(error), ADDED_ERRORS_TRAINED
-        most_lost = min(MOST_LOST[0], MOST_LOST[1] * (expected - fitting.psnr_of(field.variance)))
+        lead = expected - fitting.psnr_of(field.variance)
+        most_lost = max(NEVER_TOO_MUCH, min(MOST_LOST[0], MOST_LOST[1] * lead))
     with cli.Progress("rounding") as progress:
 
         def on_progress(fraction: float, psnr: float) -> None:

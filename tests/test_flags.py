@@ -597,6 +597,15 @@ def test_rounding_that_costs_too_much_is_done_again_with_finer_steps(tmp_path, c
     assert float(results(said.out)["psnr"]) > trained.settings["psnr"] - 2
 
 
+def test_what_rounding_costs_anyway_is_never_too_much(tmp_path, capsys):
+    """Of a network no better than a constant there is no quarter to lose."""
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(12, 12, 12)).astype(np.float32))
+    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 2, "--n_passes", 30, "--lr", 1e-4, "--batchSize", 2048)
+    capsys.readouterr()
+    compress(trained, tmp_path / "b", "--volume", tmp_path / "v.npy", "--n_passes", 1)
+    assert "has cost 0.0 dB" not in capsys.readouterr().err
+
+
 def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys):
     """The steps are given: what so short a training makes worse than rounding alone is rounded alone."""
     volume = np.sin(np.indices((30, 24, 20)) / 3).sum(0).astype(np.float32)
