@@ -323,7 +323,9 @@ def carry_metric(taps: Derivatives, rows: slice, columns: slice) -> torch.Tensor
     metric = taps[0][0].new_zeros(rows.stop - rows.start, columns.stop - columns.start)
     for start in range(0, n_points, 1024):
         part = [(a[start : start + 1024], d[start : start + 1024]) for a, d in taps]
-        metric.addmm_(jacobian(part, rows).T, jacobian(part, columns), alpha=1 / n_points)
+        left = jacobian(part, rows)
+        right = left if columns == rows else jacobian(part, columns)
+        metric.addmm_(left.T, right, alpha=1 / n_points)
     return metric
 
 

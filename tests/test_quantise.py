@@ -179,7 +179,7 @@ def test_steps_follow_the_sensitivity(trained, factors):
     )
     np.testing.assert_allclose(nearest, nearest[0], atol=0.02)
     gains = compensated - nearest
-    assert gains.argmin() == len(gains) - 1 and gains[1:-1].min() > gains[-1] + 0.9
+    assert gains[0] > gains[-1] + 0.2 and gains[1:-1].min() > gains[-1] + 0.9
 
 
 def test_what_is_carried_is_the_best_answer():
