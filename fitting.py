@@ -158,7 +158,8 @@ class Fit:
         self.n_steps, self.n_brief = recipe.count_steps(field.n_voxels)
         self.average = copy.deepcopy(net)
         self._join_parameters(first_layer)
-        self.squared_error = SquaredError(net, math.ceil(field.n_voxels / self.steps_per_pass), first_layer, n_threads)
+        batch = math.ceil(field.n_voxels / self.steps_per_pass)
+        self.squared_error = SquaredError(net, batch, first_layer, n_threads, is_clipped=recipe.schedule == "power")
         config = net.config
         # Limits of the Frobenius norm; a network that comes with larger matrices keeps them.
         initial = math.sqrt(2 * config.n_neurons) / config.omega_0

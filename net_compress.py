@@ -229,12 +229,12 @@ def read_volume_of(
 def quantise_network(
     opt: Namespace, net: FieldNet, header: net_coder.FieldHeader, volume: Volume | None, psnr: float | None
 ) -> list[net_coder.QuantisedLayer]:
-    """The layers of the network in integers, as the options ask for it. psnr: of the network, in dB, if known."""
+    """The layers of the network in integers, as the options ask for it. psnr: of its values, unrounded, if known."""
     device = cli.resolve_device(opt.cuda, opt.gid)
     if not ValueRange.of(header).extent.any():
         return quantise.zero_layers(net)
     if volume and opt.cluster_bits is None:
-        psnr = measured_psnr(opt, net, header, volume, device)
+        psnr = measured_psnr(opt, net, header, volume, device, as_float=True)
     error = None  # of normalised values, whose range is 2
     if opt.cluster_bits is None and psnr is not None and math.isfinite(psnr):
         error = 4 * 10 ** (-psnr / 10)
@@ -286,11 +286,16 @@ def round_alone(
 
 
 def measured_psnr(
-    opt: Namespace, net: FieldNet, header: net_coder.FieldHeader, volume: Volume, device: torch.device
+    opt: Namespace,
+    net: FieldNet,
+    header: net_coder.FieldHeader,
+    volume: Volume,
+    device: torch.device,
+    as_float: bool = False,
 ) -> float:
-    """PSNR of a network in dB, over the range of the header."""
+    """PSNR of a network in dB, over the range of the header; see NeuralField.on_grid for `as_float`."""
     chosen = measured_boxes(components_last(volume.array, net.config.d_in))
-    decoded = NeuralField.of(net, header, device, opt.num_workers).lazy()
+    decoded = NeuralField.of(net, header, device, opt.num_workers).lazy(as_float=as_float)
     return compare(volume.array, decoded, ValueRange.of(header), chosen).psnr
 
 
@@ -303,7 +308,7 @@ def round_with_volume(
     factors: Collection[quantise.CarryFactor],
     device: torch.device,
 ) -> list[net_coder.QuantisedLayer] | None:
-    """The layers in integers, with training in between. error: of the network; None where --cluster_bits is given.
+    """The layers in integers, with training in between. error: of the network; None where it does not count.
 
     What the training does not make up for is known at the end. None where that is too much, by finer steps, too. With
     --cluster_bits the steps are given: then those rounded without training, where that costs less.
@@ -316,16 +321,17 @@ def round_with_volume(
     recipe = dataclasses.replace(default, n_passes=n_passes, lr=RATE * default.lr)
     field = training_field(components_last(volume.array, net.config.d_in), ValueRange.of(header), device)
     sensitivity = quantise.compensated_sensitivities(net, factors)
-    alone = None
+    alone, judged = None, net
     if error is None:
-        rounded = copy.deepcopy(net)
-        alone = round_alone(opt, rounded, header.shape, error, factors)
-        quantise.load(rounded, alone)
-        expected, most_lost, tries = measured_psnr(opt, rounded, header, volume, device), 0.0, WITHOUT_TRAINING
+        judged = copy.deepcopy(net)
+        alone = round_alone(opt, judged, header.shape, error, factors)
+        quantise.load(judged, alone)
+    expected = measured_psnr(opt, judged, header, volume, device)
+    if error is None:
+        most_lost, tries = 0.0, WITHOUT_TRAINING
     else:
-        expected, tries = fitting.psnr_of(error), ADDED_ERRORS_TRAINED
         lead = expected - fitting.psnr_of(field.variance)
-        most_lost = max(NEVER_TOO_MUCH, min(MOST_LOST[0], MOST_LOST[1] * lead))
+        most_lost, tries = max(NEVER_TOO_MUCH, min(MOST_LOST[0], MOST_LOST[1] * lead)), ADDED_ERRORS_TRAINED
     with cli.Progress("rounding") as progress:
 
         def on_progress(fraction: float, psnr: float) -> None:
@@ -365,7 +371,7 @@ def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
     net = FieldNet(config)
     net.load_state_dict(state)
-    psnr = settings.get("psnr_clipped", settings.get("psnr"))
+    psnr = settings.get("psnr_unrounded", settings.get("psnr_clipped", settings.get("psnr")))
     is_likely = isinstance(psnr, int | float) and not isinstance(psnr, bool) and 0 < psnr < 300
     layers = quantise_network(opt, net, header, volume, psnr if is_likely else None)
     if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):

@@ -64,8 +64,9 @@ def domain_points(shape: tuple[int, ...], n: int, seed: int = 0) -> torch.Tensor
 def derivatives(net: FieldNet, x: torch.Tensor, seed: int = 0) -> Derivatives:
     """Per linear layer (a, d): at point s of x the output's derivative by [W b] is the outer product of d[s] and a[s].
 
-    a: (points, n_in + 1), the layer's input and 1; d: (points, n_out). Of several outputs a sum with random signs is
-    taken, the mean square of whose derivative is the sum of theirs.
+    a: (points, n_in + 1), the layer's input and 1; d: (points, n_out). The output is clipped as it is decoded: beyond
+    the range its derivatives are zero. Of several outputs a sum with random signs is taken, the mean square of whose
+    derivative is the sum of theirs.
     """
     taps: Derivatives = []
 
@@ -79,7 +80,7 @@ def derivatives(net: FieldNet, x: torch.Tensor, seed: int = 0) -> Derivatives:
         for handle in handles:
             handle.remove()
     signs = torch.randint(0, 2, y.shape, generator=torch.Generator().manual_seed(seed)) * 2.0 - 1.0
-    slopes = torch.autograd.grad((y * signs.to(y.device)).sum(), [output for _, output in taps])
+    slopes = torch.autograd.grad((y.clamp(-1, 1) * signs.to(y.device)).sum(), [output for _, output in taps])
     return [(a, d) for (a, _), d in zip(taps, slopes, strict=True)]
 
 
@@ -210,13 +211,16 @@ def round_to_error(
     """
     sensitivity = compensated_sensitivities(net, factors)
     x, weights = telling_points(net, shape, N_POINTS, seed=1)
+    with torch.no_grad():
+        output = net(x).clamp_(-1, 1)
     foretold = error
     best, best_score = None, -math.inf
     for _ in range(MAX_TRIES):
         rounded = copy.deepcopy(net)
         layers = round_in_turn(rounded, choose_steps(net, sensitivity, error=foretold), factors)
         with torch.no_grad():
-            found = float(((rounded(x) - net(x)).square().mean(1) * weights).mean().nan_to_num(math.inf))
+            squares = (rounded(x).clamp_(-1, 1) - output).square().mean(1)
+        found = float((squares * weights).mean().nan_to_num(math.inf))
         score = found if found <= 1.1 * error else -found  # the most that fits, or else the least that does not
         if best_score < 0 and score < 0.9 * best_score:
             break  # a layer is as fine as the coder takes it, and finer steps of the others hardly help

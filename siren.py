@@ -191,9 +191,15 @@ class SquaredError:
     every step uses again, and nothing is recorded. Samples lie along the last axis; a row of ones below them takes the
     biases into the matrices. A CPU takes a batch in parts, each in a thread of `n_threads`; the parts, and so the
     result, do not depend on their number.
+
+    is_clipped: the error is that of the output clipped to [-1, 1], as it is decoded: where the value is an end of the
+    range, an output beyond it is right. A flat background, cut off sharply, is then easy to learn.
     """
 
-    def __init__(self, net: FieldNet, max_batch: int, first_layer: int = 0, n_threads: int = 1):
+    def __init__(
+        self, net: FieldNet, max_batch: int, first_layer: int = 0, n_threads: int = 1, is_clipped: bool = False
+    ):
+        self.is_clipped = is_clipped
         config, layers = net.config, linear_layers(net)
         self.first_layer = first_layer  # the linear layers before it are left without a gradient
         self.is_residual = config.is_residual and config.n_layers > 1
@@ -320,6 +326,8 @@ class _Part:
                 h[:-1] += outputs[k - 2, :-1]
         matmul(last, h, out=error)
         error[:, :size] -= values
+        if self.whole.is_clipped:
+            error[:, :size] *= (xp.abs(values) < 1) | (error[:, :size] * values < 0)
         error[:, size:] = 0
         squares = xp.square(error[:, :size]).mean(0)
         loss = (squares if weights is None else squares * weights).sum() / n

@@ -198,14 +198,14 @@ def configuration(
     whole: ValueRange,
     config: SirenConfig,
     net: FieldNet,
-    psnr: float,
-    psnr_clipped: float,
+    psnrs: dict[str, float],
     seconds: float,
 ) -> dict:
     """What thenet.json holds: the original's keys first, then what the later stages need.
 
     missing: the content of a blob's chunk M, in base64.
-    clipped_from: with --clip, the range without; psnr_clipped: then of the clipped values.
+    clipped_from: with --clip, the range without. psnrs: by key, psnr and, where they are known, psnr_clipped, of the
+    values clipped by --clip, and psnr_unrounded, of these before integers are rounded.
     """
     missing = base64.b64encode(net_coder.encode_missing(header.missing)).decode() if header.missing else None
     return {
@@ -239,8 +239,7 @@ def configuration(
         "clipped_from": whole.pairs() if opt.clip else None,
         "seed": opt.seed,
         "n_parameters": count_parameters(config),
-        "psnr": psnr if math.isfinite(psnr) else None,
-        **({"psnr_clipped": psnr_clipped if math.isfinite(psnr_clipped) else None} if opt.clip else {}),
+        **{name: psnr if math.isfinite(psnr) else None for name, psnr in psnrs.items()},
         "seconds": seconds,
         "torch_version": torch.__version__,
         "weights_crc32": weights_crc32(net.state_dict()),
@@ -352,30 +351,35 @@ def main(argv: Sequence[str]) -> None:
 
     measured = ranks.turns(measured_boxes(original))
 
-    def measure(values: ValueRange, chosen: Iterable[Box] = measured) -> Metrics:
-        return overall(ranks.gathered(compare(volume.array, decoded().lazy(), values, chosen)))
+    def measure(values: ValueRange, chosen: Iterable[Box] = measured, as_float: bool = False) -> Metrics:
+        return overall(ranks.gathered(compare(volume.array, decoded().lazy(as_float=as_float), values, chosen)))
 
-    def settings(psnr: float, psnr_clipped: float) -> dict:
-        return configuration(opt, header, whole, config, fit.average, psnr, psnr_clipped, fit.seconds)
+    def settings(psnrs: dict[str, float]) -> dict:
+        return configuration(opt, header, whole, config, fit.average, psnrs, fit.seconds)
 
     history = []
     try:
         if values.extent.any():  # a constant volume needs no fit: its range says it all
             history = long_runs.run_to_target(fit, opt, lambda: measure(values).psnr)
         with cli.Progress("measuring") as progress:
-            metrics = measure(whole, progress.each(measured))
-            clipped = measure(values, progress.each(measured)) if opt.clip else metrics
+            metrics = clipped = measure(whole, progress.each(measured))
+            psnrs = {"psnr": metrics.psnr}
+            if opt.clip:
+                clipped = measure(values, progress.each(measured))
+                psnrs["psnr_clipped"] = clipped.psnr
+            if values.dtype.kind in "iu":
+                psnrs["psnr_unrounded"] = measure(values, progress.each(measured), as_float=True).psnr
         if not ranks.is_first():
             return
     except KeyboardInterrupt:
         if fit.seconds < LONG_SECONDS or not ranks.is_first():
             raise
-        write_network(interrupted, fit.average, settings(math.nan, math.nan))
+        write_network(interrupted, fit.average, settings({"psnr": math.nan}))
         raise KeyboardInterrupt(f"the network so far, {fit.progress:.0%} trained, is in {interrupted[0]}") from None
 
     if debug:
         write_debug_volumes(debug, volume, decoded().lazy())
-    write_network(finished, fit.average, settings(metrics.psnr, clipped.psnr))
+    write_network(finished, fit.average, settings(psnrs))
     if opt.plot:
         pictures.plot(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, metrics.psnr))
 

@@ -283,7 +283,7 @@ def compare(
     to compare, by default all. Voxels missing in one of the arrays are left out; NaN marks them in `decoded` too. All
     figures are NaN when no voxel is left.
     """
-    wide = _wide(original.dtype)
+    wide = _wide(np.result_type(original.dtype, decoded.dtype))
     values = values or value_range(original[..., None])
     n_components, extent = len(values.low), values.extent
     scale = np.where(extent > 0, extent, 1.0)  # squares of the scaled differences neither overflow nor vanish

@@ -7,6 +7,7 @@ and per peer the Bjontegaard deltas of ours against it: BD-PSNR in dB and BD-rat
 (4 bytes x voxels / file bytes) from --low to --high that both cover.
 
 SPERR, SZ3 and ZFP come with hdf5plugin and get the volume as float32; TTHRESH runs when its program is on the PATH.
+What they decode of a volume of integers is rounded to its type, as ours is.
 """
 
 from __future__ import annotations
@@ -52,6 +53,14 @@ Point = tuple[int, float]  # file bytes, PSNR in dB
 # --- the codecs: volume, setting -> (bytes, PSNR) ------------------------------------------------------
 
 
+def psnr_of(volume: np.ndarray, decoded: np.ndarray) -> float:
+    """PSNR in dB of floats decoded, first rounded to the volume's own type."""
+    if volume.dtype.kind in "iu":
+        limits = np.iinfo(volume.dtype)
+        decoded = np.clip(np.rint(decoded), limits.min, limits.max)
+    return compare(volume, decoded.astype(volume.dtype)).psnr
+
+
 def through_hdf5(volume: np.ndarray, filter_: Callable[[float], dict], setting: float) -> Point:
     """Compress as one chunk of an HDF5 file in memory."""
     data = volume.astype(np.float32)
@@ -59,7 +68,7 @@ def through_hdf5(volume: np.ndarray, filter_: Callable[[float], dict], setting: 
     with h5py.File(memory, "w") as file:
         file.create_dataset("v", data=data, chunks=data.shape, **filter_(setting))
     with h5py.File(memory) as file:  # opened anew, or the values would come from a cache, unharmed
-        return file["v"].id.get_storage_size(), compare(data, file["v"][()]).psnr
+        return file["v"].id.get_storage_size(), psnr_of(volume, file["v"][()])
 
 
 def sperr(volume: np.ndarray, bits_a_voxel: float) -> Point:
@@ -89,7 +98,7 @@ def tthresh(volume: np.ndarray, psnr: float) -> Point:
         command = ["tthresh", "-i", raw, "-t", "float", "-s", *size, "-p", target, "-c", packed, "-o", back]
         subprocess.run(command, check=True, capture_output=True)
         decoded = np.fromfile(back, "<f4").reshape(volume.shape, order="F")
-        return Path(packed).stat().st_size, compare(volume.astype(np.float32), decoded).psnr
+        return Path(packed).stat().st_size, psnr_of(volume, decoded)
 
 
 SETTINGS = {

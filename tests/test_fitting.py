@@ -40,9 +40,10 @@ def fitted(field, net=None, **fields):
 
 
 def mean_squares(net, field):
-    """Of each component."""
+    """Of each component, as it is decoded: clipped."""
     with torch.no_grad():
-        return (net(field.samples(torch.arange(field.n_voxels))[0]) - field.values).square().mean(dim=0)
+        y = net(field.samples(torch.arange(field.n_voxels))[0]).clamp(-1, 1)
+        return (y - field.values).square().mean(dim=0)
 
 
 def distance(a, b) -> float:

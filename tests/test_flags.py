@@ -438,6 +438,18 @@ def test_default_rounding_costs_a_tenth_of_a_decibel(tmp_path):
     assert trained.settings["psnr"] - 0.2 < psnr < trained.settings["psnr"] + 0.05
 
 
+def test_integers_that_come_back_exactly_do_so_from_a_small_file(tmp_path):
+    """The fineness follows from the PSNR of the values before they are rounded, which is never infinite."""
+    volume = np.rint(3 * np.sin(np.indices((20, 16, 12)) / 5).sum(0)).astype(np.int16)
+    np.save(tmp_path / "v.npy", volume)
+    flags = ("--n_layers", 4, "--n_passes", 300, "--compression_ratio", 2)
+    trained = train(tmp_path / "v.npy", tmp_path, *flags)
+    assert trained.settings["psnr"] is None and 30 < trained.settings["psnr_unrounded"] < 60
+    sizes = [len(compress(trained, tmp_path / "blob", *bits)) for bits in (("--cluster_bits", 9), ())]
+    np.testing.assert_array_equal(decompress(tmp_path / "blob", tmp_path / "r.npy"), volume)
+    assert sizes[1] < 0.95 * sizes[0]
+
+
 def test_quantizer(chain, tmp_path):
     """Codebooks hold at most 2^bits values a matrix, as the original's do; both kinds decode."""
     uniform, kmeans = (compress(chain, tmp_path / "blob", "--cluster_bits", 4, "--quantizer", q) for q in QUANTIZERS)

@@ -112,6 +112,16 @@ def test_derivatives_by_finite_differences(fields):
                 torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-7)
 
 
+def test_outputs_beyond_the_range_have_no_derivatives():
+    net, x = field_net(), domain_points(SHAPE, 100)
+    with torch.no_grad():
+        net.net_layers[-1].bias += 1 - net(x).median()
+        is_within = net(x)[:, 0] <= 1
+    assert 20 < is_within.sum() < 80
+    for _, d in derivatives(net, x):
+        assert torch.equal((d != 0).any(1), is_within)
+
+
 def test_derivatives_leave_the_network_alone():
     net = field_net()
     before = copy.deepcopy(arrays(net))

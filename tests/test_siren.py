@@ -197,6 +197,27 @@ def test_squared_error_has_the_gradient_of_autograd(
         squared_error(-x[:5], values[:5])
 
 
+@pytest.mark.parametrize("xp", [np, torch])
+def test_the_error_is_that_of_the_clipped_output(xp, monkeypatch):
+    """Beyond an end of the range an output is right where that end is the value, and as wrong as far elsewhere."""
+    monkeypatch.setattr(siren, "arithmetic", lambda device: xp)
+    net = field_net(seed=2, n_neurons=7, n_layers=3, d_out=2).double()
+    with torch.no_grad():
+        net.net_layers[-1].weight *= 60
+    x = 2 * torch.rand(400, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 1
+    values = torch.tensor([-1.0, 1.0, 0.5, -0.9], dtype=torch.float64).repeat(200).view(400, 2)
+    y = net(x)
+    is_right = ((values == -1) & (y < -1)) | ((values == 1) & (y > 1))
+    assert is_right.sum() > 50 and ((y.abs() > 1) & ~is_right).sum() > 50 and (y.abs() < 1).sum() > 50
+    squares = torch.where(is_right, 0.0, (y - values).square()).mean(1)
+    gradients = torch.autograd.grad(squares.mean(), list(net.parameters()))
+    squared_error = SquaredError(net, 500, is_clipped=True)
+    assert squared_error(x, values).item() == pytest.approx(squares.mean().item(), rel=1e-12)
+    torch.testing.assert_close(squared_error.squares, squares, rtol=1e-9, atol=1e-12)
+    for p, gradient in zip(net.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, gradient, rtol=1e-9, atol=1e-12)
+
+
 def test_the_gradient_does_not_depend_on_the_number_of_threads():
     assert siren.count_parts(40, 4096) == 4
     x, values = torch.rand(4096, 3) * 2 - 1, torch.rand(4096, 1)
