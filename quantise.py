@@ -94,7 +94,8 @@ def telling_points(net: FieldNet, shape: tuple[int, ...], n: int, seed: int = 0)
     squares = [
         sum(a.square().sum(1) * d.square().sum(1) for a, d in derivatives(net, part)) for part in x.split(1 << 14)
     ]
-    chosen, weights = drawn_by(density_of(torch.cat(squares).nan_to_num_(0.0).clamp_(max=1e18), len(x)), n)
+    density = density_of(torch.cat(squares).nan_to_num_(0.0).clamp_(max=1e18), len(x), by_error=0.5)
+    chosen, weights = drawn_by(density, n)
     return x[chosen], weights
 
 

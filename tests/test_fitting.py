@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import ROOT, field_net, fit, slanted, watched_samples
 
+import fitting
 from fitting import NORM_LIMIT, SPIKE, Fit, Recipe, default_recipe, loss_with_gradient, new_fit
 from optimizers import Adam, Muon
 from samples import Field
@@ -84,15 +85,16 @@ def test_a_fit_of_a_fraction_of_a_pass(n_passes, batch):
     assert counts.max() - counts.min() <= 1
 
 
-def test_voxels_are_drawn_by_their_latest_error():
+def test_voxels_are_drawn_by_their_latest_error(monkeypatch):
     """Of a network that does not move, the errors are exact, and every voxel is drawn as often as they say."""
+    monkeypatch.setattr(fitting, "MAX_RECOVERIES", 0)
     field, net = slanted_field((9, 7, 5)), field_net()
     with watched_samples() as steps:
-        done = fit(net, field, n_passes=30, batch=35, lr=1e-30)
-    assert len(torch.cat(steps)) == 30 * 315
+        done = fit(net, field, n_passes=60, batch=35, lr=1e-30)
+    assert len(torch.cat(steps)) == 60 * 315
     with torch.no_grad():
         errors = (net(field.samples(torch.arange(315))[0]) - field.values)[:, 0].abs()
-    density = 0.5 + 0.5 * errors / errors.mean()
+    density = 0.25 + 0.75 * errors / errors.mean()
     np.testing.assert_allclose(done.errors, errors**2, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(done.density, density, rtol=1e-2)
     counts = torch.cat(steps[-90:]).bincount(minlength=315)  # of the latest ten passes
@@ -107,7 +109,7 @@ def test_drawing_by_error_leaves_the_mean_gradient():
     running.squared_error(x, values)
     expected = torch.cat([p.grad.flatten() for p in net.parameters()])
     density = field.density(running.errors)
-    assert density.min() >= 0.5 and density.mean() == pytest.approx(1, rel=1e-5)
+    assert density.min() >= 0.25 and density.mean() == pytest.approx(1, rel=1e-5)
     flat = field.shuffled(0, 0, density)
     running.squared_error(x[flat], values[flat], 1 / density[flat])
     found = torch.cat([p.grad.flatten() for p in net.parameters()])
