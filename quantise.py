@@ -215,20 +215,22 @@ def round_to_error(
     with torch.no_grad():
         output = net(x).clamp_(-1, 1)
     foretold = error
-    best, best_score = None, -math.inf
+    best, most, least = None, -1.0, math.inf  # most: of the errors found, so far, that fit; least: of those that do not
     for _ in range(MAX_TRIES):
         rounded = copy.deepcopy(net)
         layers = round_in_turn(rounded, choose_steps(net, sensitivity, error=foretold), factors)
         with torch.no_grad():
             squares = (rounded(x).clamp_(-1, 1) - output).square().mean(1)
         found = float((squares * weights).mean().nan_to_num(math.inf))
-        score = found if found <= 1.1 * error else -found  # the most that fits, or else the least that does not
-        if best_score < 0 and score < 0.9 * best_score:
-            break  # a layer is as fine as the coder takes it, and finer steps of the others hardly help
-        if not best or score > best_score:
-            best, best_score = layers, score
-        if score >= 0.9 * error:
-            break
+        if found <= 1.1 * error:
+            if found > most:
+                best, most = layers, found
+            if found >= 0.9 * error:
+                break
+        elif most < 0:
+            if found > 0.9 * least:
+                break  # a layer is as fine as the coder takes it, and finer steps of the others hardly help
+            best, least = layers, found
         foretold *= min(max(error / max(found, 1e-30), 0.05), 4.0)
     return best
 
