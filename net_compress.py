@@ -25,13 +25,14 @@ import quantise
 from neural_field import NeuralField
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
 from streamed import training_field
-from utils import ValueRange, compare, components_last, describe, file_ratios, measured_boxes
-from volume import Volume, VolumeError, raw_layout
+from utils import Metrics, ValueRange, compare, components_last, describe, file_ratios, measured_boxes
+from volume import LazyArray, Volume, VolumeError, raw_layout
 from volume_io import read_volume
 from volume_series import files_of
 
 # Mean squared error that rounding adds, relative to the network's own: 0.1 dB.
 ADDED_ERROR = 0.02
+EXACT_TRIES = 10  # of errors 6 dB apart, where integers are to come back as they are
 # With training, what is foretold: where coarser steps cost about as much quality as a smaller network of equal bytes;
 # then what is tried where that has cost too much.
 ADDED_ERRORS_TRAINED = {0.4: "with finer steps", 0.1: "without training"}
@@ -197,6 +198,17 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> net_coder.Fi
         raise cli.UserError(f"{path}: does not describe a field: {error}") from None
 
 
+def quality_in(settings: dict) -> tuple[float, float]:
+    """The PSNR, in dB, and the largest error of a network's values before integers are rounded; NaN where not known."""
+
+    def figure(*names: str) -> float:
+        value = next((settings[name] for name in names if name in settings), None)
+        is_likely = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 300
+        return float(value) if is_likely else math.nan
+
+    return figure("psnr_unrounded", "psnr_clipped", "psnr"), figure("max_error_unrounded")
+
+
 def read_volume_of(
     opt: Namespace, settings: dict, config: SirenConfig, header: net_coder.FieldHeader | None
 ) -> tuple[Volume | None, net_coder.FieldHeader | None]:
@@ -227,21 +239,28 @@ def read_volume_of(
 
 
 def quantise_network(
-    opt: Namespace, net: FieldNet, header: net_coder.FieldHeader, volume: Volume | None, psnr: float | None
+    opt: Namespace,
+    net: FieldNet,
+    header: net_coder.FieldHeader,
+    volume: Volume | None,
+    psnr: float,
+    max_error: float,
 ) -> list[net_coder.QuantisedLayer]:
-    """The layers of the network in integers, as the options ask for it. psnr: of its values, unrounded, if known."""
+    """The layers of the network in integers, as the options ask for it. psnr, max_error: see `quality_in`."""
     device = cli.resolve_device(opt.cuda, opt.gid)
     if not ValueRange.of(header).extent.any():
         return quantise.zero_layers(net)
     if volume and opt.cluster_bits is None:
-        psnr = measured_psnr(opt, net, header, volume, device, as_float=True)
-    error = None  # of normalised values, whose range is 2
-    if opt.cluster_bits is None and psnr is not None and math.isfinite(psnr):
-        error = 4 * 10 ** (-psnr / 10)
-    is_trained = volume is not None and opt.n_passes != 0
+        unrounded = measured(opt, net, header, volume, device, as_float=True)
+        psnr, max_error = unrounded.psnr, unrounded.max_error
+    error = 4 * 10 ** (-psnr / 10) if opt.cluster_bits is None and math.isfinite(psnr) else None
+    is_exact = opt.cluster_bits is None and header.low.dtype.kind in "iu" and max_error < 0.5
+    is_trained = volume is not None and opt.n_passes != 0 and not is_exact
     factors = carry_factors(opt, copy.deepcopy(net).to(device), header.shape, is_trained)
     layers = None
-    if is_trained:
+    if is_exact:
+        layers = round_exactly(opt, net, header, factors)
+    elif is_trained:
         layers = round_with_volume(opt, net, header, volume, error, factors, device)
     return layers or round_alone(opt, net, header.shape, error, factors)
 
@@ -285,18 +304,43 @@ def round_alone(
     return quantise.round_in_turn(net, steps, factors) if is_compensated else quantise.round_layers(net, steps)
 
 
-def measured_psnr(
+def round_exactly(
+    opt: Namespace,
+    net: FieldNet,
+    header: net_coder.FieldHeader,
+    factors: Collection[quantise.CarryFactor],
+) -> list[net_coder.QuantisedLayer] | None:
+    """The layers in integers, as coarsely as leaves the integers that the network decodes to as they are; or None."""
+
+    def decoded(net: FieldNet) -> LazyArray:
+        return NeuralField.of(net, header, n_threads=opt.num_workers).lazy()
+
+    before = decoded(net)
+    chosen = measured_boxes(np.broadcast_to(header.low, (*header.shape, net.config.d_out)))
+    error = 1 / ValueRange.of(header).extent.max() ** 2  # half a step
+    for _ in range(EXACT_TRIES):
+        rounded = copy.deepcopy(net)
+        layers = round_alone(opt, rounded, header.shape, error / ADDED_ERROR, factors)
+        quantise.load(rounded, layers)
+        after = decoded(rounded)
+        if all(np.array_equal(before[box], after[box]) for box in chosen):
+            return layers
+        error /= 4
+    return None
+
+
+def measured(
     opt: Namespace,
     net: FieldNet,
     header: net_coder.FieldHeader,
     volume: Volume,
     device: torch.device,
     as_float: bool = False,
-) -> float:
-    """PSNR of a network in dB, over the range of the header; see NeuralField.on_grid for `as_float`."""
+) -> Metrics:
+    """How far a network is from the volume, over the range of the header; see NeuralField.on_grid for `as_float`."""
     chosen = measured_boxes(components_last(volume.array, net.config.d_in))
     decoded = NeuralField.of(net, header, device, opt.num_workers).lazy(as_float=as_float)
-    return compare(volume.array, decoded, ValueRange.of(header), chosen).psnr
+    return compare(volume.array, decoded, ValueRange.of(header), chosen)
 
 
 def round_with_volume(
@@ -326,7 +370,7 @@ def round_with_volume(
         judged = copy.deepcopy(net)
         alone = round_alone(opt, judged, header.shape, error, factors)
         quantise.load(judged, alone)
-    expected = measured_psnr(opt, judged, header, volume, device)
+    expected = measured(opt, judged, header, volume, device).psnr
     if error is None:
         most_lost, tries = 0.0, WITHOUT_TRAINING
     else:
@@ -344,7 +388,7 @@ def round_with_volume(
             layers = quantise.round_and_train(
                 rounded, field, steps, factors, recipe, opt.seed, on_progress, opt.num_workers
             )
-            found = measured_psnr(opt, rounded, header, volume, device)
+            found = measured(opt, rounded, header, volume, device).psnr
             if found >= expected - most_lost:
                 return layers
             progress.say(f"rounding with training has cost {expected - found:.1f} dB: again {otherwise}")
@@ -371,9 +415,7 @@ def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
     net = FieldNet(config)
     net.load_state_dict(state)
-    psnr = settings.get("psnr_unrounded", settings.get("psnr_clipped", settings.get("psnr")))
-    is_likely = isinstance(psnr, int | float) and not isinstance(psnr, bool) and 0 < psnr < 300
-    layers = quantise_network(opt, net, header, volume, psnr if is_likely else None)
+    layers = quantise_network(opt, net, header, volume, *quality_in(settings))
     if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):
         raise cli.UserError(f"{opt.net}: holds weights too large to be rounded")
     blob = net_coder.encode(header, [(dataclasses.asdict(config), layers)])

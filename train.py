@@ -198,14 +198,14 @@ def configuration(
     whole: ValueRange,
     config: SirenConfig,
     net: FieldNet,
-    psnrs: dict[str, float],
+    quality: dict[str, float],
     seconds: float,
 ) -> dict:
     """What thenet.json holds: the original's keys first, then what the later stages need.
 
     missing: the content of a blob's chunk M, in base64.
-    clipped_from: with --clip, the range without. psnrs: by key, psnr and, where they are known, psnr_clipped, of the
-    values clipped by --clip, and psnr_unrounded, of these before integers are rounded.
+    clipped_from: with --clip, the range without. quality: psnr; with --clip psnr_clipped, of the clipped values; of
+    integers psnr_unrounded and max_error_unrounded, of these before they are rounded.
     """
     missing = base64.b64encode(net_coder.encode_missing(header.missing)).decode() if header.missing else None
     return {
@@ -239,7 +239,7 @@ def configuration(
         "clipped_from": whole.pairs() if opt.clip else None,
         "seed": opt.seed,
         "n_parameters": count_parameters(config),
-        **{name: psnr if math.isfinite(psnr) else None for name, psnr in psnrs.items()},
+        **{name: figure if math.isfinite(figure) else None for name, figure in quality.items()},
         "seconds": seconds,
         "torch_version": torch.__version__,
         "weights_crc32": weights_crc32(net.state_dict()),
@@ -354,8 +354,8 @@ def main(argv: Sequence[str]) -> None:
     def measure(values: ValueRange, chosen: Iterable[Box] = measured, as_float: bool = False) -> Metrics:
         return overall(ranks.gathered(compare(volume.array, decoded().lazy(as_float=as_float), values, chosen)))
 
-    def settings(psnrs: dict[str, float]) -> dict:
-        return configuration(opt, header, whole, config, fit.average, psnrs, fit.seconds)
+    def settings(quality: dict[str, float]) -> dict:
+        return configuration(opt, header, whole, config, fit.average, quality, fit.seconds)
 
     history = []
     try:
@@ -363,12 +363,13 @@ def main(argv: Sequence[str]) -> None:
             history = long_runs.run_to_target(fit, opt, lambda: measure(values).psnr)
         with cli.Progress("measuring") as progress:
             metrics = clipped = measure(whole, progress.each(measured))
-            psnrs = {"psnr": metrics.psnr}
+            quality = {"psnr": metrics.psnr}
             if opt.clip:
                 clipped = measure(values, progress.each(measured))
-                psnrs["psnr_clipped"] = clipped.psnr
+                quality["psnr_clipped"] = clipped.psnr
             if values.dtype.kind in "iu":
-                psnrs["psnr_unrounded"] = measure(values, progress.each(measured), as_float=True).psnr
+                unrounded = measure(values, progress.each(measured), as_float=True)
+                quality |= {"psnr_unrounded": unrounded.psnr, "max_error_unrounded": unrounded.max_error}
         if not ranks.is_first():
             return
     except KeyboardInterrupt:
@@ -379,7 +380,7 @@ def main(argv: Sequence[str]) -> None:
 
     if debug:
         write_debug_volumes(debug, volume, decoded().lazy())
-    write_network(finished, fit.average, settings(psnrs))
+    write_network(finished, fit.average, settings(quality))
     if opt.plot:
         pictures.plot(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, metrics.psnr))
 

@@ -1,6 +1,7 @@
 """Seconds that a network of about a million weights takes: rounding and encoding it, and decoding its blob. One core.
 
-Prints key=value lines: the steps of `net_compress.py` without --volume for networks that large, the median of REPEATS runs each.
+Prints key=value lines: the steps of `net_compress.py` without --volume, which carries no errors over in networks that
+large, the median of REPEATS runs each.
 """
 
 from __future__ import annotations
