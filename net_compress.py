@@ -365,17 +365,14 @@ def round_with_volume(
     recipe = dataclasses.replace(default, n_passes=n_passes, lr=RATE * default.lr)
     field = training_field(components_last(volume.array, net.config.d_in), ValueRange.of(header), device)
     sensitivity = quantise.compensated_sensitivities(net, factors)
-    alone, judged = None, net
+    judged, alone, tries = net, None, ADDED_ERRORS_TRAINED
     if error is None:
-        judged = copy.deepcopy(net)
+        judged, tries = copy.deepcopy(net), WITHOUT_TRAINING
         alone = round_alone(opt, judged, header.shape, error, factors)
         quantise.load(judged, alone)
     expected = measured(opt, judged, header, volume, device).psnr
-    if error is None:
-        most_lost, tries = 0.0, WITHOUT_TRAINING
-    else:
-        lead = expected - fitting.psnr_of(field.variance)
-        most_lost, tries = max(NEVER_TOO_MUCH, min(MOST_LOST[0], MOST_LOST[1] * lead)), ADDED_ERRORS_TRAINED
+    lead = expected - fitting.psnr_of(field.variance)
+    most_lost = 0.0 if alone else max(NEVER_TOO_MUCH, min(MOST_LOST[0], MOST_LOST[1] * lead))
     with cli.Progress("rounding") as progress:
 
         def on_progress(fraction: float, psnr: float) -> None:
