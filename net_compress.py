@@ -6,6 +6,7 @@ import cli  # first: answers Ctrl-C while the others load
 
 # isort: split
 import base64
+import bisect
 import copy
 import dataclasses
 import json
@@ -25,14 +26,14 @@ import quantise
 from neural_field import NeuralField
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
 from streamed import training_field
-from utils import Metrics, ValueRange, compare, components_last, describe, file_ratios, measured_boxes
-from volume import LazyArray, Volume, VolumeError, raw_layout
+from utils import ValueRange, compare, components_last, describe, file_ratios, measured_boxes
+from volume import Volume, VolumeError, raw_layout
 from volume_io import read_volume
 from volume_series import files_of
 
 # Mean squared error that rounding adds, relative to the network's own: 0.1 dB.
 ADDED_ERROR = 0.02
-EXACT_TRIES = 10  # of errors 6 dB apart, where integers are to come back as they are
+MAX_HALVINGS = 64  # of the error, where integers are to come back as they are
 # With training, what is foretold: where coarser steps cost about as much quality as a smaller network of equal bytes;
 # then what is tried where that has cost too much.
 ADDED_ERRORS_TRAINED = {0.4: "with finer steps", 0.1: "without training"}
@@ -198,15 +199,13 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> net_coder.Fi
         raise cli.UserError(f"{path}: does not describe a field: {error}") from None
 
 
-def quality_in(settings: dict) -> tuple[float, float]:
-    """The PSNR, in dB, and the largest error of a network's values before integers are rounded; NaN where not known."""
-
-    def figure(*names: str) -> float:
-        value = next((settings[name] for name in names if name in settings), None)
-        is_likely = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 300
-        return float(value) if is_likely else math.nan
-
-    return figure("psnr_unrounded", "psnr_clipped", "psnr"), figure("max_error_unrounded")
+def known_psnr(settings: dict) -> float:
+    """The PSNR in dB, of a network's values before integers are rounded, if known; NaN where there is no likely one."""
+    for name in ("psnr_unrounded", "psnr_clipped", "psnr"):
+        psnr = settings.get(name)
+        if isinstance(psnr, int | float) and not isinstance(psnr, bool) and 0 < psnr < 300:
+            return float(psnr)
+    return math.nan
 
 
 def read_volume_of(
@@ -244,22 +243,28 @@ def quantise_network(
     header: net_coder.FieldHeader,
     volume: Volume | None,
     psnr: float,
-    max_error: float,
+    is_exact: bool,
 ) -> list[net_coder.QuantisedLayer]:
-    """The layers of the network in integers, as the options ask for it. psnr, max_error: see `quality_in`."""
+    """The layers of the network in integers, as the options ask for it.
+
+    psnr: in dB, of its values before they are rounded to integers. is_exact: whether these come back as they are.
+    """
     device = cli.resolve_device(opt.cuda, opt.gid)
     if not ValueRange.of(header).extent.any():
         return quantise.zero_layers(net)
     if volume and opt.cluster_bits is None:
-        unrounded = measured(opt, net, header, volume, device, as_float=True)
-        psnr, max_error = unrounded.psnr, unrounded.max_error
+        psnr = measured_psnr(opt, net, header, volume, device)
+        if header.low.dtype.kind in "iu":
+            is_exact = psnr == math.inf
+            unrounded = measured_psnr(opt, net, header, volume, device, as_float=True)
+            psnr = unrounded if math.isfinite(unrounded) else psnr  # which float64 does not tell of large integers
+    is_exact = is_exact and opt.cluster_bits is None
     error = 4 * 10 ** (-psnr / 10) if opt.cluster_bits is None and math.isfinite(psnr) else None
-    is_exact = opt.cluster_bits is None and header.low.dtype.kind in "iu" and max_error < 0.5
     is_trained = volume is not None and opt.n_passes != 0 and not is_exact
     factors = carry_factors(opt, copy.deepcopy(net).to(device), header.shape, is_trained)
     layers = None
     if is_exact:
-        layers = round_exactly(opt, net, header, factors)
+        layers = round_exactly(opt, net, header, factors, device)
     elif is_trained:
         layers = round_with_volume(opt, net, header, volume, error, factors, device)
     return layers or round_alone(opt, net, header.shape, error, factors)
@@ -309,38 +314,38 @@ def round_exactly(
     net: FieldNet,
     header: net_coder.FieldHeader,
     factors: Collection[quantise.CarryFactor],
+    device: torch.device,
 ) -> list[net_coder.QuantisedLayer] | None:
-    """The layers in integers, as coarsely as leaves the integers that the network decodes to as they are; or None."""
+    """The layers in integers, about as coarsely as leaves those that the network decodes to as they are; or None.
 
-    def decoded(net: FieldNet) -> LazyArray:
-        return NeuralField.of(net, header, n_threads=opt.num_workers).lazy()
-
-    before = decoded(net)
+    By halves of the mean squared error; of a large volume `measured_boxes` are looked at.
+    """
     chosen = measured_boxes(np.broadcast_to(header.low, (*header.shape, net.config.d_out)))
-    error = 1 / ValueRange.of(header).extent.max() ** 2  # half a step
-    for _ in range(EXACT_TRIES):
+    before = NeuralField.of(net, header, device, opt.num_workers).lazy()
+    tried = {}
+
+    def is_fine_enough(halvings: int) -> bool:
         rounded = copy.deepcopy(net)
-        layers = round_alone(opt, rounded, header.shape, error / ADDED_ERROR, factors)
-        quantise.load(rounded, layers)
-        after = decoded(rounded)
-        if all(np.array_equal(before[box], after[box]) for box in chosen):
-            return layers
-        error /= 4
-    return None
+        tried[halvings] = round_alone(opt, rounded, header.shape, 0.5**halvings / ADDED_ERROR, factors)
+        quantise.load(rounded, tried[halvings])
+        after = NeuralField.of(rounded, header, device, opt.num_workers).lazy()
+        return all(np.array_equal(before[box], after[box]) for box in chosen)
+
+    return tried.get(bisect.bisect_left(range(MAX_HALVINGS), True, key=is_fine_enough))
 
 
-def measured(
+def measured_psnr(
     opt: Namespace,
     net: FieldNet,
     header: net_coder.FieldHeader,
     volume: Volume,
     device: torch.device,
     as_float: bool = False,
-) -> Metrics:
-    """How far a network is from the volume, over the range of the header; see NeuralField.on_grid for `as_float`."""
+) -> float:
+    """PSNR of a network in dB, over the range of the header; see NeuralField.on_grid for `as_float`."""
     chosen = measured_boxes(components_last(volume.array, net.config.d_in))
     decoded = NeuralField.of(net, header, device, opt.num_workers).lazy(as_float=as_float)
-    return compare(volume.array, decoded, ValueRange.of(header), chosen)
+    return compare(volume.array, decoded, ValueRange.of(header), chosen).psnr
 
 
 def round_with_volume(
@@ -370,7 +375,7 @@ def round_with_volume(
         judged, tries = copy.deepcopy(net), WITHOUT_TRAINING
         alone = round_alone(opt, judged, header.shape, error, factors)
         quantise.load(judged, alone)
-    expected = measured(opt, judged, header, volume, device).psnr
+    expected = measured_psnr(opt, judged, header, volume, device)
     lead = expected - fitting.psnr_of(field.variance)
     most_lost = 0.0 if alone else max(NEVER_TOO_MUCH, min(MOST_LOST[0], MOST_LOST[1] * lead))
     with cli.Progress("rounding") as progress:
@@ -385,7 +390,7 @@ def round_with_volume(
             layers = quantise.round_and_train(
                 rounded, field, steps, factors, recipe, opt.seed, on_progress, opt.num_workers
             )
-            found = measured(opt, rounded, header, volume, device).psnr
+            found = measured_psnr(opt, rounded, header, volume, device)
             if found >= expected - most_lost:
                 return layers
             progress.say(f"rounding with training has cost {expected - found:.1f} dB: again {otherwise}")
@@ -412,7 +417,8 @@ def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
     net = FieldNet(config)
     net.load_state_dict(state)
-    layers = quantise_network(opt, net, header, volume, *quality_in(settings))
+    is_exact = settings.get("is_exact") is True and header.low.dtype.kind in "iu"
+    layers = quantise_network(opt, net, header, volume, known_psnr(settings), is_exact)
     if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):
         raise cli.UserError(f"{opt.net}: holds weights too large to be rounded")
     blob = net_coder.encode(header, [(dataclasses.asdict(config), layers)])

@@ -192,8 +192,8 @@ class SquaredError:
     biases into the matrices. A CPU takes a batch in parts, each in a thread of `n_threads`; the parts, and so the
     result, do not depend on their number.
 
-    is_clipped: the error is that of the output clipped to [-1, 1], as it is decoded: where the value is an end of the
-    range, an output beyond it is right. A flat background, cut off sharply, is then easy to learn.
+    is_clipped: where the value is an end of the range, -1 or 1, an output beyond it is right, as it is clipped when it
+    is decoded. A flat background, cut off sharply, is then easy to learn.
     """
 
     def __init__(

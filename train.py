@@ -205,7 +205,7 @@ def configuration(
 
     missing: the content of a blob's chunk M, in base64.
     clipped_from: with --clip, the range without. quality: psnr; with --clip psnr_clipped, of the clipped values; of
-    integers psnr_unrounded and max_error_unrounded, of these before they are rounded.
+    integers psnr_unrounded, of these before they are rounded, and is_exact, whether all come back as they are.
     """
     missing = base64.b64encode(net_coder.encode_missing(header.missing)).decode() if header.missing else None
     return {
@@ -368,8 +368,8 @@ def main(argv: Sequence[str]) -> None:
                 clipped = measure(values, progress.each(measured))
                 quality["psnr_clipped"] = clipped.psnr
             if values.dtype.kind in "iu":
-                unrounded = measure(values, progress.each(measured), as_float=True)
-                quality |= {"psnr_unrounded": unrounded.psnr, "max_error_unrounded": unrounded.max_error}
+                quality["psnr_unrounded"] = measure(values, progress.each(measured), as_float=True).psnr
+                quality["is_exact"] = clipped.psnr == math.inf
         if not ranks.is_first():
             return
     except KeyboardInterrupt:

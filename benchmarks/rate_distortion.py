@@ -57,7 +57,7 @@ def psnr_of(volume: np.ndarray, decoded: np.ndarray) -> float:
     """PSNR in dB of floats decoded, first rounded to the volume's own type."""
     if volume.dtype.kind in "iu":
         limits = np.iinfo(volume.dtype)
-        decoded = np.clip(np.rint(decoded), limits.min, limits.max)
+        decoded = np.clip(np.rint(decoded.astype(np.longdouble)), limits.min, limits.max)
     return compare(volume, decoded.astype(volume.dtype)).psnr
 
 

@@ -462,19 +462,31 @@ def test_integers_that_come_back_exactly_do_so_from_a_small_file(with_volume, tm
     flags = ("--n_layers", 4, "--n_passes", 150, "--compression_ratio", 2)
     trained = train(tmp_path / "v.npy", tmp_path, *flags)
     assert trained.settings["psnr"] is None and trained.settings["psnr_unrounded"] > 50
-    assert trained.settings["max_error_unrounded"] < 0.1
+    assert trained.settings["is_exact"] is True
     given = ("--volume", tmp_path / "v.npy") if with_volume else ()
     sizes = [len(compress(trained, tmp_path / "blob", *given, *bits)) for bits in (("--cluster_bits", 9), ())]
     np.testing.assert_array_equal(decompress(tmp_path / "blob", tmp_path / "r.npy"), volume)
     assert sizes[1] < 0.6 * sizes[0]
 
 
+def test_large_integers_are_not_taken_for_exact(tmp_path):
+    """Whose differences float64, in which values are before they are rounded, does not hold."""
+    volume = np.rint(100 * np.sin(np.indices((20, 16, 12)) / 4).sum(0)).astype(np.int64)
+    sizes = []
+    for offset in (0, 2**62):
+        np.save(tmp_path / "v.npy", volume + offset)
+        trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 4, "--n_passes", 20)
+        assert trained.settings["is_exact"] is False and trained.settings["psnr"] < 70
+        sizes.append(len(compress(trained, tmp_path / "blob")))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+
+
 def test_integers_that_rounding_would_change_are_rounded_by_the_psnr(tmp_path, monkeypatch):
     np.save(tmp_path / "v.npy", (np.sin(np.indices((20, 16, 12)) / 4).sum(0) > 0).astype(np.uint8))
     trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 4, "--n_passes", 20)
-    monkeypatch.setattr(net_compress, "EXACT_TRIES", 1)  # by half a step, which is too much
+    monkeypatch.setattr(net_compress, "MAX_HALVINGS", 1)
     found = compress(trained, tmp_path / "blob")
-    trained.config.write_text(json.dumps({**trained.settings, "max_error_unrounded": None}))
+    trained.config.write_text(json.dumps({**trained.settings, "is_exact": None}))
     assert compress(trained, tmp_path / "blob") == found
 
 
