@@ -126,7 +126,7 @@ def build_parser() -> cli.ArgumentParser:
         "--schedule",
         choices=("power", "step"),
         help="how the learning rate falls: as (1 - progress)^2, or in steps as in the original, which also sees every "
-        "voxel once a pass and not more often where the error is large "
+        "voxel once a pass, not more often where the error is large, and counts errors beyond the range "
         "(default: power; step when --pass_decay or --lr_decay is given)",
     )
     group.add_argument(
