@@ -33,7 +33,7 @@ CHECK_STEPS = 100  # between two looks at the loss, which wait for the device
 AVERAGED_STEPS = 50  # over which the weights are averaged
 NORM_LIMIT = 1.3  # of a hidden matrix, relative to its initialisation
 SPIKE = 30.0  # a loss that many times the best one is a divergence; 10 times passes by itself,
-EXCELLENT = 1e-3  # of the field's variance: a better loss counts as that one, for a fit may be perfect early
+EXCELLENT = 4e-8  # as does what happens to a fit that stays at 65 dB or above
 COLLAPSE = 0.9  # a collapsed fit is one no better than a constant: of a loss above that part of the field's variance,
 STALLED = 0.99  # and that does not fall below this part of what it was, CHECK_STEPS before;
 COLLAPSE_PROGRESS = 0.25  # part of the fit after which it is judged so,
@@ -295,7 +295,7 @@ class Fit:
         return float(((self.average(x).clamp_(-1, 1) - values).square().mean(1) * weights).mean())
 
     def _has_diverged(self) -> bool:
-        return not self.loss <= SPIKE * max(self.best_loss, EXCELLENT * self.field.variance)
+        return not self.loss <= SPIKE * max(self.best_loss, EXCELLENT)
 
     def _set_density(self, density: torch.Tensor) -> None:
         self.density, self.probe = density, self.field.probe(density)
