@@ -199,13 +199,18 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> net_coder.Fi
         raise cli.UserError(f"{path}: does not describe a field: {error}") from None
 
 
-def known_psnr(settings: dict) -> float:
-    """The PSNR in dB, of a network's values before integers are rounded, if known; NaN where there is no likely one."""
-    for name in ("psnr_unrounded", "psnr_clipped", "psnr"):
-        psnr = settings.get(name)
-        if isinstance(psnr, int | float) and not isinstance(psnr, bool) and 0 < psnr < 300:
-            return float(psnr)
-    return math.nan
+def quality_in(settings: dict, header: net_coder.FieldHeader) -> tuple[float, bool]:
+    """What a configuration says of its network: the PSNR in dB of its values before integers are rounded, NaN where
+    there is no likely one; and whether integers come back as they are.
+    """
+    known = [settings[name] for name in ("psnr_unrounded", "psnr_clipped", "psnr") if name in settings]
+    likely = [p for p in known if isinstance(p, int | float) and not isinstance(p, bool) and 0 < p < 300]
+    return float(likely[0]) if likely else math.nan, settings.get("is_exact") is True and holds_integers(header)
+
+
+def holds_integers(header: net_coder.FieldHeader) -> bool:
+    """Whether the field's values are."""
+    return header.low.dtype.kind in "iu"
 
 
 def read_volume_of(
@@ -252,21 +257,24 @@ def quantise_network(
     device = cli.resolve_device(opt.cuda, opt.gid)
     if not ValueRange.of(header).extent.any():
         return quantise.zero_layers(net)
-    if volume and opt.cluster_bits is None:
-        psnr = measured_psnr(opt, net, header, volume, device)
-        if header.low.dtype.kind in "iu":
-            is_exact = psnr == math.inf
+    error, decoded = None, math.nan
+    if opt.cluster_bits is not None:
+        is_exact = False
+    else:
+        if volume:
+            psnr = decoded = measured_psnr(opt, net, header, volume, device)
+            is_exact = holds_integers(header) and decoded == math.inf
+        if volume and holds_integers(header):
             unrounded = measured_psnr(opt, net, header, volume, device, as_float=True)
-            psnr = unrounded if math.isfinite(unrounded) else psnr  # which float64 does not tell of large integers
-    is_exact = is_exact and opt.cluster_bits is None
-    error = 4 * 10 ** (-psnr / 10) if opt.cluster_bits is None and math.isfinite(psnr) else None
+            psnr = unrounded if math.isfinite(unrounded) else decoded  # float64 does not tell large integers apart
+        error = 4 * 10 ** (-psnr / 10) if math.isfinite(psnr) else None
     is_trained = volume is not None and opt.n_passes != 0 and not is_exact
     factors = carry_factors(opt, copy.deepcopy(net).to(device), header.shape, is_trained)
     layers = None
     if is_exact:
         layers = round_exactly(opt, net, header, factors, device)
     elif is_trained:
-        layers = round_with_volume(opt, net, header, volume, error, factors, device)
+        layers = round_with_volume(opt, net, header, volume, error, decoded, factors, device)
     return layers or round_alone(opt, net, header.shape, error, factors)
 
 
@@ -354,11 +362,13 @@ def round_with_volume(
     header: net_coder.FieldHeader,
     volume: Volume,
     error: float | None,
+    expected: float,
     factors: Collection[quantise.CarryFactor],
     device: torch.device,
 ) -> list[net_coder.QuantisedLayer] | None:
-    """The layers in integers, with training in between. error: of the network; None where it does not count.
+    """The layers in integers, with training in between.
 
+    error: of the network; None where it does not count. expected: PSNR in dB of what it decodes to, where it does.
     What the training does not make up for is known at the end. None where that is too much, by finer steps, too. With
     --cluster_bits the steps are given: then those rounded without training, where that costs less.
     """
@@ -370,12 +380,12 @@ def round_with_volume(
     recipe = dataclasses.replace(default, n_passes=n_passes, lr=RATE * default.lr)
     field = training_field(components_last(volume.array, net.config.d_in), ValueRange.of(header), device)
     sensitivity = quantise.compensated_sensitivities(net, factors)
-    judged, alone, tries = net, None, ADDED_ERRORS_TRAINED
+    alone, tries = None, ADDED_ERRORS_TRAINED
     if error is None:
-        judged, tries = copy.deepcopy(net), WITHOUT_TRAINING
-        alone = round_alone(opt, judged, header.shape, error, factors)
-        quantise.load(judged, alone)
-    expected = measured_psnr(opt, judged, header, volume, device)
+        rounded, tries = copy.deepcopy(net), WITHOUT_TRAINING
+        alone = round_alone(opt, rounded, header.shape, error, factors)
+        quantise.load(rounded, alone)
+        expected = measured_psnr(opt, rounded, header, volume, device)
     lead = expected - fitting.psnr_of(field.variance)
     most_lost = 0.0 if alone else max(NEVER_TOO_MUCH, min(MOST_LOST[0], MOST_LOST[1] * lead))
     with cli.Progress("rounding") as progress:
@@ -417,8 +427,7 @@ def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
     net = FieldNet(config)
     net.load_state_dict(state)
-    is_exact = settings.get("is_exact") is True and header.low.dtype.kind in "iu"
-    layers = quantise_network(opt, net, header, volume, known_psnr(settings), is_exact)
+    layers = quantise_network(opt, net, header, volume, *quality_in(settings, header))
     if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):
         raise cli.UserError(f"{opt.net}: holds weights too large to be rounded")
     blob = net_coder.encode(header, [(dataclasses.asdict(config), layers)])
