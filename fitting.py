@@ -74,21 +74,31 @@ class Recipe:
         return self.schedule == "power" and self.grad_lambda == 0
 
 
-def default_recipe(n_voxels: int, config: SirenConfig, optimizer: str = "muon") -> Recipe:
+def default_recipe(
+    n_voxels: int,
+    config: SirenConfig,
+    optimizer: str = "muon",
+    n_passes: float | None = None,
+    max_seconds: float | None = None,
+) -> Recipe:
     """The recipe for a volume and a network, from what is known before the fit.
 
-    So many passes as make STEPS steps, but 5 to 45, or MIN_STEPS steps where these are more. The rate is the highest
-    that is safe: in a wider or deeper network the same change of every weight changes the output more.
+    By default so many passes as make STEPS steps, but 5 to 45, or MIN_STEPS steps where these are more. The rate is the
+    highest that is safe: in a wider or deeper network the same change of every weight changes the output more. A fit
+    that is short, or may be, takes half the batch: there, steps count for more than gradients of little noise do.
     """
-    n_passes = min(max(round(STEPS * BATCH / n_voxels), MIN_PASSES), MAX_PASSES)
-    n_passes = max(n_passes, least_passes(n_voxels))
+    if n_passes is None:
+        n_passes = min(max(round(STEPS * BATCH / n_voxels), MIN_PASSES), MAX_PASSES)
+        n_passes = max(n_passes, least_passes(n_voxels))
+    is_short = max_seconds is not None or n_passes * math.ceil(n_voxels / BATCH) < MIN_STEPS
+    batch = BATCH // 2 if is_short else BATCH
     rate = (0.4 if optimizer == "muon" else 0.2) / (config.n_neurons * max(config.n_layers, 2))
-    return Recipe(n_passes=n_passes, batch=BATCH, lr=rate, optimizer=optimizer)
+    return Recipe(n_passes=n_passes, batch=batch, lr=rate, optimizer=optimizer, max_seconds=max_seconds)
 
 
 def least_passes(n_voxels: int) -> int:
-    """As many as make about MIN_STEPS steps."""
-    return round(MIN_STEPS / math.ceil(n_voxels / BATCH))
+    """As many as make MIN_STEPS steps."""
+    return math.ceil(MIN_STEPS / math.ceil(n_voxels / BATCH))
 
 
 def psnr_of(error: float) -> float:
@@ -140,6 +150,7 @@ class Fit:
 
     rivals: other networks to start from; the brief fit is tried from each, and the best of these goes on.
     fallbacks: networks to start from, one after the other, where the fit stays at a constant.
+    errors: (voxels,) the squared error of each as last seen, and kept up in place; without them that of a constant.
     """
 
     def __init__(
@@ -152,6 +163,7 @@ class Fit:
         n_threads: int = 1,
         rivals: Sequence[FieldNet] = (),
         fallbacks: Sequence[FieldNet] = (),
+        errors: torch.Tensor | None = None,
     ):
         self.net, self.field, self.recipe, self.seed = net, field, recipe, seed
         self.steps_per_pass = math.ceil(field.n_voxels / recipe.batch)
@@ -165,11 +177,10 @@ class Fit:
         initial = math.sqrt(2 * config.n_neurons) / config.omega_0
         self.norm_limits = torch.linalg.vector_norm(self.hidden, dim=(1, 2), keepdim=True).clamp_(NORM_LIMIT * initial)
 
-        # The squared error of each voxel as last seen, at first that of a constant, and how densely voxels are drawn.
-        # A streamed field has no room for that.
+        # By which voxels are drawn; a streamed field has no room for that.
         self.errors: torch.Tensor | None = None
         if recipe.by_error and isinstance(field, Field):
-            self.errors = field.deviations()
+            self.errors = field.deviations() if errors is None else errors
         self.density: torch.Tensor | None = None
         self.probe = field.probe()  # the voxels that `average` is judged by
         self.step, self.seconds, self.n_recoveries, self.n_halvings = 0, 0.0, 0, 0

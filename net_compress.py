@@ -43,7 +43,7 @@ WITHOUT_TRAINING = {1.0: "without training"}  # the only try where the steps are
 MAX_COMPENSATED = 1 << 19  # weights: it takes up to a minute and a gigabyte; a million are to take two seconds
 TRAINED_VOXELS = 1.25e7  # seen by the training while rounding
 MAX_PASSES = 48.0
-RATE = 0.15  # of that training, relative to the fit's
+RATE = 0.07  # of that training, relative to the fit's
 
 
 def build_parser() -> cli.ArgumentParser:

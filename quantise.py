@@ -250,9 +250,10 @@ def round_and_train(
     `on_progress(fraction, psnr)` is told how much is done, and the estimated PSNR in dB.
     """
     part = dataclasses.replace(recipe, n_passes=recipe.n_passes / max(len(steps) - 1, 1))
+    errors = field.squared_errors(net) if isinstance(field, Field) else None
 
     def train_rest(first_layer: int) -> None:
-        fit = Fit(net, field, part, seed + first_layer, first_layer, n_threads)
+        fit = Fit(net, field, part, seed + first_layer, first_layer, n_threads, errors=errors)
         fit.run()
         net.load_state_dict(fit.average.state_dict())
         on_progress(first_layer / len(steps), fit.psnr)

@@ -15,6 +15,7 @@ from utils import axis_coordinates, voxel_size
 FINENESS = 1 << 20  # of densities, per unit
 PROBED = 1 << 12  # voxels that a fit is judged by, and a symmetry
 BY_ERROR = 0.75  # of the draws of a fit: with half, the worst voxels come too seldom (1 dB on neghip_64)
+SLAB = 1 << 14  # voxels that a network is evaluated at in one go
 ASYMMETRY = 1e-3  # of the field's variance, up to which it counts as symmetric
 
 
@@ -85,6 +86,17 @@ class Field:
     def deviations(self) -> torch.Tensor:
         """The squared error (voxels,) of a constant, of missing voxels zero."""
         return (self.values - self.mean).square().mean(1).nan_to_num_()
+
+    @torch.no_grad()
+    def squared_errors(self, net: torch.nn.Module) -> torch.Tensor:
+        """The squared error (voxels,) of a network, clipped as when it is decoded; of missing voxels zero."""
+        errors, start = [], 0
+        for values in self.values.split(SLAB):
+            flat = torch.arange(start, start + len(values), device=values.device)
+            found = net(flat_coordinates(self.axes, flat).to(self.device)).clamp_(-1, 1)
+            errors.append((found.to(values.device) - values).square().mean(1).nan_to_num_())
+            start += len(values)
+        return torch.cat(errors)
 
     def density(self, errors: torch.Tensor) -> torch.Tensor:
         """`density_of` every voxel; missing ones are never drawn."""

@@ -115,7 +115,11 @@ def build_parser() -> cli.ArgumentParser:
         help="samples / voxels (default: 32.8 million / voxels, 5 to 45, or 1,500 steps if more)",
     )
     group.add_argument("--batchSize", type=cli.whole(1, 1 << 30), default=1024, help="batches of samples a step")
-    group.add_argument("--oversample", type=cli.whole(1, 1 << 30), default=2, help="samples in each of those batches")
+    group.add_argument(
+        "--oversample",
+        type=cli.whole(1, 1 << 30),
+        help="samples in each of those batches (default: 2; 1 with --max_seconds or few --n_passes)",
+    )
     group.add_argument("--optimizer", choices=("muon", "adam"), default="muon", help="the original has adam")
     group.add_argument(
         "--lr",
@@ -184,8 +188,9 @@ def parse(argv: Sequence[str]) -> Namespace:
 
 def settle_recipe(opt: Namespace, n_voxels: int, config: SirenConfig) -> Recipe:
     """The recipe that the options ask for; what they leave open is settled, in `opt` too, by what is known by now."""
-    default = fitting.default_recipe(n_voxels, config, opt.optimizer)
-    opt.n_passes = default.n_passes if opt.n_passes is None else opt.n_passes
+    default = fitting.default_recipe(n_voxels, config, opt.optimizer, opt.n_passes, opt.max_seconds)
+    opt.n_passes = default.n_passes
+    opt.oversample = opt.oversample or 2 * default.batch // fitting.BATCH
     opt.lr = default.lr if opt.lr is None else opt.lr
     settings = {f.name: getattr(opt, f.name) for f in dataclasses.fields(Recipe) if f.name != "batch"}
     settings = {name: value for name, value in settings.items() if value is not None}

@@ -7,7 +7,6 @@ volume --shapes. A fit counts as collapsed when it is less than 1 dB better than
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,8 +29,7 @@ def fit_psnr(volume: Volume, config: SirenConfig, seed: int, passes: float | Non
     """PSNR of one fit, that of the best constant, and how often the fit had to recover."""
     header = describe(volume, 3)
     field = training_field(components_last(volume.array, 3), ValueRange.of(header), torch.device("cpu"))
-    recipe = fitting.default_recipe(field.n_voxels, config)
-    recipe = dataclasses.replace(recipe, n_passes=passes or recipe.n_passes)
+    recipe = fitting.default_recipe(field.n_voxels, config, n_passes=passes)
     fit = fitting.new_fit(config, field, recipe, seed)
     fit.run()
     psnr = compare(volume.array, NeuralField.of(fit.average, header).on_grid()).psnr

@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
         new = run_recipe(volume, default, config, None, device)
         old = run_recipe(volume, ORIGINAL, config, OMEGA_0, device)
         n_passes = default.n_passes * old.seconds[-1] / new.seconds[-1] / PART
-        short = run_recipe(volume, dataclasses.replace(default, n_passes=n_passes), config, None, device)
+        short = run_recipe(volume, fitting.default_recipe(n_voxels, config, n_passes=n_passes), config, None, device)
         reached = new.time_to(old.psnr[-1])
         row = [Path(path).stem, count_parameters(config), f"{old.psnr[-1]:.1f}", f"{old.seconds[-1]:.1f}"]
         row += [f"{new.psnr[-1]:.1f}", f"{new.seconds[-1]:.1f}", f"{new.psnr[-1] - old.psnr[-1]:+.1f}"]

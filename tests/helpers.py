@@ -29,7 +29,7 @@ from volume import VolumeError
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = (9, 7, 5)
-WELL = ("--optimizer", "adam", "--lr", 5e-3, "--batchSize", 16, "--n_passes", 80)  # enough for the small volumes here
+WELL = ("--optimizer", "adam", "--lr", 5e-3, "--batchSize", 32, "--n_passes", 80)  # enough for the small volumes here
 
 
 def slanted(shape: tuple[int, ...]) -> np.ndarray:

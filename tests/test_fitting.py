@@ -181,7 +181,14 @@ def test_what_ends_a_fit_is_kept():
 def test_default_passes(side, n_passes):
     recipe = default_recipe(side**3, field_net().config)
     assert recipe.n_passes == n_passes
-    assert n_passes * math.ceil(side**3 / recipe.batch) > 1490
+    assert n_passes * math.ceil(side**3 / recipe.batch) >= 1500 and recipe.batch == 2048
+
+
+def test_a_short_fit_takes_half_the_batch():
+    config = field_net().config
+    assert [default_recipe(64**3, config, n_passes=n).batch for n in (11, 12)] == [1024, 2048]
+    assert default_recipe(64**3, config, n_passes=11).n_passes == 11
+    assert default_recipe(64**3, config, max_seconds=1e6).batch == 1024
 
 
 def test_the_seed_decides():

@@ -12,7 +12,7 @@ import torch
 from helpers import arrays, field_net, fit
 
 import quantise
-from fitting import Recipe
+from fitting import Fit, Recipe
 from net_coder import QuantisedLayer, round_step
 from quantise import (
     MAX_STEPS,
@@ -34,7 +34,7 @@ from quantise import (
     sensitivities,
     telling_points,
 )
-from samples import Field
+from samples import Field, density_of
 from siren import FieldNet, SirenConfig, count_parameters, linear_layers
 
 SHAPE = (14, 12, 10)
@@ -358,6 +358,23 @@ def test_rounding_with_training(trained, factors):
     assert runs[0] == runs[1] != runs[2]
     fractions = [fraction for fraction, _ in heard[: len(steps) - 1]]
     assert fractions == sorted(fractions) and fractions[0] > 0 and fractions[-1] < 1
+
+
+def test_training_while_rounding_draws_voxels_by_their_errors(trained, factors, monkeypatch):
+    """At first as the network left them, then as the layers before left them."""
+    seen, errors = [], []
+    monkeypatch.setattr(Field, "density", lambda field, errors: seen.append(errors.clone()) or density_of(errors, 1680))
+    run = Fit.run
+    monkeypatch.setattr(Fit, "run", lambda fit: run(fit) or errors.append(fit.errors.clone()))
+    net, field = copy.deepcopy(trained), wave()
+    steps = choose_steps(trained, compensated_sensitivities(trained, factors), error=1e-4)
+    recipe = Recipe(n_passes=0.5 * (len(steps) - 1), batch=128, lr=1e-3)
+    round_and_train(net, field, steps, factors, recipe, 0)
+    began = [seen[i + 1] for i in range(0, len(seen), 2)]  # the first of each two is for the probe
+    assert len(began) == len(errors) == len(steps) - 1
+    torch.testing.assert_close(began[0], field.squared_errors(trained))
+    assert all(torch.equal(a, b) for a, b in zip(began[1:], errors[:-1], strict=True))
+    assert len({float(e.sum()) for e in errors}) == len(errors)
 
 
 # --- codebooks --------------------------------------------------------------------------------------

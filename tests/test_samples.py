@@ -38,6 +38,17 @@ def test_field_values_belong_to_their_coordinates():
     assert found[:, 0].tolist() == [grid[0, 0, 1], grid[0, 1, 0], grid[1, 0, 0], grid[4, 2, 1]]
 
 
+def test_squared_errors_are_those_of_what_is_decoded(monkeypatch):
+    monkeypatch.setattr("samples.SLAB", 7)
+    grid = np.linspace(-1, 1, 60, dtype=np.float32).reshape(5, 3, 2, 2)
+    grid[2, 1] = np.nan
+    found = Field(grid, CPU).squared_errors(lambda x: 2 * x[:, :2])
+    y = (2 * original_coordinates((5, 3, 2))[:, :2]).clip(-1, 1)
+    expected = np.nan_to_num(((y - grid.reshape(30, 2)) ** 2).mean(axis=1))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found[14] == found[15] == 0  # missing
+
+
 @pytest.mark.parametrize("shape", [(5, 3, 2), (1, 1, 1), (7, 1, 1)])
 def test_shuffled_is_every_voxel_once(shape):
     field = Field(np.zeros((*shape, 1), np.float32), CPU)
