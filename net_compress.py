@@ -43,7 +43,8 @@ WITHOUT_TRAINING = {1.0: "without training"}  # the only try where the steps are
 MAX_COMPENSATED = 1 << 19  # weights: it takes up to a minute and a gigabyte; a million are to take two seconds
 TRAINED_VOXELS = 1.25e7  # seen by the training while rounding
 MAX_PASSES = 48.0
-RATE = 0.07  # of that training, relative to the fit's
+RATE = 0.15  # of that training, relative to the fit's, for a network of 30 dB;
+HALVED = 30.0  # dB by which a network is better that takes half of it: there is less to make up for, and more to undo
 
 
 def build_parser() -> cli.ArgumentParser:
@@ -377,7 +378,6 @@ def round_with_volume(
     if n_passes is None:
         n_passes = max(min(MAX_PASSES, TRAINED_VOXELS / n_voxels), fitting.least_passes(n_voxels))
     default = fitting.default_recipe(n_voxels, net.config)
-    recipe = dataclasses.replace(default, n_passes=n_passes, lr=RATE * default.lr)
     field = training_field(components_last(volume.array, net.config.d_in), ValueRange.of(header), device)
     sensitivity = quantise.compensated_sensitivities(net, factors)
     alone, tries = None, ADDED_ERRORS_TRAINED
@@ -386,6 +386,8 @@ def round_with_volume(
         alone = round_alone(opt, rounded, header.shape, error, factors)
         quantise.load(rounded, alone)
         expected = measured_psnr(opt, rounded, header, volume, device)
+    rate = RATE * 0.5 ** (max(0.0, expected) / HALVED - 1)  # in this order, NaN becomes 0.0
+    recipe = dataclasses.replace(default, n_passes=n_passes, lr=rate * default.lr)
     lead = expected - fitting.psnr_of(field.variance)
     most_lost = 0.0 if alone else max(NEVER_TOO_MUCH, min(MOST_LOST[0], MOST_LOST[1] * lead))
     with cli.Progress("rounding") as progress:

@@ -1,9 +1,9 @@
 """The default recipe of train.py against the original scripts' recipe: same network, same volume, same process.
 
 Prints a table in Markdown and draws PSNR over seconds, one panel per volume. "dB in 1/50" is what the default recipe
-comes to when it is planned for that part of the original's seconds, as by --max_seconds. Seconds are those of training
-alone; the exact PSNR is evaluated now and then while the clock stands still. The original's recipe runs with this
-suite's sampler and gradient, which take less time than the original's own.
+comes to in that part of the original's seconds, by --max_seconds. Seconds are those of training alone; the exact PSNR
+is evaluated now and then while the clock stands still. The original's recipe runs with this suite's sampler and
+gradient, which take less time than the original's own.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class Run:
 def run_recipe(
     volume: Volume, recipe: fitting.Recipe, config: SirenConfig, first_omega: float | None, device: torch.device
 ) -> Run:
-    """Fit a fresh network to the volume."""
+    """Fit a fresh network to the volume; with `max_seconds` only the end is evaluated."""
     header = describe(volume, 3)
     field = training_field(components_last(volume.array, 3), ValueRange.of(header), device)
     started = time.monotonic()
     fit = fitting.new_fit(config, field, recipe, 0, first_omega)
-    run, paused, due = Run([], [], 0), started - time.monotonic(), 0.1
+    run, paused, due = Run([], [], 0), started - time.monotonic(), recipe.max_seconds or 0.1
 
     def on_step(fit: fitting.Fit) -> None:
         nonlocal paused, due
@@ -106,8 +106,8 @@ def main(argv: Sequence[str]) -> None:
         default = fitting.default_recipe(n_voxels, config)
         new = run_recipe(volume, default, config, None, device)
         old = run_recipe(volume, ORIGINAL, config, OMEGA_0, device)
-        n_passes = default.n_passes * old.seconds[-1] / new.seconds[-1] / PART
-        short = run_recipe(volume, fitting.default_recipe(n_voxels, config, n_passes=n_passes), config, None, device)
+        brief = fitting.default_recipe(n_voxels, config, max_seconds=old.seconds[-1] / PART)
+        short = run_recipe(volume, brief, config, None, device)
         reached = new.time_to(old.psnr[-1])
         row = [Path(path).stem, count_parameters(config), f"{old.psnr[-1]:.1f}", f"{old.seconds[-1]:.1f}"]
         row += [f"{new.psnr[-1]:.1f}", f"{new.seconds[-1]:.1f}", f"{new.psnr[-1] - old.psnr[-1]:+.1f}"]
