@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import platform
 import sys
 import time
@@ -54,12 +55,12 @@ class Run:
 def run_recipe(
     volume: Volume, recipe: fitting.Recipe, config: SirenConfig, first_omega: float | None, device: torch.device
 ) -> Run:
-    """Fit a fresh network to the volume; with `max_seconds` only the end is evaluated."""
+    """Fit a fresh network to the volume; with `max_seconds`, which go by the clock, only the end is evaluated."""
     header = describe(volume, 3)
     field = training_field(components_last(volume.array, 3), ValueRange.of(header), device)
     started = time.monotonic()
     fit = fitting.new_fit(config, field, recipe, 0, first_omega)
-    run, paused, due = Run([], [], 0), started - time.monotonic(), recipe.max_seconds or 0.1
+    run, paused, due = Run([], [], 0), started - time.monotonic(), math.inf if recipe.max_seconds else 0.1
 
     def on_step(fit: fitting.Fit) -> None:
         nonlocal paused, due
