@@ -1,4 +1,4 @@
-"""Fixtures, and where the modules under test are."""
+"""Options and fixtures of all tests, and where the modules under test are."""
 
 from __future__ import annotations
 
@@ -11,22 +11,60 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["OMP_NUM_THREADS"] = "1"  # for the scripts started as subprocesses too
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the scripts started as subprocesses too
 
 import torch  # noqa: E402
-from helpers import SHAPE, WELL, compress, slanted, train  # noqa: E402
+from helpers import perturbation  # noqa: E402
+from helpers.scripts import WELL, compress, train  # noqa: E402
+from helpers.volumes import SHAPE, slanted  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True, database=None)
 settings.load_profile("suite")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--perturb",
+        type=int,
+        metavar="SEED",
+        help="move every initial and every stored weight of every network by 1e-6 of itself, at random",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at its own option
+def pytest_cmdline_main(config):
+    """Spread the whole suite over all cores, where pytest-xdist is there and not told otherwise."""
+    is_whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
+    if is_whole and not hasattr(config, "workerinput") and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses, config.option.dist = "auto", "worksteal"
+
+
+def pytest_configure(config):
+    if config.getoption("perturb") is not None:
+        perturbation.switch_on(config.getoption("perturb"))
+
+
+def pytest_report_header(config):
+    seed = config.getoption("perturb")
+    return [] if seed is None else f"every initial and stored weight is moved by 1e-6 of itself, seed {seed}"
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `gpu` are skipped where there is no GPU."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Every test starts, and leaves the next, with one CPU thread."""
-    torch.set_num_threads(1)
+    """Every test starts, and leaves the next, with one CPU thread, or those that OMP_NUM_THREADS asks for."""
+    n_threads = int(os.environ["OMP_NUM_THREADS"])
+    torch.set_num_threads(n_threads)
     yield
-    torch.set_num_threads(1)
+    torch.set_num_threads(n_threads)
 
 
 @pytest.fixture
@@ -45,7 +83,7 @@ def volume_file(tmp_path: Path, volume: np.ndarray) -> Path:
 
 @pytest.fixture
 def data() -> Path:
-    """The folder of the files that the original scripts wrote."""
+    """The folder of stored files: of the original scripts, of older versions, of trained networks."""
     return Path(__file__).resolve().parent / "data"
 
 

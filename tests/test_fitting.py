@@ -12,7 +12,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, field_net, fit, slanted, watched_samples
+from helpers.networks import field_net, fit, watched_samples
+from helpers.scripts import ROOT
+from helpers.volumes import slanted
 
 import fitting
 from fitting import NORM_LIMIT, SPIKE, Fit, Recipe, default_recipe, loss_with_gradient, new_fit

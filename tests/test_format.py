@@ -177,7 +177,7 @@ def evaluate(field: SimpleNamespace) -> np.ndarray:
 
 # --- agreement --------------------------------------------------------------------------------------
 
-from helpers import field_net, header_of  # noqa: E402
+from helpers.networks import field_net, header_of  # noqa: E402
 
 import net_coder  # noqa: E402
 from mask import Mask  # noqa: E402

@@ -28,7 +28,11 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from helpers import arrays, chunks_of, error_of, field_net, header_of, original_blob, slanted, train, vtk_read
+from helpers.networks import arrays, chunks_of, field_net, header_of
+from helpers.original import original_blob
+from helpers.scripts import error_of, train
+from helpers.volumes import slanted
+from helpers.vtk import vtk_read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

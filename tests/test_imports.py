@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers.scripts import ROOT
 
 SCRIPTS = {"train", "net_compress", "net_decompress"}
 ALLOWED = {

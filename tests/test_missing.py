@@ -12,19 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    SHAPE,
-    WELL,
-    chunks_of,
-    compress,
-    decompress,
-    error_of,
-    fit,
-    results,
-    slanted,
-    train,
-    watched_samples,
-)
+from helpers.networks import chunks_of, fit, watched_samples
+from helpers.scripts import WELL, compress, decompress, error_of, results, train
+from helpers.volumes import SHAPE, slanted
 
 import long_runs
 import net_compress

@@ -10,15 +10,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    arrays,
-    field_net,
-    header_of,
-    make_blob,
-    original_blob,
-    original_coordinates,
-    original_forward,
-)
+from helpers.networks import arrays, field_net, header_of, make_blob
+from helpers.original import original_blob, original_coordinates, original_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from helpers import arrays, field_net, header_of, original_forward
+from helpers.networks import arrays, field_net, header_of
+from helpers.original import original_forward
 
 from net_coder import BlobError, layer_names
 from neural_field import CHUNK, NeuralField

@@ -11,7 +11,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import ROOT, decompress, field_net, header_of, make_blob, vtk_read
+from helpers.networks import field_net, header_of, make_blob
+from helpers.scripts import ROOT, decompress
+from helpers.vtk import vtk_read
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkIOImage import vtkPNGReader
 

@@ -7,7 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import WELL, compress, decompress, error_of, header_of, listing, slanted, subprocess_of, train
+from helpers.networks import header_of
+from helpers.scripts import WELL, compress, decompress, error_of, listing, subprocess_of, train
+from helpers.volumes import slanted
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkIOImage import vtkPNGReader
 

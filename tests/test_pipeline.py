@@ -8,21 +8,10 @@ import os
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    WELL,
-    compress,
-    decompress,
-    error_of,
-    listing,
-    original_coordinates,
-    original_forward,
-    results,
-    round_trip,
-    slanted,
-    train,
-    vtk_read,
-    vtk_write,
-)
+from helpers.original import original_coordinates, original_forward
+from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, train
+from helpers.volumes import slanted
+from helpers.vtk import vtk_read, vtk_write
 
 import net_coder
 import net_decompress

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import arrays, field_net, fit
+from helpers.networks import arrays, field_net, fit
 
 import quantise
 from fitting import Fit, Recipe

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, SHAPE, WELL, compress, decompress, error_of, results, slanted, train
+from helpers.scripts import ROOT, WELL, compress, decompress, error_of, results, train
+from helpers.volumes import SHAPE, slanted
 
 import net_compress
 import outliers

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, listing, slanted, train
+from helpers.scripts import ROOT, listing, train
+from helpers.volumes import slanted
 
 # Start of a program for every process.
 PROGRAM = f"""

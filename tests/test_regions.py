@@ -7,7 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from helpers import decompress, error_of, field_net, header_of, make_blob, results, vtk_read
+from helpers.networks import field_net, header_of, make_blob
+from helpers.scripts import decompress, error_of, results
+from helpers.vtk import vtk_read
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkFiltersGeneral import vtkGradientFilter
 from vtkmodules.vtkIOXML import vtkXMLImageDataReader

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import original_coordinates
+from helpers.original import original_coordinates
 
 from samples import Field, flat_coordinates
 from utils import axis_coordinates

@@ -16,23 +16,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    ROOT,
-    WELL,
-    compress,
-    decompress,
-    error_of,
-    field_net,
-    header_of,
-    listing,
-    make_blob,
-    original_blob,
-    results,
-    slanted,
-    subprocess_of,
-    train,
-    vtk_write,
-)
+from helpers.networks import field_net, header_of, make_blob
+from helpers.original import original_blob
+from helpers.scripts import ROOT, WELL, compress, decompress, error_of, listing, results, subprocess_of, train
+from helpers.volumes import slanted
+from helpers.vtk import vtk_write
 
 import cli
 import long_runs

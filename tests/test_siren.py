@@ -8,7 +8,8 @@ import threading
 import numpy as np
 import pytest
 import torch
-from helpers import field_net, original_coordinates, original_forward
+from helpers.networks import field_net
+from helpers.original import original_coordinates, original_forward
 
 import siren
 from siren import FieldNet, SirenConfig, SquaredError, count_parameters, neurons_for_budget, weights_crc32

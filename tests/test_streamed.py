@@ -10,7 +10,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, WELL, compress, error_of, field_net, header_of, listing, make_blob, results, slanted, train
+from helpers.networks import field_net, header_of, make_blob
+from helpers.scripts import ROOT, WELL, compress, error_of, listing, results, train
+from helpers.volumes import slanted
 
 import long_runs
 import streamed

@@ -6,21 +6,10 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from helpers import (
-    WELL,
-    compress,
-    decompress,
-    error_of,
-    field_net,
-    header_of,
-    listing,
-    make_blob,
-    results,
-    slanted,
-    train,
-    vtk_read,
-    vtk_write,
-)
+from helpers.networks import field_net, header_of, make_blob
+from helpers.scripts import WELL, compress, decompress, error_of, listing, results, train
+from helpers.volumes import slanted
+from helpers.vtk import vtk_read, vtk_write
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkIOXML import vtkXMLImageDataReader
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import slanted, vtk_write
+from helpers.volumes import slanted
+from helpers.vtk import vtk_write
 from vtkmodules.vtkCommonDataModel import vtkImageData
 
 from volume import RawLayout, VolumeError, raw_layout

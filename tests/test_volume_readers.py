@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import compress, decompress, slanted, train, vtk_image, vtk_read
+from helpers.scripts import compress, decompress, train
+from helpers.volumes import slanted
+from helpers.vtk import vtk_image, vtk_read
 from vtkmodules.vtkIOHDF import vtkHDFWriter
 from vtkmodules.vtkIOImage import vtkMetaImageWriter, vtkNIFTIImageWriter, vtkTIFFWriter
 from vtkmodules.vtkIOLegacy import vtkStructuredPointsWriter

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import slanted, vtk_write
+from helpers.volumes import slanted
+from helpers.vtk import vtk_write
 
 from volume import VolumeError, boxes, limits, parts
 from volume_io import read_volume

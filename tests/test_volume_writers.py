@@ -8,7 +8,9 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from helpers import listing, slanted, vtk_read
+from helpers.scripts import listing
+from helpers.volumes import slanted
+from helpers.vtk import vtk_read
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkIOXML import vtkXMLImageDataReader
 

@@ -1,0 +1,78 @@
+"""Small networks, fits of them, and blobs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import struct
+
+import numpy as np
+import torch
+
+import net_coder
+from fitting import Fit, Recipe
+from quantise import choose_steps, round_layers, sensitivities
+from samples import Field
+from siren import FieldNet, SirenConfig
+
+
+def field_net(seed: int = 0, **fields) -> FieldNet:
+    """A small network of random weights."""
+    config = SirenConfig(**{"n_neurons": 6, "n_layers": 3, **fields})
+    return FieldNet(config, torch.Generator().manual_seed(seed))
+
+
+def arrays(net: FieldNet) -> dict[str, np.ndarray]:
+    """The weights of a network by name."""
+    return {name: tensor.numpy() for name, tensor in net.state_dict().items()}
+
+
+def fit(net: FieldNet, field: Field, seed: int = 0, on_step=lambda fit: None, start=None, **fields) -> Fit:
+    """Fit `net` in place by a small recipe, from the beginning or from the state `start`."""
+    done = Fit(net, field, Recipe(**{"n_passes": 1, "batch": 16, "lr": 1e-3, **fields}), seed)
+    if start is not None:
+        done.load_state_dict(start)
+    done.run(on_step)
+    return done
+
+
+@contextlib.contextmanager
+def watched_samples():
+    """The flat voxel indices of every training step within the block, in a list."""
+    steps, original = [], Field.samples
+
+    def samples(self, flat):
+        steps.append(flat.clone().cpu())
+        return original(self, flat)
+
+    Field.samples = samples
+    try:
+        yield steps
+    finally:
+        Field.samples = original
+
+
+def make_blob(header: net_coder.FieldHeader, net: FieldNet, bits: int = 9) -> bytes:
+    """The blob of one network."""
+    points = 2 * torch.rand(64, net.config.d_in, generator=torch.Generator().manual_seed(0)) - 1
+    return net_coder.encode(
+        header,
+        [(dataclasses.asdict(net.config), round_layers(net, choose_steps(net, sensitivities(net, points), bits=bits)))],
+    )
+
+
+def chunks_of(blob: bytes) -> list[tuple[bytes, bytes]]:
+    """Type and content of every chunk of a sound blob."""
+    found, at = [], 9
+    while at < len(blob):
+        length = struct.unpack_from("<I", blob, at + 1)[0]
+        found.append((blob[at : at + 1], blob[at + 5 : at + 5 + length]))
+        at += 5 + length
+    return found
+
+
+def header_of(shape=(4, 3, 2), low=0.0, high=1.0, dtype="float32", d_out=1, **fields) -> net_coder.FieldHeader:
+    """A header whose components all have one range."""
+    ends = (np.full(d_out, end, dtype) for end in (low, high))
+    geometry = {"spacing": (1.0,) * len(shape), "origin": (0.0,) * len(shape), **fields}
+    return net_coder.FieldHeader(tuple(shape), *ends, **geometry)

@@ -1,0 +1,99 @@
+"""The three scripts, run in this process or in one of their own, and what they print and write."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from cli import UserError
+from helpers import perturbation
+from siren import weights_crc32
+from volume import VolumeError
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "tests" / "data"
+WELL = ("--optimizer", "adam", "--lr", 5e-3, "--batchSize", 32, "--n_passes", 80)  # enough for the small volumes here
+
+
+def subprocess_of(script: str, *args: object, cwd: Path) -> subprocess.CompletedProcess:
+    """One script in a process of its own, its output captured as text."""
+    command = [sys.executable, str(ROOT / script), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def results(text: str) -> dict[str, str]:
+    """The key=value lines of a script's standard output."""
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line.split(" ")[0])
+
+
+def train(volume: object, folder: Path, *flags: object) -> SimpleNamespace:
+    """Run train.py in this process, small unless `flags` say otherwise; its state dict, configuration and files."""
+    import train as script
+
+    network, config = folder / "thenet.pth", folder / "thenet.json"
+    small = ("--n_passes", 2, "--n_layers", 2, "--batchSize", 64)
+    arguments = ("--volume", volume, "--network", network, "--config", config, *small, *flags)
+    script.main([str(a) for a in arguments])
+    state = torch.load(network, weights_only=True)
+    return SimpleNamespace(
+        network=network, config=config, state=state, settings=json.loads(config.read_text()), data=network.read_bytes()
+    )
+
+
+def compress(trained: SimpleNamespace, blob: Path, *flags: object) -> bytes:
+    """Run net_compress.py in this process; the blob."""
+    import net_compress as script
+
+    arguments = ("--net", trained.network, "--config", trained.config, "--compressed", blob, *flags)
+    script.main([str(a) for a in arguments])
+    return blob.read_bytes()
+
+
+def decompress(blob: Path, recon: Path, *flags: object) -> np.ndarray:
+    """Run net_decompress.py in this process; the array, of a .npy file or as VTK's own reader gives it."""
+    import net_decompress as script
+
+    script.main([str(a) for a in ("--compressed", blob, "--recon", recon, *flags)])
+    if recon.suffix == ".npy":
+        return np.load(recon)
+    from helpers.vtk import vtk_read
+
+    return vtk_read(recon).array
+
+
+def round_trip(array: np.ndarray, folder: Path, *flags: object, bits: int = 16) -> np.ndarray:
+    """The array that the chain of three scripts makes of `array`; `flags` are train.py's."""
+    path = folder / "in.npy"
+    np.save(path, array)
+    compress(train(path, folder, *flags), folder / "blob", "--cluster_bits", bits)
+    return decompress(folder / "blob", folder / "out.npy")
+
+
+def stored(name: str, folder: Path) -> SimpleNamespace:
+    """A trained network of tests/data, copied to `folder`: what `train` returns. See make_networks.py there."""
+    network, config = folder / "thenet.pth", folder / "thenet.json"
+    state = torch.load(DATA / f"{name}.pth", weights_only=True)
+    perturbation.move(state)
+    torch.save(state, network)
+    settings = json.loads((DATA / f"{name}.json").read_text()) | {"weights_crc32": weights_crc32(state)}
+    config.write_text(json.dumps(settings))
+    return SimpleNamespace(network=network, config=config, state=state, settings=settings, data=network.read_bytes())
+
+
+def error_of(main, *argv: object) -> str:
+    """The one line with which `main(argv)` refuses."""
+    with pytest.raises((UserError, VolumeError)) as caught:
+        main([str(a) for a in argv])
+    return " ".join(str(caught.value).split())
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` and its content."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
