@@ -17,6 +17,7 @@ from torch.nn import functional
 
 import ranks
 from optimizers import Adam, Muon
+from recovery import Action, Recovery
 from samples import Field
 from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, SquaredError, lay_waves, linear_layers
 
@@ -32,14 +33,7 @@ TRIED_NEURONS = 24  # the width is at most that: wider networks do nearly as wel
 CHECK_STEPS = 100  # between two looks at the loss, which wait for the device
 AVERAGED_STEPS = 50  # over which the weights are averaged
 NORM_LIMIT = 1.3  # of a hidden matrix, relative to its initialisation
-SPIKE = 30.0  # a loss that many times the best one is a divergence; 10 times passes by itself,
-EXCELLENT = 4e-8  # as does what happens to a fit that stays at 65 dB or above
-COLLAPSE = 0.9  # a collapsed fit is one no better than a constant: of a loss above that part of the field's variance,
-STALLED = 0.99  # and that does not fall below this part of what it was, CHECK_STEPS before;
-COLLAPSE_PROGRESS = 0.25  # part of the fit after which it is judged so,
-COLLAPSE_STEPS = 300  # and steps: a fit that is merely short has not collapsed
 SHORTER_WAVES = 2, 4  # times the frequency; a field of fine detail alone looks like noise to a network of long waves
-MAX_RECOVERIES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,13 +177,14 @@ class Fit:
             self.errors = field.deviations() if errors is None else errors
         self.density: torch.Tensor | None = None
         self.probe = field.probe()  # the voxels that `average` is judged by
-        self.step, self.seconds, self.n_recoveries, self.n_halvings = 0, 0.0, 0, 0
+        self.step, self.seconds = 0, 0.0
         self.loss = field.variance  # of `average`, as last judged; at first that of a constant
         self.start = self._capture()
-        self.best, self.best_loss = self.start, math.inf  # of the states judged
-        # Those not used yet.
+        self.best = self.start  # of the states judged
         self.rivals, self.fallbacks = ([net.state_dict() for net in nets] for nets in (rivals, fallbacks))
-        self.is_on_trial = bool(rivals)
+        # In steps the rate falls so low that a fit stalls long before it is good.
+        can_collapse = recipe.schedule == "power"
+        self.recovery = Recovery(field.variance, self.n_brief, len(rivals), len(fallbacks), can_collapse)
 
     def _join_parameters(self, first_layer: int) -> None:
         """Lay the parameters out in one vector, likewise their gradients and averages: a step takes few operations."""
@@ -222,7 +217,7 @@ class Fit:
         finally:
             if not is_ended:
                 self.loss = self._judge()
-                if self._has_diverged():
+                if self.recovery.has_diverged(self.loss):
                     self._restore(self.best)
 
     def _run(self, on_step: Callable[[Fit], bool | None]) -> bool:
@@ -258,7 +253,7 @@ class Fit:
 
     def _rate(self) -> float:
         recipe, progress = self.recipe, self.progress
-        halvings = 0.5**self.n_halvings
+        halvings = 0.5**self.recovery.n_halvings
         if recipe.schedule == "step":
             n_passes = self.step / self.steps_per_pass
             return recipe.lr * recipe.lr_decay ** (n_passes // recipe.pass_decay) * halvings
@@ -305,56 +300,27 @@ class Fit:
         x, values, weights = self.probe
         return float(((self.average(x).clamp_(-1, 1) - values).square().mean(1) * weights).mean())
 
-    def _has_diverged(self) -> bool:
-        return not self.loss <= SPIKE * max(self.best_loss, EXCELLENT)
-
     def _set_density(self, density: torch.Tensor) -> None:
         self.density, self.probe = density, self.field.probe(density)
 
     def _went_back(self) -> bool:
-        """Whether the fit is back: after a trial; or, when it went wrong, at its best state and half the rate.
-
-        When it collapsed, at the start, from a fallback or else at half the rate.
-        """
+        """Judge the averaged network, and do what `recovery` says; whether that is to restore an earlier state."""
         before, self.loss = self.loss, ranks.of_first(self._judge())
-        if self.loss < self.best_loss:
-            self.best, self.best_loss = self._capture(), self.loss
-        if self.step == self.n_brief:
-            return self._ended_trial()
-        if self.is_on_trial:
-            return False
-        has_collapsed = (
-            self.recipe.schedule == "power"  # in steps the rate falls so low that a fit stalls long before it is good
-            and self.best_loss > COLLAPSE * self.field.variance
-            and not self.loss < STALLED * before
-            and self.progress > COLLAPSE_PROGRESS
-            and self.step >= COLLAPSE_STEPS
-        )
-        if not (has_collapsed or self._has_diverged()) or self.n_recoveries == MAX_RECOVERIES:
-            return False
-        self.n_recoveries += 1
-        if has_collapsed:
-            self.best, self.best_loss = self.start, math.inf
-        if has_collapsed and self.fallbacks:
-            self._start_from(self.fallbacks.pop(0))
-        else:
-            self.n_halvings += 1
+        if self.loss < self.recovery.best_loss:
+            self.best = self._capture()
+        action = self.recovery.judge(before, self.loss, self.step, self.progress)
+        if action in (Action.START, Action.SHORTER_WAVES):
+            self.best = self.start
+        if action is Action.NEXT_START:
+            self._start_from(self.rivals[-1 - self.recovery.n_rivals])
+        elif action is Action.SHORTER_WAVES:
+            self._start_from(self.fallbacks[-1 - self.recovery.n_fallbacks])
+        elif action is not Action.GO_ON:
             self._restore(self.best)
-        return True
+        return action is not Action.GO_ON
 
     def _start_from(self, network: dict) -> None:
         self._restore(self.start | {"network": network, "average": network})
-
-    def _ended_trial(self) -> bool:
-        """At the end of the brief fit: whether that was a trial. The next one begins, or the best one goes on."""
-        if self.rivals:
-            self._start_from(self.rivals.pop(0))
-            return True
-        was_on_trial, self.is_on_trial = self.is_on_trial, False
-        if was_on_trial:
-            self._restore(self.best)
-        self.best_loss = math.inf  # at a high rate again, the fit is worse for a while, and has not diverged
-        return was_on_trial
 
     def _capture(self) -> dict:
         return copy.deepcopy(
@@ -382,12 +348,7 @@ class Fit:
         return {
             "now": self._capture(),
             "best": self.best,
-            "best_loss": self.best_loss,
-            "n_recoveries": self.n_recoveries,
-            "n_halvings": self.n_halvings,
-            "n_rivals": len(self.rivals),
-            "n_fallbacks": len(self.fallbacks),
-            "is_on_trial": self.is_on_trial,
+            **self.recovery.state_dict(),
             "seconds": self.seconds,
             "errors": self.errors,
             "density": self.density,
@@ -395,11 +356,8 @@ class Fit:
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a `state_dict` of a fit of the same network, field, recipe and seed."""
-        self.best, self.best_loss = state["best"], state["best_loss"]
-        self.n_recoveries, self.n_halvings, self.seconds = (state[k] for k in ("n_recoveries", "n_halvings", "seconds"))
-        self.rivals = self.rivals[len(self.rivals) - state["n_rivals"] :]
-        self.fallbacks = self.fallbacks[len(self.fallbacks) - state["n_fallbacks"] :]
-        self.is_on_trial = state["is_on_trial"]
+        self.best, self.seconds = state["best"], state["seconds"]
+        self.recovery.load_state_dict(state)
         if self.errors is not None:
             self.errors.copy_(state["errors"])
         if state["density"] is not None:

@@ -32,17 +32,18 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> li
     """
     history = []
     shown = saved = time.monotonic()
-    n_recoveries, n_halvings, latest = fit.n_recoveries, fit.n_halvings, fit.progress
+    n_recoveries, n_halvings, latest = fit.recovery.n_recoveries, fit.recovery.n_halvings, fit.progress
     with cli.Progress("training", fit.progress) as progress:
 
         def on_step(fit: Fit) -> bool:
             nonlocal shown, saved, n_recoveries, n_halvings, latest
-            if fit.n_recoveries != n_recoveries:
-                if fit.n_halvings != n_halvings:
+            recovery = fit.recovery
+            if recovery.n_recoveries != n_recoveries:
+                if recovery.n_halvings != n_halvings:
                     progress.say(f"training went wrong: back to step {fit.step}, at half the learning rate")
                 else:
                     progress.say("training stays at a constant: back to the start, with shorter waves")
-                n_recoveries, n_halvings = fit.n_recoveries, fit.n_halvings
+                n_recoveries, n_halvings = recovery.n_recoveries, recovery.n_halvings
             if fit.progress < latest:
                 progress.start(fit.progress)
             latest = fit.progress

@@ -33,7 +33,7 @@ def fit_psnr(volume: Volume, config: SirenConfig, seed: int, passes: float | Non
     fit = fitting.new_fit(config, field, recipe, seed)
     fit.run()
     psnr = compare(volume.array, NeuralField.of(fit.average, header).on_grid()).psnr
-    return psnr, fitting.psnr_of(field.variance), fit.n_recoveries
+    return psnr, fitting.psnr_of(field.variance), fit.recovery.n_recoveries
 
 
 def row(name: str, volume: Volume, config: SirenConfig, seeds: range, passes: float | None) -> None:

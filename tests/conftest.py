@@ -6,13 +6,13 @@ import os
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the scripts started as subprocesses too
+for library in ("OMP", "OPENBLAS"):  # before they are loaded, and for the scripts started as subprocesses too
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 import torch  # noqa: E402
 from helpers import perturbation  # noqa: E402
 from helpers.scripts import WELL, compress, train  # noqa: E402
