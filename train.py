@@ -210,7 +210,8 @@ def configuration(
 
     missing: the content of a blob's chunk M, in base64.
     clipped_from: with --clip, the range without. quality: psnr; with --clip psnr_clipped, of the clipped values; of
-    integers psnr_unrounded, of these before they are rounded, and is_exact, whether all come back as they are.
+    integers psnr_unrounded, of these before they are rounded, and is_exact, whether all come back as they are. A PSNR
+    is "inf" where there is no error, and null where it is not known.
     """
     missing = base64.b64encode(net_coder.encode_missing(header.missing)).decode() if header.missing else None
     return {
@@ -244,12 +245,19 @@ def configuration(
         "clipped_from": whole.pairs() if opt.clip else None,
         "seed": opt.seed,
         "n_parameters": count_parameters(config),
-        **{name: figure if math.isfinite(figure) else None for name, figure in quality.items()},
+        **{name: _in_json(figure) for name, figure in quality.items()},
         "seconds": seconds,
         "torch_version": torch.__version__,
         "weights_crc32": weights_crc32(net.state_dict()),
         "options": vars(opt),
     }
+
+
+def _in_json(figure: float) -> float | str | None:
+    """A figure as JSON can say it: "inf" for infinite; None, which becomes null, for NaN, which is not known."""
+    if math.isnan(figure):
+        return None
+    return figure if math.isfinite(figure) else str(figure)
 
 
 def write_network(paths: tuple[str, str], net: FieldNet, settings: dict) -> None:

@@ -8,13 +8,28 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from helpers.scripts import compress, decompress, results, train
+from helpers.scripts import compress, decompress, results, stored
+from helpers.volumes import labels, noise, noisy_waves, waves
 
 import net_coder
 import net_compress
 import quantise
 
 QUANTIZERS = ("uniform", "kmeans")
+SMALL, LARGER = (20, 16, 12), (30, 24, 20)
+
+
+def network_of(name: str, volume: np.ndarray, folder):
+    """A stored network, and its volume as `volume` of it."""
+    trained = stored(name, folder)
+    trained.volume = folder / "v.npy"
+    np.save(trained.volume, volume)
+    return trained
+
+
+def psnr_of(volume: np.ndarray, decoded: np.ndarray) -> float:
+    rmse = np.sqrt(np.square(decoded.astype(float) - volume).mean())
+    return 20 * np.log10(float(np.ptp(volume)) / rmse)
 
 
 def test_cluster_bits(chain, tmp_path):
@@ -22,17 +37,23 @@ def test_cluster_bits(chain, tmp_path):
     assert sizes == sorted(set(sizes))
 
 
-def test_default_rounding_costs_a_tenth_of_a_decibel(tmp_path):
+@pytest.mark.parametrize("quality", [{}, {"psnr": "inf", "psnr_clipped": 49.0}, {"psnr": None, "psnr_unrounded": 49}])
+def test_default_rounding_costs_a_tenth_of_a_decibel(tmp_path, quality):
     """Without --cluster_bits the steps follow from the PSNR in the configuration: 2 % more squared error."""
-    volume = np.sin(np.indices((20, 16, 12)) / 3).sum(0).astype(np.float32)
-    volume += np.float32(0.02) * np.random.default_rng(0).standard_normal(volume.shape, np.float32)
-    np.save(tmp_path / "v.npy", volume)
-    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 4, "--n_passes", 200)
+    volume = noisy_waves(SMALL)
+    trained = network_of("noisy_waves", volume, tmp_path)
+    trained.config.write_text(json.dumps(trained.settings | quality))
     compress(trained, tmp_path / "blob")
-    decoded = decompress(tmp_path / "blob", tmp_path / "r.npy")
-    rmse = float(np.sqrt(np.square(decoded.astype(float) - volume).mean()))
-    psnr = 20 * np.log10(float(volume.max() - volume.min()) / rmse)
+    psnr = psnr_of(volume, decompress(tmp_path / "blob", tmp_path / "r.npy"))
     assert trained.settings["psnr"] - 0.2 < psnr < trained.settings["psnr"] + 0.05
+
+
+@pytest.mark.parametrize("unknown", [None, "inf", "nan", True, -3])
+def test_a_network_of_unknown_quality_is_rounded_to_9_bits(tmp_path, unknown):
+    """As is one without any error. Older configurations have null for both."""
+    trained = stored("noisy_waves", tmp_path)
+    trained.config.write_text(json.dumps(trained.settings | {"psnr": unknown}))
+    assert compress(trained, tmp_path / "blob") == compress(trained, tmp_path / "blob", "--cluster_bits", 9)
 
 
 def test_only_with_the_volume_are_errors_of_a_large_network_carried_over(chain, tmp_path, monkeypatch):
@@ -53,37 +74,35 @@ def test_only_with_the_volume_are_errors_of_a_large_network_carried_over(chain, 
 @pytest.mark.parametrize("with_volume", [False, True])
 def test_integers_that_come_back_exactly_do_so_from_a_small_file(with_volume, tmp_path):
     """As coarsely as that allows, whatever the PSNR of the values before that, which may be infinite."""
-    volume = (np.sin(np.indices((20, 16, 12)) / 4).sum(0) > 0).astype(np.uint8)
-    np.save(tmp_path / "v.npy", volume)
-    flags = ("--n_layers", 4, "--n_passes", 150, "--compression_ratio", 2, "--oversample", 2)
-    trained = train(tmp_path / "v.npy", tmp_path, *flags)
-    assert trained.settings["psnr"] is None and trained.settings["psnr_unrounded"] > 50
+    volume = labels(SMALL)
+    trained = network_of("labels_exact", volume, tmp_path)
     assert trained.settings["is_exact"] is True
-    given = ("--volume", tmp_path / "v.npy") if with_volume else ()
+    given = ("--volume", trained.volume) if with_volume else ()
     sizes = [len(compress(trained, tmp_path / "blob", *given, *bits)) for bits in (("--cluster_bits", 9), ())]
     np.testing.assert_array_equal(decompress(tmp_path / "blob", tmp_path / "r.npy"), volume)
-    assert sizes[1] < 0.6 * sizes[0]
+    assert sizes[1] < 0.75 * sizes[0]
 
 
-def test_large_integers_are_not_taken_for_exact(tmp_path):
-    """Whose differences float64, in which values are before they are rounded, does not hold."""
-    volume = np.rint(100 * np.sin(np.indices((20, 16, 12)) / 4).sum(0)).astype(np.int64)
-    sizes = []
-    for offset in (0, 2**62):
-        np.save(tmp_path / "v.npy", volume + offset)
-        trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 4, "--n_passes", 20)
-        assert trained.settings["is_exact"] is False and trained.settings["psnr"] < 70
-        sizes.append(len(compress(trained, tmp_path / "blob")))
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.05)
+def test_large_integers_are_rounded_like_small_ones(tmp_path):
+    """float64, in which values are before they are rounded, does not hold their differences: none seems to be there."""
+    trained = stored("large_integers", tmp_path)
+    settings = trained.settings
+    assert settings["is_exact"] is False and settings["psnr_unrounded"] == "inf" and settings["psnr"] < 70
+    sizes = [len(compress(trained, tmp_path / "blob"))]
+    pairs = [[end - 2**62 for end in pair] for pair in settings["value_range"]]
+    small = {"value_range": pairs, "psnr_unrounded": settings["psnr"]}
+    trained.config.write_text(json.dumps(settings | small))
+    sizes.append(len(compress(trained, tmp_path / "blob")))
+    assert sizes[1] == pytest.approx(sizes[0], abs=20)
 
 
 def test_integers_that_rounding_would_change_are_rounded_by_the_psnr(tmp_path, monkeypatch):
-    np.save(tmp_path / "v.npy", (np.sin(np.indices((20, 16, 12)) / 4).sum(0) > 0).astype(np.uint8))
-    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 4, "--n_passes", 20)
-    monkeypatch.setattr(net_compress, "MAX_HALVINGS", 1)
+    trained = stored("labels_exact", tmp_path)
+    exact = compress(trained, tmp_path / "blob")
+    monkeypatch.setattr(net_compress, "MAX_HALVINGS", 1)  # no rounding so coarse leaves them as they are
     found = compress(trained, tmp_path / "blob")
     trained.config.write_text(json.dumps({**trained.settings, "is_exact": None}))
-    assert compress(trained, tmp_path / "blob") == found
+    assert compress(trained, tmp_path / "blob") == found != exact
 
 
 def test_quantizer(chain, tmp_path):
@@ -99,29 +118,23 @@ def test_quantizer(chain, tmp_path):
 
 def test_training_while_rounding(tmp_path, capsys):
     """With --volume the same steps decode to a better volume; without passes to the same one as without it."""
-    volume = np.sin(np.indices((20, 16, 12)) / 3).sum(0).astype(np.float32)
-    np.save(tmp_path / "v.npy", volume)
-    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 3, "--n_passes", 100)
-    capsys.readouterr()
+    trained = network_of("waves", waves(SMALL), tmp_path)
     flags = ("--cluster_bits", 6)
     plain = compress(trained, tmp_path / "b", *flags)
-    assert compress(trained, tmp_path / "b", *flags, "--volume", tmp_path / "v.npy", "--n_passes", 0) == plain
+    assert compress(trained, tmp_path / "b", *flags, "--volume", trained.volume, "--n_passes", 0) == plain
     rounded = float(results(capsys.readouterr().out)["psnr"])
     blobs = [
-        compress(trained, tmp_path / "b", *flags, "--volume", tmp_path / "v.npy", "--n_passes", 300, "--seed", seed)
+        compress(trained, tmp_path / "b", *flags, "--volume", trained.volume, "--n_passes", 100, "--seed", seed)
         for seed in (0, 0, 1)
     ]
-    assert float(results(capsys.readouterr().out)["psnr"]) > rounded + 3
+    assert float(results(capsys.readouterr().out)["psnr"]) > rounded + 1
     assert blobs[0] == blobs[1] != blobs[2]
 
 
 def test_rounding_that_costs_too_much_is_done_again_with_finer_steps(tmp_path, capsys):
     """So short a training while rounding does more harm than good; without it the loss is small."""
-    volume = np.sin(np.indices((30, 24, 20)) / 3).sum(0).astype(np.float32)
-    np.save(tmp_path / "v.npy", volume)
-    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 4, "--n_passes", 8)
-    capsys.readouterr()
-    compress(trained, tmp_path / "b", "--volume", tmp_path / "v.npy", "--n_passes", 0.2)
+    trained = network_of("waves_briefly", waves(LARGER), tmp_path)
+    compress(trained, tmp_path / "b", "--volume", trained.volume, "--n_passes", 0.2)
     said = capsys.readouterr()
     cost = re.findall(r"rounding with training has cost (\S+) dB: again (.*)", said.err)
     assert [how for _, how in cost] == ["with finer steps", "without training"]
@@ -129,22 +142,23 @@ def test_rounding_that_costs_too_much_is_done_again_with_finer_steps(tmp_path, c
     assert float(results(said.out)["psnr"]) > trained.settings["psnr"] - 2
 
 
-def test_what_rounding_costs_anyway_is_never_too_much(tmp_path, capsys):
-    """Of a network no better than a constant there is no quarter to lose."""
-    np.save(tmp_path / "v.npy", np.random.default_rng(0).normal(size=(12, 12, 12)).astype(np.float32))
-    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 2, "--n_passes", 30, "--lr", 1e-4, "--batchSize", 2048)
-    capsys.readouterr()
-    compress(trained, tmp_path / "b", "--volume", tmp_path / "v.npy", "--n_passes", 1)
-    assert "has cost 0.0 dB" not in capsys.readouterr().err
+@pytest.mark.parametrize(("psnr", "most_lost"), [(10.0, 0.1), (17.0, 0.1), (20.7, 1.0), (24.3, 1.9), (60.0, 2.0)])
+@pytest.mark.parametrize("beyond", [-0.05, 0.05])
+def test_how_much_rounding_with_training_may_cost(tmp_path, capsys, monkeypatch, psnr, most_lost, beyond):
+    """2 dB, at most a quarter of what the network is better than a constant, which has 16.7 dB here, and always 0.1."""
+    trained = network_of("noise", noise((12, 12, 12)), tmp_path)
+    found = iter([psnr, psnr - most_lost - beyond, psnr])
+    monkeypatch.setattr(net_compress, "measured_psnr", lambda *_, **__: next(found))
+    monkeypatch.setattr(quantise, "round_and_train", lambda net, field, steps, *_: quantise.round_layers(net, steps))
+    compress(trained, tmp_path / "b", "--volume", trained.volume)
+    assert ("again with finer steps" in capsys.readouterr().err) == (beyond > 0)
 
 
 def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys):
     """The steps are given: what so short a training makes worse than rounding alone is rounded alone."""
-    volume = np.sin(np.indices((30, 24, 20)) / 3).sum(0).astype(np.float32)
-    np.save(tmp_path / "v.npy", volume)
-    trained = train(tmp_path / "v.npy", tmp_path, "--n_layers", 4, "--n_passes", 8)
-    alone = compress(trained, tmp_path / "b", "--cluster_bits", 9)
+    trained = network_of("waves_briefly", waves(LARGER), tmp_path)
+    alone = compress(trained, tmp_path / "b", "--cluster_bits", 16)
     capsys.readouterr()
-    flags = ("--cluster_bits", 9, "--volume", tmp_path / "v.npy", "--n_passes", 0.2)
+    flags = ("--cluster_bits", 16, "--volume", trained.volume, "--n_passes", 0.2)
     assert compress(trained, tmp_path / "b", *flags) == alone
     assert re.search(r"rounding with training has cost \S+ dB: again without training", capsys.readouterr().err)

@@ -12,3 +12,29 @@ def slanted(shape: tuple[int, ...]) -> np.ndarray:
     slopes = (3.0, -2.0, 1.0, 0.5)
     index = np.indices(shape)
     return (20.0 + sum(s * i for s, i in zip(slopes, index, strict=False))).astype(np.float32)
+
+
+def waves(shape: tuple[int, ...]) -> np.ndarray:
+    """A sum of sines along the axes, float32: smooth, and the same on every machine but for the last bit."""
+    return np.sin(np.indices(shape) / 3).sum(0).astype(np.float32)
+
+
+def noisy_waves(shape: tuple[int, ...]) -> np.ndarray:
+    """`waves` with noise that no small network learns: 0.02 in the root mean square, 49 dB below the range."""
+    noise = np.random.default_rng(0).standard_normal(shape, np.float32)
+    return waves(shape) + np.float32(0.02) * noise
+
+
+def labels(shape: tuple[int, ...]) -> np.ndarray:
+    """Zeros and ones, uint8, each on one side of a smooth surface."""
+    return (np.sin(np.indices(shape) / 4).sum(0) > 0).astype(np.uint8)
+
+
+def large_integers(shape: tuple[int, ...]) -> np.ndarray:
+    """int64 around 2^62, from -300 to 300 of it: differences that float64 does not hold."""
+    return np.rint(100 * np.sin(np.indices(shape) / 4).sum(0)).astype(np.int64) + 2**62
+
+
+def noise(shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal noise, float32."""
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
