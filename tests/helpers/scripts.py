@@ -76,11 +76,17 @@ def round_trip(array: np.ndarray, folder: Path, *flags: object, bits: int = 16) 
     return decompress(folder / "blob", folder / "out.npy")
 
 
+def stored_state(name: str) -> dict[str, torch.Tensor]:
+    """The weights of a trained network of tests/data."""
+    state = torch.load(DATA / f"{name}.pth", weights_only=True)
+    perturbation.move(state)
+    return state
+
+
 def stored(name: str, folder: Path) -> SimpleNamespace:
     """A trained network of tests/data, copied to `folder`: what `train` returns. See make_networks.py there."""
     network, config = folder / "thenet.pth", folder / "thenet.json"
-    state = torch.load(DATA / f"{name}.pth", weights_only=True)
-    perturbation.move(state)
+    state = stored_state(name)
     torch.save(state, network)
     settings = json.loads((DATA / f"{name}.json").read_text()) | {"weights_crc32": weights_crc32(state)}
     config.write_text(json.dumps(settings))

@@ -19,6 +19,12 @@ def waves(shape: tuple[int, ...]) -> np.ndarray:
     return np.sin(np.indices(shape) / 3).sum(0).astype(np.float32)
 
 
+def wave(shape: tuple[int, ...]) -> np.ndarray:
+    """A product of two waves that lie across the axes, float32."""
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    return (np.sin(4 * x + y) * np.cos(3 * y - 2 * z)).astype(np.float32)
+
+
 def noisy_waves(shape: tuple[int, ...]) -> np.ndarray:
     """`waves` with noise that no small network learns: 0.02 in the root mean square, 49 dB below the range."""
     noise = np.random.default_rng(0).standard_normal(shape, np.float32)
