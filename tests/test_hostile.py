@@ -37,6 +37,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import entropy_coder
 import net_coder
 import net_compress
 import net_decompress
@@ -45,7 +46,6 @@ from mask import Mask
 from net_coder import BlobError, FieldHeader, decode, decode_original, encode
 from quantise import choose_steps, domain_points, round_layers, round_to_codebooks, sensitivities
 
-SECONDS = 10.0  # more than a single file may ever take here
 FREE = 4 << 20  # bytes that reading may take whatever the file: tables of the entropy coder
 
 # --- arbitrary networks -----------------------------------------------------------------------------
@@ -172,16 +172,15 @@ def announced_mask(data: bytes) -> int:
 
 
 def read_within_bounds(read: Callable, data: bytes, n_parameters: int) -> object | None:
-    """What `read` makes of `data`, None for a BlobError; fails when that took too long or too much memory."""
+    """What `read` makes of `data`, None for a BlobError; fails when that took too much memory."""
     tracemalloc.reset_peak()
-    before, started = tracemalloc.get_traced_memory()[0], time.perf_counter()
+    before = tracemalloc.get_traced_memory()[0]
     try:
         result = read(data)
     except BlobError as error:
         assert str(error) and len(str(error)) < 3000
         result = None
-    peak, seconds = tracemalloc.get_traced_memory()[1] - before, time.perf_counter() - started
-    assert seconds < SECONDS, f"{seconds:.1f} s"
+    peak = tracemalloc.get_traced_memory()[1] - before
     limit = FREE + 16 * len(data) + 16 * n_parameters + 4 * announced_mask(data)
     assert peak < limit, f"{peak} bytes for a file of {len(data)} and {n_parameters} parameters"
     return result
@@ -300,15 +299,12 @@ def compress_outcome(network: Path, config: Path, folder: Path) -> str:
     """Run net_compress.py: "refused" by a UserError, or "read" when it wrote a sound blob."""
     blob = folder / "blob"
     arguments = ["--net", str(network), "--config", str(config), "--compressed", str(blob)]
-    started = time.perf_counter()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             net_compress.main(arguments)
     except UserError as error:
         assert str(error)
         return "refused"
-    finally:
-        assert time.perf_counter() - started < SECONDS
     decode(blob.read_bytes())
     return "read"
 
@@ -425,15 +421,13 @@ def test_masks_with_unused_bits():
 
 
 @pytest.mark.parametrize("axis", [0, 1, 3])
-def test_memory_and_time_of_large_masks(axis):
+def test_memory_of_large_masks(axis):
     """2^27 voxels missing or not by a few bytes; so many more that their bits are refused; bits that do not come."""
-    started = time.perf_counter()
     stream = (b"M", NAN + bytes([axis]) + lzma2(bytes(1 << 24)))
     with memory_traced():
         for shape, is_read in (((512,) * 3, True), ((1 << 13,) * 3, False), ((1024, 1024, 1025), False)):
             data = assemble([*chunks_of(replaced(seeds()[0], b"F", 3, "III", *shape)), stream])
             assert (read_within_bounds(decode, data, announced(data)) is not None) == is_read
-    assert time.perf_counter() - started < SECONDS
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -495,17 +489,18 @@ def test_many_large_networks_are_refused():
         decode(data)
 
 
-def test_time_of_many_layers():
-    """A file whose every byte is made to cost time."""
+def test_tables_of_many_layers(monkeypatch):
+    """A file whose every byte is made to cost time: it makes one table for each model, and no more."""
     field = chunks_of(seeds()[0])[0]
     content = bytearray(lazy_network(1, 255))
     for i in range(256):
         content[8 + 6 * i : 14 + 6 * i] = bytes([0x80, 0x3F, i % 200, i // 2, 95, 95])  # no model twice
     data = assemble([field, (b"N", bytes(content) + bytes(1200))])
-    started = time.perf_counter()
+    made, frequencies = [], entropy_coder.frequencies
+    monkeypatch.setattr(entropy_coder, "frequencies", lambda model: made.append(model) or frequencies(model))
     with pytest.raises(BlobError, match="does not end"):
         decode(data)
-    assert time.perf_counter() - started < SECONDS
+    assert len(made) == 2 * 256
 
 
 # --- .pth and .json ---------------------------------------------------------------------------------

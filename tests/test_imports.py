@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -80,12 +81,44 @@ def test_nothing_imports_a_script_but_tests_and_benchmarks():
             assert not imported(path) & SCRIPTS, path
 
 
+def without(modules: Sequence[str], program: str, folder: Path) -> subprocess.CompletedProcess:
+    """Run a program in a Python that cannot import these modules, nor any plugin of pytest."""
+    for name in modules:
+        (folder / f"{name}.py").write_text("raise ImportError")
+    paths = {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command, environment = [sys.executable, "-c", program], {**os.environ, **paths}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
 def test_a_blob_is_read_and_evaluated_without_torch(tmp_path):
-    for name in ("torch", "tqdm"):
-        (tmp_path / f"{name}.py").write_text("raise ImportError")
     golden = ROOT / "tests" / "data" / "golden_plain.blob"
     program = f"import neural_field; neural_field.NeuralField.open({str(golden)!r}).on_grid()"
-    subprocess.run([sys.executable, "-c", program], env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}, check=True)
+    done = without(("torch", "tqdm", "vtk", "vtkmodules"), program, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+# What stands for a GPU machine: the tests of CUDA are collected, and what they call runs.
+NO_VTK = """
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+import pytest
+assert pytest.main(["-m", "gpu", "--collect-only", "tests/test_cuda.py"]) == 0
+assert not {"vtk", "vtkmodules", "xdist"} & set(sys.modules)
+import numpy as np
+from helpers.scripts import compress, decompress, train
+folder = Path(FOLDER)
+np.save(folder / "v.npy", np.indices((6, 5, 4)).sum(0).astype(np.float32))
+compress(train(folder / "v.npy", folder), folder / "blob", "--volume", folder / "v.npy", "--n_passes", 1)
+assert decompress(folder / "blob", folder / "r.npy", "--volume", folder / "v.npy").shape == (6, 5, 4)
+"""
+
+
+def test_the_tests_of_cuda_and_npy_files_need_no_vtk(tmp_path):
+    program = NO_VTK.replace("FOLDER", repr(str(tmp_path)))
+    done = without(("vtk", "vtkmodules", "xdist"), program, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tests/test_cuda.py::" in done.stdout
 
 
 def test_only_the_readers_of_volumes_and_the_pictures_know_vtk():

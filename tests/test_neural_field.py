@@ -322,14 +322,11 @@ def test_progress_is_told_and_can_end_the_evaluation(n_threads):
         field.on_grid(on_progress=stop)
 
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-
-
-@pytest.mark.parametrize("device", ["cpu:0", pytest.param("cuda", marks=NO_GPU)])  # the former: torch on the CPU
 @pytest.mark.parametrize("is_residual", [True, False])
-def test_torch_agrees(device, is_residual):
+def test_torch_agrees(is_residual):
+    """On the CPU; on a GPU see test_cuda.py."""
     net, shape = field_net(d_out=2, is_residual=is_residual), (30, 20, 10)
-    field, by_torch = (NeuralField.of(net, header_of(shape, d_out=2), place) for place in ("cpu", device))
+    field, by_torch = (NeuralField.of(net, header_of(shape, d_out=2), device) for device in ("cpu", "cpu:0"))
     np.testing.assert_allclose(by_torch.on_grid(), field.on_grid(), rtol=0, atol=2e-6)
     slopes = field.gradient_on_grid()
     is_free = (np.abs(slopes) > 0) & (np.abs(by_torch.gradient_on_grid()) > 0)

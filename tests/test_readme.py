@@ -92,7 +92,7 @@ def test_the_first_command_as_a_process(folder):
 
 @pytest.mark.slow
 def test_a_fit_of_the_test_volume(folder, capsys):
-    """A quarter of the default passes: the floor is 3 dB below what they give, and 13 dB above the original's result."""
+    """A quarter of the default passes: the floor is 3 dB below what they give, 13 dB above the original."""
     train, psnrs = importlib.import_module("train"), []
     for seed in range(3):
         train.main(["--volume", "volumes/test_vol.npy", "--n_passes", "12", "--seed", str(seed)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import select
 import signal
 import struct
@@ -27,6 +28,7 @@ import long_runs
 import net_coder
 import net_compress
 import net_decompress
+import siren
 import train as train_script
 
 # --- bad input --------------------------------------------------------------------------------------
@@ -338,43 +340,54 @@ def test_originals_blob_needs_the_volume(tmp_path):
 # --- the scripts as processes -----------------------------------------------------------------------
 
 
-def one_line(process: subprocess.CompletedProcess, status: int, *words: object) -> None:
-    assert process.returncode == status, process.stderr
-    assert process.stdout == ""
-    assert process.stderr.count("\n") == 1 and all(str(word) in process.stderr for word in words), process.stderr
+@pytest.fixture
+def ended(tmp_path, monkeypatch, capsys):
+    """Run a script as the command line does, in this process and in `tmp_path`; its status, stdout and stderr."""
+
+    def run(script: str, *args: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [f"some/where/{script}", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        return (caught.value.code, *capsys.readouterr())
+
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, on_sigterm)
 
 
-def test_bad_volume_ends_with_one_line_and_status_2(tmp_path):
+def test_bad_input_ends_with_one_line_and_status_2(chain, tmp_path, ended):
     array = slanted((4, 3, 2))
     array[1, 2, 0] = np.nan
     np.save(tmp_path / "a b.npy", array)
+    (tmp_path / "blob").write_bytes(chain.blob.read_bytes()[:-5])
     before = listing(tmp_path)
-    process = subprocess_of("train.py", "--volume", "a b.npy", cwd=tmp_path)
-    one_line(process, 2, "train.py: error: a b.npy: ", "found 1 NaN", "(1, 2, 0)")
+    for command, words in (
+        (("train.py", "--volume", "a b.npy"), ("a b.npy: ", "found 1 NaN", "(1, 2, 0)")),
+        (("net_decompress.py", "--compressed", "blob"), ("blob: ", "truncated")),
+        (("net_compress.py", "--cluster_bits", 40), ("--cluster_bits", "from 1 to 16, found '40'")),
+    ):
+        status, out, err = ended(*command)
+        assert (status, out) == (2, "") and err.startswith(f"{command[0]}: error: ") and err.count("\n") == 1
+        assert all(word in err for word in words)
     assert listing(tmp_path) == before
 
 
-def test_bad_blob_ends_with_one_line_and_status_2(chain, tmp_path):
-    (tmp_path / "blob").write_bytes(chain.blob.read_bytes()[:-5])
-    process = subprocess_of("net_decompress.py", "--compressed", "blob", cwd=tmp_path)
-    one_line(process, 2, "net_decompress.py: error: blob: ", "truncated")
-    assert set(listing(tmp_path)) == {"blob"}
-
-
-def test_bad_flag_ends_with_one_line_and_status_2(tmp_path):
-    process = subprocess_of("net_compress.py", "--cluster_bits", "40", cwd=tmp_path)
-    one_line(process, 2, "net_compress.py: error: ", "--cluster_bits", "from 1 to 16, found '40'")
-
-
-def test_another_process_writes_the_same_bytes(chain, tmp_path):
-    """And its progress goes to stderr, its results to stdout."""
-    flags = ("--n_layers", 2, *WELL)
-    process = subprocess_of("train.py", "--volume", chain.volume, *flags, cwd=tmp_path)
+def test_train_as_a_process(chain, tmp_path):
+    """Its progress goes to stderr, its results to stdout, and the network is what these say."""
+    process = subprocess_of("train.py", "--volume", chain.volume, "--n_layers", 2, "--n_passes", 2, cwd=tmp_path)
     assert process.returncode == 0, process.stderr
-    assert float(results(process.stdout)["psnr"]) == pytest.approx(chain.settings["psnr"], abs=6e-4)
-    assert process.stderr == "" or "training" in process.stderr
+    assert all(line.startswith(("training: ", "train.py: warning: ")) for line in process.stderr.splitlines())
+    found, settings = results(process.stdout), json.loads((tmp_path / "thenet.json").read_text())
+    assert float(found["psnr"]) == pytest.approx(settings["psnr"], abs=6e-4)
+    assert found["network"] == "thenet.pth" and settings["n_passes"] == 2
     assert set(listing(tmp_path)) == {"thenet.pth", "thenet.json"}
-    assert (tmp_path / "thenet.pth").read_bytes() == chain.data
+    weights = torch.load(tmp_path / "thenet.pth", weights_only=True)
+    assert siren.weights_crc32(weights) == settings["weights_crc32"]
+    process = subprocess_of("train.py", "--volume", "missing.npy", cwd=tmp_path)
+    assert process.returncode == 2 and process.stderr == (
+        "train.py: error: missing.npy: cannot be read: No such file or directory\n"
+    )
 
 
 def test_ctrl_c_keeps_the_previous_outputs(tmp_path):
@@ -390,24 +403,23 @@ def test_ctrl_c_keeps_the_previous_outputs(tmp_path):
         cwd=tmp_path, stderr=inner, stdout=subprocess.PIPE,
     )  # fmt: skip
     os.close(inner)
-    said, deadline, interrupted = b"", time.monotonic() + 60, None
+    said, is_interrupted = b"", False
     try:
-        while time.monotonic() < deadline:
+        while True:
             if select.select([terminal], [], [], 0.1)[0]:
                 try:
                     said += os.read(terminal, 65536)
                 except OSError:  # how Linux says that the other end is closed
                     break
-            if interrupted is None and b"PSNR" in said:  # in the midst of training
-                interrupted = time.monotonic()
+            if not is_interrupted and b"PSNR" in said:  # in the midst of training, which would take minutes
+                is_interrupted = True
                 process.send_signal(signal.SIGINT)
-        status = process.wait(timeout=10)
-        seconds = time.monotonic() - interrupted
+        status = process.wait()
     finally:
         process.kill()
         os.close(terminal)
         process.stdout.close()
-    assert status == 130 and seconds < 4
+    assert status == 130
     lines = [line for line in re.split(r"[\r\n]+", said.decode()) if line.strip() and "%|" not in line]
     assert lines == ["train.py: interrupted"]
     assert b"Traceback" not in said
@@ -475,29 +487,6 @@ def test_progress_bar_is_shown_while_training(volume_file, tmp_path, monkeypatch
     train(volume_file, tmp_path)
     out, err = capsys.readouterr()
     assert re.search(r"^training: \d+%.*s left$", err, re.MULTILINE) and "training" not in out
-
-
-# --- on a GPU ---------------------------------------------------------------------------------------
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-
-
-@needs_gpu
-def test_train_and_decode_on_a_gpu(volume_file, tmp_path):
-    """A network trained there needs no GPU afterwards, and decodes to the same on either."""
-    trained = train(volume_file, tmp_path, "--cuda", *WELL)
-    assert trained.settings["psnr"] > 25 and trained.settings["is_cuda"] is False
-    assert all(t.device.type == "cpu" for t in trained.state.values())
-    compress(trained, tmp_path / "blob", "--cluster_bits", 12)
-    there = decompress(tmp_path / "blob", tmp_path / "gpu.npy", "--cuda", "--gid", 0)
-    here = decompress(tmp_path / "blob", tmp_path / "cpu.npy")
-    np.testing.assert_allclose(there, here, rtol=0, atol=1e-3 * 40)
-
-
-@needs_gpu
-def test_same_seed_same_bytes_on_a_gpu(volume_file, tmp_path):
-    first = train(volume_file, tmp_path, "--cuda", "--grad_lambda", 0.01).data
-    assert train(volume_file, tmp_path, "--cuda", "--grad_lambda", 0.01).data == first
 
 
 @pytest.mark.parametrize(
