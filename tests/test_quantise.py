@@ -320,7 +320,11 @@ def test_rounding_is_to_the_nearest(trained):
 
 
 @pytest.mark.parametrize("error", [1e-4, 1e-6])
-def test_rounding_to_an_error(trained, factors, error):
+@pytest.mark.parametrize("foretold", [1.0, 0.05, 20.0])
+def test_rounding_to_an_error(trained, factors, monkeypatch, error, foretold):
+    """Though so many times the error may be foretold: it is measured, and the steps are chosen anew."""
+    told = [foretold * sensitivity for sensitivity in compensated_sensitivities(trained, factors)]
+    monkeypatch.setattr(quantise, "compensated_sensitivities", lambda *_: told)
     before = copy.deepcopy(arrays(trained))
     layers = round_to_error(trained, SHAPE, factors, error)
     found = mean_squared(trained, dequantised(trained, layers), domain_points(SHAPE, 2000, seed=2))
