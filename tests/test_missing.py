@@ -312,14 +312,12 @@ def test_missing_voxels_of_a_time_series(tmp_path):
 
 
 @pytest.mark.parametrize("grad_lambda", [0, 0.001])
-def test_training_with_missing_voxels_is_as_good_as_without(grad_lambda, tmp_path):
-    flags = ("--grad_lambda", grad_lambda, "--n_passes", 20)
+def test_training_with_missing_voxels_learns(grad_lambda, tmp_path):
+    """A constant has 11 dB."""
     array, _ = holed()
-    psnrs = []
-    for values, fill in ((array, ("--fill", "nan")), (slanted(SHAPE), ())):
-        np.save(tmp_path / "v.npy", values)
-        psnrs.append(train(tmp_path / "v.npy", tmp_path, *WELL, *flags, *fill).settings["psnr"])
-    assert psnrs[0] > psnrs[1] - 6 > 30  # of fewer steps, 71 % of the voxels being there
+    np.save(tmp_path / "v.npy", array)
+    flags = ("--grad_lambda", grad_lambda, "--n_passes", 40, "--fill", "nan")
+    assert train(tmp_path / "v.npy", tmp_path, *WELL, *flags).settings["psnr"] > 25
 
 
 def test_rounding_with_training_leaves_missing_voxels_out(tmp_path, capsys):

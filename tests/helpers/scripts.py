@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,11 @@ def subprocess_of(script: str, *args: object, cwd: Path) -> subprocess.Completed
     """One script in a process of its own, its output captured as text."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def hear_ctrl_c() -> None:
+    """For a process that is about to start: not to ignore SIGINT, as one started in a shell's background does."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def results(text: str) -> dict[str, str]:
