@@ -208,7 +208,7 @@ def test_our_network_is_the_originals(tmp_path, volume_file, flags):
     assert np.abs(field - slanted((9, 7, 5))).max() < 0.1 * 40
     np.testing.assert_allclose(vtk_read(tmp_path / "vol.vti").array, field, rtol=0, atol=2e-5 * 40)
 
-    compress(trained, tmp_path / "blob")
+    compress(trained, tmp_path / "blob", "--quantizer", "kmeans")
     tensors = net_coder.decode((tmp_path / "blob").read_bytes())[1][0][1]
     y = original_forward(tensors, s["n_layers"], s["is_residual"], original_coordinates((9, 7, 5)))
     field = 8 + (y.reshape(9, 7, 5).clip(-1, 1) + 1) / 2 * 40
