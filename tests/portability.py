@@ -3,9 +3,9 @@
 Products, sines and sums round differently with every instruction set, library and number of threads. A test that
 depends on how is noticed here, before it fails on another machine. The last rows move every weight by a millionth.
 
-    python tests/portability.py                                all settings, the whole suite, slow tests included
-    python tests/portability.py --setting perturb              the settings whose names contain a text
-    python tests/portability.py --setting plain tests/test_fitting.py -x     what follows goes to pytest
+    python tests/portability.py                              all settings, the whole suite
+    python tests/portability.py --setting perturb            the settings whose names contain a text
+    python tests/portability.py -m slow -n auto              what else there is goes to pytest
 
 Exit status 0 if no test failed in any row.
 """
@@ -65,7 +65,7 @@ def run(environment: dict[str, str], arguments: list[str]) -> tuple[str, str, in
     """The probe's checksums, the last line of pytest, how many tests failed, and its exit status."""
     environment = {"OMP_NUM_THREADS": "1"} | os.environ | environment
     probe = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, check=True)
-    command = [sys.executable, "-m", "pytest", "-m", "", *arguments]
+    command = [sys.executable, "-m", "pytest", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     failed = re.findall(r"^(?:FAILED|ERROR) .*", done.stdout, re.M)
     print(*failed, sep="\n", end="\n" * bool(failed), file=sys.stderr, flush=True)

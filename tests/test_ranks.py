@@ -1,4 +1,5 @@
-"""Several processes that torchrun starts: the same result as one; one that fails, or hangs, ends the run."""
+"""Several processes that torchrun starts: the same gradients and decisions as one; one that fails, or hangs, ends the
+run."""
 
 from __future__ import annotations
 
@@ -6,32 +7,188 @@ import json
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers.scripts import ROOT, listing, train
-from helpers.volumes import slanted
+from helpers.networks import header_of
+from helpers.scripts import ROOT, hear_ctrl_c, listing
+from helpers.volumes import SHAPE, slanted
 
-# Start of a program for every process.
+from neural_field import NeuralField
+from siren import FieldNet, SirenConfig
+from utils import compare
+
 PROGRAM = f"""
-import datetime, os, sys, time
+import datetime, itertools, os, signal, sys, traceback, types
 sys.path.insert(0, {str(ROOT)!r})
-import cli, fitting, ranks, train, volume
+import torch
+import torch.distributed as dist
+import cli, fitting, long_runs, ranks, train, volume
 cli.PLAIN_PROGRESS_SECONDS = 0.5
-"""
-RUN = "cli.run(train.main, volume.VolumeError, ranks.RankError)"
-# As train.py, but the second process does at its fifth step what the test says.
-SPOILT = f"""{PROGRAM}
-def spoilt(fit, flat, take_step=fitting.Fit._take_step):
-    if fit.step == 5 and os.environ["RANK"] == "1":
-        WHAT
-    take_step(fit, flat)
+ranks.FIRST_SPEAKS = 0.5
 
-fitting.Fit._take_step = spoilt
-ranks.TIMEOUT = datetime.timedelta(seconds=3)
-{RUN}
+def run():
+    cli.run(train.main, volume.VolumeError, ranks.RankError)
 """
+
+# Runs every case in two processes that join as those of torchrun do, and some in one. They are forked: torch is loaded
+# once. `case.rank.pt` holds what the test is told, `case.rank.err` what a process says.
+PAIRS = f"""{PROGRAM}
+def started(case, rank, n_ranks, flags):
+    if pid := os.fork():
+        return pid
+    sys.stdout = open(f"{{case}}.{{rank}}.out", "w")
+    os.dup2(os.open(f"{{case}}.{{rank}}.err", os.O_WRONLY | os.O_CREAT), 2)
+    if n_ranks > 1:
+        os.environ.update(TORCHELASTIC_RUN_ID="pairs", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    ranks.TIMEOUT, volume.SLAB = datetime.timedelta(seconds=60), 100
+    told = {{}}
+
+    def average(vector, weight, average=ranks.average):
+        average(vector, weight)
+        told.setdefault("gradient", vector.clone())
+
+    def run_to_target(fit, *rest, run=long_runs.run_to_target):
+        history = run(fit, *rest)
+        told.update(step=fit.step, n_steps=fit.n_steps, weights=fit.weights, errors=fit.errors)
+        torch.save(told, f"{{case}}.{{rank}}.pt")
+        return history
+
+    ranks.average, long_runs.run_to_target = average, run_to_target
+    spoil(case, rank)
+    sys.argv = ["train.py", "--n_layers", "2", "--volume", "volume.npy", "--network", f"{{case}}.pth",
+                "--config", f"{{case}}.json", *map(str, flags)]
+    status = 0
+    try:
+        run()
+    except SystemExit as ended:
+        status = ended.code
+    except BaseException:
+        status = 1
+        traceback.print_exc()
+    os._exit(status)
+
+
+def spoil(case, rank):
+    "What one process finds, or does, otherwise than the other."
+    if case == "target":  # its losses, of which only the first process's count
+        fitting.CHECK_STEPS = 5
+        fitting.Fit._judge = lambda fit, judge=fitting.Fit._judge: judge(fit) * (1 + 30 * rank)
+    if case == "timed":  # its time
+        ticks = itertools.count()
+        fitting.time = types.SimpleNamespace(monotonic=lambda: next(ticks) * (1 + rank) / 64)
+    if case in ("fails", "hangs"):
+        def take_step(fit, batch, take_step=fitting.Fit._take_step):
+            if fit.step == 5 and case == "hangs" and rank == 0:
+                dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=0.5))
+            if fit.step == 5 and rank == 1:
+                if case == "fails":
+                    raise cli.UserError("lost")
+                signal.pause()
+            take_step(fit, batch)
+
+        fitting.Fit._take_step = take_step
+
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+for case, flags in CASES.items():
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    os.environ.update(TORCHELASTIC_USE_AGENT_STORE="True", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port))
+    first, second = (started(case, rank, 2, flags) for rank in (0, 1))
+    statuses = [ended(first)]
+    if case == "hangs":
+        os.kill(second, signal.SIGKILL)  # as torchrun does
+    statuses.append(ended(second))
+    if case in ALONE:
+        statuses.append(ended(started(case + "_alone", 0, 1, flags)))
+    print(case, *statuses)
+"""
+ALONE = {  # one step each
+    "unequal": ("--batchSize", 9),  # shared as 5 and 4
+    "single": ("--batchSize", 1),  # one voxel at a time cannot be shared
+    "gradients": ("--batchSize", 17, "--grad_lambda", 0.1, "--optimizer", "adam"),
+}
+CASES = {
+    **{name: (*flags, "--oversample", 1, "--n_passes", 0.001) for name, flags in ALONE.items()},
+    "target": ("--batchSize", 16, "--optimizer", "adam", "--lr", 5e-3, "--target_psnr", 18, "--n_passes", 500),
+    "timed": ("--batchSize", 16, "--max_seconds", 0.5, "--fill", -999),
+    "fails": ("--n_passes", 50),
+    "hangs": ("--n_passes", 50),
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """The folder in which all cases ran, and by case the exit statuses of its processes."""
+    folder = tmp_path_factory.mktemp("pairs")
+    np.save(folder / "volume.npy", slanted(SHAPE))
+    program = PAIRS.replace("CASES", repr(CASES)).replace("ALONE", repr([*ALONE]))
+    run = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    lines = [line.split() for line in run.stdout.splitlines()]
+    return SimpleNamespace(folder=folder, statuses={case: [int(s) for s in rest] for case, *rest in lines})
+
+
+def told(pairs: SimpleNamespace, case: str, rank: int = 0) -> dict:
+    """What a process of a case that ended well left."""
+    assert not any(pairs.statuses[case.removesuffix("_alone")]), (pairs.folder / f"{case}.{rank}.err").read_text()
+    return torch.load(pairs.folder / f"{case}.{rank}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_two_processes_take_the_step_of_one(pairs, case):
+    alone, *both = told(pairs, f"{case}_alone"), told(pairs, case), told(pairs, case, 1)
+    assert alone["step"] == 1
+    for found in both:
+        for name in ("gradient", "errors") if alone["errors"] is not None else ("gradient",):
+            tolerance = 1e-4 * float(alone[name].abs().max())
+            torch.testing.assert_close(found[name], alone[name], rtol=0, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("case", ["target", "timed"])
+def test_both_processes_end_at_the_same_step_with_the_same_weights(pairs, case):
+    """Else one would wait for the other, and fail."""
+    first, second = told(pairs, case), told(pairs, case, 1)
+    assert first["step"] == second["step"]
+    torch.testing.assert_close(first["weights"], second["weights"], rtol=0, atol=1e-4)
+    settings = json.loads((pairs.folder / f"{case}.json").read_text())
+    if case == "target":
+        assert settings["psnr"] >= 18 and first["step"] < first["n_steps"]
+    else:
+        assert 0.5 <= settings["seconds"] < 0.6  # by the first one's clock
+
+
+def test_both_processes_measure_and_one_speaks(pairs):
+    """Each its part of the volume."""
+    said = [(pairs.folder / f"timed.{rank}.err").read_text() for rank in (0, 1)]
+    assert "no voxel of volume.npy has this value" in said[0] and "warning" not in said[1]
+    for case in ("unequal", "target"):
+        out = [(pairs.folder / f"{case}.{rank}.out").read_text() for rank in (0, 1)]
+        assert "psnr=" in out[0] and out[1] == ""
+        settings = json.loads((pairs.folder / f"{case}.json").read_text())
+        net = FieldNet(SirenConfig(settings["layers"][0], 2))
+        net.load_state_dict(torch.load(pairs.folder / f"{case}.pth", weights_only=True))
+        volume = slanted(SHAPE)
+        decoded = NeuralField.of(net, header_of(SHAPE, volume.min(), volume.max())).on_grid()
+        assert settings["psnr"] == pytest.approx(compare(volume, decoded).psnr, abs=1e-3)
+
+
+@pytest.mark.parametrize(("case", "status"), [("fails", 2), ("hangs", -signal.SIGKILL)])
+def test_a_process_that_fails_or_hangs_ends_the_run(pairs, case, status):
+    assert pairs.statuses[case] == [2, status]
+    said = [(pairs.folder / f"{case}.{rank}.err").read_text() for rank in (0, 1)]
+    assert "error: another process of this run has failed or does not answer, see its own message\n" in said[0]
+    assert "error: lost\n" in said[1] or case == "hangs"
+    assert "Traceback" not in said[0] + said[1]
+    assert not set(listing(pairs.folder)) & {f"{case}.pth", f"{case}.json"}
+
+
+# --- by torchrun itself -----------------------------------------------------------------------------
 
 
 def torchrun(*args: object) -> list[str]:
@@ -39,68 +196,35 @@ def torchrun(*args: object) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *map(str, args)]
 
 
-def finished(*args: object, cwd) -> subprocess.CompletedProcess:
-    return subprocess.run(torchrun(*args), cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
-
-
-def test_two_processes_train_as_one(volume_file, tmp_path):
-    cases = {
-        "unequal": ("--batchSize", 8, "--n_passes", 2),  # 315 voxels: unequal batches, unequal shares
-        "single": ("--batchSize", 1, "--oversample", 1, "--n_passes", 0.1),  # one voxel at a time cannot be shared
-        "gradients": ("--batchSize", 16, "--n_passes", 2, "--grad_lambda", 0.1, "--optimizer", "adam"),
-    }
-    # Both processes end at the same step: else one would wait for the other, and fail.
-    fast = ("--optimizer", "adam", "--lr", 5e-3, "--batchSize", 16)
-    ends = {"target": (*fast, "--target_psnr", 30, "--n_passes", 500), "timed": ("--max_seconds", 2)}
-    program = f"{PROGRAM}\nwith ranks.joined():"
-    for name, flags in (cases | ends).items():
-        files = ("--volume", volume_file, "--network", f"{name}.pth", "--config", f"{name}.json")
-        program += f"\n    train.main.__wrapped__({[str(f) for f in ('--n_layers', 2, *files, *flags)]})"
-    (tmp_path / "cases.py").write_text(program)
-    run = finished("cases.py", cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("psnr=") == len(cases | ends)  # one process prints
-    settings = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in cases | ends}
-    assert settings["target"]["psnr"] >= 30 and 2 <= settings["timed"]["seconds"] < 4
-    for name, flags in cases.items():
-        alone = train(volume_file, tmp_path, *flags)
-        assert settings[name]["psnr"] == pytest.approx(alone.settings["psnr"], abs=1e-3)
-        for key, tensor in torch.load(tmp_path / f"{name}.pth", weights_only=True).items():
-            np.testing.assert_allclose(tensor, alone.state[key], rtol=0, atol=2e-5, err_msg=name)
-
-
-def test_a_process_that_fails_ends_the_run(volume_file, tmp_path):
-    (tmp_path / "spoilt.py").write_text(SPOILT.replace("WHAT", "raise cli.UserError('lost')"))
-    before = listing(tmp_path)
-    run = finished("spoilt.py", "--volume", volume_file, "--n_passes", 50, cwd=tmp_path)
-    assert run.returncode != 0
-    assert "error: another process of this run has failed" in run.stderr or "error: lost" in run.stderr
-    assert listing(tmp_path) == before and "psnr" not in run.stdout
-
-
-def test_a_process_that_hangs_ends_the_run(volume_file, tmp_path):
-    (tmp_path / "spoilt.py").write_text(SPOILT.replace("WHAT", "time.sleep(100)"))
-    run = finished("spoilt.py", "--volume", volume_file, "--n_passes", 50, cwd=tmp_path)
-    assert run.returncode != 0
-    assert "error: another process of this run has failed or does not answer, see its own message\n" in run.stderr
-
-
 def test_bad_input_is_told_once(tmp_path):
-    run = finished(ROOT / "train.py", "--volume", "nowhere.npy", cwd=tmp_path)
+    """After a fit that went well."""
+    np.save(tmp_path / "v.npy", slanted((6, 5, 4)))
+    program = f"""{PROGRAM}
+@ranks.joined()
+def both(argv):
+    for name in ("v.npy", "nowhere.npy"):
+        train.main.__wrapped__(["--volume", name, "--n_layers", "2", "--n_passes", "2"])
+
+cli.run(both, volume.VolumeError)
+"""
+    (tmp_path / "both.py").write_text(program.replace("ranks.FIRST_SPEAKS = 0.5", ""))
+    run = subprocess.run(torchrun("both.py"), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode != 0
+    assert run.stdout.count("psnr=") == 1 and (tmp_path / "thenet.pth").exists()
     assert run.stderr.count("error: nowhere.npy: cannot be read") == 1
 
 
 def test_ctrl_c_leaves_the_network_of_the_first_process(tmp_path):
     np.save(tmp_path / "v.npy", slanted((12, 11, 10)))
-    (tmp_path / "long.py").write_text(f"{PROGRAM}\ntrain.LONG_SECONDS = 0.0\n{RUN}")
+    (tmp_path / "long.py").write_text(f"{PROGRAM}\ntrain.LONG_SECONDS = 0.0\nrun()")
     command = torchrun("long.py", "--volume", "v.npy", "--max_seconds", 100)
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipe = {"stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=tmp_path, **pipe, start_new_session=True, preexec_fn=hear_ctrl_c)
     for line in process.stderr:
         if line.startswith("training: "):
             break
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate()
     assert process.returncode != 0
     assert stderr.count("interrupted: the network so far") == 1
     assert (tmp_path / "thenet.interrupted.pth").exists() and not (tmp_path / "thenet.pth").exists()
