@@ -1,0 +1,97 @@
+"""What runs on a CUDA GPU: the same network as on the CPU, the same bytes again. Needs neither VTK nor pytest-xdist."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import field_net, header_of
+from helpers.scripts import WELL, compress, decompress, train
+
+import long_runs
+from neural_field import NeuralField
+from siren import FieldNet, SquaredError
+
+pytestmark = pytest.mark.gpu
+CUDA = "cuda"
+
+
+# --- the network ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_residual", [True, False])
+def test_a_field_is_that_of_the_cpu(is_residual):
+    net, shape = field_net(d_out=2, is_residual=is_residual), (30, 20, 10)
+    here, there = (NeuralField.of(net, header_of(shape, d_out=2), device) for device in ("cpu", CUDA))
+    np.testing.assert_allclose(there.on_grid(), here.on_grid(), rtol=0, atol=2e-6)
+    slopes, found = here.gradient_on_grid(), there.gradient_on_grid()
+    is_free = (np.abs(slopes) > 0) & (np.abs(found) > 0)  # a value at the end of the range is clipped, or not
+    assert is_free.mean() > 0.2
+    np.testing.assert_allclose(found[is_free], slopes[is_free], rtol=0, atol=1e-4)
+
+
+def error_and_gradient(net: FieldNet, device: str, x, values, weights) -> tuple[float, torch.Tensor, torch.Tensor]:
+    """The error, the squared error of each sample, and the gradient as one vector, computed on a device."""
+    net = net.to(device)
+    squared_error = SquaredError(net, len(x), is_clipped=True)
+    error = squared_error(x.to(device), values.to(device), weights.to(device))
+    gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
+    assert gradient.device.type == torch.device(device).type
+    return error.item(), squared_error.squares.cpu(), gradient.cpu()
+
+
+@pytest.mark.parametrize("is_residual", [True, False])
+def test_the_gradient_is_that_of_the_cpu(is_residual):
+    generator = torch.Generator().manual_seed(3)
+    x, values = (2 * torch.rand(500, n, generator=generator) - 1 for n in (3, 2))
+    weights = 2 * torch.rand(500, generator=generator)
+    here, there = (
+        error_and_gradient(field_net(n_neurons=24, n_layers=4, d_out=2, is_residual=is_residual), *arguments)
+        for arguments in (("cpu", x, values, weights), (CUDA, x, values, weights))
+    )
+    assert there[0] == pytest.approx(here[0], rel=1e-5)
+    torch.testing.assert_close(there[1], here[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(there[2], here[2], rtol=0, atol=1e-4 * float(here[2].abs().max()))
+
+
+# --- the scripts ------------------------------------------------------------------------------------
+
+
+def test_train_round_and_decode(volume_file, tmp_path):
+    """A network trained there needs no GPU afterwards, and decodes to the same on either."""
+    trained = train(volume_file, tmp_path, "--cuda", *WELL)
+    assert trained.settings["psnr"] > 25 and trained.settings["is_cuda"] is False
+    assert all(t.device.type == "cpu" for t in torch.load(trained.network, weights_only=True).values())
+    for flags in ((), ("--volume", volume_file, "--n_passes", 2, "--cuda")):
+        compress(trained, tmp_path / "blob", "--cluster_bits", 12, *flags)
+        there = decompress(tmp_path / "blob", tmp_path / "gpu.npy", "--cuda", "--gid", 0)
+        here = decompress(tmp_path / "blob", tmp_path / "cpu.npy")
+        np.testing.assert_allclose(there, here, rtol=0, atol=1e-3 * 40)
+
+
+@pytest.mark.parametrize("flags", [(), ("--grad_lambda", 0.01)])
+def test_same_seed_same_bytes(volume_file, tmp_path, flags):
+    first = train(volume_file, tmp_path, "--cuda", *flags).data
+    assert train(volume_file, tmp_path, "--cuda", *flags).data == first
+    assert train(volume_file, tmp_path, "--cuda", *flags, "--seed", 1).data != first
+
+
+def test_a_checkpoint_from_half_way_continues_to_the_same_result(volume_file, tmp_path, monkeypatch):
+    flags = ("--cuda", "--n_passes", 9, "--batchSize", 16, "--oversample", 1)
+    whole = train(volume_file, tmp_path, *flags).data
+    save, saved = long_runs.save_checkpoint, []
+
+    def save_once(opt, fit) -> None:
+        if fit.progress >= 0.5 and not saved:
+            saved.append(fit.step)
+            save(opt, fit)
+
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(long_runs, "save_checkpoint", save_once)
+    flags += ("--checkpoint", tmp_path / "checkpoint")
+    train(volume_file, tmp_path, *flags)
+    assert saved == [90]
+    steps, run = [], long_runs.run_fit
+    monkeypatch.setattr(long_runs, "run_fit", lambda fit, *more: steps.append(fit.step) or run(fit, *more))
+    assert train(volume_file, tmp_path, *flags, "--resume").data == whole
+    assert steps == saved
