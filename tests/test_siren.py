@@ -220,6 +220,7 @@ def test_the_error_is_that_of_the_clipped_output(xp, monkeypatch):
 
 
 def test_the_gradient_does_not_depend_on_the_number_of_threads(monkeypatch):
+    torch.set_num_threads(1)  # of its own in each: see cli.resolve_device
     assert siren.count_parts(40, 4096) == 4
     x, values = torch.rand(4096, 3) * 2 - 1, torch.rand(4096, 1)
     gradients, pools, pool = [], [], concurrent.futures.ThreadPoolExecutor
