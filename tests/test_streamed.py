@@ -150,7 +150,7 @@ def test_a_huge_volume_is_measured_at_random_voxels(tmp_path, monkeypatch, capsy
     decoded = array + wavy((16, 15, 10))[::-1]
     chosen = measured_boxes(array[..., None])
     estimate, exact = compare(array, decoded, chosen=chosen), compare(array, decoded)
-    assert 760 < estimate.n_voxels < 840 and estimate.psnr == pytest.approx(exact.psnr, abs=0.3)
+    assert 760 < estimate.n_voxels < 840 and estimate.psnr == pytest.approx(exact.psnr, abs=1)
     assert list(estimate.report(2400)) == ["psnr_estimate"] and list(exact.report(2400)) == ["psnr"]
     assert measured_boxes(array[1:, ..., None]) == boxes(array[1:, ..., None])
 
@@ -161,7 +161,7 @@ def test_a_huge_volume_is_measured_at_random_voxels(tmp_path, monkeypatch, capsy
     compress(trained, tmp_path / "blob", "--volume", tmp_path / "v.npy", "--n_passes", 1)
     found = results(capsys.readouterr().out)
     exact = compare(array, decompress(tmp_path / "blob", tmp_path / "r.npy")).psnr
-    assert "psnr" not in found and float(found["psnr_estimate"]) == pytest.approx(exact, abs=0.5)
+    assert "psnr" not in found and float(found["psnr_estimate"]) == pytest.approx(exact, abs=1.5)
 
 
 # --- scripts ----------------------------------------------------------------------------------------
