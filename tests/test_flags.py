@@ -535,6 +535,7 @@ def test_an_interrupted_long_run_leaves_its_network(volume_file, tmp_path, monke
         train(volume_file, tmp_path, "--seed", 1)
     assert before.network.read_bytes() == before.data
     left = SimpleNamespace(network=tmp_path / "thenet.interrupted.pth", config=tmp_path / "thenet.interrupted.json")
+    assert json.loads(left.config.read_text())["psnr"] is None  # not known
     compress(left, tmp_path / "blob")
     assert decompress(tmp_path / "blob", tmp_path / "r.npy").shape == np.load(volume_file).shape
 

@@ -8,8 +8,8 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from helpers.scripts import compress, decompress, results, stored
-from helpers.volumes import labels, noise, noisy_waves, waves
+from helpers.scripts import compress, decompress, results, stored, train
+from helpers.volumes import labels, large_integers, noise, noisy_waves, waves
 
 import net_coder
 import net_compress
@@ -32,8 +32,9 @@ def psnr_of(volume: np.ndarray, decoded: np.ndarray) -> float:
     return 20 * np.log10(float(np.ptp(volume)) / rmse)
 
 
-def test_cluster_bits(chain, tmp_path):
-    sizes = [len(compress(chain, tmp_path / "blob", "--cluster_bits", bits)) for bits in (1, 4, 8, 12)]
+def test_cluster_bits(tmp_path):
+    trained = stored("waves", tmp_path)
+    sizes = [len(compress(trained, tmp_path / "blob", "--cluster_bits", bits)) for bits in (1, 4, 8, 12)]
     assert sizes == sorted(set(sizes))
 
 
@@ -58,19 +59,20 @@ def test_a_network_of_unknown_quality_is_rounded_to_9_bits(tmp_path, unknown):
     assert compress(trained, tmp_path / "blob") == compress(trained, tmp_path / "blob", "--cluster_bits", 9)
 
 
-def test_only_with_the_volume_are_errors_of_a_large_network_carried_over(chain, tmp_path, monkeypatch):
+def test_only_with_the_volume_are_errors_of_a_large_network_carried_over(tmp_path, monkeypatch):
+    trained = network_of("waves", waves(SMALL), tmp_path)
     carried_over = Mock(wraps=quantise.round_in_turn)
     monkeypatch.setattr(quantise, "round_in_turn", carried_over)
-    with_volume = ("--volume", chain.volume, "--n_passes", 3)
-    small = compress(chain, tmp_path / "b")
+    with_volume = ("--volume", trained.volume, "--n_passes", 3)
+    small = compress(trained, tmp_path / "b")
     assert carried_over.called
     monkeypatch.setattr(net_compress, "MAX_COMPENSATED", 100)
     carried_over.reset_mock()
-    large = compress(chain, tmp_path / "b")
+    large = compress(trained, tmp_path / "b")
     assert not carried_over.called and large != small
-    compress(chain, tmp_path / "b", *with_volume)
+    compress(trained, tmp_path / "b", *with_volume)
     assert carried_over.called
-    assert compress(chain, tmp_path / "b", "--cluster_bits", 8, *with_volume) != large
+    assert compress(trained, tmp_path / "b", "--cluster_bits", 8, *with_volume) != large
 
 
 @pytest.mark.parametrize("with_volume", [False, True])
@@ -86,36 +88,48 @@ def test_integers_that_come_back_exactly_do_so_from_a_small_file(with_volume, tm
     assert sizes[1] < 0.75 * sizes[0]
 
 
-def test_large_integers_are_rounded_like_small_ones(tmp_path):
+def test_large_integers_are_not_taken_for_exact(tmp_path):
     """float64, in which values are before they are rounded, does not hold their differences: none seems to be there."""
-    trained = stored("large_integers", tmp_path)
-    settings = trained.settings
+    np.save(tmp_path / "v.npy", large_integers((9, 7, 5)))
+    settings = train(tmp_path / "v.npy", tmp_path).settings
     assert settings["is_exact"] is False and settings["psnr_unrounded"] == "inf" and settings["psnr"] < 70
-    sizes = [len(compress(trained, tmp_path / "blob"))]
+
+
+def test_large_integers_are_rounded_like_small_ones(tmp_path):
+    """By the PSNR after they are rounded, that in the configuration or that of the volume; without one it is 9 bits."""
+    trained = network_of("large_integers", large_integers(SMALL), tmp_path)
+    settings = trained.settings
+    assert settings["psnr_unrounded"] == "inf"
+    large = compress(trained, tmp_path / "blob")
+    measured = compress(trained, tmp_path / "blob", "--volume", trained.volume, "--n_passes", 0)
+    nine = compress(trained, tmp_path / "blob", "--cluster_bits", 9)
     pairs = [[end - 2**62 for end in pair] for pair in settings["value_range"]]
-    small = {"value_range": pairs, "psnr_unrounded": settings["psnr"]}
-    trained.config.write_text(json.dumps(settings | small))
-    sizes.append(len(compress(trained, tmp_path / "blob")))
-    assert sizes[1] == pytest.approx(sizes[0], abs=20)
+    alike = {"value_range": pairs, "psnr_unrounded": settings["psnr"]}
+    trained.config.write_text(json.dumps(settings | alike))
+    small = compress(trained, tmp_path / "blob")
+    assert len(large) == pytest.approx(len(small), abs=20) and nine not in (large, measured)
+    assert len(measured) == pytest.approx(len(small), rel=0.2)
 
 
 def test_integers_that_rounding_would_change_are_rounded_by_the_psnr(tmp_path, monkeypatch):
     trained = stored("labels_exact", tmp_path)
     exact = compress(trained, tmp_path / "blob")
-    monkeypatch.setattr(net_compress, "MAX_HALVINGS", 1)  # no rounding so coarse leaves them as they are
-    found = compress(trained, tmp_path / "blob")
+    with monkeypatch.context() as patched:
+        patched.setattr(net_compress, "MAX_HALVINGS", 1)  # no rounding so coarse leaves them as they are
+        found = compress(trained, tmp_path / "blob")
     trained.config.write_text(json.dumps({**trained.settings, "is_exact": None}))
     assert compress(trained, tmp_path / "blob") == found != exact
 
 
-def test_quantizer(chain, tmp_path):
+def test_quantizer(tmp_path):
     """Codebooks hold at most 2^bits values a matrix, as the original's do; both kinds decode."""
-    uniform, kmeans = (compress(chain, tmp_path / "blob", "--cluster_bits", 4, "--quantizer", q) for q in QUANTIZERS)
-    assert uniform == compress(chain, tmp_path / "blob", "--cluster_bits", 4) != kmeans
+    trained = stored("waves", tmp_path)
+    uniform, kmeans = (compress(trained, tmp_path / "blob", "--cluster_bits", 4, "--quantizer", q) for q in QUANTIZERS)
+    assert uniform == compress(trained, tmp_path / "blob", "--cluster_bits", 4) != kmeans
     tensors = net_coder.decode(kmeans)[1][0][1]
     for name in ("net_layers.1.linear_1.weight", "net_layers.1.linear_2.weight"):
         assert 8 < len(np.unique(tensors[name])) <= 16
-        weights = chain.state[name].numpy()
+        weights = trained.state[name].numpy()
         assert np.abs(tensors[name] - weights).mean() < 0.08 * np.abs(weights).max()
 
 
