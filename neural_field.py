@@ -26,8 +26,8 @@ from volume import Box, LazyArray
 # Positions at a time: activations stay in a core's cache, or fill a GPU. Always that many, the last ones padded.
 CHUNK = {"cpu": 1072, "cuda": 1 << 18}  # of a CPU: rows a power of two apart would share a few sets of its cache
 SLAB = 1 << 20  # positions whose nearest voxels are looked up in one go
-# Of the range: matrix products differ in their last bits by the place of a position in its chunk, so values that close
-# to the border of two integers are rounded from a float64 evaluation, to be the same whatever else is asked for.
+# Share of the range. Values this close to a rounding boundary of two integers are evaluated anew in float64: float32
+# products depend on a position's place in its chunk, and a region must give the same integers as the whole.
 NEAR = 1e-5
 INSIDE = 1e-6  # voxels by which rounding may move a point on the boundary out of the field
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import cli  # first: answers Ctrl-C while the others load
 
 # isort: split
-import base64
 import dataclasses
-import io
-import json
 import math
 import os
 import shlex
@@ -17,25 +14,21 @@ from argparse import Namespace
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import torch
 
-import fitting
-import long_runs
 import net_coder
-import outliers
 import pictures
-import ranks
-from fitting import Recipe
 from neural_field import NeuralField
-from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, neurons_for_budget, weights_crc32
-from streamed import training_field
+from siren import SirenConfig, count_parameters, neurons_for_budget
+from training import fitting, long_runs, outliers, processes
+from training.fitting import Recipe
+from training.network_files import configuration, write_network
+from training.streaming import make_sampler
 from utils import Metrics, ValueRange, compare, components_last, count_lost, describe, measured_boxes, overall
 from volume import Box, LazyArray, RawLayout, Volume, VolumeError, raw_layout
 from volume_io import read_volume
 from volume_series import files_of
 from volume_writers import write_volume
 
-FORMAT_VERSION = 1
 LONG_SECONDS = 30.0  # an interrupted run that took longer leaves the network so far
 
 
@@ -197,76 +190,6 @@ def settle_recipe(opt: Namespace, n_voxels: int, config: SirenConfig) -> Recipe:
     return Recipe(batch=opt.batchSize * opt.oversample, **settings)
 
 
-def configuration(
-    opt: Namespace,
-    header: net_coder.FieldHeader,
-    whole: ValueRange,
-    config: SirenConfig,
-    net: FieldNet,
-    quality: dict[str, float],
-    seconds: float,
-) -> dict:
-    """What thenet.json holds: the original's keys first, then what the later stages need.
-
-    missing: the content of a blob's chunk M, in base64.
-    clipped_from: with --clip, the range without. quality: psnr; with --clip psnr_clipped, of the clipped values; of
-    integers psnr_unrounded, of these before they are rounded, and is_exact, whether all come back as they are. A PSNR
-    is "inf" where there is no error, and null where it is not known.
-    """
-    missing = base64.b64encode(net_coder.encode_missing(header.missing)).decode() if header.missing else None
-    return {
-        "grad_lambda": opt.grad_lambda,
-        "n_layers": config.n_layers,
-        "layers": [config.n_neurons] * config.n_layers,
-        "w0": opt.w0 or OMEGA_0,
-        "compression_ratio": opt.compression_ratio,
-        "batchSize": opt.batchSize,
-        "oversample": opt.oversample,
-        "lr": opt.lr,
-        "n_passes": opt.n_passes,
-        "pass_decay": opt.pass_decay,
-        "lr_decay": opt.lr_decay,
-        "is_residual": config.is_residual,
-        "is_cuda": False,  # the original would demand a GPU to read them; weights are written from the CPU
-        "time": seconds,
-        "format_version": FORMAT_VERSION,
-        "d_in": config.d_in,
-        "d_out": config.d_out,
-        "omega_0": config.omega_0,
-        "shape": list(header.shape),
-        "dtype": header.low.dtype.name,
-        "value_range": ValueRange.of(header).pairs(),
-        "spacing": list(header.spacing),
-        "origin": list(header.origin),
-        "direction": list(header.direction),
-        "name": header.name,
-        "units": header.units,
-        "missing": missing,
-        "clipped_from": whole.pairs() if opt.clip else None,
-        "seed": opt.seed,
-        "n_parameters": count_parameters(config),
-        **{name: _in_json(figure) for name, figure in quality.items()},
-        "seconds": seconds,
-        "torch_version": torch.__version__,
-        "weights_crc32": weights_crc32(net.state_dict()),
-        "options": vars(opt),
-    }
-
-
-def _in_json(figure: float) -> float | str | None:
-    """A figure as JSON can say it: "inf" for infinite; None, which becomes null, for NaN, which is not known."""
-    if math.isnan(figure):
-        return None
-    return figure if math.isfinite(figure) else str(figure)
-
-
-def write_network(paths: tuple[str, str], net: FieldNet, settings: dict) -> None:
-    """Write the weights and the configuration."""
-    weights = io.BytesIO()  # clones: the parameters of a fit are parts of one vector, which would be stored whole
-    torch.save({name: tensor.cpu().clone() for name, tensor in net.state_dict().items()}, weights)
-    cli.write_files({paths[0]: weights.getvalue(), paths[1]: json.dumps(settings, indent=1, allow_nan=False).encode()})
-
-
 def output_paths(opt: Namespace) -> tuple[tuple[str, str], tuple[str, str], list[str]]:
     """Files of the network, of an interrupted one, and of the volumes that --enable-vol-debug asks for."""
     stem = os.path.splitext(opt.network)[0]
@@ -323,12 +246,12 @@ def warn(message: str) -> None:
     print(f"train.py: warning: {message}", file=sys.stderr)
 
 
-@ranks.joined()
+@processes.joined()
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-    device = cli.resolve_device(opt.cuda, opt.gid + ranks.on_this_machine())
+    device = cli.resolve_device(opt.cuda, opt.gid + processes.on_this_machine())
     finished, interrupted, debug = output_paths(opt)
     further = [path for path in (opt.checkpoint, opt.plot) if path]
     cli.check_outputs([*finished, *interrupted, *debug, *further], inputs=files_of(opt.volume))
@@ -352,20 +275,20 @@ def main(argv: Sequence[str]) -> None:
         net_coder.check_network(dataclasses.asdict(config))
     except net_coder.BlobError as error:
         raise cli.UserError(f"--compression_ratio {opt.compression_ratio:g} gives a network with {error}") from None
-    field = training_field(original, values, device, opt.grad_lambda > 0)
-    recipe = settle_recipe(opt, field.n_voxels, config)
+    sampler = make_sampler(original, values, device, opt.grad_lambda > 0)
+    recipe = settle_recipe(opt, sampler.n_voxels, config)
 
-    fit = fitting.new_fit(config, field, recipe, opt.seed, opt.w0, opt.num_workers)
+    fit = fitting.new_fit(config, sampler, recipe, opt.seed, opt.w0, opt.num_workers)
     if opt.resume:
         long_runs.load_checkpoint(opt, fit)
 
     def decoded() -> NeuralField:
         return NeuralField.of(fit.average, header, device, opt.num_workers)
 
-    measured = ranks.turns(measured_boxes(original))
+    measured = processes.turns(measured_boxes(original))
 
     def measure(values: ValueRange, chosen: Iterable[Box] = measured, as_float: bool = False) -> Metrics:
-        return overall(ranks.gathered(compare(volume.array, decoded().lazy(as_float=as_float), values, chosen)))
+        return overall(processes.gathered(compare(volume.array, decoded().lazy(as_float=as_float), values, chosen)))
 
     def settings(quality: dict[str, float]) -> dict:
         return configuration(opt, header, whole, config, fit.average, quality, fit.seconds)
@@ -383,10 +306,10 @@ def main(argv: Sequence[str]) -> None:
             if values.dtype.kind in "iu":
                 quality["psnr_unrounded"] = measure(values, progress.each(measured), as_float=True).psnr
                 quality["is_exact"] = clipped.psnr == math.inf
-        if not ranks.is_first():
+        if not processes.is_first():
             return
     except KeyboardInterrupt:
-        if fit.seconds < LONG_SECONDS or not ranks.is_first():
+        if fit.seconds < LONG_SECONDS or not processes.is_first():
             raise
         write_network(interrupted, fit.average, settings({"psnr": math.nan}))
         raise KeyboardInterrupt(f"the network so far, {fit.progress:.0%} trained, is in {interrupted[0]}") from None
@@ -398,7 +321,7 @@ def main(argv: Sequence[str]) -> None:
         pictures.plot(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, metrics.psnr))
 
     n_parameters = count_parameters(config)
-    constant = fitting.psnr_of(field.variance)
+    constant = fitting.psnr_of(sampler.variance)
     if values.extent.any() and not clipped.psnr >= constant + 1:  # NaN neither
         warn(
             f"the network has {clipped.psnr:.1f} dB, where a constant volume would have {constant:.1f} dB: "
@@ -407,7 +330,7 @@ def main(argv: Sequence[str]) -> None:
     if opt.target_psnr and clipped.psnr < opt.target_psnr:
         warn(f"the network has {clipped.psnr:.1f} dB: more --n_passes or a lower --compression_ratio may give more")
     cli.report(
-        **metrics.report(field.n_voxels),
+        **metrics.report(sampler.n_voxels),
         **clip_report(opt, original, values, clipped),
         parameters=n_parameters,
         compression_ratio=f"{n_voxels / n_parameters:.2f}",
@@ -421,4 +344,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, VolumeError, ranks.RankError)
+    cli.run(main, VolumeError, processes.RankError)

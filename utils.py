@@ -183,9 +183,9 @@ class ValueRange:
     def denormalise(self, values: np.ndarray, as_float: bool = False) -> np.ndarray:
         """Normalised values of shape (..., components) -> the field's own units and dtype.
 
-        Clipped to the range, which can only lessen the error. Integers are rounded; `as_float` gives
-        float32 instead, or float64 where the field's own type is wider than that. None becomes the fill value, which
-        would say that it is missing, but the number below.
+        Values are clipped to the range, which can only lessen the error. Integers are rounded; `as_float` gives float32
+        instead, or float64 where the field's own type is wider than that. If a decoded value happens to equal the fill
+        value, it is replaced by the next smaller number, so that the voxel does not count as missing.
         """
         wide = _wide(self.dtype)
         unit = (np.clip(values.astype(np.float64), -1.0, 1.0) + 1.0) / 2.0

@@ -69,8 +69,7 @@ Box = tuple[slice, ...]
 def boxes(values: np.ndarray, n: int | None = None, order: Iterable[int] | None = None) -> list[Box]:
     """Boxes of nearly equal size that make up the grid of values (..., components), of at most n values each (SLAB).
 
-    As far as possible each lies in one piece in memory, or in the file that is mapped there, one after the other, or
-    would if the grid's axes were in the given order there, the fastest one last.
+    Boxes follow the order of memory, or `order`, the fastest axis last. So each box is nearly one contiguous read.
     """
     shape, left = values.shape[:-1], max(1, (n or SLAB) // values.shape[-1])
     order = list(order or sorted(range(len(shape)), key=lambda axis: -abs(values.strides[axis])))

@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import entropy_coder
 import net_coder
 from cli import report
-from quantise import N_POINTS, choose_steps, domain_points, round_layers, sensitivities
+from quantising.rounding import round_layers
+from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget
 
 REPEATS = 5
@@ -47,7 +48,7 @@ def main() -> None:
     config = SirenConfig(neurons_for_budget(opt.parameters))
     net = FieldNet(config, torch.Generator().manual_seed(0))
     header = net_coder.FieldHeader(SHAPE, np.float32([0]), np.float32([1]), (1.0,) * 3, (0.0,) * 3)
-    points = domain_points(SHAPE, N_POINTS)
+    points = quasirandom_points(SHAPE, N_POINTS)
     report(parameters=count_parameters(config), n_neurons=config.n_neurons)
     for bits in opt.bits:
         to_choose, steps = timed(lambda bits=bits: choose_steps(net, sensitivities(net, points), bits=bits))

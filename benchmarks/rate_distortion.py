@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inputs import read_scalar
 
 import cli
-import quantise
 from neural_field import NeuralField
+from quantising import codebooks, rounding
 from siren import FieldNet, SirenConfig, count_parameters
 from utils import compare, describe
 from volume import Volume, VolumeError
@@ -152,7 +152,7 @@ def original_format(volume: np.ndarray, settings: dict, state: dict[str, torch.T
     n_bytes = 5 + 4 * config.n_layers + 4 * (3 * n + n + n + 1)
     n_bytes += n_hidden * (4 * 2**ORIGINAL_BITS + math.ceil(n * n * ORIGINAL_BITS / 8) + 4 + 4 * n)
     as_good_as_float32 = np.float32(2.0**-20)  # what has no codebook is stored as it is
-    quantise.load(net, quantise.round_to_codebooks(net, ORIGINAL_BITS, [as_good_as_float32] * (n_hidden + 2)))
+    rounding.load(net, codebooks.round_to_codebooks(net, ORIGINAL_BITS, [as_good_as_float32] * (n_hidden + 2)))
     header = describe(Volume(volume, (1.0,) * 3, (0.0,) * 3), 3)
     return n_bytes, compare(volume, NeuralField.of(net, header).on_grid()).psnr
 

@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inputs import read_scalar
 
 import cli
-import fitting
 from neural_field import NeuralField
 from siren import SirenConfig, count_parameters, neurons_for_budget
-from streamed import training_field
+from training import fitting
+from training.streaming import make_sampler
 from utils import ValueRange, compare, components_last, describe
 from volume import Volume, VolumeError
 
@@ -28,12 +28,12 @@ from volume import Volume, VolumeError
 def fit_psnr(volume: Volume, config: SirenConfig, seed: int, passes: float | None) -> tuple[float, float, int]:
     """PSNR of one fit, that of the best constant, and how often the fit had to recover."""
     header = describe(volume, 3)
-    field = training_field(components_last(volume.array, 3), ValueRange.of(header), torch.device("cpu"))
-    recipe = fitting.default_recipe(field.n_voxels, config, n_passes=passes)
-    fit = fitting.new_fit(config, field, recipe, seed)
+    sampler = make_sampler(components_last(volume.array, 3), ValueRange.of(header), torch.device("cpu"))
+    recipe = fitting.default_recipe(sampler.n_voxels, config, n_passes=passes)
+    fit = fitting.new_fit(config, sampler, recipe, seed)
     fit.run()
     psnr = compare(volume.array, NeuralField.of(fit.average, header).on_grid()).psnr
-    return psnr, fitting.psnr_of(field.variance), fit.recovery.n_recoveries
+    return psnr, fitting.psnr_of(sampler.variance), fit.recovery.n_recoveries
 
 
 def row(name: str, volume: Volume, config: SirenConfig, seeds: range, passes: float | None) -> None:

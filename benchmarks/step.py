@@ -19,9 +19,10 @@ import torch
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import fitting
-from samples import Field
-from siren import FieldNet, SirenConfig, SquaredError, torch_matmul, unaligned
+from siren import FieldNet, SirenConfig
+from training import fitting
+from training.gradient import LossGradient, torch_matmul, unaligned
+from training.sampler import VoxelSampler
 
 REPEATS = 7
 
@@ -45,12 +46,12 @@ def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
     """Milliseconds of a step of a residual network of 8 layers, and of its parts."""
     net = FieldNet(SirenConfig(width), torch.Generator().manual_seed(0))
     side = round(batch ** (1 / 3)) + 8
-    field = Field(np.random.default_rng(0).random((side, side, side, 1), np.float32), torch.device("cpu"))
-    flat = field.shuffled(0, 0)[:batch]
-    x, values = field.samples(flat)
-    fit = fitting.Fit(net, field, fitting.default_recipe(field.n_voxels, net.config), seed=0)
-    squared_error = SquaredError(net, batch, n_threads=n_threads)
-    fit.squared_error, fit.density = squared_error, field.density(fit.errors)
+    sampler = VoxelSampler(np.random.default_rng(0).random((side, side, side, 1), np.float32), torch.device("cpu"))
+    flat = sampler.shuffled(0, 0)[:batch]
+    x, values = sampler.samples(flat)
+    fit = fitting.Fit(net, sampler, fitting.default_recipe(sampler.n_voxels, net.config), seed=0)
+    squared_error = LossGradient(net, batch, n_threads=n_threads)
+    fit.squared_error, fit.density = squared_error, sampler.density(fit.errors)
 
     def autograd() -> None:
         net.zero_grad()

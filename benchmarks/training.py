@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inputs import read_scalar
 
 import cli
-import fitting
 from neural_field import NeuralField
 from siren import OMEGA_0, SirenConfig, count_parameters, neurons_for_budget
-from streamed import training_field
+from training import fitting
+from training.streaming import make_sampler
 from utils import ValueRange, compare, components_last, describe
 from volume import Volume, VolumeError
 
@@ -57,9 +57,9 @@ def run_recipe(
 ) -> Run:
     """Fit a fresh network to the volume; with `max_seconds`, which go by the clock, only the end is evaluated."""
     header = describe(volume, 3)
-    field = training_field(components_last(volume.array, 3), ValueRange.of(header), device)
+    sampler = make_sampler(components_last(volume.array, 3), ValueRange.of(header), device)
     started = time.monotonic()
-    fit = fitting.new_fit(config, field, recipe, 0, first_omega)
+    fit = fitting.new_fit(config, sampler, recipe, 0, first_omega)
     run, paused, due = Run([], [], 0), started - time.monotonic(), math.inf if recipe.max_seconds else 0.1
 
     def on_step(fit: fitting.Fit) -> None:
@@ -68,7 +68,7 @@ def run_recipe(
             started = time.monotonic()
             run.seconds.append(fit.seconds - paused)
             run.psnr.append(compare(volume.array, NeuralField.of(fit.average, header, device).on_grid()).psnr)
-            run.n_samples = round(fit.step / fit.steps_per_pass * field.n_voxels)
+            run.n_samples = round(fit.step / fit.steps_per_pass * sampler.n_voxels)
             due = FINER * (fit.seconds - paused)
             paused += time.monotonic() - started
 

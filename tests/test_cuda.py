@@ -8,9 +8,10 @@ import torch
 from helpers.networks import field_net, header_of
 from helpers.scripts import WELL, compress, decompress, train
 
-import long_runs
 from neural_field import NeuralField
-from siren import FieldNet, SquaredError
+from siren import FieldNet
+from training import long_runs
+from training.gradient import LossGradient
 
 pytestmark = pytest.mark.gpu
 CUDA = "cuda"
@@ -33,7 +34,7 @@ def test_a_field_is_that_of_the_cpu(is_residual):
 def error_and_gradient(net: FieldNet, device: str, x, values, weights) -> tuple[float, torch.Tensor, torch.Tensor]:
     """The error, the squared error of each sample, and the gradient as one vector, computed on a device."""
     net = net.to(device)
-    squared_error = SquaredError(net, len(x), is_clipped=True)
+    squared_error = LossGradient(net, len(x), is_clipped=True)
     error = squared_error(x.to(device), values.to(device), weights.to(device))
     gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
     assert gradient.device.type == torch.device(device).type

@@ -20,13 +20,11 @@ from helpers.volumes import slanted
 from helpers.vtk import vtk_read, vtk_write
 
 import cli
-import fitting
-import long_runs
 import net_compress
 import net_decompress
-import siren
 import train as train_script
-from samples import Field
+from training import fitting, long_runs
+from training.sampler import VoxelSampler
 
 QUANTIZERS = ("uniform", "kmeans")
 ORIGINAL_KEYS = [
@@ -234,14 +232,14 @@ def test_max_seconds(volume_file, tmp_path, monkeypatch):
 
 def interrupt_at(monkeypatch, step):
     """Press Ctrl-C when the training comes to that step."""
-    original, count = Field.samples, iter(range(1, 10**9))
+    original, count = VoxelSampler.samples, iter(range(1, 10**9))
 
     def samples(self, flat):
         if next(count) == step:
             raise KeyboardInterrupt
         return original(self, flat)
 
-    monkeypatch.setattr(Field, "samples", samples)
+    monkeypatch.setattr(VoxelSampler, "samples", samples)
 
 
 def test_checkpoint_and_resume(volume_file, tmp_path, monkeypatch):
@@ -362,7 +360,7 @@ def test_numbers_that_no_fit_bears_are_refused(volume_file, tmp_path, option):
 
 def test_num_workers(volume_file, tmp_path, monkeypatch):
     """So many threads work; what comes out is the same."""
-    monkeypatch.setattr(siren, "PART", (100, 1))
+    monkeypatch.setattr("training.gradient.PART", (100, 1))
     alone = train(volume_file, tmp_path, "--num_workers", 1)
     pools = []
     executor = concurrent.futures.ThreadPoolExecutor

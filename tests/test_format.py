@@ -183,7 +183,9 @@ import net_coder  # noqa: E402
 from mask import Mask  # noqa: E402
 from net_coder import BlobError, FieldHeader, QuantisedLayer, layer_shapes, round_step  # noqa: E402
 from neural_field import NeuralField  # noqa: E402
-from quantise import choose_steps, domain_points, round_layers, round_to_codebooks, sensitivities  # noqa: E402
+from quantising.codebooks import round_to_codebooks  # noqa: E402
+from quantising.rounding import round_layers  # noqa: E402
+from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities  # noqa: E402
 
 TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
 
@@ -317,7 +319,7 @@ def test_a_mask_that_repeats_costs_little():
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_decoders_agree_at_all_bits(bits):
     net = field_net(n_neurons=7, d_in=2)
-    steps = choose_steps(net, sensitivities(net, domain_points((5, 4), 64)), bits=bits)
+    steps = choose_steps(net, sensitivities(net, quasirandom_points((5, 4), 64)), bits=bits)
     for layers in (round_layers(net, steps), round_to_codebooks(net, bits, steps)):
         assert_same(net_coder.encode(header_of((5, 4)), [(dataclasses.asdict(net.config), layers)]))
 
@@ -385,7 +387,7 @@ def test_attributes_of_another_form(text):
 )
 def test_values_are_those_specified(shape, d_out, n_layers, is_residual):
     net = field_net(n_layers=n_layers, d_in=len(shape), d_out=d_out, is_residual=is_residual, omega_0=20.0)
-    layers = round_layers(net, choose_steps(net, sensitivities(net, domain_points(shape, 64)), bits=9))
+    layers = round_layers(net, choose_steps(net, sensitivities(net, quasirandom_points(shape, 64)), bits=9))
     blob = net_coder.encode(header_of(shape, -3.0, 5.0, d_out=d_out), [(dataclasses.asdict(net.config), layers)])
     np.testing.assert_allclose(values_of(blob), evaluate(read_blob(blob)), rtol=0, atol=8e-5)
 
@@ -436,7 +438,7 @@ def write_golden() -> None:
     }
     expected = {}
     for name, net in nets.items():
-        steps = choose_steps(net, sensitivities(net, domain_points(headers[name].shape, 256)), bits=9)
+        steps = choose_steps(net, sensitivities(net, quasirandom_points(headers[name].shape, 256)), bits=9)
         layers = round_to_codebooks(net, 6, steps) if name == "codebooks" else round_layers(net, steps)
         blob = net_coder.encode(headers[name], [(dataclasses.asdict(net.config), layers)])
         (GOLDEN / f"golden_{name}.blob").write_bytes(blob)

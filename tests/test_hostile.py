@@ -44,7 +44,9 @@ import net_decompress
 from cli import UserError
 from mask import Mask
 from net_coder import BlobError, FieldHeader, decode, decode_original, encode
-from quantise import choose_steps, domain_points, round_layers, round_to_codebooks, sensitivities
+from quantising.codebooks import round_to_codebooks
+from quantising.rounding import round_layers
+from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities
 
 FREE = 4 << 20  # bytes that reading may take whatever the file: tables of the entropy coder
 
@@ -70,7 +72,7 @@ def networks(draw):
 @given(networks(), st.integers(1, 16), st.booleans())
 def test_arbitrary_networks(net, bits, kmeans):
     """Decoding gives exactly what the integers stand for, and each weight within half a step of the original."""
-    steps = choose_steps(net, sensitivities(net, domain_points((3,) * net.config.d_in, 32)), bits=bits)
+    steps = choose_steps(net, sensitivities(net, quasirandom_points((3,) * net.config.d_in, 32)), bits=bits)
     layers = round_to_codebooks(net, bits, steps) if kmeans else round_layers(net, steps)
     header = header_of((3,) * net.config.d_in, d_out=net.config.d_out)
     found, ((network, tensors),) = decode(encode(header, [(dataclasses.asdict(net.config), layers)]))
@@ -213,7 +215,7 @@ def seeds() -> list[bytes]:
         ({"n_neurons": 2, "n_layers": 1}, header_of(missing=mask_of((4, 3, 2), np.nan)), 4, False),
     ):
         net = field_net(**fields)
-        steps = choose_steps(net, sensitivities(net, domain_points(head.shape, 32)), bits=bits)
+        steps = choose_steps(net, sensitivities(net, quasirandom_points(head.shape, 32)), bits=bits)
         layers = round_to_codebooks(net, bits, steps) if kmeans else round_layers(net, steps)
         blobs.append(encode(head, [(dataclasses.asdict(net.config), layers)]))
     return blobs
@@ -674,7 +676,7 @@ def test_deeply_nested_configurations(key, chain, tmp_path):
 def test_hostile_names_and_units(name, suffix, tmp_path):
     """A name is text of the file's maker: it is written somehow, or refused."""
     net = field_net(n_neurons=2, n_layers=1)
-    layers = round_layers(net, choose_steps(net, sensitivities(net, domain_points((3, 2, 2), 32)), bits=4))
+    layers = round_layers(net, choose_steps(net, sensitivities(net, quasirandom_points((3, 2, 2), 32)), bits=4))
     blob = encode(header_of(), [(dataclasses.asdict(net.config), layers)])
     data = assemble([*chunks_of(blob), (b"a", json.dumps({"name": name, "units": name}).encode())])
     (tmp_path / "blob").write_bytes(data)

@@ -16,14 +16,14 @@ from helpers.networks import chunks_of, fit, watched_samples
 from helpers.scripts import WELL, compress, decompress, error_of, results, train
 from helpers.volumes import SHAPE, slanted
 
-import long_runs
 import net_compress
 import train as train_script
 from cli import UserError
-from fitting import Fit, Recipe, loss_with_gradient
 from neural_field import NeuralField
-from samples import Field
 from siren import FieldNet, SirenConfig
+from training import long_runs
+from training.fitting import Fit, Recipe, loss_with_gradient
+from training.sampler import VoxelSampler
 from utils import ValueRange, compare, describe, overall, value_range
 from volume import VolumeError, is_missing
 from volume_io import read_volume
@@ -40,8 +40,8 @@ def holed(shape=(9, 7, 5), fill=np.nan, dtype=np.float32) -> tuple[np.ndarray, n
     return array, mask
 
 
-def field_of(array: np.ndarray, fill=NAN) -> Field:
-    return Field(value_range(array, fill).normalise(array), CPU)
+def field_of(array: np.ndarray, fill=NAN) -> VoxelSampler:
+    return VoxelSampler(value_range(array, fill).normalise(array), CPU)
 
 
 # --- which voxels are missing -----------------------------------------------------------------------

@@ -15,12 +15,11 @@ from vtkmodules.vtkIOImage import vtkPNGReader
 
 import cli
 import colours
-import fitting
-import long_runs
 import net_decompress
 import pictures
 import train as train_script
 from pictures import BAR, GAP, LINE, PANEL
+from training import fitting, long_runs
 from utils import Grid, ValueRange, voxel_grid
 
 ROW = 2 * LINE + PANEL + GAP  # height of what belongs to one field

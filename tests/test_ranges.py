@@ -16,9 +16,9 @@ from helpers.scripts import ROOT, WELL, compress, decompress, error_of, results,
 from helpers.volumes import SHAPE, slanted
 
 import net_compress
-import outliers
 import train as train_script
 from cli import to_number
+from training import outliers
 from utils import ValueRange, value_range
 from volume_io import read_volume
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import quantise
+from quantising import compensation
 from volume_io import read_volume
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,7 +59,7 @@ def assert_as_shown(printed: str, shown: str) -> None:
 def test_every_block_in_order(folder, capsys, monkeypatch):
     """Commands after a dollar sign print what is shown; those without output, on blobs made before, and Python run."""
     for size in ("BLOCK", "WIDE_BLOCK"):  # of metrics: the fewer weights have one together, the faster is rounding
-        monkeypatch.setattr(quantise, size, 256)
+        monkeypatch.setattr(compensation, size, 256)
     scripts = []
     for language, block in BLOCKS:
         first, _, shown = block.partition("\n")
@@ -84,6 +84,8 @@ def test_the_first_command_as_a_process(folder):
     """In a folder that holds the scripts and the volume, and nothing else of the repository."""
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
+    for path in ROOT.glob("*/__init__.py"):
+        shutil.copytree(path.parent, folder / path.parent.name)
     command = shlex.split(BLOCKS[0][1].split(" && python ")[1])
     done = subprocess.run([sys.executable, *command, "--n_passes", "1"], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -24,12 +24,12 @@ from helpers.volumes import slanted
 from helpers.vtk import vtk_write
 
 import cli
-import long_runs
 import net_coder
 import net_compress
 import net_decompress
 import siren
 import train as train_script
+from training import long_runs
 
 # --- bad input --------------------------------------------------------------------------------------
 

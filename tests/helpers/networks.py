@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 import net_coder
-from fitting import Fit, Recipe
-from quantise import choose_steps, round_layers, sensitivities
-from samples import Field
+from quantising.rounding import round_layers
+from quantising.sensitivity import choose_steps, sensitivities
 from siren import FieldNet, SirenConfig
+from training.fitting import Fit, Recipe
+from training.sampler import VoxelSampler
 
 
 def field_net(seed: int = 0, **fields) -> FieldNet:
@@ -27,9 +28,9 @@ def arrays(net: FieldNet) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in net.state_dict().items()}
 
 
-def fit(net: FieldNet, field: Field, seed: int = 0, on_step=lambda fit: None, start=None, **fields) -> Fit:
+def fit(net: FieldNet, sampler: VoxelSampler, seed: int = 0, on_step=lambda fit: None, start=None, **fields) -> Fit:
     """Fit `net` in place by a small recipe, from the beginning or from the state `start`."""
-    done = Fit(net, field, Recipe(**{"n_passes": 1, "batch": 16, "lr": 1e-3, **fields}), seed)
+    done = Fit(net, sampler, Recipe(**{"n_passes": 1, "batch": 16, "lr": 1e-3, **fields}), seed)
     if start is not None:
         done.load_state_dict(start)
     done.run(on_step)
@@ -39,17 +40,17 @@ def fit(net: FieldNet, field: Field, seed: int = 0, on_step=lambda fit: None, st
 @contextlib.contextmanager
 def watched_samples():
     """The flat voxel indices of every training step within the block, in a list."""
-    steps, original = [], Field.samples
+    steps, original = [], VoxelSampler.samples
 
     def samples(self, flat):
         steps.append(flat.clone().cpu())
         return original(self, flat)
 
-    Field.samples = samples
+    VoxelSampler.samples = samples
     try:
         yield steps
     finally:
-        Field.samples = original
+        VoxelSampler.samples = original
 
 
 def make_blob(header: net_coder.FieldHeader, net: FieldNet, bits: int = 9) -> bytes:

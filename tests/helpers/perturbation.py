@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import torch
 
-import fitting
 from siren import FieldNet, lay_waves
+from training import fitting
 
 SIZE = 1e-6  # of each weight
 _seed: int | None = None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.original import original_coordinates
 
-from samples import Field, flat_coordinates
+from training.sampler import VoxelSampler, flat_coordinates
 from utils import axis_coordinates
 
 CPU = torch.device("cpu")
@@ -23,8 +23,8 @@ def test_coordinates_are_the_originals():
 
 
 def test_flat_index_is_c_order():
-    field = Field(np.zeros((5, 3, 2, 1), np.float32), CPU)
-    found, _ = field.samples(torch.tensor([1, 2, 6, 29]))  # (0,0,1) (0,1,0) (1,0,0) (4,2,1)
+    sampler = VoxelSampler(np.zeros((5, 3, 2, 1), np.float32), CPU)
+    found, _ = sampler.samples(torch.tensor([1, 2, 6, 29]))  # (0,0,1) (0,1,0) (1,0,0) (4,2,1)
     expected = [[-1, -0.5, 0.25], [-1, 0, -0.25], [-0.5, -0.5, -0.25], [1, 0.5, 0.25]]
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7)
@@ -32,17 +32,17 @@ def test_flat_index_is_c_order():
 
 def test_field_values_belong_to_their_coordinates():
     grid = np.arange(30, dtype=np.float32).reshape(5, 3, 2, 1)
-    field = Field(grid, CPU)
-    assert field.shape == (5, 3, 2) and field.n_voxels == 30
-    _, found = field.samples(torch.tensor([1, 2, 6, 29]))
+    sampler = VoxelSampler(grid, CPU)
+    assert sampler.shape == (5, 3, 2) and sampler.n_voxels == 30
+    _, found = sampler.samples(torch.tensor([1, 2, 6, 29]))
     assert found[:, 0].tolist() == [grid[0, 0, 1], grid[0, 1, 0], grid[1, 0, 0], grid[4, 2, 1]]
 
 
 def test_squared_errors_are_those_of_what_is_decoded(monkeypatch):
-    monkeypatch.setattr("samples.SLAB", 7)
+    monkeypatch.setattr("training.sampler.SLAB", 7)
     grid = np.linspace(-1, 1, 60, dtype=np.float32).reshape(5, 3, 2, 2)
     grid[2, 1] = np.nan
-    found = Field(grid, CPU).squared_errors(lambda x: 2 * x[:, :2])
+    found = VoxelSampler(grid, CPU).squared_errors(lambda x: 2 * x[:, :2])
     y = (2 * original_coordinates((5, 3, 2))[:, :2]).clip(-1, 1)
     expected = np.nan_to_num(((y - grid.reshape(30, 2)) ** 2).mean(axis=1))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -51,17 +51,17 @@ def test_squared_errors_are_those_of_what_is_decoded(monkeypatch):
 
 @pytest.mark.parametrize("shape", [(5, 3, 2), (1, 1, 1), (7, 1, 1)])
 def test_shuffled_is_every_voxel_once(shape):
-    field = Field(np.zeros((*shape, 1), np.float32), CPU)
+    sampler = VoxelSampler(np.zeros((*shape, 1), np.float32), CPU)
     for index in range(3):
-        assert field.shuffled(0, index).sort().values.tolist() == list(range(field.n_voxels))
+        assert sampler.shuffled(0, index).sort().values.tolist() == list(range(sampler.n_voxels))
 
 
 def test_shuffled_depends_on_seed_and_pass_alone():
-    field = Field(np.zeros((5, 4, 3, 1), np.float32), CPU)
-    orders = [field.shuffled(seed, index).tolist() for seed in (0, 1, 2**63 - 1) for index in (0, 1, 2)]
+    sampler = VoxelSampler(np.zeros((5, 4, 3, 1), np.float32), CPU)
+    orders = [sampler.shuffled(seed, index).tolist() for seed in (0, 1, 2**63 - 1) for index in (0, 1, 2)]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
     torch.manual_seed(5)
-    assert field.shuffled(0, 0).tolist() == orders[0]
+    assert sampler.shuffled(0, 0).tolist() == orders[0]
 
 
 def test_shuffled_by_density_is_every_voxel_so_often():
@@ -72,13 +72,13 @@ def test_shuffled_by_density_is_every_voxel_so_often():
     for missing in (False, True):
         grid = np.zeros((6, 5, 4, 1), np.float32)
         grid.reshape(-1)[:30] = np.nan if missing else 0
-        field = Field(grid, CPU)
+        sampler = VoxelSampler(grid, CPU)
         expected = density.clone()
         expected[: 30 * missing] = 0
-        expected *= field.n_voxels / expected.sum()
-        orders = [field.shuffled(3, index, expected) for index in range(400)]
+        expected *= sampler.n_voxels / expected.sum()
+        orders = [sampler.shuffled(3, index, expected) for index in range(400)]
         counts = torch.stack([order.bincount(minlength=120) for order in orders]).double()
-        assert all(len(order) == field.n_voxels for order in orders)
+        assert all(len(order) == sampler.n_voxels for order in orders)
         assert float((counts - expected).abs().max()) < 1 + 1e-4
         assert float((counts.mean(0) - expected).abs().max()) < 0.1
         assert not torch.equal(orders[0].sort().values, orders[0])
@@ -93,7 +93,7 @@ def coordinate_grids(shape):
 
 def test_gradient_of_a_linear_field_is_exact_everywhere():
     x, y, z = coordinate_grids((9, 7, 5))
-    gradients = Field((0.4 * x - 0.3 * y + 0.2 * z)[..., None].astype(np.float32), CPU).gradients
+    gradients = VoxelSampler((0.4 * x - 0.3 * y + 0.2 * z)[..., None].astype(np.float32), CPU).gradients
     assert gradients.shape == (9 * 7 * 5, 1, 3) and gradients.dtype == torch.float32
     np.testing.assert_allclose(gradients[:, 0], np.broadcast_to([0.4, -0.3, 0.2], (315, 3)), rtol=0, atol=2e-6)
 
@@ -104,7 +104,7 @@ def test_gradient_is_central_inside_and_one_sided_at_the_faces(axis):
     shape = (9, 7, 5)
     h = 2 / 8
     x = coordinate_grids(shape)[axis]
-    gradients = Field((x**2)[..., None].astype(np.float32), CPU).gradients.numpy().reshape(*shape, 3)
+    gradients = VoxelSampler((x**2)[..., None].astype(np.float32), CPU).gradients.numpy().reshape(*shape, 3)
     expected = 2 * x
     first, last = ([slice(None)] * 3 for _ in range(2))
     first[axis], last[axis] = 0, -1
@@ -116,7 +116,7 @@ def test_gradient_is_central_inside_and_one_sided_at_the_faces(axis):
 
 def test_gradient_of_components_and_one_voxel_axes():
     x, _, z = coordinate_grids((4, 1, 3))
-    gradients = Field(np.stack([x, -2 * z], axis=-1).astype(np.float32), CPU).gradients
+    gradients = VoxelSampler(np.stack([x, -2 * z], axis=-1).astype(np.float32), CPU).gradients
     assert gradients.shape == (12, 2, 3)
     np.testing.assert_allclose(gradients[:, 0], np.broadcast_to([1, 0, 0], (12, 3)), rtol=0, atol=1e-6)
     np.testing.assert_allclose(gradients[:, 1], np.broadcast_to([0, 0, -2], (12, 3)), rtol=0, atol=1e-6)
@@ -127,14 +127,14 @@ def test_mirrors():
     x, y, z = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (20, 25, 16)), indexing="ij")
     grid = np.cos((x - 9.5) ** 2 / 50) + np.cos((y - 11) / 3) * np.exp(-z / 9)
     grid[2, 3, 4] = np.nan  # missing
-    found = Field(grid[..., None] / 2, CPU).mirrors()
+    found = VoxelSampler(grid[..., None] / 2, CPU).mirrors()
     assert found == [0.0, pytest.approx(11 / 12 - 1, abs=1e-6), None]
     both = np.stack([grid, z], axis=-1)  # a component that is symmetric in x and y, too
-    assert Field(both / 20, CPU).mirrors()[:2] == found[:2]
-    assert Field(np.stack([grid, x], axis=-1) / 20, CPU).mirrors()[0] is None
+    assert VoxelSampler(both / 20, CPU).mirrors()[:2] == found[:2]
+    assert VoxelSampler(np.stack([grid, x], axis=-1) / 20, CPU).mirrors()[0] is None
     noise = np.random.default_rng(0).random((20, 25, 3, 1), np.float32)
-    assert Field(noise, CPU).mirrors() == [None] * 3
-    assert Field(np.zeros((8, 8, 1, 1), np.float32), CPU).mirrors() == [None] * 3
+    assert VoxelSampler(noise, CPU).mirrors() == [None] * 3
+    assert VoxelSampler(np.zeros((8, 8, 1, 1), np.float32), CPU).mirrors() == [None] * 3
 
 
 @pytest.mark.parametrize("n_voxels", [1, 5, 40])
@@ -142,6 +142,6 @@ def test_few_voxels_are_not_symmetric_unseen(n_voxels):
     grid = np.zeros((48, 48, 48), np.float32)
     grid[10, 11, 12] = 1.0
     grid.flat[np.random.default_rng(0).choice(grid.size, n_voxels - 1, replace=False)] = 1.0
-    assert Field(grid[..., None], CPU).mirrors() == [None] * 3
+    assert VoxelSampler(grid[..., None], CPU).mirrors() == [None] * 3
     both = np.maximum(grid, grid[::-1])
-    assert Field(both[..., None], CPU).mirrors() == [0.0, None, None]
+    assert VoxelSampler(both[..., None], CPU).mirrors() == [0.0, None, None]

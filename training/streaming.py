@@ -15,7 +15,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from samples import PROBED, Field, axis_tensors, density_of, drawn_by, finite_differences, flat_coordinates
+from training.sampler import (
+    PROBED,
+    VoxelSampler,
+    axis_tensors,
+    density_of,
+    drawn_by,
+    finite_differences,
+    flat_coordinates,
+)
 from utils import ValueRange
 from volume import Box, boxes, parts
 
@@ -26,23 +34,23 @@ STRETCH = 1 << 10  # voxels: longer ones are more alike, and cost quality
 PROBED_STRETCHES = 256  # from which the voxels come that a fit is judged by
 
 
-def training_field(
+def make_sampler(
     original: np.ndarray, values: ValueRange, device: torch.device, with_slopes: bool = False
-) -> Field | StreamedField:
+) -> VoxelSampler | StreamingSampler:
     """The field of a volume (grid..., components), to train on: in memory, or streamed from its file when it is large.
 
     with_slopes: whether slopes will be asked for.
     """
     if math.prod(original.shape[:-1]) > IN_MEMORY:
-        return StreamedField(original, values, device, with_slopes)
+        return StreamingSampler(original, values, device, with_slopes)
     normalised = np.empty(original.shape, np.float32)
     for box, part in parts(original):
         normalised[box] = values.normalise(part)
-    return Field(normalised, device)
+    return VoxelSampler(normalised, device)
 
 
-class StreamedField:
-    """As samples.Field, but `original` (grid..., components), a memory map, is read and normalised when it is drawn.
+class StreamingSampler:
+    """As VoxelSampler, but `original` (grid..., components), a memory map, is read and normalised when it is drawn.
 
     A voxel is known by its place in the buffer.
     """
@@ -73,7 +81,7 @@ class StreamedField:
         return functools.reduce(lambda crc, part: zlib.crc32(part[1].tobytes(), crc), parts(self.original), 0)
 
     def probe(self, density: None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `Field.probe`, from stretches drawn at random."""
+        """As `VoxelSampler.probe`, from stretches drawn at random."""
         flat = torch.empty(0, dtype=torch.int64, device=self.device)
         values = torch.empty(0, self.original.shape[-1], device=self.device)
         order = np.random.default_rng(0).permutation(len(self.stretches))

@@ -25,12 +25,13 @@ import datetime, itertools, os, signal, sys, traceback, types
 sys.path.insert(0, {str(ROOT)!r})
 import torch
 import torch.distributed as dist
-import cli, fitting, long_runs, ranks, train, volume
+import cli, train, volume
+from training import fitting, long_runs, processes
 cli.PLAIN_PROGRESS_SECONDS = 0.5
-ranks.FIRST_SPEAKS = 0.5
+processes.FIRST_SPEAKS = 0.5
 
 def run():
-    cli.run(train.main, volume.VolumeError, ranks.RankError)
+    cli.run(train.main, volume.VolumeError, processes.RankError)
 """
 
 # Runs every case in two processes that join as those of torchrun do, and some in one. They are forked: torch is loaded
@@ -43,10 +44,10 @@ def started(case, rank, n_ranks, flags):
     os.dup2(os.open(f"{{case}}.{{rank}}.err", os.O_WRONLY | os.O_CREAT), 2)
     if n_ranks > 1:
         os.environ.update(TORCHELASTIC_RUN_ID="pairs", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    ranks.TIMEOUT, volume.SLAB = datetime.timedelta(seconds=60), 100
+    processes.TIMEOUT, volume.SLAB = datetime.timedelta(seconds=60), 100
     told = {{}}
 
-    def average(vector, weight, average=ranks.average):
+    def average(vector, weight, average=processes.average):
         average(vector, weight)
         told.setdefault("gradient", vector.clone())
 
@@ -56,7 +57,7 @@ def started(case, rank, n_ranks, flags):
         torch.save(told, f"{{case}}.{{rank}}.pt")
         return history
 
-    ranks.average, long_runs.run_to_target = average, run_to_target
+    processes.average, long_runs.run_to_target = average, run_to_target
     spoil(case, rank)
     sys.argv = ["train.py", "--n_layers", "2", "--volume", "volume.npy", "--network", f"{{case}}.pth",
                 "--config", f"{{case}}.json", *map(str, flags)]
@@ -200,14 +201,14 @@ def test_bad_input_is_told_once(tmp_path):
     """After a fit that went well."""
     np.save(tmp_path / "v.npy", slanted((6, 5, 4)))
     program = f"""{PROGRAM}
-@ranks.joined()
+@processes.joined()
 def both(argv):
     for name in ("v.npy", "nowhere.npy"):
         train.main.__wrapped__(["--volume", name, "--n_layers", "2", "--n_passes", "2"])
 
 cli.run(both, volume.VolumeError)
 """
-    (tmp_path / "both.py").write_text(program.replace("ranks.FIRST_SPEAKS = 0.5", ""))
+    (tmp_path / "both.py").write_text(program.replace("processes.FIRST_SPEAKS = 0.5", ""))
     run = subprocess.run(torchrun("both.py"), cwd=tmp_path, capture_output=True, text=True, check=False)
     assert run.returncode != 0
     assert run.stdout.count("psnr=") == 1 and (tmp_path / "thenet.pth").exists()

@@ -13,40 +13,38 @@ from helpers.networks import arrays, field_net
 from helpers.scripts import stored_state
 from helpers.volumes import wave
 
-import quantise
-from fitting import Fit, Recipe
 from net_coder import QuantisedLayer, round_step
-from quantise import (
-    MAX_STEPS,
-    CarryFactor,
-    CarryFactors,
-    carry_matrix,
-    carry_metric,
-    choose_steps,
+from quantising import compensation
+from quantising.codebooks import kmeans, round_to_codebooks
+from quantising.compensation import (
+    CompensationFactor,
+    CompensationFactors,
     compensated_sensitivities,
-    derivatives,
-    domain_points,
+    compensation_matrix,
+    compensation_metric,
     jacobian,
-    kmeans,
-    round_and_train,
-    round_in_turn,
-    round_layers,
-    round_to_codebooks,
-    round_to_error,
-    sensitivities,
-    telling_points,
 )
-from samples import Field
+from quantising.rounding import round_and_train, round_layer_by_layer, round_layers, round_to_error
+from quantising.sensitivity import (
+    MAX_STEPS,
+    choose_steps,
+    derivatives,
+    informative_points,
+    quasirandom_points,
+    sensitivities,
+)
 from siren import FieldNet, SirenConfig, count_parameters, linear_layers
+from training.fitting import Fit, Recipe
+from training.sampler import VoxelSampler
 from utils import value_range
 
 SHAPE = (14, 12, 10)
 
 
-def wave_field() -> Field:
+def wave_sampler() -> VoxelSampler:
     """What the stored network was fitted to."""
     volume = wave(SHAPE)[..., None]
-    return Field(value_range(volume).normalise(volume), torch.device("cpu"))
+    return VoxelSampler(value_range(volume).normalise(volume), torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +56,9 @@ def trained() -> FieldNet:
 
 
 @pytest.fixture(scope="module")
-def factors(trained) -> list[CarryFactor]:
+def factors(trained) -> list[CompensationFactor]:
     """How its errors of rounding are carried over."""
-    return list(CarryFactors(trained, SHAPE))
+    return list(CompensationFactors(trained, SHAPE))
 
 
 def dequantised(net: FieldNet, layers: list[QuantisedLayer]) -> FieldNet:
@@ -79,9 +77,9 @@ def mean_squared(net: FieldNet, other: FieldNet, x: torch.Tensor) -> float:
 
 
 @torch.no_grad()
-def field_error(net: FieldNet, field: Field) -> float:
+def sampler_error(net: FieldNet, sampler: VoxelSampler) -> float:
     """Mean squared error over all voxels."""
-    x, values = field.samples(torch.arange(field.n_voxels))
+    x, values = sampler.samples(torch.arange(sampler.n_voxels))
     return float((net(x) - values).square().mean())
 
 
@@ -91,7 +89,7 @@ def field_error(net: FieldNet, field: Field) -> float:
 @pytest.mark.parametrize("fields", [{}, {"is_residual": False}, {"d_out": 3, "d_in": 2}, {"n_layers": 1}])
 def test_derivatives_by_finite_differences(fields):
     net = field_net(**fields).double()
-    x = domain_points((5, 4, 3)[: net.config.d_in], 4).double()
+    x = quasirandom_points((5, 4, 3)[: net.config.d_in], 4).double()
     signs = torch.randint(0, 2, (4, net.config.d_out), generator=torch.Generator().manual_seed(7)) * 2 - 1
 
     @torch.no_grad()
@@ -115,7 +113,7 @@ def test_derivatives_by_finite_differences(fields):
 
 def test_outputs_beyond_the_range_have_no_derivatives():
     """The bias is such that about half of the outputs are beyond it, and none is near the border."""
-    net, x = field_net(), domain_points(SHAPE, 100)
+    net, x = field_net(), quasirandom_points(SHAPE, 100)
     with torch.no_grad():
         outputs = net(x)[:, 0].sort().values
         widest = 30 + int(outputs[30:70].diff().argmax())  # gap between two outputs
@@ -130,18 +128,18 @@ def test_outputs_beyond_the_range_have_no_derivatives():
 def test_derivatives_leave_the_network_alone():
     net = field_net()
     before = copy.deepcopy(arrays(net))
-    derivatives(net, domain_points(SHAPE, 8))
+    derivatives(net, quasirandom_points(SHAPE, 8))
     assert all(p.grad is None for p in net.parameters()) and not any(m._forward_hooks for m in net.modules())
     for name, array in arrays(net).items():
         np.testing.assert_array_equal(array, before[name])
 
 
 def test_domain_points_fill_the_box():
-    x = domain_points((9, 5, 1), 4000)
+    x = quasirandom_points((9, 5, 1), 4000)
     assert x.shape == (4000, 3)
     torch.testing.assert_close(x.abs().amax(0), torch.tensor([1.0, 0.5, 0.0]), rtol=0, atol=0.01)
-    torch.testing.assert_close(x, domain_points((9, 5, 1), 4000))
-    assert (x != domain_points((9, 5, 1), 4000, seed=1)).any()
+    torch.testing.assert_close(x, quasirandom_points((9, 5, 1), 4000))
+    assert (x != quasirandom_points((9, 5, 1), 4000, seed=1)).any()
 
 
 # --- steps ------------------------------------------------------------------------------------------
@@ -151,21 +149,21 @@ def test_domain_points_fill_the_box():
 @pytest.mark.parametrize("error", [1e-5, 1e-6])
 def test_the_error_is_as_foretold(trained, factors, error, is_compensated):
     """On average over several roundings: a single one of so small a network is a matter of luck."""
-    unseen, ratios = domain_points(SHAPE, 2000, seed=1), []
-    sensitivity = sensitivities(trained, domain_points(SHAPE, 2000))
+    unseen, ratios = quasirandom_points(SHAPE, 2000, seed=1), []
+    sensitivity = sensitivities(trained, quasirandom_points(SHAPE, 2000))
     if is_compensated:
         sensitivity = compensated_sensitivities(trained, factors)
     for asked in error * np.linspace(0.5, 1.5, 12):
         steps = choose_steps(trained, sensitivity, error=asked)
         net = copy.deepcopy(trained)
-        layers = round_in_turn(net, steps, factors) if is_compensated else round_layers(net, steps)
+        layers = round_layer_by_layer(net, steps, factors) if is_compensated else round_layers(net, steps)
         ratios.append(mean_squared(trained, dequantised(trained, layers), unseen) / asked)
     assert 0.75 < np.mean(ratios) < 1.25
 
 
 def test_the_error_of_several_outputs_is_as_foretold():
     net = field_net(n_neurons=24, d_out=3, seed=3)
-    x = domain_points(SHAPE, 3000)
+    x = quasirandom_points(SHAPE, 3000)
     found = mean_squared(
         net, dequantised(net, round_layers(net, choose_steps(net, sensitivities(net, x), error=1e-6))), x
     )
@@ -174,7 +172,7 @@ def test_the_error_of_several_outputs_is_as_foretold():
 
 @pytest.mark.parametrize("bits", range(1, 17))
 def test_bits_bound_the_levels(trained, bits):
-    steps = choose_steps(trained, sensitivities(trained, domain_points(SHAPE, 500)), bits=bits)
+    steps = choose_steps(trained, sensitivities(trained, quasirandom_points(SHAPE, 500)), bits=bits)
     layers = round_layers(trained, steps)
     largest = [int(np.abs(layer.weights).max()) for layer in layers[1:-1]]
     bound = min(2 ** (bits - 1), MAX_STEPS)
@@ -186,7 +184,7 @@ def test_bits_bound_the_levels(trained, bits):
 
 def test_steps_follow_the_sensitivity(trained, factors):
     """Every layer's rounding costs as much a weight; compensated less, most so in hidden layers, least in the last."""
-    x = domain_points(SHAPE, 2000)
+    x = quasirandom_points(SHAPE, 2000)
     scales = [float(a.square().mean() * d.square().mean()) for a, d in derivatives(trained, x)]
     nearest, compensated = (
         np.log2(np.array(choose_steps(trained, sensitivity, error=1e-4), float) ** 2 * scales) / 2
@@ -200,15 +198,15 @@ def test_steps_follow_the_sensitivity(trained, factors):
 def test_what_is_carried_is_the_best_answer():
     """Against the least-squares answer of the weights after the first, with the metric's damping."""
     net = field_net(n_neurons=5, n_layers=2).double()
-    taps = derivatives(net, domain_points(SHAPE, 700).double())
+    taps = derivatives(net, quasirandom_points(SHAPE, 700).double())
     whole = torch.cat([(d[:, :, None] * a[:, None, :]).flatten(1) for a, d in taps], 1)
     chosen, start = slice(27, 86), 27  # from the middle of a row of one layer to the end of the last
     torch.testing.assert_close(jacobian(taps, chosen), whole[:, chosen], rtol=0, atol=0)
     metric = whole[:, chosen].T @ whole[:, chosen] / len(whole)
-    torch.testing.assert_close(carry_metric(taps, chosen, slice(30, 40)), metric[:, 30 - start : 40 - start])
-    factor = carry_matrix(metric, 20)
+    torch.testing.assert_close(compensation_metric(taps, chosen, slice(30, 40)), metric[:, 30 - start : 40 - start])
+    factor = compensation_matrix(metric, 20)
     diagonal = metric.diagonal().clone()
-    metric = metric + torch.diag(quantise.DAMPING * (diagonal + 0.01 * diagonal.mean()))
+    metric = metric + torch.diag(compensation.DAMPING * (diagonal + 0.01 * diagonal.mean()))
     for i in (0, 7, 19):
         rest = slice(i + 1, None)
         best = -torch.linalg.solve(metric[rest, rest], metric[rest, i])
@@ -220,27 +218,27 @@ def test_what_is_carried_is_the_best_answer():
 @pytest.mark.parametrize("block", [1000, 60, 7])
 def test_blocks_cover_every_weight_once_and_reach_over_the_next(monkeypatch, block):
     net = field_net(n_neurons=5, n_layers=3).double()
-    monkeypatch.setattr(quantise, "BLOCK", block)
-    monkeypatch.setattr(quantise, "WIDE_BLOCK", min(block, 40))
-    monkeypatch.setattr(quantise, "LEAST_BLOCK", 1)
-    monkeypatch.setattr(quantise, "domain_points", lambda *args: domain_points(*args).double())
-    factors, n = CarryFactors(net, SHAPE), count_parameters(net.config)
+    monkeypatch.setattr(compensation, "BLOCK", block)
+    monkeypatch.setattr(compensation, "WIDE_BLOCK", min(block, 40))
+    monkeypatch.setattr(compensation, "MIN_BLOCK", 1)
+    monkeypatch.setattr("quantising.sensitivity.quasirandom_points", lambda *args: quasirandom_points(*args).double())
+    factors, n = CompensationFactors(net, SHAPE), count_parameters(net.config)
     size = 1000 if block == 1000 else min(block, 40)
     assert [factor.start for factor in factors] == list(range(0, n, size)) and len(factors) == math.ceil(n / size)
     taps = [(a, d * factors.weights.sqrt()[:, None]) for a, d in derivatives(net, factors.x)]
     for factor in factors:
         reached = slice(factor.start, min(factor.start + 2 * size, n))
         own = min(size, n - factor.start)
-        torch.testing.assert_close(factor.matrix, carry_matrix(carry_metric(taps, reached, reached), own))
+        torch.testing.assert_close(factor.matrix, compensation_matrix(compensation_metric(taps, reached, reached), own))
 
 
 def test_the_largest_networks_have_smaller_blocks(monkeypatch):
     net = field_net(n_neurons=16, n_layers=6)
     n = count_parameters(net.config)
     for block, kept, size in ((n, 1 << 28, n), (n // 2 - 1, 1 << 28, 2048), (500, 200 * n, 100), (500, 10 * n, 64)):
-        monkeypatch.setattr(quantise, "BLOCK", block)
-        monkeypatch.setattr(quantise, "KEPT", kept)
-        blocks = CarryFactors(net, SHAPE).blocks
+        monkeypatch.setattr(compensation, "BLOCK", block)
+        monkeypatch.setattr(compensation, "MAX_METRIC_NUMBERS", kept)
+        blocks = CompensationFactors(net, SHAPE).blocks
         assert blocks[0] == slice(0, size) and blocks[-1].stop == n
 
 
@@ -253,8 +251,8 @@ def test_points_are_drawn_where_the_weights_matter():
             parameter.zero_()
         first.weight[0] = 0.1
         last.weight[0, 0] = 1.0
-    x, weights = telling_points(net, SHAPE, 3000)
-    even = domain_points(SHAPE, 30_000, seed=5)
+    x, weights = informative_points(net, SHAPE, 3000)
+    even = quasirandom_points(SHAPE, 30_000, seed=5)
     taps = derivatives(net, even)
     size = sum(a.square().sum(1) * d.square().sum(1) for a, d in taps).sqrt()
     drawn = sum(a.square().sum(1) * d.square().sum(1) for a, d in derivatives(net, x)).sqrt()
@@ -265,9 +263,9 @@ def test_points_are_drawn_where_the_weights_matter():
 
 
 def test_a_block_that_reaches_all_weights_carries_errors_as_a_single_one_does(trained, monkeypatch):
-    whole = list(CarryFactors(trained, SHAPE))
-    monkeypatch.setattr(quantise, "BLOCK", 600)
-    halves = list(CarryFactors(trained, SHAPE))
+    whole = list(CompensationFactors(trained, SHAPE))
+    monkeypatch.setattr(compensation, "BLOCK", 600)
+    halves = list(CompensationFactors(trained, SHAPE))
     assert [len(whole), len(halves)] == [1, 2]
     torch.testing.assert_close(halves[0].matrix, whole[0].matrix[:600], rtol=1e-3, atol=1e-3)
 
@@ -278,11 +276,11 @@ def test_steps_of_degenerate_networks(factor):
     with torch.no_grad():
         for parameter in net.parameters():
             parameter *= factor
-    factors = list(CarryFactors(net, SHAPE))
-    both = sensitivities(net, domain_points(SHAPE, 16)), compensated_sensitivities(net, factors)
+    factors = list(CompensationFactors(net, SHAPE))
+    both = sensitivities(net, quasirandom_points(SHAPE, 16)), compensated_sensitivities(net, factors)
     for fineness, sensitivity in itertools.product(({"bits": 9}, {"error": 1e-4}, {"error": 0.0}), both):
         steps = choose_steps(net, sensitivity, **fineness)
-        round_in_turn(copy.deepcopy(net), steps, factors)
+        round_layer_by_layer(copy.deepcopy(net), steps, factors)
         assert all(np.isfinite(step) and step > 0 and step == round_step(step) for step in steps)
         for layer in round_layers(net, steps):
             assert max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) <= 1.01 * MAX_STEPS
@@ -295,8 +293,8 @@ def test_hopeless_weights_are_rounded_to_the_limits():
     net = FieldNet(SirenConfig(n_neurons=3, n_layers=1))
     with torch.no_grad():
         linear_layers(net)[0].weight[:, 0] = torch.tensor([math.inf, -math.inf, math.nan])
-    factors = [CarryFactor(0, torch.eye(16))]
-    rounded = round_in_turn(net, [round_step(0.5)] * 2, factors)[0].weights
+    factors = [CompensationFactor(0, torch.eye(16))]
+    rounded = round_layer_by_layer(net, [round_step(0.5)] * 2, factors)[0].weights
     assert rounded[0, 0] == 1.5 * MAX_STEPS and rounded[1:, 0].min() == -1.5 * MAX_STEPS
     assert np.abs(rounded).max() == 1.5 * MAX_STEPS
 
@@ -307,12 +305,12 @@ def test_a_hopeless_network_is_rounded_to_some_integers(value):
     with torch.no_grad():
         linear_layers(net)[-1].weight[0, 0] = value
         linear_layers(net)[0].weight[0, 0] = value
-    layers = round_to_error(net, SHAPE, list(CarryFactors(net, SHAPE)), 1e-4)
+    layers = round_to_error(net, SHAPE, list(CompensationFactors(net, SHAPE)), 1e-4)
     assert [layer.weights.shape for layer in layers] == [layer.weight.shape for layer in linear_layers(net)]
 
 
 def test_rounding_is_to_the_nearest(trained):
-    steps = choose_steps(trained, sensitivities(trained, domain_points(SHAPE, 500)), bits=5)
+    steps = choose_steps(trained, sensitivities(trained, quasirandom_points(SHAPE, 500)), bits=5)
     found = dequantised(trained, round_layers(trained, steps))
     for layer, rounded, step in zip(linear_layers(trained), linear_layers(found), steps, strict=True):
         for a, b in ((layer.weight, rounded.weight), (layer.bias, rounded.bias)):
@@ -324,10 +322,10 @@ def test_rounding_is_to_the_nearest(trained):
 def test_rounding_to_an_error(trained, factors, monkeypatch, error, foretold):
     """Though so many times the error may be foretold: it is measured, and the steps are chosen anew."""
     told = [foretold * sensitivity for sensitivity in compensated_sensitivities(trained, factors)]
-    monkeypatch.setattr(quantise, "compensated_sensitivities", lambda *_: told)
+    monkeypatch.setattr("quantising.rounding.compensated_sensitivities", lambda *_: told)
     before = copy.deepcopy(arrays(trained))
     layers = round_to_error(trained, SHAPE, factors, error)
-    found = mean_squared(trained, dequantised(trained, layers), domain_points(SHAPE, 2000, seed=2))
+    found = mean_squared(trained, dequantised(trained, layers), quasirandom_points(SHAPE, 2000, seed=2))
     assert 0.6 * error < found < 1.5 * error
     for name, array in arrays(trained).items():
         np.testing.assert_array_equal(array, before[name])
@@ -336,14 +334,17 @@ def test_rounding_to_an_error(trained, factors, monkeypatch, error, foretold):
 @pytest.mark.parametrize(("block", "least"), [(4096, 3.5), (500, 3.5), (40, 1.5)])
 def test_compensation_beats_the_nearest(trained, monkeypatch, block, least):
     """At equal steps, whether one block or many; most so where later layers take part. The median of five roundings."""
-    monkeypatch.setattr(quantise, "BLOCK", block)
-    monkeypatch.setattr(quantise, "WIDE_BLOCK", block)
-    monkeypatch.setattr(quantise, "LEAST_BLOCK", block)
-    unseen, ratios = domain_points(SHAPE, 2000, seed=1), []
-    sensitivity, factors = sensitivities(trained, domain_points(SHAPE, 2000)), list(CarryFactors(trained, SHAPE))
+    monkeypatch.setattr(compensation, "BLOCK", block)
+    monkeypatch.setattr(compensation, "WIDE_BLOCK", block)
+    monkeypatch.setattr(compensation, "MIN_BLOCK", block)
+    unseen, ratios = quasirandom_points(SHAPE, 2000, seed=1), []
+    sensitivity, factors = (
+        sensitivities(trained, quasirandom_points(SHAPE, 2000)),
+        list(CompensationFactors(trained, SHAPE)),
+    )
     for error in (5e-6, 7e-6, 1e-5, 1.4e-5, 2e-5):
         steps = choose_steps(trained, sensitivity, error=error)
-        both = round_layers(trained, steps), round_in_turn(copy.deepcopy(trained), steps, factors)
+        both = round_layers(trained, steps), round_layer_by_layer(copy.deepcopy(trained), steps, factors)
         nearest, compensated = (mean_squared(trained, dequantised(trained, layers), unseen) for layers in both)
         ratios.append(nearest / compensated)
     assert np.median(ratios) > least
@@ -351,17 +352,21 @@ def test_compensation_beats_the_nearest(trained, monkeypatch, block, least):
 
 def test_rounding_with_training(trained, factors):
     """Better than rounding alone at equal steps; the weights are multiples of the steps; equal seeds, equal bytes."""
-    field = wave_field()
-    steps = choose_steps(trained, compensated_sensitivities(trained, factors), error=0.4 * field_error(trained, field))
+    sampler = wave_sampler()
+    steps = choose_steps(
+        trained, compensated_sensitivities(trained, factors), error=0.4 * sampler_error(trained, sampler)
+    )
     recipe = Recipe(optimizer="adam", n_passes=12, batch=128, lr=1e-3)
     heard: list[tuple[float, float]] = []
     runs = []
     for seed in (0, 0, 1):
         net = copy.deepcopy(trained)
-        layers = round_and_train(net, field, steps, factors, recipe, seed, lambda *figures: heard.append(figures))
+        layers = round_and_train(net, sampler, steps, factors, recipe, seed, lambda *figures: heard.append(figures))
         runs.append(b"".join(layer.weights.tobytes() + layer.biases.tobytes() for layer in layers))
         found = dequantised(trained, layers)
-        assert field_error(found, field) < 0.8 * field_error(dequantised(trained, round_layers(trained, steps)), field)
+        assert sampler_error(found, sampler) < 0.8 * sampler_error(
+            dequantised(trained, round_layers(trained, steps)), sampler
+        )
         for layer, quantised, step in zip(linear_layers(net), layers, steps, strict=True):
             assert quantised.step == step
             for parameter, integers in ((layer.weight, quantised.weights), (layer.bias, quantised.biases)):
@@ -382,12 +387,12 @@ def test_training_while_rounding_draws_voxels_by_their_errors(trained, factors, 
         ended.append(fit.errors.clone())
 
     monkeypatch.setattr(Fit, "run", watched)
-    net, field = copy.deepcopy(trained), wave_field()
+    net, sampler = copy.deepcopy(trained), wave_sampler()
     steps = choose_steps(trained, compensated_sensitivities(trained, factors), error=1e-4)
     recipe = Recipe(n_passes=0.5 * (len(steps) - 1), batch=128, lr=1e-3)
-    round_and_train(net, field, steps, factors, recipe, 0)
+    round_and_train(net, sampler, steps, factors, recipe, 0)
     assert len(began) == len(steps) - 1
-    torch.testing.assert_close(began[0], field.squared_errors(trained))
+    torch.testing.assert_close(began[0], sampler.squared_errors(trained))
     assert all(torch.equal(a, b) for a, b in zip(began[1:], ended[:-1], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(began, ended, strict=True))
 
@@ -413,7 +418,7 @@ def test_kmeans_of_few_values_is_exact(values):
 
 @pytest.mark.parametrize("bits", [1, 2, 5, 9])
 def test_codebooks(trained, bits):
-    steps = choose_steps(trained, sensitivities(trained, domain_points(SHAPE, 500)), bits=9)
+    steps = choose_steps(trained, sensitivities(trained, quasirandom_points(SHAPE, 500)), bits=9)
     layers = round_to_codebooks(trained, bits, steps)
     for layer, quantised in zip(linear_layers(trained)[1:-1], layers[1:-1], strict=True):
         values, _ = quantised.dequantise()

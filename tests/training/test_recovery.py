@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-import recovery
-from recovery import Action, Recovery
+from training import recovery
+from training.recovery import Action, Recovery
 
 CONSTANT = 0.5  # loss of a constant
 CHECK = 100  # steps between two losses

@@ -16,38 +16,37 @@ from helpers.networks import field_net, fit, watched_samples
 from helpers.scripts import ROOT
 from helpers.volumes import slanted
 
-import fitting
-import recovery
-from fitting import NORM_LIMIT, Fit, Recipe, default_recipe, loss_with_gradient, new_fit
-from optimizers import Adam, Muon
-from samples import Field
 from siren import HIGHEST_WAVE, SirenConfig
+from training import fitting, recovery
+from training.fitting import NORM_LIMIT, Fit, Recipe, default_recipe, loss_with_gradient, new_fit
+from training.optimizers import Adam, Muon
+from training.sampler import VoxelSampler
 from utils import value_range
 
 CPU = torch.device("cpu")
 
 
-def field_of(array: np.ndarray) -> Field:
+def sampler_of(array: np.ndarray) -> VoxelSampler:
     array = array if array.ndim == 4 else array[..., None]
-    return Field(value_range(array).normalise(array), CPU)
+    return VoxelSampler(value_range(array).normalise(array), CPU)
 
 
-def slanted_field(shape=(5, 4, 3)) -> Field:
-    return field_of(slanted(shape))
+def slanted_sampler(shape=(5, 4, 3)) -> VoxelSampler:
+    return sampler_of(slanted(shape))
 
 
-def fitted(field, net=None, **fields):
+def fitted(sampler, net=None, **fields):
     """The state dict after a fit, from the same start unless `net` says otherwise."""
     net = copy.deepcopy(net or field_net())
-    fit(net, field, **fields)
+    fit(net, sampler, **fields)
     return net.state_dict()
 
 
-def mean_squares(net, field):
+def mean_squares(net, sampler):
     """Of each component, as it is decoded: clipped."""
     with torch.no_grad():
-        y = net(field.samples(torch.arange(field.n_voxels))[0]).clamp(-1, 1)
-        return (y - field.values).square().mean(dim=0)
+        y = net(sampler.samples(torch.arange(sampler.n_voxels))[0]).clamp(-1, 1)
+        return (y - sampler.values).square().mean(dim=0)
 
 
 def distance(a, b) -> float:
@@ -60,7 +59,7 @@ def test_a_fit_sees_every_voxel_so_often(batch, grad_lambda):
     """With the gradient term, and with the original's schedule."""
     schedule = "power" if grad_lambda else "step"
     with watched_samples() as steps:
-        fit(field_net(), slanted_field(), n_passes=3, batch=batch, grad_lambda=grad_lambda, schedule=schedule)
+        fit(field_net(), slanted_sampler(), n_passes=3, batch=batch, grad_lambda=grad_lambda, schedule=schedule)
     assert len(steps) == 3 * math.ceil(60 / batch)
     assert max(map(len, steps)) <= batch
     for flat in torch.cat(steps).view(3, 60):
@@ -70,7 +69,7 @@ def test_a_fit_sees_every_voxel_so_often(batch, grad_lambda):
 def test_order_is_new_each_pass_and_the_seeds():
     def order(seed):
         with watched_samples() as steps:
-            fit(field_net(), slanted_field(), seed, n_passes=2)
+            fit(field_net(), slanted_sampler(), seed, n_passes=2)
         return torch.cat(steps)
 
     first, second = order(1).view(2, 60)
@@ -82,7 +81,7 @@ def test_order_is_new_each_pass_and_the_seeds():
 @pytest.mark.parametrize(("n_passes", "batch"), [(1.5, 16), (0.3, 7), (2.25, 1000), (1e-9, 16)])
 def test_a_fit_of_a_fraction_of_a_pass(n_passes, batch):
     with watched_samples() as steps:
-        fit(field_net(), slanted_field(), n_passes=n_passes, batch=batch, schedule="step")
+        fit(field_net(), slanted_sampler(), n_passes=n_passes, batch=batch, schedule="step")
     counts = torch.cat(steps).bincount(minlength=60)
     assert 0 <= counts.sum() - 60 * n_passes <= min(batch, 60)
     assert counts.max() - counts.min() <= 1
@@ -91,12 +90,12 @@ def test_a_fit_of_a_fraction_of_a_pass(n_passes, batch):
 def test_voxels_are_drawn_by_their_latest_error(monkeypatch):
     """Of a network that does not move, the errors are exact, and every voxel is drawn as often as they say."""
     monkeypatch.setattr(recovery, "MAX_RECOVERIES", 0)
-    field, net = slanted_field((9, 7, 5)), field_net()
+    sampler, net = slanted_sampler((9, 7, 5)), field_net()
     with watched_samples() as steps:
-        done = fit(net, field, n_passes=60, batch=35, lr=1e-30)
+        done = fit(net, sampler, n_passes=60, batch=35, lr=1e-30)
     assert len(torch.cat(steps)) == 60 * 315
     with torch.no_grad():
-        errors = (net(field.samples(torch.arange(315))[0]) - field.values)[:, 0].abs()
+        errors = (net(sampler.samples(torch.arange(315))[0]) - sampler.values)[:, 0].abs()
     density = 0.25 + 0.75 * errors / errors.mean()
     np.testing.assert_allclose(done.errors, errors**2, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(done.density, density, rtol=1e-2)
@@ -106,14 +105,14 @@ def test_voxels_are_drawn_by_their_latest_error(monkeypatch):
 
 def test_drawing_by_error_leaves_the_mean_gradient():
     """Weighted by 1 / density, the gradients of a pass add up to that of all voxels."""
-    field, net = slanted_field((30, 28, 26)), field_net()
-    running = Fit(net, field, Recipe(n_passes=1, batch=field.n_voxels, lr=1e-3), seed=0)
-    x, values = field.samples(torch.arange(field.n_voxels))
+    sampler, net = slanted_sampler((30, 28, 26)), field_net()
+    running = Fit(net, sampler, Recipe(n_passes=1, batch=sampler.n_voxels, lr=1e-3), seed=0)
+    x, values = sampler.samples(torch.arange(sampler.n_voxels))
     running.squared_error(x, values)
     expected = torch.cat([p.grad.flatten() for p in net.parameters()])
-    density = field.density(running.errors)
+    density = sampler.density(running.errors)
     assert density.min() >= 0.25 and density.mean() == pytest.approx(1, rel=1e-5)
-    flat = field.shuffled(0, 0, density)
+    flat = sampler.shuffled(0, 0, density)
     running.squared_error(x[flat], values[flat], 1 / density[flat])
     found = torch.cat([p.grad.flatten() for p in net.parameters()])
     assert float((found - expected).norm()) < 0.02 * float(expected.norm())
@@ -123,46 +122,51 @@ def test_drawing_by_error_leaves_the_mean_gradient():
 def test_drawing_by_error_finds_what_is_rare(monkeypatch):
     grid = np.zeros((24, 24, 24))
     grid[10:14, 10:14, 10:14] = np.random.default_rng(5).random((4, 4, 4))
-    field, errors = field_of(grid), {}
+    sampler, errors = sampler_of(grid), {}
     for by_error in (False, True):
         monkeypatch.setattr(Recipe, "by_error", by_error)
-        runs = [Fit(field_net(s, n_neurons=16), field, Recipe(n_passes=10, batch=128, lr=5e-3), s) for s in range(5)]
+        runs = [Fit(field_net(s, n_neurons=16), sampler, Recipe(n_passes=10, batch=128, lr=5e-3), s) for s in range(5)]
         for running in runs:
             running.run()
-        errors[by_error] = np.median([float(mean_squares(running.average, field)) for running in runs])
+        errors[by_error] = np.median([float(mean_squares(running.average, sampler)) for running in runs])
     assert errors[True] < 0.5 * errors[False]
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adam"])
 def test_a_fit_learns(optimizer):
     """A constant has about 11 dB."""
-    field, net = slanted_field((9, 7, 5)), field_net(n_neurons=16)
-    fit(net, field, n_passes=80, batch=32, optimizer=optimizer, lr=3e-3)
-    assert 10 * math.log10(4 / mean_squares(net, field)) > 25
+    sampler, net = slanted_sampler((9, 7, 5)), field_net(n_neurons=16)
+    fit(net, sampler, n_passes=80, batch=32, optimizer=optimizer, lr=3e-3)
+    assert 10 * math.log10(4 / mean_squares(net, sampler)) > 25
 
 
 def test_a_fit_tells_its_psnr():
     """Of the averaged network. Here every voxel is among those that it is judged by."""
-    field, net = slanted_field((9, 7, 5)), field_net(n_neurons=16)
-    done = fit(net, field, n_passes=20, batch=32, optimizer="adam", lr=3e-3)
-    assert done.psnr == pytest.approx(float(10 * torch.log10(4 / mean_squares(done.average, field))), abs=1e-3)
+    sampler, net = slanted_sampler((9, 7, 5)), field_net(n_neurons=16)
+    done = fit(net, sampler, n_passes=20, batch=32, optimizer="adam", lr=3e-3)
+    assert done.psnr == pytest.approx(float(10 * torch.log10(4 / mean_squares(done.average, sampler))), abs=1e-3)
     assert done.progress == 1
 
 
 def test_several_components_are_learned_each_in_its_place():
     """Any two of them that are swapped differ by 0.4 and more in the mean square."""
     base = slanted((6, 5, 4))
-    field, net = field_of(np.stack([base, -2 * base, np.ones_like(base)], axis=-1)), field_net(n_neurons=16, d_out=3)
-    fit(net, field, n_passes=80, batch=24, optimizer="adam", lr=3e-3)
-    assert mean_squares(net, field).max() < 0.02
+    sampler, net = (
+        sampler_of(np.stack([base, -2 * base, np.ones_like(base)], axis=-1)),
+        field_net(n_neurons=16, d_out=3),
+    )
+    fit(net, sampler, n_passes=80, batch=24, optimizer="adam", lr=3e-3)
+    assert mean_squares(net, sampler).max() < 0.02
 
 
 def test_a_fit_is_judged_by_voxels_that_stand_for_all():
     """Of a network with errors where the values are rare, too."""
     grid = np.random.default_rng(0).standard_normal((20, 30, 25)) ** 5
-    field, net = field_of(grid), field_net()
-    assert Fit(net, field, Recipe(1, 64, 1e-3), 0)._judge() == pytest.approx(float(mean_squares(net, field)), rel=0.03)
-    assert field.probe()[2].mean() == pytest.approx(1, rel=0.03)
+    sampler, net = sampler_of(grid), field_net()
+    assert Fit(net, sampler, Recipe(1, 64, 1e-3), 0)._judge() == pytest.approx(
+        float(mean_squares(net, sampler)), rel=0.03
+    )
+    assert sampler.probe()[2].mean() == pytest.approx(1, rel=0.03)
 
 
 def test_the_probe_follows_the_errors():
@@ -170,11 +174,11 @@ def test_the_probe_follows_the_errors():
     grid = slanted((26, 26, 26)) / 20.0
     hot = np.random.default_rng(1).choice(grid.size, 8, replace=False)
     grid.flat[hot] += 1.513  # no other voxel has their values
-    field, net = field_of(grid), field_net(n_neurons=16)
-    running = Fit(net, field, Recipe(n_passes=1, batch=1024, lr=1e-30), seed=0)
+    sampler, net = sampler_of(grid), field_net(n_neurons=16)
+    running = Fit(net, sampler, Recipe(n_passes=1, batch=1024, lr=1e-30), seed=0)
 
     def probed():
-        return int((field.values[hot] == running.probe[1][:, None]).any(0).sum())
+        return int((sampler.values[hot] == running.probe[1][:, None]).any(0).sum())
 
     assert probed() < 8
     running.errors.fill_(1e-6)[hot] = 1.0
@@ -184,7 +188,7 @@ def test_the_probe_follows_the_errors():
 
 def test_what_ends_a_fit_is_kept():
     """However bad it looks."""
-    running = Fit(field_net(), slanted_field(), Recipe(n_passes=100, batch=16, lr=2e-3), seed=0)
+    running = Fit(field_net(), slanted_sampler(), Recipe(n_passes=100, batch=16, lr=2e-3), seed=0)
     running.run(lambda fit: fit.step == 250 and fit.averaged.fill_(3.0) is not None)
     assert running.step == 250 and float(running.averaged.mean()) == 3.0
 
@@ -204,23 +208,23 @@ def test_a_short_fit_takes_half_the_batch():
 
 
 def test_the_seed_decides():
-    field = slanted_field()
-    assert distance(fitted(field, seed=1), fitted(field, seed=1)) == 0
-    assert distance(fitted(field, seed=1), fitted(field, seed=2)) > 0
+    sampler = slanted_sampler()
+    assert distance(fitted(sampler, seed=1), fitted(sampler, seed=1)) == 0
+    assert distance(fitted(sampler, seed=1), fitted(sampler, seed=2)) > 0
 
 
 def test_lr_is_the_size_of_adams_first_step():
     """Adam's first step moves a weight by lr, whatever its gradient."""
-    field, net = slanted_field(), field_net(n_neurons=16)
+    sampler, net = slanted_sampler(), field_net(n_neurons=16)
     for lr in (1e-4, 1e-3):
-        after = fitted(field, net, batch=60, lr=lr, optimizer="adam", schedule="step")
+        after = fitted(sampler, net, batch=60, lr=lr, optimizer="adam", schedule="step")
         moved = torch.cat([(after[k] - v).abs().flatten() for k, v in net.state_dict().items()])
         assert moved.max() == pytest.approx(lr, rel=0.01) and moved.median() == pytest.approx(lr, rel=0.05)
 
 
 def rates(recipe: Recipe, steps) -> list[float]:
     """The learning rate of a fit of 60 voxels at these steps."""
-    running = Fit(field_net(), slanted_field(), recipe, seed=0)
+    running = Fit(field_net(), slanted_sampler(), recipe, seed=0)
     found = []
     for running.step in steps:
         found.append(running._rate())
@@ -253,7 +257,7 @@ def test_the_brief_fit_has_a_schedule_of_its_own():
 
 
 def test_a_recovery_halves_the_rate():
-    running = Fit(field_net(), slanted_field(), Recipe(n_passes=100, batch=60, lr=0.5), seed=0)
+    running = Fit(field_net(), slanted_sampler(), Recipe(n_passes=100, batch=60, lr=0.5), seed=0)
     running.step = 50
     whole, running.recovery.n_halvings = running._rate(), 2
     assert running._rate() == pytest.approx(whole / 4, rel=1e-12)
@@ -263,7 +267,7 @@ def test_muon_moves_hidden_matrices_and_adam_the_rest():
     """The first step: Adam moves a weight by lr, Muon a matrix by about lr / 8 in the root mean square."""
     net, lr = field_net(n_neurons=16), 1e-4
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    fit(net, slanted_field(), batch=60, lr=lr, optimizer="muon", schedule="step")
+    fit(net, slanted_sampler(), batch=60, lr=lr, optimizer="muon", schedule="step")
     for name, tensor in net.state_dict().items():
         moved = (tensor - before[name]).abs()
         if tensor.shape == (16, 16):
@@ -274,31 +278,31 @@ def test_muon_moves_hidden_matrices_and_adam_the_rest():
 
 def test_on_step_ends_the_fit():
     with watched_samples() as steps:
-        done = fit(field_net(), slanted_field(), n_passes=5, batch=16, on_step=lambda done: done.step == 7)
+        done = fit(field_net(), slanted_sampler(), n_passes=5, batch=16, on_step=lambda done: done.step == 7)
     assert len(steps) == done.step == 7
 
 
 @pytest.mark.parametrize("at", [4, 7])  # between two passes, and within one
 def test_a_checkpoint_continues_to_the_same_result(at):
-    field, states = slanted_field(), []
+    sampler, states = slanted_sampler(), []
     whole, part, rest = field_net(), field_net(), field_net(seed=9)
     recipe = {"n_passes": 4, "batch": 16}
-    fit(whole, field, **recipe)
-    fit(part, field, **recipe, on_step=lambda done: done.step == at and not states.append(done.state_dict()))
-    fit(rest, field, **recipe, start=states[0])
+    fit(whole, sampler, **recipe)
+    fit(part, sampler, **recipe, on_step=lambda done: done.step == at and not states.append(done.state_dict()))
+    fit(rest, sampler, **recipe, start=states[0])
     assert distance(whole.state_dict(), rest.state_dict()) == 0
     assert distance(whole.state_dict(), part.state_dict()) > 0
 
 
 @pytest.mark.parametrize("at", [7, 15, 19, 24, 31])  # of the first, second or last trial, or after them
 def test_a_checkpoint_of_a_trial_continues_to_the_same_result(at, monkeypatch):
-    monkeypatch.setattr("fitting.CHECK_STEPS", 5)
-    monkeypatch.setattr("fitting.BRIEF", 0.25)
-    field, states = slanted_field(), []
+    monkeypatch.setattr("training.fitting.CHECK_STEPS", 5)
+    monkeypatch.setattr("training.fitting.BRIEF", 0.25)
+    sampler, states = slanted_sampler(), []
 
     def begun():
         nets = [field_net(seed=seed) for seed in range(3)]
-        return Fit(nets[0], field, Recipe(n_passes=8, batch=16, lr=2e-3), seed=0, rivals=nets[1:])
+        return Fit(nets[0], sampler, Recipe(n_passes=8, batch=16, lr=2e-3), seed=0, rivals=nets[1:])
 
     calls = itertools.count(1)
 
@@ -317,7 +321,7 @@ def test_max_seconds(monkeypatch):
     """By a clock that goes on by 0.01 seconds at every look: one look at the start, one a step."""
     monkeypatch.setattr(fitting.time, "monotonic", itertools.count(0.0, 0.01).__next__)
     with watched_samples() as steps:
-        done = fit(field_net(), slanted_field(), max_seconds=0.295)
+        done = fit(field_net(), slanted_sampler(), max_seconds=0.295)
     assert len(steps) == 30 and done.seconds == pytest.approx(0.3) and done.progress == 1
     assert done._rate() == 0
 
@@ -365,12 +369,12 @@ def test_gradient_term_reaches_the_weights():
 
 def test_a_fit_follows_the_gradient_term():
     """Its gradient is that of the loss with the term; without grad_lambda it is not."""
-    field, net = slanted_field((6, 5, 4)), field_net()
-    x, _ = field.samples(torch.arange(field.n_voxels))
-    loss_with_gradient(net, x, field.values, field.gradients, 0.5)[0].backward()
+    sampler, net = slanted_sampler((6, 5, 4)), field_net()
+    x, _ = sampler.samples(torch.arange(sampler.n_voxels))
+    loss_with_gradient(net, x, sampler.values, sampler.gradients, 0.5)[0].backward()
     expected = [p.grad.clone() for p in net.parameters()]
     for grad_lambda, is_equal in ((0.5, True), (0.0, False)):
-        done = fit(net, field, batch=field.n_voxels, lr=1e-30, grad_lambda=grad_lambda, schedule="step")
+        done = fit(net, sampler, batch=sampler.n_voxels, lr=1e-30, grad_lambda=grad_lambda, schedule="step")
         found = [p.grad for p in done.net.parameters()]
         difference = math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(found, expected, strict=True)))
         assert (difference < 1e-4 * math.sqrt(sum(float(a.square().sum()) for a in expected))) == is_equal
@@ -414,9 +418,13 @@ def test_adam_moves_weights_as_torchs_own(betas):
 
 
 FIT = """
-import sys, numpy, torch, fitting, samples, siren
-field = samples.Field(numpy.eye(8, dtype="f").reshape(4, 4, 4, 1), torch.device("cpu"))
-fitting.new_fit(siren.SirenConfig(6), field, fitting.Recipe(2, 8, 1e-3), 0).run()
+import sys, numpy, torch
+from siren import SirenConfig
+from training.fitting import Recipe, new_fit
+from training.sampler import VoxelSampler
+
+sampler = VoxelSampler(numpy.eye(8, dtype="f").reshape(4, 4, 4, 1), torch.device("cpu"))
+new_fit(SirenConfig(6), sampler, Recipe(2, 8, 1e-3), 0).run()
 assert "torch._dynamo" not in sys.modules
 """
 
@@ -429,7 +437,7 @@ def test_no_compiler_is_imported():
 def test_hidden_matrices_keep_within_their_norm():
     net = field_net()
     before = [float(p.detach().norm()) for p in net.parameters() if p.shape == (net.config.n_neurons,) * 2]
-    fit(net, field_of(np.random.default_rng(0).standard_normal((6, 5, 4))), n_passes=50, lr=0.3)
+    fit(net, sampler_of(np.random.default_rng(0).standard_normal((6, 5, 4))), n_passes=50, lr=0.3)
     limit = NORM_LIMIT * math.sqrt(2 * net.config.n_neurons) / net.config.omega_0
     after = [float(p.detach().norm()) for p in net.parameters() if p.shape == (net.config.n_neurons,) * 2]
     assert before and all(a <= max(limit, b) * (1 + 1e-5) for a, b in zip(after, before, strict=True))
@@ -437,7 +445,7 @@ def test_hidden_matrices_keep_within_their_norm():
 
 def judged(monkeypatch, losses) -> None:
     """Every fit from now on is judged every 5 steps, and found to have these losses, the last one for ever."""
-    monkeypatch.setattr("fitting.CHECK_STEPS", 5)
+    monkeypatch.setattr("training.fitting.CHECK_STEPS", 5)
     remaining = itertools.chain(losses, itertools.repeat(losses[-1]))
     monkeypatch.setattr(Fit, "_judge", lambda fit: next(remaining))
 
@@ -456,7 +464,7 @@ def states_of(running: Fit, until: int) -> list[tuple[int, int, dict]]:
 
 def test_a_fit_that_diverges_goes_back_to_its_best_state(monkeypatch):
     judged(monkeypatch, [0.1, 0.01, 0.02, math.nan, 0.01])
-    states = states_of(Fit(field_net(), slanted_field(), Recipe(n_passes=20, batch=16, lr=2e-3), seed=0), until=22)
+    states = states_of(Fit(field_net(), slanted_sampler(), Recipe(n_passes=20, batch=16, lr=2e-3), seed=0), until=22)
     steps, halvings, weights = zip(*states, strict=True)
     assert steps == (*range(20), 10, 11, 12) and halvings == (0,) * 20 + (1,) * 3
     assert distance(weights[10], weights[20]) == 0 and distance(weights[11], weights[21]) > 0
@@ -464,7 +472,7 @@ def test_a_fit_that_diverges_goes_back_to_its_best_state(monkeypatch):
 
 def test_a_fit_whose_weights_are_lost_goes_on_from_before():
     """Judged as it is, not by given losses."""
-    running, lost = Fit(field_net(), slanted_field(), Recipe(n_passes=60, batch=16, lr=2e-3), seed=0), []
+    running, lost = Fit(field_net(), slanted_sampler(), Recipe(n_passes=60, batch=16, lr=2e-3), seed=0), []
 
     def on_step(fit):
         if fit.step == 150 and not lost:
@@ -483,7 +491,7 @@ def test_a_fit_that_collapses_starts_again(monkeypatch):
     nets = [field_net(seed=seed) for seed in range(3)]
     starts = [copy.deepcopy(net.state_dict()) for net in nets]
     recipe = Recipe(n_passes=20, batch=16, lr=2e-3)
-    states = states_of(Fit(nets[0], slanted_field(), recipe, seed=0, fallbacks=nets[1:]), until=16)
+    states = states_of(Fit(nets[0], slanted_sampler(), recipe, seed=0, fallbacks=nets[1:]), until=16)
     steps, halvings, weights = zip(*states, strict=True)
     assert steps == (*range(5), *range(5), *range(5), 0, 1) and halvings == (0,) * 15 + (1,) * 2
     for index, start in zip((0, 5, 10, 15), (*starts, starts[0]), strict=True):
@@ -491,11 +499,11 @@ def test_a_fit_that_collapses_starts_again(monkeypatch):
 
 
 def test_the_best_of_several_starts_goes_on(monkeypatch):
-    monkeypatch.setattr("fitting.BRIEF", 0.04)
+    monkeypatch.setattr("training.fitting.BRIEF", 0.04)
     judged(monkeypatch, [0.5, 0.3, 0.5, 0.2, 0.5, 0.25])
     nets = [field_net(seed=seed, n_neurons=16) for seed in range(3)]
     starts = [copy.deepcopy(net.state_dict()) for net in nets]
-    running = Fit(nets[0], slanted_field(), Recipe(n_passes=60, batch=16, lr=2e-3), seed=0, rivals=nets[1:])
+    running = Fit(nets[0], slanted_sampler(), Recipe(n_passes=60, batch=16, lr=2e-3), seed=0, rivals=nets[1:])
     steps, _, weights = zip(*states_of(running, until=32), strict=True)
     assert steps == (*range(10), *range(10), *range(10), 10, 11, 12)
     assert all(distance(weights[i], start) == 0 for i, start in zip((0, 10, 20), starts, strict=True))
@@ -504,13 +512,13 @@ def test_the_best_of_several_starts_goes_on(monkeypatch):
 
 
 def test_a_long_fit_is_tried_from_several_starts_and_another_is_not():
-    field, config = slanted_field((9, 8, 7)), field_net().config
+    sampler, config = slanted_sampler((9, 8, 7)), field_net().config
     recipe = Recipe(n_passes=5000, batch=504, lr=2e-3)
-    assert len(new_fit(config, field, recipe, seed=0).rivals) == 2
+    assert len(new_fit(config, sampler, recipe, seed=0).rivals) == 2
     for change in ({"n_passes": 4999}, {"schedule": "step"}, {"max_seconds": 60.0}):
-        assert not new_fit(config, field, dataclasses.replace(recipe, **change), seed=0).rivals
-    assert not new_fit(SirenConfig(25), field, recipe, seed=0).rivals
-    fits = [new_fit(config, field, recipe, seed=seed) for seed in (0, 0, 1)]
+        assert not new_fit(config, sampler, dataclasses.replace(recipe, **change), seed=0).rivals
+    assert not new_fit(SirenConfig(25), sampler, recipe, seed=0).rivals
+    fits = [new_fit(config, sampler, recipe, seed=seed) for seed in (0, 0, 1)]
     drawn = [[fit.net.state_dict(), *fit.rivals] for fit in fits]
     assert all(distance(a, b) == 0 for a, b in zip(*drawn[:2], strict=True))
     assert all(distance(a, b) > 0.01 for a, b in itertools.combinations([*drawn[0], *drawn[2]], 2))
@@ -527,11 +535,11 @@ def test_only_a_long_fit_begins_with_a_brief_one():
 @pytest.mark.slow
 def test_at_the_end_of_a_brief_fit_the_network_is_better_than_for_long_after_it():
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, 16)] * 3, indexing="ij")
-    field, config = field_of(np.sin(3 * x + y) * np.cos(2 * z)), SirenConfig(16, 4)
+    sampler, config = sampler_of(np.sin(3 * x + y) * np.cos(2 * z)), SirenConfig(16, 4)
     recipe, ratios = Recipe(n_passes=3300, batch=2048, lr=6e-3), []
     for seed in range(5):
         losses = {}
-        running = Fit(new_fit(config, field, recipe, seed=seed).net, field, recipe, seed=seed)
+        running = Fit(new_fit(config, sampler, recipe, seed=seed).net, sampler, recipe, seed=seed)
         running.run(lambda fit, losses=losses: losses.setdefault(fit.step, fit.loss) and fit.step == 500)
         ratios.append(losses[200] / min(losses[step] for step in (100, 300, 400, 500)))
     assert np.median(ratios) < 0.3
@@ -543,7 +551,7 @@ def test_a_slow_fit_of_a_rare_voxel_is_left_alone():
     grid = np.zeros((24, 24, 24))
     grid[5, 14, 9] = 1.0
     recipe = Recipe(n_passes=120, batch=4096, lr=2e-4, optimizer="adam", schedule="step")
-    runs = [Fit(field_net(seed), field_of(grid), recipe, seed) for seed in range(5)]
+    runs = [Fit(field_net(seed), sampler_of(grid), recipe, seed) for seed in range(5)]
     for running in runs:
         running.run()
     assert np.median([running.recovery.n_recoveries for running in runs]) == 0
@@ -551,7 +559,7 @@ def test_a_slow_fit_of_a_rare_voxel_is_left_alone():
 
 def test_an_interrupted_fit_ends_in_its_best_state(monkeypatch):
     judged(monkeypatch, [0.1, 0.01, 0.02, math.nan])
-    running, weights = Fit(field_net(), slanted_field(), Recipe(n_passes=20, batch=16, lr=2e-3), seed=0), {}
+    running, weights = Fit(field_net(), slanted_sampler(), Recipe(n_passes=20, batch=16, lr=2e-3), seed=0), {}
 
     def on_step(fit):
         weights[fit.step] = fit.averaged.clone()
@@ -566,28 +574,28 @@ def test_an_interrupted_fit_ends_in_its_best_state(monkeypatch):
 
 def test_a_new_fit_has_networks_of_shorter_waves_to_fall_back_on():
     """Of twice and four times the frequency; none where the first layer is drawn at random."""
-    field, recipe = slanted_field((7, 6, 5)), Recipe(n_passes=3, batch=60, lr=1e-3)
-    running = new_fit(SirenConfig(16, 4), field, recipe, seed=0)
+    sampler, recipe = slanted_sampler((7, 6, 5)), Recipe(n_passes=3, batch=60, lr=1e-3)
+    running = new_fit(SirenConfig(16, 4), sampler, recipe, seed=0)
     networks = [running.net.state_dict(), *running.fallbacks]
     highest = [30 * float(state["net_layers.0.linear.weight"].abs().max()) for state in networks]
     assert highest == pytest.approx([HIGHEST_WAVE, 2 * HIGHEST_WAVE, 4 * HIGHEST_WAVE], rel=1e-4)
-    assert not new_fit(SirenConfig(16, 4), field, recipe, seed=0, first_omega=30.0).fallbacks
+    assert not new_fit(SirenConfig(16, 4), sampler, recipe, seed=0, first_omega=30.0).fallbacks
 
 
 @pytest.mark.slow
 def test_a_fit_of_fine_waves_is_better_than_a_constant():
     """Which looks like noise to a network of long waves."""
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, 20)] * 3, indexing="ij")
-    field = field_of(np.sin(26 * x + 2 * y) * np.sin(24 * y + 1) * np.cos(25 * z + 3 * x))
-    runs = [new_fit(SirenConfig(16, 4), field, Recipe(n_passes=150, batch=1000, lr=6e-3), seed) for seed in range(5)]
+    sampler = sampler_of(np.sin(26 * x + 2 * y) * np.sin(24 * y + 1) * np.cos(25 * z + 3 * x))
+    runs = [new_fit(SirenConfig(16, 4), sampler, Recipe(n_passes=150, batch=1000, lr=6e-3), seed) for seed in range(5)]
     for running in runs:
         running.run()
-    assert np.median([float(mean_squares(running.average, field)) for running in runs]) < 0.8 * field.variance
+    assert np.median([float(mean_squares(running.average, sampler)) for running in runs]) < 0.8 * sampler.variance
 
 
 @pytest.mark.parametrize("n_passes", [1, 3])
 def test_a_short_fit_is_left_alone(n_passes):
-    running = Fit(field_net(), slanted_field(), Recipe(n_passes=n_passes, batch=8, lr=2e-3), seed=0)
+    running = Fit(field_net(), slanted_sampler(), Recipe(n_passes=n_passes, batch=8, lr=2e-3), seed=0)
     running.run()
     assert running.recovery.n_recoveries == 0
 
@@ -596,14 +604,14 @@ def test_a_short_fit_is_left_alone(n_passes):
 @pytest.mark.parametrize("n_passes", [2, 200])
 def test_a_hopeless_rate_leaves_a_finite_network(optimizer, n_passes):
     net = field_net()
-    running = Fit(net, slanted_field(), Recipe(n_passes=n_passes, batch=16, lr=1e30, optimizer=optimizer), seed=0)
+    running = Fit(net, slanted_sampler(), Recipe(n_passes=n_passes, batch=16, lr=1e30, optimizer=optimizer), seed=0)
     running.run()
     assert all(torch.isfinite(p).all() for p in running.average.parameters())
 
 
 def test_the_average_is_over_the_latest_50_steps():
     """At first over fewer, about a tenth of all so far."""
-    running, expected = Fit(field_net(), slanted_field(), Recipe(n_passes=200, batch=16, lr=1e-2), seed=0), []
+    running, expected = Fit(field_net(), slanted_sampler(), Recipe(n_passes=200, batch=16, lr=1e-2), seed=0), []
 
     def on_step(fit):
         part = max(1 / 50, 10 / (9 + fit.step))
@@ -620,9 +628,9 @@ def test_the_average_is_over_the_latest_50_steps():
 def test_the_average_is_better_than_the_latest_network_while_the_rate_is_high():
     ratios = []
     for seed in range(9):
-        field = field_of(np.random.default_rng(seed).standard_normal((12, 11, 10)).cumsum(0).cumsum(1))
+        sampler = sampler_of(np.random.default_rng(seed).standard_normal((12, 11, 10)).cumsum(0).cumsum(1))
         net = field_net(seed)
-        running = Fit(net, field, Recipe(n_passes=60, batch=32, lr=1e-2), seed=seed)
+        running = Fit(net, sampler, Recipe(n_passes=60, batch=32, lr=1e-2), seed=seed)
         running.run(lambda fit: fit.progress > 0.3)
-        ratios.append(float(mean_squares(running.average, field)) / float(mean_squares(net, field)))
+        ratios.append(float(mean_squares(running.average, sampler)) / float(mean_squares(net, sampler)))
     assert np.median(ratios) < 1

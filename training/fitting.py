@@ -1,4 +1,4 @@
-"""Fit a network to a field: losses, schedules, recovery, checkpoints.
+"""Fit a network to the samples of a volume: recipes, schedules, the loop, checkpoints.
 
 Source: Lu et al. 2021, section 3 (the loss with its gradient term).
 """
@@ -15,25 +15,26 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-import ranks
-from optimizers import Adam, Muon
-from recovery import Action, Recovery
-from samples import Field
-from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, SquaredError, lay_waves, linear_layers
+from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, lay_waves, linear_layers
+from training import processes
+from training.gradient import LossGradient
+from training.optimizers import Adam, Muon
+from training.recovery import Action, Recovery
+from training.sampler import VoxelSampler
 
-BATCH = 2048  # samples a step: fewer are noisier and no faster, more take more passes to the same quality
-STEPS = 16_000  # of the default fit of a large volume
-MIN_PASSES, MAX_PASSES = 5, 45  # small volumes gain little from more, and end well before the original recipe does
-MIN_STEPS = 1_500  # for the smallest volumes, a few seconds: 45 passes are too few there, by 5 dB at 32^3, 40 at 16^3
+BATCH = 2048  # samples a step; fewer make noisier steps that are no faster, more take more passes to the same quality
+STEPS = 16_000  # steps of the default fit of a large volume
+MIN_PASSES, MAX_PASSES = 5, 45  # passes of the default fit; small volumes gain little from more
+MIN_STEPS = 1_500  # steps of the default fit of the smallest volumes, for which 45 passes are too few
 WARM_UP_STEPS = 50
-BRIEF = 0.03  # part of the fit that is one by itself, its rate falling to zero: a fair network long before the end
-STARTS = 3  # networks that the brief fit is tried from: the best at its end is nearly always so at the very end,
-TRIAL_STEPS = 200  # where it has that many steps at least, and
-TRIED_NEURONS = 24  # the width is at most that: wider networks do nearly as well from any start
-CHECK_STEPS = 100  # between two looks at the loss, which wait for the device
-AVERAGED_STEPS = 50  # over which the weights are averaged
-NORM_LIMIT = 1.3  # of a hidden matrix, relative to its initialisation
-SHORTER_WAVES = 2, 4  # times the frequency; a field of fine detail alone looks like noise to a network of long waves
+BRIEF = 0.03  # share of the steps that make a brief fit first: the rate falls to zero, the network is fair at its end
+STARTS = 3  # initial networks that compete in the brief fit; the one with the lowest loss continues
+TRIAL_STEPS = 200  # no competition if the brief fit has fewer steps
+TRIED_NEURONS = 24  # no competition for wider networks; their result hardly depends on the start
+CHECK_STEPS = 100  # steps between two looks at the loss, which wait for the device
+AVERAGED_STEPS = 50  # steps over which the weights are averaged
+NORM_LIMIT = 1.3  # of a hidden matrix, relative to its norm at initialisation
+SHORTER_WAVES = 2, 4  # times the frequency: fine detail alone looks like noise to a network of long waves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Recipe:
     max_seconds: float | None = None
 
     def count_steps(self, n_voxels: int) -> tuple[int, int]:
-        """Of the fit, and of the brief one that it begins with: some CHECK_STEPS, or none where that is too short."""
+        """Steps of the fit, and of the brief fit that it begins with: a multiple of CHECK_STEPS, 0 for a short fit."""
         n_steps = math.ceil(self.n_passes * math.ceil(n_voxels / self.batch))
         has_brief = self.schedule == "power" and self.max_seconds is None
         return n_steps, round(BRIEF * n_steps / CHECK_STEPS) * CHECK_STEPS if has_brief else 0
@@ -91,7 +92,7 @@ def default_recipe(
 
 
 def least_passes(n_voxels: int) -> int:
-    """As many as make MIN_STEPS steps."""
+    """The number of passes that makes MIN_STEPS steps."""
     return math.ceil(MIN_STEPS / math.ceil(n_voxels / BATCH))
 
 
@@ -101,7 +102,7 @@ def psnr_of(error: float) -> float:
 
 
 def in_one_vector(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """A vector of all the values, of which the tensors become parts: what is done to one is done to the other."""
+    """One vector of all values. The tensors become views of its parts, so a change of either changes both."""
     vector = torch.cat([tensor.detach().flatten() for tensor in tensors])
     parts = vector.split([tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):
@@ -126,7 +127,7 @@ def loss_with_gradient(
 
 
 def trained_parameters(net: FieldNet, first_layer: int) -> tuple[list[nn.Parameter], int]:
-    """Those of the linear layers from number `first_layer` on, the hidden matrices first, and how many these are."""
+    """The parameters of the linear layers from number `first_layer` on, hidden matrices first; the number of these."""
     live = linear_layers(net)[first_layer:]
     hidden = [layer.weight for layer in (live if first_layer else live[1:])[:-1]]
     chosen = {id(p) for p in hidden}
@@ -134,23 +135,22 @@ def trained_parameters(net: FieldNet, first_layer: int) -> tuple[list[nn.Paramet
 
 
 class Fit:
-    """The fit of a network to a field on the same device; `seed` settles the order of the samples.
+    """The fit of a network to the samples of a volume, on one device.
 
-    `n_threads` of a CPU work at it; the result does not depend on their number.
+    The fit trains `net` in place, but for the linear layers before `first_layer`. Its result is `average`, at any time:
+    the network of weights averaged over the latest steps (Polyak averaging; Polyak and Juditsky, 1992). It is better
+    than the latest network by decibels while the learning rate is high, and the same at the end.
 
-    Trains `net` in place, but for the linear layers before `first_layer`. The result, at any time, is `average`: the
-    network of the weights averaged over the latest steps, which is better than the latest one by decibels while the
-    rate is high, and the same at the end (Polyak and Juditsky, 1992).
-
-    rivals: other networks to start from; the brief fit is tried from each, and the best of these goes on.
-    fallbacks: networks to start from, one after the other, where the fit stays at a constant.
-    errors: (voxels,) the squared error of each as last seen, and kept up in place; without them that of a constant.
+    seed: of the order of the samples. n_threads: of the CPU; the result does not depend on it. rivals: other initial
+    networks; the brief fit is run from each, and the best of them goes on. fallbacks: initial networks of shorter
+    waves, tried one after the other when the fit collapses to a constant. errors: (voxels,) the squared error of each
+    voxel when it was last seen, updated in place; None for those of a constant.
     """
 
     def __init__(
         self,
         net: FieldNet,
-        field: Field,
+        sampler: VoxelSampler,
         recipe: Recipe,
         seed: int,
         first_layer: int = 0,
@@ -159,13 +159,13 @@ class Fit:
         fallbacks: Sequence[FieldNet] = (),
         errors: torch.Tensor | None = None,
     ):
-        self.net, self.field, self.recipe, self.seed = net, field, recipe, seed
-        self.steps_per_pass = math.ceil(field.n_voxels / recipe.batch)
-        self.n_steps, self.n_brief = recipe.count_steps(field.n_voxels)
+        self.net, self.sampler, self.recipe, self.seed = net, sampler, recipe, seed
+        self.steps_per_pass = math.ceil(sampler.n_voxels / recipe.batch)
+        self.n_steps, self.n_brief = recipe.count_steps(sampler.n_voxels)
         self.average = copy.deepcopy(net)
         self._join_parameters(first_layer)
-        batch = math.ceil(field.n_voxels / self.steps_per_pass)
-        self.squared_error = SquaredError(net, batch, first_layer, n_threads, is_clipped=recipe.schedule == "power")
+        batch = math.ceil(sampler.n_voxels / self.steps_per_pass)
+        self.squared_error = LossGradient(net, batch, first_layer, n_threads, is_clipped=recipe.schedule == "power")
         config = net.config
         # Limits of the Frobenius norm; a network that comes with larger matrices keeps them.
         initial = math.sqrt(2 * config.n_neurons) / config.omega_0
@@ -173,18 +173,18 @@ class Fit:
 
         # By which voxels are drawn; a streamed field has no room for that.
         self.errors: torch.Tensor | None = None
-        if recipe.by_error and isinstance(field, Field):
-            self.errors = field.deviations() if errors is None else errors
+        if recipe.by_error and isinstance(sampler, VoxelSampler):
+            self.errors = sampler.deviations() if errors is None else errors
         self.density: torch.Tensor | None = None
-        self.probe = field.probe()  # the voxels that `average` is judged by
+        self.probe = sampler.probe()  # the voxels that `average` is judged by
         self.step, self.seconds = 0, 0.0
-        self.loss = field.variance  # of `average`, as last judged; at first that of a constant
+        self.loss = sampler.variance  # of `average`, as last judged; at first that of a constant
         self.start = self._capture()
         self.best = self.start  # of the states judged
         self.rivals, self.fallbacks = ([net.state_dict() for net in nets] for nets in (rivals, fallbacks))
         # In steps the rate falls so low that a fit stalls long before it is good.
         can_collapse = recipe.schedule == "power"
-        self.recovery = Recovery(field.variance, self.n_brief, len(rivals), len(fallbacks), can_collapse)
+        self.recovery = Recovery(sampler.variance, self.n_brief, len(rivals), len(fallbacks), can_collapse)
 
     def _join_parameters(self, first_layer: int) -> None:
         """Lay the parameters out in one vector, likewise their gradients and averages: a step takes few operations."""
@@ -226,12 +226,12 @@ class Fit:
         while self.progress < 1:
             index, first = divmod(self.step, self.steps_per_pass)
             if first == 0 and self.errors is not None:
-                self._set_density(self.field.density(self.errors))
-            for batch in self.field.batches(self.seed, index, self.steps_per_pass, first, self.density):
+                self._set_density(self.sampler.density(self.errors))
+            for batch in self.sampler.batches(self.seed, index, self.steps_per_pass, first, self.density):
                 self._take_step(batch)
                 self.seconds = time.monotonic() - started
                 if self.recipe.max_seconds is not None:
-                    self.seconds = ranks.of_first(self.seconds)
+                    self.seconds = processes.of_first(self.seconds)
                 went_back = self.step % CHECK_STEPS == 0 and self._went_back()
                 if on_step(self):
                     return True
@@ -265,18 +265,18 @@ class Fit:
 
     def _take_step(self, batch: torch.Tensor) -> None:
         rate = self._rate()
-        flat = ranks.share(batch)
-        x, values = self.field.samples(flat)
+        flat = processes.share(batch)
+        x, values = self.sampler.samples(flat)
         if self.density is not None:
             self.squared_error(x, values, 1 / self.density[flat].to(x.device))
-            squares = ranks.together(self.squared_error.squares, len(batch)).to(self.errors.device)
+            squares = processes.together(self.squared_error.squares, len(batch)).to(self.errors.device)
             self.errors[batch] = torch.lerp(self.errors[batch], squares.nan_to_num(4.0).clamp_(max=4.0), 0.5)
         elif self.recipe.grad_lambda == 0:
             self.squared_error(x, values)
         else:
             self.gradient.zero_()
-            loss_with_gradient(self.net, x, values, self.field.slopes(flat), self.recipe.grad_lambda)[0].backward()
-        ranks.average(self.gradient, weight=len(flat))
+            loss_with_gradient(self.net, x, values, self.sampler.slopes(flat), self.recipe.grad_lambda)[0].backward()
+        processes.average(self.gradient, weight=len(flat))
         for optimizer in self.optimizers:
             optimizer.step(rate)
         self._limit_norms()
@@ -301,11 +301,11 @@ class Fit:
         return float(((self.average(x).clamp_(-1, 1) - values).square().mean(1) * weights).mean())
 
     def _set_density(self, density: torch.Tensor) -> None:
-        self.density, self.probe = density, self.field.probe(density)
+        self.density, self.probe = density, self.sampler.probe(density)
 
     def _went_back(self) -> bool:
         """Judge the averaged network, and do what `recovery` says; whether that is to restore an earlier state."""
-        before, self.loss = self.loss, ranks.of_first(self._judge())
+        before, self.loss = self.loss, processes.of_first(self._judge())
         if self.loss < self.recovery.best_loss:
             self.best = self._capture()
         action = self.recovery.judge(before, self.loss, self.step, self.progress)
@@ -366,22 +366,27 @@ class Fit:
 
 
 def new_fit(
-    config: SirenConfig, field: Field, recipe: Recipe, seed: int, first_omega: float | None = None, n_threads: int = 1
+    config: SirenConfig,
+    sampler: VoxelSampler,
+    recipe: Recipe,
+    seed: int,
+    first_omega: float | None = None,
+    n_threads: int = 1,
 ) -> Fit:
     """The fit of a new network, drawn by `seed`, to a field; of the best of several where that is worth its time.
 
     first_omega: frequency of a first layer drawn at random, as in the original; without it, `lay_waves`, which is
     better by 0.1 to 10 dB on most fields, and at worst half a decibel worse.
     """
-    generator, mirrors = torch.Generator().manual_seed(seed), field.mirrors()
-    is_tried = config.n_neurons <= TRIED_NEURONS and recipe.count_steps(field.n_voxels)[1] >= TRIAL_STEPS
+    generator, mirrors = torch.Generator().manual_seed(seed), sampler.mirrors()
+    is_tried = config.n_neurons <= TRIED_NEURONS and recipe.count_steps(sampler.n_voxels)[1] >= TRIAL_STEPS
 
     def drawn(highest_wave: float) -> FieldNet:
         net = FieldNet(config, generator, first_omega or OMEGA_0)
         if first_omega is None:
             lay_waves(net, mirrors, highest_wave)
-        return net.to(field.device)
+        return net.to(sampler.device)
 
     net, *rivals = [drawn(HIGHEST_WAVE) for _ in range(STARTS if is_tried else 1)]
     fallbacks = [] if first_omega else [drawn(factor * HIGHEST_WAVE) for factor in SHORTER_WAVES]
-    return Fit(net, field, recipe, seed, n_threads=n_threads, rivals=rivals, fallbacks=fallbacks)
+    return Fit(net, sampler, recipe, seed, n_threads=n_threads, rivals=rivals, fallbacks=fallbacks)

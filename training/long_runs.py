@@ -10,11 +10,10 @@ from collections.abc import Callable
 import torch
 
 import cli
-import fitting
-import ranks
-from fitting import Fit
-from samples import Field
-from streamed import StreamedField
+from training import fitting, processes
+from training.fitting import Fit
+from training.sampler import VoxelSampler
+from training.streaming import StreamingSampler
 
 SHOW_SECONDS = 0.5
 CHECKPOINT_SECONDS = 60.0
@@ -55,7 +54,7 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> li
                 history.append((fit.seconds, fit.step / fit.steps_per_pass, fit.psnr))
                 if opt.target_psnr and is_reached(fit.psnr):
                     return True
-            if opt.checkpoint and ranks.is_first() and now - saved > CHECKPOINT_SECONDS:
+            if opt.checkpoint and processes.is_first() and now - saved > CHECKPOINT_SECONDS:
                 save_checkpoint(opt, fit)
                 saved = time.monotonic()
             return False
@@ -64,22 +63,22 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> li
     return history
 
 
-def identity(opt: Namespace, field: Field | StreamedField) -> dict:
+def identity(opt: Namespace, sampler: VoxelSampler | StreamingSampler) -> dict:
     """What must be the same for a checkpoint to be continued."""
     same = {name: value for name, value in vars(opt).items() if name not in MAY_CHANGE}
-    return same | {"shape": list(field.shape), "values_crc32": field.crc32}
+    return same | {"shape": list(sampler.shape), "values_crc32": sampler.crc32}
 
 
 def save_checkpoint(opt: Namespace, fit: Fit) -> None:
     """Write the state of the fit to --checkpoint."""
     with cli.atomic_write(opt.checkpoint) as path, open(path, "wb") as file:
-        torch.save({"identity": identity(opt, fit.field), "fit": fit.state_dict()}, file)
+        torch.save({"identity": identity(opt, fit.sampler), "fit": fit.state_dict()}, file)
 
 
 def load_checkpoint(opt: Namespace, fit: Fit) -> None:
     """Continue from --checkpoint. Raises UserError unless it is of the same volume and options."""
     content = cli.load_tensors(opt.checkpoint)
-    expected = identity(opt, fit.field)
+    expected = identity(opt, fit.sampler)
     try:
         found = content["identity"]
         differing = [name for name in expected if expected[name] != found[name]]

@@ -12,11 +12,11 @@ import torch
 
 from utils import axis_coordinates, voxel_size
 
-FINENESS = 1 << 20  # of densities, per unit
-PROBED = 1 << 12  # voxels that a fit is judged by, and a symmetry
-BY_ERROR = 0.75  # of the draws of a fit: with half, the worst voxels come too seldom (1 dB on neghip_64)
+DENSITY_UNITS = 1 << 20  # integer units of a density of 1
+PROBED = 1 << 12  # voxels that a fit, or a symmetry, is judged by
+BY_ERROR = 0.75  # share of the draws that go by the error; with half, the worst voxels are drawn too seldom
 SLAB = 1 << 14  # voxels that a network is evaluated at in one go
-ASYMMETRY = 1e-3  # of the field's variance, up to which it counts as symmetric
+ASYMMETRY = 1e-3  # mean squared difference of mirror images, relative to the variance, that still counts as symmetric
 
 
 def axis_tensors(shape: tuple[int, ...], device: torch.device) -> list[torch.Tensor]:
@@ -34,14 +34,15 @@ def flat_coordinates(axes: list[torch.Tensor], flat: torch.Tensor) -> torch.Tens
 
 
 def drawn_by(density: torch.Tensor, n_drawn: int = PROBED) -> tuple[torch.Tensor, torch.Tensor]:
-    """Voxels, or points, by a density, 1 in the mean, and their weights; all, where they are no more than `n_drawn`.
+    """Draws `n_drawn` voxels, or points, by a density, 1 in the mean. Returns their indices and weights.
 
-    The mean over them of any figure, times the weight, is about its mean over all voxels.
+    The weighted mean of any figure over the draws is about its mean over all voxels. If there are no more than
+    `n_drawn`, all are returned.
     """
     n = len(density)
     if n <= n_drawn:
         return torch.arange(n, device=density.device), torch.ones_like(density)
-    ends = (density * FINENESS).long().cumsum(0)
+    ends = (density * DENSITY_UNITS).long().cumsum(0)
     at = torch.rand(n_drawn, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(density.device)
     at = (at + torch.arange(n_drawn, device=density.device)) * (ends[-1] / n_drawn)  # one in each of equal parts
     chosen = torch.searchsorted(ends, at.long(), right=True)
@@ -49,23 +50,25 @@ def drawn_by(density: torch.Tensor, n_drawn: int = PROBED) -> tuple[torch.Tensor
 
 
 def density_of(errors: torch.Tensor, n_voxels: int, by_error: float = BY_ERROR) -> torch.Tensor:
-    """How often to draw each voxel: `by_error` of all draws in proportion to its error, the rest evenly; 1 in the mean.
+    """How often to draw each voxel, 1 in the mean: importance sampling (Katharopoulos and Fleuret, 2018).
 
-    errors: squared, zero for voxels that are not among the `n_voxels` that count. Where a thousand voxels hold most of
-    the error, an even draw of 2,048 rarely meets them, and its gradient is mostly noise. Weighted by 1 / density, a
-    loss remains the mean over all voxels, and no weight exceeds 1 / (1 - by_error). Importance sampling; Katharopoulos
-    and Fleuret, 2018.
+    The share `by_error` of the draws goes by the root of the squared errors, the rest is even. Where few voxels hold
+    most of the error, an even draw rarely meets them, and its gradient is mostly noise. Weighted by 1 / density, a loss
+    remains the mean over all voxels; no weight exceeds 1 / (1 - by_error).
+
+    errors: (voxels,), squared, zero for voxels that are not among the `n_voxels` that count.
     """
     size = errors.sqrt()
     mean = size.sum() / n_voxels + 1e-30
     return by_error * size / mean + (1 - by_error)
 
 
-class Field:
-    """A normalised volume, drawn from by flat (C-order) voxel index, for training on a device.
+class VoxelSampler:
+    """Draws training samples from a normalised volume in memory. A voxel is known by its flat (C-order) index.
 
-    shape: of the grid. values: float32 tensor (voxels, components), in [-1, 1], of missing voxels NaN; on the device,
-    or in the host's memory when half of what the device has free does not hold it. n_voxels: not missing, those drawn.
+    shape: of the grid, voxels. values: float32 tensor (voxels, components) in [-1, 1], NaN where missing; on the
+    device, or in the host's memory if it takes more than half of what the device has free. n_voxels: of those that are
+    not missing; only these are drawn.
     """
 
     def __init__(self, normalised: np.ndarray, device: torch.device):
@@ -103,32 +106,33 @@ class Field:
         return density_of(errors, self.n_voxels)
 
     def drawn(self, density: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Voxels that stand for all but missing ones, `drawn_by` a density of all: flat indices and weights."""
+        """Voxels drawn by a density of all voxels, missing ones left out: flat indices and weights. See `drawn_by`."""
         if self.present is None:
             return drawn_by(density)
         chosen, weights = drawn_by(density[self.present])
         return self.present[chosen], weights
 
     def probe(self, density: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Voxels to judge a fit by: coordinates and values, as of `samples`, and weights.
+        """The voxels that a fit is judged by: coordinates and values, as of `samples`, and weights.
 
-        Drawn as often as batches are, or without a density by their distance from the mean: rare ones are among them.
+        They are drawn by the density that batches are drawn by; without one, by their distance from the mean value.
         """
         flat, weights = self.drawn(self.density(self.deviations()) if density is None else density)
         x, values = flat_coordinates(self.axes, flat), self.values[flat]
         return x.to(self.device), values.to(self.device), weights.to(self.device)
 
     def shuffled(self, seed: int, index: int, density: torch.Tensor | None = None) -> torch.Tensor:
-        """The order in which pass number `index` sees the voxels: as many as are not missing, and those once each.
+        """The order in which pass number `index` sees the voxels that are not missing, each once.
 
-        Or so often as `density`, (len(values),) and 1 in the mean, says, rounded up or down: by systematic sampling.
+        density: (voxels,), 1 in the mean. Each voxel is then seen as often as it says, rounded up or down (systematic
+        sampling).
         """
         generator = torch.Generator(self.values.device)
         generator.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1))
         order = torch.randperm(self.n_voxels, generator=generator, device=self.values.device)
         if density is not None:
             density = density if self.present is None else density[self.present]
-            ends = (density * FINENESS).long().cumsum(0)  # integers: the same sums on every run, on a GPU too
+            ends = (density * DENSITY_UNITS).long().cumsum(0)  # integers: the same sums on every run, on a GPU too
             start = torch.rand(1, generator=generator, device=order.device, dtype=torch.float64)
             # Of n_voxels samples at equal distances, how many fall on the voxels up to each.
             reached = (ends * (self.n_voxels / ends[-1].double()) - start).ceil_().long().clamp_(0, self.n_voxels)

@@ -14,14 +14,12 @@ from helpers.networks import field_net, header_of, make_blob
 from helpers.scripts import WELL, compress, decompress, error_of, listing, results, train
 from helpers.volumes import slanted
 
-import long_runs
-import outliers
-import streamed
 import utils
 import volume
 from neural_field import NeuralField
-from samples import Field
-from streamed import StreamedField, training_field
+from training import long_runs, outliers, streaming
+from training.sampler import VoxelSampler
+from training.streaming import StreamingSampler, make_sampler
 from utils import compare, measured_boxes, value_range
 from volume import LazyArray, boxes, limits, parts
 
@@ -33,7 +31,7 @@ NAN = np.float32(np.nan)
 def small(monkeypatch):
     """Every volume is too large for memory: 60 voxels in the buffer, in stretches of 7."""
     for name, value in {"IN_MEMORY": 0, "BUFFER": 60, "KEPT": 30, "STRETCH": 7}.items():
-        monkeypatch.setattr(streamed, name, value)
+        monkeypatch.setattr(streaming, name, value)
 
 
 def wavy(shape=(9, 7, 5)) -> np.ndarray:
@@ -89,16 +87,16 @@ def test_a_pass_draws_every_voxel_once_in_equal_batches(small, tmp_path, order, 
     array.ravel()[np.random.default_rng(1).permutation(array.size)[:n_missing]] = NAN
     fill = NAN if n_missing else None
     values = value_range(array[..., None], fill)
-    field = training_field(mapped(array, tmp_path, order)[..., None], values, CPU, with_slopes=True)
-    whole = Field(values.normalise(array[..., None]), CPU)
-    assert isinstance(field, StreamedField) and field.n_voxels == whole.n_voxels == 315 - n_missing
-    assert field.variance == pytest.approx(whole.variance, rel=1e-6)
+    sampler = make_sampler(mapped(array, tmp_path, order)[..., None], values, CPU, with_slopes=True)
+    whole = VoxelSampler(values.normalise(array[..., None]), CPU)
+    assert isinstance(sampler, StreamingSampler) and sampler.n_voxels == whole.n_voxels == 315 - n_missing
+    assert sampler.variance == pytest.approx(whole.variance, rel=1e-6)
 
     drawn = []
-    for places in field.batches(0, 0, 13, 0):
-        drawn.append((*field.samples(places), field.slopes(places)))
+    for places in sampler.batches(0, 0, 13, 0):
+        drawn.append((*sampler.samples(places), sampler.slopes(places)))
     sizes = [len(x) for x, _, _ in drawn]
-    assert len(sizes) == 13 and max(sizes) - min(sizes) <= 1 and sum(sizes) == field.n_voxels
+    assert len(sizes) == 13 and max(sizes) - min(sizes) <= 1 and sum(sizes) == sampler.n_voxels
     present = torch.arange(315) if whole.present is None else whole.present
     expected = torch.cat([*whole.samples(present), whole.slopes(present).flatten(1)], 1)
     found = torch.cat([torch.cat([x, v, s.flatten(1)], 1) for x, v, s in drawn])
@@ -111,10 +109,10 @@ def test_a_pass_draws_every_voxel_once_in_equal_batches(small, tmp_path, order, 
 
 def test_passes_differ_and_continue_where_they_were(small):
     array = wavy()[..., None]
-    field = training_field(array, value_range(array), CPU)
+    sampler = make_sampler(array, value_range(array), CPU)
 
     def drawn(seed, index, first=0):
-        return torch.cat([field.samples(places)[1] for places in field.batches(seed, index, 11, first)])
+        return torch.cat([sampler.samples(places)[1] for places in sampler.batches(seed, index, 11, first)])
 
     orders = [drawn(seed, index) for seed in (0, 1) for index in (0, 1)]
     assert all(not torch.equal(a, b) for i, a in enumerate(orders) for b in orders[:i])
@@ -125,9 +123,9 @@ def test_passes_differ_and_continue_where_they_were(small):
 
 def test_a_small_volume_is_held_in_memory(monkeypatch):
     array = wavy()[..., None]
-    assert isinstance(training_field(array, value_range(array), CPU), Field)
-    monkeypatch.setattr(streamed, "IN_MEMORY", 314)
-    assert isinstance(training_field(array, value_range(array), CPU), StreamedField)
+    assert isinstance(make_sampler(array, value_range(array), CPU), VoxelSampler)
+    monkeypatch.setattr(streaming, "IN_MEMORY", 314)
+    assert isinstance(make_sampler(array, value_range(array), CPU), StreamingSampler)
 
 
 # --- metrics ----------------------------------------------------------------------------------------
@@ -187,10 +185,10 @@ def test_a_checkpoint_of_a_streamed_volume(small, volume_file, tmp_path, monkeyp
             save(opt, fit)
 
     monkeypatch.setattr(long_runs, "save_checkpoint", save_once)
-    sums, property_ = [], StreamedField.crc32
-    counted = functools.cached_property(lambda field: sums.append(field) or property_.func(field))
-    counted.__set_name__(StreamedField, "crc32")
-    monkeypatch.setattr(StreamedField, "crc32", counted)
+    sums, property_ = [], StreamingSampler.crc32
+    counted = functools.cached_property(lambda sampler: sums.append(sampler) or property_.func(sampler))
+    counted.__set_name__(StreamingSampler, "crc32")
+    monkeypatch.setattr(StreamingSampler, "crc32", counted)
     flags = ("--n_passes", 9, "--batchSize", 16, "--oversample", 1)  # 20 steps a pass
     whole = train(volume_file, tmp_path, *flags)
     assert not sums
@@ -220,11 +218,11 @@ def test_training_needs_a_fraction_of_the_volumes_memory(n_files, tmp_path, monk
     import train as script
 
     for module, name, value in (
-        (streamed, "IN_MEMORY", 0),
-        (streamed, "BUFFER", 1 << 12),
-        (streamed, "KEPT", 1 << 11),
-        (streamed, "STRETCH", 1 << 6),
-        (streamed, "PROBED_STRETCHES", 1 << 6),
+        (streaming, "IN_MEMORY", 0),
+        (streaming, "BUFFER", 1 << 12),
+        (streaming, "KEPT", 1 << 11),
+        (streaming, "STRETCH", 1 << 6),
+        (streaming, "PROBED_STRETCHES", 1 << 6),
         (utils, "EXACT", 0),
         (utils, "MEASURED", 1 << 12),
         (volume, "SLAB", 1 << 12),

@@ -12,8 +12,7 @@ from helpers.scripts import compress, decompress, results, stored, train
 from helpers.volumes import labels, large_integers, noise, noisy_waves, waves
 
 import net_coder
-import net_compress
-import quantise
+from quantising import policy, rounding
 
 QUANTIZERS = ("uniform", "kmeans")
 SMALL, LARGER = (20, 16, 12), (30, 24, 20)
@@ -61,12 +60,12 @@ def test_a_network_of_unknown_quality_is_rounded_to_9_bits(tmp_path, unknown):
 
 def test_only_with_the_volume_are_errors_of_a_large_network_carried_over(tmp_path, monkeypatch):
     trained = network_of("waves", waves(SMALL), tmp_path)
-    carried_over = Mock(wraps=quantise.round_in_turn)
-    monkeypatch.setattr(quantise, "round_in_turn", carried_over)
+    carried_over = Mock(wraps=rounding.round_layer_by_layer)
+    monkeypatch.setattr(rounding, "round_layer_by_layer", carried_over)
     with_volume = ("--volume", trained.volume, "--n_passes", 3)
     small = compress(trained, tmp_path / "b")
     assert carried_over.called
-    monkeypatch.setattr(net_compress, "MAX_COMPENSATED", 100)
+    monkeypatch.setattr(policy, "MAX_COMPENSATED", 100)
     carried_over.reset_mock()
     large = compress(trained, tmp_path / "b")
     assert not carried_over.called and large != small
@@ -115,7 +114,7 @@ def test_integers_that_rounding_would_change_are_rounded_by_the_psnr(tmp_path, m
     trained = stored("labels_exact", tmp_path)
     exact = compress(trained, tmp_path / "blob")
     with monkeypatch.context() as patched:
-        patched.setattr(net_compress, "MAX_HALVINGS", 1)  # no rounding so coarse leaves them as they are
+        patched.setattr(policy, "MAX_HALVINGS", 1)  # no rounding so coarse leaves them as they are
         found = compress(trained, tmp_path / "blob")
     trained.config.write_text(json.dumps({**trained.settings, "is_exact": None}))
     assert compress(trained, tmp_path / "blob") == found != exact
@@ -165,8 +164,8 @@ def test_how_much_rounding_with_training_may_cost(tmp_path, capsys, monkeypatch,
     """2 dB, at most a quarter of what the network is better than a constant, which has 16.7 dB here, and always 0.1."""
     trained = network_of("noise", noise((12, 12, 12)), tmp_path)
     found = iter([psnr, psnr - most_lost - beyond, psnr])
-    monkeypatch.setattr(net_compress, "measured_psnr", lambda *_, **__: next(found))
-    monkeypatch.setattr(quantise, "round_and_train", lambda net, field, steps, *_: quantise.round_layers(net, steps))
+    monkeypatch.setattr(policy, "measured_psnr", lambda *_, **__: next(found))
+    monkeypatch.setattr(rounding, "round_and_train", lambda net, field, steps, *_: rounding.round_layers(net, steps))
     compress(trained, tmp_path / "b", "--volume", trained.volume)
     assert ("again with finer steps" in capsys.readouterr().err) == (beyond > 0)
 

@@ -1,0 +1,43 @@
+"""Codebooks: the values of a hidden matrix by k-means, as in the paper."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from net_coder import QuantisedLayer
+from quantising.rounding import round_layers
+from quantising.sensitivity import MAX_STEPS
+from siren import FieldNet, linear_layers
+
+KMEANS_ITERATIONS = 50
+
+
+def round_to_codebooks(net: FieldNet, bits: int, steps: list[np.float32]) -> list[QuantisedLayer]:
+    """A codebook of at most 2^bits values per hidden matrix, by k-means, as in the paper; the rest by `steps`."""
+    layers = round_layers(net, steps)
+    for i, layer in enumerate(linear_layers(net)):
+        if tuple(layer.weight.shape) == (net.config.n_neurons,) * 2:
+            values = layer.weight.detach().cpu().numpy()
+            codebook = kmeans(values.ravel(), min(2**bits, 2 * MAX_STEPS))
+            if len(codebook) % 2 == 0:  # the format counts from the middle one
+                codebook = np.append(codebook, codebook[-1])
+            nearest = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, values).astype(np.int32)
+            layers[i] = dataclasses.replace(layers[i], weights=nearest - len(codebook) // 2, codebook=codebook)
+    return layers
+
+
+def kmeans(values: np.ndarray, k: int) -> np.ndarray:
+    """At most k ascending float32 centroids of one-dimensional values, by Lloyd's algorithm from their quantiles."""
+    values = np.sort(values.astype(np.float64))
+    centroids = np.unique(np.quantile(values, (np.arange(k) + 0.5) / k))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    for _ in range(KMEANS_ITERATIONS):
+        edges = np.searchsorted(values, (centroids[1:] + centroids[:-1]) / 2)
+        edges = np.unique(np.concatenate([[0], edges, [len(values)]]))
+        moved = np.diff(sums[edges]) / np.diff(edges)
+        if np.array_equal(moved, centroids):
+            break
+        centroids = moved
+    return np.unique(centroids.astype(np.float32))

@@ -1,0 +1,183 @@
+"""The integers that stand for the weights of a network: to the nearest, compensated, and with training in between."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import nn
+
+from net_coder import QuantisedLayer, round_step
+from quantising.compensation import CompensationFactor, compensated_sensitivities, layer_sizes
+from quantising.sensitivity import MAX_STEPS, N_POINTS, choose_steps, informative_points
+from siren import FieldNet, linear_layers
+from training.fitting import Fit, Recipe
+from training.sampler import VoxelSampler
+
+MAX_TRIES = 8  # roundings, until one has the error that is asked for
+TOLERANCE = 0.1  # of that error
+
+
+def round_layers(net: FieldNet, steps: list[np.float32]) -> list[QuantisedLayer]:
+    """Every weight and bias rounded to the nearest step of its layer."""
+    layers = []
+    for layer, step in zip(linear_layers(net), steps, strict=True):
+        rounded = np.rint(_matrix(layer).numpy().astype(np.float64) / step).astype(np.int32)
+        layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
+    return layers
+
+
+def zero_layers(net: FieldNet) -> list[QuantisedLayer]:
+    """Zeros, which take the fewest bytes: for a constant field, whose range says it all."""
+    return [
+        QuantisedLayer(np.zeros(layer.weight.shape, np.int32), np.zeros(layer.out_features, np.int32), round_step(1.0))
+        for layer in linear_layers(net)
+    ]
+
+
+def load(net: FieldNet, layers: list[QuantisedLayer]) -> None:
+    """Give a network the values that the integers stand for."""
+    for layer, rounded in zip(linear_layers(net), layers, strict=True):
+        _load_layer(layer, rounded)
+
+
+@torch.no_grad()
+def _load_layer(layer: nn.Linear, rounded: QuantisedLayer) -> None:
+    for parameter, values in zip((layer.weight, layer.bias), rounded.dequantise(), strict=True):
+        parameter.copy_(torch.from_numpy(values))
+
+
+def round_layer_by_layer(
+    net: FieldNet,
+    steps: list[np.float32],
+    factors: Iterable[CompensationFactor],
+    train_rest: Callable[[int], None] = lambda first_layer: None,
+) -> list[QuantisedLayer]:
+    """The layers in integers, rounded first to last; later weights compensate the error of each. Changes `net`.
+
+    train_rest: `train_rest(i)` is called once the layers before number i are rounded, and may train the others.
+    """
+    layers, factors = [], iter(factors)
+    factor = next(factors)
+    start = 0
+    for i, (layer, size, step) in enumerate(zip(linear_layers(net), layer_sizes(net), steps, strict=True)):
+        weights = _weights(net)
+        rounded = np.empty(size, np.int32)
+        done = 0
+        while done < size:  # as many as belong to one factor
+            first = start + done - factor.start
+            if first == len(factor.matrix):
+                factor = next(factors)
+                continue
+            rows = factor.matrix[first : first + size - done, first:].numpy()
+            reached = weights[start + done : factor.start + factor.matrix.shape[1]]
+            rounded[done : done + len(rows)] = _round_first(reached, rows, float(step))
+            done += len(rows)
+        start += size
+        rounded = rounded.reshape(layer.out_features, -1)
+        layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
+        _load_weights(net, weights)
+        _load_layer(layer, layers[i])
+        if i + 1 < len(steps):
+            train_rest(i + 1)
+    return layers
+
+
+def round_to_error(
+    net: FieldNet, shape: tuple[int, ...], factors: list[CompensationFactor], error: float
+) -> list[QuantisedLayer]:
+    """The layers in integers, by steps at which the normalised output changes by about a mean squared `error`.
+
+    The error that the sensitivities foretell can be many times too small. So it is measured, and the steps are chosen
+    anew until it fits. If no try fits, the best one is returned.
+    """
+    sensitivity = compensated_sensitivities(net, factors)
+    x, weights = informative_points(net, shape, N_POINTS, seed=1)
+    with torch.no_grad():
+        output = net(x).clamp_(-1, 1)
+    foretold = error
+    best, most, least = None, -1.0, math.inf  # the largest error so far that fits, the smallest that does not
+    for _ in range(MAX_TRIES):
+        rounded = copy.deepcopy(net)
+        layers = round_layer_by_layer(rounded, choose_steps(net, sensitivity, error=foretold), factors)
+        with torch.no_grad():
+            squares = (rounded(x).clamp_(-1, 1) - output).square().mean(1)
+        found = float((squares * weights).mean().nan_to_num(math.inf))
+        if found <= (1 + TOLERANCE) * error:
+            if found > most:
+                best, most = layers, found
+            if found >= (1 - TOLERANCE) * error:
+                break
+        elif most < 0:
+            if found > 0.9 * least:
+                break  # a layer is as fine as the coder takes it, and finer steps of the others hardly help
+            best, least = layers, found
+        foretold *= min(max(error / max(found, 1e-30), 0.05), 4.0)
+    return best
+
+
+def round_and_train(
+    net: FieldNet,
+    sampler: VoxelSampler,
+    steps: list[np.float32],
+    factors: Iterable[CompensationFactor],
+    recipe: Recipe,
+    seed: int,
+    on_progress: Callable[[float, float], None] = lambda fraction, psnr: None,
+    n_threads: int = 1,
+) -> list[QuantisedLayer]:
+    """The layers in integers; after each one is rounded, those that are not yet are trained on. Changes `net`.
+
+    recipe: of all the training together. on_progress: `on_progress(fraction, psnr)` is told how much is done, 0 to 1,
+    and the estimated PSNR in dB.
+    """
+    part = dataclasses.replace(recipe, n_passes=recipe.n_passes / max(len(steps) - 1, 1))
+    errors = sampler.squared_errors(net) if isinstance(sampler, VoxelSampler) else None
+
+    def train_rest(first_layer: int) -> None:
+        fit = Fit(net, sampler, part, seed + first_layer, first_layer, n_threads, errors=errors)
+        fit.run()
+        net.load_state_dict(fit.average.state_dict())
+        on_progress(first_layer / len(steps), fit.psnr)
+
+    return round_layer_by_layer(net, steps, factors, train_rest)
+
+
+@np.errstate(all="ignore")  # of hopeless networks
+def _round_first(weights: np.ndarray, factor: np.ndarray, step: float) -> np.ndarray:
+    """Round the first weights, `len(factor)`, in order; every error is carried over to those after it, in place."""
+    n = len(factor)
+    rounded = np.empty(n, np.int32)
+    limit = MAX_STEPS * 3 // 2
+    for start in range(0, n, 128):  # later blocks are corrected once, by a product of matrices
+        end = min(start + 128, n)
+        errors = np.empty(end - start, np.float32)
+        for i in range(start, end):
+            rounded[i] = round(min(limit, max(-limit, float(weights[i]) / step)))  # in this order, for NaN too
+            errors[i - start] = (weights[i] - rounded[i] * step) / factor[i, i]
+            weights[i + 1 : end] -= errors[i - start] * factor[i, i + 1 : end]
+        weights[end:] -= errors @ factor[start:end, end:]
+    return rounded
+
+
+def _matrix(layer: nn.Linear) -> torch.Tensor:
+    """[W b] of a layer, on the CPU."""
+    return torch.cat([layer.weight.detach(), layer.bias.detach()[:, None]], 1).cpu()
+
+
+def _weights(net: FieldNet) -> np.ndarray:
+    """All weights of a network: [W b] row by row, layer after layer."""
+    return torch.cat([_matrix(layer).flatten() for layer in linear_layers(net)]).numpy()
+
+
+@torch.no_grad()
+def _load_weights(net: FieldNet, weights: np.ndarray) -> None:
+    parts = torch.from_numpy(weights).split(layer_sizes(net))
+    for layer, part in zip(linear_layers(net), parts, strict=True):
+        matrix = part.view(layer.out_features, -1)
+        layer.weight.copy_(matrix[:, :-1])
+        layer.bias.copy_(matrix[:, -1])

@@ -1,0 +1,118 @@
+"""How much each layer's rounding costs, and steps by it.
+
+A weight's sensitivity is the mean of the output's squared derivative by it, over points of the domain. Steps
+inversely proportional to its root make every weight's rounding cost the same (reverse water-filling; Cover and Thomas,
+"Elements of Information Theory", section 10.3). The cost can be foretold: a rounded weight is off by step^2 / 12 in the
+mean square.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from net_coder import round_step
+from siren import FieldNet, count_parameters, linear_layers
+from training.sampler import density_of, drawn_by
+from utils import axis_coordinates
+
+CANDIDATES = 8  # points for each one that is drawn by the derivatives
+N_POINTS = 8192  # points of the domain for a mean over it
+MAX_STEPS = 1 << 14  # on either side of zero; compensation may add half as many, which the coder still takes
+
+# For each linear layer the inputs and 1 (points, n_in + 1), and the output's derivatives (points, n_out).
+Derivatives = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def quasirandom_points(shape: tuple[int, ...], n: int, seed: int = 0) -> torch.Tensor:
+    """n points (n, d_in) that fill the box of a grid's normalised coordinates evenly, moved by `seed`.
+
+    Multiples of the inverse powers of the root of x^(d + 1) = x + 1, modulo 1 (Roberts, "The unreasonable effectiveness
+    of quasirandom sequences", 2018).
+    """
+    half = torch.tensor([float(axis[-1]) for axis in axis_coordinates(shape)], dtype=torch.float64)
+    root = 1.0
+    for _ in range(60):
+        root = (1 + root) ** (1 / (len(shape) + 1))
+    stride = root ** -torch.arange(1.0, len(shape) + 1, dtype=torch.float64)
+    start = torch.rand(len(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return ((2 * ((start + torch.arange(n)[:, None] * stride) % 1) - 1) * half).float()
+
+
+def derivatives(net: FieldNet, x: torch.Tensor, seed: int = 0) -> Derivatives:
+    """For each linear layer (a, d): at point s the output's derivative by [W b] is the outer product of d[s] and a[s].
+
+    x: (points, d_in). a: (points, n_in + 1), the layer's input and 1. d: (points, n_out). The output is clipped as it
+    is decoded: beyond the range its derivatives are zero. Several outputs are summed with random signs: the mean square
+    of the sum's derivative is the sum of their mean squares.
+    """
+    taps: Derivatives = []
+
+    def tap(_layer: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        taps.append((functional.pad(inputs[0].detach(), (0, 1), value=1.0), output))
+
+    handles = [layer.register_forward_hook(tap) for layer in linear_layers(net)]
+    try:
+        y = net(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    signs = torch.randint(0, 2, y.shape, generator=torch.Generator().manual_seed(seed)) * 2.0 - 1.0
+    slopes = torch.autograd.grad((y.clamp(-1, 1) * signs.to(y.device)).sum(), [output for _, output in taps])
+    return [(a, d) for (a, _), d in zip(taps, slopes, strict=True)]
+
+
+def informative_points(
+    net: FieldNet, shape: tuple[int, ...], n: int, seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """n points of the domain, drawn half evenly and half by how much the output there depends on the weights; weights.
+
+    The weighted mean of any figure over the points is about its mean over the domain. Evenly drawn points say little
+    of a field that is empty but for a small part: its derivatives are zero in the rest.
+    """
+    x = quasirandom_points(shape, CANDIDATES * n, seed).to(next(net.parameters()).device)
+    squares = [
+        sum(a.square().sum(1) * d.square().sum(1) for a, d in derivatives(net, part)) for part in x.split(1 << 14)
+    ]
+    density = density_of(torch.cat(squares).nan_to_num_(0.0).clamp_(max=1e18), len(x), by_error=0.5)
+    chosen, weights = drawn_by(density, n)
+    return x[chosen], weights
+
+
+def sensitivities(net: FieldNet, x: torch.Tensor) -> list[float]:
+    """The sensitivity of each layer, with rounding to the nearest: the mean over its weights. x: (points, d_in).
+
+    It is the mean squared error of the output that a squared error of 1 of one weight causes.
+    """
+    return [bounded(float(a.square().mean() * d.square().mean())) for a, d in derivatives(net, x)]
+
+
+def bounded(sensitivity: float) -> float:
+    return min(max(1e-30, sensitivity), 1e30)  # in this order, NaN becomes 1e-30
+
+
+def choose_steps(
+    net: FieldNet, sensitivity: list[float], *, bits: int | None = None, error: float | None = None
+) -> list[np.float32]:
+    """A step per layer, by its sensitivity.
+
+    With `bits` the finest at which no hidden matrix has more than 2^bits steps; with `error` those whose rounding would
+    alone cause that mean squared error of the normalised output.
+    """
+    relative = [1 / math.sqrt(s) for s in sensitivity]
+    layers = linear_layers(net)
+    largest = [float(layer.weight.detach().abs().max()) for layer in layers]
+    if error is not None:
+        scale = math.sqrt(12 * error * net.config.d_out / count_parameters(net.config))
+    else:
+        counted = range(1, len(layers) - 1) if len(layers) > 2 else range(len(layers))
+        scale = max(largest[i] / relative[i] for i in counted) / min(2 ** (bits - 1), MAX_STEPS)
+    # The coder's limit holds for every layer.
+    finest = [
+        max(w, float(layer.bias.detach().abs().max())) / MAX_STEPS for w, layer in zip(largest, layers, strict=True)
+    ]
+    return [round_step(max(scale * r, f)) for r, f in zip(relative, finest, strict=True)]

@@ -1,0 +1,182 @@
+"""The loss of a network over a batch, and its gradient: backpropagation written out."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import math
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from siren import FieldNet, SirenConfig, linear_layers
+
+PART = 36_000, 512  # neurons x samples, and samples, that a part of a batch has at least
+SMALL_PRODUCT = 1_000_000  # multiplications up to which NumPy's OpenBLAS is faster at a product than torch's MKL
+
+
+class LossGradient:
+    """Mean squared error of a network over a batch, and its gradient, left in every parameter's `.grad`.
+
+    Backpropagation written out, the cosine of each phase kept from the forward pass: activations live in buffers that
+    every step uses again, and nothing is recorded. Samples lie along the last axis; a row of ones below them takes the
+    biases into the matrices. A CPU takes a batch in parts, each in a thread of `n_threads`; the parts, and so the
+    result, do not depend on their number.
+
+    is_clipped: where the value is an end of the range, -1 or 1, an output beyond it is right, as it is clipped when it
+    is decoded. A flat background, cut off sharply, is then easy to learn.
+    """
+
+    def __init__(
+        self, net: FieldNet, max_batch: int, first_layer: int = 0, n_threads: int = 1, is_clipped: bool = False
+    ):
+        self.is_clipped = is_clipped
+        config, layers = net.config, linear_layers(net)
+        self.first_layer = first_layer  # the linear layers before it are left without a gradient
+        self.is_residual = config.is_residual and config.n_layers > 1
+        like = layers[0].weight.detach()
+        self.xp = arithmetic(like.device)
+        # What the weights and the biases are multiplied with: 1/2 where the input is a sum of two sines.
+        halved = [self.is_residual and k > 1 and (k % 2 == 1 or k == len(layers) - 1) for k in range(len(layers))]
+        omegas = [config.omega_0] * (len(layers) - 1) + [1.0]
+        self.factors = [(omega * (0.5 if half else 1.0), omega) for omega, half in zip(omegas, halved, strict=True)]
+        for parameter in (p for layer in layers[first_layer:] for p in layer.parameters()):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.parameters = [(self._array(layer.weight), self._array(layer.bias)) for layer in layers]
+        self.gradients = [(self._array(w.grad), self._array(b.grad)) for w, b in
+                          ((layer.weight, layer.bias) for layer in layers[first_layer:])]  # fmt: skip
+
+        def empty(*shape: int) -> object:
+            return self._array(like.new_ones(shape))
+
+        self.matrices = [empty(*weight.shape[:1], weight.shape[1] + 1) for weight, _ in self.parameters]
+        n_parts = count_parts(config.n_neurons, max_batch) if self.xp is np else 1
+        size = unaligned(math.ceil(max_batch / n_parts))
+        self.parts = [_BatchPart(self, config, size, empty) for _ in range(n_parts)]
+        is_small = config.n_neurons * (config.n_neurons + 1) * size <= SMALL_PRODUCT
+        self.matmul = self.xp.matmul if is_small or self.xp is torch else torch_matmul
+        n_threads = min(n_threads, n_parts)
+        self.map = map
+        if n_threads > 1:  # none of which is to start threads in turn, as torch would in every new one
+            pool = concurrent.futures.ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
+            self.map = pool.map
+
+    def _array(self, tensor: torch.Tensor) -> object:
+        """The same memory as NumPy or torch, whichever computes."""
+        return tensor.detach().numpy() if self.xp is np else tensor.detach()
+
+    @torch.no_grad()
+    def __call__(
+        self, x: torch.Tensor, values: torch.Tensor, sample_weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """x: (n, d_in) coordinates, values: (n, d_out), n at most `max_batch`. Returns the error, a scalar tensor.
+
+        `sample_weights` (n,) weighs the samples in the mean. Each sample's squared error is left in `squares` (n,).
+        """
+        xp, n, n_parts = self.xp, len(x), len(self.parts)
+        for matrix, parameters, factors in zip(self.matrices, self.parameters, self.factors, strict=True):
+            xp.multiply(parameters[0], factors[0], out=matrix[:, :-1])
+            xp.multiply(parameters[1], factors[1], out=matrix[:, -1])
+        x, values = self._array(x).T, self._array(values).T
+        weights = None if sample_weights is None else self._array(sample_weights)
+
+        def work(i: int) -> tuple[object, object]:
+            cut = slice(n * i // n_parts, n * (i + 1) // n_parts)
+            return self.parts[i](x[:, cut], values[:, cut], None if weights is None else weights[cut], n)
+
+        losses, squares = zip(*self.map(work, range(n_parts)), strict=True)
+        self.squares = torch.as_tensor(squares[0] if n_parts == 1 else xp.concatenate(squares))
+        for k, gradients in enumerate(self.gradients, self.first_layer):
+            joint = sum((part.gradients[k] for part in self.parts[1:]), start=self.parts[0].gradients[k])
+            for part, gradient, factor in zip((joint[:, :-1], joint[:, -1]), gradients, self.factors[k], strict=True):
+                xp.multiply(part, factor, out=gradient)
+        return torch.as_tensor(sum(losses))
+
+
+def arithmetic(device: torch.device) -> ModuleType:
+    """What computes on a device: on a CPU NumPy, whose sines take a third of the time of torch's."""
+    return np if device.type == "cpu" else torch
+
+
+def count_parts(n_neurons: int, max_batch: int) -> int:
+    """In how many parts a CPU takes a batch: a power of two, up to 16.
+
+    Smaller parts stay in the cache and keep more cores busy; the smallest would be all overhead.
+    """
+    least, fewest_samples = PART
+    n_parts = min(n_neurons * max_batch / least, max_batch / fewest_samples, 16)
+    return 1 << int(math.log2(max(n_parts, 1)))
+
+
+def unaligned(n_samples: int) -> int:
+    """So many columns for them that the rows of a matrix do not all start in the same few sets of the cache."""
+    return math.ceil(n_samples / 64) * 64 + 48
+
+
+def torch_matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    """np.matmul of matrices, by torch."""
+    torch.mm(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
+
+
+class _BatchPart:
+    """The buffers of a part of a batch, and what is computed in them.
+
+    All columns are computed; those beyond the batch have no error, and so no gradient.
+    """
+
+    def __init__(self, whole: LossGradient, config: SirenConfig, size: int, empty: Callable[..., object]):
+        self.whole = whole
+        n_layers = len(whole.matrices)
+        self.gradients = [empty(*matrix.shape) for matrix in whole.matrices]  # by the products' matrices
+        self.inputs = empty(config.d_in + 1, size)
+        self.outputs = empty(n_layers - 1, config.n_neurons + 1, size)
+        self.cosines = empty(n_layers - 1, config.n_neurons, size)
+        self.scratch = empty(3, config.n_neurons, size)
+        self.error = empty(config.d_out, size)
+
+    def _ends_block(self, k: int) -> bool:
+        return self.whole.is_residual and k % 2 == 0 and k > 0
+
+    @np.errstate(all="ignore")  # a fit that diverges is noticed by its loss
+    def __call__(self, x: object, values: object, weights: object | None, n: int) -> tuple[object, object]:
+        """x: (d_in, samples), values: (d_out, samples) of a batch of n. Its part of the loss; the squared errors."""
+        xp, matmul, first_layer, size = self.whole.xp, self.whole.matmul, self.whole.first_layer, x.shape[1]
+        inputs, outputs, cosines, error = self.inputs, self.outputs, self.cosines, self.error
+        phase, grad, skipped = self.scratch
+        *sines, last = self.whole.matrices
+
+        inputs[:-1, :size] = x
+        h = inputs
+        for k, matrix in enumerate(sines):
+            matmul(matrix, h, out=phase)
+            h = outputs[k]
+            xp.cos(phase, out=cosines[k])
+            xp.sin(phase, out=h[:-1])
+            if self._ends_block(k):
+                h[:-1] += outputs[k - 2, :-1]
+        matmul(last, h, out=error)
+        error[:, :size] -= values
+        if self.whole.is_clipped:
+            error[:, :size] *= (xp.abs(values) < 1) | (error[:, :size] * values < 0)
+        error[:, size:] = 0
+        squares = xp.square(error[:, :size]).mean(0)
+        loss = (squares if weights is None else squares * weights).sum() / n
+        if weights is not None:
+            error[:, :size] *= weights
+        error *= 2 / (n * len(error))
+
+        matmul(error, h.T, out=self.gradients[-1])
+        if first_layer < len(sines):
+            matmul(last[:, :-1].T, error, out=grad)
+        for k in reversed(range(first_layer, len(sines))):
+            xp.multiply(grad, cosines[k], out=phase)
+            if self._ends_block(k):
+                skipped, grad = grad, skipped
+            matmul(phase, (outputs[k - 1] if k else inputs).T, out=self.gradients[k])
+            if k > first_layer:
+                matmul(sines[k][:, :-1].T, phase, out=grad)
+                if self.whole.is_residual and k % 2 == 1:
+                    grad += skipped
+        return loss, squares

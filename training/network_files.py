@@ -1,0 +1,208 @@
+"""thenet.pth and thenet.json: the network, and what describes it. Written and read here, and nowhere else."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import math
+from argparse import Namespace
+
+import numpy as np
+import torch
+
+import cli
+import net_coder
+from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
+from utils import ValueRange
+
+FORMAT_VERSION = 1
+
+# --- written ------------------------------------------------------------------------------------------
+
+
+def configuration(
+    opt: Namespace,
+    header: net_coder.FieldHeader,
+    whole: ValueRange,
+    config: SirenConfig,
+    net: FieldNet,
+    quality: dict[str, float],
+    seconds: float,
+) -> dict:
+    """What thenet.json holds: the original's keys first, then what the later stages need.
+
+    missing: the content of a blob's chunk M, in base64.
+    clipped_from: with --clip, the range without. quality: psnr; with --clip psnr_clipped, of the clipped values; of
+    integers psnr_unrounded, of these before they are rounded, and is_exact, whether all come back as they are. A PSNR
+    is "inf" where there is no error, and null where it is not known.
+    """
+    missing = base64.b64encode(net_coder.encode_missing(header.missing)).decode() if header.missing else None
+    return {
+        "grad_lambda": opt.grad_lambda,
+        "n_layers": config.n_layers,
+        "layers": [config.n_neurons] * config.n_layers,
+        "w0": opt.w0 or OMEGA_0,
+        "compression_ratio": opt.compression_ratio,
+        "batchSize": opt.batchSize,
+        "oversample": opt.oversample,
+        "lr": opt.lr,
+        "n_passes": opt.n_passes,
+        "pass_decay": opt.pass_decay,
+        "lr_decay": opt.lr_decay,
+        "is_residual": config.is_residual,
+        "is_cuda": False,  # the original would demand a GPU to read them; weights are written from the CPU
+        "time": seconds,
+        "format_version": FORMAT_VERSION,
+        "d_in": config.d_in,
+        "d_out": config.d_out,
+        "omega_0": config.omega_0,
+        "shape": list(header.shape),
+        "dtype": header.low.dtype.name,
+        "value_range": ValueRange.of(header).pairs(),
+        "spacing": list(header.spacing),
+        "origin": list(header.origin),
+        "direction": list(header.direction),
+        "name": header.name,
+        "units": header.units,
+        "missing": missing,
+        "clipped_from": whole.pairs() if opt.clip else None,
+        "seed": opt.seed,
+        "n_parameters": count_parameters(config),
+        **{name: _in_json(figure) for name, figure in quality.items()},
+        "seconds": seconds,
+        "torch_version": torch.__version__,
+        "weights_crc32": weights_crc32(net.state_dict()),
+        "options": vars(opt),
+    }
+
+
+def _in_json(figure: float) -> float | str | None:
+    """A figure as JSON can say it: "inf" for infinite; None, which becomes null, for NaN, which is not known."""
+    if math.isnan(figure):
+        return None
+    return figure if math.isfinite(figure) else str(figure)
+
+
+def write_network(paths: tuple[str, str], net: FieldNet, settings: dict) -> None:
+    """Write the weights and the configuration."""
+    weights = io.BytesIO()  # clones: the parameters of a fit are parts of one vector, which would be stored whole
+    torch.save({name: tensor.cpu().clone() for name, tensor in net.state_dict().items()}, weights)
+    cli.write_files({paths[0]: weights.getvalue(), paths[1]: json.dumps(settings, indent=1, allow_nan=False).encode()})
+
+
+# --- read -------------------------------------------------------------------------------------------
+
+
+def read_config(path: str) -> dict:
+    """The content of thenet.json. Raises UserError unless it is a configuration of a network."""
+    try:
+        settings = json.loads(cli.read_bytes(path))
+    except (ValueError, RecursionError) as error:
+        raise cli.UserError(f"{path}: not a JSON file: {error}") from None
+    if not isinstance(settings, dict) or not {"n_layers", "layers", "is_residual"} <= settings.keys():
+        raise cli.UserError(f"{path}: not a configuration: expected the keys n_layers, layers and is_residual")
+    if settings.get("format_version", 1) != 1:
+        raise cli.UserError(f"{path}: expected format_version 1, found {settings['format_version']!r}")
+    return settings
+
+
+def network_config(path: str, settings: dict) -> SirenConfig:
+    """The network that a configuration describes. Raises UserError for one that cannot exist."""
+    layers, n_layers = settings["layers"], settings["n_layers"]
+    if (
+        not isinstance(layers, list)
+        or not layers
+        or len(layers) != n_layers
+        or any(width != layers[0] for width in layers)
+    ):
+        raise cli.UserError(f"{path}: layers: expected a list of {n_layers!r} equal widths, found {layers!r}")
+    fields = {
+        "n_neurons": layers[0],
+        "n_layers": n_layers,
+        "d_in": settings.get("d_in", 3),
+        "d_out": settings.get("d_out", 1),
+        "omega_0": settings.get("omega_0", OMEGA_0),
+        "is_residual": settings["is_residual"],
+    }
+    try:
+        config = SirenConfig(**fields)
+        net_coder.check_network(dataclasses.asdict(config))
+    except (ValueError, TypeError, OverflowError) as error:
+        raise cli.UserError(f"{path}: {error}") from None
+    return config
+
+
+def read_weights(path: str, config_path: str, config: SirenConfig) -> dict[str, torch.Tensor]:
+    """The state dict in `path`, float32 on the CPU. Raises UserError unless it fits the configuration."""
+    state = cli.load_tensors(path)
+    if not isinstance(state, dict) or not all(_is_plain(value) for value in state.values()):
+        raise cli.UserError(f"{path}: expected a state dict of dense tensors of floats")
+    expected = net_coder.parameter_shapes(**dataclasses.asdict(config))
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if expected != found:
+        name = next(n for n in (*expected, *found) if expected.get(n) != found.get(n))
+        raise cli.UserError(
+            f"{path}: does not fit {config_path}: {name}: expected shape {expected.get(name)}, found {found.get(name)}"
+        )
+    state = {name: state[name].detach().float().contiguous() for name in expected}
+    bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise cli.UserError(f"{path}: {bad[0]} holds NaN or infinite weights")
+    return state
+
+
+def _is_plain(value: object) -> bool:
+    """Whether this is a tensor whose numbers can be looked at: not sparse, quantised, complex or without content."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and value.is_floating_point()
+        and value.device.type == "cpu"
+    )
+
+
+def field_header(path: str, settings: dict, config: SirenConfig) -> net_coder.FieldHeader | None:
+    """What a configuration says of the field; None where it says nothing. Raises UserError for an impossible one."""
+    if "shape" not in settings:
+        return None
+    try:
+        if settings.get("dtype") not in cli.DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(cli.DTYPES)}, found {settings.get('dtype')!r}")
+        dtype = np.dtype(settings["dtype"])
+        settings = {"direction": list(net_coder.IDENTITY)} | settings
+        for key in ("shape", "spacing", "origin", "direction", "value_range"):
+            if not isinstance(settings.get(key), list) or not settings[key]:
+                raise ValueError(f"{key}: expected a list, found {settings.get(key)!r}")
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in settings["value_range"]):
+            raise ValueError(
+                f"value_range: expected lists of the least and greatest value, found {settings['value_range']}"
+            )
+        low, high = (np.array(limits).astype(dtype) for limits in zip(*settings["value_range"], strict=True))
+        if np.stack([low, high], axis=1).tolist() != settings["value_range"]:
+            raise ValueError(f"value_range {settings['value_range']} does not fit dtype {dtype}")
+        name, units = settings.get("name", "sf"), settings.get("units", "")
+        for key, text in (("name", name), ("units", units)):
+            if not isinstance(text, str):
+                raise ValueError(f"{key}: expected text, found {text!r}")
+        shape, spacing, origin, direction = (
+            tuple(settings[key]) for key in ("shape", "spacing", "origin", "direction")
+        )
+        header = net_coder.FieldHeader(shape, low, high, spacing, origin, name, direction, units)
+        net_coder.check_field(header, config.d_in, config.d_out)
+        if settings.get("missing") is None:
+            return header
+        content = base64.b64decode(settings["missing"], validate=True)
+        return dataclasses.replace(header, missing=net_coder.decode_missing(content, dtype, shape))
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        raise cli.UserError(f"{path}: does not describe a field: {error}") from None
+
+
+def quality_in(settings: dict, header: net_coder.FieldHeader) -> tuple[float, bool]:
+    """What a configuration says of its network: the PSNR in dB of its values before integers are rounded, NaN where
+    there is no likely one; and whether integers come back as they are.
+    """
+    known = [settings[name] for name in ("psnr_unrounded", "psnr_clipped", "psnr") if name in settings]
+    likely = [p for p in known if isinstance(p, int | float) and not isinstance(p, bool) and 0 < p < 300]
+    return float(likely[0]) if likely else math.nan, settings.get("is_exact") is True and header.low.dtype.kind in "iu"
