@@ -103,6 +103,18 @@ def test_voxels_are_drawn_by_their_latest_error(monkeypatch):
     assert float((counts / 10 - density).abs().max()) < 0.6
 
 
+def test_a_step_weighs_its_samples_by_how_often_they_are_drawn():
+    sampler, net = slanted_sampler((9, 7, 5)), field_net()
+    with watched_samples() as steps:
+        done = fit(net, sampler, n_passes=0.1, batch=40, lr=1e-30)
+    found = done.gradient.clone()
+    weights = 1 / done.density[steps[0]]
+    assert len(steps) == 1 and weights.std() > 0.1
+    x, values = sampler.samples(steps[0])
+    done.squared_error(x, values, weights)
+    torch.testing.assert_close(found, done.gradient, rtol=1e-5, atol=1e-9)
+
+
 def test_drawing_by_error_leaves_the_mean_gradient():
     """Weighted by 1 / density, the gradients of a pass add up to that of all voxels."""
     sampler, net = slanted_sampler((30, 28, 26)), field_net()
@@ -256,11 +268,23 @@ def test_the_brief_fit_has_a_schedule_of_its_own():
     assert rates(recipe, (0, 150, 299, 300, 5000)) == pytest.approx(expected, rel=1e-12)
 
 
-def test_a_recovery_halves_the_rate():
-    running = Fit(field_net(), slanted_sampler(), Recipe(n_passes=100, batch=60, lr=0.5), seed=0)
+@pytest.mark.parametrize("schedule", ["power", "step"])
+def test_a_recovery_halves_the_rate(schedule):
+    recipe = Recipe(n_passes=100, batch=60, lr=0.5, schedule=schedule)
+    running = Fit(field_net(), slanted_sampler(), recipe, seed=0)
     running.step = 50
     whole, running.recovery.n_halvings = running._rate(), 2
     assert running._rate() == pytest.approx(whole / 4, rel=1e-12)
+
+
+def test_what_recovery_is_told_of_a_fit():
+    sampler, nets = slanted_sampler(), [field_net(seed=seed) for seed in range(6)]
+    for schedule, brief_steps in (("power", 300), ("step", 0)):
+        recipe = Recipe(n_passes=10_000, batch=60, lr=1e-3, schedule=schedule)
+        found = Fit(nets[0], sampler, recipe, seed=0, rivals=nets[1:3], fallbacks=nets[3:]).recovery
+        assert found.constant_loss == pytest.approx(float(sampler.values.var(correction=0)), rel=1e-5)
+        assert (found.brief_steps, found.n_rivals, found.n_fallbacks) == (brief_steps, 2, 3)
+        assert found.can_collapse == (schedule == "power") and found.is_on_trial
 
 
 def test_muon_moves_hidden_matrices_and_adam_the_rest():
@@ -450,12 +474,13 @@ def judged(monkeypatch, losses) -> None:
     monkeypatch.setattr(Fit, "_judge", lambda fit: next(remaining))
 
 
-def states_of(running: Fit, until: int) -> list[tuple[int, int, dict]]:
-    """(step, halvings of the rate, averaged weights) as a fit goes: before it, and after each of so many steps."""
+def states_of(running: Fit, until: int) -> list[tuple[int, int, dict, float]]:
+    """(step, halvings of the rate, averaged weights, sum of the optimisers' states), at first and after each step."""
 
     def now():
         weights = {name: tensor.clone() for name, tensor in running.average.state_dict().items()}
-        return running.step, running.recovery.n_halvings, weights
+        states = [tensor for optimizer in running.optimizers for tensor in optimizer.state.values()]
+        return running.step, running.recovery.n_halvings, weights, sum(float(state.abs().sum()) for state in states)
 
     states = [now()]
     running.run(lambda _: states.append(now()) or len(states) > until)
@@ -465,9 +490,10 @@ def states_of(running: Fit, until: int) -> list[tuple[int, int, dict]]:
 def test_a_fit_that_diverges_goes_back_to_its_best_state(monkeypatch):
     judged(monkeypatch, [0.1, 0.01, 0.02, math.nan, 0.01])
     states = states_of(Fit(field_net(), slanted_sampler(), Recipe(n_passes=20, batch=16, lr=2e-3), seed=0), until=22)
-    steps, halvings, weights = zip(*states, strict=True)
+    steps, halvings, weights, moments = zip(*states, strict=True)
     assert steps == (*range(20), 10, 11, 12) and halvings == (0,) * 20 + (1,) * 3
     assert distance(weights[10], weights[20]) == 0 and distance(weights[11], weights[21]) > 0
+    assert moments[20] == moments[10] > 0
 
 
 def test_a_fit_whose_weights_are_lost_goes_on_from_before():
@@ -492,10 +518,10 @@ def test_a_fit_that_collapses_starts_again(monkeypatch):
     starts = [copy.deepcopy(net.state_dict()) for net in nets]
     recipe = Recipe(n_passes=20, batch=16, lr=2e-3)
     states = states_of(Fit(nets[0], slanted_sampler(), recipe, seed=0, fallbacks=nets[1:]), until=16)
-    steps, halvings, weights = zip(*states, strict=True)
+    steps, halvings, weights, moments = zip(*states, strict=True)
     assert steps == (*range(5), *range(5), *range(5), 0, 1) and halvings == (0,) * 15 + (1,) * 2
     for index, start in zip((0, 5, 10, 15), (*starts, starts[0]), strict=True):
-        assert distance(weights[index], start) == 0
+        assert distance(weights[index], start) == 0 and moments[index] == 0
 
 
 def test_the_best_of_several_starts_goes_on(monkeypatch):
@@ -504,9 +530,10 @@ def test_the_best_of_several_starts_goes_on(monkeypatch):
     nets = [field_net(seed=seed, n_neurons=16) for seed in range(3)]
     starts = [copy.deepcopy(net.state_dict()) for net in nets]
     running = Fit(nets[0], slanted_sampler(), Recipe(n_passes=60, batch=16, lr=2e-3), seed=0, rivals=nets[1:])
-    steps, _, weights = zip(*states_of(running, until=32), strict=True)
+    steps, _, weights, moments = zip(*states_of(running, until=32), strict=True)
     assert steps == (*range(10), *range(10), *range(10), 10, 11, 12)
     assert all(distance(weights[i], start) == 0 for i, start in zip((0, 10, 20), starts, strict=True))
+    assert all(moments[i] == 0 for i in (0, 10, 20)) and moments[30] > 0
     ends = [copy.deepcopy(weights[i]) for i in (9, 19, 29)]  # one step before the trials were judged
     assert distance(weights[30], ends[1]) < min(distance(weights[30], end) for end in (ends[0], ends[2]))
 
