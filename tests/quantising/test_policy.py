@@ -8,6 +8,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+from helpers.networks import chunks_of
 from helpers.scripts import compress, decompress, results, stored, train
 from helpers.volumes import labels, large_integers, noise, noisy_waves, waves
 
@@ -125,6 +126,7 @@ def test_quantizer(tmp_path):
     trained = stored("waves", tmp_path)
     uniform, kmeans = (compress(trained, tmp_path / "blob", "--cluster_bits", 4, "--quantizer", q) for q in QUANTIZERS)
     assert uniform == compress(trained, tmp_path / "blob", "--cluster_bits", 4) != kmeans
+    assert [dict(chunks_of(blob))[b"N"][0] & 2 for blob in (uniform, kmeans)] == [0, 2]  # the flag of codebooks
     tensors = net_coder.decode(kmeans)[1][0][1]
     for name in ("net_layers.1.linear_1.weight", "net_layers.1.linear_2.weight"):
         assert 8 < len(np.unique(tensors[name])) <= 16
