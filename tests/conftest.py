@@ -61,7 +61,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def one_thread():
     """Every test starts, and leaves the next, with one CPU thread, or those that OMP_NUM_THREADS asks for."""
-    n_threads = int(os.environ["OMP_NUM_THREADS"])
+    first = os.environ["OMP_NUM_THREADS"].split(",")[0]
+    n_threads = int(first) if first.isdigit() else 1
     torch.set_num_threads(n_threads)
     yield
     torch.set_num_threads(n_threads)

@@ -34,8 +34,10 @@ for parts in ((a @ a, np.sin(a), a.sum(1)), (t @ t, torch.sin(t), t.sum(1), torc
 
 def numpy_features(*names: str) -> str:
     """Of the instruction sets that NumPy may choose on this processor, those whose names begin like `names`."""
-    from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
-
+    try:
+        from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+    except ImportError:  # before NumPy 2
+        from numpy.core._multiarray_umath import __cpu_dispatch__, __cpu_features__
     return " ".join(name for name in __cpu_dispatch__ if __cpu_features__[name] and name.startswith(names))
 
 
@@ -63,7 +65,7 @@ def settings() -> dict[str, tuple[dict[str, str], list[str]]]:
 
 def run(environment: dict[str, str], arguments: list[str]) -> tuple[str, str, int, int]:
     """The probe's checksums, the last line of pytest, how many tests failed, and its exit status."""
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ | environment
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"} | environment
     probe = subprocess.run([sys.executable, "-c", PROBE], env=environment, capture_output=True, text=True, check=True)
     command = [sys.executable, "-m", "pytest", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -85,7 +87,7 @@ def main(argv: list[str]) -> int:
     is_sound = True
     for name, (environment, further) in chosen.items():
         started = time.monotonic()
-        checksums, last, n_failed, status = run(environment, [*further, *arguments])
+        checksums, last, n_failed, status = run(environment, [*arguments, *further])
         is_sound &= n_failed == 0 and status == 0
         print(f"| {name} | {checksums} | {time.monotonic() - started:.0f} | {last} |", flush=True)
     return 0 if is_sound else 1

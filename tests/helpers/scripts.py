@@ -26,7 +26,7 @@ WELL = ("--optimizer", "adam", "--lr", 5e-3, "--batchSize", 32, "--n_passes", 80
 def subprocess_of(script: str, *args: object, cwd: Path) -> subprocess.CompletedProcess:
     """One script in a process of its own, its output captured as text."""
     command = [sys.executable, str(ROOT / script), *map(str, args)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def hear_ctrl_c() -> None:
