@@ -259,7 +259,7 @@ def _nrrd_data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, 
                 values = np.array(file.read().split(), dtype.newbyteorder("="))
             elif encoding in ("gzip", "gz", "bzip2", "bz2"):
                 unpacked = (gzip if encoding.startswith("g") else bz2).open(file)
-                values = np.frombuffer(unpacked.read(expected), dtype)
+                values = np.frombuffer(unpacked.read(expected + dtype.itemsize), dtype)  # to the end: the checksum
             else:
                 raise VolumeError(f"{path}: expected encoding raw, gzip, bzip2 or text, found {encoding}")
         except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:

@@ -79,7 +79,7 @@ def test_every_model_is_valid():
         check_table((0, a, 20))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, 95)))
 def test_arbitrary_models_are_valid(model):
     check_table(model)
@@ -107,7 +107,7 @@ def test_frequencies_follow_the_model():
 # --- round trips ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.integers(0, MAX_MAGNITUDE).flatmap(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import lzma
@@ -68,7 +69,7 @@ def networks(draw):
     return net
 
 
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(networks(), st.integers(1, 16), st.booleans())
 def test_arbitrary_networks(net, bits, kmeans):
     """Decoding gives exactly what the integers stand for, and each weight within half a step of the original."""
@@ -202,7 +203,8 @@ def mask_of(shape: tuple[int, ...], fill: float, dtype: str = "float32") -> Mask
     return Mask.of(shape, np.array(fill, dtype)[()], [np.arange(math.prod(shape)) % 3 == 0])
 
 
-def seeds() -> list[bytes]:
+@functools.cache
+def seeds() -> tuple[bytes, ...]:
     """Sound blobs, small so that many variants can be read."""
     blobs = []
     header = FieldHeader((4, 3, 2), np.int16([-3]), np.int16([9]), (1.0, 0.5, 2.0), (0.0, -1.0, 3.0), "density",
@@ -218,7 +220,7 @@ def seeds() -> list[bytes]:
         steps = choose_steps(net, sensitivities(net, quasirandom_points(head.shape, 32)), bits=bits)
         layers = round_to_codebooks(net, bits, steps) if kmeans else round_layers(net, steps)
         blobs.append(encode(head, [(dataclasses.asdict(net.config), layers)]))
-    return blobs
+    return tuple(blobs)
 
 
 # --- fuzzing ----------------------------------------------------------------------------------------
@@ -312,8 +314,8 @@ def compress_outcome(network: Path, config: Path, folder: Path) -> str:
 
 
 def test_fuzzed_blobs():
-    outcome = fuzz_blobs(2500)
-    assert outcome["refused"] > 1000 and outcome["read"] > 100, outcome
+    outcome = fuzz_blobs(500)
+    assert outcome["refused"] > 200 and outcome["read"] > 20, outcome
 
 
 def test_fuzzed_blobs_of_the_original():
@@ -323,8 +325,8 @@ def test_fuzzed_blobs_of_the_original():
 
 @pytest.mark.filterwarnings("ignore")
 def test_fuzzed_networks_and_configurations(chain, tmp_path):
-    outcome = fuzz_files(100, chain, tmp_path)
-    assert outcome["refused"] > 50 and outcome["read"] > 5, outcome
+    outcome = fuzz_files(40, chain, tmp_path)
+    assert outcome["refused"] > 15 and outcome["read"] > 3, outcome
 
 
 # --- hostile by design ------------------------------------------------------------------------------
@@ -424,10 +426,10 @@ def test_masks_with_unused_bits():
 
 @pytest.mark.parametrize("axis", [0, 1, 3])
 def test_memory_of_large_masks(axis):
-    """2^27 voxels missing or not by a few bytes; so many more that their bits are refused; bits that do not come."""
-    stream = (b"M", NAN + bytes([axis]) + lzma2(bytes(1 << 24)))
+    """2^24 voxels missing or not by a few bytes; so many more that their bits are refused; bits that do not come."""
+    stream = (b"M", NAN + bytes([axis]) + lzma2(bytes(1 << 21)))
     with memory_traced():
-        for shape, is_read in (((512,) * 3, True), ((1 << 13,) * 3, False), ((1024, 1024, 1025), False)):
+        for shape, is_read in (((256,) * 3, True), ((1 << 13,) * 3, False), ((1024, 1024, 1025), False)):
             data = assemble([*chunks_of(replaced(seeds()[0], b"F", 3, "III", *shape)), stream])
             assert (read_within_bounds(decode, data, announced(data)) is not None) == is_read
 
@@ -476,16 +478,16 @@ def lazy_network(n_neurons: int, n_layers: int, code: int = 0) -> bytes:
 
 def test_memory_of_a_large_network_in_a_small_file():
     field = chunks_of(seeds()[0])[0]
-    data = assemble([field, (b"N", lazy_network(1000, 3))])
+    data = assemble([field, (b"N", lazy_network(700, 3))])
     with memory_traced():
         _, ((_, tensors),) = read_within_bounds(decode, data, announced(data))
-    assert sum(map(np.size, tensors.values())) == announced(data) > 2e6 and not any(map(np.any, tensors.values()))
+    assert sum(map(np.size, tensors.values())) == announced(data) > 9e5 and not any(map(np.any, tensors.values()))
 
 
 def test_many_large_networks_are_refused():
     """The limit on parameters is one on all networks together."""
     field = chunks_of(seeds()[0])[0]
-    data = assemble([field, (b"N", lazy_network(500, 3)), (b"N", lazy_network(11580, 2))])
+    data = assemble([field, (b"N", lazy_network(200, 3)), (b"N", lazy_network(11580, 2))])
     assert announced(data) > net_coder.MAX_PARAMETERS
     with memory_traced(), pytest.raises(BlobError, match=r"at most .* parameters in all"):
         decode(data)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from helpers.networks import chunks_of, fit, watched_samples
-from helpers.scripts import WELL, compress, decompress, error_of, results, train
-from helpers.volumes import SHAPE, slanted
+from helpers.scripts import WELL, compared_round_trip, compress, decompress, error_of, results, train
+from helpers.volumes import SHAPE, psnr_of, slanted
 
 import net_compress
 import train as train_script
@@ -223,18 +220,6 @@ def test_a_fit_does_not_see_the_missing_voxels(grad_lambda):
 # --- through the scripts ----------------------------------------------------------------------------
 
 
-def chain(array: np.ndarray, folder: Path, fill: object, *flags: object, bits: int = 12) -> tuple[np.ndarray, str]:
-    """What the three scripts make of an array, at every step given the volume to compare with; what they print."""
-    np.save(folder / "v.npy", array)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        trained = train(folder / "v.npy", folder, "--fill", fill, *WELL, *flags)
-        rounding = ("--cluster_bits", bits, "--n_passes", 0)
-        compress(trained, folder / "blob", "--volume", folder / "v.npy", *rounding)
-        decoded = decompress(folder / "blob", folder / "out.npy", "--volume", folder / "v.npy")
-    return decoded, printed.getvalue()
-
-
 @pytest.mark.parametrize(
     ("dtype", "fill"),
     [
@@ -248,17 +233,14 @@ def chain(array: np.ndarray, folder: Path, fill: object, *flags: object, bits: i
 )
 def test_missing_voxels_come_back_as_they_were(dtype, fill, tmp_path):
     array, mask = holed(fill=fill, dtype=dtype)
-    decoded, printed = chain(array, tmp_path, fill)
+    decoded, printed = compared_round_trip(array, tmp_path, "--fill", fill)
     assert decoded.dtype == array.dtype
     np.testing.assert_array_equal(decoded[mask], array[mask])
     is_fill = np.isnan(decoded) if fill != fill else decoded == fill
     np.testing.assert_array_equal(is_fill, mask)
-    present, found = array[~mask].astype(float), decoded[~mask].astype(float)
-    extent = np.ptp(present)
-    psnr = 20 * math.log10(extent / max(np.sqrt(np.mean((present - found) ** 2)), 1e-300))
-    assert psnr > 35
-    values = results(printed)
-    assert float(values["psnr"]) == pytest.approx(psnr if psnr < 1000 else math.inf, abs=2e-3)  # the last script's
+    present, psnr = array[~mask], psnr_of(array[~mask], decoded[~mask])
+    assert psnr > 35 and [float(stage["psnr"]) for stage in printed[1:]] == pytest.approx([psnr] * 2, abs=2e-3)
+    values = printed[0] | printed[1] | printed[2]
     assert int(values["missing"]) == mask.sum()
     settings = json.loads((tmp_path / "thenet.json").read_text())
     assert settings["value_range"] == [[present.min(), present.max()]]
@@ -280,7 +262,7 @@ def test_fill_without_missing_voxels_changes_nothing_but_warns(tmp_path, capsys)
     np.save(tmp_path / "v.npy", slanted(SHAPE))
     blobs = []
     for flags in ((), ("--fill", "nan"), ("--fill", "-1e30")):
-        blobs.append(compress(train(tmp_path / "v.npy", tmp_path, *flags), tmp_path / "blob"))
+        blobs.append(compress(train(tmp_path / "v.npy", tmp_path, "--n_layers", 1, *flags), tmp_path / "blob"))
         error = capsys.readouterr().err
         assert error.count(f"no voxel of {tmp_path / 'v.npy'} has this value") == bool(flags)
     assert blobs[0] == blobs[1] == blobs[2] and b"M" not in [kind for kind, _ in chunks_of(blobs[0])]
@@ -289,7 +271,7 @@ def test_fill_without_missing_voxels_changes_nothing_but_warns(tmp_path, capsys)
 def test_components_and_missing_voxels(tmp_path):
     array, mask = holed()
     both = np.stack([array, 3 * slanted(SHAPE)], axis=-1)
-    decoded, _ = chain(both, tmp_path, "nan", "--d_out", 2)
+    decoded, _ = compared_round_trip(both, tmp_path, "--fill", "nan", "--d_out", 2)
     assert np.isnan(decoded[mask]).all() and np.isfinite(decoded[~mask]).all()
     np.testing.assert_allclose(decoded[~mask], both[~mask], atol=4)
 
@@ -306,9 +288,9 @@ def test_values_lost_beside_missing_ones_are_told_of(tmp_path, capsys):
 
 def test_missing_voxels_of_a_time_series(tmp_path):
     array, mask = holed((4, 6, 5, 3))
-    decoded, printed = chain(array, tmp_path, "nan", "--d_in", 4)
+    decoded, printed = compared_round_trip(array, tmp_path, "--fill", "nan", "--d_in", 4)
     np.testing.assert_array_equal(np.isnan(decoded), mask)
-    assert all(float(results(printed)[f"psnr_t{t}"]) > 20 for t in range(4))
+    assert all(float(printed[2][f"psnr_t{t}"]) > 20 for t in range(4))
 
 
 @pytest.mark.parametrize("grad_lambda", [0, 0.001])
@@ -357,8 +339,10 @@ def fields(tmp_path_factory):
     for dtype, fill in (("float32", math.nan), ("int16", -999)):
         folder = tmp_path_factory.mktemp(dtype)
         array, mask = holed(fill=fill, dtype=dtype)
-        chain(array, folder, fill)
-        found[dtype] = SimpleNamespace(field=NeuralField.open(folder / "blob"), blob=folder / "blob", mask=mask)
+        compared_round_trip(array, folder, "--fill", fill)
+        names = {"blob": "blob", "network": "thenet.pth", "config": "thenet.json"}
+        files = {key: folder / name for key, name in names.items()}
+        found[dtype] = SimpleNamespace(field=NeuralField.open(files["blob"]), mask=mask, **files)
     return found
 
 
@@ -432,10 +416,9 @@ def test_nan_without_fill_says_what_to_do(tmp_path):
     assert "found 92 NaN or infinite ones" in message and "--fill" not in message
 
 
-def test_compress_refuses_a_volume_in_which_others_are_missing(tmp_path):
+def test_compress_refuses_a_volume_in_which_others_are_missing(fields, tmp_path):
     array, _ = holed()
-    np.save(tmp_path / "v.npy", array)
-    trained = train(tmp_path / "v.npy", tmp_path, "--fill", "nan")
+    trained = fields["float32"]
     array[4, 6, 3] = np.nan
     np.save(tmp_path / "other.npy", array)
     argv = ("--net", trained.network, "--config", trained.config, "--compressed", tmp_path / "blob")
@@ -460,10 +443,8 @@ def test_decompress_warns_where_others_are_missing(fields, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("missing", [0, "", "AAAA", "ä", [], "x" * 50, "AAAAAAAAAAAA", {}])
-def test_hostile_masks_in_a_configuration(missing, tmp_path):
-    array, _ = holed()
-    np.save(tmp_path / "v.npy", array)
-    trained = train(tmp_path / "v.npy", tmp_path, "--fill", "nan")
-    trained.config.write_text(json.dumps({**trained.settings, "missing": missing}))
-    argv = ("--net", trained.network, "--config", trained.config, "--compressed", tmp_path / "blob")
+def test_hostile_masks_in_a_configuration(missing, fields, tmp_path):
+    trained = fields["float32"]
+    (tmp_path / "odd.json").write_text(json.dumps(json.loads(trained.config.read_text()) | {"missing": missing}))
+    argv = ("--net", trained.network, "--config", tmp_path / "odd.json", "--compressed", tmp_path / "blob")
     assert "does not describe a field: " in error_of(net_compress.main, *argv)

@@ -15,6 +15,7 @@ from helpers.vtk import vtk_read, vtk_write
 
 import net_coder
 import net_decompress
+import train as train_script
 from volume import Volume
 from volume_io import read_volume
 from volume_writers import write_volume
@@ -31,7 +32,7 @@ def test_the_chain_through_vtk(tmp_path):
     array = slanted((9, 7, 5))
     array[8, 0, 0] = 60.0  # marked: the one value above 48
     vtk_write(tmp_path / "in.vti", array, (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), "density")
-    trained = train(tmp_path / "in.vti", tmp_path, *WELL, "--n_passes", 120)
+    trained = train(tmp_path / "in.vti", tmp_path, *WELL, "--n_layers", 2, "--n_passes", 120)
     compress(trained, tmp_path / "blob", "--cluster_bits", 12)
     trained.network.unlink()
     trained.config.unlink()
@@ -47,7 +48,7 @@ def test_the_chain_through_vtk(tmp_path):
 
 
 def test_npy_geometry_and_name(tmp_path, volume_file):
-    compress(train(volume_file, tmp_path), tmp_path / "blob")
+    compress(train(volume_file, tmp_path, "--n_layers", 1), tmp_path / "blob")
     decompress(tmp_path / "blob", tmp_path / "recon.vti")
     found = vtk_read(tmp_path / "recon.vti")
     assert found.spacing == (1.0, 1.0, 1.0) and found.origin == (0.0, 0.0, 0.0) and found.name == "sf"
@@ -57,14 +58,14 @@ def test_direction_and_units(tmp_path):
     turned = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
     volume = Volume(slanted((9, 7, 5)), (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), "T", turned, "K")
     write_volume(str(tmp_path / "in.vti"), volume)
-    compress(train(tmp_path / "in.vti", tmp_path), tmp_path / "blob")
+    compress(train(tmp_path / "in.vti", tmp_path, "--n_layers", 1), tmp_path / "blob")
     decompress(tmp_path / "blob", tmp_path / "recon.vti")
     found = read_volume(str(tmp_path / "recon.vti"))
     assert (found.spacing, found.origin, found.name) == ((0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), "T")
     assert (found.direction, found.units) == (turned, "K")
 
 
-@pytest.mark.parametrize(("scale", "offset"), [(1e-12, 3e-12), (1e9, -5e12), (1.0, 0.0)])
+@pytest.mark.parametrize(("scale", "offset"), [(1e-12, 3e-12), (1e9, -5e12)])
 def test_units_come_back(tmp_path, scale, offset):
     array = slanted((9, 7, 5)).astype(np.float64) * scale + offset
     found = round_trip(array, tmp_path, *WELL)
@@ -95,7 +96,7 @@ def test_the_whole_range_of_an_integer_type(tmp_path, dtype):
     assert np.sqrt(np.mean(error**2)) < 0.02 * span and np.abs(error).max() < 0.1 * span
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, ">f4", ">i2", "<f8", "longdouble", "bool"])
+@pytest.mark.parametrize("dtype", [*FLOATS, ">f4", ">i2", "longdouble", "bool"])
 def test_floats_booleans_and_byte_orders(tmp_path, dtype):
     array = (slanted((6, 5, 4)) > 22).astype(dtype) if dtype == "bool" else slanted((6, 5, 4)).astype(dtype)
     expected = {"bool": np.dtype("uint8"), "longdouble": np.dtype("float64")}.get(dtype, np.dtype(dtype))
@@ -164,7 +165,7 @@ def test_a_single_voxel(tmp_path):
 
 def test_smaller_than_a_batch(tmp_path):
     array = slanted((4, 3, 2))
-    found = round_trip(array, tmp_path, *WELL, "--batchSize", 1024, "--oversample", 16, "--n_passes", 400)
+    found = round_trip(array, tmp_path, *WELL, "--batchSize", 1024, "--oversample", 16)
     assert np.sqrt(np.mean((found - array) ** 2)) < 0.02 * np.ptp(array)
 
 
@@ -183,24 +184,20 @@ def test_read_only_current_folder_and_paths_with_spaces(tmp_path, monkeypatch):
     assert set(listing(there)) == {"in.npy", "thenet.pth", "thenet.json", "blob", "out.npy", "re con.vti"}
 
 
-def test_vti_geometry_that_train_takes_the_others_take(tmp_path):
-    """Spacing that the blob refuses must be refused before hours of training, not after."""
+def test_a_spacing_that_the_blob_refuses_is_refused_before_training(tmp_path):
     vtk_write(tmp_path / "flat.vti", slanted((4, 3, 1)), spacing=(1.0, 1.0, 0.0))
-    try:
-        trained = train(tmp_path / "flat.vti", tmp_path)
-    except Exception as error:
-        assert type(error).__name__ in ("UserError", "VolumeError") and "spacing" in str(error)
-    else:
-        compress(trained, tmp_path / "blob")
+    message = error_of(train_script.main, "--volume", tmp_path / "flat.vti", "--network", tmp_path / "n.pth")
+    assert message == f"{tmp_path / 'flat.vti'}: expected a positive spacing, found (1.0, 1.0, 0.0)"
+    assert set(listing(tmp_path)) == {"flat.vti"}
 
 
 # --- the original, both ways ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("flags", [(), ("--n_layers", 3), ("--n_layers", 3, "--not-residual"), ("--w0", 20)])
+@pytest.mark.parametrize("flags", [("--n_layers", 4), ("--n_layers", 3, "--not-residual"), ("--w0", 20)])
 def test_our_network_is_the_originals(tmp_path, volume_file, flags):
     """The original's forward pass, written anew, makes the field of our thenet.pth that our decoder makes."""
-    trained = train(volume_file, tmp_path, *WELL, "--n_layers", 8, *flags, "--enable-vol-debug")
+    trained = train(volume_file, tmp_path, *WELL, *flags, "--enable-vol-debug")
     s = trained.settings
     y = original_forward(trained.state, s["n_layers"], s["is_residual"], original_coordinates((9, 7, 5)))
     field = 8 + (y.reshape(9, 7, 5).clip(-1, 1) + 1) / 2 * 40
@@ -226,7 +223,7 @@ def test_the_originals_network_and_configuration(tmp_path, data, monkeypatch):
     monkeypatch.setattr("quantising.policy.MAX_COMPENSATED", 0)  # it would take half a minute
     with pytest.raises(Exception, match=r"original\.json: .*--volume"):
         compress(trained, tmp_path / "blob")
-    compress(trained, tmp_path / "blob", "--volume", tmp_path / "v.npy", "--n_passes", 0, "--cluster_bits", 16)
+    compress(trained, tmp_path / "blob", "--volume", tmp_path / "v.npy", "--n_passes", 0, "--cluster_bits", 12)
     found = decompress(tmp_path / "blob", tmp_path / "r.npy")
     y = original_forward(tensors, 8, True, original_coordinates((12, 10, 9))).reshape(12, 10, 9)
     low, high = volume.min(), volume.max()

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.networks import watched_samples
-from helpers.scripts import ROOT, WELL, compress, decompress, error_of, results, train
-from helpers.volumes import SHAPE, slanted
+from helpers.networks import chunks_of, watched_samples
+from helpers.scripts import ROOT, WELL, compared_round_trip, compress, error_of, train
+from helpers.volumes import SHAPE, psnr_of, slanted
 
 import net_compress
 import train as train_script
@@ -23,28 +20,6 @@ from utils import ValueRange, value_range
 from volume_io import read_volume
 
 UNIT = (slanted(SHAPE).astype(float) - slanted(SHAPE).min()) / np.ptp(slanted(SHAPE))  # 0 to 1
-
-
-def chain(array: np.ndarray, folder: Path, *flags: object) -> tuple[np.ndarray, list[dict[str, str]]]:
-    """What the three scripts make of an array, each given it to compare with, and what each of them prints."""
-    path = folder / "v.npy"
-    np.save(path, array)
-    printed = [io.StringIO() for _ in range(3)]
-    with contextlib.redirect_stdout(printed[0]):
-        trained = train(path, folder, *WELL, *flags)
-    with contextlib.redirect_stdout(printed[1]):
-        compress(trained, folder / "blob", "--volume", path, "--n_passes", 8)
-    with contextlib.redirect_stdout(printed[2]):
-        decoded = decompress(folder / "blob", folder / "out.npy", "--volume", path)
-    return decoded, [results(text.getvalue()) for text in printed]
-
-
-def psnr_of(array: np.ndarray, decoded: np.ndarray) -> float:
-    """By hand, in Python's exact integers where the values are integers."""
-    pairs = list(zip(array.ravel().tolist(), decoded.ravel().tolist(), strict=True))
-    extent = max(a for a, _ in pairs) - min(a for a, _ in pairs)
-    squares = sum(float(a - b) ** 2 for a, b in pairs)
-    return 20 * math.log10(extent / math.sqrt(squares / len(pairs))) if squares else math.inf
 
 
 # --- tiny and huge ranges ---------------------------------------------------------------------------
@@ -57,7 +32,7 @@ def test_a_tiny_range_far_from_zero_keeps_its_detail(offset, tmp_path):
     near, far = (value_range(array).normalise(array) for array in arrays)
     np.testing.assert_allclose(far, near, rtol=0, atol=2e3 * np.spacing(abs(offset)) + 1e-6)
     array = arrays[1][..., 0]
-    decoded, printed = chain(array, tmp_path)
+    decoded, printed = compared_round_trip(array, tmp_path)
     assert decoded.dtype == np.float64 and np.ptp(decoded) > 1.9e-3
     exact = psnr_of(array, decoded)
     assert [float(stage["psnr"]) for stage in printed[1:]] == pytest.approx([exact] * 2, abs=1e-3)
@@ -67,7 +42,7 @@ def test_a_tiny_range_far_from_zero_keeps_its_detail(offset, tmp_path):
 def test_a_tiny_range_of_float32_is_as_good_as_float32_can_hold(tmp_path):
     """Its values lie on a grid of 0.0078, to the nearest of which float64's are rounded."""
     array = (1e5 + 2 * UNIT - 1).astype(np.float32)
-    decoded, printed = chain(array, tmp_path)
+    decoded, printed = compared_round_trip(array, tmp_path)
     assert decoded.dtype == np.float32
     assert float(printed[2]["psnr"]) == pytest.approx(psnr_of(array, decoded), abs=1e-3)
     assert psnr_of(array, decoded) > 30
@@ -80,7 +55,7 @@ def test_a_tiny_range_of_float32_is_as_good_as_float32_can_hold(tmp_path):
 
 @pytest.mark.parametrize("scale", [1e-300, 1e300])
 def test_ranges_at_the_ends_of_float64(scale, tmp_path):
-    decoded, printed = chain(scale * UNIT, tmp_path)
+    decoded, printed = compared_round_trip(scale * UNIT, tmp_path)
     assert float(printed[2]["psnr"]) == pytest.approx(psnr_of(UNIT, decoded / scale), abs=1e-3) and np.ptp(decoded) > 0
 
 
@@ -88,7 +63,7 @@ def test_ranges_at_the_ends_of_float64(scale, tmp_path):
 def test_small_differences_of_64_bit_integers_are_exact(low, dtype, tmp_path):
     """float64 holds one in 256 of the integers there."""
     array = np.array([low], dtype) + np.rint(40 * UNIT).astype(dtype)
-    decoded, printed = chain(array, tmp_path)
+    decoded, printed = compared_round_trip(array, tmp_path)
     assert decoded.dtype == dtype and len(np.unique(decoded)) > 30
     assert int(decoded.min()) >= low and int(decoded.max()) <= low + 40
     for stage in printed[1:]:
@@ -99,7 +74,7 @@ def test_small_differences_of_64_bit_integers_are_exact(low, dtype, tmp_path):
 def test_the_whole_range_of_64_bit_integers(tmp_path):
     array = (UNIT * (2.0**64 - 2**12)).astype(np.uint64)
     array[0, 0, 0], array[-1, -1, -1] = 0, 2**64 - 1
-    decoded, printed = chain(array, tmp_path)
+    decoded, printed = compared_round_trip(array, tmp_path)
     assert float(printed[2]["psnr"]) == pytest.approx(psnr_of(array, decoded), abs=1e-3)
 
 
@@ -208,7 +183,7 @@ def test_missing_voxels_are_no_outliers(tmp_path):
 def test_clip_spends_the_range_on_the_others(dtype, clip, tmp_path, capsys):
     array = spiked(-300, 1e6, dtype)
     low, high = map(float, clip.split(","))
-    decoded, printed = chain(array, tmp_path, "--clip", clip, "--n_passes", 20)
+    decoded, printed = compared_round_trip(array, tmp_path, "--clip", clip, "--n_passes", 10)
     assert decoded.dtype == array.dtype and decoded.min() >= low and decoded.max() <= high
     settings = json.loads((tmp_path / "thenet.json").read_text())
     clipped = array.clip(low, high)
@@ -221,7 +196,7 @@ def test_clip_spends_the_range_on_the_others(dtype, clip, tmp_path, capsys):
     for stage in printed[1:]:
         assert float(stage["psnr"]) == pytest.approx(psnr_of(array, decoded), abs=1e-3)
     assert float(printed[1]["psnr_clipped"]) == pytest.approx(psnr_of(clipped, decoded), abs=1e-3)
-    assert psnr_of(clipped, decoded) > 30
+    assert psnr_of(clipped, decoded) > 25  # a constant has 10, and the outliers leave 34
     error = capsys.readouterr().err
     assert error.count("warning") == 1
     assert f"has another range than {tmp_path / 'blob'}, which may be clipped" in error
@@ -237,12 +212,13 @@ def test_clip_beyond_the_range_changes_nothing(tmp_path):
 
 
 def test_the_fineness_of_rounding_goes_by_the_clipped_values(tmp_path):
-    """Over the whole range, of a million, any network seems perfect."""
-    blobs = []
+    """Over the whole range, of a million, any network seems perfect: the same one is rounded to the same."""
+    found = []
     for array, flags in ((spiked(), ("--clip", "0,1")), (spiked().clip(0, 1), ())):
         np.save(tmp_path / "v.npy", array)
-        blobs.append(len(compress(train(tmp_path / "v.npy", tmp_path, *flags), tmp_path / "blob")))
-    assert blobs[0] == pytest.approx(blobs[1], abs=8)
+        chunks = chunks_of(compress(train(tmp_path / "v.npy", tmp_path, *flags), tmp_path / "blob"))
+        found.append([content for kind, content in chunks if kind == b"N"])
+    assert found[0] == found[1] and len(found[0]) == 1
 
 
 def test_target_psnr_is_of_the_clipped_values(tmp_path):
@@ -258,7 +234,8 @@ def test_target_psnr_is_of_the_clipped_values(tmp_path):
 def test_clip_and_fill_and_components(tmp_path):
     array = np.stack([spiked(), 100 * spiked()], axis=-1)
     array[3, 3] = np.nan
-    decoded, printed = chain(array, tmp_path, "--d_in", 3, "--clip", "0,100", "--fill", "nan", "--n_passes", 5)
+    flags = ("--d_in", 3, "--clip", "0,100", "--fill", "nan", "--n_passes", 5)
+    decoded, printed = compared_round_trip(array, tmp_path, *flags)
     np.testing.assert_array_equal(np.isnan(decoded), np.isnan(array))
     assert json.loads((tmp_path / "thenet.json").read_text())["value_range"] == [[0, 100], [0, 100]]
     assert int(printed[0]["clipped"]) == ((array < 0) | (array > 100)).sum()
@@ -286,20 +263,26 @@ def test_clip_that_leaves_nothing(dtype, clip, expected, tmp_path):
     assert expected in message and not (tmp_path / "n").exists()
 
 
-def test_compress_refuses_another_volume_than_the_clipped_one(tmp_path):
-    np.save(tmp_path / "v.npy", spiked())
-    trained = train(tmp_path / "v.npy", tmp_path, "--clip", "0.25,0.75")
+@pytest.fixture(scope="module")
+def clipped(tmp_path_factory):
+    """A network of `spiked` from 0.25 to 0.75, and the volume."""
+    folder = tmp_path_factory.mktemp("clipped")
+    np.save(folder / "v.npy", spiked())
+    trained = train(folder / "v.npy", folder, "--clip", "0.25,0.75")
+    trained.volume = folder / "v.npy"
+    return trained
+
+
+def test_compress_refuses_another_volume_than_the_clipped_one(clipped, tmp_path):
     for other in (spiked().clip(0.5, 0.6), spiked() + 10, spiked().clip(0.3, 1)):
         np.save(tmp_path / "other.npy", other)
-        argv = ("--net", trained.network, "--config", trained.config, "--compressed", tmp_path / "blob")
+        argv = ("--net", clipped.network, "--config", clipped.config, "--compressed", tmp_path / "blob")
         message = error_of(net_compress.main, *argv, "--volume", tmp_path / "other.npy")
         assert "is not the volume of" in message
 
 
 @pytest.mark.parametrize("found", [0, "01", [1], [[1, 0]], [[-300, 1e7]], {"a": 1}, True, [[math.nan, 1]]])
-def test_hostile_ranges_in_a_configuration(found, tmp_path):
-    np.save(tmp_path / "v.npy", spiked())
-    trained = train(tmp_path / "v.npy", tmp_path, "--clip", "0,1")
-    trained.config.write_text(json.dumps({**trained.settings, "clipped_from": found}))
-    argv = ("--net", trained.network, "--config", trained.config, "--compressed", tmp_path / "blob")
-    assert "is not the volume of" in error_of(net_compress.main, *argv, "--volume", tmp_path / "v.npy")
+def test_hostile_ranges_in_a_configuration(found, clipped, tmp_path):
+    (tmp_path / "odd.json").write_text(json.dumps({**clipped.settings, "clipped_from": found}))
+    argv = ("--net", clipped.network, "--config", tmp_path / "odd.json", "--compressed", tmp_path / "blob")
+    assert "is not the volume of" in error_of(net_compress.main, *argv, "--volume", clipped.volume)

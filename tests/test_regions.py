@@ -22,15 +22,20 @@ SHAPE = (9, 7, 5)
 SPACING, ORIGIN = (0.5, 2.0, 1.25), (10.0, -4.0, 0.25)
 
 
-@pytest.fixture(params=["float32", "uint16"])
-def blob(request, tmp_path):
+@pytest.fixture(scope="module")
+def blob(request, tmp_path_factory):
     """A blob of random weights."""
-    path = tmp_path / "blob"
-    header = header_of(SHAPE, 0, 50000, request.param, spacing=SPACING, origin=ORIGIN, name="density")
+    path = tmp_path_factory.mktemp("blob") / "blob"
+    dtype = getattr(request, "param", "float32")
+    header = header_of(SHAPE, 0, 50000, dtype, spacing=SPACING, origin=ORIGIN, name="density")
     path.write_bytes(make_blob(header, field_net()))
     return path
 
 
+of_either_type = pytest.mark.parametrize("blob", ["float32", "uint16"], indirect=True)
+
+
+@of_either_type
 def test_roi_is_that_part_of_the_full_decode_in_place(blob, tmp_path):
     whole = decompress(blob, tmp_path / "whole.npy")
     part = decompress(blob, tmp_path / "part.npy", "--roi", "2:5,:6,4:")
@@ -56,6 +61,7 @@ def test_roi_that_is_none(blob, flag):
     assert "--roi" in message and "without negative indices, found" in message
 
 
+@of_either_type
 def test_resolution_keeps_the_extent(blob, tmp_path):
     decompress(blob, tmp_path / "fine.vti", "--resolution", "17,7,3")
     image = vtk_read(tmp_path / "fine.vti")
@@ -66,6 +72,7 @@ def test_resolution_keeps_the_extent(blob, tmp_path):
     np.testing.assert_allclose(image.array[::2], whole[:, :, ::2], rtol=0, atol=0.05)
 
 
+@of_either_type
 def test_resolution_of_a_region(blob, tmp_path):
     decompress(blob, tmp_path / "fine.vti", "--resolution", "7,1,5", "--roi", "2:6,3:6,:")
     image = vtk_read(tmp_path / "fine.vti")
@@ -105,6 +112,7 @@ def test_several_points_along_one_voxel_are_refused(blob):
     assert "axis 0" in message and "1 point" in message
 
 
+@of_either_type
 def test_gradient_is_an_array_of_its_own(blob, tmp_path):
     decompress(blob, tmp_path / "g.vti", "--gradient", "--roi", "2:6,:,1:4")
     reader = vtkXMLImageDataReader()
@@ -189,6 +197,7 @@ INDEX = np.array([[0, 0, 0], [8, 6, 4], [2.5, 1.25, 3.75]])
 POINTS = INDEX * SPACING + ORIGIN
 
 
+@of_either_type
 def test_points_in_npy(blob, tmp_path, capsys):
     np.save(tmp_path / "p.npy", POINTS)
     found = decompress(blob, tmp_path / "out.npy", "--points", tmp_path / "p.npy")
@@ -199,6 +208,7 @@ def test_points_in_npy(blob, tmp_path, capsys):
     np.testing.assert_array_equal(found, np.column_stack([field.at(POINTS), field.gradient_at(POINTS)]))
 
 
+@of_either_type
 @pytest.mark.parametrize("head", ["", "x,y,z\n", "\ufeffx, y, z\n"])
 def test_points_in_csv(blob, tmp_path, head):
     (tmp_path / "p.csv").write_text(head + "\n".join(",".join(map(repr, map(float, row))) for row in POINTS) + "\n")
@@ -214,6 +224,7 @@ def test_points_in_csv(blob, tmp_path, head):
     np.testing.assert_array_equal(table[:, 4:].astype(np.float32), field.gradient_at(POINTS))
 
 
+@of_either_type
 def test_points_outside(blob, tmp_path, capsys):
     np.save(tmp_path / "p.npy", np.vstack([POINTS, [[0, 0, 0]]]))
     argv = ("--compressed", blob, "--points", tmp_path / "p.npy", "--recon", tmp_path / "o.npy")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.networks import field_net, header_of, make_blob
 from helpers.scripts import WELL, compress, decompress, error_of, listing, results, train
-from helpers.volumes import slanted
+from helpers.volumes import psnr_of, slanted
 from helpers.vtk import vtk_read, vtk_write
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkIOXML import vtkXMLImageDataReader
@@ -24,12 +24,18 @@ SPACING, ORIGIN = (0.25, 0.5, 2.0, 1.25), (7.0, 10.0, -4.0, 0.25)
 TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
 
 
-@pytest.fixture
-def blob(tmp_path):
+@pytest.fixture(scope="module")
+def content():
     """A blob of a time series, of random weights."""
-    path = tmp_path / "blob"
     header = header_of(SHAPE, 0.0, 100.0, spacing=SPACING, origin=ORIGIN, name="density", direction=TURNED, units="K")
-    path.write_bytes(make_blob(header, field_net(d_in=4)))
+    return make_blob(header, field_net(d_in=4))
+
+
+@pytest.fixture
+def blob(content, tmp_path):
+    """The same in a file."""
+    path = tmp_path / "blob"
+    path.write_bytes(content)
     return path
 
 
@@ -62,7 +68,7 @@ def test_a_file_a_step_and_their_collection(blob, whole, tmp_path, capsys):
         image = vtk_read(tmp_path / name)
         np.testing.assert_array_equal(image.array, whole[t])
         assert image.name == "density" and image.spacing == SPACING[1:] and image.origin == ORIGIN[1:]
-        assert read_volume(str(tmp_path / name)).time == 7.0 + 0.25 * t
+    assert read_volume(str(tmp_path / "out_0003.vti")).time == 7.75
     # What was written is a series again.
     series = read_volume(str(tmp_path / "out_*.vti"))
     np.testing.assert_array_equal(np.stack(series.array.arrays), whole)
@@ -287,23 +293,23 @@ def test_d_in_of_a_pattern(tmp_path):
 
 def test_from_files_to_files(tmp_path, capsys):
     """Spacing, origin, times and values come back, each step in its place."""
-    original = slanted((3, 6, 5, 4))
-    for t in range(3):
+    original = slanted((2, 6, 5, 4))
+    for t in range(2):
         time = {"spacing": (0.5, 1, 2), "origin": (1, 2, 3), "time": 10 + 5 * t}
         vtk_write(tmp_path / f"step_{t + 9}.vti", original[t], **time)
     pattern = tmp_path / "step_*.vti"
     trained = train(pattern, tmp_path, *WELL)
     captured = capsys.readouterr()
-    assert "a time series: 3 steps of 6 x 5 x 4 voxels" in captured.err
-    assert trained.settings["d_in"] == 4 and trained.settings["shape"] == [3, 6, 5, 4]
+    assert "a time series: 2 steps of 6 x 5 x 4 voxels" in captured.err
+    assert trained.settings["d_in"] == 4 and trained.settings["shape"] == [2, 6, 5, 4]
     assert trained.settings["spacing"] == [5.0, 0.5, 1.0, 2.0] and trained.settings["origin"] == [10.0, 1.0, 2.0, 3.0]
     compress(trained, tmp_path / "blob", "--volume", pattern, "--cluster_bits", 12, "--n_passes", 1)
     capsys.readouterr()
     script("--compressed", tmp_path / "blob", "--recon", tmp_path / "o", "--volume", pattern)
     found = results(capsys.readouterr().out)
-    assert list(found)[:6] == ["psnr", "rmse", "max_error", "psnr_t0", "psnr_t1", "psnr_t2"]
+    assert list(found)[:5] == ["psnr", "rmse", "max_error", "psnr_t0", "psnr_t1"]
     assert float(found["psnr"]) > 35
-    assert steps_in(tmp_path / "o.pvd") == {"o_0000.vti": 10.0, "o_0001.vti": 15.0, "o_0002.vti": 20.0}
+    assert steps_in(tmp_path / "o.pvd") == {"o_0000.vti": 10.0, "o_0001.vti": 15.0}
     series = read_volume(str(tmp_path / "o_*.vti"))
     assert series.spacing == (5.0, 0.5, 1.0, 2.0) and series.origin == (10.0, 1.0, 2.0, 3.0)
     assert np.abs(np.stack(series.array.arrays) - original).max() < 0.05 * np.ptp(original)
@@ -322,8 +328,7 @@ def test_components_over_time(tmp_path, capsys):
     found = results(capsys.readouterr().out)
     assert {"psnr_0", "psnr_1", "psnr_t0", "psnr_t2"} <= found.keys()
     for c in range(2):
-        error = decoded[..., c].astype(float) - original[..., c]
-        expected = 20 * np.log10(np.ptp(original[..., c]) / np.sqrt((error**2).mean()))
+        expected = psnr_of(original[..., c], decoded[..., c])
         assert float(found[f"psnr_{c}"]) == pytest.approx(expected, abs=1e-3) and expected > 35
     script("--compressed", tmp_path / "blob", "--recon", tmp_path / "o.vti", "--time", "1")
     np.testing.assert_allclose(vtk_read(tmp_path / "o.vti").array, decoded[1], rtol=0, atol=1e-3)
@@ -331,7 +336,7 @@ def test_components_over_time(tmp_path, capsys):
 
 def test_one_step_is_a_volume_over_time(tmp_path):
     np.save(tmp_path / "v.npy", slanted((1, 4, 3, 2)))
-    compress(train(tmp_path / "v.npy", tmp_path, "--d_in", 4), tmp_path / "blob")
+    compress(train(tmp_path / "v.npy", tmp_path, "--d_in", 4, "--n_layers", 1), tmp_path / "blob")
     script("--compressed", tmp_path / "blob", "--recon", tmp_path / "o.vti", "--gradient")
     assert steps_in(tmp_path / "o.pvd") == {"o_0000.vti": 0.0}
 

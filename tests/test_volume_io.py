@@ -16,6 +16,8 @@ from vtkmodules.vtkCommonDataModel import vtkImageData
 from volume import RawLayout, VolumeError, raw_layout
 from volume_io import read_volume
 
+pytestmark = pytest.mark.usefixtures("quick_vtk")
+
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 
 NATIVE = "<" if sys.byteorder == "little" else ">"

@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import itertools
 import re
 import struct
+import subprocess
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from helpers.scripts import compress, decompress, train
 from helpers.volumes import slanted
-from helpers.vtk import vtk_image, vtk_read
+from helpers.vtk import vtk_image, vtk_read, vtk_write
 from vtkmodules.vtkIOHDF import vtkHDFWriter
 from vtkmodules.vtkIOImage import vtkMetaImageWriter, vtkNIFTIImageWriter, vtkTIFFWriter
 from vtkmodules.vtkIOLegacy import vtkStructuredPointsWriter
 from vtkmodules.vtkIOXML import vtkXMLImageDataWriter
 
+import volume_readers
 from volume import IDENTITY, RawLayout, VolumeError
 from volume_io import read_volume
+
+pytestmark = pytest.mark.usefixtures("quick_vtk")
 
 SHAPE, SPACING, ORIGIN = (4, 3, 2), (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25)
 TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
 MIRRORED = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def test_these_tests_place_voxels_as_vtk_does(tmp_path):
+    """By VTK's own indices, voxel by voxel: what helpers.vtk writes and reads."""
+    array = np.random.default_rng(0).random((*SHAPE, 2))
+    image = vtk_image(array, extent=(2, 5, -1, 1, 10, 11))
+    vtk_write(tmp_path / "a.vti", array)
+    found = vtk_read(tmp_path / "a.vti")
+    for x, y, z, c in np.ndindex(array.shape):
+        assert image.GetScalarComponentAsDouble(x + 2, y - 1, z + 10, c) == array[x, y, z, c]
+        assert found.reader.GetOutput().GetScalarComponentAsDouble(x, y, z, c) == found.array[x, y, z, c]
+    np.testing.assert_array_equal(found.array, array)
 
 
 def refusal(path: object, *args, **keywords) -> str:
@@ -265,8 +283,8 @@ def test_truncated(write, keeps, share, tmp_path, capfd):
 
 
 @pytest.mark.parametrize(("write", "keeps"), FORMATS)
-def test_damaged(write, keeps, tmp_path):
-    """Refused, or read: never another exception. VTK's readers crash on some of these."""
+def test_a_damaged_header(write, keeps, tmp_path):
+    """Refused, or read as finite numbers: never another exception. VTK's readers crash on some of these."""
     path = write(tmp_path, slanted(SHAPE).astype(np.uint16 if write is write_dicom else np.float32))
     files = [path] if path.is_file() else list(path.glob("*.dcm"))
     rng = np.random.default_rng(len(str(path.name)))
@@ -278,8 +296,81 @@ def test_damaged(write, keeps, tmp_path):
             content[at : at + 4] = [b"9999", b"\xff\xff\xff\x7f", b"\0\0\0\0", rng.bytes(3)][int(rng.integers(4))]
         file.write_bytes(content)
         with contextlib.suppress(VolumeError):
-            read_volume(str(path))
+            assert np.isfinite(read_volume(str(path)).array).all()
         file.write_bytes(sound)
+
+
+def file_of_voxels(path: Path) -> Path:
+    """The file itself, that beside a header, or the second slice of a folder."""
+    beside = {".mhd": "a.raw", ".nhdr": "voxels.gz"}
+    return path / "0.dcm" if path.is_dir() else path.with_name(beside.get(path.suffix, path.name))
+
+
+# But for .mha: VTK does not look at the checksum of these.
+CHECKSUMMED = ("a.vti-", "a.VTI-SetDataModeToAppended-EncodeAppendedDataOff", "a.nii.gz-", "a.nhdr")
+CHECKSUMMED += ("a.vti-SetByteOrderToBigEndian-SetCompressorTypeToLZMA",)
+
+
+@pytest.mark.parametrize(("write", "keeps"), [f for f in FORMATS if f.id not in (*CHECKSUMMED, "a.mha-")])
+def test_a_changed_voxel_is_no_other(write, keeps, tmp_path):
+    array = np.arange(1000, 1024, dtype=np.uint16 if write is write_dicom else np.float32).reshape(SHAPE)
+    changed = array.copy()
+    changed[2, 1, 1] = 2019
+    path = write(tmp_path, array)
+    file = file_of_voxels(path)
+    content = file.read_bytes()
+    old, new = (
+        (a[2, 1, 1].tobytes(), a[2, 1, 1].byteswap().tobytes(), str(int(a[2, 1, 1])).encode()) for a in (array, changed)
+    )
+    form = next(i for i in range(3) if content.count(old[i]) == 1)
+    file.write_bytes(content.replace(old[form], new[form]))
+    np.testing.assert_array_equal(read_volume(str(path)).array, changed)
+
+
+@pytest.mark.parametrize(("write", "keeps"), [f for f in FORMATS if f.id in CHECKSUMMED])
+def test_damaged_voxels_are_noticed(write, keeps, tmp_path):
+    """By the checksum of what is compressed. Not everything in such a file matters."""
+    array = np.arange(1000, 1024, dtype=np.float32).reshape(SHAPE)
+    path = write(tmp_path, array)
+    file, n_refused = file_of_voxels(path), 0
+    content = file.read_bytes()
+    for at in range(len(content) // 2, len(content), 1 + len(content) // 80):
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        try:
+            np.testing.assert_array_equal(read_volume(str(path)).array, array)
+        except VolumeError:
+            n_refused += 1
+    assert n_refused > 10
+
+
+@pytest.mark.parametrize("said", [b"", b'{"shape": [4, 3, 2, 1], "dtype": "<f4"}\n', None])
+def test_a_process_that_dies(said, tmp_path, monkeypatch):
+    """Before it has said anything, or before all the voxels are there."""
+    said = b'{"shape": [4, 3, 2, 1], "dtype": "<f4"}\n' + bytes(4 * 24 - 1) if said is None else said
+    child = contextlib.nullcontext(SimpleNamespace(stdout=io.BytesIO(said), kill=lambda: None))
+    monkeypatch.setattr(volume_readers.subprocess, "Popen", lambda *_, **__: child)
+    (tmp_path / "a.vti").touch()
+    assert "damaged, or larger than the memory" in refusal(tmp_path / "a.vti")
+
+
+def test_a_process_of_its_own(tmp_path, monkeypatch, capfd):
+    """As it is started outside these tests: what it sends, what it leaves in the file, and nothing that VTK prints."""
+    monkeypatch.setattr(volume_readers, "subprocess", subprocess)
+    vtk_write(tmp_path / "a.vti", {"rho": slanted(SHAPE), "T": -slanted(SHAPE)}, active="T")
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.vti"), array="rho").array, slanted(SHAPE))
+    write_meta(tmp_path / "a.mha", slanted(SHAPE))
+    found = read_volume(str(tmp_path / "a.mha")).array
+    assert isinstance(found, np.memmap)
+    np.testing.assert_array_equal(found, slanted(SHAPE))
+    writer = vtkMetaImageWriter()
+    writer.SetFileName(str(tmp_path / "b.mha"))
+    writer.SetInputData(vtk_image(np.random.default_rng(0).random((12, 10, 8))))
+    writer.Write()
+    content = (tmp_path / "b.mha").read_bytes()
+    (tmp_path / "b.mha").write_bytes(content[: len(content) // 2])
+    capfd.readouterr()
+    assert "b.mha: VTK cannot read it: " in refusal(tmp_path / "b.mha")  # VTK tells both stdout and stderr
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -399,8 +490,8 @@ def test_rows_of_a_meta_image_are_its_axes(keys, tmp_path):
     rows = " ".join(map(str, np.reshape(TURNED, (3, 3)).T.ravel()))
     write_meta(tmp_path / "a.mha", slanted(SHAPE), **{keys[0]: rows, keys[1]: " ".join(map(str, ORIGIN))})
     volume = read_volume(str(tmp_path / "a.mha"))
-    np.testing.assert_allclose(volume.direction, TURNED, atol=1e-15)
-    assert volume.spacing == SPACING and volume.origin == ORIGIN
+    np.testing.assert_allclose(volume.direction, TURNED, atol=1e-12)
+    assert volume.spacing == pytest.approx(SPACING, rel=1e-12) and volume.origin == ORIGIN
     np.testing.assert_array_equal(volume.array, slanted(SHAPE))
 
 

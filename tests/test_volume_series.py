@@ -11,6 +11,8 @@ from volume import VolumeError, boxes, limits, parts
 from volume_io import read_volume
 from volume_series import files_of, is_pattern
 
+pytestmark = pytest.mark.usefixtures("quick_vtk")
+
 SHAPE = (4, 3, 2)
 
 

@@ -20,6 +20,8 @@ from volume import IDENTITY, LazyArray, Volume, VolumeError, suffix_of
 from volume_io import read_volume
 from volume_writers import SUFFIXES, output_files, output_path, write_volume
 
+pytestmark = pytest.mark.usefixtures("quick_vtk")
+
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
 SPACING, ORIGIN = (0.1, 2 / 3, 3.0), (-1.5, 10.1, 0.25)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import signal
 import subprocess
@@ -20,7 +22,8 @@ from volume import VolumeError
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"
-WELL = ("--optimizer", "adam", "--lr", 5e-3, "--batchSize", 32, "--n_passes", 80)  # enough for the small volumes here
+ADAM = ("--optimizer", "adam", "--lr", 2e-2, "--batchSize", 128)
+WELL = ("--n_layers", 1, *ADAM, "--n_passes", 80)  # 40 dB or more of the small volumes here, and soon rounded
 
 
 def subprocess_of(script: str, *args: object, cwd: Path) -> subprocess.CompletedProcess:
@@ -74,12 +77,25 @@ def decompress(blob: Path, recon: Path, *flags: object) -> np.ndarray:
     return vtk_read(recon).array
 
 
-def round_trip(array: np.ndarray, folder: Path, *flags: object, bits: int = 16) -> np.ndarray:
+def round_trip(array: np.ndarray, folder: Path, *flags: object, bits: int = 12) -> np.ndarray:
     """The array that the chain of three scripts makes of `array`; `flags` are train.py's."""
     path = folder / "in.npy"
     np.save(path, array)
-    compress(train(path, folder, *flags), folder / "blob", "--cluster_bits", bits)
+    compress(train(path, folder, "--n_layers", 1, *flags), folder / "blob", "--cluster_bits", bits)
     return decompress(folder / "blob", folder / "out.npy")
+
+
+def compared_round_trip(array: np.ndarray, folder: Path, *flags: object) -> tuple[np.ndarray, list[dict[str, str]]]:
+    """`round_trip` of a network trained well, each script given the array to compare with; and what each prints."""
+    path, blob, printed = folder / "in.npy", folder / "blob", [io.StringIO() for _ in range(3)]
+    np.save(path, array)
+    with contextlib.redirect_stdout(printed[0]):
+        trained = train(path, folder, *WELL, *flags)
+    with contextlib.redirect_stdout(printed[1]):
+        compress(trained, blob, "--volume", path, "--n_passes", 8)
+    with contextlib.redirect_stdout(printed[2]):
+        decoded = decompress(blob, folder / "out.npy", "--volume", path)
+    return decoded, [results(text.getvalue()) for text in printed]
 
 
 def stored_state(name: str) -> dict[str, torch.Tensor]:

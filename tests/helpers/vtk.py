@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from vtkmodules.util.numpy_support import numpy_to_vtk
+from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from vtkmodules.vtkCommonDataModel import vtkImageData
 from vtkmodules.vtkIOImage import vtkMetaImageReader, vtkNIFTIImageReader, vtkNrrdReader
 from vtkmodules.vtkIOXML import vtkXMLImageDataReader, vtkXMLImageDataWriter
@@ -22,8 +28,7 @@ VTK_READERS = {
 
 
 def vtk_read(path: Path) -> SimpleNamespace:
-    """What VTK's own reader finds in a file: dimensions, spacing, origin, direction, name, and array[x, y, z], voxel by
-    voxel through VTK's own indexing."""
+    """What VTK's own reader finds in a file: dimensions, spacing, origin, direction, name, and array[x, y, z]."""
     reader = VTK_READERS[path.suffix]()
     assert reader.CanReadFile(str(path))
     reader.SetFileName(str(path))
@@ -31,13 +36,7 @@ def vtk_read(path: Path) -> SimpleNamespace:
     image = reader.GetOutput()
     scalars = image.GetPointData().GetScalars()
     dims, n = image.GetDimensions(), scalars.GetNumberOfComponents()
-    values = [
-        [scalars.GetComponent(image.ComputePointId((i, j, k)), c) for c in range(n)]
-        for i in range(dims[0])
-        for j in range(dims[1])
-        for k in range(dims[2])
-    ]
-    array = np.array(values).reshape(*dims, n)
+    array = vtk_to_numpy(scalars).reshape(*dims[::-1], n).transpose(2, 1, 0, 3).astype(float)
     return SimpleNamespace(
         dimensions=dims,
         spacing=image.GetSpacing(),
@@ -53,7 +52,7 @@ def vtk_read(path: Path) -> SimpleNamespace:
 def vtk_image(
     arrays, spacing=(1, 1, 1), origin=(0, 0, 0), name="density", extent=None, direction=None, active=None, time=None
 ):
-    """A vtkImageData of array[x, y, z], or of several by name, set voxel by voxel through VTK's own indexing."""
+    """A vtkImageData of array[x, y, z], or of several by name."""
     arrays = arrays if isinstance(arrays, dict) else {name: arrays}
     shape = next(iter(arrays.values())).shape[:3]
     image = vtkImageData()
@@ -62,13 +61,9 @@ def vtk_image(
     image.SetOrigin(origin)
     if direction is not None:
         image.SetDirectionMatrix(direction)
-    start = image.GetExtent()[::2]
     for key, array in arrays.items():
         columns = array.reshape(*shape, -1)
-        scalars = numpy_to_vtk(np.zeros((columns[..., 0].size, columns.shape[-1]), array.dtype), deep=True)
-        for index in np.ndindex(shape):
-            point = image.ComputePointId([i + s for i, s in zip(index, start, strict=True)])
-            scalars.SetTuple(point, columns[index].tolist())
+        scalars = numpy_to_vtk(columns.transpose(2, 1, 0, 3).reshape(-1, columns.shape[-1]), deep=True)
         scalars.SetName(key)
         image.GetPointData().AddArray(scalars)
     image.GetPointData().SetActiveScalars(active or next(iter(arrays)))
@@ -85,3 +80,50 @@ def vtk_write(path: Path, *args, **keywords) -> None:
     writer.SetFileName(str(path))
     writer.SetInputData(vtk_image(*args, **keywords))
     assert writer.Write()
+
+
+# A process that has loaded VTK, and forks one of its own for each file to be read: its path, and where the volume goes.
+FORKING = """
+import json, os, signal, socket, sys
+sys.path.insert(0, sys.argv[1])
+import vtk_readers
+import vtkmodules.vtkIOHDF, vtkmodules.vtkIOImage, vtkmodules.vtkIOLegacy, vtkmodules.vtkIOXML
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+requests = socket.socket(fileno=0)
+while True:
+    request, (*out,), *_ = socket.recv_fds(requests, 1 << 16, 1)
+    if not request:
+        break
+    if os.fork() == 0:
+        try:
+            os.dup2(out[0], 1)
+            folder, *arguments = json.loads(request)
+            os.chdir(folder)
+            vtk_readers.main(*arguments)
+        finally:
+            os._exit(0)
+    os.close(out[0])
+"""
+
+
+@contextlib.contextmanager
+def forked_readers():
+    """In place of subprocess.Popen for `volume_readers.read_by_vtk`: as it is, but that nothing is loaded anew."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-c", FORKING, str(Path(__file__).resolve().parents[2])]
+    with ours, subprocess.Popen(command, stdin=theirs, stderr=subprocess.DEVNULL) as server:
+        theirs.close()
+
+        @contextlib.contextmanager
+        def popen(command: list[str], **_):
+            _, script, *arguments = command
+            assert Path(script).name == "vtk_readers.py"
+            here, there = os.pipe()
+            with os.fdopen(here, "rb") as stdout:
+                socket.send_fds(ours, [json.dumps([os.getcwd(), *arguments]).encode()], [there])
+                os.close(there)
+                yield SimpleNamespace(stdout=stdout, kill=lambda: None)  # it ends when nothing reads what it writes
+
+        yield popen
+        ours.close()
+        server.wait()
