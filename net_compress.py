@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import cli  # first: answers Ctrl-C while the others load
+from cli import console  # first: answers Ctrl-C while the others load
 
 # isort: split
 import dataclasses
@@ -14,21 +14,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-import mask
-import net_coder
-from neural_field import NeuralField
+from cli.arguments import ArgumentParser, add_volume_arguments, check_volume_arguments, number, resolve_device, whole
+from cli.files import check_outputs, write_files
+from field.blob import encode_blob
+from field.metrics import compare, file_ratios, measured_boxes
+from field.neural_field import NeuralField
+from formats.common import raw_layout
+from formats.reading import read_volume
+from formats.series import files_of
 from quantising.policy import RoundingOptions, quantise_network
 from siren import FieldNet, SirenConfig, count_parameters, weights_crc32
 from training.network_files import field_header, network_config, quality_in, read_config, read_weights
-from utils import ValueRange, compare, components_last, describe, file_ratios, measured_boxes
-from volume import Volume, VolumeError, raw_layout
-from volume_io import read_volume
-from volume_series import files_of
+from utils import UserError, Volume, VolumeHeader, header_of, same_missing
 
 
-def build_parser() -> cli.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The command line of this script."""
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     group = parser.add_argument_group("input and output")
     group.add_argument("--net", required=True, help="weights that train.py wrote (.pth)")
     group.add_argument("--config", required=True, help="configuration that train.py wrote (.json)")
@@ -38,11 +40,11 @@ def build_parser() -> cli.ArgumentParser:
         help="the original volume: trains the network on while its weights are rounded, for a smaller file; "
         "needed with files of the original scripts, which lack shape and range",
     )
-    cli.add_volume_arguments(group)
+    add_volume_arguments(group)
     group = parser.add_argument_group("quantisation")
     group.add_argument(
         "--cluster_bits",
-        type=cli.whole(1, 16),
+        type=whole(1, 16),
         help="about 2^bits values for the weights of a hidden matrix (default: as few as the network's PSNR bears, "
         "with --quantizer kmeans 9)",
     )
@@ -52,11 +54,11 @@ def build_parser() -> cli.ArgumentParser:
     group = parser.add_argument_group("optimisation")
     group.add_argument(
         "--n_passes",
-        type=cli.number(0, 1e6),
+        type=number(0, 1e6),
         help="passes over --volume while rounding, 0 for none "
         "(default: 12.5 million / voxels, at most 48, or 1,500 steps if more)",
     )
-    group.add_argument("--seed", type=cli.whole(0, 2**63 - 1), default=0, help="of the order of the samples")
+    group.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of the order of the samples")
     parser.add_device_arguments()
     return parser
 
@@ -64,20 +66,20 @@ def build_parser() -> cli.ArgumentParser:
 def parse(argv: Sequence[str]) -> Namespace:
     """The options, once they make sense together."""
     opt = build_parser().parse_args(argv)
-    cli.check_volume_arguments(opt)
+    check_volume_arguments(opt)
     if opt.quantizer == "kmeans":
         if opt.n_passes:
-            raise cli.UserError("--n_passes trains with --quantizer uniform only")
+            raise UserError("--n_passes trains with --quantizer uniform only")
         opt.n_passes = 0.0
         opt.cluster_bits = opt.cluster_bits or 9
     if opt.n_passes and not opt.volume:
-        raise cli.UserError("--n_passes needs the --volume to train on")
+        raise UserError("--n_passes needs the --volume to train on")
     return opt
 
 
 def read_volume_of(
-    opt: Namespace, settings: dict, config: SirenConfig, header: net_coder.FieldHeader | None
-) -> tuple[Volume | None, net_coder.FieldHeader | None]:
+    opt: Namespace, settings: dict, config: SirenConfig, header: VolumeHeader | None
+) -> tuple[Volume | None, VolumeHeader | None]:
     """--volume, where it is given, and what a blob says about it, not clipped.
 
     Raises UserError unless it is the one that the configuration, and its `header`, speak of.
@@ -86,21 +88,19 @@ def read_volume_of(
         return None, None
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
     volume = read_volume(opt.volume, config.d_in, config.d_out, opt.array, layout, header and header.fill)
-    found = describe(volume, config.d_in)
+    found = header_of(volume)
     if header is None:
         return volume, found
     if found.shape != header.shape:
-        raise cli.UserError(
-            f"{opt.volume}: expected shape {header.shape}, as in {opt.config}, found {volume.array.shape}"
-        )
-    values, expected = ValueRange.of(found), settings.get("clipped_from") or settings["value_range"]
+        raise UserError(f"{opt.volume}: expected shape {header.shape}, as in {opt.config}, found {volume.array.shape}")
+    values, expected = found.values, settings.get("clipped_from") or settings["value_range"]
     if values.dtype != header.low.dtype or values.pairs() != expected:
-        raise cli.UserError(
+        raise UserError(
             f"{opt.volume}: is not the volume of {opt.config}: expected {header.low.dtype} of range {expected}, found "
             f"{values.dtype} of range {values.pairs()}"
         )
-    if not mask.same(found.missing, header.missing):
-        raise cli.UserError(f"{opt.volume}: is not the volume of {opt.config}: other voxels are missing")
+    if not same_missing(found.missing, header.missing):
+        raise UserError(f"{opt.volume}: is not the volume of {opt.config}: other voxels are missing")
     return volume, found
 
 
@@ -108,40 +108,40 @@ def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
     volumes = files_of(opt.volume) if opt.volume else []
-    cli.check_outputs([opt.compressed], inputs=[opt.net, opt.config, *volumes])
+    check_outputs([opt.compressed], inputs=[opt.net, opt.config, *volumes])
     settings = read_config(opt.config)
     config = network_config(opt.config, settings)
     state = read_weights(opt.net, opt.config, config)
     if settings.get("weights_crc32", weights_crc32(state)) != weights_crc32(state):
-        raise cli.UserError(f"{opt.config}: belongs to other weights than {opt.net}: their checksums differ")
+        raise UserError(f"{opt.config}: belongs to other weights than {opt.net}: their checksums differ")
     header = field_header(opt.config, settings, config)
     volume, found = read_volume_of(opt, settings, config, header)
     if header is None and volume is None:
-        raise cli.UserError(f"{opt.config}: holds no shape and range: give the original volume with --volume")
+        raise UserError(f"{opt.config}: holds no shape and range: give the original volume with --volume")
     header = header or found
 
     started = time.monotonic()
     net = FieldNet(config)
     net.load_state_dict(state)
-    device = cli.resolve_device(opt.cuda, opt.gid)
+    device = resolve_device(opt.cuda, opt.gid)
     options = RoundingOptions(opt.cluster_bits, opt.quantizer, opt.n_passes, opt.seed, opt.num_workers)
     layers = quantise_network(options, net, header, volume, *quality_in(settings, header), device)
     if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):
-        raise cli.UserError(f"{opt.net}: holds weights too large to be rounded")
-    blob = net_coder.encode(header, [(dataclasses.asdict(config), layers)])
-    cli.write_files({opt.compressed: blob})
+        raise UserError(f"{opt.net}: holds weights too large to be rounded")
+    blob = encode_blob(header, [(dataclasses.asdict(config), layers)])
+    write_files({opt.compressed: blob})
     if volume:
         decoded = NeuralField.open(opt.compressed, n_threads=opt.num_workers).lazy()
-        chosen = measured_boxes(components_last(volume.array, config.d_in))
-        with cli.Progress("measuring") as progress:
-            metrics = compare(volume.array, decoded, ValueRange.of(found), progress.each(chosen))
+        chosen = measured_boxes(volume.values)
+        with console.Progress("measuring") as progress:
+            metrics = compare(volume.array, decoded, found.values, progress.each(chosen))
             if settings.get("clipped_from"):
-                clipped = compare(volume.array, decoded, ValueRange.of(header), progress.each(chosen))
-        cli.report(**metrics.report(header.n_present))
+                clipped = compare(volume.array, decoded, header.values, progress.each(chosen))
+        console.report(**metrics.report(header.n_present))
         if settings.get("clipped_from"):
-            cli.report(psnr_clipped=f"{clipped.psnr:.3f}")
+            console.report(psnr_clipped=f"{clipped.psnr:.3f}")
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)
-    cli.report(
+    console.report(
         bytes=len(blob),
         bits_per_weight=f"{8 * len(blob) / n_parameters:.3f}",
         **file_ratios(n_values, header.low.dtype, len(blob)),
@@ -152,4 +152,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, VolumeError)
+    console.run(main)

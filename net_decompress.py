@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import cli  # first: answers Ctrl-C while the others load
+from cli import console  # first: answers Ctrl-C while the others load
 
 # isort: split
 import contextlib
@@ -10,29 +10,33 @@ import math
 import os
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
 
-import mask
-import net_coder
-import pictures
-import points_io
-from neural_field import NeuralField
-from utils import Grid, Metrics, ValueRange, compare, describe, file_ratios, overall
-from volume import LazyArray, Volume, VolumeError, raw_layout, suffix_of
-from volume_io import read_volume
-from volume_series import collection, collection_path, files_of, step_path
-from volume_writers import SUFFIXES, least_bytes, output_files, output_path, write_volume
+from cli.arguments import ArgumentParser, add_volume_arguments, check_volume_arguments, resolve_device, sizes
+from cli.files import atomic_write, check_outputs, check_space, read_bytes, write_files
+from field import pictures
+from field.blob import BlobError, decode_blob, is_blob
+from field.metrics import Metrics, combine_metrics, compare, file_ratios
+from field.neural_field import NeuralField
+from field.original_blob import decode_original
+from formats import points
+from formats.arrays import LazyArray
+from formats.common import raw_layout, suffix_of
+from formats.reading import read_volume
+from formats.series import collection, collection_path, files_of, step_path
+from formats.writing import SUFFIXES, least_bytes, output_files, output_path, write_volume
+from utils import Grid, UserError, ValueRange, Volume, header_of, same_missing
 
 IN_MEMORY = 1 << 27  # values of a file, gradients included: what is larger is evaluated and written slab by slab
 
 
-def build_parser() -> cli.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The command line of this script."""
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     group = parser.add_argument_group("input and output")
     group.add_argument("--compressed", required=True, help="blob that net_compress.py wrote")
     group.add_argument(
@@ -46,7 +50,7 @@ def build_parser() -> cli.ArgumentParser:
         "--volume",
         help="the original volume, to compare with; a blob of the original scripts takes shape and range from it",
     )
-    cli.add_volume_arguments(group)
+    add_volume_arguments(group)
     group.add_argument(
         "--preview",
         metavar="FILE.png",
@@ -72,7 +76,7 @@ def build_parser() -> cli.ArgumentParser:
     )
     group.add_argument(
         "--resolution",
-        type=cli.sizes,
+        type=sizes,
         metavar="NX,NY,NZ",
         help="that many points along each axis, from the first voxel to the last of the volume or of --roi",
     )
@@ -108,7 +112,7 @@ def roi_argument(text: str) -> tuple[slice, ...]:
             raise ValueError
     except ValueError:
         expected = "ranges of voxels as in 0:16,8:24,:, without negative indices"
-        raise cli.ArgumentTypeError(f"expected {expected}, found {text!r}") from None
+        raise ArgumentTypeError(f"expected {expected}, found {text!r}") from None
     return tuple(slice(*pair) for pair in ends)
 
 
@@ -119,27 +123,27 @@ def time_argument(text: str) -> float | slice:
         if len(ends) > 2 or any(end is not None and not 0 <= end < math.inf for end in ends):
             raise ValueError
     except ValueError:
-        raise cli.ArgumentTypeError(f"expected a time in steps, as in 3 or 2.5, or 2:5, found {text!r}") from None
+        raise ArgumentTypeError(f"expected a time in steps, as in 3 or 2.5, or 2:5, found {text!r}") from None
     return slice(*ends) if len(ends) == 2 else ends[0]
 
 
 def parse(argv: Sequence[str]) -> Namespace:
     """The options, once they make sense together; the output's name settled."""
     opt = build_parser().parse_args(argv)
-    cli.check_volume_arguments(opt)
+    check_volume_arguments(opt)
     if not os.path.basename(opt.recon):  # with a suffix it would be a hidden file
-        raise cli.UserError(f"--recon: expected the name of a file to write, found {opt.recon!r}")
+        raise UserError(f"--recon: expected the name of a file to write, found {opt.recon!r}")
     if opt.points:
         for name in ("roi", "time", "resolution", "volume", "preview"):
             if getattr(opt, name) is not None:
-                raise cli.UserError(f"--points and --{name}: give one of them")
-        opt.recon = points_io.output_path(opt.recon, opt.points)
+                raise UserError(f"--points and --{name}: give one of them")
+        opt.recon = points.points_path(opt.recon, opt.points)
         return opt
     if opt.outside != "error":
-        raise cli.UserError("--outside belongs to --points")
+        raise UserError("--outside belongs to --points")
     opt.recon = output_path(opt.recon)
     if opt.gradient and suffix_of(opt.recon) != ".vti":
-        raise cli.UserError(f"{opt.recon}: --gradient needs a file that holds several arrays: .vti")
+        raise UserError(f"{opt.recon}: --gradient needs a file that holds several arrays: .vti")
     return opt
 
 
@@ -148,37 +152,37 @@ def read_field(opt: Namespace, device: object) -> tuple[NeuralField, np.ndarray 
 
     The original's blobs say nothing of the field: shape and range are the volume's. Raises UserError.
     """
-    data = cli.read_bytes(opt.compressed)
+    data = read_bytes(opt.compressed)
     try:
-        if net_coder.is_blob(data):
-            header, networks = net_coder.decode(data)
+        if is_blob(data):
+            header, networks = decode_blob(data)
         else:
-            header, networks = None, [net_coder.decode_original(data)]
-    except net_coder.BlobError as error:
-        raise cli.UserError(f"{opt.compressed}: {error}") from None
+            header, networks = None, [decode_original(data)]
+    except BlobError as error:
+        raise UserError(f"{opt.compressed}: {error}") from None
     if len(networks) != 1:
-        raise cli.UserError(f"{opt.compressed}: expected one network, found {len(networks)}: of a newer version")
+        raise UserError(f"{opt.compressed}: expected one network, found {len(networks)}: of a newer version")
     network, weights = networks[0]
     if header is None and not opt.volume:
-        raise cli.UserError(
+        raise UserError(
             f"{opt.compressed}: a blob of the original scripts, without shape and range: give the volume with --volume"
         )
     array = values = None
     if opt.volume:
         layout = raw_layout(opt.shape, opt.dtype, opt.endian)
         volume = read_volume(opt.volume, network["d_in"], network["d_out"], opt.array, layout, header and header.fill)
-        found = describe(volume, network["d_in"])
+        found = header_of(volume)
         array, values = volume.array, ValueRange(found.low, found.high, volume.fill)
         header = header or found
         if found.shape != header.shape:
-            raise cli.UserError(
+            raise UserError(
                 f"{opt.volume}: expected shape {header.shape}, as in {opt.compressed}, found {volume.array.shape}"
             )
         if [*found.low, *found.high] != [*header.low, *header.high]:
             is_within = (found.low <= header.low).all() and (header.high <= found.high).all()
             what = f"has another range than {opt.compressed}{', which may be clipped' if is_within else ''}"
             warn(f"{opt.volume}: {what}")
-        if not mask.same(found.missing, header.missing):
+        if not same_missing(found.missing, header.missing):
             warn(f"{opt.volume}: other voxels are missing than in {opt.compressed}, left out in either")
     return NeuralField(header, network, weights, device, opt.num_workers), array, values
 
@@ -190,7 +194,7 @@ def grid_of(opt: Namespace, field: NeuralField) -> Grid:
     except ValueError as error:
         flags = [f"--{name}" for name in ("roi", "resolution", "time") if getattr(opt, name) is not None]
         where = f"{' '.join(flags)}: {opt.compressed}" if flags else opt.compressed
-        raise cli.UserError(f"{where} has shape {field.shape}: {error}") from None
+        raise UserError(f"{where} has shape {field.shape}: {error}") from None
 
 
 def is_by_step(opt: Namespace, field: NeuralField) -> bool:
@@ -203,7 +207,7 @@ def files_to_write(opt: Namespace, field: NeuralField, grid: Grid) -> dict[str, 
     if isinstance(opt.time, float) or not is_by_step(opt, field):
         return {opt.recon: grid}
     if suffix_of(opt.recon) != ".vti":
-        raise cli.UserError(f"{opt.recon}: a time series is written as .vti or .npy; --time T writes one of its times")
+        raise UserError(f"{opt.recon}: a time series is written as .vti or .npy; --time T writes one of its times")
     times, *space = grid.axes
     return {step_path(opt.recon, int(t)): Grid((times[k : k + 1], *space)) for k, t in enumerate(times)}
 
@@ -230,10 +234,10 @@ def write_grids(
     n_points = math.prod(shape) * len(grids)
     arrays = len(header.low) * (1 + len(field.shape) * opt.gradient)
     n_bytes = n_points * arrays * field.dtype(opt.as_float).itemsize
-    cli.check_space(opt.recon, least_bytes(opt.recon, n_bytes), f"{opt.compressed}: its volume of shape {shape}")
+    check_space(opt.recon, least_bytes(opt.recon, n_bytes), f"{opt.compressed}: its volume of shape {shape}")
     is_large = math.prod(shape) * arrays > IN_MEMORY
     n_evaluations = 1 + opt.gradient + bool(is_large and on_values)  # large ones are evaluated anew to be compared
-    with cli.Progress("decoding") as progress:
+    with console.Progress("decoding") as progress:
 
         def counted(evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray:
             nonlocal n_done
@@ -251,10 +255,10 @@ def write_grids(
                 on_values(grid, array)
             extra = {}
             if opt.gradient:
-                extra[f"{header.name}_gradient"] = evaluated(partial(counted, field.gradient_on_grid), grid)
-            volume = Volume(array, *grid.geometry(header), header.name, header.direction, header.units)
+                extra[f"{header.geometry.name}_gradient"] = evaluated(partial(counted, field.gradient_on_grid), grid)
+            volume = Volume(array, grid.geometry(header.geometry))
             if is_by_step(opt, field):
-                times[path] = volume.origin[0]
+                times[path] = volume.geometry.origin[0]
                 volume = volume.at_step()
                 extra = {name: in_space(gradient[0]) for name, gradient in extra.items()}
             write_volume(path, volume, extra, stack)
@@ -263,7 +267,7 @@ def write_grids(
             write(path, grid)
         if opt.recon in grids:
             return opt.recon
-        with open(stack.enter_context(cli.atomic_write(collection_path(opt.recon))), "wb") as file:
+        with open(stack.enter_context(atomic_write(collection_path(opt.recon))), "wb") as file:
             file.write(collection(times))
     return collection_path(opt.recon)
 
@@ -277,21 +281,21 @@ def in_space(gradient: np.ndarray | LazyArray) -> np.ndarray | LazyArray:
 
 def write_points(opt: Namespace, field: NeuralField) -> dict[str, str]:
     """Evaluate the field at --points and write --recon. Returns what to report. Raises UserError for points outside."""
-    points = points_io.read_points(opt.points, len(field.shape))
-    is_outside = ~field.contains(points)
+    positions = points.read_points(opt.points, len(field.shape))
+    is_outside = ~field.contains(positions)
     n_outside = int(is_outside.sum())
     if n_outside and opt.outside == "error":
-        first, nan = int(np.argmax(is_outside)), " or are NaN" if np.isnan(points).any() else ""
-        raise cli.UserError(
-            f"{opt.points}: {n_outside} of {len(points)} points lie outside the volume{nan}, the first is number "
-            f"{first}, {points[first].tolist()}: --outside nan writes NaN for them"
+        first, nan = int(np.argmax(is_outside)), " or are NaN" if np.isnan(positions).any() else ""
+        raise UserError(
+            f"{opt.points}: {n_outside} of {len(positions)} points lie outside the volume{nan}, the first is number "
+            f"{first}, {positions[first].tolist()}: --outside nan writes NaN for them"
         )
-    values, gradients = field.at(points), field.gradient_at(points) if opt.gradient else None
-    with cli.atomic_write(opt.recon) as path:
-        points_io.write_points(path, suffix_of(opt.recon), field.header.name, points, values, gradients)
-    counts = {"points": str(len(points)), "outside": str(n_outside)}
+    values, gradients = field.at(positions), field.gradient_at(positions) if opt.gradient else None
+    with atomic_write(opt.recon) as path:
+        points.write_points(path, suffix_of(opt.recon), field.header.geometry.name, positions, values, gradients)
+    counts = {"points": str(len(positions)), "outside": str(n_outside)}
     if field.header.missing:
-        is_nan = np.isnan(values.reshape(len(points), -1)).any(axis=1)
+        is_nan = np.isnan(values.reshape(len(positions), -1)).any(axis=1)
         counts["missing"] = str(np.count_nonzero(is_nan & ~is_outside))
     return counts
 
@@ -300,7 +304,7 @@ def compare_steps(
     original: np.ndarray, values: ValueRange, grid: Grid, array: np.ndarray | LazyArray
 ) -> dict[int, Metrics]:
     """The metrics of every step of a series on a grid of voxels, by its number; those of a volume are of step 0."""
-    part = original[grid.voxels()]
+    part = original[grid.as_voxel_box()]
     if len(grid.shape) < 4:
         return {0: compare(part, array, values)}
     return {int(t): compare(part[k], array[k], values) for k, t in enumerate(grid.axes[0])}
@@ -308,10 +312,10 @@ def compare_steps(
 
 def report_metrics(steps: dict[int, Metrics], is_series: bool) -> None:
     """Print the metrics over all steps, and the PSNR of each step of a series."""
-    metrics = overall(list(steps.values()))
-    cli.report(**metrics.report(), rmse=f"{metrics.rmse:.6g}", max_error=f"{metrics.max_error:.6g}")
+    metrics = combine_metrics(list(steps.values()))
+    console.report(**metrics.report(), rmse=f"{metrics.rmse:.6g}", max_error=f"{metrics.max_error:.6g}")
     if is_series:
-        cli.report(**{f"psnr_t{t}": f"{step.psnr:.3f}" for t, step in steps.items()})
+        console.report(**{f"psnr_t{t}": f"{step.psnr:.3f}" for t, step in steps.items()})
 
 
 def preview_of(
@@ -319,7 +323,7 @@ def preview_of(
 ) -> bytes:
     """--preview of the values on the grid, half-way of a series; with the original where there are metrics."""
     step = 0
-    title = f"{os.path.basename(opt.compressed)}: {field.header.name}, {' x '.join(map(str, grid.shape[-3:]))}"
+    title = f"{os.path.basename(opt.compressed)}: {field.header.geometry.name}, {' x '.join(map(str, grid.shape[-3:]))}"
     is_series = len(grid.shape) == 4
     if is_series:
         middle = grid.shape[0] // 2
@@ -329,7 +333,7 @@ def preview_of(
     part = None
     if steps:
         title += f", PSNR {steps[int(step)].psnr:.2f} dB" if steps[int(step)].n_voxels else ", nothing to compare"
-        part = original[grid.voxels()]
+        part = original[grid.as_voxel_box()]
         part = part[0] if is_series else part
     return pictures.preview(field, grid, part, title, opt.as_float)
 
@@ -351,20 +355,20 @@ def write_volume_files(
     opt.recon, *beside = output_files(opt.recon, shape, field.dtype(opt.as_float), len(field.values.low))
     grids = files_to_write(opt, field, grid)
     collections = [] if opt.recon in grids else [collection_path(opt.recon)]
-    cli.check_outputs([*grids, *beside, *collections], inputs)
+    check_outputs([*grids, *beside, *collections], inputs)
     metrics = {}
 
     def on_values(grid: Grid, array: np.ndarray | LazyArray) -> None:
         metrics.update(compare_steps(original, values, grid, array))
 
-    is_compared = original is not None and grid.voxels() is not None
+    is_compared = original is not None and grid.as_voxel_box() is not None
     if original is not None and not is_compared:
         flag = "--resolution" if opt.resolution else f"--time {opt.time:g}"
         warn(f"{opt.volume}: not compared: {flag} asks for other positions than its voxels")
     with contextlib.ExitStack() as stack:
         recon = write_grids(opt, field, grids, on_values if is_compared else None, stack)
         if opt.preview:
-            cli.write_files({opt.preview: preview_of(opt, field, grid, original, metrics)}, stack)
+            write_files({opt.preview: preview_of(opt, field, grid, original, metrics)}, stack)
     if metrics:
         report_metrics(metrics, len(grid.shape) == 4)
     return recon
@@ -373,22 +377,22 @@ def write_volume_files(
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
-    device = cli.resolve_device(opt.cuda, opt.gid)
+    device = resolve_device(opt.cuda, opt.gid)
     inputs = [path for path in (opt.compressed, opt.points) if path] + (files_of(opt.volume) if opt.volume else [])
-    cli.check_outputs([opt.recon, *([opt.preview] if opt.preview else [])], inputs)
+    check_outputs([opt.recon, *([opt.preview] if opt.preview else [])], inputs)
     if opt.preview:
         pictures.check(opt.preview)
     field, original, values = read_field(opt, device)
     started = time.monotonic()
     if opt.points:
         recon = opt.recon
-        cli.report(**write_points(opt, field))
+        console.report(**write_points(opt, field))
     else:
         recon = write_volume_files(opt, field, original, values, inputs)
     n_values, n_bytes = math.prod(field.shape) * len(field.values.low), os.path.getsize(opt.compressed)
     ratios = file_ratios(n_values, field.values.dtype, n_bytes)
-    cli.report(**ratios, bytes=n_bytes, seconds=f"{time.monotonic() - started:.1f}", recon=recon)
+    console.report(**ratios, bytes=n_bytes, seconds=f"{time.monotonic() - started:.1f}", recon=recon)
 
 
 if __name__ == "__main__":
-    cli.run(main, VolumeError)
+    console.run(main)

@@ -158,7 +158,7 @@ class FieldNet(nn.Module):
 
 
 @torch.no_grad()
-def lay_waves(net: FieldNet, mirrors: Sequence[float | None], highest: float = HIGHEST_WAVE) -> None:
+def start_as_axis_waves(net: FieldNet, mirrors: Sequence[float | None], highest: float = HIGHEST_WAVE) -> None:
     """Let the first layer start as waves along the axes: sines and cosines of equally spaced frequencies for each.
 
     highest: of these frequencies, in radians per unit of the normalised coordinates.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import cli  # first: answers Ctrl-C while the others load
+from cli import console  # first: answers Ctrl-C while the others load
 
 # isort: split
 import dataclasses
@@ -15,26 +15,39 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-import net_coder
-import pictures
-from neural_field import NeuralField
+from cli.arguments import (
+    ArgumentParser,
+    add_volume_arguments,
+    fill_text,
+    interval,
+    number,
+    resolve_device,
+    to_number,
+    whole,
+)
+from cli.files import check_outputs
+from field import pictures
+from field.blob import BlobError, check_network
+from field.metrics import Metrics, combine_metrics, compare, measured_boxes
+from field.neural_field import NeuralField
+from formats.arrays import LazyArray
+from formats.common import RawLayout, raw_layout
+from formats.reading import read_volume
+from formats.series import files_of
+from formats.writing import write_volume
 from siren import SirenConfig, count_parameters, neurons_for_budget
 from training import fitting, long_runs, outliers, processes
 from training.fitting import Recipe
 from training.network_files import configuration, write_network
 from training.streaming import make_sampler
-from utils import Metrics, ValueRange, compare, components_last, count_lost, describe, measured_boxes, overall
-from volume import Box, LazyArray, RawLayout, Volume, VolumeError, raw_layout
-from volume_io import read_volume
-from volume_series import files_of
-from volume_writers import write_volume
+from utils import Box, UserError, ValueRange, Volume, count_lost, header_of
 
 LONG_SECONDS = 30.0  # an interrupted run that took longer leaves the network so far
 
 
-def build_parser() -> cli.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The command line of this script."""
-    parser = cli.ArgumentParser(__doc__)
+    parser = ArgumentParser(__doc__)
     group = parser.add_argument_group("input and output")
     group.add_argument(
         "--volume",
@@ -43,17 +56,17 @@ def build_parser() -> cli.ArgumentParser:
         "slices; axis 0 is x. Of a time series an array [t, x, y, z], or the files of its steps as a quoted pattern, "
         "'run/*.vti', which are taken in natural order",
     )
-    cli.add_volume_arguments(group)
+    add_volume_arguments(group)
     group.add_argument(
         "--fill",
-        type=cli.fill_text,
+        type=fill_text,
         metavar="VALUE",
         help="the value of missing voxels, a number (after NIfTI's and DICOM's scaling) or nan: they are left out and "
         "come back as they are",
     )
     group.add_argument(
         "--clip",
-        type=cli.interval,
+        type=interval,
         metavar="LO,HI",
         help="clip the values, of every component, to this interval first, where a few outliers would ruin their range",
     )
@@ -75,12 +88,12 @@ def build_parser() -> cli.ArgumentParser:
 
     group = parser.add_argument_group("network")
     group.add_argument(
-        "--compression_ratio", type=cli.number(0, exclusive=True), default=50.0, help="voxels / network parameters"
+        "--compression_ratio", type=number(0, exclusive=True), default=50.0, help="voxels / network parameters"
     )
-    group.add_argument("--n_layers", type=cli.whole(1, 255), default=8, help="sine layers")
+    group.add_argument("--n_layers", type=whole(1, 255), default=8, help="sine layers")
     group.add_argument(
         "--w0",
-        type=cli.number(0, 1e6, exclusive=True),
+        type=number(0, 1e6, exclusive=True),
         help="frequency of a first layer that starts at random, as the original's with 30 "
         "(default: it starts as waves along the axes)",
     )
@@ -90,13 +103,13 @@ def build_parser() -> cli.ArgumentParser:
     group.add_argument("--not-residual", dest="is_residual", action="store_false", help="plain sine layers")
     group.add_argument(
         "--d_in",
-        type=cli.whole(1, 4),
+        type=whole(1, 4),
         help="number of grid axes of the volume, 4 for a time series (default: 4 for a pattern, and for a .npy array "
         "of 4 axes besides its components; else 3; needed where the last of 4 axes is of 2 to 4)",
     )
     group.add_argument(
         "--d_out",
-        type=cli.whole(1, 255),
+        type=whole(1, 255),
         help="values per voxel: length of the last axis when above 1 (default: those of the array in a .vti file, or "
         "the length of the axis after those of --d_in)",
     )
@@ -104,19 +117,19 @@ def build_parser() -> cli.ArgumentParser:
     group = parser.add_argument_group("optimisation")
     group.add_argument(
         "--n_passes",
-        type=cli.number(0, 1e6, exclusive=True),
+        type=number(0, 1e6, exclusive=True),
         help="samples / voxels (default: 32.8 million / voxels, 5 to 45, or 1,500 steps if more)",
     )
-    group.add_argument("--batchSize", type=cli.whole(1, 1 << 30), default=1024, help="batches of samples a step")
+    group.add_argument("--batchSize", type=whole(1, 1 << 30), default=1024, help="batches of samples a step")
     group.add_argument(
         "--oversample",
-        type=cli.whole(1, 1 << 30),
+        type=whole(1, 1 << 30),
         help="samples in each of those batches (default: 2; 1 with --max_seconds or few --n_passes)",
     )
     group.add_argument("--optimizer", choices=("muon", "adam"), default="muon", help="the original has adam")
     group.add_argument(
         "--lr",
-        type=cli.number(0, 1e6, exclusive=True),
+        type=number(0, 1e6, exclusive=True),
         help="learning rate at its highest (default: 0.4 / (width x layers), of 2 layers at least; with adam half)",
     )
     group.add_argument(
@@ -128,30 +141,28 @@ def build_parser() -> cli.ArgumentParser:
     )
     group.add_argument(
         "--pass_decay",
-        type=cli.number(0, exclusive=True),
+        type=number(0, exclusive=True),
         help="passes between the steps of --schedule step (default: 20)",
     )
     group.add_argument(
         "--lr_decay",
-        type=cli.number(0, 1, exclusive=True),
+        type=number(0, 1, exclusive=True),
         help="factor of each step of --schedule step (default: 0.2)",
     )
     group.add_argument(
         "--grad_lambda",
-        type=cli.number(0, 1e6),
+        type=number(0, 1e6),
         default=0.0,
         help="weight of the error of the gradient, in normalised coordinates; 0 leaves the term out",
     )
-    group.add_argument(
-        "--seed", type=cli.whole(0, 2**63 - 1), default=0, help="of the weights and the order of samples"
-    )
+    group.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of the weights and the order of samples")
     group.add_argument(
         "--target_psnr",
-        type=cli.number(0, exclusive=True),
+        type=number(0, exclusive=True),
         help="end once the volume, clipped as by --clip, has this PSNR, in dB",
     )
     group.add_argument(
-        "--max_seconds", type=cli.number(0, exclusive=True), help="train for this time, in place of --n_passes"
+        "--max_seconds", type=number(0, exclusive=True), help="train for this time, in place of --n_passes"
     )
     group = parser.add_argument_group("long runs")
     group.add_argument("--checkpoint", help="file to write the state of the run to, every minute")
@@ -167,11 +178,11 @@ def parse(argv: Sequence[str]) -> Namespace:
     opt = build_parser().parse_args(argv)
     has_step_flags = opt.pass_decay is not None or opt.lr_decay is not None
     if has_step_flags and opt.schedule == "power":
-        raise cli.UserError("--pass_decay and --lr_decay belong to --schedule step")
+        raise UserError("--pass_decay and --lr_decay belong to --schedule step")
     if opt.max_seconds is not None and opt.n_passes is not None:
-        raise cli.UserError("give --n_passes or --max_seconds, not both")
+        raise UserError("give --n_passes or --max_seconds, not both")
     if opt.resume and opt.checkpoint is None:
-        raise cli.UserError("--resume needs the --checkpoint to continue from")
+        raise UserError("--resume needs the --checkpoint to continue from")
     opt.schedule = opt.schedule or ("step" if has_step_flags else "power")
     if opt.schedule == "step":
         opt.pass_decay = 20.0 if opt.pass_decay is None else opt.pass_decay
@@ -206,11 +217,11 @@ def write_debug_volumes(paths: list[str], volume: Volume, decoded: LazyArray) ->
 
 def read_axes(opt: Namespace, layout: RawLayout | None) -> Volume:
     """The volume; how many axes and components it has is settled in `opt`. Raises UserError."""
-    fill = None if opt.fill is None else cli.to_number(opt.fill)
+    fill = None if opt.fill is None else to_number(opt.fill)
     volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout, fill)
-    d_in, shape = len(volume.spacing), volume.array.shape
+    d_in, shape = volume.geometry.d_in, volume.array.shape
     if d_in == 4 and opt.vol_debug:
-        raise cli.UserError(f"--enable-vol-debug: {opt.volume}: is a time series, expected a single volume")
+        raise UserError(f"--enable-vol-debug: {opt.volume}: is a time series, expected a single volume")
     if d_in == 4 and opt.d_in is None:
         sizes = " x ".join(map(str, shape[1:4]))
         print(f"train.py: {opt.volume}: a time series: {shape[0]} steps of {sizes} voxels", file=sys.stderr)
@@ -228,7 +239,7 @@ def settle_range(opt: Namespace, original: np.ndarray, values: ValueRange) -> Va
     try:
         return values.clipped(*opt.clip)
     except ValueError as error:
-        raise cli.UserError(f"--clip {opt.clip[0]},{opt.clip[1]}: {opt.volume}: {error}") from None
+        raise UserError(f"--clip {opt.clip[0]},{opt.clip[1]}: {opt.volume}: {error}") from None
 
 
 def clip_report(opt: Namespace, original: np.ndarray, values: ValueRange, metrics: Metrics) -> dict[str, str | int]:
@@ -251,30 +262,30 @@ def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-    device = cli.resolve_device(opt.cuda, opt.gid + processes.on_this_machine())
+    device = resolve_device(opt.cuda, opt.gid + processes.on_this_machine())
     finished, interrupted, debug = output_paths(opt)
     further = [path for path in (opt.checkpoint, opt.plot) if path]
-    cli.check_outputs([*finished, *interrupted, *debug, *further], inputs=files_of(opt.volume))
+    check_outputs([*finished, *interrupted, *debug, *further], inputs=files_of(opt.volume))
     if opt.plot:
         pictures.check(opt.plot)
 
     volume = read_axes(opt, layout)
-    header = describe(volume, opt.d_in)
+    header = header_of(volume)
     if opt.fill and header.missing is None:
         warn(f"--fill {opt.fill}: no voxel of {opt.volume} has this value")
-    original = components_last(volume.array, opt.d_in)
+    original = volume.values
     if header.missing and opt.d_out > 1 and (n_lost := count_lost(original, volume.fill)):
         warn(f"--fill {opt.fill}: {n_lost} values are left out as another component of their voxel is missing")
-    whole = ValueRange.of(header)
+    whole = header.values
     values = settle_range(opt, original, whole)
     header = dataclasses.replace(header, low=values.low, high=values.high)
     n_voxels = original.size // opt.d_out
     architecture = {"n_layers": opt.n_layers, "d_in": opt.d_in, "d_out": opt.d_out, "is_residual": opt.is_residual}
     config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio, **architecture), **architecture)
     try:
-        net_coder.check_network(dataclasses.asdict(config))
-    except net_coder.BlobError as error:
-        raise cli.UserError(f"--compression_ratio {opt.compression_ratio:g} gives a network with {error}") from None
+        check_network(dataclasses.asdict(config))
+    except BlobError as error:
+        raise UserError(f"--compression_ratio {opt.compression_ratio:g} gives a network with {error}") from None
     sampler = make_sampler(original, values, device, opt.grad_lambda > 0)
     recipe = settle_recipe(opt, sampler.n_voxels, config)
 
@@ -288,7 +299,9 @@ def main(argv: Sequence[str]) -> None:
     measured = processes.turns(measured_boxes(original))
 
     def measure(values: ValueRange, chosen: Iterable[Box] = measured, as_float: bool = False) -> Metrics:
-        return overall(processes.gathered(compare(volume.array, decoded().lazy(as_float=as_float), values, chosen)))
+        return combine_metrics(
+            processes.gathered(compare(volume.array, decoded().lazy(as_float=as_float), values, chosen))
+        )
 
     def settings(quality: dict[str, float]) -> dict:
         return configuration(opt, header, whole, config, fit.average, quality, fit.seconds)
@@ -297,7 +310,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         if values.extent.any():  # a constant volume needs no fit: its range says it all
             history = long_runs.run_to_target(fit, opt, lambda: measure(values).psnr)
-        with cli.Progress("measuring") as progress:
+        with console.Progress("measuring") as progress:
             metrics = clipped = measure(whole, progress.each(measured))
             quality = {"psnr": metrics.psnr}
             if opt.clip:
@@ -329,7 +342,7 @@ def main(argv: Sequence[str]) -> None:
         )
     if opt.target_psnr and clipped.psnr < opt.target_psnr:
         warn(f"the network has {clipped.psnr:.1f} dB: more --n_passes or a lower --compression_ratio may give more")
-    cli.report(
+    console.report(
         **metrics.report(sampler.n_voxels),
         **clip_report(opt, original, values, clipped),
         parameters=n_parameters,
@@ -344,4 +357,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, VolumeError, processes.RankError)
+    console.run(main)

@@ -1,29 +1,285 @@
-"""The volume as a function of position: coordinates, grids, normalised values, metrics. NumPy only.
+"""The volume as a sampled function: its description, coordinates, grids, value range, missing voxels. NumPy only.
 
-The coordinate convention lives here and nowhere else: the longest axis of space spans [-1, 1], the others in
-proportion to their number of voxels, voxels at the centre of the axis at 0, and time, the first of four axes, spans
-[-1, 1] by itself; values are normalised to [-1, 1] by the volume's own range. Paper, section 3; the same figures as
-the original scripts.
+The coordinate convention lives here and nowhere else: the longest axis of space spans [-1, 1]. The others span less, in
+proportion to their number of voxels; the middle of every axis is at 0. Time, the first of four axes, spans [-1, 1] by
+itself. Values are normalised to [-1, 1] by the volume's own range. Source: the paper, section 3; the original scripts
+have the same figures.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Iterable
+import mmap
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from mask import Mask
-from net_coder import FieldHeader
-from volume import Box, LazyArray, Volume, boxes, is_missing, limits, parts
+DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+MAX_SKEW = 1e-3  # by which products of directions may differ from those of unit vectors at right angles
+MAX_GRID_POINTS = 1 << 26  # along an axis of a grid, whose positions are held: half a GiB
+BOX_VALUES = 1 << 20  # values that are read from a volume at a time
+MASK_BOX_VALUES = 1 << 25  # the same, where voxels are only looked for
 
-EXACT = 1 << 28  # voxels up to which a network is measured at every one of them
-MEASURED = 1 << 24  # voxels, at random, of a larger volume: the estimate is good to about 0.01 dB
-PIECE = 1 << 12  # voxels of it that lie together
-MOST_POINTS = 1 << 26  # along an axis of a grid, whose positions are held: half a GiB
 
-# --- coordinates ------------------------------------------------------------------------------------
+class UserError(Exception):
+    """Something the user can mend: one line that names the file, what was expected and what was found."""
+
+
+# --- the volume ---------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """Where the voxels of a grid lie, and what their values are called.
+
+    spacing, origin: one figure per grid axis, in the units of length (and time) that the file uses. direction: 3 x 3,
+    row by row; its columns are the directions in space of the grid's axes, time left out: voxel i lies at origin +
+    direction (spacing i). name: of the values. units: of the values, "" when unknown.
+    """
+
+    spacing: tuple[float, ...]
+    origin: tuple[float, ...]
+    direction: tuple[float, ...] = IDENTITY
+    name: str = "sf"
+    units: str = ""
+
+    @classmethod
+    def plain(cls, d_in: int) -> Geometry:
+        """Of a grid of `d_in` axes whose file says nothing: spacing 1, origin 0."""
+        return cls((1.0,) * d_in, (0.0,) * d_in)
+
+    @property
+    def d_in(self) -> int:
+        """The number of grid axes."""
+        return len(self.spacing)
+
+    @property
+    def axis_directions(self) -> np.ndarray:
+        """The directions of the grid's axes, (d_in, d_in), one a column; time has one of its own."""
+        directions = np.eye(4)
+        directions[1:, 1:] = np.reshape(self.direction, (3, 3))
+        first = 0 if self.d_in == 4 else 1
+        return directions[first : first + self.d_in, first : first + self.d_in]
+
+    @property
+    def is_orthonormal(self) -> bool:
+        """Whether the directions have unit length and are at right angles."""
+        matrix = np.reshape(self.direction, (3, 3))
+        return bool(np.abs(matrix.T @ matrix - np.eye(3)).max() <= MAX_SKEW)
+
+    def with_time(self, step: float, start: float) -> Geometry:
+        """The same with an axis of time before those of space."""
+        return dataclasses.replace(self, spacing=(step, *self.spacing), origin=(start, *self.origin))
+
+    def first_axes(self, start: int, stop: int | None = None) -> Geometry:
+        """The same with the axes from `start` up to `stop` only."""
+        return dataclasses.replace(self, spacing=self.spacing[start:stop], origin=self.origin[start:stop])
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """Values on a regular grid.
+
+    array: one value per voxel, shape (x, y, z), (t, x, y, z), or with a last axis of components; may be a read-only
+    memory map, in any order of axes in memory, or the StackedSteps of a series. fill: the value of missing voxels, a
+    scalar of the array's dtype, NaN included; None when none are marked. time: of a volume that is one step of a
+    series, where its file says it.
+    """
+
+    array: np.ndarray
+    geometry: Geometry
+    fill: np.generic | None = None
+    time: float | None = None
+
+    @property
+    def values(self) -> np.ndarray:
+        """The array as (grid..., components), with one component where it has no such axis."""
+        return self.array if self.array.ndim > self.geometry.d_in else self.array[..., None]
+
+    @functools.cached_property
+    def value_limits(self) -> tuple[np.ndarray, np.ndarray]:
+        """The least and greatest value of each component; see the function `value_limits`."""
+        return value_limits(self.values, self.fill)
+
+    def at_step(self) -> Volume:
+        """A series of one step as a volume in space."""
+        geometry = self.geometry
+        return dataclasses.replace(self, array=self.array[0], geometry=geometry.first_axes(1), time=geometry.origin[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class VolumeHeader:
+    """Everything that is known of a volume but its values; what a blob says of its field.
+
+    shape: grid axes, voxels. low, high: the range of each component, arrays of the volume's dtype. missing: the voxels
+    without a value, None when all have one.
+    """
+
+    shape: tuple[int, ...]
+    low: np.ndarray
+    high: np.ndarray
+    geometry: Geometry
+    missing: Mask | None = None
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the values."""
+        return self.low.dtype
+
+    @property
+    def n_components(self) -> int:
+        """Values per voxel."""
+        return len(self.low)
+
+    @property
+    def n_present(self) -> int:
+        """How many voxels are not missing."""
+        return math.prod(self.shape) - (self.missing.count if self.missing else 0)
+
+    @property
+    def values(self) -> ValueRange:
+        """The range of the values."""
+        return ValueRange(self.low, self.high, self.fill)
+
+    @property
+    def fill(self) -> np.generic | None:
+        """What stands in missing voxels."""
+        return self.missing.fill if self.missing else None
+
+
+def header_of(volume: Volume) -> VolumeHeader:
+    """The header of a volume."""
+    shape = volume.array.shape[: volume.geometry.d_in]
+    return VolumeHeader(shape, *volume.value_limits, volume.geometry, find_missing(volume.values, volume.fill))
+
+
+# --- read box by box ----------------------------------------------------------------------------------
+
+Box = tuple[slice, ...]
+
+
+def boxes(values: np.ndarray, n: int | None = None, order: Iterable[int] | None = None) -> list[Box]:
+    """Boxes of nearly equal size that make up the grid of values (..., components), of at most n or BOX_VALUES values.
+
+    Boxes follow the order of memory, or `order`, the fastest axis last. So each box is nearly one contiguous read.
+    """
+    shape, left = values.shape[:-1], max(1, (n or BOX_VALUES) // values.shape[-1])
+    order = list(order or sorted(range(len(shape)), key=lambda axis: -abs(values.strides[axis])))
+    cuts = {}
+    for axis in reversed(order):
+        n_parts = -(-shape[axis] // left)
+        left = max(1, left // shape[axis])
+        ends = [shape[axis] * k // n_parts for k in range(n_parts + 1)]
+        cuts[axis] = [slice(*pair) for pair in itertools.pairwise(ends)]
+    products = itertools.product(*(cuts[axis] for axis in order))
+    return [tuple(product[order.index(axis)] for axis in range(len(shape))) for product in products]
+
+
+def read_in_boxes(values: np.ndarray, chosen: Iterable[Box] | None = None) -> Iterator[tuple[Box, np.ndarray]]:
+    """Boxes, by default all of `boxes(values)`, with the values in them.
+
+    The pages of a memory map are let go of after each, else they would count as memory in use.
+    """
+    for box in boxes(values) if chosen is None else chosen:
+        yield box, values[box]
+        drop_pages(values)
+
+
+def drop_pages(values: np.ndarray) -> None:
+    """Take the pages of a memory map out of memory; nothing where it is none."""
+    while isinstance(values, np.ndarray):
+        values = values.base
+    if isinstance(values, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        values.madvise(mmap.MADV_DONTNEED)
+
+
+def value_limits(values: np.ndarray, fill: np.generic | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The least and greatest value of each component of values (..., components), missing voxels left out.
+
+    NaN where there is one that marks nothing. Raises ValueError when every voxel is missing.
+    """
+    ends = []
+    for _, part in read_in_boxes(values):
+        rows = part.reshape(-1, part.shape[-1]) if fill is None else part[~is_missing(part, fill)]
+        if len(rows):
+            ends.append((rows.min(axis=0), rows.max(axis=0)))
+    if not ends:
+        raise ValueError("every voxel is missing")
+    return np.min([low for low, _ in ends], axis=0), np.max([high for _, high in ends], axis=0)
+
+
+# --- missing voxels -----------------------------------------------------------------------------------
+
+
+def is_missing(values: np.ndarray, fill: np.generic | None) -> np.ndarray:
+    """Which voxels of values (..., components), any part of a volume, are missing: those with `fill` in a component."""
+    if fill is None:
+        return np.broadcast_to(False, values.shape[:-1])
+    return (np.isnan(values) if fill != fill else values == fill).any(axis=-1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mask:
+    """The missing voxels of a grid.
+
+    shape: of the grid. fill: what stands in a missing voxel, a scalar of the field's dtype, NaN included. bits: uint8,
+    eight voxels in C order each, the first one highest, set where missing; unused bits of the last one 0.
+    """
+
+    shape: tuple[int, ...]
+    fill: np.generic
+    bits: np.ndarray
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], fill: np.generic, parts: Iterable[np.ndarray]) -> Mask:
+        """The mask whose voxels are, in C order, those of the boolean arrays `parts`, one after the other."""
+        packed, rest = [], np.empty(0, bool)
+        for part in parts:
+            voxels = np.concatenate([rest, part.ravel()])
+            whole = len(voxels) // 8 * 8
+            packed.append(np.packbits(voxels[:whole]))
+            rest = voxels[whole:]
+        return cls(shape, fill, np.concatenate([*packed, np.packbits(rest)]))
+
+    @property
+    def count(self) -> int:
+        """How many voxels are missing."""
+        return int.from_bytes(self.bits.tobytes(), "big").bit_count()
+
+    def at(self, index: tuple[np.ndarray, ...]) -> np.ndarray:
+        """Whether voxels are missing: their indices along each axis, arrays that broadcast -> booleans."""
+        flat = np.ravel_multi_index(index, self.shape)
+        return (self.bits[flat >> 3] >> (7 - (flat & 7)).astype(np.uint8) & 1).astype(bool)
+
+
+def same_missing(a: Mask | None, b: Mask | None) -> bool:
+    """Whether the same voxels are missing in both."""
+    return a is b or (a is not None and b is not None and np.array_equal(a.bits, b.bits))
+
+
+def find_missing(values: np.ndarray, fill: np.generic | None) -> Mask | None:
+    """The missing voxels of values (..., components); None when there are none."""
+    if fill is None:
+        return None
+    slabs = read_in_boxes(values, boxes(values, MASK_BOX_VALUES, range(values.ndim - 1)))
+    mask = Mask.of(values.shape[:-1], fill, (is_missing(slab, fill) for _, slab in slabs))
+    return mask if mask.bits.any() else None
+
+
+def count_lost(values: np.ndarray, fill: np.generic) -> int:
+    """How many of the values (..., components) are not missing themselves, in voxels that are."""
+    count = 0
+    for _, part in read_in_boxes(values):
+        gone = part[is_missing(part, fill)]
+        count += gone.size - np.count_nonzero(np.isnan(gone) if fill != fill else gone == fill)
+    return count
+
+
+# --- coordinates --------------------------------------------------------------------------------------
 
 
 def axis_coordinates(shape: tuple[int, ...]) -> list[np.ndarray]:
@@ -67,28 +323,20 @@ class Grid:
         """The positions within a box of this grid's own indices."""
         return Grid(tuple(axis[part] for axis, part in zip(self.axes, box, strict=True)))
 
-    def voxels(self) -> Box | None:
+    def as_voxel_box(self) -> Box | None:
         """The box of voxels that these positions are; None when there are others, or voxels between them."""
         starts = [int(axis[0]) for axis in self.axes]
         box = tuple(slice(start, start + n) for start, n in zip(starts, self.shape, strict=True))
         is_box = all(np.array_equal(axis, np.arange(s.start, s.stop)) for axis, s in zip(self.axes, box, strict=True))
         return box if is_box else None
 
-    def geometry(self, header: FieldHeader) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Spacing and origin of this grid, in the field's units of length. One position stands for a whole axis."""
+    def geometry(self, field: Geometry) -> Geometry:
+        """The geometry of these positions, given that of the field's voxels. One position stands for a whole axis."""
         steps = [axis[1] - axis[0] if len(axis) > 1 else 1.0 for axis in self.axes]
-        spacing = tuple(float(step * s) for step, s in zip(steps, header.spacing, strict=True))
-        offsets = axis_directions(header) @ (np.array([axis[0] for axis in self.axes]) * header.spacing)
-        return spacing, tuple(float(o + d) for o, d in zip(header.origin, offsets, strict=True))
-
-
-def axis_directions(header: FieldHeader) -> np.ndarray:
-    """The directions of a field's axes in space, (d_in, d_in), one a column; time has one of its own."""
-    d_in = len(header.shape)
-    directions = np.eye(4)
-    directions[1:, 1:] = np.reshape(header.direction, (3, 3))
-    first = 0 if d_in == 4 else 1
-    return directions[first : first + d_in, first : first + d_in]
+        spacing = tuple(float(step * s) for step, s in zip(steps, field.spacing, strict=True))
+        offsets = field.axis_directions @ (np.array([axis[0] for axis in self.axes]) * field.spacing)
+        origin = tuple(float(o + d) for o, d in zip(field.origin, offsets, strict=True))
+        return dataclasses.replace(field, spacing=spacing, origin=origin)
 
 
 def voxel_grid(
@@ -99,7 +347,7 @@ def voxel_grid(
 
     roi: one slice per axis, of step 1. One point for an axis lies at the middle. Raises ValueError for a box that is
     empty or not within the grid, for several points along an axis where the box has one voxel, and for more than
-    MOST_POINTS.
+    MAX_GRID_POINTS.
     """
     roi = (slice(None),) * len(shape) if roi is None else (roi,) if isinstance(roi, slice) else roi
     resolution = None if resolution is None else np.ravel(resolution).tolist()
@@ -116,14 +364,14 @@ def voxel_grid(
         if count < 1 or (count > 1 and stop - first == 1):
             raise ValueError(f"axis {axis}: expected 1 point along {stop - first} voxels, found {count}" if count > 1
                              else f"axis {axis}: expected at least 1 point, found {count}")  # fmt: skip
-        if count > MOST_POINTS:
-            raise ValueError(f"axis {axis}: expected at most {MOST_POINTS} points, found {count}")
+        if count > MAX_GRID_POINTS:
+            raise ValueError(f"axis {axis}: expected at most {MAX_GRID_POINTS} points, found {count}")
         middle = (first + stop - 1) / 2
         axes.append(np.linspace(first, stop - 1, count) if count > 1 else np.array([middle]))
     return Grid(tuple(axes))
 
 
-# --- values -----------------------------------------------------------------------------------------
+# --- values -------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,11 +385,6 @@ class ValueRange:
     low: np.ndarray
     high: np.ndarray
     fill: np.generic | None = None
-
-    @classmethod
-    def of(cls, header: FieldHeader) -> ValueRange:
-        """The range that a blob's header holds."""
-        return cls(header.low, header.high, header.fill)
 
     def pairs(self) -> list[list[int | float]]:
         """(low, high) of each component, as Python's numbers."""
@@ -164,14 +407,14 @@ class ValueRange:
     @property
     def extent(self) -> np.ndarray:
         """high - low of each component, float64."""
-        return (self.high.astype(_wide(self.dtype)) - self.low.astype(_wide(self.dtype))).astype(np.float64)
+        return (self.high.astype(wide_float(self.dtype)) - self.low.astype(wide_float(self.dtype))).astype(np.float64)
 
     def normalise(self, values: np.ndarray) -> np.ndarray:
         """Values of shape (..., components) -> float32 in [-1, 1], NaN where missing; of a constant component 0.
 
         Those beyond the range, of a volume that is clipped to it, become its ends.
         """
-        wide = _wide(self.dtype)
+        wide = wide_float(self.dtype)
         extent = np.where(self.extent > 0, self.extent, 1.0)
         with np.errstate(over="ignore"):  # of fill values
             offset = values.astype(wide) - self.low.astype(wide)
@@ -187,7 +430,7 @@ class ValueRange:
         instead, or float64 where the field's own type is wider than that. If a decoded value happens to equal the fill
         value, it is replaced by the next smaller number, so that the voxel does not count as missing.
         """
-        wide = _wide(self.dtype)
+        wide = wide_float(self.dtype)
         unit = (np.clip(values.astype(np.float64), -1.0, 1.0) + 1.0) / 2.0
         offset = unit.astype(wide) * self.extent.astype(wide)
         low = self.low.astype(wide)
@@ -202,144 +445,11 @@ class ValueRange:
         return result
 
 
-def _wide(dtype: np.dtype) -> np.dtype:
+def wide_float(dtype: np.dtype) -> np.dtype:
     """A float type that holds every value of `dtype` exactly (where the machine's long double is wide enough)."""
     return np.dtype(np.longdouble if dtype.kind in "iu" and dtype.itemsize == 8 else np.float64)
 
 
 def value_range(values: np.ndarray, fill: np.generic | None = None) -> ValueRange:
     """The range of each component of values of shape (..., components), missing voxels left out."""
-    return ValueRange(*limits(values, fill), fill)
-
-
-def describe(volume: Volume, d_in: int) -> FieldHeader:
-    """What a blob says about a volume of `d_in` grid axes."""
-    shape, rest = volume.array.shape[:d_in], (volume.name, volume.direction, volume.units)
-    missing = find_missing(components_last(volume.array, d_in), volume.fill)
-    return FieldHeader(shape, *volume.limits, volume.spacing, volume.origin, *rest, missing)
-
-
-def find_missing(values: np.ndarray, fill: np.generic | None) -> Mask | None:
-    """The missing voxels of values (..., components); None when there are none."""
-    if fill is None:
-        return None
-    slabs = parts(values, boxes(values, 1 << 25, range(values.ndim - 1)))
-    mask = Mask.of(values.shape[:-1], fill, (is_missing(slab, fill) for _, slab in slabs))
-    return mask if mask.bits.any() else None
-
-
-def count_lost(values: np.ndarray, fill: np.generic) -> int:
-    """How many of the values (..., components) are not missing themselves, in voxels that are."""
-    count = 0
-    for _, part in parts(values):
-        gone = part[is_missing(part, fill)]
-        count += gone.size - np.count_nonzero(np.isnan(gone) if fill != fill else gone == fill)
-    return count
-
-
-def components_last(array: np.ndarray, d_in: int) -> np.ndarray:
-    """An array of `d_in` grid axes as (grid..., components), with one component when it had no such axis."""
-    return array if array.ndim > d_in else array[..., None]
-
-
-# --- metrics ----------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-    """How far a field is from the original: PSNR in dB, RMSE and largest error in the original's units.
-
-    psnrs: of each component, over its own range. psnr: of them together, from the mean of their squared errors, each
-    relative to its component's range. n_voxels: that were compared.
-    """
-
-    psnr: float
-    rmse: float
-    max_error: float
-    psnrs: tuple[float, ...]
-    n_voxels: int
-
-    def report(self, n_voxels: int | None = None) -> dict[str, str]:
-        """The lines psnr, and psnr_0, psnr_1, ... of several components.
-
-        psnr_estimate where fewer than `n_voxels`, those that there are, were compared.
-        """
-        key = "psnr" if n_voxels in (None, self.n_voxels) else "psnr_estimate"
-        more = {f"{key}_{c}": f"{psnr:.3f}" for c, psnr in enumerate(self.psnrs)} if len(self.psnrs) > 1 else {}
-        return {key: f"{self.psnr:.3f}", **more}
-
-
-def compare(
-    original: np.ndarray,
-    decoded: np.ndarray | LazyArray,
-    values: ValueRange | None = None,
-    chosen: Iterable[Box] | None = None,
-) -> Metrics:
-    """How far `decoded` is from `original`, computed in float64 (differences of 64-bit integers exactly).
-
-    psnr = 20 log10((max - min) / rmse), infinite when nothing differs. values: the range of the whole field, where
-    `original` is a part of it or has several components, then along the last axis; `original`'s own when not given.
-    Where `original` lies beyond `values`, of a volume that is clipped to it, the nearest end counts. chosen: the boxes
-    to compare, by default all. Voxels missing in one of the arrays are left out; NaN marks them in `decoded` too. All
-    figures are NaN when no voxel is left.
-    """
-    wide = _wide(np.result_type(original.dtype, decoded.dtype))
-    values = values or value_range(original[..., None])
-    n_components, extent = len(values.low), values.extent
-    scale = np.where(extent > 0, extent, 1.0)  # squares of the scaled differences neither overflow nor vanish
-    squares, largest, count = np.zeros(n_components), np.zeros(n_components), 0
-    for box, part in parts(original if n_components > 1 else original[..., None], chosen):
-        a, b = part.reshape(-1, n_components), decoded[box].reshape(-1, n_components)
-        if values.fill is not None:
-            is_present = ~(is_missing(a, values.fill) | is_missing(b, values.fill) | is_missing(b, np.float64(np.nan)))
-            a, b = a[is_present], b[is_present]
-        a = np.clip(a, values.low, values.high)
-        difference = (b.astype(wide) - a.astype(wide)).astype(np.float64) / scale
-        squares += np.einsum("ij,ij->j", difference, difference)
-        largest = np.maximum(largest, np.abs(difference).max(axis=0, initial=0.0))
-        count += len(difference)
-    if not count:
-        return Metrics(math.nan, math.nan, math.nan, (math.nan,) * n_components, 0)
-    errors = squares / count
-    rmse = math.sqrt(np.mean(errors * (scale / scale.max()) ** 2)) * scale.max()
-    errors[(extent == 0) & (errors > 0)] = math.inf  # of a constant that is not met
-    return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), tuple(map(_psnr, errors)), count)
-
-
-def measured_boxes(original: np.ndarray) -> list[Box]:
-    """What to compare of a volume (grid..., components): all of it, or random pieces of one above EXACT voxels."""
-    n_voxels = math.prod(original.shape[:-1])
-    if n_voxels <= EXACT:
-        return boxes(original)
-    pieces = boxes(original, PIECE * original.shape[-1])
-    chosen = np.random.default_rng(0).choice(len(pieces), len(pieces) * MEASURED // n_voxels, replace=False)
-    return [pieces[i] for i in np.sort(chosen)]
-
-
-def overall(parts: list[Metrics]) -> Metrics:
-    """The metrics of a field from those of its parts."""
-    parts = [part for part in parts if part.n_voxels] or parts[:1]
-    if len(parts) == 1:
-        return parts[0]
-    weights = np.array([part.n_voxels for part in parts]) / max(sum(part.n_voxels for part in parts), 1)
-
-    def mean(psnrs: Iterable[float]) -> float:
-        return _psnr(weights @ 10.0 ** (np.array([*psnrs]) / -10))
-
-    rmse = math.hypot(*(math.sqrt(w) * part.rmse for w, part in zip(weights, parts, strict=True)))
-    psnrs = tuple(map(mean, zip(*(part.psnrs for part in parts), strict=True)))
-    largest = max(part.max_error for part in parts)
-    return Metrics(mean(part.psnr for part in parts), rmse, largest, psnrs, sum(part.n_voxels for part in parts))
-
-
-def _psnr(error: float) -> float:
-    """PSNR in dB of a mean squared error relative to the range."""
-    return -10 * math.log10(error) if error else math.inf
-
-
-def file_ratios(n_values: int, dtype: np.dtype, n_bytes: int) -> dict[str, str]:
-    """file_ratio: 4 bytes x values / file bytes; source_ratio: bytes of the source / file bytes, when they differ."""
-    ratios = {"file_ratio": f"{4 * n_values / n_bytes:.2f}"}
-    if dtype.itemsize != 4:
-        ratios["source_ratio"] = f"{dtype.itemsize * n_values / n_bytes:.2f}"
-    return ratios
+    return ValueRange(*value_limits(values, fill), fill)

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-import entropy_coder
-import net_coder
-from cli import report
+from cli.console import report
+from field import entropy_coder
+from field.blob import decode_blob, encode_blob
 from quantising.rounding import round_layers
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget
+from utils import Geometry, VolumeHeader
 
 REPEATS = 5
 SHAPE = (64, 64, 64)
@@ -47,15 +48,15 @@ def main() -> None:
     torch.set_num_threads(1)
     config = SirenConfig(neurons_for_budget(opt.parameters))
     net = FieldNet(config, torch.Generator().manual_seed(0))
-    header = net_coder.FieldHeader(SHAPE, np.float32([0]), np.float32([1]), (1.0,) * 3, (0.0,) * 3)
+    header = VolumeHeader(SHAPE, np.float32([0]), np.float32([1]), Geometry.plain(3))
     points = quasirandom_points(SHAPE, N_POINTS)
     report(parameters=count_parameters(config), n_neurons=config.n_neurons)
     for bits in opt.bits:
         to_choose, steps = timed(lambda bits=bits: choose_steps(net, sensitivities(net, points), bits=bits))
         to_round, layers = timed(lambda steps=steps: round_layers(net, steps))
         to_fit, _ = timed(lambda layers=layers: [entropy_coder.fit_model(layer.weights) for layer in layers])
-        to_encode, blob = timed(lambda layers=layers: net_coder.encode(header, [(dataclasses.asdict(config), layers)]))
-        to_decode, _ = timed(lambda blob=blob: net_coder.decode(blob))
+        to_encode, blob = timed(lambda layers=layers: encode_blob(header, [(dataclasses.asdict(config), layers)]))
+        to_decode, _ = timed(lambda blob=blob: decode_blob(blob))
         seconds = {"choose_steps": to_choose, "round": to_round, "fit_models": to_fit, "encode": to_encode}
         seconds |= {"compress": to_choose + to_round + to_encode, "decode": to_decode}
         report(bits=bits, bytes=len(blob), **{f"{name}_s": f"{value:.3f}" for name, value in seconds.items()})

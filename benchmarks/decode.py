@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from net_coder import FieldHeader
-from neural_field import CHUNK, NeuralField
+from field.neural_field import CHUNK, NeuralField
 from siren import FieldNet, SirenConfig
-from utils import voxel_grid
+from utils import Geometry, VolumeHeader, voxel_grid
 
 N_LAYERS = 8
 REGION = 32
@@ -54,7 +53,7 @@ def limit_seconds(width: int, repeats: int) -> float:
 def measure(width: int, side: int, repeats: int) -> list[str]:
     """The figures of one row."""
     net = FieldNet(SirenConfig(width, N_LAYERS), torch.Generator().manual_seed(0))
-    header = FieldHeader((side,) * 3, np.float32([-1]), np.float32([1]), (1.0,) * 3, (0.0,) * 3)
+    header = VolumeHeader((side,) * 3, np.float32([-1]), np.float32([1]), Geometry.plain(3))
     field, n = NeuralField.of(net, header), side**3
     region = voxel_grid(field.shape, (slice(0, REGION),) * 3)
     full = median_seconds(field.on_grid, repeats)

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from volume import Volume, VolumeError
-from volume_io import read_volume
+from formats.common import VolumeError
+from formats.reading import read_volume
+from utils import Volume
 
 
 def read_scalar(path: str) -> Volume:

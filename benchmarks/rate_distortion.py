@@ -36,12 +36,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inputs import read_scalar
 
-import cli
-from neural_field import NeuralField
+from cli import console
+from field.metrics import compare
+from field.neural_field import NeuralField
 from quantising import codebooks, rounding
 from siren import FieldNet, SirenConfig, count_parameters
-from utils import compare, describe
-from volume import Volume, VolumeError
+from utils import Geometry, UserError, Volume, header_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = ("SPERR", "SZ3", "ZFP", "TTHRESH", "original")
@@ -153,7 +153,7 @@ def original_format(volume: np.ndarray, settings: dict, state: dict[str, torch.T
     n_bytes += n_hidden * (4 * 2**ORIGINAL_BITS + math.ceil(n * n * ORIGINAL_BITS / 8) + 4 + 4 * n)
     as_good_as_float32 = np.float32(2.0**-20)  # what has no codebook is stored as it is
     rounding.load(net, codebooks.round_to_codebooks(net, ORIGINAL_BITS, [as_good_as_float32] * (n_hidden + 2)))
-    header = describe(Volume(volume, (1.0,) * 3, (0.0,) * 3), 3)
+    header = header_of(Volume(volume, Geometry.plain(3)))
     return n_bytes, compare(volume, NeuralField.of(net, header).on_grid()).psnr
 
 
@@ -271,7 +271,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=Path("rate_distortion"), help="folder for the CSV and pictures")
     opt = parser.parse_args(argv)
     if len({Path(path).stem for path in opt.volumes}) < len(opt.volumes):
-        raise cli.UserError("expected volumes of different names")
+        raise UserError("expected volumes of different names")
     opt.output.mkdir(parents=True, exist_ok=True)
     record = Record(opt.output / "points.csv")
     tables: dict[str, dict[str, list[Point]]] = {}
@@ -311,4 +311,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, VolumeError)
+    console.run(main)

@@ -16,19 +16,19 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inputs import read_scalar
 
-import cli
-from neural_field import NeuralField
+from cli import console
+from field.metrics import compare
+from field.neural_field import NeuralField
 from siren import SirenConfig, count_parameters, neurons_for_budget
 from training import fitting
 from training.streaming import make_sampler
-from utils import ValueRange, compare, components_last, describe
-from volume import Volume, VolumeError
+from utils import Volume, header_of
 
 
 def fit_psnr(volume: Volume, config: SirenConfig, seed: int, passes: float | None) -> tuple[float, float, int]:
     """PSNR of one fit, that of the best constant, and how often the fit had to recover."""
-    header = describe(volume, 3)
-    sampler = make_sampler(components_last(volume.array, 3), ValueRange.of(header), torch.device("cpu"))
+    header = header_of(volume)
+    sampler = make_sampler(volume.values, header.values, torch.device("cpu"))
     recipe = fitting.default_recipe(sampler.n_voxels, config, n_passes=passes)
     fit = fitting.new_fit(config, sampler, recipe, seed)
     fit.run()
@@ -71,4 +71,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, VolumeError)
+    console.run(main)

@@ -21,7 +21,7 @@ from torch.nn import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from siren import FieldNet, SirenConfig
 from training import fitting
-from training.gradient import LossGradient, torch_matmul, unaligned
+from training.gradient import LossGradient, padded_columns, torch_matmul
 from training.sampler import VoxelSampler
 
 REPEATS = 7
@@ -57,7 +57,7 @@ def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
         net.zero_grad()
         functional.mse_loss(net(x), values).backward()
 
-    size = unaligned(batch)
+    size = padded_columns(batch)
     weight, gradient = (np.full((width, width + 1), 0.1, np.float32) for _ in range(2))
     h, z = np.ones((width + 1, size), np.float32), np.ones((width, size), np.float32)
 

@@ -24,13 +24,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inputs import read_scalar
 
-import cli
-from neural_field import NeuralField
+from cli import console
+from field.metrics import compare
+from field.neural_field import NeuralField
 from siren import OMEGA_0, SirenConfig, count_parameters, neurons_for_budget
 from training import fitting
 from training.streaming import make_sampler
-from utils import ValueRange, compare, components_last, describe
-from volume import Volume, VolumeError
+from utils import Volume, header_of
 
 ORIGINAL = fitting.Recipe(
     n_passes=75, batch=16384, lr=5e-5, optimizer="adam", schedule="step", pass_decay=20, lr_decay=0.2
@@ -56,8 +56,8 @@ def run_recipe(
     volume: Volume, recipe: fitting.Recipe, config: SirenConfig, first_omega: float | None, device: torch.device
 ) -> Run:
     """Fit a fresh network to the volume; with `max_seconds`, which go by the clock, only the end is evaluated."""
-    header = describe(volume, 3)
-    sampler = make_sampler(components_last(volume.array, 3), ValueRange.of(header), device)
+    header = header_of(volume)
+    sampler = make_sampler(volume.values, header.values, device)
     started = time.monotonic()
     fit = fitting.new_fit(config, sampler, recipe, 0, first_omega)
     run, paused, due = Run([], [], 0), started - time.monotonic(), math.inf if recipe.max_seconds else 0.1
@@ -125,4 +125,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, VolumeError)
+    console.run(main)

@@ -23,11 +23,28 @@ from vtkmodules.vtkCommonDataModel import vtkDataObject, vtkImageData
 from vtkmodules.vtkCommonExecutionModel import vtkAlgorithm
 from vtkmodules.vtkCommonExecutionModel import vtkStreamingDemandDrivenPipeline as Pipeline
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-from net_coder import BlobError
-from neural_field import NeuralField
-from utils import Grid
 
+def import_field() -> tuple[type, type]:
+    """NeuralField and BlobError. Their modules are left under no name: those of other plugins may have the same."""
+
+    def is_ours(name: str) -> bool:
+        return name.partition(".")[0] in ("cli", "field", "formats", "utils")
+
+    root = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    foreign = {name: sys.modules.pop(name) for name in list(filter(is_ours, sys.modules))}
+    sys.path.insert(0, root)
+    try:
+        from field.blob import BlobError
+        from field.neural_field import NeuralField
+    finally:
+        sys.path.remove(root)
+        for name in list(filter(is_ours, sys.modules)):
+            del sys.modules[name]
+        sys.modules.update(foreign)
+    return NeuralField, BlobError
+
+
+NeuralField, BlobError = import_field()
 MAX_POINTS = 1 << 24  # along an axis: a blob of a few bytes may claim 2^32, and ParaView takes no more than 2^31
 LEVELS = "".join(  # the property holds integers: the binary logarithm of the factor
     f'<Entry text="{factor}" value="{level}"/>' for level, factor in enumerate(("1/4", "1/2", "1", "2", "4"), -2)
@@ -120,14 +137,14 @@ class NeurcompReader(VTKPythonAlgorithmBase):
         if self._field is None:
             self._field = NeuralField.open(self._path, n_threads=os.cpu_count() or 1)
         header, grid = self._field.header, self._grid(0.0)
-        spacing, origin = self._geometry(grid)
+        geometry = grid.geometry(header.geometry)
         info.Set(Pipeline.WHOLE_EXTENT(), [end for n in in_space(grid.shape, 1) for end in (0, n - 1)], 6)
-        info.Set(vtkDataObject.SPACING(), spacing, 3)
-        info.Set(vtkDataObject.ORIGIN(), origin, 3)
-        info.Set(vtkDataObject.DIRECTION(), header.direction, 9)
+        info.Set(vtkDataObject.SPACING(), in_space(geometry.spacing, 1.0), 3)
+        info.Set(vtkDataObject.ORIGIN(), in_space(geometry.origin, 0.0), 3)
+        info.Set(vtkDataObject.DIRECTION(), geometry.direction, 9)
         info.Set(vtkAlgorithm.CAN_PRODUCE_SUB_EXTENT(), 1)
         if len(header.shape) == 4:
-            times = header.origin[0] + header.spacing[0] * np.arange(header.shape[0])
+            times = geometry.origin[0] + header.geometry.spacing[0] * np.arange(header.shape[0])
             info.Set(Pipeline.TIME_STEPS(), times.tolist(), len(times))
             info.Set(Pipeline.TIME_RANGE(), (times[0], times[-1]), 2)
         return 1
@@ -141,26 +158,27 @@ class NeurcompReader(VTKPythonAlgorithmBase):
             return 1
         header, step = self._field.header, 0.0
         if len(header.shape) == 4:
-            time = info.Get(Pipeline.UPDATE_TIME_STEP()) if info.Has(Pipeline.UPDATE_TIME_STEP()) else header.origin[0]
-            step = min(max((time - header.origin[0]) / header.spacing[0], 0.0), header.shape[0] - 1.0)
+            start, length = header.geometry.origin[0], header.geometry.spacing[0]
+            time = info.Get(Pipeline.UPDATE_TIME_STEP()) if info.Has(Pipeline.UPDATE_TIME_STEP()) else start
+            step = min(max((time - start) / length, 0.0), header.shape[0] - 1.0)
             image.GetInformation().Set(vtkDataObject.DATA_TIME_STEP(), time)
             box.insert(0, slice(0, 1))
         grid = self._grid(step)
-        spacing, origin = self._geometry(grid)
+        geometry = grid.geometry(header.geometry)
         arrays = self._evaluate(grid.part(tuple(box[: len(grid.axes)])))
         image.GetPointData().Initialize()  # VTK keeps the arrays of the previous file
         image.SetExtent(extent)
-        image.SetSpacing(spacing)
-        image.SetOrigin(origin)
-        image.SetDirectionMatrix(header.direction)
+        image.SetSpacing(in_space(geometry.spacing, 1.0))
+        image.SetOrigin(in_space(geometry.origin, 0.0))
+        image.SetDirectionMatrix(geometry.direction)
         for name, array in arrays.items():
             image.GetPointData().AddArray(vtk_array(name, array, image.GetDimensions()))
-        image.GetPointData().SetActiveScalars(header.name)
+        image.GetPointData().SetActiveScalars(geometry.name)
         return 1
 
     # --- evaluation ---
 
-    def _grid(self, step: float) -> Grid:
+    def _grid(self, step: float) -> object:
         """Where the field is evaluated at this resolution, within its own extent; of a time series at one step."""
         shape, factor = self._field.shape, 2.0**self._level
         counts = tuple(n if n == 1 else max(round((n - 1) * factor), 1) + 1 for n in shape[-3:])
@@ -168,13 +186,9 @@ class NeurcompReader(VTKPythonAlgorithmBase):
             raise FieldError(f"expected at most {MAX_POINTS} points along an axis, found {max(*shape, *counts)}")
         return self._field.grid(resolution=counts, time=step if len(shape) == 4 else None)
 
-    def _geometry(self, grid: Grid) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        spacing, origin = grid.geometry(self._field.header)
-        return in_space(spacing, 1.0), in_space(origin, 0.0)
-
-    def _evaluate(self, grid: Grid) -> dict[str, np.ndarray]:
+    def _evaluate(self, grid: object) -> dict[str, np.ndarray]:
         """The values on a grid and, when asked for, the gradient, by the names of their arrays."""
-        field, name = self._field, self._field.header.name
+        field, name = self._field, self._field.header.geometry.name
         n_bytes = 8 * math.prod(grid.shape) * len(field.values.low) * (1 + 3 * self._with_gradient)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
         if n_bytes > memory:

@@ -11,17 +11,17 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-import cli
-from net_coder import FieldHeader, QuantisedLayer
-from neural_field import NeuralField
+from cli import console
+from field.blob import QuantisedLayer
+from field.metrics import compare, measured_boxes
+from field.neural_field import NeuralField
 from quantising import codebooks, rounding
 from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, count_parameters
 from training import fitting
 from training.streaming import make_sampler
-from utils import ValueRange, compare, components_last, measured_boxes
-from volume import Volume
+from utils import Volume, VolumeHeader
 
 MSE_ADDED_BY_ROUNDING = 0.02  # relative to the network's own mean squared error: it costs 0.1 dB
 DEFAULT_BITS = 9  # of the values of a hidden matrix, where the network's quality does not say how many
@@ -56,7 +56,7 @@ class RoundingOptions:
 def quantise_network(
     options: RoundingOptions,
     net: FieldNet,
-    header: FieldHeader,
+    header: VolumeHeader,
     volume: Volume | None,
     psnr: float,
     is_exact: bool,
@@ -67,7 +67,7 @@ def quantise_network(
     psnr: of the network in dB, before values are rounded to integers; NaN where it is not known. is_exact: whether the
     network gives back every integer of its volume.
     """
-    if not ValueRange.of(header).extent.any():
+    if not header.values.extent.any():
         return rounding.zero_layers(net)
     error, decoded = None, math.nan
     if options.bits is not None:
@@ -99,7 +99,7 @@ def compensation_factors(
     factors = CompensationFactors(net, shape)
     if not _is_narrow(net):
         return factors
-    with cli.Progress("rounding") as progress:
+    with console.Progress("rounding") as progress:
         return list(progress.each(factors))
 
 
@@ -135,7 +135,7 @@ def round_without_volume(
 def round_exactly(
     options: RoundingOptions,
     net: FieldNet,
-    header: FieldHeader,
+    header: VolumeHeader,
     factors: Collection[CompensationFactor],
     device: torch.device,
 ) -> list[QuantisedLayer] | None:
@@ -162,21 +162,21 @@ def round_exactly(
 def measured_psnr(
     options: RoundingOptions,
     net: FieldNet,
-    header: FieldHeader,
+    header: VolumeHeader,
     volume: Volume,
     device: torch.device,
     as_float: bool = False,
 ) -> float:
     """PSNR of a network in dB, over the range of the header; see NeuralField.on_grid for `as_float`."""
-    chosen = measured_boxes(components_last(volume.array, net.config.d_in))
+    chosen = measured_boxes(volume.values)
     decoded = NeuralField.of(net, header, device, options.n_threads).lazy(as_float=as_float)
-    return compare(volume.array, decoded, ValueRange.of(header), chosen).psnr
+    return compare(volume.array, decoded, header.values, chosen).psnr
 
 
 def round_with_volume(
     options: RoundingOptions,
     net: FieldNet,
-    header: FieldHeader,
+    header: VolumeHeader,
     volume: Volume,
     error: float | None,
     expected: float,
@@ -195,7 +195,7 @@ def round_with_volume(
     if n_passes is None:
         n_passes = max(min(MAX_PASSES_WHILE_ROUNDING, TRAINED_VOXELS / n_voxels), fitting.least_passes(n_voxels))
     default = fitting.default_recipe(n_voxels, net.config)
-    sampler = make_sampler(components_last(volume.array, net.config.d_in), ValueRange.of(header), device)
+    sampler = make_sampler(volume.values, header.values, device)
     sensitivity = compensated_sensitivities(net, factors)
     alone, tries = None, TRIED_WITH_TRAINING
     if error is None:
@@ -207,7 +207,7 @@ def round_with_volume(
     recipe = dataclasses.replace(default, n_passes=n_passes, lr=rate * default.lr)
     lead = expected - fitting.psnr_of(sampler.variance)
     most_lost = 0.0 if alone else max(ALWAYS_ALLOWED_DB, min(MAX_DB_LOST, MAX_LEAD_LOST * lead))
-    with cli.Progress("rounding") as progress:
+    with console.Progress("rounding") as progress:
 
         def on_progress(fraction: float, psnr: float) -> None:
             progress.update(fraction, PSNR=f"{psnr:.1f} dB")
@@ -227,6 +227,6 @@ def round_with_volume(
     return alone
 
 
-def holds_integers(header: FieldHeader) -> bool:
+def holds_integers(header: VolumeHeader) -> bool:
     """Whether the field's values are integers."""
     return header.low.dtype.kind in "iu"

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from net_coder import round_step
+from field.blob import round_step
 from siren import FieldNet, count_parameters, linear_layers
 from training.sampler import density_of, drawn_by
 from utils import axis_coordinates

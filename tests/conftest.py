@@ -101,10 +101,10 @@ def vtk_processes():
 def quick_vtk(request, monkeypatch):
     """VTK reads each file in a process of its own, as always, but in a forked one: in a twentieth of the time."""
     if hasattr(os, "fork"):
-        import volume_readers
+        from formats import vtk_process
 
         forked = SimpleNamespace(Popen=request.getfixturevalue("vtk_processes"), PIPE=None, DEVNULL=None)
-        monkeypatch.setattr(volume_readers, "subprocess", forked)
+        monkeypatch.setattr(vtk_process, "subprocess", forked)
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from helpers.networks import field_net, header_of
+from helpers.networks import field_net, make_header
 from helpers.scripts import WELL, compress, decompress, train
 
-from neural_field import NeuralField
+from field.neural_field import NeuralField
 from siren import FieldNet
 from training import long_runs
 from training.gradient import LossGradient
@@ -23,7 +23,7 @@ CUDA = "cuda"
 @pytest.mark.parametrize("is_residual", [True, False])
 def test_a_field_is_that_of_the_cpu(is_residual):
     net, shape = field_net(d_out=2, is_residual=is_residual), (30, 20, 10)
-    here, there = (NeuralField.of(net, header_of(shape, d_out=2), device) for device in ("cpu", CUDA))
+    here, there = (NeuralField.of(net, make_header(shape, d_out=2), device) for device in ("cpu", CUDA))
     np.testing.assert_allclose(there.on_grid(), here.on_grid(), rtol=0, atol=2e-6)
     slopes, found = here.gradient_on_grid(), there.gradient_on_grid()
     is_free = (np.abs(slopes) > 0) & (np.abs(found) > 0)  # a value at the end of the range is clipped, or not

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import subprocess
 import sys
@@ -15,25 +16,13 @@ from helpers.scripts import ROOT
 SCRIPTS = {"train", "net_compress", "net_decompress"}
 # What each folder, and each module beside them, imports of the others: all that it may.
 ALLOWED = {
-    "quantising": {"cli", "net_coder", "neural_field", "siren", "training", "utils", "volume"},
-    "training": {"cli", "net_coder", "siren", "utils", "volume"},
+    "quantising": {"cli", "field", "siren", "training", "utils"},
+    "training": {"cli", "field", "siren", "utils"},
     "siren": set(),
-    "pictures": {"cli", "colours", "neural_field", "utils", "volume"},
-    "colours": set(),
-    "points_io": {"cli"},
-    "neural_field": {"net_coder", "utils", "volume"},
-    "net_coder": {"entropy_coder", "mask"},
-    "entropy_coder": set(),
-    "mask": set(),
-    "volume_io": {"volume", "volume_readers", "volume_series"},
-    "volume_readers": {"volume"},
-    "volume_series": {"volume"},
-    "volume_writers": {"cli", "volume"},
-    "vtk_readers": {"volume", "vtk_output"},
-    "vtk_output": {"volume", "volume_readers"},
-    "cli": set(),
-    "utils": {"mask", "net_coder", "volume"},
-    "volume": set(),
+    "field": {"cli", "formats", "utils"},
+    "formats": {"cli", "utils"},
+    "cli": {"utils"},
+    "utils": set(),
 }
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 MODULES = {path.stem for path in ROOT.glob("*.py")} | PACKAGES
@@ -75,8 +64,8 @@ def test_the_rules_have_no_circle():
         left = {module: below for module, below in left.items() if module not in lowest}
 
 
-def test_the_plugin_imports_what_evaluates_a_blob():
-    assert imported(ROOT / "paraview" / "neurcomp_reader.py") & MODULES <= {"net_coder", "neural_field", "utils"}
+def test_the_plugin_imports_the_field_alone():
+    assert imported(ROOT / "paraview" / "neurcomp_reader.py") & MODULES == {"field"}
 
 
 @pytest.mark.parametrize("script", sorted(SCRIPTS))
@@ -102,7 +91,7 @@ def without(modules: Sequence[str], program: str, folder: Path) -> subprocess.Co
 
 def test_a_blob_is_read_and_evaluated_without_torch(tmp_path):
     golden = ROOT / "tests" / "data" / "golden_plain.blob"
-    program = f"import neural_field; neural_field.NeuralField.open({str(golden)!r}).on_grid()"
+    program = f"from field.neural_field import NeuralField; NeuralField.open({str(golden)!r}).on_grid()"
     done = without(("torch", "tqdm", "vtk", "vtkmodules"), program, tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -132,5 +121,13 @@ def test_the_tests_of_cuda_and_npy_files_need_no_vtk(tmp_path):
 
 
 def test_only_the_readers_of_volumes_and_the_pictures_know_vtk():
-    for module in MODULES - {"pictures", "vtk_output", "vtk_readers"}:
-        assert not set().union(*map(imported, files_of(module))) & {"vtkmodules", "vtk"}, module
+    knowing = {"pictures", "vtk_output", "vtk_images", "metaimage", "nifti"}
+    for path in itertools.chain(*map(files_of, MODULES)):
+        assert (path.stem in knowing) == bool(imported(path) & {"vtkmodules", "vtk"}), path
+
+
+def test_no_torch_is_imported_by_what_reads_a_blob():
+    """But in a function, where a GPU is asked for."""
+    for path in itertools.chain(*map(files_of, ("field", "formats", "utils", "cli"))):
+        found = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        assert not any("torch" in ast.unparse(node) for node in found), path

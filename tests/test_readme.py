@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from formats.reading import read_volume
 from quantising import compensation
-from volume_io import read_volume
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -75,7 +75,11 @@ def test_every_block_in_order(folder, capsys, monkeypatch):
     assert list(dict.fromkeys(scripts)) == ["train.py", "net_compress.py", "net_decompress.py"]
     assert (folder / "values.csv").read_text().startswith("x,y,z,sf,dsf/dx,dsf/dy,dsf/dz\n1,2,3,")
     scan, back = (read_volume(name) for name in ("scan.nii.gz", "back.nii.gz"))
-    assert (back.spacing, back.origin, back.direction) == (scan.spacing, scan.origin, scan.direction)
+    assert (back.geometry.spacing, back.geometry.origin, back.geometry.direction) == (
+        scan.geometry.spacing,
+        scan.geometry.origin,
+        scan.geometry.direction,
+    )
     assert back.array.dtype == np.int16 and back.array.shape == (48, 56, 40)
     assert (folder / "recon.pvd").exists() and (folder / "between.vti").exists()
 

@@ -124,7 +124,7 @@ def test_waves_along_the_axes():
     """Sines and cosines of equally spaced frequencies; cosines about the mirror of an axis that has one."""
     net = FieldNet(SirenConfig(18, n_layers=3), torch.Generator().manual_seed(0))
     others = {name: tensor.clone() for name, tensor in net.state_dict().items() if "layers.0" not in name}
-    siren.lay_waves(net, [None, 0.25, None])
+    siren.start_as_axis_waves(net, [None, 0.25, None])
     points = torch.tensor([[0.1, 0.4, -0.7], [0.9, -0.3, 0.2]])
     found = net.net_layers[0](points).T
     for axis, third in ((0, 9.0 / 3), (2, 9.0 / 3)):

@@ -7,17 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from utils import (
-    ValueRange,
-    axis_coordinates,
-    compare,
-    describe,
-    file_ratios,
-    overall,
-    value_range,
-    voxel_size,
-)
-from volume import Volume
+from field.metrics import combine_metrics, compare, file_ratios
+from utils import Geometry, ValueRange, Volume, axis_coordinates, header_of, value_range, voxel_size
 
 
 def range_of(low, high, dtype) -> ValueRange:
@@ -144,11 +135,15 @@ def test_wide_floats_do_not_overflow():
 
 def test_describe():
     array = np.array([3, 9, 5, 4], np.int16).reshape(2, 2, 1)
-    header = describe(Volume(array, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "p"), 3)
-    assert header.shape == (2, 2, 1) and header.spacing == (1.0, 2.0, 3.0) and header.origin == (4.0, 5.0, 6.0)
+    header = header_of(Volume(array, Geometry((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), name="p")))
+    assert (
+        header.shape == (2, 2, 1)
+        and header.geometry.spacing == (1.0, 2.0, 3.0)
+        and header.geometry.origin == (4.0, 5.0, 6.0)
+    )
     assert header.low.tolist() == [3] and header.high.tolist() == [9] and header.low.dtype == np.int16
-    assert header.name == "p"
-    header = describe(Volume(array, (1.0, 2.0), (0.0, 0.0)), 2)
+    assert header.geometry.name == "p"
+    header = header_of(Volume(array, Geometry.plain(2)))
     assert header.shape == (2, 2) and header.low.shape == (1,)
 
 
@@ -223,12 +218,12 @@ def test_metrics_of_parts_together():
     decoded = original + np.random.default_rng(1).random((4, 30, 2)) * np.arange(4)[:, None, None]
     values = value_range(original)
     expected = compare(original, decoded, values)
-    found = overall([compare(a, b, values) for a, b in zip(original, decoded, strict=True)])
+    found = combine_metrics([compare(a, b, values) for a, b in zip(original, decoded, strict=True)])
     assert found.psnr == pytest.approx(expected.psnr) and found.psnrs == pytest.approx(expected.psnrs)
     assert found.rmse == pytest.approx(expected.rmse) and found.max_error == expected.max_error
-    assert overall([compare(original, original, values)]).psnr == math.inf
+    assert combine_metrics([compare(original, original, values)]).psnr == math.inf
     constant = value_range(np.ones((3, 1)))
-    assert overall([compare(np.ones(3), np.ones(3) * 3, constant)] * 2).psnr == -math.inf
+    assert combine_metrics([compare(np.ones(3), np.ones(3) * 3, constant)] * 2).psnr == -math.inf
 
 
 def test_file_ratios():

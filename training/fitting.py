@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, lay_waves, linear_layers
+from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, linear_layers, start_as_axis_waves
 from training import processes
 from training.gradient import LossGradient
 from training.optimizers import Adam, Muon
@@ -384,7 +384,7 @@ def new_fit(
     def drawn(highest_wave: float) -> FieldNet:
         net = FieldNet(config, generator, first_omega or OMEGA_0)
         if first_omega is None:
-            lay_waves(net, mirrors, highest_wave)
+            start_as_axis_waves(net, mirrors, highest_wave)
         return net.to(sampler.device)
 
     net, *rivals = [drawn(HIGHEST_WAVE) for _ in range(STARTS if is_tried else 1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import math
 from collections.abc import Callable
 from types import ModuleType
@@ -10,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import torch
 
+from field.layers import linear_layers as layers_of
 from siren import FieldNet, SirenConfig, linear_layers
 
 PART = 36_000, 512  # neurons x samples, and samples, that a part of a batch has at least
@@ -36,11 +38,9 @@ class LossGradient:
         self.first_layer = first_layer  # the linear layers before it are left without a gradient
         self.is_residual = config.is_residual and config.n_layers > 1
         like = layers[0].weight.detach()
-        self.xp = arithmetic(like.device)
-        # What the weights and the biases are multiplied with: 1/2 where the input is a sum of two sines.
-        halved = [self.is_residual and k > 1 and (k % 2 == 1 or k == len(layers) - 1) for k in range(len(layers))]
-        omegas = [config.omega_0] * (len(layers) - 1) + [1.0]
-        self.factors = [(omega * (0.5 if half else 1.0), omega) for omega, half in zip(omegas, halved, strict=True)]
+        self.xp = array_module(like.device)
+        table = layers_of(**dataclasses.asdict(config))
+        self.factors = [(layer.omega * layer.scale, layer.omega) for layer in table]  # of the weights, of the biases
         for parameter in (p for layer in layers[first_layer:] for p in layer.parameters()):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -53,7 +53,7 @@ class LossGradient:
 
         self.matrices = [empty(*weight.shape[:1], weight.shape[1] + 1) for weight, _ in self.parameters]
         n_parts = count_parts(config.n_neurons, max_batch) if self.xp is np else 1
-        size = unaligned(math.ceil(max_batch / n_parts))
+        size = padded_columns(math.ceil(max_batch / n_parts))
         self.parts = [_BatchPart(self, config, size, empty) for _ in range(n_parts)]
         is_small = config.n_neurons * (config.n_neurons + 1) * size <= SMALL_PRODUCT
         self.matmul = self.xp.matmul if is_small or self.xp is torch else torch_matmul
@@ -95,7 +95,7 @@ class LossGradient:
         return torch.as_tensor(sum(losses))
 
 
-def arithmetic(device: torch.device) -> ModuleType:
+def array_module(device: torch.device) -> ModuleType:
     """What computes on a device: on a CPU NumPy, whose sines take a third of the time of torch's."""
     return np if device.type == "cpu" else torch
 
@@ -110,7 +110,7 @@ def count_parts(n_neurons: int, max_batch: int) -> int:
     return 1 << int(math.log2(max(n_parts, 1)))
 
 
-def unaligned(n_samples: int) -> int:
+def padded_columns(n_samples: int) -> int:
     """So many columns for them that the rows of a matrix do not all start in the same few sets of the cache."""
     return math.ceil(n_samples / 64) * 64 + 48
 

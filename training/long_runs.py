@@ -9,11 +9,14 @@ from collections.abc import Callable
 
 import torch
 
-import cli
+from cli import console
+from cli.files import atomic_write
 from training import fitting, processes
 from training.fitting import Fit
+from training.network_files import load_tensors
 from training.sampler import VoxelSampler
 from training.streaming import StreamingSampler
+from utils import UserError
 
 SHOW_SECONDS = 0.5
 CHECKPOINT_SECONDS = 60.0
@@ -32,7 +35,7 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> li
     history = []
     shown = saved = time.monotonic()
     n_recoveries, n_halvings, latest = fit.recovery.n_recoveries, fit.recovery.n_halvings, fit.progress
-    with cli.Progress("training", fit.progress) as progress:
+    with console.Progress("training", fit.progress) as progress:
 
         def on_step(fit: Fit) -> bool:
             nonlocal shown, saved, n_recoveries, n_halvings, latest
@@ -71,13 +74,13 @@ def identity(opt: Namespace, sampler: VoxelSampler | StreamingSampler) -> dict:
 
 def save_checkpoint(opt: Namespace, fit: Fit) -> None:
     """Write the state of the fit to --checkpoint."""
-    with cli.atomic_write(opt.checkpoint) as path, open(path, "wb") as file:
+    with atomic_write(opt.checkpoint) as path, open(path, "wb") as file:
         torch.save({"identity": identity(opt, fit.sampler), "fit": fit.state_dict()}, file)
 
 
 def load_checkpoint(opt: Namespace, fit: Fit) -> None:
     """Continue from --checkpoint. Raises UserError unless it is of the same volume and options."""
-    content = cli.load_tensors(opt.checkpoint)
+    content = load_tensors(opt.checkpoint)
     expected = identity(opt, fit.sampler)
     try:
         found = content["identity"]
@@ -85,10 +88,10 @@ def load_checkpoint(opt: Namespace, fit: Fit) -> None:
         if not differing:
             fit.load_state_dict(content["fit"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
-        raise cli.UserError(f"{opt.checkpoint}: expected a checkpoint of train.py, found something else") from None
+        raise UserError(f"{opt.checkpoint}: expected a checkpoint of train.py, found something else") from None
     if differing:
         name = differing[0]
-        raise cli.UserError(f"{opt.checkpoint}: is of another run: {name} was {found[name]}, is {expected[name]}")
+        raise UserError(f"{opt.checkpoint}: is of another run: {name} was {found[name]}, is {expected[name]}")
 
 
 def run_to_target(fit: Fit, opt: Namespace, measure: Callable[[], float]) -> list[tuple[float, float, float]]:

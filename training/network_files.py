@@ -7,15 +7,17 @@ import dataclasses
 import io
 import json
 import math
+import zipfile
 from argparse import Namespace
 
 import numpy as np
 import torch
 
-import cli
-import net_coder
+from cli.files import read_bytes, write_files
+from field.blob import check_header, check_network, decode_missing, encode_missing
+from field.layers import parameter_shapes
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
-from utils import ValueRange
+from utils import DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader
 
 FORMAT_VERSION = 1
 
@@ -24,7 +26,7 @@ FORMAT_VERSION = 1
 
 def configuration(
     opt: Namespace,
-    header: net_coder.FieldHeader,
+    header: VolumeHeader,
     whole: ValueRange,
     config: SirenConfig,
     net: FieldNet,
@@ -38,7 +40,7 @@ def configuration(
     integers psnr_unrounded, of these before they are rounded, and is_exact, whether all come back as they are. A PSNR
     is "inf" where there is no error, and null where it is not known.
     """
-    missing = base64.b64encode(net_coder.encode_missing(header.missing)).decode() if header.missing else None
+    missing = base64.b64encode(encode_missing(header.missing)).decode() if header.missing else None
     return {
         "grad_lambda": opt.grad_lambda,
         "n_layers": config.n_layers,
@@ -60,12 +62,8 @@ def configuration(
         "omega_0": config.omega_0,
         "shape": list(header.shape),
         "dtype": header.low.dtype.name,
-        "value_range": ValueRange.of(header).pairs(),
-        "spacing": list(header.spacing),
-        "origin": list(header.origin),
-        "direction": list(header.direction),
-        "name": header.name,
-        "units": header.units,
+        "value_range": header.values.pairs(),
+        **dataclasses.asdict(header.geometry),
         "missing": missing,
         "clipped_from": whole.pairs() if opt.clip else None,
         "seed": opt.seed,
@@ -89,7 +87,7 @@ def write_network(paths: tuple[str, str], net: FieldNet, settings: dict) -> None
     """Write the weights and the configuration."""
     weights = io.BytesIO()  # clones: the parameters of a fit are parts of one vector, which would be stored whole
     torch.save({name: tensor.cpu().clone() for name, tensor in net.state_dict().items()}, weights)
-    cli.write_files({paths[0]: weights.getvalue(), paths[1]: json.dumps(settings, indent=1, allow_nan=False).encode()})
+    write_files({paths[0]: weights.getvalue(), paths[1]: json.dumps(settings, indent=1, allow_nan=False).encode()})
 
 
 # --- read -------------------------------------------------------------------------------------------
@@ -98,13 +96,13 @@ def write_network(paths: tuple[str, str], net: FieldNet, settings: dict) -> None
 def read_config(path: str) -> dict:
     """The content of thenet.json. Raises UserError unless it is a configuration of a network."""
     try:
-        settings = json.loads(cli.read_bytes(path))
+        settings = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
-        raise cli.UserError(f"{path}: not a JSON file: {error}") from None
+        raise UserError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(settings, dict) or not {"n_layers", "layers", "is_residual"} <= settings.keys():
-        raise cli.UserError(f"{path}: not a configuration: expected the keys n_layers, layers and is_residual")
+        raise UserError(f"{path}: not a configuration: expected the keys n_layers, layers and is_residual")
     if settings.get("format_version", 1) != 1:
-        raise cli.UserError(f"{path}: expected format_version 1, found {settings['format_version']!r}")
+        raise UserError(f"{path}: expected format_version 1, found {settings['format_version']!r}")
     return settings
 
 
@@ -117,7 +115,7 @@ def network_config(path: str, settings: dict) -> SirenConfig:
         or len(layers) != n_layers
         or any(width != layers[0] for width in layers)
     ):
-        raise cli.UserError(f"{path}: layers: expected a list of {n_layers!r} equal widths, found {layers!r}")
+        raise UserError(f"{path}: layers: expected a list of {n_layers!r} equal widths, found {layers!r}")
     fields = {
         "n_neurons": layers[0],
         "n_layers": n_layers,
@@ -128,29 +126,45 @@ def network_config(path: str, settings: dict) -> SirenConfig:
     }
     try:
         config = SirenConfig(**fields)
-        net_coder.check_network(dataclasses.asdict(config))
-    except (ValueError, TypeError, OverflowError) as error:
-        raise cli.UserError(f"{path}: {error}") from None
+        check_network(dataclasses.asdict(config))
+    except (UserError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path}: {error}") from None
     return config
 
 
 def read_weights(path: str, config_path: str, config: SirenConfig) -> dict[str, torch.Tensor]:
     """The state dict in `path`, float32 on the CPU. Raises UserError unless it fits the configuration."""
-    state = cli.load_tensors(path)
+    state = load_tensors(path)
     if not isinstance(state, dict) or not all(_is_plain(value) for value in state.values()):
-        raise cli.UserError(f"{path}: expected a state dict of dense tensors of floats")
-    expected = net_coder.parameter_shapes(**dataclasses.asdict(config))
+        raise UserError(f"{path}: expected a state dict of dense tensors of floats")
+    expected = parameter_shapes(**dataclasses.asdict(config))
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
         name = next(n for n in (*expected, *found) if expected.get(n) != found.get(n))
-        raise cli.UserError(
+        raise UserError(
             f"{path}: does not fit {config_path}: {name}: expected shape {expected.get(name)}, found {found.get(name)}"
         )
     state = {name: state[name].detach().float().contiguous() for name in expected}
     bad = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if bad:
-        raise cli.UserError(f"{path}: {bad[0]} holds NaN or infinite weights")
+        raise UserError(f"{path}: {bad[0]} holds NaN or infinite weights")
     return state
+
+
+def load_tensors(path: str) -> object:
+    """What torch.save wrote to `path`, on the CPU, without unpickling code. Raises UserError when that fails."""
+    content = io.BytesIO(read_bytes(path))
+    try:
+        if zipfile.is_zipfile(content):  # torch itself looks at none of this
+            archive = zipfile.ZipFile(content)
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("a compressed entry, which torch.save does not write, of whatever length")
+            if archive.testzip() is not None:
+                raise ValueError("a checksum does not fit")
+        content.seek(0)
+        return torch.load(content, weights_only=True, map_location="cpu")
+    except Exception:  # torch has no error of its own: a damaged file can fail in any of its parsers
+        raise UserError(f"{path}: expected a file that train.py wrote, found a damaged or foreign one") from None
 
 
 def _is_plain(value: object) -> bool:
@@ -163,15 +177,15 @@ def _is_plain(value: object) -> bool:
     )
 
 
-def field_header(path: str, settings: dict, config: SirenConfig) -> net_coder.FieldHeader | None:
+def field_header(path: str, settings: dict, config: SirenConfig) -> VolumeHeader | None:
     """What a configuration says of the field; None where it says nothing. Raises UserError for an impossible one."""
     if "shape" not in settings:
         return None
     try:
-        if settings.get("dtype") not in cli.DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(cli.DTYPES)}, found {settings.get('dtype')!r}")
+        if settings.get("dtype") not in DTYPES:
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {settings.get('dtype')!r}")
         dtype = np.dtype(settings["dtype"])
-        settings = {"direction": list(net_coder.IDENTITY)} | settings
+        settings = {"direction": list(IDENTITY)} | settings
         for key in ("shape", "spacing", "origin", "direction", "value_range"):
             if not isinstance(settings.get(key), list) or not settings[key]:
                 raise ValueError(f"{key}: expected a list, found {settings.get(key)!r}")
@@ -182,24 +196,22 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> net_coder.Fi
         low, high = (np.array(limits).astype(dtype) for limits in zip(*settings["value_range"], strict=True))
         if np.stack([low, high], axis=1).tolist() != settings["value_range"]:
             raise ValueError(f"value_range {settings['value_range']} does not fit dtype {dtype}")
-        name, units = settings.get("name", "sf"), settings.get("units", "")
-        for key, text in (("name", name), ("units", units)):
+        names = {key: settings[key] for key in ("name", "units") if key in settings}
+        for key, text in names.items():
             if not isinstance(text, str):
                 raise ValueError(f"{key}: expected text, found {text!r}")
-        shape, spacing, origin, direction = (
-            tuple(settings[key]) for key in ("shape", "spacing", "origin", "direction")
-        )
-        header = net_coder.FieldHeader(shape, low, high, spacing, origin, name, direction, units)
-        net_coder.check_field(header, config.d_in, config.d_out)
+        geometry = Geometry(*(tuple(settings[key]) for key in ("spacing", "origin", "direction")), **names)
+        header = VolumeHeader(tuple(settings["shape"]), low, high, geometry)
+        check_header(header, config.d_in, config.d_out)
         if settings.get("missing") is None:
             return header
         content = base64.b64decode(settings["missing"], validate=True)
-        return dataclasses.replace(header, missing=net_coder.decode_missing(content, dtype, shape))
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
-        raise cli.UserError(f"{path}: does not describe a field: {error}") from None
+        return dataclasses.replace(header, missing=decode_missing(content, dtype, header.shape))
+    except (UserError, KeyError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path}: does not describe a field: {error}") from None
 
 
-def quality_in(settings: dict, header: net_coder.FieldHeader) -> tuple[float, bool]:
+def quality_in(settings: dict, header: VolumeHeader) -> tuple[float, bool]:
     """What a configuration says of its network: the PSNR in dB of its values before integers are rounded, NaN where
     there is no likely one; and whether integers come back as they are.
     """

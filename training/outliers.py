@@ -6,8 +6,7 @@ import math
 
 import numpy as np
 
-from utils import ValueRange
-from volume import SLAB, is_missing, parts
+from utils import BOX_VALUES, ValueRange, is_missing, read_in_boxes
 
 MIDDLE = (0.001, 0.999)  # quantiles between which the values are no outliers
 WIDER = 10  # a range that many times as wide as that of the middle is ruined
@@ -16,7 +15,7 @@ WIDER = 10  # a range that many times as wide as that of the middle is ruined
 def count_beyond(original: np.ndarray, low: np.ndarray, high: np.ndarray, fill: np.generic | None) -> int:
     """How many of the values (..., components) lie beyond low..high, one a component; missing voxels left out."""
     count = 0
-    for _, part in parts(original):
+    for _, part in read_in_boxes(original):
         present = part[~is_missing(part, fill)]
         count += np.count_nonzero((present < low) | (present > high))
     return count
@@ -28,8 +27,8 @@ def far_limits(original: np.ndarray, values: ValueRange) -> tuple[np.ndarray, np
     They are as far from the middle 99.8 % of about a million values as these spread, where the whole range is more than
     10 times as wide as theirs.
     """
-    step = max(1, original.size // SLAB)
-    sample = np.concatenate([part.reshape(-1, part.shape[-1])[::step].copy() for _, part in parts(original)])
+    step = max(1, original.size // BOX_VALUES)
+    sample = np.concatenate([part.reshape(-1, part.shape[-1])[::step].copy() for _, part in read_in_boxes(original)])
     sample = sample[~is_missing(sample, values.fill)].astype(np.float64)
     a, b = np.quantile(sample, MIDDLE, axis=0) if len(sample) else np.zeros((2, sample.shape[1]))
     is_ruined = (values.extent > WIDER * (b - a)) & (b > a)  # equal where an object stands before an even background
@@ -48,7 +47,7 @@ def warning(original: np.ndarray, values: ValueRange) -> str | None:
         return None
     original, low, high = original[..., c : c + 1], low[c], high[c]
     ends = []
-    for _, part in parts(original):
+    for _, part in read_in_boxes(original):
         others = part[(part >= low) & (part <= high) & ~is_missing(part, values.fill)[..., None]]
         ends += [others.min(), others.max()] if len(others) else []
     ends = np.array([min(ends), max(ends)])[:, None]

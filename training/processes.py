@@ -16,11 +16,13 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from utils import UserError
+
 TIMEOUT = datetime.timedelta(minutes=30)  # a process waits for the others for so long
 FIRST_SPEAKS = 5.0  # seconds in which torchrun ends the others once the first process has said what is wrong
 
 
-class RankError(Exception):
+class RankError(UserError):
     """Another process of the run has failed, or does not answer."""
 
 

@@ -24,8 +24,7 @@ from training.sampler import (
     finite_differences,
     flat_coordinates,
 )
-from utils import ValueRange
-from volume import Box, boxes, parts
+from utils import Box, ValueRange, boxes, read_in_boxes
 
 IN_MEMORY = 1 << 27  # voxels: training takes 12 bytes for each, beside the volume; the same on every machine
 BUFFER = 1 << 24  # voxels
@@ -44,7 +43,7 @@ def make_sampler(
     if math.prod(original.shape[:-1]) > IN_MEMORY:
         return StreamingSampler(original, values, device, with_slopes)
     normalised = np.empty(original.shape, np.float32)
-    for box, part in parts(original):
+    for box, part in read_in_boxes(original):
         normalised[box] = values.normalise(part)
     return VoxelSampler(normalised, device)
 
@@ -67,7 +66,7 @@ class StreamingSampler:
     def _statistics(self) -> tuple[int, torch.Tensor, float]:
         """How many voxels are not missing; of the normalised values the mean of each component, and the variance."""
         n, sums, squares = 0, 0.0, 0.0
-        for _, part in parts(self.original):
+        for _, part in read_in_boxes(self.original):
             rows = self.range.normalise(part).reshape(-1, part.shape[-1]).astype(np.float64)
             rows = rows[~np.isnan(rows[:, 0])]
             n += len(rows)
@@ -78,7 +77,7 @@ class StreamingSampler:
     @functools.cached_property
     def crc32(self) -> int:
         """Checksum of the values."""
-        return functools.reduce(lambda crc, part: zlib.crc32(part[1].tobytes(), crc), parts(self.original), 0)
+        return functools.reduce(lambda crc, part: zlib.crc32(part[1].tobytes(), crc), read_in_boxes(self.original), 0)
 
     def probe(self, density: None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `VoxelSampler.probe`, from stretches drawn at random."""
@@ -145,7 +144,7 @@ class StreamingSampler:
         reach = int(self.with_slopes)
         wider = tuple(slice(max(cut.start - reach, 0), cut.stop + reach) for cut in box)
         inside = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, wider, strict=True))
-        for _, part in parts(self.original, [wider]):
+        for _, part in read_in_boxes(self.original, [wider]):
             grid = self.range.normalise(part)
         flat = np.zeros((), np.int64)
         for n, cut in zip(self.shape, box, strict=True):

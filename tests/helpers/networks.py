@@ -9,12 +9,13 @@ import struct
 import numpy as np
 import torch
 
-import net_coder
+from field import blob as blob_format
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, sensitivities
 from siren import FieldNet, SirenConfig
 from training.fitting import Fit, Recipe
 from training.sampler import VoxelSampler
+from utils import Geometry, VolumeHeader
 
 
 def field_net(seed: int = 0, **fields) -> FieldNet:
@@ -53,10 +54,10 @@ def watched_samples():
         VoxelSampler.samples = original
 
 
-def make_blob(header: net_coder.FieldHeader, net: FieldNet, bits: int = 9) -> bytes:
+def make_blob(header: VolumeHeader, net: FieldNet, bits: int = 9) -> bytes:
     """The blob of one network."""
     points = 2 * torch.rand(64, net.config.d_in, generator=torch.Generator().manual_seed(0)) - 1
-    return net_coder.encode(
+    return blob_format.encode_blob(
         header,
         [(dataclasses.asdict(net.config), round_layers(net, choose_steps(net, sensitivities(net, points), bits=bits)))],
     )
@@ -72,8 +73,9 @@ def chunks_of(blob: bytes) -> list[tuple[bytes, bytes]]:
     return found
 
 
-def header_of(shape=(4, 3, 2), low=0.0, high=1.0, dtype="float32", d_out=1, **fields) -> net_coder.FieldHeader:
+def make_header(shape=(4, 3, 2), low=0.0, high=1.0, dtype="float32", d_out=1, **fields) -> VolumeHeader:
     """A header whose components all have one range."""
     ends = (np.full(d_out, end, dtype) for end in (low, high))
-    geometry = {"spacing": (1.0,) * len(shape), "origin": (0.0,) * len(shape), **fields}
-    return net_coder.FieldHeader(tuple(shape), *ends, **geometry)
+    missing = fields.pop("missing", None)
+    geometry = dataclasses.replace(Geometry.plain(len(shape)), **fields)
+    return VolumeHeader(tuple(shape), *ends, geometry, missing)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from siren import FieldNet, lay_waves
+from siren import FieldNet, start_as_axis_waves
 from training import fitting
 
 SIZE = 1e-6  # of each weight
@@ -25,10 +25,10 @@ def switch_on(seed: int) -> None:
         move(net.state_dict())
 
     def laid(net: FieldNet, *arguments, **keywords) -> None:
-        lay_waves(net, *arguments, **keywords)
+        start_as_axis_waves(net, *arguments, **keywords)
         move(net.net_layers[0].state_dict())
 
-    FieldNet.initialise, fitting.lay_waves = initialised, laid
+    FieldNet.initialise, fitting.start_as_axis_waves = initialised, laid
 
 
 def move(state: dict[str, torch.Tensor]) -> None:

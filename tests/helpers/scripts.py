@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from cli import UserError
+from formats.common import VolumeError
 from helpers import perturbation
 from siren import weights_crc32
-from volume import VolumeError
+from utils import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "tests" / "data"

@@ -17,6 +17,8 @@ from vtkmodules.vtkCommonDataModel import vtkImageData
 from vtkmodules.vtkIOImage import vtkMetaImageReader, vtkNIFTIImageReader, vtkNrrdReader
 from vtkmodules.vtkIOXML import vtkXMLImageDataReader, vtkXMLImageDataWriter
 
+from formats import vtk_process
+
 VTK_READERS = {
     ".vti": vtkXMLImageDataReader,
     ".nrrd": vtkNrrdReader,
@@ -86,7 +88,7 @@ def vtk_write(path: Path, *args, **keywords) -> None:
 FORKING = """
 import json, os, signal, socket, sys
 sys.path.insert(0, sys.argv[1])
-import vtk_readers
+from formats import vtk_process, vtk_output
 import vtkmodules.vtkIOHDF, vtkmodules.vtkIOImage, vtkmodules.vtkIOLegacy, vtkmodules.vtkIOXML
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 requests = socket.socket(fileno=0)
@@ -99,7 +101,7 @@ while True:
             os.dup2(out[0], 1)
             folder, *arguments = json.loads(request)
             os.chdir(folder)
-            vtk_readers.main(*arguments)
+            vtk_process.main(*arguments)
         finally:
             os._exit(0)
     os.close(out[0])
@@ -108,7 +110,7 @@ while True:
 
 @contextlib.contextmanager
 def forked_readers():
-    """In place of subprocess.Popen for `volume_readers.read_by_vtk`: as it is, but that nothing is loaded anew."""
+    """In place of subprocess.Popen for `formats.vtk_process.read_by_vtk`: as it is, but that nothing is loaded anew."""
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-c", FORKING, str(Path(__file__).resolve().parents[2])]
     with ours, subprocess.Popen(command, stdin=theirs, stderr=subprocess.DEVNULL) as server:
@@ -116,8 +118,8 @@ def forked_readers():
 
         @contextlib.contextmanager
         def popen(command: list[str], **_):
-            _, script, *arguments = command
-            assert Path(script).name == "vtk_readers.py"
+            arguments = command[command.index(vtk_process.ROOT) + 1 :]
+            assert command[1:4] == ["-P", "-c", vtk_process.CHILD]
             here, there = os.pipe()
             with os.fdopen(here, "rb") as stdout:
                 socket.send_fds(ours, [json.dumps([os.getcwd(), *arguments]).encode()], [there])

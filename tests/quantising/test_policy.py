@@ -12,7 +12,7 @@ from helpers.networks import chunks_of
 from helpers.scripts import compress, decompress, results, stored, train
 from helpers.volumes import labels, large_integers, noise, noisy_waves, waves
 
-import net_coder
+from field import blob as blob_format
 from quantising import policy, rounding
 
 QUANTIZERS = ("uniform", "kmeans")
@@ -78,7 +78,7 @@ def test_only_with_the_volume_are_errors_of_a_large_network_carried_over(tmp_pat
 @pytest.mark.parametrize("with_volume", [False, True])
 def test_integers_that_come_back_exactly_do_so_from_a_small_file(with_volume, tmp_path, monkeypatch):
     """As coarsely as that allows, whatever the PSNR of the values before that, which may be infinite."""
-    monkeypatch.setattr("volume.SLAB", 500)  # voxels compared at a time
+    monkeypatch.setattr("utils.BOX_VALUES", 500)  # voxels compared at a time
     volume = labels(SMALL)
     trained = network_of("labels_exact", volume, tmp_path)
     assert trained.settings["is_exact"] is True
@@ -127,7 +127,7 @@ def test_quantizer(tmp_path):
     uniform, kmeans = (compress(trained, tmp_path / "blob", "--cluster_bits", 4, "--quantizer", q) for q in QUANTIZERS)
     assert uniform == compress(trained, tmp_path / "blob", "--cluster_bits", 4) != kmeans
     assert [dict(chunks_of(blob))[b"N"][0] & 2 for blob in (uniform, kmeans)] == [0, 2]  # the flag of codebooks
-    tensors = net_coder.decode(kmeans)[1][0][1]
+    tensors = blob_format.decode_blob(kmeans)[1][0][1]
     for name in ("net_layers.1.linear_1.weight", "net_layers.1.linear_2.weight"):
         assert 8 < len(np.unique(tensors[name])) <= 16
         weights = trained.state[name].numpy()

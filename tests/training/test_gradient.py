@@ -19,7 +19,7 @@ from training.gradient import LossGradient, count_parts
 def test_squared_error_has_the_gradient_of_autograd(
     n_layers, d_in, d_out, is_residual, xp, n_parts, n_threads, is_weighted, monkeypatch
 ):
-    monkeypatch.setattr("training.gradient.arithmetic", lambda device: xp)
+    monkeypatch.setattr("training.gradient.array_module", lambda device: xp)
     monkeypatch.setattr("training.gradient.count_parts", lambda width, max_batch: n_parts)
     net = field_net(seed=2, n_neurons=7, n_layers=n_layers, d_in=d_in, d_out=d_out, is_residual=is_residual).double()
     generator = torch.Generator().manual_seed(3)
@@ -42,7 +42,7 @@ def test_squared_error_has_the_gradient_of_autograd(
 @pytest.mark.parametrize("xp", [np, torch])
 def test_the_error_is_that_of_the_clipped_output(xp, monkeypatch):
     """Beyond an end of the range an output is right where that end is the value, and as wrong as far elsewhere."""
-    monkeypatch.setattr("training.gradient.arithmetic", lambda device: xp)
+    monkeypatch.setattr("training.gradient.array_module", lambda device: xp)
     net = field_net(seed=2, n_neurons=7, n_layers=3, d_out=2).double()
     with torch.no_grad():
         net.net_layers[-1].weight *= 60

@@ -12,26 +12,27 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.networks import header_of
+from helpers.networks import make_header
 from helpers.scripts import ROOT, hear_ctrl_c, listing
 from helpers.volumes import SHAPE, slanted
 
-from neural_field import NeuralField
+from field.metrics import compare
+from field.neural_field import NeuralField
 from siren import FieldNet, SirenConfig
-from utils import compare
 
 PROGRAM = f"""
 import datetime, itertools, os, signal, sys, traceback, types
 sys.path.insert(0, {str(ROOT)!r})
 import torch
 import torch.distributed as dist
-import cli, train, volume
+import train, utils
+from cli import console
 from training import fitting, long_runs, processes
-cli.PLAIN_PROGRESS_SECONDS = 0.5
+console.PLAIN_PROGRESS_SECONDS = 0.5
 processes.FIRST_SPEAKS = 0.5
 
 def run():
-    cli.run(train.main, volume.VolumeError, processes.RankError)
+    console.run(train.main)
 """
 
 # Runs every case in two processes that join as those of torchrun do, and some in one. They are forked: torch is loaded
@@ -44,7 +45,7 @@ def started(case, rank, n_ranks, flags):
     os.dup2(os.open(f"{{case}}.{{rank}}.err", os.O_WRONLY | os.O_CREAT), 2)
     if n_ranks > 1:
         os.environ.update(TORCHELASTIC_RUN_ID="pairs", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
-    processes.TIMEOUT, volume.SLAB = datetime.timedelta(seconds=60), 100
+    processes.TIMEOUT, utils.BOX_VALUES = datetime.timedelta(seconds=60), 100
     told = {{}}
 
     def average(vector, weight, average=processes.average):
@@ -86,7 +87,7 @@ def spoil(case, rank):
                 dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=0.5))
             if fit.step == 5 and rank == 1:
                 if case == "fails":
-                    raise cli.UserError("lost")
+                    raise utils.UserError("lost")
                 signal.pause()
             take_step(fit, batch)
 
@@ -175,7 +176,7 @@ def test_both_processes_measure_and_one_speaks(pairs):
         net = FieldNet(SirenConfig(settings["layers"][0], 2))
         net.load_state_dict(torch.load(pairs.folder / f"{case}.pth", weights_only=True))
         volume = slanted(SHAPE)
-        decoded = NeuralField.of(net, header_of(SHAPE, volume.min(), volume.max())).on_grid()
+        decoded = NeuralField.of(net, make_header(SHAPE, volume.min(), volume.max())).on_grid()
         assert settings["psnr"] == pytest.approx(compare(volume, decoded).psnr, abs=1e-3)
 
 
@@ -206,7 +207,7 @@ def both(argv):
     for name in ("v.npy", "nowhere.npy"):
         train.main.__wrapped__(["--volume", name, "--n_layers", "2", "--n_passes", "2"])
 
-cli.run(both, volume.VolumeError)
+console.run(both)
 """
     (tmp_path / "both.py").write_text(program.replace("processes.FIRST_SPEAKS = 0.5", ""))
     run = subprocess.run(torchrun("both.py"), cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -10,18 +10,20 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from helpers.networks import field_net, header_of, make_blob
+from helpers.networks import field_net, make_blob, make_header
 from helpers.scripts import WELL, compress, decompress, error_of, listing, results, train
 from helpers.volumes import slanted
 
 import utils
-import volume
-from neural_field import NeuralField
+from field import metrics
+from field.metrics import compare, measured_boxes
+from field.neural_field import NeuralField
+from formats import slabs
+from formats.arrays import LazyArray
 from training import long_runs, outliers, streaming
 from training.sampler import VoxelSampler
 from training.streaming import StreamingSampler, make_sampler
-from utils import compare, measured_boxes, value_range
-from volume import LazyArray, boxes, limits, parts
+from utils import boxes, read_in_boxes, value_limits, value_range
 
 CPU = torch.device("cpu")
 NAN = np.float32(np.nan)
@@ -69,10 +71,13 @@ def test_parts_of_a_map_are_let_go_of(tmp_path, monkeypatch):
             told.append(option)
 
     monkeypatch.setattr(mmap, "mmap", Map)
-    monkeypatch.setattr(volume, "SLAB", 1 << 12)
+    monkeypatch.setattr(utils, "BOX_VALUES", 1 << 12)
     array = np.ones((64, 1 << 10), np.float32)
     for values, expected in ((mapped(array, tmp_path), [mmap.MADV_DONTNEED] * 16), (array, [])):
-        for read in (lambda v: sum(float(part.sum()) for _, part in parts(v)), lambda v: limits(v)[1] * v.size):
+        for read in (
+            lambda v: sum(float(part.sum()) for _, part in read_in_boxes(v)),
+            lambda v: value_limits(v)[1] * v.size,
+        ):
             told.clear()
             assert read(values[..., None]) == array.size and told == expected
 
@@ -142,8 +147,8 @@ def test_a_lazy_array_is_compared_as_an_array(tmp_path):
 
 
 def test_a_huge_volume_is_measured_at_random_voxels(tmp_path, monkeypatch, capsys):
-    for name, value in {"EXACT": 2399, "MEASURED": 800, "PIECE": 8}.items():
-        monkeypatch.setattr(utils, name, value)
+    for name, value in {"MEASURED_WHOLE": 2399, "MEASURED_VOXELS": 800, "PIECE_VOXELS": 8}.items():
+        monkeypatch.setattr(metrics, name, value)
     array = wavy((16, 15, 10))
     decoded = array + wavy((16, 15, 10))[::-1]
     chosen = measured_boxes(array[..., None])
@@ -223,10 +228,10 @@ def test_training_needs_a_fraction_of_the_volumes_memory(n_files, tmp_path, monk
         (streaming, "KEPT", 1 << 11),
         (streaming, "STRETCH", 1 << 6),
         (streaming, "PROBED_STRETCHES", 1 << 6),
-        (utils, "EXACT", 0),
-        (utils, "MEASURED", 1 << 12),
-        (volume, "SLAB", 1 << 12),
-        (outliers, "SLAB", 1 << 12),
+        (metrics, "MEASURED_WHOLE", 0),
+        (metrics, "MEASURED_VOXELS", 1 << 12),
+        (utils, "BOX_VALUES", 1 << 12),
+        (outliers, "BOX_VALUES", 1 << 12),
     ):
         monkeypatch.setattr(module, name, value)
     for t in range(n_files):
@@ -251,18 +256,17 @@ def test_training_needs_a_fraction_of_the_volumes_memory(n_files, tmp_path, monk
 def test_decoding_needs_a_fraction_of_the_volumes_memory(tmp_path, monkeypatch, shape, dtype, flags):
     """At most the limit's values, here 65,536, and some slabs."""
     import net_decompress as script
-    import neural_field
-    import volume_writers
+    from field import neural_field
 
     for module, name, value in (
         (script, "IN_MEMORY", 1 << 16),
-        (volume_writers, "SLAB_BYTES", 1 << 16),
-        (volume, "SLAB", 1 << 12),
-        (neural_field, "SLAB", 1 << 12),
+        (slabs, "SLAB_BYTES", 1 << 16),
+        (utils, "BOX_VALUES", 1 << 12),
+        (neural_field, "MASK_POSITIONS", 1 << 12),
     ):
         monkeypatch.setattr(module, name, value)
     net = field_net(n_neurons=2, n_layers=1, d_in=len(shape))
-    (tmp_path / "blob").write_bytes(make_blob(header_of(shape, 0, 60000, dtype), net))
+    (tmp_path / "blob").write_bytes(make_blob(make_header(shape, 0, 60000, dtype), net))
     peak = peak_of(script.main, "--compressed", tmp_path / "blob", "--recon", tmp_path / "r.vti", *flags)
     assert peak < 8 * (1 << 16) + 1_000_000
 
@@ -280,12 +284,12 @@ def test_decoding_needs_a_fraction_of_the_volumes_memory(tmp_path, monkeypatch, 
 )
 def test_a_large_volume_is_decoded_slab_by_slab(tmp_path, monkeypatch, capsys, recon, flags):
     """To the same files with the same figures, and never more of it than a slab; a time series too."""
+
     import net_decompress as script
-    import volume_writers
 
     shape = (9, 7, 5) if recon.startswith("r") else (4, 6, 5, 3)
     net = field_net(d_in=len(shape), d_out=2)
-    (tmp_path / "blob").write_bytes(make_blob(header_of(shape, -1.0, 1.0, d_out=2), net))
+    (tmp_path / "blob").write_bytes(make_blob(make_header(shape, -1.0, 1.0, d_out=2), net))
     np.save(tmp_path / "v.npy", np.random.default_rng(0).random((*shape, 2), np.float32))
     sizes, on_grid = [], NeuralField.on_grid
 
@@ -309,8 +313,8 @@ def test_a_large_volume_is_decoded_slab_by_slab(tmp_path, monkeypatch, capsys, r
 
     expected = written("whole")
     monkeypatch.setattr(script, "IN_MEMORY", 0)
-    monkeypatch.setattr(volume_writers, "SLAB_BYTES", 200)
-    monkeypatch.setattr(volume, "SLAB", 50)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 200)
+    monkeypatch.setattr(utils, "BOX_VALUES", 50)
     monkeypatch.setattr(NeuralField, "on_grid", watched)
     assert written("slabs") == expected
     assert max(sizes) <= 90 and "psnr" in expected[1]

@@ -1,0 +1,102 @@
+"""Files written whole or not at all, and checked before the work starts."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+
+from utils import UserError
+
+
+def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
+    """Raise UserError unless every output can be written and none would overwrite an input or another output.
+
+    Called before the work starts. Creates nothing.
+    """
+    taken = {os.path.realpath(path): path for path in inputs}
+    for path in outputs:
+        if not path:
+            raise UserError("expected the name of a file to write, found an empty one")
+        real = os.path.realpath(path)
+        if real in taken:
+            raise UserError(f"{path}: would overwrite {taken[real]}, choose another name")
+        taken[real] = path
+        if os.path.exists(real) and not os.path.isfile(real):
+            raise UserError(f"{path}: cannot be written: exists and is not a regular file")
+        folder = os.path.dirname(real)
+        if not os.path.isdir(folder):
+            raise UserError(f"{path}: cannot be written: the folder {folder} does not exist")
+        temporary = _temporary_name(real)
+        try:
+            open(temporary, "wb").close()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written: {error.strerror}: {folder}") from None
+        finally:  # after Ctrl-C, too
+            with contextlib.suppress(OSError):
+                os.remove(temporary)
+
+
+def _temporary_name(real: str) -> str:
+    return os.path.join(os.path.dirname(real), f".{os.path.basename(real)}.{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def atomic_write(path: str) -> Iterator[str]:
+    """Give the name of a temporary file beside `path`, which replaces `path` when the block ends well.
+
+    A killed run leaves the old file or the new one. Raises UserError when the system refuses to write.
+    """
+    real = os.path.realpath(path)
+    temporary = _temporary_name(real)
+    try:
+        yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(temporary, real)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+
+
+def write_files(contents: Mapping[str, bytes], stack: contextlib.ExitStack | None = None) -> None:
+    """Write files that belong together: all of them, or none when the system refuses to write one (UserError).
+
+    stack: at whose end they take their names, with others that belong to them.
+    """
+    with contextlib.ExitStack() as own:
+        for path, content in contents.items():
+            temporary = (stack or own).enter_context(atomic_write(path))
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(content)
+            except OSError as error:
+                raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def check_space(path: str, n_bytes: int, what: str) -> None:
+    """Raise UserError when `what` needs more bytes, `n_bytes` at least, than the disk of `path` has left."""
+    free = shutil.disk_usage(os.path.dirname(os.path.realpath(path))).free
+    if n_bytes > free:
+        raise UserError(f"{path}: {what} takes at least {_size(n_bytes)}, the disk has {_size(free)} left")
+
+
+def _size(n_bytes: float) -> str:
+    """In the largest unit of which there is one."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} TB"
+
+
+def read_bytes(path: str) -> bytes:
+    """The content of a file. Raises UserError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -1,0 +1,46 @@
+"""The linear layers of a network as one table: names, shapes, factors. The gradient, the blob, the decoder use it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class LinearLayer(NamedTuple):
+    """One linear layer: its output is W (scale x) + b, and omega times that goes into a sine, except for the last one.
+
+    name: in the state dict. n_out, n_in: the shape of W. omega: omega_0, of the last layer 1. scale: 1, or 1/2 where x
+    is the sum of two sines, the output of a residual block.
+    """
+
+    name: str
+    n_out: int
+    n_in: int
+    omega: float
+    scale: float
+
+
+def linear_layers(
+    n_neurons: int, n_layers: int, d_in: int, d_out: int, is_residual: bool, omega_0: float
+) -> list[LinearLayer]:
+    """The layers of a network with these fields of SirenConfig, in the order of its state dict.
+
+    Layer 0 is a sine layer. Each of the other n_layers - 1 is another one, or a residual block of two. The last layer
+    has no sine.
+    """
+    layers = [LinearLayer("net_layers.0.linear", n_neurons, d_in, omega_0, 1.0)]
+    for i in range(1, n_layers):
+        is_of_sum = is_residual and i > 1
+        for part in ("linear_1", "linear_2") if is_residual else ("linear",):
+            scale = 0.5 if is_of_sum and part == "linear_1" else 1.0
+            layers.append(LinearLayer(f"net_layers.{i}.{part}", n_neurons, n_neurons, omega_0, scale))
+    last_scale = 0.5 if is_residual and n_layers > 1 else 1.0
+    return [*layers, LinearLayer(f"net_layers.{n_layers}", d_out, n_neurons, 1.0, last_scale)]
+
+
+def parameter_shapes(**network) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter tensor, in the order of the network's state dict."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in linear_layers(**network):
+        shapes[f"{layer.name}.weight"] = (layer.n_out, layer.n_in)
+        shapes[f"{layer.name}.bias"] = (layer.n_out,)
+    return shapes

@@ -1,0 +1,116 @@
+"""How far a decoded volume is from the original."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from formats.arrays import LazyArray
+from utils import Box, ValueRange, boxes, is_missing, read_in_boxes, value_range, wide_float
+
+MEASURED_WHOLE = 1 << 28  # voxels up to which a volume is measured at every one of them
+MEASURED_VOXELS = 1 << 24  # voxels, at random, of a larger volume: the estimate is good to about 0.01 dB
+PIECE_VOXELS = 1 << 12  # voxels of these that lie together
+
+
+@dataclasses.dataclass(frozen=True)
+class Metrics:
+    """How far a field is from the original: PSNR in dB, RMSE and largest error in the original's units.
+
+    psnrs: of each component, over its own range. psnr: of them together, from the mean of their squared errors, each
+    relative to its component's range. n_voxels: that were compared.
+    """
+
+    psnr: float
+    rmse: float
+    max_error: float
+    psnrs: tuple[float, ...]
+    n_voxels: int
+
+    def report(self, n_voxels: int | None = None) -> dict[str, str]:
+        """The lines psnr, and psnr_0, psnr_1, ... of several components.
+
+        psnr_estimate where fewer than `n_voxels`, those that there are, were compared.
+        """
+        key = "psnr" if n_voxels in (None, self.n_voxels) else "psnr_estimate"
+        more = {f"{key}_{c}": f"{psnr:.3f}" for c, psnr in enumerate(self.psnrs)} if len(self.psnrs) > 1 else {}
+        return {key: f"{self.psnr:.3f}", **more}
+
+
+def compare(
+    original: np.ndarray,
+    decoded: np.ndarray | LazyArray,
+    values: ValueRange | None = None,
+    chosen: Iterable[Box] | None = None,
+) -> Metrics:
+    """How far `decoded` is from `original`, computed in float64 (differences of 64-bit integers exactly).
+
+    psnr = 20 log10((max - min) / rmse), infinite when nothing differs. values: the range of the whole field, where
+    `original` is a part of it or has several components, then along the last axis; `original`'s own when not given.
+    Where `original` lies beyond `values`, of a volume that is clipped to it, the nearest end counts. chosen: the boxes
+    to compare, by default all. Voxels missing in one of the arrays are left out; NaN marks them in `decoded` too. All
+    figures are NaN when no voxel is left.
+    """
+    wide = wide_float(np.result_type(original.dtype, decoded.dtype))
+    values = values or value_range(original[..., None])
+    n_components, extent = len(values.low), values.extent
+    scale = np.where(extent > 0, extent, 1.0)  # squares of the scaled differences neither overflow nor vanish
+    squares, largest, count = np.zeros(n_components), np.zeros(n_components), 0
+    for box, part in read_in_boxes(original if n_components > 1 else original[..., None], chosen):
+        a, b = part.reshape(-1, n_components), decoded[box].reshape(-1, n_components)
+        if values.fill is not None:
+            is_present = ~(is_missing(a, values.fill) | is_missing(b, values.fill) | is_missing(b, np.float64(np.nan)))
+            a, b = a[is_present], b[is_present]
+        a = np.clip(a, values.low, values.high)
+        difference = (b.astype(wide) - a.astype(wide)).astype(np.float64) / scale
+        squares += np.einsum("ij,ij->j", difference, difference)
+        largest = np.maximum(largest, np.abs(difference).max(axis=0, initial=0.0))
+        count += len(difference)
+    if not count:
+        return Metrics(math.nan, math.nan, math.nan, (math.nan,) * n_components, 0)
+    errors = squares / count
+    rmse = math.sqrt(np.mean(errors * (scale / scale.max()) ** 2)) * scale.max()
+    errors[(extent == 0) & (errors > 0)] = math.inf  # of a constant that is not met
+    return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), tuple(map(_psnr, errors)), count)
+
+
+def measured_boxes(original: np.ndarray) -> list[Box]:
+    """What to compare of a volume (grid..., components): all, or random pieces above MEASURED_WHOLE voxels."""
+    n_voxels = math.prod(original.shape[:-1])
+    if n_voxels <= MEASURED_WHOLE:
+        return boxes(original)
+    pieces = boxes(original, PIECE_VOXELS * original.shape[-1])
+    chosen = np.random.default_rng(0).choice(len(pieces), len(pieces) * MEASURED_VOXELS // n_voxels, replace=False)
+    return [pieces[i] for i in np.sort(chosen)]
+
+
+def combine_metrics(parts: list[Metrics]) -> Metrics:
+    """The metrics of a field from those of its parts."""
+    parts = [part for part in parts if part.n_voxels] or parts[:1]
+    if len(parts) == 1:
+        return parts[0]
+    weights = np.array([part.n_voxels for part in parts]) / max(sum(part.n_voxels for part in parts), 1)
+
+    def mean(psnrs: Iterable[float]) -> float:
+        return _psnr(weights @ 10.0 ** (np.array([*psnrs]) / -10))
+
+    rmse = math.hypot(*(math.sqrt(w) * part.rmse for w, part in zip(weights, parts, strict=True)))
+    psnrs = tuple(map(mean, zip(*(part.psnrs for part in parts), strict=True)))
+    largest = max(part.max_error for part in parts)
+    return Metrics(mean(part.psnr for part in parts), rmse, largest, psnrs, sum(part.n_voxels for part in parts))
+
+
+def _psnr(error: float) -> float:
+    """PSNR in dB of a mean squared error relative to the range."""
+    return -10 * math.log10(error) if error else math.inf
+
+
+def file_ratios(n_values: int, dtype: np.dtype, n_bytes: int) -> dict[str, str]:
+    """file_ratio: 4 bytes x values / file bytes; source_ratio: bytes of the source / file bytes, when they differ."""
+    ratios = {"file_ratio": f"{4 * n_values / n_bytes:.2f}"}
+    if dtype.itemsize != 4:
+        ratios["source_ratio"] = f"{dtype.itemsize * n_values / n_bytes:.2f}"
+    return ratios

@@ -1,0 +1,57 @@
+"""The missing voxels of a volume as bytes: the content of chunk M of a blob, see field/blob.py."""
+
+from __future__ import annotations
+
+import lzma
+import math
+
+import numpy as np
+
+from utils import Mask, UserError
+
+MAX_VOXELS = 1 << 35  # 4 GiB of bits: a larger mask is refused before anything is allocated for it
+FILTER = {"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}
+
+
+class MaskError(UserError):
+    """Bytes that are no mask of that shape."""
+
+
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    """0, then the distance in C order of neighbours along each axis."""
+    return [0, *(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))]
+
+
+def compress_mask(mask: Mask) -> bytes:
+    """u8 axis and LZMA2 stream of chunk M, see net_coder; with the axis that makes it shortest."""
+    filters = [{**FILTER, "preset": 9, "lc": 0, "lp": 0, "pb": 0}]
+    size, unused = len(mask.bits), -math.prod(mask.shape) % 8
+    bits = int.from_bytes(mask.bits.tobytes(), "big")
+    streams = []
+    for axis, distance in enumerate(_strides(mask.shape)):
+        stored = (bits ^ (bits >> distance if axis else 0)) >> unused << unused
+        streams.append(bytes([axis]) + lzma.compress(stored.to_bytes(size, "big"), lzma.FORMAT_RAW, filters=filters))
+    return min(streams, key=len)
+
+
+def decompress_mask(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """The bits that `compress_mask` was given. Raises MaskError for anything else."""
+    n_voxels, (axis, stream) = math.prod(shape), (data[0], data[1:]) if data else (-1, b"")
+    size, unused = (n_voxels + 7) // 8, -n_voxels % 8
+    if not 0 <= axis <= len(shape) or n_voxels > MAX_VOXELS:
+        raise MaskError(f"axis: expected 0 to {len(shape)} and at most {MAX_VOXELS} voxels, found {axis}, {n_voxels}")
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[FILTER])
+    try:
+        stored = decoder.decompress(stream, size + 1)
+    except lzma.LZMAError as error:
+        raise MaskError(f"its stream is damaged: {error}") from None
+    if len(stored) != size or not decoder.eof or decoder.unused_data:
+        raise MaskError(f"expected a stream of {size} bytes, found another length")
+    bits = int.from_bytes(stored, "big")
+    if bits & ((1 << unused) - 1):
+        raise MaskError("unused bits: expected 0")
+    distance = _strides(shape)[axis]
+    while 0 < distance < n_voxels:  # undoes bit i ^= bit i - distance, all at once
+        bits ^= bits >> distance
+        distance *= 2
+    return np.frombuffer((bits >> unused << unused).to_bytes(size, "big"), np.uint8)

@@ -1,0 +1,59 @@
+"""The blobs of the original neurcomp scripts, read only. Source: their net_coder.py."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from field.blob import BlobError, ByteReader, check_network
+from field.layers import parameter_shapes
+
+ORIGINAL_BITS = (4, *range(6, 17))  # the original's reader garbles indices of 1, 2, 3 and 5 bits
+
+
+def decode_original(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
+    """The network (description, float32 tensors by name) of a blob of the original neurcomp scripts.
+
+    Such a blob has no magic, and nothing of the field. Its hidden matrices are indices into a codebook each.
+    Raises BlobError unless every byte of it is accounted for.
+    """
+    reader = ByteReader(data, "a blob of the original scripts")
+    n_layers, d_in, d_out, is_residual = reader.unpack("4B")
+    widths = reader.unpack(f"{n_layers}I")
+    (bits,) = reader.unpack("B")
+    if is_residual > 1 or len(set(widths)) != 1:
+        raise BlobError("not a blob of this suite or of the original scripts")
+    network = {"n_neurons": widths[0], "n_layers": n_layers, "d_in": d_in, "d_out": d_out}
+    network |= {"is_residual": bool(is_residual), "omega_0": 30.0}
+    check_network(network)
+    if bits not in ORIGINAL_BITS:
+        raise BlobError(f"bits: the original reads {ORIGINAL_BITS} rightly, found {bits}")
+    tensors = {}
+    for name, shape in parameter_shapes(**network).items():
+        count = math.prod(shape)
+        if name.endswith("weight") and not name.startswith(("net_layers.0.", f"net_layers.{n_layers}.")):
+            centroids = reader.array("<f4", 1 << bits)
+            tensors[name] = centroids[_unpack_original_indices(reader, bits, count)].reshape(shape)
+        else:
+            tensors[name] = reader.array("<f4", count).reshape(shape).copy()
+        if not np.isfinite(tensors[name]).all():
+            raise BlobError(f"{name} holds NaN or infinite weights")
+    reader.end()
+    return network, tensors
+
+
+def _unpack_original_indices(reader: ByteReader, bits: int, count: int) -> np.ndarray:
+    """Indices of `bits` bits, most significant first.
+
+    When `bits` is no multiple of 8, the last index follows once more as u32, which is the one that counts: the
+    bits of a last partial byte are right-aligned in it.
+    """
+    packed = np.unpackbits(reader.array("u1", (bits * count + 7) // 8), count=bits * count)
+    places = (1 << np.arange(bits)[::-1]).astype(np.uint32)
+    indices = packed.reshape(count, bits) @ places
+    if bits % 8:
+        indices[-1] = reader.unpack("I")[0]
+        if indices[-1] >= 1 << bits:
+            raise BlobError(f"an index of {bits} bits is {indices[-1]}")
+    return indices

@@ -1,0 +1,89 @@
+"""MetaImage (.mhd, .mha): read by VTK, in the process of formats/vtk_process.py, and written."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import numpy as np
+
+from formats.common import MAX_EXPANSION, VolumeError, volume_from_axes
+from formats.slabs import Frame, figures
+from utils import Volume
+
+TYPES = {
+    "int8": "MET_CHAR",
+    "int16": "MET_SHORT",
+    "int32": "MET_INT",
+    "uint8": "MET_UCHAR",
+    "uint16": "MET_USHORT",
+    "uint32": "MET_UINT",
+    "float32": "MET_FLOAT",
+    "float64": "MET_DOUBLE",
+}
+LONG = ("MET_LONG_LONG", "MET_ULONG_LONG")  # 64-bit integers end VTK's reader
+
+
+def read_meta(path: str) -> Volume:
+    """MetaImage: .mhd with its data in another file, or .mha; mapped where they are uncompressed and at once there."""
+    from vtkmodules.vtkIOImage import vtkMetaImageReader
+
+    from formats.vtk_output import mapped, output_of, read_header, volume_of
+
+    header, end = _read_header(path)
+    data = header.get("ElementDataFile", "")
+    is_local = data.upper() == "LOCAL"
+    source = path if is_local else os.path.join(os.path.dirname(path), data)
+    if not os.path.isfile(source):
+        if data and data.split()[0].upper() != "LIST" and "%" not in data and not os.path.exists(source):
+            raise VolumeError(f"{path}: its data file {source} does not exist")
+        raise VolumeError(f"{path}: expected its voxels in one file, found ElementDataFile = {data or 'none'}")
+    if header.get("ElementType") in LONG:
+        raise VolumeError(f"{path}: VTK does not read 64-bit integers in MetaImage, only in other formats, as .nrrd")
+    is_packed, is_text = header.get("CompressedData", "") == "True", header.get("BinaryData", "True") != "True"
+    expansion = MAX_EXPANSION if is_packed else 8 if is_text else 1
+    reader = vtkMetaImageReader()
+    order = header.get("BinaryDataByteOrderMSB", header.get("ElementByteOrderMSB", "False"))
+    flags = header.get("BinaryData"), header.get("CompressedData", "False")
+    if flags == ("True", "False") and order in ("True", "False") and "HeaderSize" not in header:
+        read_header(path, reader, expansion, source)
+        sizes = (reader.GetNumberOfScalarComponents(), *(last + 1 for last in reader.GetDataExtent()[1::2]))
+        is_swapped = (order == "True") != (sys.byteorder == "big")
+        array = np.moveaxis(mapped(source, reader, sizes, end if is_local else 0, is_swapped), 0, -1)
+    else:
+        array = volume_of(path, output_of(path, reader, expansion, source)).array
+    # Rows are the axes' directions, as in ITK; VTK takes the columns for them.
+    direction = np.reshape(reader.GetDataDirection(), (3, 3)).T
+    return volume_from_axes(path, array, direction * reader.GetDataSpacing(), np.array(reader.GetDataOrigin()))
+
+
+def _read_header(path: str) -> tuple[dict[str, str], int]:
+    """The fields of a MetaImage's header, and where it ends."""
+    fields, end = {}, 0
+    with open(path, "rb") as file:
+        for line in file.read(1 << 16).splitlines(keepends=True):
+            end += len(line)
+            key, _, value = (part.strip() for part in line.decode("latin-1").partition("="))
+            fields[key] = value
+            if key == "ElementDataFile":  # what follows are voxels
+                break
+    return fields, end
+
+
+def meta_header(frame: Frame, data: str) -> bytes:
+    """Of MetaImage. TransformMatrix holds the axes' directions one after the other, as ITK reads it."""
+    lines = [
+        "ObjectType = Image",
+        "NDims = 3",
+        "BinaryData = True",
+        "BinaryDataByteOrderMSB = False",
+        "CompressedData = False",
+        f"TransformMatrix = {figures(np.reshape(frame.geometry.direction, (3, 3)).T)}",
+        f"Offset = {figures(frame.geometry.origin)}",
+        f"ElementSpacing = {figures(frame.geometry.spacing)}",
+        "DimSize = {} {} {}".format(*frame.grid),
+        f"ElementNumberOfChannels = {frame.n_components}",
+        f"ElementType = {TYPES[frame.dtype.name]}",
+        f"ElementDataFile = {data}",
+    ]
+    return "\n".join([*lines, ""]).encode()

@@ -1,0 +1,119 @@
+"""NIfTI (.nii, .nii.gz): read by VTK, in the process of formats/vtk_process.py, and written. Source: nifti1.h."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+
+import numpy as np
+
+from formats.arrays import LazyArray
+from formats.common import MAX_EXPANSION, VolumeError, volume_from_axes
+from formats.slabs import Frame
+from utils import Volume
+
+MAX_AXIS = 32767  # voxels
+VECTOR_INTENT = 1007  # components, along the fifth axis
+TYPES = {
+    "int8": 256,
+    "int16": 4,
+    "int32": 8,
+    "int64": 1024,
+    "uint8": 2,
+    "uint16": 512,
+    "uint32": 768,
+    "uint64": 1280,
+    "float32": 16,
+    "float64": 64,
+}
+RGB, COMPLEX = (128, 2304), (32, 1792, 2048)  # types of voxels
+
+
+def read_nifti(path: str) -> Volume:
+    """NIfTI (.nii, .nii.gz): scaled values, in the space of the sform, or else of the qform; a series of its steps."""
+    from vtkmodules.vtkIOImage import vtkNIFTIImageReader
+
+    from formats.vtk_output import mapped, output_of, read_header, volume_of
+
+    reader = vtkNIFTIImageReader()
+    reader.TimeAsVectorOn()
+    is_packed = path.lower().endswith(".gz")
+    expansion = MAX_EXPANSION if is_packed else 1
+    read_header(path, reader, expansion)
+    header = reader.GetNIFTIHeader()
+    sizes = [header.GetDim(i) if i <= header.GetDim(0) else 1 for i in range(1, 8)]
+    is_rgb = header.GetDataType() in RGB
+    if header.GetDataType() in COMPLEX:
+        raise VolumeError(f"{path}: expected real values, found complex ones")
+    if math.prod(sizes[5:]) != 1 or (is_rgb and math.prod(sizes[3:]) != 1):
+        raise VolumeError(f"{path}: expected axes of space, time and components, found sizes {sizes}")
+    if is_packed or is_rgb:
+        array = volume_of(path, output_of(path, reader, expansion)).array
+        array = array.reshape(*array.shape[:3], sizes[3], -1)
+        array = array[:, :, ::-1] if reader.GetQFac() < 0 else array  # VTK has turned it over
+    else:
+        array = mapped(path, reader, tuple(sizes[:5]), int(header.GetVoxOffset()), bool(reader.GetSwapBytes()))
+    array = array[:, :, :, 0] if sizes[3] == 1 else np.moveaxis(array, 3, 0)
+    volume = _nifti_place(path, header, _scaled(array, header.GetSclSlope(), header.GetSclInter()))
+    if sizes[3] == 1:
+        return volume
+    step, start = abs(header.GetPixDim(4)) or 1.0, header.GetTOffset()
+    return dataclasses.replace(volume, geometry=volume.geometry.with_time(step, start))
+
+
+def _scaled(array: np.ndarray, slope: float, shift: float) -> np.ndarray | LazyArray:
+    """The values slope * array + shift, where NIfTI takes these for a scale."""
+    if not (math.isfinite(slope) and math.isfinite(shift) and slope != 0 and (slope, shift) != (1, 0)):
+        return array
+    is_narrow = array.dtype.itemsize <= 2 or array.dtype == np.float32
+    dtype = np.dtype(np.float32 if is_narrow else np.float64)
+    return LazyArray(array.shape, dtype, lambda box: (array[box] * np.float64(slope) + shift).astype(dtype))
+
+
+def _nifti_place(path: str, header, array: np.ndarray | LazyArray) -> Volume:
+    """The values in the place that a header gives them."""
+    lengths = np.abs([header.GetPixDim(i) or 1.0 for i in (1, 2, 3)])
+    name = header.GetIntentName().strip() or "sf"
+    if header.GetSFormCode() > 0:
+        rows = np.array([header.GetSRowX(), header.GetSRowY(), header.GetSRowZ()])
+        try:
+            return volume_from_axes(path, array, rows[:, :3], rows[:, 3], name=name)
+        except VolumeError:
+            if header.GetQFormCode() <= 0:  # the qform has right angles always
+                raise
+    if header.GetQFormCode() <= 0:
+        return volume_from_axes(path, array, np.diag(lengths), np.zeros(3), name=name)
+    b, c, d = header.GetQuaternB(), header.GetQuaternC(), header.GetQuaternD()
+    a = math.sqrt(max(1 - b * b - c * c - d * d, 0))
+    turn = np.array([
+        [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+        [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+        [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+    ])  # fmt: skip
+    lengths[2] *= -1 if header.GetPixDim(0) < 0 else 1
+    origin = [header.GetQOffsetX(), header.GetQOffsetY(), header.GetQOffsetZ()]
+    return volume_from_axes(path, array, turn * lengths, origin, name=name)
+
+
+def nifti_header(path: str, frame: Frame) -> bytes:
+    """NIfTI-1 in one file, no scaling; its space is that of the sform, in float32, no qform. Source: nifti1.h."""
+    c = frame.n_components
+    dim = (5, *frame.grid, 1, c, 1, 1) if c > 1 else (3, *frame.grid, 1, 1, 1, 1)
+    with np.errstate(over="ignore"):
+        floats = np.float32([*frame.geometry.spacing, *np.column_stack([frame.steps, frame.geometry.origin]).ravel()])
+    if not (np.isfinite(floats).all() and (floats[:3] > 0).all()):
+        raise VolumeError(
+            f"{path}: spacing and origin are float32 in NIfTI, found {frame.geometry.spacing}, {frame.geometry.origin}"
+        )
+    dtype, no_time = frame.dtype, (0.0,) * 4
+    return struct.pack(
+        "<i36x8h12x4h8f3f132x2h24x12f16s4s4x",
+        *(348, *dim),
+        *(VECTOR_INTENT if c > 1 else 0, TYPES[dtype.name], 8 * dtype.itemsize, 0),
+        *(1.0, *floats[:3], *no_time),
+        *(352.0, 1.0, 0.0),  # where the voxels begin; slope and intercept
+        *(0, 2),  # no qform, an aligned sform
+        *floats[3:],
+        *(b"", b"n+1"),
+    )

@@ -1,0 +1,193 @@
+"""NRRD. Source: teem.sourceforge.net/nrrd/format.html."""
+
+from __future__ import annotations
+
+import bz2
+import dataclasses
+import gzip
+import math
+import os
+import re
+import zlib
+
+import numpy as np
+
+from formats.common import MAX_EXPANSION, VolumeError, volume_from_axes
+from formats.slabs import Frame, figures
+from utils import Volume
+
+READ_TYPES = {
+    **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
+    **dict.fromkeys(("uchar", "unsigned char", "uint8", "uint8_t"), "u1"),
+    **dict.fromkeys(("short", "short int", "signed short", "signed short int", "int16", "int16_t"), "i2"),
+    **dict.fromkeys(("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"), "u2"),
+    **dict.fromkeys(("int", "signed int", "int32", "int32_t"), "i4"),
+    **dict.fromkeys(("uint", "unsigned int", "uint32", "uint32_t"), "u4"),
+    **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "int64", "int64_t"), "i8"),
+    **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
+    **{"float": "f4", "double": "f8"},
+}
+TYPES = {"float32": "float", "float64": "double"}  # the others have their NumPy names
+
+
+def read_nrrd(path: str) -> Volume:
+    """NRRD, of raw (memory-mapped), gzip, bzip2 or text data.
+
+    Not with vtkNrrdReader, which loses direction and units, mixes up the spacing of oriented volumes, turns over those
+    of left-handed spaces, and knows neither skipped bytes nor bzip2.
+    """
+    header, offset = _read_header(path)
+    try:
+        sizes = tuple(int(n) for n in header["sizes"].split())
+        dtype = np.dtype(READ_TYPES[header["type"]])
+        steps = _steps(header, len(sizes))
+        origin = _origin(header, steps)
+        if header["dimension"] != str(len(sizes)) or min(sizes) < 1:
+            raise ValueError(f"dimension {header['dimension']}, sizes {header['sizes']}")
+    except (KeyError, ValueError) as error:
+        raise VolumeError(f"{path}: not a readable NRRD header: {error}") from None
+    grid = [axis for axis, step in enumerate(steps) if step is not None]
+    is_spatial = {len(steps[axis]) for axis in grid} | {len(origin)} == {3}
+    kinds = header.get("kinds", "").split()
+    times = [axis for axis, kind in enumerate(kinds[: len(sizes)]) if kind == "time" and axis not in grid]
+    components = [axis for axis in range(len(sizes)) if axis not in (*grid, *times)]
+    if not 1 <= len(grid) <= 3 or len(times) > 1 or len(components) > 1 or not is_spatial:
+        raise VolumeError(
+            f"{path}: expected up to three axes in space, one of time and one of components, as its kinds or space "
+            f"directions say, found sizes {header['sizes']}, kinds {' '.join(kinds) or 'not given'}"
+        )
+    array = _data(path, header, offset, dtype, sizes).transpose(*times, *grid, *components)
+    lengths = [sizes[axis] for axis in (*times, *grid)] + [1] * (3 - len(grid))
+    array = array.reshape(*lengths, sizes[components[0]] if components else 1)
+    matrix = np.stack([steps[axis] for axis in grid], axis=1)
+    if len(grid) < 3:  # some axes at right angles to those that there are
+        matrix = np.hstack([matrix, np.linalg.svd(matrix)[0][:, len(grid) :]])
+    units = header.get("sample units", "").strip('"')
+    volume = volume_from_axes(path, array, matrix, origin, name=header.get("content") or "sf", units=units)
+    if not times:
+        return volume
+    if len(array) == 1:
+        return dataclasses.replace(volume, array=array[0])
+    step = _spacings(header, len(sizes))[times[0]]
+    return dataclasses.replace(volume, geometry=volume.geometry.with_time(step, 0.0))
+
+
+def _steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
+    """From voxel to voxel along each axis in space; None for those of components and of time."""
+    if "space directions" in header:
+        vectors = re.findall(r"none|\([^)]*\)", header["space directions"])
+        steps = [None if text == "none" else np.array(text.strip("()").split(","), float) for text in vectors]
+    else:
+        kinds = header.get("kinds", "").split() or ["domain"] * n_axes
+        is_grid = [kind in ("domain", "space", "???", "none") for kind in kinds]
+        places = iter(np.eye(3, dtype=float)[: sum(is_grid)])
+        lengths = _spacings(header, n_axes)
+        steps = [
+            length * next(places, np.zeros(0)) if is_axis else None
+            for length, is_axis in zip(lengths, is_grid, strict=True)
+        ]
+    if len(steps) != n_axes:
+        raise ValueError(f"{len(steps)} directions of {n_axes} axes")
+    return steps
+
+
+def _origin(header: dict[str, str], steps: list[np.ndarray | None]) -> np.ndarray:
+    """Where the first voxel lies. Without directions the axes say where they begin: at its middle, or at its edge."""
+    if "space origin" in header or "space directions" in header:
+        return np.array(header.get("space origin", "(0,0,0)").strip("()").split(","), float)
+    starts = _figures(header, "axis mins" if "axis mins" in header else "axismins", len(steps))
+    centers = header.get("centers", header.get("centerings", "")).split() or ["???"] * len(steps)
+    grid = [
+        (start, step.sum() / 2 if center == "cell" else 0.0)
+        for start, center, step in zip(starts, centers, steps, strict=True)
+        if step is not None
+    ]
+    origin = [start + half if math.isfinite(start) else 0.0 for start, half in grid[:3]]
+    return np.array(origin + [0.0] * (3 - len(origin)))
+
+
+def _spacings(header: dict[str, str], n_axes: int) -> list[float]:
+    """The length of a step along each axis, 1 where there is none."""
+    return [length if math.isfinite(length) else 1.0 for length in _figures(header, "spacings", n_axes)]
+
+
+def _figures(header: dict[str, str], field: str, n_axes: int) -> list[float]:
+    """The figure of each axis, NaN where there is none."""
+    found = [float(text) for text in header.get(field, "").split()] or [math.nan] * n_axes
+    if len(found) != n_axes:
+        raise ValueError(f"{len(found)} {field} of {n_axes} axes")
+    return found
+
+
+def _read_header(path: str) -> tuple[dict[str, str], int]:
+    """The fields of a NRRD header, and where its data begin."""
+    with open(path, "rb") as file:
+        start = file.read(1 << 20)
+    found = re.match(rb"NRRD000\d\r?\n(.*?)(?:\r?\n\r?\n|\r?\n?\Z)", start, re.S)
+    if not found:
+        raise VolumeError(f"{path}: not a NRRD file")
+    fields = re.findall(r"^([^#:\n]+): ?([^\r\n]*?)\s*$", found[1].decode("utf-8", "replace"), re.M)
+    return {key.strip().lower(): value for key, value in fields}, found.end()
+
+
+def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes: tuple[int, ...]) -> np.ndarray:
+    source = header.get("data file", header.get("datafile"))
+    if source is not None:
+        if source.split()[0] == "LIST" or "%" in source:
+            raise VolumeError(f"{path}: expected its voxels in one file, found data file: {source}")
+        source, offset = os.path.join(os.path.dirname(path), source), 0
+        if not os.path.isfile(source):
+            raise VolumeError(f"{path}: its data file {source} does not exist")
+    source = source or path
+    dtype = dtype.newbyteorder(">" if header.get("endian") == "big" else "<")
+    count, encoding = math.prod(sizes), header.get("encoding", "raw").lower()
+    skip = header.get("byte skip", header.get("byteskip", "0"))
+    lines = header.get("line skip", header.get("lineskip", "0"))
+    if lines != "0" or not re.fullmatch(r"-1|\d{1,15}" if encoding == "raw" else "0", skip):
+        raise VolumeError(f"{path}: {encoding}: cannot skip {lines} lines and {skip} bytes")
+    expected = count * dtype.itemsize
+    available = os.path.getsize(source) - offset
+    if encoding == "raw":
+        offset = os.path.getsize(source) - expected if skip == "-1" else offset + int(skip)
+        if offset < 0 or expected > os.path.getsize(source) - offset:
+            raise VolumeError(f"{source}: expected {expected} bytes of voxels, found {available}")
+        return np.memmap(source, dtype, "r", offset, sizes, order="F")
+    if expected > MAX_EXPANSION * available:
+        raise VolumeError(f"{source}: {available} bytes are too few for {expected} of voxels")
+    with open(source, "rb") as file:
+        file.seek(offset)
+        try:
+            if encoding in ("ascii", "text", "txt"):
+                values = np.array(file.read().split(), dtype.newbyteorder("="))
+            elif encoding in ("gzip", "gz", "bzip2", "bz2"):
+                unpacked = (gzip if encoding.startswith("g") else bz2).open(file)
+                values = np.frombuffer(unpacked.read(expected + dtype.itemsize), dtype)  # to the end: the checksum
+            else:
+                raise VolumeError(f"{path}: expected encoding raw, gzip, bzip2 or text, found {encoding}")
+        except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
+            raise VolumeError(f"{source}: its voxels cannot be read: {error}") from None
+    if len(values) != count:
+        raise VolumeError(f"{source}: expected {count} voxels, found {len(values)}")
+    return values.reshape(sizes, order="F")
+
+
+def nrrd_header(frame: Frame) -> bytes:
+    """Attached to its data, which are raw. Source: teem.sourceforge.net/nrrd/format.html."""
+    is_vector = frame.n_components > 1
+    vectors = " ".join(f"({figures(step, ',')})" for step in frame.steps.T)
+    sizes = " ".join(map(str, (*[frame.n_components] * is_vector, *frame.grid)))
+    lines = [
+        "NRRD0005",
+        f"content: {frame.geometry.name}",
+        f"type: {TYPES.get(frame.dtype.name, frame.dtype.name)}",
+        f"dimension: {3 + is_vector}",
+        f"sizes: {sizes}",
+        "space dimension: 3",
+        f"space directions: {'none ' * is_vector}{vectors}",
+        f"kinds: {'vector ' * is_vector}domain domain domain",
+        "endian: little",
+        "encoding: raw",
+        f"space origin: ({figures(frame.geometry.origin, ',')})",
+        *[f'sample units: "{frame.geometry.units}"'] * bool(frame.geometry.units),
+    ]
+    return "\n".join([*lines, "", ""]).encode()

@@ -1,0 +1,131 @@
+"""Files of positions and of the values there: .npy and .csv."""
+
+from __future__ import annotations
+
+import csv
+import os
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+
+from utils import UserError
+
+SUFFIXES = (".npy", ".csv")
+AXES = {1: "x", 2: "xy", 3: "xyz", 4: "txyz"}  # by their number
+LONGEST_SHOWN = 60  # characters of a line
+
+
+def points_path(path: str, points: str) -> str:
+    """Name of the file for the values at `points`: `path`, with the suffix of `points` when it has none.
+
+    Raises UserError for a suffix that cannot be written.
+    """
+    stem, suffix = os.path.splitext(path)
+    if not suffix:
+        return stem + (".csv" if os.path.splitext(points)[1].lower() == ".csv" else ".npy")
+    if suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: with --points, expected a name that ends in .npy or .csv")
+    return path
+
+
+def read_points(path: str, d_in: int) -> np.ndarray:
+    """Positions (n, d_in), float64, from a .npy file of that shape or a .csv file of that many columns.
+
+    A .csv file may begin with a line of the axes' names, or of ParaView's, in any order. Raises UserError.
+    """
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: expected positions in a file whose name ends in {' or '.join(SUFFIXES)}")
+    try:
+        points = _read_csv(path, d_in) if suffix == ".csv" else np.lib.format.open_memmap(path, mode="r")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # NumPy's parsers fail in many ways on a file that is no array
+        what = "lines of numbers" if suffix == ".csv" else "an array of NumPy's"
+        raise UserError(f"{path}: expected {what}: {error}") from None
+    if points.ndim != 2 or points.shape[1] != d_in or points.dtype.kind not in "iuf" or not len(points):
+        raise UserError(f"{path}: expected numbers of shape (n, {d_in}), found {points.dtype} {points.shape}")
+    return np.array(points, np.float64)
+
+
+def _read_csv(path: str, d_in: int) -> np.ndarray:
+    """The numbers of a .csv file (n, d_in), in the order of the axes where its first line names these.
+
+    Raises ValueError that names the line.
+    """
+    axes = list(AXES[d_in])
+    spellings = [axes] if "t" in axes else [axes, *([f"points{mark}{i}" for i in range(d_in)] for mark in ":_")]
+    with open(path, encoding="utf-8-sig") as file:
+        names = [name.strip().lower() for name in _cells(file.readline().lstrip("# "))]  # NumPy writes them with a #
+        n_headers = 0 if not names or any(map(_is_number, names)) else 1
+        columns = next((spelling for spelling in spellings if sorted(spelling) == sorted(names)), None)
+        if n_headers and columns is None:
+            expected = f"the names {','.join(axes)}, in any order, or {d_in} numbers with commas between them"
+            raise ValueError(f"line 1: expected {expected}, found {_shortened(','.join(names))}")
+        if not n_headers:
+            file.seek(0)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a file without numbers
+                table = np.loadtxt(file, delimiter=",", ndmin=2, quotechar='"')
+            if table.shape[1] != d_in:
+                raise ValueError("found none")
+        except ValueError as error:
+            file.seek(0)
+            raise ValueError(_first_wrong(file, n_headers, d_in) or error) from None
+    return table[:, [names.index(column) for column in columns]] if columns else table
+
+
+def _first_wrong(lines: Iterable[str], n_headers: int, d_in: int) -> str | None:
+    """What is wrong with the first line that is no position."""
+    for number, line in enumerate(lines, 1):
+        cells = _cells(line.partition("#")[0])
+        if number > n_headers and cells and not (len(cells) == d_in and all(map(_is_number, cells))):
+            return f"line {number}: expected {d_in} numbers with commas between them, found {_shortened(line.strip())}"
+    return None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
+
+
+def _cells(line: str) -> list[str]:
+    return next(csv.reader([line], skipinitialspace=True), [])
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def write_points(
+    path: str, suffix: str, name: str, points: np.ndarray, values: np.ndarray, gradients: np.ndarray | None
+) -> None:
+    """Write values (n, [components]) and gradients (n, [components,] d_in) at points (n, d_in).
+
+    A .npy file holds the values alone, or with gradients rows of the values and then each one's derivatives; a .csv
+    file rows of position, values and derivatives, below their names. Raises OSError.
+    """
+    values = values.reshape(len(points), -1)
+    d_in, d_out = points.shape[1], values.shape[1]
+    axes = AXES[d_in]
+    labels = [name] if d_out == 1 else [f"{name}_{c}" for c in range(d_out)]
+    columns = [values]
+    names = list(labels)
+    if gradients is not None:
+        columns.append(gradients.reshape(len(points), -1))
+        names += [f"d{label}/d{axis}" for label in labels for axis in axes]
+    table = np.column_stack(columns)
+    with open(path, "wb") as file:
+        if suffix == ".npy":
+            np.save(file, table if table.shape[1] > 1 else table[:, 0], allow_pickle=False)
+            return
+        quoted = ['"' + label.replace('"', '""') + '"' if set(label) & set(',"\n\r') else label for label in names]
+        file.write((",".join([*axes, *quoted]) + "\n").encode())
+        digits = "%.17g" if table.dtype == np.float64 else "%.9g"
+        form = ["%.17g"] * d_in + [digits] * table.shape[1]
+        np.savetxt(file, np.column_stack([points, table]), fmt=form, delimiter=",")

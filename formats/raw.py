@@ -1,0 +1,70 @@
+"""Arrays without a geometry: NumPy's .npy, and headerless files."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import tokenize
+from typing import BinaryIO
+
+import numpy as np
+
+from formats.arrays import LazyArray
+from formats.common import RawLayout, VolumeError
+from formats.slabs import Frame, slabs
+from utils import DTYPES, Geometry, Volume
+
+LIKE_COMPONENTS = (2, 3, 4)  # lengths of an axis that may as well be of components as of space
+RAW_NAME = re.compile(rf"_(\d+)x(\d+)x(\d+)_({'|'.join(DTYPES)})\.raw$")
+
+
+def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
+    """A NumPy array as a memory map, its axes as they are: of four, the first is time unless it is told otherwise.
+
+    Raises VolumeError, too, where nothing is told of four axes the last of which may be one of components.
+    """
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = reader(file)
+        if dtype.hasobject:
+            raise ValueError("holds Python objects, which are never unpickled")
+        # A memory map checks the announced shape against the file's length before anything is allocated.
+        array = np.load(path, mmap_mode="r", allow_pickle=False) if 0 not in shape else np.empty(shape, dtype)
+    except (ValueError, OSError, OverflowError, SyntaxError, tokenize.TokenError) as error:
+        raise VolumeError(f"{path}: not a readable NumPy array: {error}") from None
+    if d_in is d_out is None and array.ndim == 4 and array.shape[3] in LIKE_COMPONENTS:
+        raise VolumeError(
+            f"{path}: expected --d_in 4 (a time series) or --d_out {array.shape[3]} (components): four axes of shape "
+            f"{array.shape} may be either"
+        )
+    d_in = d_in or (4 if array.ndim - ((d_out or 1) > 1) > 3 else 3)
+    return Volume(array, Geometry.plain(d_in))
+
+
+def layout_of_name(path: str) -> RawLayout | None:
+    """What the name of a headerless file says by the convention of the Open SciVis data sets; None when it does not."""
+    found = RAW_NAME.search(path)
+    return RawLayout(tuple(int(n) for n in found.groups()[:3]), found[4]) if found else None
+
+
+def read_raw(path: str, layout: RawLayout) -> Volume:
+    """A headerless file as a memory map, whose bytes must be exactly those of `layout`."""
+    shape = layout.shape + (1,) * (3 - len(layout.shape))
+    dtype = np.dtype(layout.dtype).newbyteorder("<" if layout.endian == "little" else ">")
+    expected, found = math.prod(shape) * dtype.itemsize, os.path.getsize(path)
+    if found != expected:
+        sizes = " x ".join(map(str, layout.shape))
+        raise VolumeError(f"{path}: expected {expected} bytes for {sizes} of {layout.dtype}, found {found}")
+    array = np.memmap(path, dtype, "r", shape=shape, order="F") if expected else np.empty(shape, dtype)
+    return Volume(array[..., None], Geometry.plain(3))
+
+
+def write_npy(file: BinaryIO, frame: Frame, array: np.ndarray | LazyArray) -> None:
+    """NumPy's own format, in C order."""
+    header = {"descr": frame.dtype.str, "fortran_order": False, "shape": tuple(array.shape)}
+    np.lib.format.write_array_header_1_0(file, header)
+    for slab in slabs(array, frame.d_in, 0):
+        file.write(np.ascontiguousarray(slab, frame.dtype))

@@ -1,0 +1,174 @@
+"""Volume files -> checked volumes, whatever the format.
+
+`Volume.array[x, y, z]`: axis 0 is x, as in the original scripts. A file of a spatial format becomes an array (x, y, z,
+components) first. Most such formats store x fastest: the array is a transposed view.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+
+import numpy as np
+
+from formats import dicom, nrrd, raw, series, tiff, vtk_process
+from formats.common import RawLayout, VolumeError, suffix_of
+from utils import Volume, is_missing, read_in_boxes
+
+READERS = {
+    **dict.fromkeys((".nrrd", ".nhdr"), nrrd.read_nrrd),
+    **dict.fromkeys(vtk_process.READERS, vtk_process.read_by_vtk),
+    **dict.fromkeys((".tif", ".tiff"), tiff.read_tiff),
+}
+
+
+def read_volume(
+    path: str,
+    d_in: int | None = None,
+    d_out: int | None = None,
+    array: str | None = None,
+    layout: RawLayout | None = None,
+    fill: float | None = None,
+) -> Volume:
+    """Read a volume of `d_in` axes, with a last axis of `d_out` components when that is above 1.
+
+    Where these are None the file says it: three axes, four where a .npy array has as many besides its components or
+    where `path` is a pattern of names, a time series, and as many components as are left. array: the name of the one to
+    read of several. layout: of a headerless file. fill: the value of missing voxels. The array keeps its values and
+    type, in the machine's byte order; booleans become uint8. A file that can be mapped into memory is: nothing of it is
+    copied. Raises VolumeError for anything that is not a numeric volume of that form, finite where it is not missing.
+    """
+    if series.is_pattern(path):
+        if d_in not in (None, 4):
+            raise VolumeError(f"{path}: several files are a time series, of 4 axes: expected --d_in 4, found {d_in}")
+        return series.read_steps(path, lambda step: read_volume(step, 3, d_out, array, layout, fill))
+    volume = _read(path, d_in, d_out, array, layout)
+    values = _native(path, volume.array)
+    volume = dataclasses.replace(volume, array=values, fill=None if fill is None else _fill(path, values.dtype, fill))
+    _check(path, volume, d_in or volume.geometry.d_in, d_out)
+    return volume
+
+
+def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, layout: RawLayout | None) -> Volume:
+    """What is in a file, in the number of axes that is asked for where it can have it, unchecked."""
+    is_folder, suffix = os.path.isdir(path), suffix_of(path)
+    try:
+        with open(os.devnull if is_folder else path, "rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
+    is_npy = start[:6] == b"\x93NUMPY"
+    reader = dicom.read_dicom if is_folder else READERS.get(suffix)
+    if layout is not None and (is_npy or reader):
+        raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")
+    if array is not None and (is_npy or suffix not in vtk_process.OF_ARRAYS):
+        raise VolumeError(f"{path}: --array picks one of several arrays by its name, this one's has none")
+    layout = layout or raw.layout_of_name(path)
+    if is_npy:
+        return raw.read_npy(path, d_in, d_out)
+    if array is not None:
+        return _with_axes(vtk_process.read_by_vtk(path, array), d_in or 3)
+    if reader:
+        return _with_axes(reader(path), d_in or 3)
+    if layout is not None:
+        return _with_axes(raw.read_raw(path, layout), d_in or 3)
+    raise VolumeError(
+        f"{path}: expected a volume (.npy {' '.join(READERS)}, a folder of DICOM files, or a headerless file with "
+        f"--shape and --dtype or a name like a_256x256x128_uint8.raw), found {start!r}..."
+    )
+
+
+def _with_axes(volume: Volume, d_in: int) -> Volume:
+    """An array (x, y, z, components) without the axes of one voxel beyond `d_in`, and without a sole component's.
+
+    One of a time series keeps its four.
+    """
+    array, shape = volume.array, volume.array.shape
+    d_in = 4 if volume.geometry.d_in == 4 else min(d_in, 3)  # four of a single volume are refused
+    if math.prod(shape[d_in:-1]) == 1:
+        array = array.reshape(*shape[:d_in], shape[-1])
+    if shape[-1] == 1:
+        array = array[..., 0]
+    return dataclasses.replace(volume, array=array, geometry=volume.geometry.first_axes(0, d_in))
+
+
+def _native(path: str, array: np.ndarray) -> np.ndarray:
+    """`array` as one of integers or floats in the machine's byte order; copied only where that takes a copy."""
+    if array.dtype.kind == "b":
+        array = array.view(np.uint8)
+    if array.dtype.kind not in "iuf":
+        raise VolumeError(f"{path}: expected integers or floats, found dtype {array.dtype}")
+    dtype = array.dtype.newbyteorder("=")
+    if dtype.itemsize > 8:  # long double: no file format of ours and no network holds it
+        dtype = np.dtype(np.float64)
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        result = np.asarray(array).astype(dtype)  # a plain array: the copy is no memory map
+    n_changed = np.count_nonzero((result != array) & ~np.isnan(array)) if array.dtype.itemsize > 8 else 0
+    if n_changed:
+        print(f"warning: {path}: {n_changed} values of {array.dtype} rounded to float64", file=sys.stderr)
+    return result
+
+
+def _fill(path: str, dtype: np.dtype, fill: float) -> np.generic:
+    """`fill` in that dtype, rounded if it is one of floats. Raises VolumeError when the dtype has no such value."""
+    with np.errstate(over="ignore"):
+        found = np.array(fill).astype(dtype)[()] if dtype.kind == "f" else None
+    if dtype.kind != "f" and fill == fill and int(fill) == fill and np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
+        found = dtype.type(int(fill))
+    if found is None or np.isinf(found):
+        raise VolumeError(f"{path}: the fill value {fill} is none of its type, {dtype}")
+    return found
+
+
+def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
+    """Raise VolumeError unless this is a volume of that many axes and components, finite where it is not missing."""
+    array = volume.array
+    if volume.geometry.d_in < d_in:
+        found = f" of {array.shape[-1]} components" if array.ndim > volume.geometry.d_in else ""
+        if found and READERS.get(suffix_of(path)) is nrrd.read_nrrd:
+            found += ": a list axis is taken for components, only one of kind time for time"
+        raise VolumeError(
+            f"{path}: expected a time series (a pattern of files, or four axes in a file), found a single volume{found}"
+        )
+    if volume.geometry.d_in > d_in:
+        raise VolumeError(f"{path}: expected {d_in} axes, found a time series of {len(array)} steps")
+    d_out = d_out or (array.shape[-1] if array.ndim > d_in else 1)
+    expected = d_in + (d_out > 1)
+    if array.ndim != expected or (d_out > 1 and array.shape[-1] != d_out):
+        form = f"{d_in} axes" + (f" and {d_out} components" if d_out > 1 else "")
+        raise VolumeError(f"{path}: expected {form}, found shape {array.shape}")
+    if array.size == 0:
+        raise VolumeError(f"{path}: is empty: shape {array.shape}")
+    if not all(0 < s < math.inf for s in volume.geometry.spacing):
+        raise VolumeError(f"{path}: expected a positive spacing, found {volume.geometry.spacing}")
+    if not volume.geometry.is_orthonormal:
+        direction = np.reshape(volume.geometry.direction, (3, 3))
+        raise VolumeError(f"{path}: expected axes of unit length, at right angles, found {direction.T.tolist()}")
+    try:
+        low, high = volume.value_limits  # NaN when there is one
+    except ValueError as error:
+        raise VolumeError(f"{path}: {error}: all of its values are the fill value {volume.fill}") from None
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise VolumeError(f"{path}: expected finite values, found {_not_finite(volume.values, volume.fill)}")
+    with np.errstate(over="ignore"):
+        if not np.isfinite(float(high.max()) - float(low.min())):
+            raise VolumeError(f"{path}: the range of its values, {low.min()} to {high.max()}, overflows float64")
+
+
+def _not_finite(values: np.ndarray, fill: np.generic | None) -> str:
+    """How many values (..., components) are NaN or infinite and not missing, and where the first is; part by part."""
+    n_nan, count, first = 0, 0, ()
+    for box, part in read_in_boxes(values):
+        bad = ~np.isfinite(part) & ~is_missing(part, fill)[..., None]
+        if not count and bad.any():
+            *grid, component = np.unravel_index(np.argmax(bad), bad.shape)
+            first = tuple(int(i) + cut.start for i, cut in zip(grid, box, strict=True))
+            first += (int(component),) if values.shape[-1] > 1 else ()
+        count += np.count_nonzero(bad)
+        n_nan += np.count_nonzero(np.isnan(part) & bad)
+    hint = ": train.py --fill nan takes NaN as missing" if n_nan == count and fill is None else ""
+    return f"{count} NaN or infinite ones, the first at {first}{hint}"

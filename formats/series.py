@@ -1,0 +1,119 @@
+"""A time series as files: a pattern of names that is read as one volume [t, x, y, z], and a file per step with the
+.pvd collection by which ParaView plays them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from formats.arrays import StackedSteps
+from formats.common import VolumeError
+from utils import Volume
+
+UNEVEN = 1e-3  # steps by which a time may differ from one of equal steps
+OTHER_FILES = 256  # that a process may have open
+
+# --- read -------------------------------------------------------------------------------------------
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a name stands for several files: it has a wildcard (*, ?, [...]), and nothing is called so."""
+    return any(c in path for c in "*?[") and not os.path.exists(path)
+
+
+def files_of(path: str) -> list[str]:
+    """The files that a pattern stands for, in natural order: step_2 before step_10; a plain name is its own file."""
+
+    def natural(name: str) -> list[tuple[str, int]]:
+        return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+
+    return sorted(sorted(glob.glob(path)), key=natural) if is_pattern(path) else [path]
+
+
+def read_steps(pattern: str, read: Callable[[str], Volume]) -> Volume:
+    """The volumes in the files of a pattern as one, time its first axis. `read(path)` reads one of them.
+
+    Files that are mapped into memory stay so: the array is their `Steps`. The step and start of time are those of the
+    files where they say so in equal steps, else 1 and 0. Raises VolumeError when there is no such file, or when one
+    differs from the first in anything but values and time.
+    """
+    paths = files_of(pattern)
+    if not paths:
+        raise VolumeError(f"{pattern}: expected files of that pattern, found none")
+    _allow_open_files(len(paths))
+    first = read(paths[0])
+    arrays, times = [], []
+    for i, path in enumerate(paths):
+        volume = read(path) if i else first
+        _check_alike(path, volume, paths[0], first)
+        arrays.append(volume.array)
+        times.append(volume.time)
+    step, start = _steps_of_time(pattern, times)
+    geometry = first.geometry.with_time(step, start)
+    return dataclasses.replace(first, array=StackedSteps(arrays), geometry=geometry, time=None)
+
+
+def _allow_open_files(count: int) -> None:
+    """Have this process keep so many files open, as far as the system lets it: a map needs its own."""
+    try:
+        import resource
+    except ImportError:  # Windows, which does not count them
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < (needed := min(count + OTHER_FILES, hard)):
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _check_alike(path: str, volume: Volume, first_path: str, first: Volume) -> None:
+    pairs = [("shape", volume.array.shape, first.array.shape), ("dtype", volume.array.dtype, first.array.dtype)]
+    for key in ("spacing", "origin", "direction", "units"):
+        pairs.append((key, getattr(volume.geometry, key), getattr(first.geometry, key)))
+    for key, found, expected in pairs:
+        if found != expected:
+            raise VolumeError(f"{path}: expected {key} {expected}, as in {first_path}, found {found}")
+
+
+def _steps_of_time(pattern: str, times: list[float | None]) -> tuple[float, float]:
+    """Step and start of time of a series."""
+    if None in times:
+        return 1.0, 0.0
+    step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
+    even = times[0] + step * np.arange(len(times))
+    if math.isfinite(step) and step > 0 and (np.abs(even - times) <= UNEVEN * step).all():
+        return step, times[0]
+    print(f"warning: {pattern}: its times are not in equal steps: taken as 0, 1, 2, ...", file=sys.stderr)
+    return 1.0, 0.0
+
+
+# --- written ----------------------------------------------------------------------------------------
+
+
+def step_path(path: str, step: int) -> str:
+    """The file of one step: recon.vti -> recon_0003.vti."""
+    stem, suffix = os.path.splitext(path)
+    return f"{stem}_{step:04d}{suffix}"
+
+
+def collection_path(path: str) -> str:
+    """The file that names all steps: recon.vti -> recon.pvd."""
+    return os.path.splitext(path)[0] + ".pvd"
+
+
+def collection(times: Mapping[str, float]) -> bytes:
+    """The content of a .pvd file beside the files of the steps, whose times are given."""
+    lines = [
+        f'<DataSet timestep="{time!r}" part="0" file={quoteattr(os.path.basename(path))}/>'
+        for path, time in times.items()
+    ]
+    head = '<?xml version="1.0" encoding="UTF-8"?>\n<VTKFile type="Collection" version="0.1">\n<Collection>\n'
+    return (head + "\n".join(lines) + "\n</Collection>\n</VTKFile>\n").encode()

@@ -1,0 +1,104 @@
+"""A volume in the order of files, slab by slab: it may be larger than memory.
+
+`array[box]` is asked for SLAB_BYTES at a time, or for one plane of voxels where that is more, and every voxel once.
+Memory holds three such slabs at most: the last one, the same in the order of the file, and the next. What it takes to
+evaluate a slab comes on top.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from formats.arrays import LazyArray
+from utils import Geometry, Volume
+
+SLAB_BYTES = 1 << 26
+
+
+class Frame(NamedTuple):
+    """What the header of a file says of a volume.
+
+    d_in: grid axes of the array. grid, geometry: of three axes always. dtype: as stored, little-endian.
+    """
+
+    d_in: int
+    grid: tuple[int, ...]
+    n_components: int
+    dtype: np.dtype
+    geometry: Geometry
+    time: float | None
+
+    def of(self, array: np.ndarray | LazyArray) -> Frame:
+        """The same with the components and type of another array on the grid."""
+        return self._replace(n_components=math.prod(array.shape[self.d_in :]), dtype=_with_float16(array.dtype))
+
+    @property
+    def steps(self) -> np.ndarray:
+        """The way from a voxel to the next along each axis: (3, 3), a column per axis."""
+        return np.reshape(self.geometry.direction, (3, 3)) * self.geometry.spacing
+
+
+def frame_of(volume: Volume, has_float16: bool) -> Frame:
+    """The frame of a volume in a format that has 16-bit floats, or has not."""
+    given, shape, dtype = volume.geometry, volume.array.shape, np.dtype(volume.array.dtype)
+    geometry = Geometry(
+        tuple(map(float, (*given.spacing, 1, 1)[:3])),
+        tuple(map(float, (*given.origin, 0, 0)[:3])),
+        given.direction,
+        printable(given.name),
+        printable(given.units),
+    )
+    stored = dtype.newbyteorder("<") if has_float16 else _with_float16(dtype)
+    return Frame(
+        given.d_in, (*shape[: given.d_in], 1, 1)[:3], math.prod(shape[given.d_in :]), stored, geometry, volume.time
+    )
+
+
+def _with_float16(dtype: np.dtype) -> np.dtype:
+    """The type that holds the values of `dtype` in formats that have no float16."""
+    return np.dtype("<f4") if dtype == np.float16 else np.dtype(dtype).newbyteorder("<")
+
+
+def printable(text: str) -> str:
+    """On one line, so that a name in a file from elsewhere cannot add to a header."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+
+
+def figures(values: np.ndarray | tuple[float, ...], separator: str = " ") -> str:
+    """Decimals that give the same float64 again."""
+    return separator.join(repr(float(v)) for v in np.ravel(values))
+
+
+def slabs(array: np.ndarray | LazyArray, d_in: int, axis: int) -> Iterator[np.ndarray]:
+    """The array in slabs along one of its axes."""
+    n = array.shape[axis]
+    per_plane = math.prod(array.shape) * array.dtype.itemsize // n
+    step = max(1, SLAB_BYTES // per_plane)
+    for start in range(0, n, step):
+        box = [slice(0, length) for length in array.shape[:d_in]]
+        box[axis] = slice(start, min(start + step, n))
+        yield array[tuple(box)]
+
+
+def x_fastest(array: np.ndarray | LazyArray, frame: Frame) -> Iterator[np.ndarray]:
+    """The values in the order of most files: x fastest, a voxel's components together."""
+    d_in = frame.d_in
+    for slab in slabs(array, d_in, d_in - 1):
+        order = (*reversed(range(d_in)), *range(d_in, slab.ndim))
+        yield np.ascontiguousarray(slab.transpose(order), frame.dtype)
+
+
+def planar(array: np.ndarray | LazyArray, frame: Frame) -> Iterator[np.ndarray]:
+    """The values x fastest, the components slowest; an array larger than a slab is asked for once per component."""
+    if frame.n_components == 1:
+        yield from x_fastest(array, frame)
+        return
+    if math.prod(array.shape) * array.dtype.itemsize <= SLAB_BYTES:
+        (array,) = slabs(array, frame.d_in, 0)
+    for component in range(frame.n_components):
+        for part in x_fastest(array, frame):
+            yield np.ascontiguousarray(part[..., component])

@@ -1,0 +1,158 @@
+"""VTK's own formats: image data in XML (.vti) and in HDF5 (.vtkhdf, .hdf), and legacy structured points (.vtk).
+
+Read by VTK, in the process of formats/vtk_process.py, where alone VTK is imported; .vti is written by hand, since a
+volume larger than memory is written slab by slab.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import BinaryIO
+from xml.sax.saxutils import escape
+
+import numpy as np
+
+from formats.arrays import LazyArray
+from formats.common import VolumeError
+from formats.slabs import Frame, figures, printable, x_fastest
+from utils import Volume
+
+BLOCK_BYTES = 1 << 16  # of a .vti file, compressed one by one
+ZLIB_LEVEL = 5  # VTK's own
+
+# --- read -------------------------------------------------------------------------------------------
+
+
+def read_vti(path: str, name: str | None = None) -> Volume:
+    """VTK image data in XML."""
+    from vtkmodules.vtkIOXML import vtkXMLImageDataReader
+
+    from formats.vtk_output import output_of, volume_of
+
+    reader = vtkXMLImageDataReader()
+    if not reader.CanReadFile(path):
+        raise VolumeError(f"{path}: not VTK image data")
+    return volume_of(path, output_of(path, reader), name)
+
+
+def read_legacy(path: str, name: str | None = None) -> Volume:
+    """VTK's legacy format, structured points."""
+    from vtkmodules.vtkIOLegacy import vtkStructuredPointsReader
+
+    from formats.vtk_output import output_of, volume_of
+
+    reader = vtkStructuredPointsReader()
+    reader.ReadAllScalarsOn()
+    reader.ReadAllVectorsOn()
+    reader.ReadAllFieldsOn()
+    image = output_of(path, reader, 8)  # an array of bits grows so much
+    data = image.GetPointData()
+    expected = sum(data.GetArray(i).GetNumberOfValues() for i in range(data.GetNumberOfArrays()) if data.GetArray(i))
+    if (found := _numbers_of_text(path)) is not None and found < expected:
+        raise VolumeError(f"{path}: truncated: expected {expected} numbers, found {found}")
+    return volume_of(path, image, name)
+
+
+def _numbers_of_text(path: str) -> int | None:
+    """How many values a legacy file of text holds, which VTK does not mind; None for one of binary data."""
+    with open(path, "rb") as file:
+        lines = (line.split() for line in file)
+        next(lines), next(lines)
+        if next(lines) != [b"ASCII"]:
+            return None
+        return sum(len(words) for words in lines if words and re.fullmatch(rb"(?i)[-+.\d].*|nan|inf", words[0]))
+
+
+def read_vtkhdf(path: str, name: str | None = None) -> Volume:
+    """VTK image data in HDF5, of one time step."""
+    from vtkmodules.vtkIOHDF import vtkHDFReader
+
+    from formats.vtk_output import output_of, volume_of
+
+    reader = vtkHDFReader()
+    if not reader.CanReadFile(path):
+        raise VolumeError(f"{path}: not a VTKHDF file")
+    image = output_of(path, reader)
+    if not image.IsA("vtkImageData"):
+        raise VolumeError(f"{path}: expected image data, found {image.GetClassName()}")
+    if reader.GetNumberOfSteps() > 1:
+        raise VolumeError(f"{path}: expected one time step, found {reader.GetNumberOfSteps()}")
+    return volume_of(path, image, name)
+
+
+# --- written ----------------------------------------------------------------------------------------
+
+
+def write_vti(file: BinaryIO, frame: Frame, arrays: Mapping[str, np.ndarray | LazyArray]) -> None:
+    """VTK image data in XML: one piece, its arrays appended as blocks that zlib has compressed. Source: VTK's
+    documentation of its XML file formats.
+    """
+    offsets = [0] * len(arrays)
+    file.write(_vti_header(frame, arrays, offsets))
+    start = file.tell()
+    for i, array in enumerate(arrays.values()):
+        offsets[i] = file.tell() - start
+        own = frame.of(array)
+        n_bytes = math.prod(array.shape) * own.dtype.itemsize
+        n_blocks = -(-n_bytes // BLOCK_BYTES)
+        table = np.array([n_blocks, BLOCK_BYTES, n_bytes % BLOCK_BYTES, *[0] * n_blocks], "<u8")
+        at = file.tell()
+        file.write(table)
+        for k, block in enumerate(_blocks(x_fastest(array, own))):
+            table[3 + k] = file.write(zlib.compress(block, ZLIB_LEVEL))
+        end = file.tell()
+        file.seek(at)
+        file.write(table)
+        file.seek(end)
+    file.write(b"\n</AppendedData>\n</VTKFile>\n")
+    file.seek(0)
+    file.write(_vti_header(frame, arrays, offsets))
+
+
+def _vti_header(frame: Frame, arrays: Mapping[str, np.ndarray | LazyArray], offsets: list[int]) -> bytes:
+    """All before the appended data; of one length whatever the offsets."""
+
+    def quoted(name: str) -> str:
+        return escape(printable(name), {'"': "&quot;"})
+
+    extent = "0 {} 0 {} 0 {}".format(*(n - 1 for n in frame.grid))
+    names, place = list(map(quoted, arrays)), frame.geometry
+    time = f'<DataArray type="Float64" Name="TimeValue" NumberOfTuples="1" format="ascii">{frame.time!r}</DataArray>'
+    lines = [
+        '<?xml version="1.0"?>',
+        '<VTKFile type="ImageData" version="1.0" byte_order="LittleEndian" header_type="UInt64" '
+        'compressor="vtkZLibDataCompressor">',
+        f'<ImageData WholeExtent="{extent}" Origin="{figures(place.origin)}" Spacing="{figures(place.spacing)}" '
+        f'Direction="{figures(place.direction)}">',
+        *[f"<FieldData>\n{time}\n</FieldData>"] * (frame.time is not None),
+        f'<Piece Extent="{extent}">',
+        f'<PointData Scalars="{names[0]}">',
+    ]
+    for i, (name, array, offset) in enumerate(zip(names, arrays.values(), offsets, strict=True)):
+        own = frame.of(array)
+        kind = own.dtype.name.title().replace("Ui", "UI")
+        position = f'format="appended" offset="{offset}"'.ljust(45)
+        lines.append(f'<DataArray type="{kind}" Name="{name}" NumberOfComponents="{own.n_components}" {position}>')
+        if frame.geometry.units and i == 0:
+            lines.append(f'<InformationKey name="UNITS_LABEL" location="vtkDataArray">{escape(frame.geometry.units)}')
+            lines.append("</InformationKey>")
+        lines.append("</DataArray>")
+    lines += ["</PointData>", "</Piece>", "</ImageData>", '<AppendedData encoding="raw">', "_"]
+    return "\n".join(lines).encode()
+
+
+def _blocks(parts: Iterator[np.ndarray]) -> Iterator[bytes]:
+    """The bytes of all parts, cut anew into blocks."""
+    rest = b""
+    for part in parts:
+        data = memoryview(part).cast("B")
+        while len(rest) + len(data) >= BLOCK_BYTES:
+            taken = BLOCK_BYTES - len(rest)
+            yield b"".join((rest, data[:taken]))
+            rest, data = b"", data[taken:]
+        rest = b"".join((rest, data))
+    if rest:
+        yield rest

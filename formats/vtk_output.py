@@ -1,0 +1,95 @@
+"""What VTK's readers make of a file: a volume, or the reason why there is none."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+
+import numpy as np
+from vtkmodules.util.numpy_support import get_numpy_array_type, vtk_to_numpy
+from vtkmodules.vtkCommonCore import vtkDataArray, vtkOutputWindow, vtkStringOutputWindow
+from vtkmodules.vtkCommonDataModel import vtkDataObject
+from vtkmodules.vtkCommonExecutionModel import vtkStreamingDemandDrivenPipeline as Pipeline
+
+from formats.common import MAX_EXPANSION, VolumeError
+from utils import Geometry, Volume
+
+
+def output_of(path: str, reader, expansion: int = MAX_EXPANSION, source: str | None = None):
+    """What a VTK reader makes of a file. Raises VolumeError when it cannot, with its reason."""
+    said = read_header(path, reader, expansion, source)
+    reader.Update()
+    if (failed := _failure(said)) or reader.GetErrorCode():
+        raise VolumeError(f"{path}: VTK cannot read it: {failed or 'damaged or truncated'}")
+    return reader.GetOutputDataObject(0)
+
+
+def read_header(path: str, reader, expansion: int, source: str | None = None) -> vtkStringOutputWindow:
+    """Have a VTK reader read a file's header. Returns where it will tell of errors. Raises VolumeError.
+
+    A file (or the `source` of its data) of which one byte would have to become more than `expansion` is refused
+    before VTK allocates what its header announces.
+    """
+    said = vtkStringOutputWindow()
+    vtkOutputWindow.SetInstance(said)
+    reader.SetFileName(path)
+    reader.UpdateInformation()
+    if (failed := _failure(said)) or reader.GetErrorCode():
+        raise VolumeError(f"{path}: VTK cannot read it: {failed or 'damaged or truncated'}")
+    expected, found = _announced(reader.GetOutputInformation(0)), os.path.getsize(source or path)
+    if expected > expansion * found:
+        raise VolumeError(f"{path}: truncated: expected {expected} bytes of voxels, found {found} bytes in all")
+    return said
+
+
+def mapped(path: str, reader, sizes: tuple[int, ...], offset: int, is_swapped: bool) -> np.ndarray:
+    """The voxels that a file holds as they are from `offset` on, the first of `sizes` fastest: a memory map.
+
+    Their type is what the reader has found in the header. Raises VolumeError when there are too few.
+    """
+    dtype = np.dtype(get_numpy_array_type(reader.GetDataScalarType())).newbyteorder("S" if is_swapped else "=")
+    expected, found = math.prod(sizes) * dtype.itemsize, os.path.getsize(path) - offset
+    if min(sizes) < 1 or not 0 < expected <= found or offset < 0:
+        raise VolumeError(f"{path}: truncated: expected {expected} bytes of voxels, found {found}")
+    return np.memmap(path, dtype, "r", offset, sizes, order="F")
+
+
+def _failure(said: vtkStringOutputWindow) -> str | None:
+    """The first error that VTK has told of; some it calls warnings."""
+    found = re.search(r"(?:ERROR: .*\n(?:.*\): )?(.+)|(Error reading.+))", said.GetOutput())
+    return found and " ".join((found[1] or found[2]).split())
+
+
+def _announced(information) -> int:
+    """Bytes of the scalars that a file's header announces, of one byte a voxel where their type is not known yet."""
+    extent = information.Get(Pipeline.WHOLE_EXTENT()) if information.Has(Pipeline.WHOLE_EXTENT()) else (0, -1)
+    count = math.prod(max(last - first + 1, 0) for first, last in zip(extent[::2], extent[1::2], strict=True))
+    scalars = vtkDataObject.GetActiveFieldInformation(information, vtkDataObject.FIELD_ASSOCIATION_POINTS, 0)
+    if scalars and scalars.Has(vtkDataObject.FIELD_ARRAY_TYPE()):
+        count *= vtkDataArray.GetDataTypeSize(scalars.Get(vtkDataObject.FIELD_ARRAY_TYPE()))
+    if scalars and scalars.Has(vtkDataObject.FIELD_NUMBER_OF_COMPONENTS()):
+        count *= max(scalars.Get(vtkDataObject.FIELD_NUMBER_OF_COMPONENTS()), 1)
+    return count
+
+
+def volume_of(path: str, image, name: str | None = None) -> Volume:
+    """The array `name` (or the scalars, or else the first) on the points of a vtkImageData; none of it is copied."""
+    data = image.GetPointData()
+    arrays = {data.GetArrayName(i): data.GetArray(i) for i in range(data.GetNumberOfArrays()) if data.GetArray(i)}
+    if name is not None and name not in arrays:
+        raise VolumeError(f"{path}: holds no array {name!r}, only {', '.join(map(repr, arrays)) or 'none'}")
+    values = arrays[name] if name is not None else data.GetScalars() or data.GetArray(0)
+    shape = image.GetDimensions()
+    if values is None or values.GetNumberOfTuples() != math.prod(shape):
+        raise VolumeError(f"{path}: expected an array on the points of an image, found none")
+    array = vtk_to_numpy(values).reshape(*shape[::-1], values.GetNumberOfComponents()).transpose(2, 1, 0, 3)
+    matrix, spacing = image.GetDirectionMatrix(), image.GetSpacing()
+    direction = np.array([[matrix.GetElement(i, j) for j in range(3)] for i in range(3)])
+    origin = tuple((image.GetOrigin() + direction @ np.multiply(spacing, image.GetExtent()[::2])).tolist())
+    units = values.GetInformation().Get(vtkDataArray.UNITS_LABEL()) or ""
+    times = image.GetFieldData().GetArray("TimeValue")
+    time = times.GetTuple1(0) if times and times.GetNumberOfValues() == 1 else None
+    direction = tuple(direction.ravel().tolist())
+    geometry = Geometry(spacing, origin, direction, values.GetName() or "sf", units)
+    return Volume(array, geometry, time=time)

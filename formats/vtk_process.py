@@ -1,0 +1,113 @@
+"""What VTK reads, in a process of its own: VTK crashes on damaged files, and prints what it likes.
+
+The process writes to its stdout a line of JSON, of the volume or of an error, and then the voxels, x fastest. Those
+that a file holds as they are it leaves there, and says where.
+
+Voxels keep the order of their file, where VTK turns some over. World coordinates are those of the file, unconverted:
+the axes of MetaImage point left, posterior, superior, those of NIfTI right, anterior, superior.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+from formats import metaimage, nifti, vtk_images
+from formats.common import VolumeError, suffix_of
+from utils import Geometry, Volume
+
+READERS = {
+    ".vti": vtk_images.read_vti,
+    ".vtk": vtk_images.read_legacy,
+    **dict.fromkeys((".vtkhdf", ".hdf"), vtk_images.read_vtkhdf),
+    **dict.fromkeys((".mhd", ".mha"), metaimage.read_meta),
+    **dict.fromkeys((".nii", ".nii.gz"), nifti.read_nifti),
+}
+OF_ARRAYS = (".vti", ".vtk", ".vtkhdf", ".hdf")  # files of several arrays
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from formats import vtk_process; vtk_process.main(*sys.argv[2:])"
+
+# --- the parent -------------------------------------------------------------------------------------
+
+
+def read_by_vtk(path: str, name: str | None = None) -> Volume:
+    """The volume in a file, or the array of that name in it. Raises VolumeError."""
+    # -P: without it, modules would be looked for in the current folder.
+    command = [sys.executable, "-P", "-c", CHILD, ROOT, path, *([] if name is None else [name])]
+    null = subprocess.DEVNULL
+    with subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null) as child:
+        try:
+            found = json.loads(child.stdout.readline() or "{}")
+            shape, dtype, place = (found.pop(key, None) for key in ("shape", "dtype", "map"))
+            is_whole = place is not None
+            if shape and not is_whole:
+                *times, n_x, n_y, n_z, n_components = shape
+                array = np.empty((*times, n_z, n_y, n_x, n_components), dtype)
+                is_whole = child.stdout.readinto(array.reshape(-1).view("u1")) == array.nbytes
+                array = array.swapaxes(-2, -4)
+        finally:
+            child.kill()
+    if "error" in found:
+        raise VolumeError(found["error"])
+    if not is_whole:
+        raise VolumeError(f"{path}: damaged, or larger than the memory: VTK's reader dies of it")
+    if place:
+        array = _mapped(*place, shape, dtype)
+    geometry = {key: tuple(value) if isinstance(value, list) else value for key, value in found["geometry"].items()}
+    return Volume(array, Geometry(**geometry), time=found["time"])
+
+
+def _mapped(path: str, offset: int, strides: list[int], shape: list[int], dtype: str) -> np.ndarray:
+    """The values that a file holds, `strides` bytes apart along the axes, as a memory map."""
+    order = sorted(range(len(shape)), key=strides.__getitem__)  # fastest first
+    array = np.memmap(path, dtype, "r", offset, tuple(shape[axis] for axis in order), order="F")
+    return array.transpose(np.argsort(order))
+
+
+# --- the child --------------------------------------------------------------------------------------
+
+
+def main(path: str, *names: str) -> None:
+    """Write the volume in a file, or the one of that name in it, to stdout."""
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # where VTK prints
+    _limit_memory()
+    try:
+        volume = READERS[suffix_of(path)](path, *names)
+    except VolumeError as error:
+        out.write(json.dumps({"error": str(error)}).encode() + b"\n")
+        return
+    array = volume.array
+    header = {"shape": array.shape, "dtype": array.dtype.str, "time": volume.time}
+    header["geometry"] = dataclasses.asdict(volume.geometry)
+    if is_mapped := isinstance(array, np.memmap):
+        header["map"] = [array.filename, array.offset, array.strides]
+    out.write(json.dumps(header).encode() + b"\n")
+    for box in () if is_mapped else _slices(array.shape):
+        out.write(memoryview(np.ascontiguousarray(array[box].swapaxes(-2, -4))).cast("B"))
+    out.close()
+
+
+def _slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Boxes of one place along z, and of one step if there are any, of an array ((t,) x, y, z, components)."""
+    *times, _, _, n_z, _ = shape
+    for *before, z in itertools.product(*(range(n) for n in (*times, n_z))):
+        yield (*(slice(t, t + 1) for t in before), slice(None), slice(None), slice(z, z + 1))
+
+
+def _limit_memory() -> None:
+    """What damaged headers ask for beyond the machine's memory is not given."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,0 +1,113 @@
+"""Volumes -> files, whatever the format."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from cli.files import atomic_write
+from formats import metaimage, nifti, nrrd, raw, vtk_images
+from formats.arrays import LazyArray
+from formats.common import VolumeError, suffix_of
+from formats.slabs import frame_of, planar, x_fastest
+from utils import Volume
+
+SUFFIXES = (".vti", ".npy", ".raw", ".nrrd", ".mhd", ".mha", ".nii", ".nii.gz")
+GZIP_LEVEL = 5
+DEFLATE_MOST = 1032  # bytes that become one, whatever they are
+
+
+def output_path(path: str) -> str:
+    """`path` with .vti appended when it has no suffix. Raises VolumeError for one that cannot be written."""
+    suffix = suffix_of(path)
+    if not suffix:
+        return path + ".vti"
+    if suffix not in SUFFIXES:
+        raise VolumeError(f"{path}: cannot write {suffix} files, only {', '.join(SUFFIXES)}")
+    return path
+
+
+def output_files(path: str, shape: tuple[int, ...], dtype: np.dtype, n_components: int = 1) -> list[str]:
+    """The files that `write_volume` makes for `path`, the one to open first, of values on a grid of that shape.
+
+    A headerless file says in its name what it holds: a.raw becomes a_80x64x56_float32.raw. The voxels of a.mhd are in
+    a.raw. Raises VolumeError for what the format cannot hold.
+    """
+    suffix, (stem, dot) = suffix_of(path), os.path.splitext(path)
+    if len(shape) > 3 and suffix != ".npy":
+        raise VolumeError(f"{path}: holds up to three axes, found shape {shape}: use .npy")
+    if suffix == ".raw":
+        if n_components > 1:
+            raise VolumeError(f"{path}: the name of a .raw file has no place for {n_components} components: use .nrrd")
+        sizes = "x".join(map(str, (*shape, 1, 1)[:3]))
+        given = re.search(r"_\d+x\d+x\d+_[^_]+$", os.path.basename(stem))
+        if given and given[0] != f"_{sizes}_{dtype}":
+            raise VolumeError(f"{path}: expected a name that ends in _{sizes}_{dtype}{dot}, or that says nothing of it")
+        return [path if given else f"{stem}_{sizes}_{dtype}{dot}"]
+    if suffix in (".mhd", ".mha") and dtype in (np.int64, np.uint64):
+        raise VolumeError(f"{path}: MetaImage cannot hold {dtype} so that VTK reads it: use .nrrd")
+    if suffix == ".mhd":
+        data = os.path.basename(stem) + ".raw"
+        if "%" in data or data.startswith("LIST"):  # patterns and lists of files
+            raise VolumeError(f"{path}: the header cannot name its data {data}: use .mha")
+        return [path, f"{stem}.raw"]
+    if suffix in (".nii", ".nii.gz") and max(*shape, n_components) > nifti.MAX_AXIS:
+        raise VolumeError(f"{path}: NIfTI holds up to {nifti.MAX_AXIS} voxels an axis, found shape {shape}: use .nrrd")
+    return [path]
+
+
+def least_bytes(path: str, n_bytes: int) -> int:
+    """The bytes that the disk needs at least for a file of so many bytes of values."""
+    return n_bytes // DEFLATE_MOST if suffix_of(path) in (".vti", ".nii.gz") else n_bytes
+
+
+def write_volume(
+    path: str,
+    volume: Volume,
+    extra: Mapping[str, np.ndarray | LazyArray] | None = None,
+    stack: contextlib.ExitStack | None = None,
+) -> None:
+    """Write `volume` to `path`, in the format that its suffix names: all of its files (see `output_files`) or none.
+
+    extra: further arrays on the same grid by name, which only .vti holds. stack: at whose end the files take their
+    names, for several volumes of which all are to be there or none. .npy and .raw keep the values alone, float16
+    becomes float32 but in these two. Raises VolumeError for what the format cannot hold, before a value is asked for,
+    and UserError when the system refuses to write.
+    """
+    if stack is None:
+        with contextlib.ExitStack() as stack:
+            write_volume(path, volume, extra, stack)
+        return
+    suffix, array = suffix_of(path), volume.array
+    if extra and suffix != ".vti":
+        raise VolumeError(f"{path}: holds one array, found {1 + len(extra)}: use .vti")
+    frame = frame_of(volume, has_float16=suffix in (".npy", ".raw"))
+    files = output_files(path, array.shape[: frame.d_in], array.dtype, frame.n_components)
+    is_nifti = suffix in (".nii", ".nii.gz")
+    header = b""
+    if suffix == ".nrrd":
+        header = nrrd.nrrd_header(frame)
+    elif suffix in (".mhd", ".mha"):
+        header = metaimage.meta_header(frame, os.path.basename(files[1]) if suffix == ".mhd" else "LOCAL")
+    elif is_nifti:
+        header = nifti.nifti_header(path, frame)
+    temporary = [stack.enter_context(atomic_write(name)) for name in files]  # the last is in place first
+    with contextlib.ExitStack() as opened:
+        file, *others = (opened.enter_context(open(name, "wb")) for name in temporary)
+        if suffix == ".npy":
+            raw.write_npy(file, frame, array)
+        elif suffix == ".vti":
+            arrays = {volume.geometry.name or "sf": array, **(extra or {})}  # one without a name is not read
+            vtk_images.write_vti(file, frame, arrays)
+        else:
+            if suffix == ".nii.gz":
+                file = opened.enter_context(gzip.GzipFile("", "wb", GZIP_LEVEL, file, mtime=0))
+            file.write(header)
+            data = others[0] if others else file
+            for part in (planar if is_nifti else x_fastest)(array, frame):
+                data.write(part)

@@ -1,0 +1,217 @@
+"""Arguments, outputs, progress."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.scripts import listing
+
+from cli import console, files
+from cli.arguments import ArgumentParser, default_workers, number, resolve_device, sizes, whole
+from cli.files import atomic_write, check_outputs, read_bytes
+from utils import UserError
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "9", "1.5", "x", "", "nan", "1e2"])
+def test_whole_refuses(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f"from 1 to 8, found {text!r}")):
+        whole(1, 8)(text)
+
+
+def test_whole_takes_both_limits():
+    assert [whole(1, 8)(text) for text in ("1", "8")] == [1, 8]
+    assert whole(0)("0") == 0
+
+
+@pytest.mark.parametrize("text", ["0", "-0.0", "-1", "nan", "inf", "-inf", "x", ""])
+def test_number_refuses(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f"above 0, found {text!r}")):
+        number(0, exclusive=True)(text)
+
+
+def test_number_takes_its_limit_unless_exclusive():
+    assert number(0)("0") == 0.0
+    assert number(0, exclusive=True)("1e-3") == 1e-3
+
+
+@pytest.mark.parametrize("text", ["5000000000,1,1", "0,1,1", "-1", "1.5", "1,1,1,1", "x", ""])
+def test_sizes_refuse(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f"X,Y,Z from 1 to 4294967295, found {text!r}")):
+        sizes(text)
+
+
+@pytest.mark.parametrize("argv", [["--nosuch", "1"], [], ["--need"], ["--need", "1", "extra"], ["--nee", "1"]])
+def test_parser_errors_are_user_errors(argv):
+    parser = ArgumentParser("A script.")
+    parser.add_argument("--need", required=True, type=whole(1))
+    with pytest.raises(UserError, match="see --help"):
+        parser.parse_args(argv)
+
+
+def test_help_states_the_default():
+    parser = ArgumentParser("A script.")
+    parser.add_argument("--much", default=2.5, help="how much")
+    parser.add_argument("--path", help="where")
+    text = parser.format_help()
+    assert "how much (default: 2.5)" in text
+    assert "None" not in text
+
+
+def test_device_is_the_cpu_and_torch_has_one_thread():
+    torch.set_num_threads(3)
+    assert resolve_device(False, 0) == torch.device("cpu")
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(("cores", "processes", "expected"), [(1, 1, 1), (4, 1, 4), (64, 1, 8), (8, 2, 4), (2, 4, 1)])
+def test_default_workers_are_the_cores_shared_among_processes(cores, processes, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert default_workers() == expected
+
+
+def test_no_such_gpu():
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    with pytest.raises(UserError, match=f"--gid 99: .*found {found} GPU"):
+        resolve_device(True, 99)
+
+
+# --- outputs ----------------------------------------------------------------------------------------
+
+
+def test_check_outputs_creates_nothing(tmp_path):
+    check_outputs([str(tmp_path / "a"), str(tmp_path / "b c")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_outputs_missing_folder(tmp_path):
+    path = str(tmp_path / "no" / "a")
+    with pytest.raises(UserError, match=f"^{re.escape(path)}: .*does not exist"):
+        check_outputs([path])
+
+
+def test_check_outputs_folder_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        check_outputs([str(tmp_path / "file" / "a")])
+
+
+def test_check_outputs_target_is_a_folder(tmp_path):
+    with pytest.raises(UserError, match="not a regular file"):
+        check_outputs([str(tmp_path)])
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_check_outputs_read_only_folder(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(UserError, match="Permission denied"):
+        check_outputs([str(tmp_path / "a")])
+    tmp_path.chmod(0o755)
+
+
+def test_check_outputs_folder_that_refuses(tmp_path, monkeypatch):
+    """What a read-only folder does, for the superuser too."""
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(files, "open", refuse, raising=False)
+    with pytest.raises(UserError, match="a: cannot be written: Permission denied"):
+        check_outputs([str(tmp_path / "a")])
+
+
+def test_check_outputs_would_overwrite_an_input_or_each_other(tmp_path):
+    source = tmp_path / "in"
+    source.touch()
+    (tmp_path / "link").symlink_to(source)
+    for outputs in ([source], [tmp_path / "link"], [tmp_path / "x", tmp_path / "." / "x"]):
+        with pytest.raises(UserError, match="would overwrite"):
+            check_outputs([str(path) for path in outputs], inputs=[str(source)])
+
+
+def test_atomic_write_replaces_at_the_end(tmp_path):
+    target = tmp_path / "out"
+    target.write_text("old")
+    with atomic_write(str(target)) as path:
+        with open(path, "w") as file:
+            file.write("new")
+        assert target.read_text() == "old"
+        assert os.path.dirname(path) == str(tmp_path)
+    assert listing(tmp_path) == {"out": b"new"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_atomic_write_keeps_the_old_file(tmp_path, error):
+    target = tmp_path / "out"
+    target.write_text("old")
+    with pytest.raises(error), atomic_write(str(target)) as path:
+        with open(path, "w") as file:
+            file.write("half")
+        raise error
+    assert listing(tmp_path) == {"out": b"old"}
+
+
+def test_atomic_write_full_disk(tmp_path):
+    said = pytest.raises(UserError, match="out: cannot be written: No space left")
+    with said, atomic_write(str(tmp_path / "out")) as path:
+        Path(path).touch()
+        raise OSError(28, "No space left on device")
+    assert not list(tmp_path.iterdir())
+
+
+def test_written_files_have_the_usual_permissions(tmp_path):
+    with open(tmp_path / "plain", "w"):
+        pass
+    with atomic_write(str(tmp_path / "out")) as path, open(path, "w"):
+        pass
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_read_bytes_names_the_file(tmp_path):
+    for path in (tmp_path / "missing", tmp_path):
+        with pytest.raises(UserError, match=f"^{re.escape(str(path))}: cannot be read: "):
+            read_bytes(str(path))
+
+
+# --- what a run says --------------------------------------------------------------------------------
+
+
+def test_progress_without_a_terminal_is_plain_lines_on_stderr(capsys, monkeypatch):
+    monkeypatch.setattr(console, "PLAIN_PROGRESS_SECONDS", 0.0)
+    with console.Progress("training") as progress:
+        progress.update(0.25, PSNR="31.0 dB")
+        progress.update(0.5)
+        progress.update(1.0)
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 2
+    assert re.fullmatch(r"training: 25%, PSNR 31\.0 dB, \d+ s left", lines[0])
+    assert re.fullmatch(r"training: 50%, \d+ s left", lines[1])
+
+
+def test_report_is_key_value_lines_on_stdout(capsys):
+    console.report(psnr="31.000", bytes=7)
+    assert capsys.readouterr().out == "psnr=31.000\nbytes=7\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [(UserError("a  b.npy:\n too bad"), 2, "error: a  b.npy: too bad\n"), (KeyError("unlisted"), None, "")],
+)
+def test_run_turns_user_errors_into_one_line(capsys, error, status, said):
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit if status else type(error)) as caught:
+        console.run(main)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.endswith(said) and err.count("\n") == (1 if status else 0)
+    assert status is None or caught.value.code == status

@@ -1,0 +1,323 @@
+"""The blob: round trips, damage, and the blobs of the original scripts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import arrays, field_net, make_blob, make_header
+from helpers.original import original_blob, original_coordinates, original_forward
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from field import blob as blob_format
+from field.blob import BlobError, QuantisedLayer, decode_blob, encode_blob, is_blob, round_step
+from field.layers import linear_layers
+from field.original_blob import decode_original
+from siren import FieldNet, SirenConfig
+from utils import DTYPES, Geometry, VolumeHeader
+
+
+def same_header(a: VolumeHeader, b: VolumeHeader) -> None:
+    assert (a.shape, a.geometry) == (b.shape, b.geometry)
+    assert a.low.dtype == b.low.dtype == a.high.dtype == b.high.dtype
+    np.testing.assert_array_equal(a.low, b.low)
+    np.testing.assert_array_equal(a.high, b.high)
+
+
+def with_checksum(data: bytes) -> bytes:
+    """`data` with the checksum of what follows it put right."""
+    return data[:5] + struct.pack("<I", zlib.crc32(data[9:])) + data[9:]
+
+
+# --- round trips ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_residual", [True, False])
+@pytest.mark.parametrize(("n_layers", "d_in", "d_out"), [(1, 3, 1), (2, 2, 3), (8, 3, 1), (3, 4, 2), (2, 1, 1)])
+def test_network_round_trip(n_layers, d_in, d_out, is_residual):
+    net = field_net(n_layers=n_layers, d_in=d_in, d_out=d_out, is_residual=is_residual, omega_0=12.5)
+    header, networks = decode_blob(make_blob(make_header((3,) * d_in, d_out=d_out), net, 16))
+    assert len(networks) == 1
+    description, tensors = networks[0]
+    assert SirenConfig(**description) == net.config
+    assert header.shape == (3,) * d_in
+    expected = arrays(net)
+    assert list(tensors) == list(expected)
+    for name, tensor in tensors.items():
+        assert tensor.dtype == np.float32 and tensor.shape == expected[name].shape
+        np.testing.assert_allclose(
+            tensor, expected[name], rtol=0, atol=np.abs(expected[name]).max() * 2e-3, err_msg=name
+        )
+
+
+def test_more_bits_are_nearer_and_larger():
+    net, sizes, errors = field_net(n_neurons=20), [], []
+    for bits in (2, 4, 6, 9, 12):
+        blob = make_blob(make_header(), net, bits)
+        sizes.append(len(blob))
+        (_, tensors), expected = decode_blob(blob)[1][0], arrays(net)
+        errors.append(max(np.abs(tensors[name] - expected[name]).max() for name in tensors))
+    assert sizes == sorted(set(sizes)) and errors == sorted(set(errors), reverse=True)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 5, 8, 9])
+def test_at_most_so_many_values_in_a_matrix(bits):
+    name = "net_layers.1.linear_1.weight"
+    tensors = decode_blob(make_blob(make_header(), field_net(n_neurons=40), bits))[1][0][1]
+    assert 1 < len(np.unique(tensors[name])) <= 2**bits + 1  # 2^bits steps, with a value at either end
+
+
+def test_codebook_larger_than_the_matrix():
+    decode_blob(make_blob(make_header(), field_net(n_neurons=2, n_layers=2), 16))
+
+
+def test_same_network_same_bytes():
+    assert make_blob(make_header(), field_net()) == make_blob(make_header(), field_net())
+    assert make_blob(make_header(), field_net()) != make_blob(make_header(), field_net(seed=1))
+
+
+def test_decoding_and_encoding_again_loses_nothing():
+    """A network that came out of a blob goes into one of the same bits unharmed."""
+    net = field_net()
+    tensors = decode_blob(make_blob(make_header(), net, 16))[1][0][1]
+    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    again = decode_blob(make_blob(make_header(), net, 16))[1][0][1]
+    for name, tensor in tensors.items():
+        np.testing.assert_allclose(again[name], tensor, rtol=0, atol=1e-6 + np.abs(tensor).max() * 1e-3)
+
+
+def range_strategy(dtype: str, d_out: int):
+    if np.dtype(dtype).kind == "f":
+        one = st.floats(width=np.dtype(dtype).itemsize * 8, allow_nan=False, allow_infinity=False)
+    else:
+        one = st.integers(int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    return st.lists(st.tuples(one, one).map(sorted), min_size=d_out, max_size=d_out)
+
+
+@st.composite
+def headers(draw):
+    d_in, d_out = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+    longest = (2**32 - 1, 2**20, 10321, 1024)[d_in - 1]
+    shape = tuple(draw(st.lists(st.integers(1, longest), min_size=d_in, max_size=d_in)))
+    dtype = draw(st.sampled_from(DTYPES))
+    low, high = (np.array(end, dtype) for end in zip(*draw(range_strategy(dtype, d_out)), strict=True))
+    finite = st.floats(allow_nan=False, allow_infinity=False)
+    spacing = draw(st.tuples(*[st.floats(5e-324, 1e308)] * d_in))
+    origin = draw(st.tuples(*[finite] * d_in))
+    signs = draw(st.tuples(*[st.sampled_from((-1.0, 1.0))] * 3))
+    direction = np.diag(signs)[list(draw(st.permutations(range(3))))]
+    name, units = draw(st.text(max_size=20)), draw(st.text(max_size=5))
+    return VolumeHeader(shape, low, high, Geometry(spacing, origin, tuple(direction.ravel().tolist()), name, units))
+
+
+@settings(max_examples=60)
+@given(headers())
+def test_header_round_trip(header):
+    network = {"n_neurons": 1, "n_layers": 1, "d_in": len(header.shape), "d_out": len(header.low)}
+    network |= {"omega_0": 30.0, "is_residual": False}
+    layers = [
+        QuantisedLayer(np.ones((layer.n_out, layer.n_in), np.int32), np.zeros(layer.n_out, np.int32), round_step(0.1))
+        for layer in linear_layers(**network)
+    ]
+    same_header(decode_blob(encode_blob(header, [(network, layers)]))[0], header)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        make_header((4, 3)),
+        make_header((0, 3, 2)),
+        make_header((2**32, 1, 1)),
+        make_header((2**20, 2**20, 2)),
+        make_header(spacing=(1.0, 0.0, 1.0)),
+        make_header(spacing=(1.0, -1.0, 1.0)),
+        make_header(spacing=(1.0, math.inf, 1.0)),
+        make_header(spacing=(1.0, 1.0)),
+        make_header(origin=(0.0, math.nan, 0.0)),
+        make_header(direction=(1.0,) * 9),
+        make_header(direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.1)),
+        make_header(direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)),
+        make_header(direction=(math.nan,) * 9),
+        make_header(units="\ud800"),
+        make_header(low=2.0, high=1.0),
+        make_header(high=math.nan),
+        make_header(high=math.inf),
+        make_header(d_out=2),
+        make_header(dtype="complex64"),
+        make_header(dtype="bool"),
+    ],
+)
+def test_impossible_headers_are_not_written(header):
+    with pytest.raises(BlobError):
+        make_blob(header, field_net())
+
+
+# --- damage -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_blob() -> bytes:
+    return make_blob(make_header(spacing=(0.5, 1.0, 2.0), name="p"), field_net(n_neurons=2, n_layers=2))
+
+
+def test_every_corruption_of_one_byte(small_blob):
+    for at in range(len(small_blob)):
+        for flip in (0x01, 0x80, 0xFF):
+            damaged = bytearray(small_blob)
+            damaged[at] ^= flip
+            with pytest.raises(BlobError):
+                decode_blob(bytes(damaged))
+
+
+def test_every_truncation(small_blob):
+    for length in range(len(small_blob)):
+        with pytest.raises(BlobError):
+            decode_blob(small_blob[:length])
+
+
+def test_extended(small_blob):
+    for extra in (b"\0", b"abcde", small_blob):
+        with pytest.raises(BlobError):
+            decode_blob(small_blob + extra)
+
+
+def test_damage_beneath_a_right_checksum(small_blob):
+    """A hostile writer puts the checksum right: whatever is read then is valid, or a BlobError, and nothing else."""
+    _, networks = decode_blob(small_blob)
+    expected = {name: tensor.shape for name, tensor in networks[0][1].items()}
+    refused = 0
+    for at in range(9, len(small_blob)):
+        for damage in (0, 1, 127, 255, small_blob[at] ^ 1, small_blob[at] ^ 0x20):
+            damaged = bytearray(small_blob)
+            damaged[at] = damage
+            try:
+                found, (network, *_) = decode_blob(with_checksum(bytes(damaged)))
+            except BlobError:
+                refused += 1
+                continue
+            blob_format.check_header(found, network[0]["d_in"], network[0]["d_out"])
+            assert {name: tensor.shape for name, tensor in network[1].items()} == expected
+            assert all(np.isfinite(tensor).all() for tensor in network[1].values())
+    assert refused > len(small_blob)
+
+
+def test_truncated_or_extended_beneath_a_right_checksum(small_blob):
+    for length in range(9, len(small_blob)):
+        with pytest.raises(BlobError):
+            decode_blob(with_checksum(small_blob[:length]))
+    with pytest.raises(BlobError):
+        decode_blob(with_checksum(small_blob + b"\0\0"))
+
+
+def test_version(small_blob):
+    with pytest.raises(BlobError, match=r"version \d+, found version 99"):
+        decode_blob(small_blob[:4] + b"\x63" + small_blob[5:])
+
+
+def test_unknown_chunks(small_blob):
+    """One of lower case may be skipped, one of upper case may not."""
+    header, _ = decode_blob(small_blob)
+    found, _ = decode_blob(with_checksum(small_blob + b"q" + struct.pack("<I", 3) + b"abc"))
+    same_header(found, header)
+    for kind in (b"Q", b"\0", b"F", b"G", b"d"):
+        with pytest.raises(BlobError):
+            decode_blob(with_checksum(small_blob + kind + struct.pack("<I", 3) + b"abc"))
+
+
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x93NUMPY\x01\x00v\x00{}", b"<?xml version='1.0'?>", bytes(500)])
+def test_foreign(data):
+    assert not is_blob(data)
+    for reader in (decode_blob, decode_original):
+        with pytest.raises(BlobError):
+            reader(data)
+
+
+# --- the original scripts' blobs --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_residual", [True, False])
+@pytest.mark.parametrize("bits", [4, 6, 7, 8, 9, 12])
+def test_original_blob_is_read_exactly(bits, is_residual):
+    rng = np.random.default_rng(bits)
+    # 25 indices of 4, 6, 7, 9 or 12 bits end within a byte, 64 at a byte's end
+    for n, n_layers, d_in, d_out in ((5, 3, 3, 1), (8, 2, 2, 3), (1, 2, 3, 1), (3, 1, 3, 1)):
+        data, expected = original_blob(rng, bits, n, n_layers, is_residual, d_in, d_out)
+        assert not is_blob(data)
+        description, tensors = decode_original(data)
+        config = SirenConfig(n, n_layers, d_in, d_out, 30.0, is_residual)
+        assert description == dataclasses.asdict(config)
+        assert list(tensors) == list(FieldNet(config).state_dict())
+        for name, tensor in tensors.items():
+            assert tensor.dtype == np.float32
+            np.testing.assert_array_equal(tensor, expected[name], err_msg=name)
+
+
+@pytest.mark.parametrize("bits", [0, 1, 2, 3, 5, 17, 32])
+def test_original_bits_that_its_own_reader_garbles(bits):
+    data, _ = original_blob(np.random.default_rng(0), min(bits, 8) or 1, 5, 3, True)
+    at = 4 + 3 * 4
+    with pytest.raises(BlobError, match=f"bits: .*found {bits}"):
+        decode_original(data[:at] + bytes([bits]) + data[at + 1 :])
+
+
+@pytest.mark.parametrize("bits", [8, 9])
+def test_original_truncated_or_extended(bits):
+    data, _ = original_blob(np.random.default_rng(0), bits, 3, 2, True)
+    for length in range(len(data)):
+        with pytest.raises(BlobError):
+            decode_original(data[:length])
+    with pytest.raises(BlobError, match="1 unexpected byte"):
+        decode_original(data + b"\0")
+
+
+def test_original_with_impossible_content():
+    data, _ = original_blob(np.random.default_rng(0), 9, 3, 2, True)
+    bias = 4 + 2 * 4 + 1 + 4 * 9  # the first layer's
+    for change in (
+        data[:3] + b"\2" + data[4:],  # is_residual
+        b"\0" + data[1:],  # n_layers
+        data[:4] + b"\4" + data[5:],  # unequal widths
+        data[:bias] + struct.pack("<f", math.nan) + data[bias + 4 :],
+    ):
+        with pytest.raises(BlobError):
+            decode_original(change)
+    index = bias + 4 * 3 + 4 * 512 + (9 * 9 + 7) // 8  # the last index of the first matrix, again
+    for value in (512, 2**32 - 1):
+        with pytest.raises(BlobError, match="index"):
+            decode_original(data[:index] + struct.pack("<I", value) + data[index + 4 :])
+
+
+# What the original's own net_decompress.py makes of original_8bit.bin on its grid of 48 x 40 x 36, in [-1, 1].
+GOLDEN = {
+    (0, 0, 0): -0.07805664837360382,
+    (47, 0, 0): -0.016182631254196167,
+    (0, 39, 0): -0.15197496116161346,
+    (0, 0, 35): -0.1707231104373932,
+    (47, 39, 35): -0.008936665952205658,
+    (24, 20, 18): 0.006650920957326889,
+    (10, 30, 5): -0.17938332259655,
+    (33, 7, 29): -0.12825460731983185,
+    (40, 21, 2): -0.10926972329616547,
+}
+GOLDEN_SHAPE = (48, 40, 36)
+
+
+def test_a_blob_that_the_original_wrote(data):
+    """Ours evaluates it to what the original does, within 1e-5 of the range."""
+    description, tensors = decode_original((data / "original_8bit.bin").read_bytes())
+    assert description["n_neurons"] == 28 and description["n_layers"] == 8 and description["is_residual"] is True
+    net = FieldNet(SirenConfig(**description))
+    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    flat = np.ravel_multi_index(np.array(list(GOLDEN)).T, GOLDEN_SHAPE)
+    x = original_coordinates(GOLDEN_SHAPE)[flat]
+    with torch.no_grad():
+        found = net(torch.from_numpy(x).float()).numpy().ravel()
+    np.testing.assert_allclose(found, list(GOLDEN.values()), rtol=0, atol=1e-5)
+    anew = original_forward(tensors, 8, True, x).ravel()
+    np.testing.assert_allclose(anew, list(GOLDEN.values()), rtol=0, atol=1e-5)

@@ -1,0 +1,479 @@
+"""The format: a decoder written from the docstring of field/blob.py alone agrees with it, and old files stay readable.
+
+`python tests/test_format.py` writes the golden files anew. Only ever for a new version of the format, under new names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+import json
+import lzma
+import struct
+import sys
+import zlib
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+GOLDEN = Path(__file__).resolve().parents[1] / "data"
+
+# --- the independent decoder: standard library and numpy, nothing of the project ---------------------
+
+DTYPES = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64"]
+POWERS = [round(Decimal(2) ** (30 - Decimal(2) ** -i)) for i in range(17)]
+
+
+def unpack(stream: io.BytesIO, form: str) -> tuple:
+    return struct.unpack("<" + form, stream.read(struct.calcsize("<" + form)))
+
+
+def s(c: int) -> int:
+    return c if c < 8 else (8 + c % 8) * 2 ** (c // 8 - 1)
+
+
+def model(a: int, b: int, m: int) -> tuple[list[int], list[int]]:
+    """f(k) and start(k) of k = -M to M."""
+    big_a, big_b, big_m = s(a), s(b), s(m)
+    assert big_m <= 30720
+    k = np.arange(big_m + 1)  # all below 2^63
+    e = np.minimum(big_a * k + np.minimum(big_b * k, 2**34) * k, 30 * 2**24)
+    v = np.full(big_m + 1, 2**30)
+    for i in range(1, 17):
+        v = np.where(e >> (24 - i) & 1, v * POWERS[i] // 2**30, v)
+    v = (v >> (e >> 24)).tolist()
+    v = v[:0:-1] + v
+    total = sum(v)
+    f = [1 + value * (2**16 - (2 * big_m + 1)) // total for value in v]
+    f[big_m] += 2**16 - sum(f)
+    start = [0]
+    for frequency in f[:-1]:
+        start.append(start[-1] + frequency)
+    return f, start
+
+
+def read_stream(data: bytes, sizes: list[int], models: list[tuple[int, int, int]]) -> list[np.ndarray]:
+    n_states = min(max(sum(sizes) // 8192, 1), 2048)
+    x = list(struct.unpack_from(f"<{n_states}I", data))
+    words = iter(struct.unpack(f"<{(len(data) - 4 * n_states) // 2}H", data[4 * n_states :]))
+    groups = []
+    for size, codes in zip(sizes, models, strict=True):
+        f, start = model(*codes)
+        places = np.searchsorted(start, np.arange(2**16), side="right") - 1
+        integers = []
+        for i in range(size):
+            state = x[i % n_states]
+            place = int(places[state % 2**16])
+            state = f[place] * (state // 2**16) + state % 2**16 - start[place]
+            x[i % n_states] = state * 2**16 + next(words) if state < 2**16 else state
+            integers.append(place - len(f) // 2)
+        groups.append(np.array(integers))
+    assert next(words, None) is None and set(x) == {2**16}
+    return groups
+
+
+def read_network(stream: io.BytesIO, d_in: int, d_out: int) -> SimpleNamespace:
+    flags, n_layers, n, omega_0 = unpack(stream, "BBHf")
+    n_hidden = (n_layers - 1) * (2 if flags & 1 else 1)
+    records = []
+    for n_in, n_out in [(d_in, n), *[(n, n)] * n_hidden, (n, d_out)]:
+        step, a, b, m, m_bias = unpack(stream, "HBBBB")
+        codebook = None
+        if flags & 2 and n_in == n_out == n:
+            codebook = np.array(unpack(stream, f"{2 * s(m) + 1}f"), np.float32)
+        records.append(
+            (n_in, n_out, struct.unpack("<f", struct.pack("<I", step << 16))[0], (a, b, m), m_bias, codebook)
+        )
+    sizes = [size for n_in, n_out, *_ in records for size in (n_out * n_in, n_out)]
+    models = [codes for *_, matrix, m_bias, _ in records for codes in (matrix, (0, 0, m_bias))]
+    integers = iter(read_stream(stream.read(), sizes, models))
+    layers = []
+    for n_in, n_out, step, (*_, m), _, codebook in records:
+        matrix, bias = next(integers).reshape(n_out, n_in), next(integers)
+        weights = np.float32(step) * matrix.astype(np.float32) if codebook is None else codebook[s(m) + matrix]
+        layers.append((weights, np.float32(step) * bias.astype(np.float32)))
+    return SimpleNamespace(n_neurons=n, n_layers=n_layers, omega_0=omega_0, is_residual=bool(flags & 1), layers=layers)
+
+
+def read_missing(stream: io.BytesIO, shape: tuple[int, ...]) -> np.ndarray:
+    (axis,) = unpack(stream, "B")
+    decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 2**20}])
+    data, n = decoder.decompress(stream.read()), int(np.prod(shape))
+    assert decoder.eof and not decoder.unused_data and len(data) == -(-n // 8)
+    bits = np.unpackbits(np.frombuffer(data, np.uint8))
+    assert not bits[n:].any()
+    bits = bits[:n]
+    if axis:
+        s = int(np.prod(shape[axis:]))
+        for i in range(s, n):
+            bits[i] ^= bits[i - s]
+    return bits.reshape(shape).astype(bool)
+
+
+def read_blob(data: bytes) -> SimpleNamespace:
+    """The field, and its networks in `networks`."""
+    assert data[:5] == bytes.fromhex("934E564301")
+    assert struct.unpack_from("<I", data, 5)[0] == zlib.crc32(data[9:])
+    stream, field = io.BytesIO(data[9:]), SimpleNamespace(networks=[], attributes={}, missing=None)
+    while stream.tell() < len(data) - 9:
+        kind, length = unpack(stream, "cI")
+        content = io.BytesIO(stream.read(length))
+        assert len(content.getbuffer()) == length
+        if kind == b"F":
+            field.d_in, field.d_out, code = unpack(content, "BBB")
+            field.dtype, field.shape = DTYPES[code], unpack(content, f"{field.d_in}I")
+            limits = unpack(content, f"{2 * field.d_out}{'qqqqQQQQddd'[code]}")
+            field.low, field.high = limits[::2], limits[1::2]
+            field.spacing, field.origin = (1.0,) * field.d_in, (0.0,) * field.d_in
+            field.direction = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+        elif kind == b"G":
+            field.spacing, field.origin = unpack(content, f"{field.d_in}d"), unpack(content, f"{field.d_in}d")
+        elif kind == b"d":
+            field.direction = unpack(content, "9d")
+        elif kind == b"M":
+            (field.fill,) = unpack(content, "qqqqQQQQddd"[DTYPES.index(field.dtype)])
+            field.missing = read_missing(content, field.shape)
+        elif kind == b"a":
+            field.attributes = json.loads(content.read().decode("utf-8"))
+        elif kind == b"N":
+            field.networks.append(read_network(content, field.d_in, field.d_out))
+        else:
+            assert b"a" <= kind <= b"z", "a chunk that may not be skipped"
+            continue
+        assert not content.read()
+    return field
+
+
+def evaluate(field: SimpleNamespace) -> np.ndarray:
+    """All values of the first network, (voxels, d_out), before rounding."""
+    net = field.networks[0]
+    longest = [max(*field.shape[-3:], 2)] * len(field.shape)
+    if field.d_in == 4:
+        longest[0] = max(field.shape[0], 2)
+    axes = [(2 * np.arange(n) - (n - 1)) / (most - 1) for n, most in zip(field.shape, longest, strict=True)]
+    h = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, field.d_in)
+
+    def sine(x: np.ndarray, layer: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        return np.sin(net.omega_0 * (x @ layer[0].T.astype(float) + layer[1]))
+
+    first, *hidden, (weights, bias) = net.layers
+    h = sine(h, first)
+    for i in range(net.n_layers - 1):
+        if net.is_residual:
+            c, a = 1 if i == 0 else 1 / 2, 1 / 2 if i == net.n_layers - 2 else 1
+            h = a * (h + sine(sine(c * h, hidden[2 * i]), hidden[2 * i + 1]))
+        else:
+            h = sine(h, hidden[i])
+    y = h @ weights.T.astype(float) + bias
+    low, high = np.array(field.low, float), np.array(field.high, float)
+    return low + (np.clip(y, -1, 1) + 1) / 2 * (high - low)
+
+
+# --- agreement --------------------------------------------------------------------------------------
+
+from helpers.networks import field_net, make_header  # noqa: E402
+
+from field import blob as blob_format  # noqa: E402
+from field.blob import BlobError, QuantisedLayer, round_step  # noqa: E402
+from field.entropy_coder import frequencies  # noqa: E402
+from field.layers import linear_layers  # noqa: E402
+from field.neural_field import NeuralField  # noqa: E402
+from quantising.codebooks import round_to_codebooks  # noqa: E402
+from quantising.rounding import round_layers  # noqa: E402
+from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities  # noqa: E402
+from utils import IDENTITY, Geometry, Mask, VolumeHeader  # noqa: E402
+
+TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return kind + struct.pack("<I", len(content)) + content
+
+
+def with_chunk(blob: bytes, extra: bytes) -> bytes:
+    """The blob with a chunk at its end, its checksum right."""
+    body = blob[9:] + extra
+    return blob[:5] + struct.pack("<I", zlib.crc32(body)) + body
+
+
+def random_network(seed: int, largest: int, codebooks: bool = False, **config) -> tuple[dict, list[QuantisedLayer]]:
+    """A network of random integers of magnitudes up to `largest`."""
+    rng = np.random.default_rng(seed)
+    network = {"n_neurons": 5, "n_layers": 3, "d_in": 3, "d_out": 1, "omega_0": 30.0, "is_residual": True, **config}
+
+    def integers(*shape: int) -> np.ndarray:
+        found = np.rint(rng.laplace(0, largest / 4, shape)).clip(-largest, largest).astype(np.int32)
+        found.flat[0] = rng.choice([-largest, largest])
+        return found
+
+    layers = []
+    for _, n_out, n_in, *_ in linear_layers(**network):
+        has_codebook = codebooks and n_out == n_in == network["n_neurons"]
+        codebook = np.sort(rng.standard_normal(2 * largest + 1)).astype(np.float32) if has_codebook else None
+        layers.append(
+            QuantisedLayer(integers(n_out, n_in), integers(n_out), round_step(rng.uniform(1e-6, 2)), codebook)
+        )
+    return network, layers
+
+
+def assert_same(blob: bytes) -> None:
+    """Both decoders find the same in a blob, bit for bit."""
+    ours, (header, networks) = read_blob(blob), blob_format.decode_blob(blob)
+    assert ours.shape == header.shape and ours.dtype == header.low.dtype.name
+    assert list(ours.low) == header.low.tolist() and list(ours.high) == header.high.tolist()
+    assert (ours.spacing, ours.origin) == (header.geometry.spacing, header.geometry.origin)
+    assert ours.direction == header.geometry.direction
+    assert ours.attributes.get("name", "sf") == header.geometry.name
+    assert ours.attributes.get("units", "") == header.geometry.units
+    assert (ours.missing is None) == (header.missing is None)
+    if header.missing:
+        np.testing.assert_array_equal(ours.missing, header.missing.at(np.ix_(*map(range, ours.shape))))
+        assert header.missing.fill.tobytes() == np.array(ours.fill).astype(ours.dtype).tobytes()
+    for net, (network, tensors) in zip(ours.networks, networks, strict=True):
+        assert network == {
+            "n_neurons": net.n_neurons,
+            "n_layers": net.n_layers,
+            "d_in": ours.d_in,
+            "d_out": ours.d_out,
+            "omega_0": net.omega_0,
+            "is_residual": net.is_residual,
+        }
+        mine = [array for layer in net.layers for array in layer]
+        for array, (name, tensor) in zip(mine, tensors.items(), strict=True):
+            assert array.dtype == tensor.dtype == np.float32 and array.shape == tensor.shape, name
+            assert array.tobytes() == tensor.tobytes(), name
+
+
+@pytest.mark.parametrize("codebooks", [False, True])
+@pytest.mark.parametrize("is_residual", [False, True])
+@pytest.mark.parametrize(
+    ("n_layers", "d_in", "d_out", "largest"),
+    [(1, 3, 1, 7), (2, 2, 3, 0), (3, 3, 3, 1), (4, 2, 1, 255), (12, 3, 1, 100), (2, 3, 1, 30720), (2, 1, 2, 2000)],
+)
+def test_decoders_agree(n_layers, d_in, d_out, largest, is_residual, codebooks):
+    config = {"n_layers": n_layers, "d_in": d_in, "d_out": d_out, "is_residual": is_residual, "omega_0": 12.5}
+    header = make_header((7, 5, 3)[:d_in], d_out=d_out, spacing=(0.1,) * d_in, origin=(-1e300,) * d_in, name="ü\n=\0")
+    assert_same(blob_format.encode_blob(header, [random_network(n_layers, largest, codebooks, **config)]))
+
+
+@pytest.mark.parametrize("name", ["sf", "T"])
+@pytest.mark.parametrize("units", ["", "K", "µm/s²"])
+@pytest.mark.parametrize("direction", [IDENTITY, TURNED, (1.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0, 0.0)])
+def test_direction_and_units(direction, units, name):
+    network = random_network(0, 5, n_layers=1)
+    blob = blob_format.encode_blob(make_header(name=name, direction=direction, units=units), [network])
+    assert_same(blob)
+    header, _ = blob_format.decode_blob(blob)
+    assert (header.geometry.direction, header.geometry.units, header.geometry.name) == (direction, units, name)
+    plain = blob_format.encode_blob(make_header(), [network])
+    more = 77 * (direction != IDENTITY)
+    attributes = ({"name": name} if name != "sf" else {}) | ({"units": units} if units else {})
+    more += 5 + len(json.dumps(attributes, separators=(",", ":"))) if attributes else 0
+    assert len(blob) == len(plain) + more
+
+
+MASKS = {
+    "one": lambda x: x[0] + x[-1] == 0,
+    "all but one": lambda x: x[0] + x[-1] != 0,
+    "half": lambda x: x[-1] * 2 < x[-1].max() + 1,
+    "the same along x": lambda x: x[-1] % 3 == 1,
+    "a ball": lambda x: sum((axis - axis.mean()) ** 2 for axis in x) < x[0].max() ** 2 / 5,
+    "noise": lambda x: np.random.default_rng(0).random(x[0].shape) < 0.3,
+}
+
+
+@pytest.mark.parametrize("what", MASKS)
+@pytest.mark.parametrize("shape", [(8,), (13, 5), (7, 5, 3), (1, 1, 9), (3, 4, 5, 6), (30, 31, 29)])
+def test_missing_voxels(shape, what):
+    mask = MASKS[what](np.indices(shape))
+    missing = Mask.of(shape, np.float32(-9999), np.array_split(mask, 3))
+    blob = blob_format.encode_blob(
+        make_header(shape, missing=missing), [random_network(0, 5, n_layers=1, d_in=len(shape))]
+    )
+    assert_same(blob)
+    header, _ = blob_format.decode_blob(blob)
+    np.testing.assert_array_equal(header.missing.at(np.ix_(*map(range, shape))), mask)
+    assert header.missing.count == missing.count == mask.sum()
+    assert header.missing.bits.nbytes == -(-mask.size // 8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fill_values_of_every_dtype(dtype):
+    limits = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
+    for fill in (limits.min, limits.max, *([np.nan] if dtype.startswith("float") else [])):
+        missing = Mask.of((4, 3, 2), np.array(fill, dtype)[()], [np.arange(24) % 5 == 0])
+        blob = blob_format.encode_blob(make_header(dtype=dtype, missing=missing), [random_network(0, 5, n_layers=1)])
+        assert_same(blob)
+        np.testing.assert_equal(blob_format.decode_blob(blob)[0].fill, np.array(fill, dtype)[()])
+
+
+def test_a_mask_that_repeats_costs_little():
+    """Whatever the number of voxels of a plane or step: 45 x 45 x 45 is odd."""
+    step = np.random.default_rng(0).random((45, 45, 45)) < 0.5
+    one, many = (Mask.of((n, 45, 45, 45), np.float32(0), [step] * n) for n in (1, 40))
+    assert len(blob_format.encode_missing(many)) < len(blob_format.encode_missing(one)) + 300
+
+
+@pytest.mark.parametrize("m", [0, 9, 40, 95])
+def test_tables_agree(m):
+    for a, b in itertools.product((0, 1, 100, 150, 200, 254, 255), repeat=2):
+        assert frequencies((a, b, m)).tolist() == model(a, b, m)[0]
+
+
+@pytest.mark.parametrize("bits", range(1, 17))
+def test_decoders_agree_at_all_bits(bits):
+    net = field_net(n_neurons=7, d_in=2)
+    steps = choose_steps(net, sensitivities(net, quasirandom_points((5, 4), 64)), bits=bits)
+    for layers in (round_layers(net, steps), round_to_codebooks(net, bits, steps)):
+        assert_same(blob_format.encode_blob(make_header((5, 4)), [(dataclasses.asdict(net.config), layers)]))
+
+
+@pytest.mark.parametrize(("n_neurons", "n_layers", "codebooks"), [(94, 2, False), (100, 4, True), (128, 2, False)])
+def test_decoders_agree_with_several_states(n_neurons, n_layers, codebooks):
+    network = random_network(0, 30, codebooks, n_neurons=n_neurons, n_layers=n_layers)
+    assert sum(layer.weights.size for layer in network[1]) > 2 * 8192
+    assert_same(blob_format.encode_blob(make_header(), [network]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decoders_agree_on_every_dtype(dtype):
+    limits = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
+    low, high = np.array([limits.min, 0], dtype), np.array([limits.max, 1], dtype)
+    header = VolumeHeader((3, 2, 4), low, high, Geometry((1.0, 2.0, 5e-324), (0.0, 0.0, -3.0), name="p"))
+    assert_same(blob_format.encode_blob(header, [random_network(0, 5, d_out=2)]))
+
+
+@pytest.mark.parametrize("n_neurons", [1, 3])
+def test_codebooks_where_outer_matrices_are_square_too(n_neurons):
+    """A first or last matrix of n_neurons x n_neurons has a codebook as well."""
+    config = {"n_neurons": n_neurons, "d_out": n_neurons, "n_layers": 2}
+    assert_same(blob_format.encode_blob(make_header(d_out=n_neurons), [random_network(0, 4, True, **config)]))
+
+
+def test_several_networks():
+    networks = [random_network(i, 9, i == 1, n_neurons=3 + i, is_residual=i < 2, omega_0=0.1 + i) for i in range(3)]
+    blob = blob_format.encode_blob(make_header(), networks)
+    assert_same(blob)
+    assert len(blob_format.decode_blob(blob)[1]) == 3
+
+
+def test_unknown_chunks():
+    blob = blob_format.encode_blob(make_header(), [random_network(0, 5, n_layers=1)])
+    for kind in (b"b", b"q", b"z", b"n"):
+        extended = with_chunk(blob, chunk(kind, b"anything"))
+        assert_same(extended)
+        assert blob_format.decode_blob(extended)[1][0][1].keys() == blob_format.decode_blob(blob)[1][0][1].keys()
+    for kind in (b"A", b"Q", b"Z", b"\0", b"1", b"\xaa", b"\xe4"):  # the last two: lower-case letters in Latin-1
+        with pytest.raises(BlobError, match="unknown type"):
+            blob_format.decode_blob(with_chunk(blob, chunk(kind, b"anything")))
+        with pytest.raises(AssertionError):
+            read_blob(with_chunk(blob, chunk(kind, b"anything")))
+
+
+@pytest.mark.parametrize("text", [b"{}", b'{"time": "0.25", "units": "K"}', b'{"name":"\xc3\xbc","x":"\\u00e4"}'])
+def test_attributes(text):
+    blob = with_chunk(blob_format.encode_blob(make_header(), [random_network(0, 5, n_layers=1)]), chunk(b"a", text))
+    assert_same(blob)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"null", b'{"name": 1}', b"\xff", '{"name":"x"}'.encode("utf-16"), b"[" * 100_000]
+)
+def test_attributes_of_another_form(text):
+    with pytest.raises(BlobError, match="attributes"):
+        blob_format.decode_blob(
+            with_chunk(blob_format.encode_blob(make_header(), [random_network(0, 5, n_layers=1)]), chunk(b"a", text))
+        )
+
+
+@pytest.mark.parametrize("is_residual", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "d_out", "n_layers"),
+    [((9, 6, 1), 1, 5), ((5, 8), 3, 2), ((1, 1, 1), 1, 1), ((7, 3, 4, 2), 2, 3), ((1, 2, 3, 1), 1, 2), ((12,), 1, 2)],
+)
+def test_values_are_those_specified(shape, d_out, n_layers, is_residual):
+    net = field_net(n_layers=n_layers, d_in=len(shape), d_out=d_out, is_residual=is_residual, omega_0=20.0)
+    layers = round_layers(net, choose_steps(net, sensitivities(net, quasirandom_points(shape, 64)), bits=9))
+    blob = blob_format.encode_blob(
+        make_header(shape, -3.0, 5.0, d_out=d_out), [(dataclasses.asdict(net.config), layers)]
+    )
+    np.testing.assert_allclose(values_of(blob), evaluate(read_blob(blob)), rtol=0, atol=8e-5)
+
+
+def values_of(blob: bytes) -> np.ndarray:
+    """What the project decodes a blob to, (voxels, d_out)."""
+    header, ((network, tensors),) = blob_format.decode_blob(blob)
+    return NeuralField(header, network, tensors).on_grid().reshape(-1, network["d_out"])
+
+
+# --- golden files -----------------------------------------------------------------------------------
+
+
+def fingerprint(blob: bytes) -> dict:
+    """What a blob must decode to for ever: the header, the weights' CRC-32, and every 11th value."""
+    header, ((network, tensors),) = blob_format.decode_blob(blob)
+    missing = {"missing": [header.missing.count, zlib.crc32(header.missing.bits)]} if header.missing else {}
+    return missing | {
+        "header": [header.shape, header.low.dtype.name, header.low.tolist(), header.high.tolist()],
+        "geometry": [header.geometry.spacing, header.geometry.origin, header.geometry.name],
+        "network": network,
+        "crc32": zlib.crc32(b"".join(tensor.astype("<f4").tobytes() for tensor in tensors.values())),
+        "values": values_of(blob)[::11].astype(float).tolist(),
+    }
+
+
+def write_golden() -> None:
+    """Write the golden files of this version of the format, and what they must decode to."""
+    nets = {
+        "residual": field_net(n_neurons=24, n_layers=4),
+        "plain": field_net(n_neurons=40, n_layers=3, d_out=3, is_residual=False, omega_0=22.5, seed=1),
+        "codebooks": field_net(n_neurons=20, n_layers=3, d_in=2, seed=2),
+        "missing": field_net(n_neurons=16, n_layers=2, seed=3),
+    }
+    headers = {
+        "residual": make_header((6, 5, 4), -1.5, 40.0),
+        "plain": VolumeHeader(
+            (4, 7, 3),
+            np.int16([-9, 0, 5]),
+            np.int16([9, 7, 5]),
+            Geometry((0.25, 0.5, 3.0), (-1.0, 0.0, 1e6), name="velocity µ"),
+        ),
+        "codebooks": make_header((9, 12), 0, 255, "uint8"),
+        "missing": make_header(
+            (6, 7, 5),
+            -2,
+            3,
+            "int16",
+            missing=Mask.of((6, 7, 5), np.int16(-999), [MASKS["a ball"](np.indices((6, 7, 5)))]),
+        ),
+    }
+    expected = {}
+    for name, net in nets.items():
+        steps = choose_steps(net, sensitivities(net, quasirandom_points(headers[name].shape, 256)), bits=9)
+        layers = round_to_codebooks(net, 6, steps) if name == "codebooks" else round_layers(net, steps)
+        blob = blob_format.encode_blob(headers[name], [(dataclasses.asdict(net.config), layers)])
+        (GOLDEN / f"golden_{name}.blob").write_bytes(blob)
+        expected[name] = fingerprint(blob)
+    (GOLDEN / "golden_expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+@pytest.mark.parametrize("name", ["residual", "plain", "codebooks", "missing"])
+def test_golden(name):
+    blob = (GOLDEN / f"golden_{name}.blob").read_bytes()
+    expected = json.loads((GOLDEN / "golden_expected.json").read_text())[name]
+    found = json.loads(json.dumps(fingerprint(blob)))
+    values, wanted = found.pop("values"), expected.pop("values")
+    assert found == expected
+    atol = 1 if "int" in expected["header"][1] else 1e-3  # an integer may round to either side
+    np.testing.assert_allclose(values, wanted, rtol=0, atol=atol)
+    assert_same(blob)
+
+
+if __name__ == "__main__":
+    write_golden()

@@ -1,0 +1,714 @@
+"""Arbitrary networks survive the blob; damaged and hostile files give clean errors, in bounded time and memory.
+
+`python tests/field/test_hostile.py 100000` fuzzes the blob so many times, the other kinds of file a tenth of it each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import json
+import lzma
+import math
+import struct
+import sys
+import tempfile
+import time
+import tracemalloc
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from helpers.networks import arrays, chunks_of, field_net, make_header
+from helpers.original import original_blob
+from helpers.scripts import error_of, train
+from helpers.volumes import slanted
+from helpers.vtk import vtk_read
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import net_compress
+import net_decompress
+from field import blob as blob_format
+from field import entropy_coder
+from field.blob import BlobError, decode_blob, encode_blob
+from field.original_blob import decode_original
+from quantising.codebooks import round_to_codebooks
+from quantising.rounding import round_layers
+from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities
+from utils import Geometry, Mask, UserError, VolumeHeader
+
+FREE = 4 << 20  # bytes that reading may take whatever the file: tables of the entropy coder
+
+# --- arbitrary networks -----------------------------------------------------------------------------
+
+
+@st.composite
+def networks(draw):
+    shape = {name: draw(st.integers(1, high)) for name, high in (("n_neurons", 5), ("n_layers", 3))}
+    net = field_net(
+        **shape, d_in=draw(st.integers(1, 4)), d_out=draw(st.integers(1, 3)), is_residual=draw(st.booleans())
+    )
+    scale = draw(st.sampled_from([0.0, 1e-42, 1e-30, 1e-3, 1.0, 1e3, 1e30]))
+    elements = st.floats(-1, 1, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0])
+    for parameter in net.parameters():
+        constant = draw(st.booleans())
+        values = draw(elements) if constant else draw(hnp.arrays(np.float32, tuple(parameter.shape), elements=elements))
+        parameter.data[:] = scale * torch.as_tensor(values)
+    return net
+
+
+@settings(max_examples=40)
+@given(networks(), st.integers(1, 16), st.booleans())
+def test_arbitrary_networks(net, bits, kmeans):
+    """Decoding gives exactly what the integers stand for, and each weight within half a step of the original."""
+    steps = choose_steps(net, sensitivities(net, quasirandom_points((3,) * net.config.d_in, 32)), bits=bits)
+    layers = round_to_codebooks(net, bits, steps) if kmeans else round_layers(net, steps)
+    header = make_header((3,) * net.config.d_in, d_out=net.config.d_out)
+    found, ((network, tensors),) = decode_blob(encode_blob(header, [(dataclasses.asdict(net.config), layers)]))
+    assert found.shape == header.shape and network == dataclasses.asdict(net.config)
+    originals = arrays(net)
+    expected = [array for layer in layers for array in layer.dequantise()]
+    for i, (name, tensor) in enumerate(tensors.items()):
+        np.testing.assert_array_equal(tensor, expected[i], err_msg=name)
+        step = float(steps[i // 2])
+        if layers[i // 2].codebook is None or name.endswith("bias"):
+            off = np.abs(tensor.astype(float) - originals[name])
+            assert (off <= step / 2 + 1e-6 * np.abs(originals[name]) + 1e-45).all(), name
+
+
+# --- what is fuzzed ---------------------------------------------------------------------------------
+
+NUMBERS = {
+    "B": (0, 1, 2, 3, 4, 5, 10, 11, 127, 128, 200, 240, 255),
+    "H": (0, 1, 255, 256, 0x3F80, 0x7F7F, 0x7F80, 0x7FC0, 0x8000, 65535),
+    "I": (0, 1, 2, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1),
+    "f": (0.0, -0.0, -1.0, 1e-45, 1e-20, 1e20, 3.4e38, math.nan, math.inf, -math.inf),
+    "d": (0.0, -1.0, 5e-324, 1e39, 1.7e308, math.nan, math.inf, -math.inf),
+    "q": (-(2**63), -1, 0, 2**53 + 1, 2**63 - 1),
+}
+
+
+def assemble(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    """The blob of these chunks, its checksum right."""
+    return seal(bytes(9) + b"".join(kind + struct.pack("<I", len(content)) + content for kind, content in chunks))
+
+
+def seal(data: bytes) -> bytes:
+    """`data` with magic, version and checksum put right."""
+    return blob_format.MAGIC + b"\1" + struct.pack("<I", zlib.crc32(data[9:])) + data[9:]
+
+
+def mutate(rng: np.random.Generator, data: bytes) -> bytes:
+    """`data` with one thing changed somewhere."""
+    at = int(rng.integers(len(data) + 1)) if rng.random() < 0.5 else int(rng.integers(min(len(data), 80) + 1))
+    change, some = rng.integers(7), rng.bytes(int(rng.integers(1, 9)))
+    if change == 0 and at < len(data):
+        return data[:at] + bytes([data[at] ^ 1 << int(rng.integers(8))]) + data[at + 1 :]
+    if change == 1:
+        return data[:at] + some[:1] + data[at + 1 :]
+    if change == 2:
+        return data[:at]
+    if change == 3:
+        return data[:at] + some + data[at:]
+    if change == 4:
+        return data[:at] + data[at + len(some) :]
+    form = str(rng.choice(list(NUMBERS)))
+    number = struct.pack("<" + form, NUMBERS[form][int(rng.integers(len(NUMBERS[form])))])
+    return data[:at] + number + data[at + len(number) :]
+
+
+def mutate_blob(rng: np.random.Generator, blob: bytes) -> bytes:
+    """A blob with a few things changed, mostly within its chunks, lengths and checksum put right or not."""
+    if rng.random() < 0.1:
+        return mutate(rng, blob)
+    if rng.random() < 0.2:  # beneath the checksum, the lengths of the chunks left to themselves
+        return seal(mutate(rng, blob))
+    chunks = chunks_of(blob)
+    for _ in range(int(rng.integers(1, 4))):
+        i = int(rng.integers(len(chunks)))
+        change = rng.integers(12)
+        if change == 0:
+            chunks.insert(int(rng.integers(len(chunks) + 1)), chunks[i])
+        elif change == 1:
+            chunks[i] = (bytes([int(rng.choice([*b"FGadMNxQ", 0, 170]))]), chunks[i][1])
+        elif change == 2:
+            chunks[i], chunks[-1] = chunks[-1], chunks[i]
+        else:
+            chunks[i] = (chunks[i][0], mutate(rng, chunks[i][1]))
+    return assemble(chunks)
+
+
+def announced(data: bytes) -> int:
+    """Parameters of all networks that a blob announces, those of networks beyond the limit not counted."""
+    with contextlib.suppress(struct.error, IndexError, ValueError):
+        chunks, total = chunks_of(data), 0
+        d_in, d_out = chunks[0][1][:2]
+        for kind, content in chunks:
+            if kind == b"N" and len(content) >= 8:
+                flags, n_layers, n = struct.unpack_from("<BBH", content)
+                count = (d_in + 1) * n + (n_layers - 1) * (1 + flags % 2) * n * (n + 1) + d_out * (n + 1)
+                total += count if 0 < count <= blob_format.MAX_PARAMETERS else 0
+        return total
+    return 0
+
+
+def announced_mask(data: bytes) -> int:
+    """Bytes of the mask that a blob announces, as far as its stream can deliver them."""
+    with contextlib.suppress(struct.error, IndexError, ValueError):
+        chunks = chunks_of(data)
+        masks = [content for kind, content in chunks if kind == b"M"]
+        shape = struct.unpack_from(f"<{chunks[0][1][0]}I", chunks[0][1], 3)
+        return min(math.prod(shape) // 8, 8000 * max(map(len, masks), default=0))
+    return 0
+
+
+def read_within_bounds(read: Callable, data: bytes, n_parameters: int) -> object | None:
+    """What `read` makes of `data`, None for a BlobError; fails when that took too much memory."""
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    try:
+        result = read(data)
+    except BlobError as error:
+        assert str(error) and len(str(error)) < 3000
+        result = None
+    peak = tracemalloc.get_traced_memory()[1] - before
+    limit = FREE + 16 * len(data) + 16 * n_parameters + 4 * announced_mask(data)
+    assert peak < limit, f"{peak} bytes for a file of {len(data)} and {n_parameters} parameters"
+    return result
+
+
+@contextlib.contextmanager
+def memory_traced():
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        tracemalloc.stop()
+
+
+def mask_of(shape: tuple[int, ...], fill: float, dtype: str = "float32") -> Mask:
+    """Every third voxel missing."""
+    return Mask.of(shape, np.array(fill, dtype)[()], [np.arange(math.prod(shape)) % 3 == 0])
+
+
+@functools.cache
+def seeds() -> tuple[bytes, ...]:
+    """Sound blobs, small so that many variants can be read."""
+    blobs, turned = [], (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+    geometry = Geometry((1.0, 0.5, 2.0), (0.0, -1.0, 3.0), turned, "density", "kg")
+    header = VolumeHeader((4, 3, 2), np.int16([-3]), np.int16([9]), geometry)
+    for fields, head, bits, kmeans in (
+        ({"n_neurons": 3, "n_layers": 2}, make_header(), 5, False),
+        ({"n_neurons": 4, "n_layers": 2, "d_out": 3, "is_residual": False}, make_header(d_out=3, name="v"), 9, False),
+        ({"n_neurons": 4, "n_layers": 3, "is_residual": False}, header, 4, True),
+        ({"n_neurons": 2, "n_layers": 1, "d_in": 2}, make_header((3, 5), 0, 9, "uint64"), 16, False),
+        ({"n_neurons": 2, "n_layers": 1}, make_header(missing=mask_of((4, 3, 2), np.nan)), 4, False),
+    ):
+        net = field_net(**fields)
+        steps = choose_steps(net, sensitivities(net, quasirandom_points(head.shape, 32)), bits=bits)
+        layers = round_to_codebooks(net, bits, steps) if kmeans else round_layers(net, steps)
+        blobs.append(encode_blob(head, [(dataclasses.asdict(net.config), layers)]))
+    return tuple(blobs)
+
+
+# --- fuzzing ----------------------------------------------------------------------------------------
+
+
+def fuzz_blobs(count: int, seed: int = 0) -> Counter:
+    """Read `count` damaged blobs; how many were refused and how many still sound."""
+    rng, blobs, outcome = np.random.default_rng(seed), seeds(), Counter()
+    with memory_traced():
+        for i in range(count):
+            data = mutate_blob(rng, blobs[i % len(blobs)])
+            found = read_within_bounds(decode_blob, data, announced(data))
+            outcome["refused" if found is None else "read"] += 1
+            if found is not None:
+                header, networks = found
+                if header.missing:
+                    assert header.missing.bits.nbytes == (math.prod(header.shape) + 7) // 8
+                    assert 0 <= header.missing.count <= math.prod(header.shape)
+                for network, tensors in networks:
+                    blob_format.check_header(header, network["d_in"], network["d_out"])
+                    blob_format.check_network(network)
+                    assert all(np.isfinite(tensor).all() for tensor in tensors.values())
+    return outcome
+
+
+def fuzz_originals(count: int, seed: int = 0) -> Counter:
+    """The same for blobs of the original scripts."""
+    rng, outcome = np.random.default_rng(seed), Counter()
+    blobs = [original_blob(rng, bits, 3, 2, bits % 2 == 0)[0] for bits in (4, 6, 8, 9)]
+    with memory_traced():
+        for i in range(count):
+            data = blobs[i % len(blobs)]
+            for _ in range(int(rng.integers(1, 3))):
+                data = mutate(rng, data)
+            outcome["refused" if read_within_bounds(decode_original, data, 0) is None else "read"] += 1
+    return outcome
+
+
+def fuzz_files(count: int, trained: SimpleNamespace, folder: Path, seed: int = 0) -> Counter:
+    """net_compress.py on damaged .pth and .json files; whatever it accepts gives a sound blob."""
+    rng, outcome = np.random.default_rng(seed), Counter()
+    pth, settings = trained.network.read_bytes(), trained.settings
+    for i in range(count):
+        network, config = trained.network, trained.config
+        if i % 2:
+            network = folder / "damaged.pth"
+            network.write_bytes(mutate(rng, pth))
+        else:
+            config = folder / "damaged.json"
+            config.write_text(mutate_json(rng, settings), encoding="utf-8", errors="surrogatepass")
+        outcome[compress_outcome(network, config, folder)] += 1
+    return outcome
+
+
+ODD_VALUES = (
+    None, True, False, 0, 1, -1, 2, 255, 256, 65535, 2**31, 2**63, 10**400, -(10**400), 0.5, -0.0, 1e-50, 1e39, 1e308,
+    -5000.0, math.nan, math.inf, -math.inf, "", "float32", "object", "f4,f4", "(1 2)i4", "\ud800", "\0", "x" * 5000,
+    [], [[]], {}, {"a": 1}, [1, 2], [1, 2, 3], [[0, 1]], [[1, 0]], [[0, 10**400]], [["0", "1"]], [24] * 9,
+)  # fmt: skip
+
+
+def mutate_json(rng: np.random.Generator, settings: dict) -> str:
+    """A configuration with a value replaced, missing or nested, or its text damaged."""
+    if rng.random() < 0.2:
+        return mutate(rng, json.dumps(settings).encode()).decode("latin-1")
+    settings = json.loads(json.dumps(settings))
+    for _ in range(int(rng.integers(1, 3))):
+        key = str(rng.choice(list(settings)))
+        odd = ODD_VALUES[int(rng.integers(len(ODD_VALUES)))]
+        if isinstance(settings[key], list) and settings[key] and rng.random() < 0.5:
+            settings[key][int(rng.integers(len(settings[key])))] = odd
+        elif rng.random() < 0.1 and len(settings) > 1:
+            del settings[key]
+        else:
+            settings[key] = odd
+    return json.dumps(settings)
+
+
+def compress_outcome(network: Path, config: Path, folder: Path) -> str:
+    """Run net_compress.py: "refused" by a UserError, or "read" when it wrote a sound blob."""
+    blob = folder / "blob"
+    arguments = ["--net", str(network), "--config", str(config), "--compressed", str(blob)]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            net_compress.main(arguments)
+    except UserError as error:
+        assert str(error)
+        return "refused"
+    decode_blob(blob.read_bytes())
+    return "read"
+
+
+def test_fuzzed_blobs():
+    outcome = fuzz_blobs(500)
+    assert outcome["refused"] > 200 and outcome["read"] > 20, outcome
+
+
+def test_fuzzed_blobs_of_the_original():
+    outcome = fuzz_originals(2000)
+    assert outcome["refused"] > 500 and outcome["read"] > 100, outcome
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_fuzzed_networks_and_configurations(chain, tmp_path):
+    outcome = fuzz_files(40, chain, tmp_path)
+    assert outcome["refused"] > 15 and outcome["read"] > 3, outcome
+
+
+# --- hostile by design ------------------------------------------------------------------------------
+
+
+def replaced(blob: bytes, kind: bytes, at: int, form: str, *numbers: float) -> bytes:
+    """The blob with numbers at a place of the first chunk of a type, its checksum right."""
+    chunks = chunks_of(blob)
+    i = [k for k, _ in chunks].index(kind)
+    content = bytearray(chunks[i][1])
+    struct.pack_into("<" + form, content, at, *numbers)
+    return assemble([*chunks[:i], (kind, bytes(content)), *chunks[i + 1 :]])
+
+
+HOSTILE = {
+    "d_in 0": (b"F", 0, "B", 0),
+    "d_in 5": (b"F", 0, "B", 5),
+    "d_out 0": (b"F", 1, "B", 0),
+    "d_out 255": (b"F", 1, "B", 255),
+    "dtype 11": (b"F", 2, "B", 11),
+    "shape 0": (b"F", 3, "I", 0),
+    "shape overflows": (b"F", 3, "III", *(2**32 - 1,) * 3),
+    "shape product overflows": (b"F", 3, "III", 2**31, 2**31, 4),
+    "low NaN": (b"F", 15, "d", math.nan),
+    "high infinite": (b"F", 23, "d", math.inf),
+    "high below low": (b"F", 23, "d", -1.0),
+    "high no float32": (b"F", 23, "d", 1e39),
+    "flags 4": (b"N", 0, "B", 4),
+    "flags 255": (b"N", 0, "B", 255),
+    "no layers": (b"N", 1, "B", 0),
+    "255 layers": (b"N", 1, "B", 255),
+    "no neurons": (b"N", 2, "H", 0),
+    "65535 neurons": (b"N", 2, "H", 65535),
+    "65535 neurons, 255 layers": (b"N", 1, "BH", 255, 65535),
+    "omega 0": (b"N", 4, "f", 0.0),
+    "omega negative": (b"N", 4, "f", -30.0),
+    "omega NaN": (b"N", 4, "f", math.nan),
+    "omega infinite": (b"N", 4, "f", math.inf),
+    "step 0": (b"N", 8, "H", 0),
+    "step negative": (b"N", 8, "H", 0xBF80),
+    "step infinite": (b"N", 8, "H", 0x7F80),
+    "step NaN": (b"N", 8, "H", 0x7FC0),
+    "M 255": (b"N", 12, "B", 255),
+    "bias M 255": (b"N", 13, "B", 255),
+    "M just too large": (b"N", 12, "B", 96),
+    "all codes 255": (b"N", 10, "BBBB", 255, 255, 255, 255),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_numbers(what):
+    with memory_traced():
+        assert read_within_bounds(decode_blob, replaced(seeds()[0], *HOSTILE[what]), 0) is None
+
+
+def lzma2(data: bytes) -> bytes:
+    return lzma.compress(data, lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}])
+
+
+NAN = struct.pack("<d", math.nan)
+HOSTILE_MASKS = {
+    "nothing": b"",
+    "half a fill value": NAN[:5],
+    "no axis": NAN,
+    "no stream": NAN + b"\0",
+    "axis 4": NAN + b"\4" + lzma2(bytes(3)),
+    "axis 255": NAN + b"\xff" + lzma2(bytes(3)),
+    "fill value infinite": struct.pack("<d", math.inf) + b"\0" + lzma2(bytes(3)),
+    "fill value no float32": struct.pack("<d", 0.1) + b"\0" + lzma2(bytes(3)),
+    "fill value too large": struct.pack("<d", 1e39) + b"\0" + lzma2(bytes(3)),
+    "too short": NAN + b"\0" + lzma2(bytes(2)),
+    "too long": NAN + b"\0" + lzma2(bytes(4)),
+    "truncated": NAN + b"\0" + lzma2(bytes(3))[:-1],
+    "something behind": NAN + b"\0" + lzma2(bytes(3)) + b"x",
+    "another format": NAN + b"\0" + lzma.compress(bytes(3)),
+    "noise": NAN + b"\0" + bytes(range(1, 200)),
+    "a bomb": NAN + b"\0" + lzma2(bytes(10**8)),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_MASKS)
+def test_hostile_masks(what):
+    """Of a grid of 24 voxels, 3 bytes."""
+    with memory_traced():
+        assert (
+            read_within_bounds(decode_blob, assemble([*chunks_of(seeds()[0]), (b"M", HOSTILE_MASKS[what])]), 0) is None
+        )
+
+
+def test_masks_with_unused_bits():
+    content = NAN + b"\0" + lzma2(bytes([0, 0, 1]))
+    decode_blob(assemble([*chunks_of(seeds()[0]), (b"M", content)]))
+    smaller = replaced(seeds()[0], b"F", 3, "III", 23, 1, 1)
+    with pytest.raises(BlobError, match="unused bits"):
+        decode_blob(assemble([*chunks_of(smaller), (b"M", content)]))
+    with pytest.raises(BlobError, match="at most one"):
+        decode_blob(assemble([*chunks_of(seeds()[0]), *[(b"M", content)] * 2]))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 3])
+def test_memory_of_large_masks(axis):
+    """2^24 voxels missing or not by a few bytes; so many more that their bits are refused; bits that do not come."""
+    stream = (b"M", NAN + bytes([axis]) + lzma2(bytes(1 << 21)))
+    with memory_traced():
+        for shape, is_read in (((256,) * 3, True), ((1 << 13,) * 3, False), ((1024, 1024, 1025), False)):
+            data = assemble([*chunks_of(replaced(seeds()[0], b"F", 3, "III", *shape)), stream])
+            assert (read_within_bounds(decode_blob, data, announced(data)) is not None) == is_read
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_hostile_codebooks(value):
+    """Each entry is checked, used or not."""
+    blob = seeds()[2]
+    at = 8 + 6 + 6  # head of the chunk, record of the first layer, of the second
+    count = 2 * chunks_of(blob)[-1][1][at - 2] + 1
+    assert 9 <= count <= 31
+    for i in range(count):
+        with pytest.raises(BlobError, match=r"codebook: .*finite"):
+            decode_blob(replaced(blob, b"N", at + 4 * i, "f", value))
+
+
+def test_geometry_of_another_length():
+    blob = seeds()[0]
+    for content in (b"", bytes(47), bytes(49), struct.pack("<6d", 1, 1, 0, 0, 0, 0)):
+        with pytest.raises(BlobError):
+            decode_blob(assemble([*chunks_of(blob), (b"G", content)]))
+
+
+@pytest.mark.parametrize(
+    "what", [(), (0,) * 9, (1,) * 9, (1, 0, 0, 0, 1, 0, 0, 0, math.nan), (1e308,) * 9, (1, 0, 0) * 4]
+)
+def test_hostile_directions(what):
+    with pytest.raises(BlobError):
+        decode_blob(assemble([*chunks_of(seeds()[0]), (b"d", struct.pack(f"<{len(what)}d", *what))]))
+    twice = [(b"d", struct.pack("<9d", 1, 0, 0, 0, 1, 0, 0, 0, 1))] * 2
+    decode_blob(assemble([*chunks_of(seeds()[0]), *twice[:1]]))
+    with pytest.raises(BlobError, match="at most one"):
+        decode_blob(assemble([*chunks_of(seeds()[0]), *twice]))
+
+
+def lazy_network(n_neurons: int, n_layers: int, code: int = 0) -> bytes:
+    """Content of an N chunk, d_in = 3 and d_out = 1, not residual, all of whose integers are 0: next to no bytes."""
+    count = 4 * n_neurons + (n_layers - 1) * n_neurons * (n_neurons + 1) + n_neurons + 1
+    states = struct.pack("<I", 1 << 16) * min(max(count // 8192, 1), 2048)
+    return (
+        struct.pack("<BBHf", 0, n_layers, n_neurons, 30)
+        + bytes([0x80, 0x3F, 0, 0, code, code]) * (n_layers + 1)
+        + states
+    )
+
+
+def test_memory_of_a_large_network_in_a_small_file():
+    field = chunks_of(seeds()[0])[0]
+    data = assemble([field, (b"N", lazy_network(700, 3))])
+    with memory_traced():
+        _, ((_, tensors),) = read_within_bounds(decode_blob, data, announced(data))
+    assert sum(map(np.size, tensors.values())) == announced(data) > 9e5 and not any(map(np.any, tensors.values()))
+
+
+def test_many_large_networks_are_refused():
+    """The limit on parameters is one on all networks together."""
+    field = chunks_of(seeds()[0])[0]
+    data = assemble([field, (b"N", lazy_network(200, 3)), (b"N", lazy_network(11580, 2))])
+    assert announced(data) > blob_format.MAX_PARAMETERS
+    with memory_traced(), pytest.raises(BlobError, match=r"at most .* parameters in all"):
+        decode_blob(data)
+
+
+def test_tables_of_many_layers(monkeypatch):
+    """A file whose every byte is made to cost time: it makes one table for each model, and no more."""
+    field = chunks_of(seeds()[0])[0]
+    content = bytearray(lazy_network(1, 255))
+    for i in range(256):
+        content[8 + 6 * i : 14 + 6 * i] = bytes([0x80, 0x3F, i % 200, i // 2, 95, 95])  # no model twice
+    data = assemble([field, (b"N", bytes(content) + bytes(1200))])
+    made, frequencies = [], entropy_coder.frequencies
+    monkeypatch.setattr(entropy_coder, "frequencies", lambda model: made.append(model) or frequencies(model))
+    with pytest.raises(BlobError, match="does not end"):
+        decode_blob(data)
+    assert len(made) == 2 * 256
+
+
+# --- .pth and .json ---------------------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("unpickled code ran",)
+
+
+FIRST = "net_layers.0.linear.weight"
+ODD_TENSORS = {
+    "complex": lambda weight: weight.to(torch.complex64),
+    "sparse": lambda weight: weight.to_sparse(),
+    "compressed sparse": lambda weight: weight.to_sparse_csr(),
+    "meta": lambda weight: weight.to("meta"),
+    "quantised": lambda weight: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+    "whole numbers": lambda weight: weight.long(),
+    "NaN": lambda weight: torch.full_like(weight, math.nan),
+    "infinite as float32": lambda weight: weight.double() * 0 + 1e300,
+    "another shape": lambda weight: weight[:-1],
+    "a scalar": lambda weight: weight.sum(),
+    "empty": lambda weight: weight[:0],
+    "a number": lambda weight: 1.0,
+    "code": lambda weight: Evil(),
+}
+ODD_STATES = {
+    "a list": lambda state: list(state.values()),
+    "nothing": lambda state: None,
+    "a tensor": lambda state: state[FIRST],
+    "no names": lambda state: dict(enumerate(state.values())),
+    "a name of another type": lambda state: {**state, (1, 2): state[FIRST]},
+    "one missing": lambda state: {name: tensor for name, tensor in state.items() if name != FIRST},
+    "code": lambda state: Evil(),
+}
+
+
+def refuses_network(content: object, chain, folder: Path) -> bool:
+    """Whether net_compress.py refuses what torch.save makes of `content` as --net."""
+    torch.save(content, folder / "odd.pth")
+    settings = {key: value for key, value in chain.settings.items() if key != "weights_crc32"}
+    (folder / "odd.json").write_text(json.dumps(settings))
+    return compress_outcome(folder / "odd.pth", folder / "odd.json", folder) == "refused"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("what", ODD_TENSORS)
+def test_odd_tensors(what, chain, tmp_path, capsys):
+    odd = ODD_TENSORS[what](chain.state[FIRST])
+    assert refuses_network({**chain.state, FIRST: odd}, chain, tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("what", ODD_STATES)
+def test_odd_state_dicts(what, chain, tmp_path, capsys):
+    assert refuses_network(ODD_STATES[what](chain.state), chain, tmp_path)
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_read(dtype, chain, tmp_path):
+    assert not refuses_network({name: tensor.to(dtype) for name, tensor in chain.state.items()}, chain, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("length", [0, 1, 30, 1000])
+def test_truncated_networks(length, chain, tmp_path):
+    (tmp_path / "short.pth").write_bytes(chain.network.read_bytes()[:length])
+    assert compress_outcome(tmp_path / "short.pth", chain.config, tmp_path) == "refused"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("omega_0", 10**400),
+        ("omega_0", 1e39),
+        ("omega_0", 1e-60),
+        ("layers", [10**400] * 2),
+        ("layers", [65535] * 2),
+        ("d_in", 10**400),
+        ("dtype", "(1 2)i4"),
+        ("dtype", "i4,i4"),
+        ("dtype", "S2000000000"),
+        ("dtype", ["float32"]),
+        ("shape", [10**400, 1, 1]),
+        ("shape", [9.0, 7, 5]),
+        ("value_range", [[0, 10**400]]),
+        ("value_range", [[1e39, 1e39]]),
+        ("spacing", [10**400, 1, 1]),
+        ("spacing", 1),
+        ("origin", [[], [], []]),
+        ("format_version", [1]),
+        ("direction", None),
+        ("direction", "abcdefghi"),
+        ("direction", [1, 0, 0]),
+        ("direction", [10**400] * 9),
+        ("direction", [[1, 0, 0], [0, 1, 0], [0, 0, 1]]),
+        ("units", 3),
+        ("units", "\ud800"),
+        ("name", 3),
+        ("name", "\ud800"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_hostile_configurations(key, value, chain, tmp_path):
+    (tmp_path / "odd.json").write_text(json.dumps({**chain.settings, key: value}))
+    assert compress_outcome(chain.network, tmp_path / "odd.json", tmp_path) == "refused"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_too_large_to_be_rounded(chain, tmp_path):
+    """A step that rounds them up would make them infinite in the blob, which then could not be read."""
+    state = torch.load(chain.network, weights_only=True)
+    state["net_layers.1.linear_1.weight"][0, 0] = 3.4028e38
+    torch.save(state, tmp_path / "large.pth")
+    settings = {key: value for key, value in chain.settings.items() if key != "weights_crc32"}
+    (tmp_path / "large.json").write_text(json.dumps(settings))
+    files = ("--net", tmp_path / "large.pth", "--config", tmp_path / "large.json", "--compressed", tmp_path / "b")
+    with pytest.raises(UserError, match="too large"):
+        net_compress.main([str(a) for a in (*files, "--cluster_bits", 9)])
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "psnr", [10**400, -(10**400), -1e6, -5000, 1e6, math.nan, math.inf, "1", None, []], ids=range(10)
+)
+def test_a_strange_psnr_is_no_obstacle(psnr, chain, tmp_path):
+    """It only guides the default fineness."""
+    (tmp_path / "odd.json").write_text(json.dumps({**chain.settings, "psnr": psnr}))
+    assert compress_outcome(chain.network, tmp_path / "odd.json", tmp_path) == "read"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "null", '"x"', "9" * 5000, "{}", "\0"], ids=range(8))
+def test_no_configuration(text, chain, tmp_path):
+    (tmp_path / "odd.json").write_text(text)
+    assert compress_outcome(chain.network, tmp_path / "odd.json", tmp_path) == "refused"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("origin", "abc"), ("direction", 5), ("value_range", 3), ("value_range", [3]), ("spacing", None), ("shape", [])],
+)
+def test_a_field_that_is_none_is_named(key, value, chain, tmp_path):
+    (tmp_path / "odd.json").write_text(json.dumps({**chain.settings, key: value}))
+    files = ("--net", chain.network, "--config", tmp_path / "odd.json", "--compressed", tmp_path / "b")
+    assert f"odd.json: does not describe a field: {key}: expected " in error_of(net_compress.main, *files)
+
+
+def test_a_compressed_network_is_refused(chain, tmp_path):
+    """torch would inflate it, to any length; what it writes is not compressed."""
+    with (
+        zipfile.ZipFile(chain.network) as stored,
+        zipfile.ZipFile(tmp_path / "n.pth", "w", zipfile.ZIP_DEFLATED) as other,
+    ):
+        for name in stored.namelist():
+            other.writestr(name, stored.read(name))
+    assert compress_outcome(tmp_path / "n.pth", chain.config, tmp_path) == "refused"
+
+
+@pytest.mark.parametrize("key", ["layers", "shape", "value_range", "name", "dtype", "n_layers", "format_version"])
+def test_deeply_nested_configurations(key, chain, tmp_path):
+    nested = json.loads("[" * 900 + "1" + "]" * 900)
+    (tmp_path / "odd.json").write_text(json.dumps({**chain.settings, key: nested}))
+    assert compress_outcome(chain.network, tmp_path / "odd.json", tmp_path) == "refused"
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".vti"])
+@pytest.mark.parametrize("name", ["\0", "\ud800", "<&>\"'", "\n", "\x1b[2J", "", "x" * 70_000])
+def test_hostile_names_and_units(name, suffix, tmp_path):
+    """A name is text of the file's maker: it is written somehow, or refused."""
+    net = field_net(n_neurons=2, n_layers=1)
+    layers = round_layers(net, choose_steps(net, sensitivities(net, quasirandom_points((3, 2, 2), 32)), bits=4))
+    blob = encode_blob(make_header(), [(dataclasses.asdict(net.config), layers)])
+    data = assemble([*chunks_of(blob), (b"a", json.dumps({"name": name, "units": name}).encode())])
+    (tmp_path / "blob").write_bytes(data)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(UserError):
+        net_decompress.main(["--compressed", str(tmp_path / "blob"), "--recon", str(tmp_path / f"out{suffix}")])
+    if name == "" and suffix == ".vti":
+        assert vtk_read(tmp_path / "out.vti").name == "sf"
+
+
+def by_hand(count: int) -> None:
+    """Fuzz so many times, with other seeds than the tests, and print the figures."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.save(folder / "volume.npy", slanted((9, 7, 5)))
+        with contextlib.redirect_stdout(io.StringIO()):
+            trained = train(folder / "volume.npy", folder)
+        for what, run, n in (
+            ("blobs", fuzz_blobs, count),
+            ("originals", fuzz_originals, count // 10),
+            ("networks_and_configurations", lambda n, seed: fuzz_files(n, trained, folder, seed), count // 10),
+        ):
+            started = time.perf_counter()
+            outcome = run(n, seed=1)
+            print(f"{what}={n} refused={outcome['refused']} read={outcome['read']} "
+                  f"seconds={time.perf_counter() - started:.0f}", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    by_hand(int(sys.argv[1]))

@@ -1,0 +1,335 @@
+"""Evaluating a blob: values and derivatives on grids and at points, against the network in float64 and by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import arrays, field_net, make_header
+from helpers.original import original_forward
+
+from field.blob import BlobError
+from field.layers import parameter_shapes
+from field.neural_field import CHUNK, NeuralField
+from utils import voxel_grid
+
+GEOMETRY = {"spacing": (0.5, 2.0, 1.25), "origin": (10.0, -4.0, 0.25)}
+
+
+def neural_field(shape=(9, 7, 5), low=-2.0, high=3.0, dtype="float32", n_threads=1, geometry=GEOMETRY, **network):
+    """A field held by a network of random weights."""
+    net = field_net(d_in=len(shape), **network)
+    header = make_header(shape, low, high, dtype, net.config.d_out, **geometry)
+    return NeuralField(header, dataclasses.asdict(net.config), arrays(net), n_threads=n_threads)
+
+
+def linear_field(slopes=(0.02, -0.03, 0.04), shape=(9, 7, 5), low=0.0, high=10.0, dtype="float32", **fields):
+    """A field that is all but linear in the normalised coordinates: a network of one sine layer and small weights.
+
+    slopes: by each axis, or rows of those of several components.
+    """
+    slopes = np.atleast_2d(slopes)
+    n, d_in = slopes.shape
+    network = {"n_neurons": n, "n_layers": 1, "d_in": d_in, "d_out": n, "is_residual": False, "omega_0": 1.0}
+    weights = [slopes * 1e-3, np.zeros(n), np.eye(n) * 1e3, np.zeros(n)]
+    names = parameter_shapes(**network)
+    header = make_header(shape, low, high, dtype, n, **{**GEOMETRY, **fields})
+    return NeuralField(header, network, {n: w.astype(np.float32) for n, w in zip(names, weights, strict=True)})
+
+
+def positions(field: NeuralField, index: np.ndarray) -> np.ndarray:
+    """Physical positions of voxel indices (n, axes)."""
+    return index * np.array(field.header.geometry.spacing) + field.header.geometry.origin
+
+
+# --- values -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_residual", [True, False])
+@pytest.mark.parametrize("n_layers", [1, 2, 3, 5])
+def test_values_are_those_of_the_network_in_float64(n_layers, is_residual):
+    field_shape = (9, 7, 5)
+    net = field_net(n_layers=n_layers, is_residual=is_residual, d_out=2)
+    field = NeuralField.of(net, make_header(field_shape, -2.0, 3.0, d_out=2))
+    x, y, z = (np.arange(n) * 2.0 - (n - 1) for n in field_shape)
+    grid = np.stack(np.meshgrid(x, y, z, indexing="ij"), axis=-1).reshape(-1, 3) / 8
+    expected = original_forward(arrays(net), n_layers, is_residual, grid)
+    expected = (np.clip(expected, -1, 1) + 1) / 2 * 5 - 2
+    found = field.on_grid()
+    assert found.shape == (*field_shape, 2) and found.dtype == np.float32
+    np.testing.assert_allclose(found.reshape(-1, 2), expected, rtol=0, atol=5e-6)
+
+
+def test_every_voxel_lies_where_it_belongs():
+    i, j, k = np.indices((9, 7, 5))
+    expected = 5 + 5 * (0.02 * (i - 4) / 4 - 0.03 * (j - 3) / 4 + 0.04 * (k - 2) / 4)
+    np.testing.assert_allclose(linear_field().on_grid(), expected, rtol=0, atol=1e-6)
+
+
+def test_a_box_is_that_part_of_the_whole():
+    shape = (40, 23, 31)
+    field = neural_field(shape, n_neurons=18)
+    whole = field.on_grid()
+    for box in (np.s_[3:20, :, 30:31], np.s_[39:40, 0:1, 0:1], np.s_[:, 5:6, :]):
+        np.testing.assert_allclose(field.on_grid(voxel_grid(shape, box)), whole[box], rtol=0, atol=5e-6)  # of 5
+
+
+@pytest.mark.parametrize(("dtype", "high"), [("uint8", 255), ("uint16", 60000), ("int32", 2_000_000_000)])
+def test_integers_of_a_box_are_those_of_the_whole(dtype, high):
+    """Exactly, though float32 products differ by the place of a voxel in its chunk."""
+    field = neural_field((40, 23, 31), 0, high, dtype, n_neurons=18)
+    whole = field.on_grid()
+    for start in range(8):
+        box = np.s_[start:40, 2:22, 3 : 30 - start]
+        found = field.on_grid(voxel_grid(field.shape, box))
+        assert found.dtype == dtype and len(np.unique(found)) > 10
+        np.testing.assert_array_equal(found, whole[box])
+
+
+def test_threads_do_not_change_the_values():
+    shape = (30, 30, 30)
+    assert np.prod(shape) > 3 * CHUNK["cpu"]
+    np.testing.assert_array_equal(neural_field(shape, n_threads=3).on_grid(), neural_field(shape).on_grid())
+
+
+def test_finer_and_coarser_grids_agree_with_points():
+    field = neural_field()
+    for grid in (voxel_grid(field.shape, None, (17, 4, 1)), voxel_grid(field.shape, np.s_[2:5, 1:7, 0:5], (5, 6, 9))):
+        geometry = grid.geometry(field.header.geometry)
+        index = np.indices(grid.shape).reshape(3, -1).T
+        expected = field.at(index * np.array(geometry.spacing) + geometry.origin)
+        np.testing.assert_allclose(field.on_grid(grid).ravel(), expected, rtol=0, atol=5e-6)
+
+
+def test_points_at_voxels_and_between():
+    field = linear_field()
+    index = np.array([[0, 0, 0], [8, 6, 4], [2.5, 1.25, 3.75]])
+    expected = 5 + 5 * ((index - [4, 3, 2]) / 4 @ [0.02, -0.03, 0.04])
+    np.testing.assert_allclose(field.at(positions(field, index)), expected, rtol=0, atol=2e-6)
+
+
+def test_points_outside_are_nan():
+    field = neural_field()
+    index = np.array([[0, 0, 0], [-0.01, 0, 0], [8, 6, 4.01], [8, 6, 4], [np.nan, 0, 0], [np.inf, 0, 0]])
+    points = positions(field, index)
+    expected = [False, True, True, False, True, True]
+    assert np.isnan(field.at(points)).tolist() == expected
+    assert np.isnan(field.gradient_at(points)).any(axis=1).tolist() == expected
+    assert field.contains(points).tolist() == [not outside for outside in expected]
+
+
+def test_points_of_another_form_are_refused():
+    for points in (np.zeros(3), np.zeros((4, 2)), np.zeros((1, 4, 3))):
+        with pytest.raises(ValueError, match=r"\(n, 3\)"):
+            neural_field().at(points)
+
+
+def test_points_of_integer_fields_are_floats():
+    field = linear_field(low=0, high=100, dtype="uint8")
+    value = field.at(positions(field, np.array([[2.5, 1.25, 3.75]])))
+    np.testing.assert_allclose(value, 50 + 50 * (-1.5 * 0.02 + 1.75 * 0.03 + 1.75 * 0.04) / 4, rtol=1e-6)
+    assert value.dtype == np.float32
+    assert linear_field(low=0, high=100, dtype="int32").at(positions(field, np.zeros((1, 3)))).dtype == np.float64
+
+
+# --- derivatives ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_residual", [True, False])
+@pytest.mark.parametrize("n_layers", [1, 2, 4])
+def test_gradient_is_that_of_autograd(n_layers, is_residual):
+    net = field_net(n_layers=n_layers, is_residual=is_residual, d_out=2).double()
+    field = NeuralField.of(net, make_header((9, 7, 5), -2.0, 3.0, d_out=2, **GEOMETRY))
+    index = np.random.default_rng(0).random((50, 3)) * [8, 6, 4]
+    x = torch.tensor((2 * index - [8, 6, 4]) / 8, requires_grad=True)
+    y = net(x)
+    slopes = [torch.autograd.grad(y[:, c].sum(), x, retain_graph=True)[0] for c in range(2)]
+    is_free = (y.abs() <= 1).numpy()[..., None]
+    expected = torch.stack(slopes, dim=1).numpy() * is_free * 2.5 * 0.25 / np.array(GEOMETRY["spacing"])
+    found = field.gradient_at(positions(field, index))
+    assert found.shape == (50, 2, 3) and is_free.any()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+def test_gradient_of_a_known_field_under_anisotropic_spacing():
+    found = linear_field().gradient_on_grid()
+    expected = 5 * np.array([0.02, -0.03, 0.04]) / 4 / GEOMETRY["spacing"]
+    assert found.shape == (9, 7, 5, 3)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=1e-5)
+
+
+def test_gradient_is_the_limit_of_central_differences():
+    field = neural_field(low=-1e6, high=1e6, dtype="float64", n_neurons=12, omega_0=5.0)
+    points = positions(field, np.random.default_rng(0).random((40, 3)) * [7, 5, 3] + 0.5)
+    found, scale = field.gradient_at(points), 1e-2
+    for axis in range(3):
+        step = np.eye(3)[axis] * scale * GEOMETRY["spacing"][axis]
+        difference = (field.at(points + step) - field.at(points - step)) / (2 * step[axis])
+        np.testing.assert_allclose(found[:, axis], difference, rtol=0, atol=2e-3 * np.abs(found).max())
+
+
+def test_gradient_on_a_grid_is_that_at_its_points():
+    field = neural_field()
+    grid = voxel_grid(field.shape, np.s_[2:9, 0:3, 1:4])
+    index = np.indices(field.shape)[(slice(None), *np.s_[2:9, 0:3, 1:4])].reshape(3, -1).T
+    expected = field.gradient_at(positions(field, index))
+    np.testing.assert_allclose(field.gradient_on_grid(grid).reshape(-1, 3), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradient_is_zero_along_an_axis_of_one_voxel_and_where_values_are_clipped():
+    assert (neural_field((9, 1, 5)).gradient_on_grid()[..., 1] == 0).all()
+    field = linear_field(slopes=(3.0, 0.0, 0.0))
+    gradient = field.gradient_on_grid()[..., 0]
+    is_clipped = (field.on_grid() == 0) | (field.on_grid() == 10)
+    assert is_clipped.any() and (gradient[is_clipped] == 0).all() and (gradient[~is_clipped] > 7).all()
+
+
+def test_jacobian_of_a_linear_vector_field():
+    """Component by component, as VTK orders the gradient of a vector."""
+    slopes = np.array([[0.02, -0.03, 0.04], [0.05, 0.01, -0.02]])
+    field = linear_field(slopes)
+    expected = 5 * slopes / 4 / GEOMETRY["spacing"]
+    found = field.gradient_on_grid()
+    assert found.shape == (9, 7, 5, 2, 3)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=1e-5)
+    np.testing.assert_allclose(field.gradient_at(positions(field, np.ones((1, 3)))), expected[None], rtol=1e-5)
+
+
+SERIES = {"spacing": (0.1, 0.5, 2.0, 1.25), "origin": (3.0, 10.0, -4.0, 0.25)}
+
+
+def test_a_time_series_has_a_scale_of_its_own():
+    """Values and derivatives by time and space; space is turned, time is not."""
+    turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    field = linear_field((0.1, 0.02, -0.03, 0.04), (3, 9, 7, 5), **SERIES, direction=tuple(turn.ravel()))
+    t, i, j, k = np.indices((3, 9, 7, 5))
+    expected = 5 + 5 * (0.1 * (t - 1) + 0.02 * (i - 4) / 4 - 0.03 * (j - 3) / 4 + 0.04 * (k - 2) / 4)
+    np.testing.assert_allclose(field.on_grid(), expected, rtol=0, atol=1e-6)
+    slopes = np.array([0.02, -0.03, 0.04]) / 4 / SERIES["spacing"][1:]
+    gradient = 5 * np.array([0.1 / 0.1, *(turn @ slopes)])
+    np.testing.assert_allclose(
+        field.gradient_on_grid(), np.broadcast_to(gradient, (3, 9, 7, 5, 4)), rtol=2e-5, atol=1e-6
+    )
+    index = np.array([[0.5, 2.25, 3.0, 4.0], [2.0, 8.0, 6.0, 0.0]])
+    points = np.column_stack([index[:, 0] * 0.1, index[:, 1:] * SERIES["spacing"][1:] @ turn.T]) + SERIES["origin"]
+    values = 5 + 5 * ((index - [1, 4, 3, 2]) @ [0.1, 0.02 / 4, -0.03 / 4, 0.04 / 4])
+    np.testing.assert_allclose(field.at(points), values, rtol=0, atol=1e-6)
+    origin = field.grid(np.s_[2:, 3:, 1:], time=1.5).geometry(field.header.geometry).origin
+    np.testing.assert_allclose(origin, [3.15, 10 - 3 * 2.0, -4 + 2 * 0.5, 0.25 + 1.25])
+
+
+def test_a_lazy_array_is_not_taken_for_one_in_memory():
+    field = neural_field()
+    lazy = field.lazy()
+    np.testing.assert_array_equal(lazy[:, 2:4, :], field.on_grid()[:, 2:4])
+    for key in (np.s_[::3], np.s_[...]):
+        with pytest.raises(TypeError, match="a slice for each axis of the grid"):
+            lazy[key]
+    with pytest.raises(TypeError, match="box by box"):
+        np.asarray(lazy)
+
+
+@pytest.mark.parametrize("device", ["foo", "", "cpux"])
+def test_devices_that_are_none(device):
+    with pytest.raises(ValueError, match=f"device: expected cpu or cuda, found {device}"):
+        NeuralField.of(field_net(), make_header((9, 7, 5)), device)
+
+
+def test_grids_that_are_none():
+    """What is no box of voxels is refused, not taken for one; counts may be of any kind of sequence."""
+    field = NeuralField.of(field_net(), make_header((9, 7, 5)))
+    for roi, found in (
+        (np.s_[::2, :, :], "slice(None, None, 2)"),
+        (np.s_[3, :, :], "3"),
+        (np.s_[3:5, ..., :], "Ellipsis"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"expected a slice of step 1, found {found}")):
+            field.grid(roi=roi)
+    for wrong in ({"roi": np.s_[3:5, ...]}, {"roi": np.s_[3:5]}, {"resolution": 5}, {"roi": ()}):
+        with pytest.raises(ValueError, match="expected 3 axes, found"):
+            field.grid(**wrong)
+    for counts in ([3, 1, 4], np.array([3, 1, 4])):
+        assert field.grid(resolution=counts).shape == (3, 1, 4)
+
+
+def test_grid_of_a_time_series():
+    field = linear_field((0.1, 0.02, -0.03, 0.04), (5, 9, 7, 3), **SERIES)
+    whole = field.on_grid()
+    np.testing.assert_array_equal(field.on_grid(field.grid()), whole)
+    np.testing.assert_array_equal(field.on_grid(field.grid(time=2)), whole[2:3])
+    np.testing.assert_array_equal(
+        field.on_grid(field.grid(np.s_[2:5, :, 1:], time=slice(1, 4))), whole[1:4, 2:5, :, 1:]
+    )
+    between = field.on_grid(field.grid(time=2.25))
+    np.testing.assert_allclose(between, 0.75 * whole[2:3] + 0.25 * whole[3:4], rtol=0, atol=1e-6)
+    assert field.grid(resolution=(4, 5, 6)).shape == (5, 4, 5, 6)
+    for time in (-1.0, 4.5, slice(2, 2), slice(0, 6)):
+        with pytest.raises(ValueError, match="expected"):
+            field.grid(time=time)
+    with pytest.raises(ValueError, match="time"):
+        linear_field().grid(time=1.0)
+
+
+def test_rotated_axes():
+    """y runs along space's -x, x along its y: a quarter turn about z."""
+    turn = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
+    plain, field = linear_field(), linear_field(direction=turn)
+    index = np.random.default_rng(0).random((20, 3)) * [8, 6, 4]
+    points = index * GEOMETRY["spacing"] @ np.reshape(turn, (3, 3)).T + GEOMETRY["origin"]
+    np.testing.assert_allclose(field.at(points), plain.at(positions(plain, index)), rtol=0, atol=1e-6)
+    gradient = plain.gradient_at(positions(plain, index))
+    expected = np.stack([-gradient[:, 1], gradient[:, 0], gradient[:, 2]], axis=1)
+    np.testing.assert_allclose(field.gradient_at(points), expected, rtol=0, atol=1e-6)
+    origin = voxel_grid(field.shape, np.s_[2:, 3:, 1:]).geometry(field.header.geometry).origin
+    np.testing.assert_allclose(origin, [10 - 3 * 2.0, -4 + 2 * 0.5, 0.25 + 1.25])
+
+
+# --- the object -------------------------------------------------------------------------------------
+
+
+def test_it_can_be_pickled_and_used_from_threads():
+    field = neural_field((20, 20, 20))
+    expected = field.on_grid()
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(field)).on_grid(), expected)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: field.on_grid(), range(8)):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_open_refuses_what_is_no_blob(tmp_path):
+    path = tmp_path / "blob"
+    with pytest.raises(FileNotFoundError):
+        NeuralField.open(path)
+    path.write_bytes(b"something else")
+    with pytest.raises(BlobError):
+        NeuralField.open(path)
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_progress_is_told_and_can_end_the_evaluation(n_threads):
+    field, told = neural_field((30, 30, 30), n_threads=n_threads), []
+    field.on_grid(on_progress=told.append)
+    assert told == sorted(told) and told[-1] == 1 and 0 < told[0] < 1
+
+    def stop(fraction: float) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        field.on_grid(on_progress=stop)
+
+
+@pytest.mark.parametrize("is_residual", [True, False])
+def test_torch_agrees(is_residual):
+    """On the CPU; on a GPU see test_cuda.py."""
+    net, shape = field_net(d_out=2, is_residual=is_residual), (30, 20, 10)
+    field, by_torch = (NeuralField.of(net, make_header(shape, d_out=2), device) for device in ("cpu", "cpu:0"))
+    np.testing.assert_allclose(by_torch.on_grid(), field.on_grid(), rtol=0, atol=2e-6)
+    slopes = field.gradient_on_grid()
+    is_free = (np.abs(slopes) > 0) & (np.abs(by_torch.gradient_on_grid()) > 0)
+    assert is_free.mean() > 0.2
+    np.testing.assert_allclose(by_torch.gradient_on_grid()[is_free], slopes[is_free], rtol=0, atol=1e-4)

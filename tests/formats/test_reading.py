@@ -1,0 +1,364 @@
+"""Files to arrays and back; every file that is no volume is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.volumes import slanted
+from helpers.vtk import vtk_write
+from vtkmodules.vtkCommonDataModel import vtkImageData
+
+from formats.common import RawLayout, VolumeError, raw_layout
+from formats.reading import read_volume
+
+pytestmark = pytest.mark.usefixtures("quick_vtk")
+
+DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+
+NATIVE = "<" if sys.byteorder == "little" else ">"
+TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
+
+
+def saved(folder, array, name="a b.npy"):
+    path = folder / name
+    np.save(path, array, allow_pickle=True)
+    return str(path)
+
+
+def refusal(path, *args) -> str:
+    with pytest.raises(VolumeError) as caught:
+        read_volume(str(path), *args)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    return message
+
+
+# --- what is read -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("endian", ["<", ">"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_npy_keeps_values_and_type(tmp_path, dtype, endian, order):
+    array = slanted((4, 3, 2)).astype(np.dtype(dtype).newbyteorder(endian), order=order)
+    volume = read_volume(saved(tmp_path, array))
+    assert volume.array.dtype == np.dtype(dtype) and volume.array.dtype.isnative
+    assert isinstance(volume.array, np.memmap) == (np.dtype(dtype).itemsize == 1 or endian == NATIVE)
+    np.testing.assert_array_equal(volume.array, array)
+    assert (
+        volume.geometry.spacing == (1.0, 1.0, 1.0)
+        and volume.geometry.origin == (0.0, 0.0, 0.0)
+        and volume.geometry.name == "sf"
+    )
+
+
+def test_extreme_integers_stay_exact(tmp_path):
+    array = np.array([-(2**63), 2**63 - 1, 2**60 + 1, 0], np.int64).reshape(2, 2, 1)
+    np.testing.assert_array_equal(read_volume(saved(tmp_path, array)).array, array)
+
+
+def test_booleans_become_uint8(tmp_path):
+    array = np.arange(8).reshape(2, 2, 2) % 3 == 0
+    read = read_volume(saved(tmp_path, array)).array
+    assert read.dtype == np.uint8
+    np.testing.assert_array_equal(read, array)
+
+
+def test_long_double_becomes_float64(tmp_path):
+    read = read_volume(saved(tmp_path, slanted((3, 2, 2)).astype(np.longdouble))).array
+    assert read.dtype == np.float64
+    np.testing.assert_array_equal(read, slanted((3, 2, 2)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.skipif(np.dtype(np.longdouble).itemsize <= 8, reason="long double is double here")
+def test_long_double_beyond_float64_is_refused_without_a_warning(tmp_path):
+    array = np.ones((2, 2, 2), np.longdouble)
+    array[1, 0, 1] = np.longdouble("1e400")
+    assert "(1, 0, 1)" in refusal(saved(tmp_path, array))
+
+
+def test_number_of_axes_and_components_is_the_callers(tmp_path):
+    assert read_volume(saved(tmp_path, np.ones((4, 3))), 2).array.shape == (4, 3)
+    assert read_volume(saved(tmp_path, np.ones((4, 3, 2, 5))), 3, 5).array.shape == (4, 3, 2, 5)
+    assert read_volume(saved(tmp_path, np.ones((4, 3, 2))), 2, 2).geometry.spacing == (1.0, 1.0)
+
+
+def test_npy_needs_no_suffix(tmp_path):
+    np.save(tmp_path / "a.npy", slanted((3, 2, 2)))
+    (tmp_path / "a.npy").rename(tmp_path / "a.volume")
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.volume")).array, slanted((3, 2, 2)))
+
+
+def test_vti_as_vtk_writes_it(tmp_path):
+    array = slanted((4, 3, 2))
+    vtk_write(tmp_path / "a.vti", array, spacing=(0.5, 2.0, 3.0), origin=(-1.0, 10.0, 0.25))
+    volume = read_volume(str(tmp_path / "a.vti"))
+    np.testing.assert_array_equal(volume.array, array)
+    assert volume.array.dtype == np.float32
+    assert (
+        volume.geometry.spacing == (0.5, 2.0, 3.0)
+        and volume.geometry.origin == (-1.0, 10.0, 0.25)
+        and volume.geometry.name == "density"
+    )
+
+
+def test_origin_of_a_vti_is_that_of_its_first_voxel(tmp_path):
+    vtk_write(tmp_path / "a.vti", slanted((4, 3, 2)), (0.5, 2.0, 3.0), (1.0, 1.0, 1.0), extent=(2, 5, -1, 1, 10, 11))
+    volume = read_volume(str(tmp_path / "a.vti"))
+    assert volume.geometry.origin == (2.0, -1.0, 31.0)
+    np.testing.assert_array_equal(volume.array, slanted((4, 3, 2)))
+
+
+def test_a_turned_vti(tmp_path):
+    """The first voxel of an extent that starts elsewhere lies where VTK says it does."""
+    extent = (2, 5, -1, 1, 10, 11)
+    vtk_write(tmp_path / "a.vti", slanted((4, 3, 2)), (0.5, 2.0, 3.0), (1.0, 1.0, 1.0), "t", extent, TURNED)
+    volume = read_volume(str(tmp_path / "a.vti"))
+    np.testing.assert_array_equal(volume.array, slanted((4, 3, 2)))
+    assert volume.geometry.direction == TURNED and volume.geometry.spacing == (0.5, 2.0, 3.0)
+    image = vtkImageData()
+    image.SetExtent(extent)
+    image.SetSpacing(0.5, 2.0, 3.0)
+    image.SetOrigin(1.0, 1.0, 1.0)
+    image.SetDirectionMatrix(TURNED)
+    np.testing.assert_allclose(volume.geometry.origin, image.GetPoint(0), atol=1e-12)
+
+
+@pytest.mark.parametrize("direction", [(2.0, 0, 0, 0, 1, 0, 0, 0, 1), (1.0, 0.1, 0, 0, 1, 0, 0, 0, 1), (0.0,) * 9])
+def test_a_sheared_vti(tmp_path, direction):
+    vtk_write(tmp_path / "a.vti", slanted((4, 3, 2)), direction=direction)
+    assert "expected axes of unit length, at right angles" in refusal(tmp_path / "a.vti")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_need_not_be_copied_is_not(tmp_path, order):
+    """Nothing of a large file is in memory before it is looked at."""
+    read = read_volume(saved(tmp_path, np.asarray(slanted((4, 3, 2)), order=order))).array
+    assert isinstance(read, np.memmap) and not read.flags.writeable
+
+
+@pytest.mark.parametrize("endian", ["little", "big"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_raw_by_its_layout(tmp_path, dtype, endian):
+    """x is fastest."""
+    array = slanted((4, 3, 2)).astype(dtype)
+    stored = array.astype(np.dtype(dtype).newbyteorder("<" if endian == "little" else ">"))
+    (tmp_path / "a.raw").write_bytes(b"".join(stored[:, y, z].tobytes() for z in range(2) for y in range(3)))
+    volume = read_volume(str(tmp_path / "a.raw"), layout=RawLayout((4, 3, 2), dtype, endian))
+    np.testing.assert_array_equal(volume.array, array)
+    assert volume.array.dtype == np.dtype(dtype)
+    assert isinstance(volume.array, np.memmap) == (np.dtype(dtype).itemsize == 1 or endian == "little")
+    assert volume.geometry.spacing == (1.0, 1.0, 1.0) and volume.geometry.origin == (0.0, 0.0, 0.0)
+
+
+# --- what is refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_bytes", [0, 95, 97, 960])
+def test_raw_of_another_length(tmp_path, n_bytes):
+    (tmp_path / "a.raw").write_bytes(bytes(n_bytes))
+    layout = RawLayout((4, 3, 2), "float32")
+    assert f"expected 96 bytes for 4 x 3 x 2 of float32, found {n_bytes}" in refusal(
+        tmp_path / "a.raw", 3, 1, None, layout
+    )
+
+
+def test_options_that_a_file_does_not_need(tmp_path):
+    path = saved(tmp_path, np.ones((4, 3, 2)))
+    assert "--shape, --dtype and --endian describe headerless files" in refusal(
+        path, 3, 1, None, RawLayout((4, 3, 2), "f4")
+    )
+    assert "--array" in refusal(path, 3, 1, "T")
+    for given in (((4, 3, 2), None, None), (None, "uint8", "big"), (None, None, "big")):
+        with pytest.raises(VolumeError, match="both --shape and --dtype"):
+            raw_layout(*given)
+
+
+def test_missing_file(tmp_path):
+    assert "No such file" in refusal(tmp_path / "missing.npy")
+
+
+def test_folder(tmp_path):
+    assert "expected a folder of DICOM files, found none" in refusal(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything")
+def test_unreadable_file(tmp_path):
+    path = saved(tmp_path, np.ones((2, 2, 2)))
+    os.chmod(path, 0)
+    assert "Permission denied" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.raw", "a.txt", "a"])
+@pytest.mark.parametrize("content", [b"", b"\x93NUM", b"hello\n" * 50])
+def test_not_an_array(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert "expected a volume (.npy .nrrd" in refusal(tmp_path / name)
+
+
+def test_npz_is_not_an_array(tmp_path):
+    np.savez(tmp_path / "a.npz", np.ones((2, 2, 2)))
+    refusal(tmp_path / "a.npz")
+
+
+class Bomb:
+    """Unpickling one makes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+def test_object_arrays_are_never_unpickled(tmp_path):
+    array = np.empty((2, 2, 2), object)
+    array[:] = Bomb(str(tmp_path / "exploded"))
+    assert "never unpickled" in refusal(saved(tmp_path, array))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_object_fields_and_records(tmp_path):
+    assert "never unpickled" in refusal(saved(tmp_path, np.zeros((2, 2, 2), [("a", object)])))
+    assert "integers or floats" in refusal(saved(tmp_path, np.zeros((2, 2, 2), [("a", "f4")])))
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "U4", "S4", "datetime64[s]", "timedelta64[s]"])
+def test_not_real_numbers(tmp_path, dtype):
+    array = np.zeros((2, 2, 2), dtype)
+    assert f"expected integers or floats, found dtype {array.dtype}" in refusal(saved(tmp_path, array))
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (4, 2), (2, 2, 2, 1), (1, 2, 2, 2)])
+def test_wrong_number_of_axes(tmp_path, shape):
+    assert f"expected 3 axes, found shape {shape}" in refusal(saved(tmp_path, np.ones(shape)), 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("shape", "d_in", "d_out", "found"),
+    [
+        ((2, 3, 4), None, None, 3),
+        ((2, 3, 4, 5), None, None, 4),
+        ((2, 3, 4, 5), None, 1, 4),
+        ((2, 3, 4, 5), None, 5, 3),
+        ((2, 3, 4, 5), 3, None, 3),
+        ((5, 4, 3, 2), 3, None, 3),
+        ((5, 4, 3, 2), 4, None, 4),
+        ((5, 4, 3, 2), None, 1, 4),
+        ((5, 4, 3, 2), None, 2, 3),
+        ((2, 3, 4, 5), 4, None, 4),
+        ((1, 2, 3, 4, 5), None, None, 4),
+        ((1, 2, 3, 4, 5), None, 5, 4),
+        ((2, 3), 2, None, 2),
+        ((2, 3, 4), 2, None, 2),
+    ],
+)
+def test_axes_and_components_that_the_array_has(tmp_path, shape, d_in, d_out, found):
+    volume = read_volume(saved(tmp_path, np.ones(shape)), d_in, d_out)
+    assert (
+        volume.array.shape == shape
+        and volume.geometry.spacing == (1.0,) * found
+        and volume.geometry.origin == (0.0,) * found
+    )
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_four_axes_that_may_be_of_time_or_of_components(tmp_path, n):
+    message = refusal(saved(tmp_path, np.ones((20, 16, 12, n))))
+    assert f"expected --d_in 4 (a time series) or --d_out {n} (components)" in message
+    assert f"shape (20, 16, 12, {n})" in message
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (4, 2)])
+def test_fewer_axes_must_be_asked_for(tmp_path, shape):
+    assert f"expected 3 axes, found shape {shape}" in refusal(saved(tmp_path, np.ones(shape)))
+
+
+@pytest.mark.parametrize(("shape", "d_in", "d_out"), [((2, 3, 4, 5), None, 3), ((2, 3, 4), 4, None), ((1,) * 6, 4, 2)])
+def test_axes_and_components_that_do_not_fit(tmp_path, shape, d_in, d_out):
+    assert f"found shape {shape}" in refusal(saved(tmp_path, np.ones(shape)), d_in, d_out)
+
+
+def test_components_of_a_vti(tmp_path):
+    array = np.stack([slanted((4, 3, 2)), -slanted((4, 3, 2))], axis=-1)
+    vtk_write(tmp_path / "v.vti", array)
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "v.vti")).array, array)
+    assert "expected 3 axes, found shape (4, 3, 2, 2)" in refusal(tmp_path / "v.vti", 3, 1)
+    assert "3 components" in refusal(tmp_path / "v.vti", 3, 3)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2), (4, 3, 2, 2), (2, 4, 3, 2, 1)])
+def test_wrong_number_of_components(tmp_path, shape):
+    path = saved(tmp_path, np.ones(shape))
+    assert f"expected 3 axes and 3 components, found shape {shape}" in refusal(path, 3, 3)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (4, 0, 2), (4, 3, 0), (0, 0, 0)])
+def test_empty(tmp_path, shape):
+    assert f"is empty: shape {shape}" in refusal(saved(tmp_path, np.ones(shape)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", ">f8", "longdouble"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_not_finite(tmp_path, dtype, bad):
+    array = np.ones((4, 3, 2), dtype)
+    array[3, 0, 0] = array[1, 2, 1] = bad
+    message = refusal(saved(tmp_path, array))
+    assert "found 2 NaN or infinite" in message and "the first at (1, 2, 1)" in message
+
+
+def test_range_beyond_float64(tmp_path):
+    array = np.array([-1.5e308, 1.5e308]).reshape(2, 1, 1)
+    assert "overflows" in refusal(saved(tmp_path, array))
+
+
+def test_every_truncation_of_a_npy(tmp_path):
+    content = Path(saved(tmp_path, slanted((3, 2, 2)))).read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "cut.npy").write_bytes(content[:length])
+        refusal(tmp_path / "cut.npy")
+
+
+def test_corrupted_npy_headers(tmp_path):
+    """Every damage of one byte of the header is refused or harmless, never another exception."""
+    content = bytearray(Path(saved(tmp_path, slanted((3, 2, 2)))).read_bytes())
+    for at in range(128):
+        for damage in b"\x00'(9\xff":
+            changed = content.copy()
+            changed[at] = damage
+            (tmp_path / "damaged.npy").write_bytes(changed)
+            with contextlib.suppress(VolumeError):
+                assert read_volume(str(tmp_path / "damaged.npy")).array.size <= 12
+
+
+def test_announced_size_is_checked_before_it_is_allocated(tmp_path):
+    content = Path(saved(tmp_path, np.ones((2, 2, 2)))).read_bytes()
+    for shape in (b"(2, 2, 9**9),", b"(99999999999, 9, 9),", b"(-2, -2, 2), "):
+        (tmp_path / "huge.npy").write_bytes(content.replace(b"(2, 2, 2), }" + b" " * (len(shape) - 11), shape + b"}"))
+        refusal(tmp_path / "huge.npy")
+
+
+def test_foreign_and_damaged_vti(tmp_path, capfd):
+    path = tmp_path / "a.vti"
+    for content in (b"", b"hello", b"<VTKFile type='PolyData'></VTKFile>"):
+        path.write_bytes(content)
+        refusal(path)
+    vtk_write(path, slanted((4, 3, 2)))
+    content = path.read_bytes()
+    for length in (len(content) // 4, len(content) // 2, len(content) - 40):
+        path.write_bytes(content[:length])
+        refusal(path)
+    assert capfd.readouterr().err == ""  # the one line is ours to print, VTK says nothing
+
+
+def test_vti_with_nan(tmp_path):
+    array = slanted((4, 3, 2))
+    array[2, 1, 0] = np.nan
+    vtk_write(tmp_path / "a.vti", array)
+    assert "found 1 NaN or infinite" in (message := refusal(tmp_path / "a.vti")) and "(2, 1, 0)" in message

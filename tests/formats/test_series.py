@@ -1,0 +1,155 @@
+"""A pattern of files is one volume over time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.volumes import slanted
+from helpers.vtk import vtk_write
+
+from formats.common import VolumeError
+from formats.reading import read_volume
+from formats.series import files_of, is_pattern
+from utils import boxes, read_in_boxes, value_limits
+
+pytestmark = pytest.mark.usefixtures("quick_vtk")
+
+SHAPE = (4, 3, 2)
+
+
+def write_steps(folder, n=12, times=None, **keywords):
+    """step_0.vti, step_1.vti, ...; step t holds 100 t + slanted."""
+    for t in range(n):
+        time = None if times is None else times[t]
+        vtk_write(folder / f"step_{t}.vti", 100 * t + slanted(SHAPE), time=time, **keywords)
+    return str(folder / "step_*.vti")
+
+
+def whole(series) -> np.ndarray:
+    """All the values of a series."""
+    return series[(slice(None),) * 4]
+
+
+def test_natural_order(tmp_path):
+    names = ["step_2.vti", "step_10.vti", "step_1.vti", "step_010b.vti", "other.vti", "step_x.vti"]
+    for name in names:
+        (tmp_path / name).touch()
+    found = [path.rsplit("/", 1)[1] for path in files_of(str(tmp_path / "step_*.vti"))]
+    assert found == ["step_1.vti", "step_2.vti", "step_10.vti", "step_010b.vti", "step_x.vti"]
+
+
+def test_a_file_of_that_very_name_is_no_pattern(tmp_path):
+    path = tmp_path / "a[1].npy"
+    np.save(path, slanted(SHAPE))
+    (tmp_path / "a1.npy").touch()
+    assert not is_pattern(str(path)) and files_of(str(path)) == [str(path)]
+    np.testing.assert_array_equal(read_volume(str(path)).array, slanted(SHAPE))
+    assert files_of("plain.npy") == ["plain.npy"]
+    assert files_of(str(tmp_path / "a?.npy")) == [str(tmp_path / "a1.npy")]
+
+
+def test_steps_of_vti(tmp_path):
+    pattern = write_steps(tmp_path, spacing=(0.5, 1, 2), origin=(7, 8, 9))
+    volume = read_volume(pattern)
+    expected = np.stack([100 * t + slanted(SHAPE) for t in range(12)])
+    np.testing.assert_array_equal(whole(volume.array), expected)
+    assert volume.array.dtype == np.float32 and volume.geometry.name == "density" and volume.time is None
+    assert volume.geometry.spacing == (1.0, 0.5, 1.0, 2.0) and volume.geometry.origin == (0.0, 7.0, 8.0, 9.0)
+    np.testing.assert_array_equal(whole(read_volume(pattern, 4, 1).array), expected)
+
+
+def test_steps_of_npy_with_components(tmp_path):
+    array = np.random.default_rng(0).random((3, *SHAPE, 2))
+    for t in range(3):
+        np.save(tmp_path / f"v{t}.npy", array[t])
+    pattern = str(tmp_path / "v*.npy")
+    np.testing.assert_array_equal(whole(read_volume(pattern).array), array)
+    np.testing.assert_array_equal(whole(read_volume(pattern, 4, 2).array), array)
+    with pytest.raises(VolumeError, match=r"v0\.npy: expected 3 axes and 3 components"):
+        read_volume(pattern, None, 3)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_steps_of_mapped_files_stay_maps(tmp_path, order):
+    array = np.random.default_rng(0).random((3, *SHAPE, 2))
+    for t in range(3):
+        np.save(tmp_path / f"v{t}.npy", np.asarray(array[t], order=order))
+    series = read_volume(str(tmp_path / "v*.npy")).array
+    assert (series.shape, series.ndim, series.size, series.dtype) == (array.shape, 5, array.size, array.dtype)
+    assert all(isinstance(series[t], np.memmap) for t in range(3))
+    np.testing.assert_array_equal(series[2], array[2])
+    np.testing.assert_array_equal(series[..., 1:][1:3, :2, 1:, :], array[1:3, :2, 1:, :, 1:])
+    found = list(read_in_boxes(series, boxes(series, 8)))
+    order = (0, 1, 2, 3) if order == "C" else (0, 3, 2, 1)
+    joined = np.concatenate([part.transpose(*order, 4).ravel() for _, part in found])
+    np.testing.assert_array_equal(joined, array.transpose(*order, 4).ravel())  # in the order of the files
+    assert max(part.size for _, part in found) <= 8
+    np.testing.assert_array_equal(value_limits(series), value_limits(array))
+
+
+def test_more_files_than_a_process_may_open(tmp_path):
+    resource = pytest.importorskip("resource")
+    for t in range(100):
+        np.save(tmp_path / f"v{t}.npy", np.full(SHAPE, t, np.uint8))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (90, before[1]))
+        series = read_volume(str(tmp_path / "v*.npy")).array
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    np.testing.assert_array_equal(whole(series)[:, 0, 0, 0], np.arange(100))
+
+
+def test_one_step_is_a_series(tmp_path):
+    assert read_volume(write_steps(tmp_path, 1, [2.5])).array.shape == (1, *SHAPE)
+    assert read_volume(str(tmp_path / "step_*.vti")).geometry.origin[0] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("times", "spacing", "origin"),
+    [
+        ([0.5, 0.75, 1.0], 0.25, 0.5),
+        ([0.0, 0.1, 0.2000001], 0.10000005, 0.0),
+        ([-1.0, None, 1.0], 1.0, 0.0),
+    ],
+)
+def test_times_that_the_files_say(tmp_path, capsys, times, spacing, origin):
+    volume = read_volume(write_steps(tmp_path, 3, times))
+    assert volume.geometry.spacing[0] == pytest.approx(spacing, rel=1e-12) and volume.geometry.origin[0] == origin
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("times", [[0.0, 0.1, 0.3], [1.0, 0.5, 0.0], [1.0, 1.0, 1.0], [0.0, np.nan, 2.0]])
+def test_times_that_are_not_in_equal_steps_are_replaced(tmp_path, capsys, times):
+    volume = read_volume(write_steps(tmp_path, 3, times))
+    assert volume.geometry.spacing[0] == 1.0 and volume.geometry.origin[0] == 0.0
+    assert "not in equal steps" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "array", "keywords"),
+    [
+        ("shape", slanted((4, 3, 3)), {}),
+        ("shape", np.stack([slanted(SHAPE)] * 2, axis=-1), {}),
+        ("dtype", slanted(SHAPE).astype(np.float64), {}),
+        ("spacing", slanted(SHAPE), {"spacing": (1, 1, 1.5)}),
+        ("origin", slanted(SHAPE), {"origin": (0, 1, 0)}),
+        ("direction", slanted(SHAPE), {"direction": (0, 1, 0, -1, 0, 0, 0, 0, 1)}),
+    ],
+)
+def test_files_that_differ_are_refused(tmp_path, key, array, keywords):
+    pattern = write_steps(tmp_path, 3)
+    vtk_write(tmp_path / "step_2.vti", array, **keywords)
+    with pytest.raises(VolumeError, match=rf"step_2\.vti: expected {key} .*, as in .*step_0\.vti, found "):
+        read_volume(pattern)
+
+
+def test_pattern_without_files(tmp_path):
+    with pytest.raises(VolumeError, match="found none"):
+        read_volume(str(tmp_path / "step_*.vti"))
+
+
+@pytest.mark.parametrize("d_in", [1, 2, 3])
+def test_a_pattern_has_four_axes(tmp_path, d_in):
+    with pytest.raises(VolumeError, match=f"expected --d_in 4, found {d_in}"):
+        read_volume(write_steps(tmp_path, 2), d_in)

@@ -1,0 +1,327 @@
+"""Volumes to files: what other readers than ours find in them."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import tracemalloc
+
+import numpy as np
+import pytest
+from helpers.scripts import listing
+from helpers.volumes import slanted
+from helpers.vtk import vtk_read
+from vtkmodules.util.numpy_support import vtk_to_numpy
+from vtkmodules.vtkIOXML import vtkXMLImageDataReader
+
+from formats import slabs
+from formats.arrays import LazyArray
+from formats.common import VolumeError, suffix_of
+from formats.reading import read_volume
+from formats.writing import SUFFIXES, output_files, output_path, write_volume
+from utils import IDENTITY, Geometry, UserError, Volume
+
+pytestmark = pytest.mark.usefixtures("quick_vtk")
+
+DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
+SPACING, ORIGIN = (0.1, 2 / 3, 3.0), (-1.5, 10.1, 0.25)
+SHAPE = (11, 4, 3)  # VTK takes a first axis of up to 9 in a NRRD file for components
+IMAGES = (".vti", ".nrrd", ".mhd", ".mha", ".nii", ".nii.gz")  # that VTK reads
+
+
+def volume_of(array, direction=IDENTITY, **fields) -> Volume:
+    d_in = len(fields.get("spacing", SPACING))
+    rest = {key: fields.pop(key) for key in ("fill", "time") if key in fields}
+    geometry = Geometry(**{"spacing": SPACING, "origin": ORIGIN[:d_in], "direction": direction, **fields})
+    return Volume(array, geometry, **rest)
+
+
+def vectors(n: int, shape=SHAPE) -> np.ndarray:
+    return np.stack([slanted(shape) * (c + 1) - 7 * c for c in range(n)], axis=-1)
+
+
+def lazy(array: np.ndarray) -> tuple[LazyArray, np.ndarray]:
+    """The array in boxes, and how often each of its voxels has been asked for."""
+    counts = np.zeros(array.shape[:3], int)
+
+    def evaluate(box):
+        counts[box] += 1
+        return array[box]
+
+    return LazyArray(array.shape, array.dtype, evaluate), counts
+
+
+def never(box):
+    raise AssertionError("evaluated")
+
+
+# --- what other readers find ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("suffix", IMAGES)
+def test_values_and_geometry_through_vtks_own_reader(tmp_path, suffix, dtype):
+    array, path = slanted(SHAPE).astype(dtype), tmp_path / f"a b{suffix}"
+    if suffix in (".mhd", ".mha") and dtype in ("int64", "uint64"):
+        with pytest.raises(VolumeError, match=f"MetaImage cannot hold {dtype}"):
+            write_volume(str(path), volume_of(LazyArray(SHAPE, np.dtype(dtype), never)))
+        return
+    write_volume(str(path), volume_of(array))
+    found = vtk_read(path)
+    assert found.dimensions == SHAPE
+    np.testing.assert_array_equal(found.array, array)
+    names = {"int8": "(signed )?char", "int64": "long.*", "uint64": "unsigned long.*", "float64": "double"}
+    names |= {"uint8": "unsigned char", "int16": "short", "uint16": "unsigned short", "int32": "int"}
+    assert re.fullmatch({**names, "uint32": "unsigned int"}.get(dtype, "float"), found.type)
+    if ".nii" in suffix:  # float32; VTK leaves the origin to the matrix
+        np.testing.assert_array_equal(found.spacing, np.float32(SPACING))
+    else:
+        np.testing.assert_allclose(found.spacing, SPACING, rtol=1e-15)
+        assert found.origin == ORIGIN
+
+
+@pytest.mark.parametrize("suffix", IMAGES)
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_components(tmp_path, suffix, n):
+    path = tmp_path / f"v{suffix}"
+    write_volume(str(path), volume_of(vectors(n)))
+    np.testing.assert_array_equal(vtk_read(path).array, vectors(n))
+
+
+@pytest.mark.parametrize("suffix", IMAGES)
+@pytest.mark.parametrize("shape", [(11, 4), (11,)])
+def test_fewer_axes(tmp_path, suffix, shape):
+    path = tmp_path / f"image{suffix}"
+    n = len(shape)
+    write_volume(str(path), volume_of(slanted(shape), spacing=SPACING[:n]))
+    found = vtk_read(path)
+    assert found.dimensions == (*shape, 1, 1)[:3]
+    np.testing.assert_allclose(found.spacing, (*SPACING[:n], 1, 1)[:3], rtol=1e-7)
+    np.testing.assert_array_equal(found.array.reshape(shape), slanted(shape))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(4, 3, 2), (4, 3, 2, 3), (4, 3)])
+def test_npy_is_as_numpy_writes_it(tmp_path, dtype, shape):
+    array = slanted(shape).astype(dtype)
+    write_volume(str(tmp_path / "a.npy"), volume_of(array, spacing=SPACING[: min(len(shape), 3)]))
+    np.save(tmp_path / "b.npy", array)
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_raw_says_in_its_name_what_it_holds(tmp_path, dtype):
+    array = slanted(SHAPE).astype(dtype)
+    write_volume(str(tmp_path / "a.raw"), volume_of(array))
+    assert set(listing(tmp_path)) == {f"a_11x4x3_{dtype}.raw"}
+    found = np.fromfile(tmp_path / f"a_11x4x3_{dtype}.raw", np.dtype(dtype).newbyteorder("<"))
+    assert found.size == array.size
+    for x, y, z in np.ndindex(SHAPE):
+        assert found[x + 11 * (y + 4 * z)] == array[x, y, z]
+
+
+# --- where the voxels lie ---------------------------------------------------------------------------
+
+
+def test_direction_and_units_of_a_vti(tmp_path):
+    volume = volume_of(slanted(SHAPE), TURNED, name="v", units="m/s & <K>")
+    write_volume(str(tmp_path / "v.vti"), volume)
+    found = vtk_read(tmp_path / "v.vti")
+    assert found.direction == TURNED and found.origin == ORIGIN and found.spacing == SPACING
+    again = read_volume(str(tmp_path / "v.vti"))
+    assert (again.geometry.direction, again.geometry.units, again.geometry.name) == (TURNED, "m/s & <K>", "v")
+
+
+@pytest.mark.parametrize("direction", [IDENTITY, TURNED, (-1, 0, 0, 0, 1, 0, 0, 0, 1)])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_space_of_a_nifti(tmp_path, suffix, direction):
+    """Every voxel lies where the sform puts it, also where VTK turns the slices over to have right-handed axes."""
+    path, array = tmp_path / f"a{suffix}", slanted(SHAPE)
+    write_volume(str(path), volume_of(array, direction))
+    found = vtk_read(path)
+    header = found.reader.GetNIFTIHeader()
+    assert (header.GetQFormCode(), header.GetSFormCode()) == (0, 2)
+    assert (header.GetSclSlope(), header.GetSclInter(), header.GetVoxOffset()) == (1.0, 0.0, 352.0)
+    assert found.reader.GetQFormMatrix() is None
+    matrix = np.reshape(found.reader.GetSFormMatrix().GetData(), (4, 4))
+    for index in np.ndindex(SHAPE):
+        place = matrix[:3, :3] @ np.multiply(index, found.spacing) + matrix[:3, 3]
+        ours = np.reshape(direction, (3, 3)).T @ (place - ORIGIN) / SPACING
+        np.testing.assert_allclose(ours, np.rint(ours), atol=1e-5)
+        assert found.array[index] == array[tuple(np.rint(ours).astype(int))]
+
+
+def test_gzip_is_the_plain_file_and_the_same_every_time(tmp_path):
+    for name in ("a.nii", "a.nii.gz", "b.nii.gz"):
+        write_volume(str(tmp_path / name), volume_of(slanted(SHAPE)))
+    assert gzip.decompress((tmp_path / "a.nii.gz").read_bytes()) == (tmp_path / "a.nii").read_bytes()
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_nrrd_header(tmp_path, n):
+    array = vectors(n) if n > 1 else slanted(SHAPE)
+    write_volume(str(tmp_path / "a.nrrd"), volume_of(array, TURNED, name="rho\nencoding: gzip", units="K"))
+    text, _, data = (tmp_path / "a.nrrd").read_bytes().partition(b"\n\n")
+    lines = text.decode().splitlines()
+    fields = dict(line.split(": ", 1) for line in lines[1:])
+    assert len(fields) == len(lines) - 1 and lines[0].startswith("NRRD000")
+    assert fields["content"] == "rho encoding: gzip" and fields["sample units"] == '"K"'
+    assert fields["encoding"] == "raw" and fields["endian"] == "little" and fields["type"] == "float"
+    found = [[float(v) for v in step.strip("()").split(",")] for step in fields["space directions"].split()[-3:]]
+    np.testing.assert_allclose(found, (np.reshape(TURNED, (3, 3)) * SPACING).T, rtol=1e-15)
+    assert [float(v) for v in fields["space origin"].strip("()").split(",")] == list(ORIGIN)
+    sizes = [int(size) for size in fields["sizes"].split()]
+    stored = np.frombuffer(data, "<f4").reshape(sizes, order="F")
+    np.testing.assert_array_equal(stored if n == 1 else np.moveaxis(stored, 0, -1), array)
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".mha"])
+def test_direction_of_a_metaimage(tmp_path, suffix):
+    """Its matrix has the axes one after the other; VTK reads them as columns."""
+    write_volume(str(tmp_path / f"a{suffix}"), volume_of(slanted(SHAPE), TURNED))
+    found = np.reshape(vtk_read(tmp_path / f"a{suffix}").direction, (3, 3))
+    np.testing.assert_array_equal(found.T, np.reshape(TURNED, (3, 3)))
+    assert set(listing(tmp_path)) == ({"a.mhd", "a.raw"} if suffix == ".mhd" else {"a.mha"})
+
+
+# --- .vti -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(64, 32, 8), (64, 32, 16), (40, 33, 29), (200, 200, 3)])
+def test_blocks_of_a_vti(tmp_path, shape):
+    """One whole block, two, some and a part of one, planes larger than a block; whole and in part."""
+    array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    path = tmp_path / "a.vti"
+    write_volume(str(path), volume_of(array, name="rho θ"), {"b": vectors(3, shape)})
+    reader = vtkXMLImageDataReader()
+    reader.SetFileName(str(path))
+    for extent in ((3, 9, 5, 30, 1, 2), (0, shape[0] - 1, 0, shape[1] - 1, 0, shape[2] - 1)):
+        reader.UpdateExtent(extent)
+        image = reader.GetOutput()
+        assert image.GetExtent() == extent and image.GetPointData().GetScalars().GetName() == "rho θ"
+        box = tuple(slice(extent[2 * i], extent[2 * i + 1] + 1) for i in range(3))
+        sizes = image.GetDimensions()[::-1]
+        for name, values in (("rho θ", array), ("b", vectors(3, shape))):
+            found = vtk_to_numpy(image.GetPointData().GetArray(name)).reshape(*sizes, -1).transpose(2, 1, 0, 3)
+            np.testing.assert_array_equal(found, values[box].reshape(found.shape))
+
+
+@pytest.mark.parametrize("name", ["a & b", "p < q", 'say "x"', "plain"])
+def test_any_name_survives_a_vti_file(tmp_path, name):
+    write_volume(str(tmp_path / "v.vti"), volume_of(slanted(SHAPE), name=name))
+    assert vtk_read(tmp_path / "v.vti").name == read_volume(str(tmp_path / "v.vti")).geometry.name == name
+
+
+def test_only_vti_holds_several_arrays(tmp_path):
+    for suffix in set(SUFFIXES) - {".vti"}:
+        with pytest.raises(VolumeError, match="holds one array, found 2"):
+            write_volume(str(tmp_path / f"a{suffix}"), volume_of(slanted(SHAPE)), {"b": slanted(SHAPE)})
+    assert listing(tmp_path) == {}
+
+
+# --- slab by slab -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("slab_bytes", [1, 700, 5000])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_volume_in_slabs_is_the_same_file(tmp_path, monkeypatch, suffix, n, slab_bytes):
+    """And asks for every voxel once; NIfTI, with the components slowest, once for each of them."""
+    if n > 1 and suffix == ".raw":
+        return
+    array = vectors(n, (13, 11, 9)) if n > 1 else slanted((13, 11, 9))
+    for folder in ("whole", "slabs"):
+        (tmp_path / folder).mkdir()
+    write_volume(str(tmp_path / "whole" / f"a{suffix}"), volume_of(array))
+    monkeypatch.setattr(slabs, "SLAB_BYTES", slab_bytes)
+    boxes, counts = lazy(array)
+    write_volume(str(tmp_path / "slabs" / f"a{suffix}"), volume_of(boxes))
+    assert (counts == (n if ".nii" in suffix else 1)).all()
+    assert listing(tmp_path / "slabs") == listing(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_memory_is_that_of_a_few_slabs(tmp_path, monkeypatch, suffix):
+    shape = (128, 128, 512)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 1 << 20)
+    boxes = LazyArray(shape, np.dtype("f4"), lambda box: np.zeros([part.stop - part.start for part in box], "f4"))
+    write_volume(str(tmp_path / f"warm{suffix}"), volume_of(slanted(SHAPE)))
+    tracemalloc.start()
+    write_volume(str(tmp_path / f"a{suffix}"), volume_of(boxes))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 << 20  # of 32 MiB
+
+
+def test_small_nifti_vectors_are_evaluated_once(tmp_path):
+    boxes, counts = lazy(vectors(3))
+    write_volume(str(tmp_path / "a.nii"), volume_of(boxes))
+    assert (counts == 1).all()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_old_files_stay_when_the_values_fail(tmp_path, monkeypatch, suffix):
+    write_volume(str(tmp_path / f"a{suffix}"), volume_of(slanted(SHAPE)))
+    before = listing(tmp_path)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 1)
+
+    def evaluate(box):
+        if max(box[0].start, box[2].start) > 1:
+            raise KeyboardInterrupt
+        return slanted(SHAPE)[box] + 1
+
+    with pytest.raises(KeyboardInterrupt):
+        write_volume(str(tmp_path / f"a{suffix}"), volume_of(LazyArray(SHAPE, np.dtype("f4"), evaluate)))
+    assert listing(tmp_path) == before
+
+
+# --- what is refused, before anything is evaluated --------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_write_refused_by_the_system(tmp_path, suffix):
+    with pytest.raises(UserError, match="cannot be written: No such file"):
+        write_volume(str(tmp_path / "no" / f"a{suffix}"), volume_of(slanted(SHAPE)))
+
+
+def test_output_names():
+    assert output_path("a b/recon") == "a b/recon.vti"
+    assert output_path("v1.2/recon") == "v1.2/recon.vti"
+    assert output_path("recon.VTI") == "recon.VTI"
+    assert output_path("recon.nii.gz") == "recon.nii.gz"
+    assert suffix_of("a.b/C.NPY") == ".npy" and suffix_of("a.b.NII.gz") == ".nii.gz"
+    for path, suffix in (("recon.stl", ".stl"), ("recon.nii.bz2", ".bz2"), ("recon.gz", ".gz")):
+        with pytest.raises(VolumeError, match=re.escape(f"{path}: cannot write {suffix} files")):
+            output_path(path)
+
+
+def test_names_of_files():
+    dtype = np.dtype("uint8")
+    assert output_files("d/a.vti", (4, 3, 2), dtype) == ["d/a.vti"]
+    assert output_files("d.x/a.mhd", (4, 3, 2), dtype) == ["d.x/a.mhd", "d.x/a.raw"]
+    assert output_files("d/a.raw", (4, 3, 2), dtype) == ["d/a_4x3x2_uint8.raw"]
+    assert output_files("d/a_b_4x3x2_uint8.raw", (4, 3, 2), dtype) == ["d/a_b_4x3x2_uint8.raw"]
+    assert output_files("a_4x3x2_uint8/b.raw", (4, 3), dtype) == ["a_4x3x2_uint8/b_4x3x1_uint8.raw"]
+    for wrong in ("a_4x3x3_uint8.raw", "a_4x3x2_int8.raw", "a_2x3x4_uint8.raw", "a_4x3x2_byte.raw"):
+        with pytest.raises(VolumeError, match=re.escape(f"{wrong}: expected a name that ends in _4x3x2_uint8.raw")):
+            output_files(wrong, (4, 3, 2), dtype)
+    for wrong in ("50%.mhd", "LIST of.mhd"):
+        with pytest.raises(VolumeError, match=re.escape("use .mha")):
+            output_files(wrong, (4, 3, 2), dtype)
+
+
+def test_what_a_format_cannot_hold(tmp_path):
+    def refusal(name: str, shape, dtype="float32", **fields) -> str:
+        with pytest.raises(VolumeError) as caught:
+            write_volume(str(tmp_path / name), volume_of(LazyArray(shape, np.dtype(dtype), never), **fields))
+        assert str(caught.value).startswith(str(tmp_path / name))
+        assert listing(tmp_path) == {}
+        return str(caught.value)
+
+    assert "no place for 3 components" in refusal("a.raw", (4, 3, 2, 3))
+    assert "32767 voxels an axis" in refusal("a.nii", (4, 3, 32768))
+    assert "32767 voxels an axis" in refusal("a.nii.gz", (32768, 3, 2))
+    assert "float32 in NIfTI" in refusal("a.nii", (4, 3, 2), origin=(0.0, 1e39, 0.0))
+    assert "float32 in NIfTI" in refusal("a.nii", (4, 3, 2), spacing=(1.0, 1e-60, 1.0))

@@ -1,0 +1,519 @@
+"""The three scripts: what is refused and how, interruption, the same bytes again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import field_net, make_blob, make_header
+from helpers.original import original_blob
+from helpers.scripts import ROOT, compress, error_of, hear_ctrl_c, listing, results, subprocess_of, train
+from helpers.volumes import slanted
+from helpers.vtk import vtk_write
+
+import net_compress
+import net_decompress
+import siren
+import train as train_script
+from cli import console, files
+from field import blob as blob_format
+from training import long_runs, network_files
+from utils import Geometry, VolumeHeader
+
+# --- bad input --------------------------------------------------------------------------------------
+
+
+def bad_volumes():
+    ones = np.ones((4, 3, 2))
+    nan = ones.copy()
+    nan[1, 2, 0] = np.nan
+    infinite = ones.copy()
+    infinite[3, 0, 1] = infinite[3, 1, 1] = -np.inf
+    return {
+        "object": (np.array([[[None]]], dtype=object), ["never unpickled"]),
+        "axes": (np.ones((4, 3)), ["expected 3 axes", "found shape (4, 3)"]),
+        "more axes": (np.ones((5, 4, 3, 2, 1, 1)), ["expected 4 axes", "found shape (5, 4, 3, 2, 1, 1)"]),
+        "empty": (np.ones((4, 0, 2)), ["is empty", "(4, 0, 2)"]),
+        "complex": (ones * 1j, ["expected integers or floats", "complex128"]),
+        "text": (np.full((2, 2, 2), "a"), ["expected integers or floats", "<U1"]),
+        "nan": (nan, ["expected finite", "found 1", "first at (1, 2, 0)"]),
+        "infinite": (infinite, ["expected finite", "found 2", "first at (3, 0, 1)"]),
+    }
+
+
+def test_train_refuses_bad_volumes(tmp_path):
+    for name in ("thenet.pth", "thenet.json"):
+        (tmp_path / name).write_text("old")
+    cases = {kind: (tmp_path / f"{kind}.npy", words) for kind, (_, words) in bad_volumes().items()}
+    for kind, (array, _) in bad_volumes().items():
+        np.save(cases[kind][0], array, allow_pickle=True)
+    (tmp_path / "text.txt").write_text("hello")
+    cases |= {
+        "missing": (tmp_path / "missing.npy", ["No such file"]),
+        "folder": (tmp_path, ["folder of DICOM files"]),
+        "foreign": (tmp_path / "text.txt", ["expected a volume"]),
+    }
+    before = listing(tmp_path)
+    for path, words in cases.values():
+        outputs = ("--network", tmp_path / "thenet.pth", "--config", tmp_path / "thenet.json")
+        message = error_of(train_script.main, "--volume", path, *outputs)
+        assert message.startswith(f"{path}: ")
+        for word in words:
+            assert word in message
+        assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *[(f"--{name}", value) for name in ("n_passes", "lr", "compression_ratio", "w0", "pass_decay", "lr_decay")
+          for value in ("0", "-1", "nan", "inf", "x")],
+        *[(f"--{name}", value) for name in ("batchSize", "oversample", "num_workers") for value in ("0", "-3", "1.5")],
+        ("--n_layers", "0"), ("--n_layers", "256"), ("--n_layers", "2.5"),
+        ("--d_in", "0"), ("--d_in", "5"), ("--d_out", "0"), ("--d_out", "256"),
+        ("--grad_lambda", "-0.1"), ("--grad_lambda", "nan"), ("--seed", "-1"), ("--seed", "1.5"),
+        ("--gid", "-1"), ("--optimizer", "sgd"), ("--schedule", "linear"), ("--nosuch",), ("--n_pass", "3"),
+        ("--schedule", "power", "--lr_decay", "0.5"),
+    ],
+)  # fmt: skip
+def test_train_refuses_flags_out_of_range(volume_file, tmp_path, flags):
+    outputs = ("--network", tmp_path / "thenet.pth", "--config", tmp_path / "thenet.json")
+    message = error_of(train_script.main, "--volume", volume_file, *outputs, *flags)
+    assert flags[0] in message or flags[-2] in message
+    assert set(listing(tmp_path)) == {"volume.npy"}
+
+
+@pytest.mark.parametrize("bits", ["0", "17", "-1", "x", "4.5"])
+def test_compress_refuses_bits_out_of_range(chain, tmp_path, bits):
+    flags = ("--net", chain.network, "--config", chain.config, "--compressed", tmp_path / "b", "--cluster_bits", bits)
+    assert f"from 1 to 16, found '{bits}'" in error_of(net_compress.main, *flags)
+
+
+@pytest.mark.parametrize(
+    ("script", "needed"),
+    [
+        (train_script, ["--volume"]),
+        (net_compress, ["--net", "--config", "--compressed"]),
+        (net_decompress, ["--compressed"]),
+    ],
+)
+def test_required_flags(script, needed):
+    message = error_of(script.main)
+    assert all(flag in message for flag in needed)
+
+
+def test_no_such_gpu(chain, tmp_path):
+    for gid in ("--gid", "99"), *([] if torch.cuda.is_available() else [("--gid", "0")]):
+        flags = ("--cuda", *gid)
+        outputs = ("--network", tmp_path / "n", "--config", tmp_path / "c")
+        for script, rest in (
+            (train_script, ("--volume", chain.volume, *outputs)),
+            (net_decompress, ("--compressed", chain.blob, "--recon", tmp_path / "r.vti")),
+        ):
+            message = error_of(script.main, *rest, *flags)
+            assert " ".join(gid) in message and "GPU" in message and "found" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_unwritable_outputs_are_found_before_the_work_starts(chain, tmp_path, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("the work has started")
+
+    monkeypatch.setattr(train_script.fitting, "Fit", never)
+    monkeypatch.setattr(net_compress, "encode_blob", never)
+    monkeypatch.setattr(net_decompress.NeuralField, "on_grid", never)
+    missing, folder, good = tmp_path / "no" / "out", tmp_path / "folder", tmp_path / "good"
+    folder.mkdir()
+    for bad in (missing, folder):
+        for script, argv in (
+            (train_script, ("--volume", chain.volume, "--network", bad, "--config", good)),
+            (train_script, ("--volume", chain.volume, "--network", good, "--config", bad)),
+            (net_compress, ("--net", chain.network, "--config", chain.config, "--compressed", bad)),
+            (net_decompress, ("--compressed", chain.blob, "--recon", bad.with_suffix(".npy"))),
+        ):
+            if bad == folder and script is net_decompress:
+                (tmp_path / "folder.npy").mkdir()
+            message = error_of(script.main, *argv)
+            assert str(bad) in message and "cannot be written" in message
+    assert not listing(tmp_path)
+
+
+def test_outputs_never_overwrite_inputs(chain):
+    before = listing(chain.folder)
+    same = "would overwrite"
+    assert same in error_of(train_script.main, "--volume", chain.volume, "--network", chain.volume)
+    assert same in error_of(train_script.main, "--volume", chain.volume, "--network", "x", "--config", "x")
+    inputs = ("--net", chain.network, "--config", chain.config)
+    assert same in error_of(net_compress.main, *inputs, "--compressed", chain.network)
+    assert same in error_of(net_compress.main, *inputs, "--compressed", chain.config)
+    recon = ("--recon", chain.volume, "--volume", chain.volume)
+    assert same in error_of(net_decompress.main, "--compressed", chain.blob, *recon)
+    assert listing(chain.folder) == before
+
+
+def test_vol_debug_never_overwrites_the_volume(tmp_path):
+    vtk_write(tmp_path / "gt.vti", slanted((4, 3, 2)))
+    flags = ("--network", tmp_path / "n.pth", "--config", tmp_path / "n.json", "--enable-vol-debug")
+    assert "would overwrite" in error_of(train_script.main, "--volume", tmp_path / "gt.vti", *flags)
+
+
+# What of a configuration is changed (`...`: left out) so that it fits the network of `chain` no longer, or describes
+# no field; and what the error says.
+CHANGES = [
+    ({"n_layers": 3, "layers": [16] * 3}, "net_layers.2"),
+    ({"layers": [17, 17]}, "expected shape (17, 3), found (16, 3)"),
+    ({"d_in": 2, "shape": [9, 7], "spacing": [1, 1], "origin": [0, 0]}, "expected shape (16, 2), found (16, 3)"),
+    ({"is_residual": False}, "net_layers.1.linear"),
+    ({"layers": [16, 17]}, "layers"),
+    ({"layers": [16]}, "layers"),
+    ({"layers": 16}, "layers"),
+    ({"layers": ["16", "16"]}, "n_neurons"),
+    ({"layers": [0, 0]}, "n_neurons"),
+    ({"layers": [10**6] * 2}, "n_neurons"),
+    ({"n_layers": 0, "layers": []}, "layers"),
+    ({"n_layers": "2"}, "layers"),
+    ({"is_residual": "yes"}, "is_residual"),
+    ({"omega_0": 0}, "omega_0"),
+    ({"omega_0": "30"}, "omega_0"),
+    ({"d_in": None}, "d_in"),
+    ({"d_out": 1.5}, "d_out"),
+    ({"format_version": 2}, "format_version"),
+    ({"layers": ...}, "layers"),
+    ({"dtype": ...}, "dtype"),
+    ({"value_range": ...}, "value_range"),
+    ({"shape": [9, 7]}, "shape"),
+    ({"shape": [9, 7, 0]}, "shape"),
+    ({"shape": [9, 7, 5.5]}, "shape"),
+    ({"shape": None}, ""),
+    ({"dtype": "object"}, "dtype"),
+    ({"dtype": "nosuch"}, "nosuch"),
+    ({"value_range": [[2.0, 1.0]]}, "range"),
+    ({"value_range": [[float("nan"), 1.0]]}, "range"),
+    ({"value_range": []}, ""),
+    ({"value_range": [["a", "b"]]}, ""),
+    ({"dtype": "uint8", "value_range": [[0, 300]]}, "range"),
+    ({"spacing": [1, 1]}, "spacing"),
+    ({"spacing": [1, 1, -1]}, "spacing"),
+    ({"origin": [0, 0, float("inf")]}, "origin"),
+    ({"name": None}, "name"),
+    ({"name": 7}, "name"),
+]
+
+
+@pytest.mark.parametrize(("changes", "word"), CHANGES)
+def test_configurations_that_do_not_fit(chain, tmp_path, changes, word):
+    config, blob = tmp_path / "c.json", tmp_path / "blob"
+    blob.write_text("old")
+    settings = {key: value for key, value in (chain.settings | changes).items() if value is not ...}
+    config.write_text(json.dumps(settings))
+    message = error_of(net_compress.main, "--net", chain.network, "--config", config, "--compressed", blob)
+    assert str(config) in message and word in message
+    assert blob.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"hello", b"\xff\xfe\x00", b"null", b"[1, 2]", b'"text"', b"[" * 100_000]
+)
+def test_configurations_that_are_not_json(chain, tmp_path, content):
+    config = tmp_path / "c.json"
+    config.write_bytes(content)
+    message = error_of(net_compress.main, "--net", chain.network, "--config", config, "--compressed", tmp_path / "b")
+    assert message.startswith(f"{config}: not a ")
+
+
+def test_missing_inputs(chain, tmp_path):
+    missing, out = tmp_path / "missing", tmp_path / "out"
+    for script, argv in (
+        (net_compress, ("--net", missing, "--config", chain.config, "--compressed", out)),
+        (net_compress, ("--net", chain.network, "--config", missing, "--compressed", out)),
+        (net_decompress, ("--compressed", missing, "--recon", out)),
+        (net_decompress, ("--compressed", chain.blob, "--recon", out, "--volume", missing)),
+    ):
+        assert error_of(script.main, *argv).startswith(f"{missing}: cannot be read: No such file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_none(chain, tmp_path):
+    net, blob = tmp_path / "n.pth", tmp_path / "blob"
+    content = chain.network.read_bytes()
+    state = dict(chain.state)
+    first = "net_layers.0.linear.weight"
+    cases = [b"", b"hello", content[: len(content) // 2], content[:-1], b"PK\x03\x04" + bytes(100), b"\x80\x02."]
+    cases += [
+        {**state, first: torch.full((16, 3), torch.nan)},
+        {**state, first: [1, 2]},
+        {**state, "extra": state[first]},
+    ]
+    cases += [{k: v for k, v in state.items() if k != first}, state[first], [1, 2], {1: state[first]}, {}]
+    for case in cases:
+        if isinstance(case, bytes):
+            net.write_bytes(case)
+        else:
+            torch.save(case, net)
+        argv = ("--net", net, "--config", chain.config, "--compressed", blob)
+        assert error_of(net_compress.main, *argv).startswith(f"{net}: ")
+        assert not blob.exists()
+
+
+def test_weights_are_never_unpickled(chain, tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(tmp_path / "exploded"), "w")
+
+    torch.save({"net_layers.0.linear.weight": Bomb()}, tmp_path / "n.pth")
+    argv = ("--net", tmp_path / "n.pth", "--config", chain.config, "--compressed", tmp_path / "blob")
+    error_of(net_compress.main, *argv)
+    assert set(listing(tmp_path)) == {"n.pth"}
+
+
+def test_weights_of_another_run(chain, tmp_path):
+    other = train(chain.volume, tmp_path, "--seed", 9)
+    argv = ("--net", other.network, "--config", chain.config, "--compressed", tmp_path / "blob")
+    message = error_of(net_compress.main, *argv)
+    assert str(chain.config) in message and str(other.network) in message and "checksum" in message
+
+
+def test_weights_of_other_types_and_order(chain, tmp_path):
+    """float64 or half weights, another order, gradients required: still the same network."""
+    states = [
+        {k: v.double() for k, v in chain.state.items()},
+        dict(reversed(chain.state.items())),
+        {k: v.clone().requires_grad_() for k, v in chain.state.items()},
+    ]
+    for state in states:
+        torch.save(state, tmp_path / "n.pth")
+        argv = ("--net", tmp_path / "n.pth", "--config", chain.config, "--compressed", tmp_path / "b")
+        net_compress.main([str(a) for a in (*argv, "--cluster_bits", 12)])
+        assert (tmp_path / "b").read_bytes() == chain.blob.read_bytes()
+
+
+def test_damaged_blobs(chain, tmp_path):
+    blob, recon = tmp_path / "damaged", tmp_path / "recon.vti"
+    recon.write_text("old")
+    content = chain.blob.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 4
+    foreign = [b"", b"hello", b"\x93NUMPY\x01\x00" + bytes(100), chain.network.read_bytes(), b"{}" * 500]
+    magic = [b"x" + content[1:], bytes([content[0] ^ 1]) + content[1:]]
+    for data in (bytes(flipped), content[:-1], content[:40], content[:3], content + b"\0", *foreign, *magic):
+        blob.write_bytes(data)
+        message = error_of(net_decompress.main, "--compressed", blob, "--recon", recon)
+        assert message.startswith(f"{blob}: ")
+        assert recon.read_text() == "old" and set(listing(tmp_path)) == {"damaged", "recon.vti"}
+
+
+def test_decompress_refuses_another_shape(chain, tmp_path):
+    np.save(tmp_path / "other.npy", slanted((9, 5, 7)))
+    argv = ("--compressed", chain.blob, "--recon", tmp_path / "r.vti", "--volume", tmp_path / "other.npy")
+    message = error_of(net_decompress.main, *argv)
+    assert message.startswith(f"{tmp_path / 'other.npy'}: ")
+    assert "expected shape (9, 7, 5)" in message and "found (9, 5, 7)" in message and str(chain.blob) in message
+    assert not (tmp_path / "r.vti").exists()
+
+
+def test_decompress_refuses_a_bad_volume_or_suffix(chain, tmp_path):
+    np.save(tmp_path / "bad.npy", np.full((9, 7, 5), np.nan))
+    argv = ("--compressed", chain.blob, "--recon", tmp_path / "r.vti", "--volume", tmp_path / "bad.npy")
+    assert "found 315 NaN" in error_of(net_decompress.main, *argv)
+    assert "cannot write .png" in error_of(net_decompress.main, "--compressed", chain.blob, "--recon", "r.png")
+    assert set(listing(tmp_path)) == {"bad.npy"}
+
+
+def test_originals_blob_needs_the_volume(tmp_path):
+    data, _ = original_blob(np.random.default_rng(0), 8, 5, 2, True)
+    (tmp_path / "blob").write_bytes(data)
+    message = error_of(net_decompress.main, "--compressed", tmp_path / "blob", "--recon", tmp_path / "r.vti")
+    assert message.startswith(f"{tmp_path / 'blob'}: ") and "--volume" in message
+
+
+# --- the scripts as processes -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def ended(tmp_path, monkeypatch, capsys):
+    """Run a script as the command line does, in this process and in `tmp_path`; its status, stdout and stderr."""
+
+    def run(script: str, *args: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [f"some/where/{script}", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        return (caught.value.code, *capsys.readouterr())
+
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, on_sigterm)
+
+
+def test_bad_input_ends_with_one_line_and_status_2(chain, tmp_path, ended):
+    array = slanted((4, 3, 2))
+    array[1, 2, 0] = np.nan
+    np.save(tmp_path / "a b.npy", array)
+    (tmp_path / "blob").write_bytes(chain.blob.read_bytes()[:-5])
+    before = listing(tmp_path)
+    for command, words in (
+        (("train.py", "--volume", "a b.npy"), ("a b.npy: ", "found 1 NaN", "(1, 2, 0)")),
+        (("net_decompress.py", "--compressed", "blob"), ("blob: ", "truncated")),
+        (("net_compress.py", "--cluster_bits", 40), ("--cluster_bits", "from 1 to 16, found '40'")),
+    ):
+        status, out, err = ended(*command)
+        assert (status, out) == (2, "") and err.startswith(f"{command[0]}: error: ") and err.count("\n") == 1
+        assert all(word in err for word in words)
+    assert listing(tmp_path) == before
+
+
+def test_train_as_a_process(chain, tmp_path):
+    """Its results alone go to stdout, and the network is what these say."""
+    process = subprocess_of("train.py", "--volume", chain.volume, "--n_layers", 2, "--n_passes", 2, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert all(re.match(r"\w+=|next: ", line) for line in process.stdout.splitlines())
+    found, settings = results(process.stdout), json.loads((tmp_path / "thenet.json").read_text())
+    assert float(found["psnr"]) == pytest.approx(settings["psnr"], abs=6e-4)
+    assert found["network"] == "thenet.pth" and settings["n_passes"] == 2
+    assert set(listing(tmp_path)) == {"thenet.pth", "thenet.json"}
+    weights = torch.load(tmp_path / "thenet.pth", weights_only=True)
+    assert siren.weights_crc32(weights) == settings["weights_crc32"]
+
+
+def test_the_same_seed_writes_the_same_bytes(volume_file, tmp_path):
+    """As README.md promises for the same machine."""
+    written = []
+    for seed in (3, 3, 4):
+        trained = train(volume_file, tmp_path, "--seed", seed)
+        written.append((trained.data, compress(trained, tmp_path / "blob", "--volume", volume_file, "--n_passes", 1)))
+    assert written[0] == written[1]
+    assert not any(a == b for a, b in zip(written[0], written[2], strict=True))
+
+
+def test_ctrl_c_keeps_the_previous_outputs(tmp_path):
+    fcntl, pty, termios = (pytest.importorskip(name) for name in ("fcntl", "pty", "termios"))
+    np.save(tmp_path / "volume.npy", slanted((24, 20, 16)))
+    (tmp_path / "thenet.pth").write_bytes(b"previous network")
+    (tmp_path / "thenet.json").write_bytes(b"previous configuration")
+    before = listing(tmp_path)
+    terminal, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), "--volume", "volume.npy", "--n_passes", "20000"],
+        cwd=tmp_path, stderr=inner, stdout=subprocess.PIPE, preexec_fn=hear_ctrl_c,
+    )  # fmt: skip
+    os.close(inner)
+    said, is_interrupted = b"", False
+    try:
+        while True:
+            if select.select([terminal], [], [], 0.1)[0]:
+                try:
+                    said += os.read(terminal, 65536)
+                except OSError:  # how Linux says that the other end is closed
+                    break
+            if not is_interrupted and b"PSNR" in said:  # in the midst of training, which would take minutes
+                is_interrupted = True
+                process.send_signal(signal.SIGINT)
+        status = process.wait()
+    finally:
+        process.kill()
+        os.close(terminal)
+        process.stdout.close()
+    assert status == 130
+    lines = [line for line in re.split(r"[\r\n]+", said.decode()) if line.strip() and "%|" not in line]
+    assert lines == ["train.py: interrupted"]
+    assert b"Traceback" not in said
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_decoding_leaves_no_temporary_file(tmp_path, number):
+    (tmp_path / "blob").write_bytes(make_blob(make_header((600, 600, 600)), field_net()))
+    (tmp_path / "r.npy").write_bytes(b"previous volume")
+    before = listing(tmp_path)
+    command = [sys.executable, str(ROOT / "net_decompress.py"), "--compressed", "blob", "--recon", "r.npy"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=hear_ctrl_c)
+    try:
+        while not list(tmp_path.glob(".r.npy.*.tmp")) and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, said = process.communicate()
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number and said == "net_decompress.py: interrupted\n"
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("written", [0, 1])
+def test_interrupted_while_writing(volume_file, tmp_path, monkeypatch, written):
+    """The outputs of before, both, and no temporary file."""
+    old = train(volume_file, tmp_path)
+    before = listing(tmp_path)
+
+    opened, is_writing = [], []
+
+    def interrupt(path, mode="r"):
+        if mode == "wb" and is_writing:
+            opened.append(path)
+            if len(opened) > written:
+                raise KeyboardInterrupt
+        return open(path, mode)
+
+    original = network_files.write_files
+
+    def write_files(contents):
+        is_writing.append(True)
+        original(contents)
+
+    monkeypatch.setattr(files, "open", interrupt, raising=False)
+    monkeypatch.setattr(network_files, "write_files", write_files)
+    with pytest.raises(KeyboardInterrupt):
+        train(volume_file, tmp_path, "--seed", 3)
+    assert listing(tmp_path) == before and old.network.exists()
+
+
+def test_progress_bar_is_shown_while_training(volume_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(console, "PLAIN_PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(long_runs, "SHOW_SECONDS", -1.0)
+    train(volume_file, tmp_path)
+    out, err = capsys.readouterr()
+    assert re.search(r"^training: \d+%.*s left$", err, re.MULTILINE) and "training" not in out
+
+
+@pytest.mark.parametrize(
+    ("shape", "recon", "free", "said"),
+    [
+        ((1 << 13,) * 3, "r.npy", 1 << 40, "takes at least 4.4 TB, the disk has 1.1 TB left"),
+        ((24, 20, 28), "r.npy", 40_000, "takes at least 108 kB, the disk has 40 kB left"),
+        ((1 << 13,) * 3, "r", 1 << 30, "takes at least 4.26 GB, the disk has 1.07 GB left"),
+        ((24, 20, 28), "r.vti", 0, "takes at least 104 bytes, the disk has 0 bytes left"),
+        ((24, 20, 28), "r.vti", 40_000, None),
+        ((24, 20, 28), "r.nii.gz", 40_000, None),
+    ],
+)
+def test_a_volume_beyond_the_disk_is_refused(tmp_path, monkeypatch, shape, recon, free, said):
+    """A blob of a few hundred bytes may announce any shape. Files that are compressed may well fit."""
+    low, high = np.array([0.0]), np.array([1.0])
+    header = VolumeHeader(shape, low, high, Geometry.plain(3))
+    network = {"n_neurons": 2, "n_layers": 1, "d_in": 3, "d_out": 1, "is_residual": True, "omega_0": 30.0}
+    layers = [
+        blob_format.QuantisedLayer(np.zeros((n_out, n_in), np.int32), np.zeros(n_out, np.int32), np.float32(1.0))
+        for n_out, n_in in ((2, 3), (1, 2))
+    ]
+    (tmp_path / "blob").write_bytes(blob_format.encode_blob(header, [(network, layers)]))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    arguments = ("--compressed", tmp_path / "blob", "--recon", tmp_path / recon)
+    if said:
+        shown = f"blob: its volume of shape {shape} {said}"
+        assert shown in error_of(net_decompress.main, *arguments) and set(listing(tmp_path)) == {"blob"}
+    else:
+        net_decompress.main([str(a) for a in arguments])
+        assert (tmp_path / recon).stat().st_size < 40_000

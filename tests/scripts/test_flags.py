@@ -1,0 +1,610 @@
+"""The three scripts: what every flag does."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import watched_samples
+from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, train
+from helpers.volumes import psnr_of, slanted
+from helpers.vtk import vtk_read, vtk_write
+
+import net_compress
+import net_decompress
+import train as train_script
+from training import fitting, long_runs
+from training.sampler import VoxelSampler
+from utils import UserError
+
+ORIGINAL_KEYS = [
+    *("grad_lambda", "n_layers", "layers", "w0", "compression_ratio", "batchSize", "oversample", "lr"),
+    *("n_passes", "pass_decay", "lr_decay", "is_residual", "is_cuda", "time"),
+]
+
+
+def distance(a: dict, b: dict) -> float:
+    """The largest difference of two state dicts."""
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max()) for k in a)
+
+
+def steps_of(*arguments, **keywords) -> list[torch.Tensor]:
+    """The flat voxel indices of every training step of one `train`."""
+    with watched_samples() as steps:
+        train(*arguments, **keywords)
+    return steps
+
+
+def choices_of(flag: str) -> tuple[str, ...]:
+    """The words that a flag of train.py takes."""
+    return train_script.build_parser()._option_string_actions[flag].choices
+
+
+# --- train.py: every flag acts ----------------------------------------------------------------------
+
+
+def test_configuration_is_the_originals_and_more(volume_file, tmp_path):
+    trained = train(volume_file, tmp_path, "--seed", 5, "--lr", 1e-3, "--compression_ratio", 2)
+    settings = trained.settings
+    assert list(settings)[: len(ORIGINAL_KEYS)] == ORIGINAL_KEYS
+    assert settings["layers"] == [16, 16] and settings["n_layers"] == 2 and settings["is_residual"] is True
+    assert settings["is_cuda"] is False and settings["batchSize"] == 64 and settings["oversample"] == 1
+    assert settings["lr"] == 1e-3 and settings["n_passes"] == 2.0 and settings["compression_ratio"] == 2.0
+    assert settings["shape"] == [9, 7, 5] and settings["dtype"] == "float32" and settings["seed"] == 5
+    assert settings["value_range"] == [[8.0, 48.0]]
+    assert settings["spacing"] == [1.0] * 3 and settings["origin"] == [0.0] * 3
+    assert settings["omega_0"] == 30.0 and settings["torch_version"] == torch.__version__
+    assert settings["format_version"] == 1 and settings["seconds"] > 0
+    assert settings["options"]["volume"] == str(volume_file)
+    assert 0 < settings["psnr"] < 100
+
+
+def test_train_reports(volume_file, tmp_path, capsys):
+    trained = train(volume_file, tmp_path)
+    out = capsys.readouterr().out
+    found = results(out)
+    n_parameters = sum(t.numel() for t in trained.state.values())
+    assert found["parameters"] == str(n_parameters)
+    assert float(found["compression_ratio"]) == pytest.approx(315 / n_parameters, abs=0.005)
+    assert float(found["psnr"]) == pytest.approx(trained.settings["psnr"], abs=5e-4)
+    assert "seconds" in found and found["network"] == str(trained.network)
+    assert re.search(r"^next: python net_compress\.py --net ", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (("--n_layers", 1), ["0.linear", "1"]),
+        (("--n_layers", 3), ["0.linear", "1.linear_1", "1.linear_2", "2.linear_1", "2.linear_2", "3"]),
+        (("--n_layers", 3, "--not-residual"), ["0.linear", "1.linear", "2.linear", "3"]),
+        (("--not-residual", "--is-residual"), ["0.linear", "1.linear_1", "1.linear_2", "2"]),
+    ],
+)
+def test_architecture_flags(volume_file, tmp_path, flags, names):
+    trained = train(volume_file, tmp_path, *flags)
+    expected = [f"net_layers.{name}.{kind}" for name in names for kind in ("weight", "bias")]
+    assert list(trained.state) == expected
+    assert len(trained.settings["layers"]) == trained.settings["n_layers"] == int(names[-1])
+    compress(trained, tmp_path / "blob")
+    assert decompress(tmp_path / "blob", tmp_path / "out.npy").shape == (9, 7, 5)
+
+
+def test_compression_ratio(tmp_path):
+    np.save(tmp_path / "v.npy", slanted((20, 15, 10)))
+    sizes = {}
+    for ratio in (1, 2, 1.5):
+        state = train(tmp_path / "v.npy", tmp_path, "--compression_ratio", ratio, "--n_passes", 0.1).state
+        sizes[ratio] = sum(t.numel() for t in state.values())
+        n = state["net_layers.0.linear.bias"].numel()
+        larger = 3 * (n + 1) + (n + 1) + 2 * ((n + 1) ** 2 + n + 1) + n + 1 + 1
+        assert sizes[ratio] < 3000 / ratio <= larger, "the largest network below voxels / ratio"
+    assert sizes[1] > sizes[1.5] > sizes[2]
+
+
+def test_w0_is_the_frequency_of_the_first_layer(volume_file, tmp_path):
+    """It scales the first layer's weights, and no others: the stored network evaluates with omega 30."""
+    one, two = (train(volume_file, tmp_path, "--lr", 1e-12, "--w0", w0) for w0 in (6.0, 12.0))
+    for name, tensor in one.state.items():
+        factor = 2.0 if name == "net_layers.0.linear.weight" else 1.0
+        np.testing.assert_allclose(two.state[name], factor * tensor, rtol=1e-5, atol=1e-8)
+    bound = 6.0 / 30.0 / 3
+    assert 0.8 * bound < one.state["net_layers.0.linear.weight"].abs().max() <= 1.001 * bound
+    assert (one.settings["w0"], two.settings["w0"]) == (6.0, 12.0)
+    assert one.settings["omega_0"] == two.settings["omega_0"] == 30.0
+
+
+def test_without_w0_the_first_layer_starts_as_waves_along_the_axes(tmp_path):
+    """The whole way: a symmetric volume starts symmetric."""
+    x, y, z = np.indices((12, 9, 10))
+    np.save(tmp_path / "v.npy", (np.cos((x - 5.5) / 2) * y + z**1.5).astype(np.float32))
+    state = train(tmp_path / "v.npy", tmp_path, "--lr", 1e-12).state
+    weight, bias = (state[f"net_layers.0.linear.{name}"] for name in ("weight", "bias"))
+    assert ((weight.abs() > 1e-6).sum(1) == 1).all()
+    phases = [torch.sin(30 * bias[axis::3]) for axis in range(3)]
+    np.testing.assert_allclose(phases[0], torch.ones(len(phases[0])), rtol=0, atol=1e-5)  # cosines only
+    for phase in phases[1:]:
+        np.testing.assert_allclose(phase, torch.arange(len(phase)) % 2.0, rtol=0, atol=1e-5)
+
+
+def test_lr(volume_file, tmp_path):
+    """One step of Adam moves every weight by lr."""
+    start, small, large = (
+        train(volume_file, tmp_path, "--optimizer", "adam", "--schedule", "step", *once, "--lr", lr).state
+        for once in [("--n_passes", 1, "--batchSize", 500)]
+        for lr in (1e-12, 1e-4, 1e-3)
+    )
+    assert distance(start, small) == pytest.approx(1e-4, rel=0.02)
+    assert distance(start, large) == pytest.approx(1e-3, rel=0.02)
+
+
+@pytest.fixture
+def recipes(monkeypatch):
+    """The recipe of every fit of the test."""
+    found, new_fit = [], fitting.new_fit
+    monkeypatch.setattr(fitting, "new_fit", lambda *arguments: found.append(arguments[2]) or new_fit(*arguments))
+    return found
+
+
+def test_optimizer_and_schedule(volume_file, tmp_path, recipes):
+    for optimizer in choices_of("--optimizer"):
+        for schedule in choices_of("--schedule"):
+            train(volume_file, tmp_path, "--optimizer", optimizer, "--schedule", schedule)
+            assert (recipes[-1].optimizer, recipes[-1].schedule) == (optimizer, schedule)
+    assert len(recipes) == 4
+
+
+def test_pass_decay_and_lr_decay(volume_file, tmp_path, recipes):
+    """Either alone asks for the schedule of steps."""
+    for flags, expected in (
+        (("--pass_decay", 3, "--lr_decay", 0.5), ("step", 3.0, 0.5)),
+        (("--lr_decay", 0.5), ("step", 20.0, 0.5)),
+        (("--pass_decay", 3), ("step", 3.0, 0.2)),
+    ):
+        settings = train(volume_file, tmp_path, *flags).settings
+        recipe = recipes[-1]
+        assert (recipe.schedule, recipe.pass_decay, recipe.lr_decay) == expected
+        assert (settings["pass_decay"], settings["lr_decay"]) == expected[1:]
+
+
+def test_grad_lambda(volume_file, tmp_path):
+    """It changes the first step of Adam, which moves every weight by the rate, in the sign of some weights."""
+    choices = (), ("--grad_lambda", 0), ("--grad_lambda", 10)
+    flags = ("--optimizer", "adam", "--schedule", "step", "--lr", 1e-3, "--n_passes", 1, "--batchSize", 500)
+    without, also, with_term = (train(volume_file, tmp_path, *flags, *more).state for more in choices)
+    assert distance(without, also) == 0 and distance(without, with_term) == pytest.approx(2e-3, rel=0.05)
+
+
+@pytest.mark.parametrize(("batch", "oversample"), [(10, 3), (30, 1), (1000, 4)])
+def test_batch_size_times_oversample_samples_a_step(volume_file, tmp_path, batch, oversample):
+    steps = steps_of(volume_file, tmp_path, "--batchSize", batch, "--oversample", oversample, "--n_passes", 2)
+    size = batch * oversample
+    assert len(steps) == 2 * -(-315 // size)
+    assert min(315, size) - 2 <= max(map(len, steps)) <= size
+
+
+@pytest.mark.parametrize("n_passes", [1, 3])
+def test_n_passes_sees_every_voxel_so_often(volume_file, tmp_path, n_passes):
+    flat = torch.cat(steps_of(volume_file, tmp_path, "--n_passes", n_passes, "--schedule", "step"))
+    assert flat.bincount(minlength=315).tolist() == [n_passes] * 315
+
+
+def test_fractional_n_passes(volume_file, tmp_path):
+    flags = "--n_passes", 2.5, "--batchSize", 5, "--schedule", "step"
+    counts = torch.cat(steps_of(volume_file, tmp_path, *flags)).bincount(minlength=315)
+    assert 2.5 * 315 <= counts.sum() <= 2.5 * 315 + 10 and sorted(set(counts.tolist())) == [2, 3]
+
+
+def test_defaults_of_a_fit_are_settled(volume_file, tmp_path):
+    """1,500 steps, each of which is a pass, at 0.4 / (16 x 2); a low target ends them early."""
+    files = ("--volume", volume_file, "--network", tmp_path / "n", "--config", tmp_path / "c")
+    train_script.main([str(a) for a in (*files, "--n_layers", 1, "--target_psnr", 1)])
+    settings = json.loads((tmp_path / "c").read_text())
+    assert (settings["n_passes"], settings["lr"], settings["oversample"]) == (1500, pytest.approx(0.0125), 2)
+
+
+def test_target_psnr(volume_file, tmp_path):
+    """Training ends long before its last pass."""
+    with watched_samples() as steps:
+        trained = train(volume_file, tmp_path, *WELL, "--n_passes", 4000, "--target_psnr", 30)
+    assert trained.settings["psnr"] >= 30 and sum(map(len, steps)) < 2000 * 315
+
+
+def test_max_seconds(volume_file, tmp_path, monkeypatch):
+    """By a clock that goes on by 0.01 seconds at every look."""
+    argv = ("--volume", volume_file, "--network", tmp_path / "n", "--config", tmp_path / "c", "--n_layers", 2)
+    clock = SimpleNamespace(monotonic=itertools.count(0.0, 0.01).__next__)
+    with monkeypatch.context() as patch, watched_samples() as steps:
+        patch.setattr(fitting, "time", clock)
+        train_script.main([str(a) for a in (*argv, "--max_seconds", 0.495)])
+    assert len(steps) == 50 and json.loads((tmp_path / "c").read_text())["seconds"] == pytest.approx(0.5)
+    assert "not both" in error_of(train_script.main, *argv, "--max_seconds", 1, "--n_passes", 1)
+
+
+def interrupt_at(monkeypatch, step):
+    """Press Ctrl-C when the training comes to that step."""
+    original, count = VoxelSampler.samples, iter(range(1, 10**9))
+
+    def samples(self, flat):
+        if next(count) == step:
+            raise KeyboardInterrupt
+        return original(self, flat)
+
+    monkeypatch.setattr(VoxelSampler, "samples", samples)
+
+
+def test_checkpoint_and_resume(volume_file, tmp_path, monkeypatch):
+    """An interrupted run that is resumed ends with the bytes of one that was not."""
+    (tmp_path / "whole").mkdir()
+    whole = train(volume_file, tmp_path / "whole", "--n_passes", 4)
+    checkpoint = ("--checkpoint", tmp_path / "state")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(long_runs, "CHECKPOINT_SECONDS", 0.0)
+        interrupt_at(patch, 7)
+        train(volume_file, tmp_path, "--n_passes", 4, *checkpoint)
+    assert not (tmp_path / "thenet.pth").exists()
+    for other in (("--n_passes", 5), ("--n_passes", 4, "--seed", 3), ("--n_passes", 4, "--lr", 1e-5)):
+        with pytest.raises(UserError, match="state: is of another run"):
+            train(volume_file, tmp_path, *checkpoint, "--resume", *other)
+    with watched_samples() as steps:
+        resumed = train(volume_file, tmp_path, "--n_passes", 4, *checkpoint, "--resume")
+    assert len(steps) == 4 * 5 - 6
+    assert distance(resumed.state, whole.state) == 0
+
+
+def test_resume_needs_a_checkpoint(volume_file, tmp_path):
+    outputs = ("--network", tmp_path / "n", "--config", tmp_path / "c", "--n_layers", 1)
+    argv = ("--volume", volume_file, *outputs, "--resume")
+    assert "--checkpoint" in error_of(train_script.main, *argv)
+    (tmp_path / "bad").write_bytes(b"hello")
+    torch.save({"identity": 1}, tmp_path / "foreign")
+    for name in ("missing", "bad", "foreign"):
+        message = error_of(train_script.main, *argv, "--checkpoint", tmp_path / name)
+        assert message.startswith(f"{tmp_path / name}: ")
+    assert set(listing(tmp_path)) == {"volume.npy", "bad", "foreign"}
+
+
+def test_seed(volume_file, tmp_path):
+    (tmp_path / "b").mkdir()
+    runs = [train(volume_file, folder, "--n_layers", 1, "--seed", 7) for folder in (tmp_path, tmp_path / "b")]
+    assert runs[0].data == runs[1].data
+    blobs = [compress(run, run.network.parent / "blob") for run in runs]
+    assert blobs[0] == blobs[1]
+    varying = ("time", "seconds", "options")
+    left, right = ({k: v for k, v in run.settings.items() if k not in varying} for run in runs)
+    assert left == right
+    start, elsewhere = (train(volume_file, tmp_path, "--seed", seed, "--lr", 1e-12).state for seed in (7, 8))
+    assert distance(start, elsewhere) > 1e-2  # where the weights start, not the order of the samples alone
+    other = train(volume_file, tmp_path, "--n_layers", 1, "--seed", 8)
+    assert distance(other.state, runs[0].state) > 1e-3
+    assert compress(other, tmp_path / "blob") != blobs[0]
+
+
+def test_the_weights_file_tells_nothing_of_the_run(volume_file, tmp_path):
+    """No process id or temporary name inside: another process with the same seed writes the same bytes."""
+    trained = train(volume_file, tmp_path)
+    with zipfile.ZipFile(trained.network) as archive:
+        names = " ".join(archive.namelist())
+    assert str(os.getpid()) not in names and "tmp" not in names
+
+
+def test_seeded_order_of_samples(volume_file, tmp_path):
+    one, same, other = (torch.cat(steps_of(volume_file, tmp_path, "--seed", s)) for s in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+def test_two_axes(tmp_path):
+    image = slanted((12, 8))
+    np.save(tmp_path / "image.npy", image)
+    trained = train(tmp_path / "image.npy", tmp_path, "--d_in", 2, *WELL)
+    assert trained.state["net_layers.0.linear.weight"].shape == (16, 2)
+    assert trained.settings["shape"] == [12, 8] and len(trained.settings["spacing"]) == 2
+    compress(trained, tmp_path / "blob", "--cluster_bits", 12)
+    found = decompress(tmp_path / "blob", tmp_path / "image.vti")
+    assert found.shape == (12, 8, 1)
+    assert np.abs(found[..., 0] - image).max() < 0.05 * np.ptp(image)
+
+
+def test_three_components(tmp_path):
+    """Each comes back in its place and its own range."""
+    base = slanted((6, 5, 4))
+    array = np.stack([base, 1000 - 5 * base, np.full_like(base, 7)], axis=-1)
+    np.save(tmp_path / "v.npy", array)
+    trained = train(tmp_path / "v.npy", tmp_path, "--d_out", 3, *WELL, "--enable-vol-debug")
+    assert trained.state["net_layers.1.weight"].shape == (3, 16)
+    assert trained.settings["shape"] == [6, 5, 4] and len(trained.settings["value_range"]) == 3
+    compress(trained, tmp_path / "blob", "--cluster_bits", 12)
+    found = decompress(tmp_path / "blob", tmp_path / "out.npy")
+    assert found.shape == array.shape and (found[..., 2] == 7).all()
+    for c in range(2):
+        assert np.abs(found[..., c] - array[..., c]).max() < 0.05 * np.ptp(array[..., c])
+    np.testing.assert_array_equal(vtk_read(tmp_path / "gt.vti").array, array)
+    np.testing.assert_array_equal(decompress(tmp_path / "blob", tmp_path / "out.vti"), found)
+
+
+def test_compression_ratio_counts_voxels_not_components(tmp_path):
+    shape = (20, 15, 10)
+    np.save(tmp_path / "v.npy", np.stack([slanted(shape)] * 3, axis=-1))
+    state = train(tmp_path / "v.npy", tmp_path, "--d_out", 3, "--compression_ratio", 1, "--n_passes", 0.1).state
+    assert sum(t.numel() for t in state.values()) < 3000
+
+
+def test_a_network_no_better_than_a_constant_is_warned_of(tmp_path, capsys):
+    values = np.random.default_rng(0).random((12, 10, 8), np.float32)
+    np.save(tmp_path / "v.npy", values)
+    train(tmp_path / "v.npy", tmp_path, "--n_passes", 0.5)
+    constant = -20 * np.log10(values.std() / np.ptp(values))
+    warning = r"train\.py: warning: the network has (\S+) dB, where a constant volume would have (\S+) dB"
+    said = re.search(warning, capsys.readouterr().err)
+    assert float(said[1]) < constant + 1 and float(said[2]) == pytest.approx(constant, abs=0.06)
+    np.save(tmp_path / "v.npy", slanted((9, 7, 5)))
+    train(tmp_path / "v.npy", tmp_path, *WELL)
+    assert "warning" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [("--lr", 1e7), ("--w0", 1e7), ("--grad_lambda", 1e7), ("--lr_decay", 1.5)])
+def test_numbers_that_no_fit_bears_are_refused(volume_file, tmp_path, option):
+    with pytest.raises(UserError, match=f"{option[0]}: expected a number .* at most .*, found '{option[1]}'"):
+        train(volume_file, tmp_path, *option)
+
+
+def test_num_workers(volume_file, tmp_path, monkeypatch):
+    """So many threads work; what comes out is the same."""
+    monkeypatch.setattr("training.gradient.PART", (100, 1))
+    alone = train(volume_file, tmp_path, "--num_workers", 1)
+    pools = []
+    executor = concurrent.futures.ThreadPoolExecutor
+    monkeypatch.setattr(concurrent.futures, "ThreadPoolExecutor", lambda n, **k: pools.append(n) or executor(n, **k))
+    together = train(volume_file, tmp_path, "--num_workers", 2)
+    assert max(pools) == 2
+    assert distance(alone.state, together.state) == 0
+
+
+def test_vol_debug(tmp_path):
+    """gt.vti and vol.vti lie beside the network, in the volume's own units and geometry; only when asked for."""
+    array = slanted((9, 7, 5))
+    vtk_write(tmp_path / "v.vti", array, (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), name="sf")
+    trained = train(tmp_path / "v.vti", tmp_path, *WELL)
+    assert not (tmp_path / "gt.vti").exists() and not (tmp_path / "vol.vti").exists()
+    again = train(tmp_path / "v.vti", tmp_path, *WELL, "--enable-vol-debug")
+    assert again.data == trained.data
+    assert trained.settings["spacing"] == [0.5, 2.0, 3.0] and trained.settings["origin"] == [-1.0, 10.0, 0.25]
+    for name in ("gt.vti", "vol.vti"):
+        found = vtk_read(tmp_path / name)
+        assert found.dimensions == (9, 7, 5) and found.name == "sf" and found.type == "float"
+        assert found.spacing == (0.5, 2.0, 3.0) and found.origin == (-1.0, 10.0, 0.25)
+    np.testing.assert_array_equal(vtk_read(tmp_path / "gt.vti").array, array)
+    psnr = psnr_of(array, vtk_read(tmp_path / "vol.vti").array)
+    assert psnr == pytest.approx(trained.settings["psnr"], abs=1e-3) and psnr > 35
+
+
+def test_vol_debug_off(volume_file, tmp_path):
+    train(volume_file, tmp_path, "--enable-vol-debug", "--disable-vol-debug")
+    assert set(listing(tmp_path)) == {"volume.npy", "thenet.pth", "thenet.json"}
+
+
+@pytest.mark.parametrize("script", [train_script, net_compress, net_decompress])
+def test_help_states_the_defaults(script):
+    parser = script.build_parser()
+    text = " ".join(parser.format_help().split())
+    for action in parser._actions:
+        assert action.help, action.dest
+        if action.default is not None and not isinstance(action.default, bool) and action.default != "==SUPPRESS==":
+            assert re.search(rf"{action.option_strings[0]} .*?\(default: {re.escape(str(action.default))}\)", text)
+            assert "(default" not in action.help, action.dest  # it would be there twice
+    titles = [group.title for group in parser._action_groups if group._group_actions]
+    assert "input and output" in titles
+
+
+def test_defaults():
+    opt = train_script.build_parser().parse_args(["--volume", "v.npy"])
+    assert opt.network == "thenet.pth" and opt.config == "thenet.json" and opt.vol_debug is False
+    assert opt.n_layers == 8 and opt.is_residual is True and opt.d_in is None and opt.d_out is None
+    assert opt.grad_lambda == 0 and opt.cuda is False and opt.gid == 0
+    opt = net_compress.build_parser().parse_args(["--net", "a", "--config", "b", "--compressed", "c"])
+    assert opt.cluster_bits is None and opt.n_passes is None and opt.quantizer == "uniform" and opt.seed == 0
+    opt = net_decompress.build_parser().parse_args(["--compressed", "c"])
+    assert opt.recon == "recon" and opt.as_float is False and opt.volume is None
+
+
+# --- net_compress.py and net_decompress.py: every flag acts -----------------------------------------
+
+
+def test_compress_reports(chain, tmp_path, capsys):
+    size = len(compress(chain, tmp_path / "my blob"))
+    out = capsys.readouterr().out
+    found = results(out)
+    n_parameters = sum(t.numel() for t in chain.state.values())
+    assert found["bytes"] == str(size)
+    assert float(found["bits_per_weight"]) == pytest.approx(8 * size / n_parameters, abs=6e-4)
+    assert float(found["file_ratio"]) == pytest.approx(4 * 315 / size, abs=6e-3)
+    assert "next: python net_decompress.py --compressed " in out
+
+
+def test_decompress_reports_what_it_wrote(chain, tmp_path, capsys):
+    array = decompress(chain.blob, tmp_path / "out.npy", "--volume", chain.volume)
+    found = results(capsys.readouterr().out)
+    difference = array.astype(float) - slanted((9, 7, 5))
+    rmse = np.sqrt(np.mean(difference**2))
+    assert float(found["psnr"]) == pytest.approx(20 * np.log10(40 / rmse), abs=1e-3)
+    assert float(found["rmse"]) == pytest.approx(rmse, rel=1e-5)
+    assert float(found["max_error"]) == pytest.approx(np.abs(difference).max(), rel=1e-5)
+    assert float(found["file_ratio"]) == pytest.approx(4 * 315 / chain.blob.stat().st_size, abs=6e-3)
+    assert found["recon"] == str(tmp_path / "out.npy")
+    decompress(chain.blob, tmp_path / "out.npy")
+    assert "psnr" not in results(capsys.readouterr().out)
+
+
+def test_recon_without_suffix_is_vti(chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net_decompress.main(["--compressed", str(chain.blob)])
+    net_decompress.main(["--compressed", str(chain.blob), "--recon", "other"])
+    found = listing(tmp_path)
+    assert set(found) == {"recon.vti", "other.vti"} and found["recon.vti"] == found["other.vti"]
+
+
+@pytest.mark.parametrize("name", ["", "folder/"])
+def test_recon_without_a_name_is_refused(chain, tmp_path, monkeypatch, name):
+    """With a suffix it would be a hidden file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "p.csv").write_text("1,2,3\n")
+    before = listing(tmp_path)
+    for flags in ((), ("--points", "p.csv")):
+        said = error_of(net_decompress.main, "--compressed", chain.blob, "--recon", name, *flags)
+        assert said == f"--recon: expected the name of a file to write, found {name!r}"
+    assert listing(tmp_path) == before
+
+
+@pytest.mark.parametrize("suffix", [".raw", ".nrrd", ".mhd", ".mha", ".nii", ".nii.gz"])
+def test_recon_by_its_suffix(chain, tmp_path, capsys, suffix):
+    array = decompress(chain.blob, tmp_path / "out.npy")
+    out = tmp_path / f"out{suffix}"
+    net_decompress.main(["--compressed", str(chain.blob), "--recon", str(out)])
+    found = Path(results(capsys.readouterr().out)["recon"])
+    if suffix == ".raw":
+        assert found == tmp_path / "out_9x7x5_float32.raw"
+        np.testing.assert_array_equal(np.fromfile(found, "<f4").reshape(9, 7, 5, order="F"), array)
+        return
+    assert found == out
+    if suffix != ".nrrd":  # of which VTK takes so short a first axis for components
+        np.testing.assert_array_equal(vtk_read(found).array, array)
+
+
+def test_recon_is_refused_before_it_is_evaluated(chain, tmp_path, monkeypatch):
+    monkeypatch.setattr(net_decompress.NeuralField, "on_grid", None)
+    (tmp_path / "out.raw").write_bytes(chain.blob.read_bytes())
+    main, flags = net_decompress.main, ("--compressed", tmp_path / "out.raw", "--recon")
+    assert "ends in _9x7x5_float32.raw" in error_of(main, *flags, tmp_path / "out_9x7x5_uint8.raw")
+    assert "would overwrite" in error_of(main, *flags, tmp_path / "out.mhd")
+    assert "cannot write .stl files" in error_of(main, *flags, tmp_path / "out.stl")
+    assert set(listing(tmp_path)) == {"out.raw"}
+
+
+def test_float(tmp_path):
+    """Integers come back rounded in their own type; with --float they do not, and are what was rounded."""
+    array = (slanted((9, 7, 5)) * 4).astype(np.uint8)
+    rounded = round_trip(array, tmp_path, *WELL)
+    assert rounded.dtype == np.uint8 and np.abs(rounded.astype(int) - array).max() < 0.03 * np.ptp(array) + 0.5
+    unrounded = decompress(tmp_path / "blob", tmp_path / "f.npy", "--float")
+    assert unrounded.dtype == np.float32 and np.abs(unrounded - np.rint(unrounded)).max() > 0.2
+    np.testing.assert_array_equal(np.rint(unrounded), rounded)
+    assert rounded.min() >= array.min() and rounded.max() <= array.max()
+
+
+def test_integer_metrics_are_those_of_the_rounded_volume(tmp_path, capsys):
+    array = (slanted((9, 7, 5)) * 4).astype(np.uint8)
+    rounded = round_trip(array, tmp_path, *WELL)
+    capsys.readouterr()
+    decompress(tmp_path / "blob", tmp_path / "out.npy", "--volume", tmp_path / "in.npy")
+    found = results(capsys.readouterr().out)
+    assert float(found["max_error"]) == np.abs(rounded.astype(int) - array).max()
+    assert float(found["source_ratio"]) == pytest.approx(315 / (tmp_path / "blob").stat().st_size, abs=6e-3)
+
+
+def test_an_interrupted_long_run_leaves_its_network(volume_file, tmp_path, monkeypatch):
+    """Ctrl-C after a while: the network so far under a name of its own, the previous one untouched."""
+    before = train(volume_file, tmp_path)
+    monkeypatch.setattr(train_script, "LONG_SECONDS", 0.0)
+
+    def interrupt(fit, *_):
+        fit.step, fit.seconds = 1, 1.0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(long_runs, "run_fit", interrupt)
+    with pytest.raises(KeyboardInterrupt, match=r"the network so far, .* trained, is in .*thenet\.interrupted\.pth"):
+        train(volume_file, tmp_path, "--seed", 1)
+    assert before.network.read_bytes() == before.data
+    left = SimpleNamespace(network=tmp_path / "thenet.interrupted.pth", config=tmp_path / "thenet.interrupted.json")
+    assert json.loads(left.config.read_text())["psnr"] is None  # not known
+    compress(left, tmp_path / "blob")
+    assert decompress(tmp_path / "blob", tmp_path / "r.npy").shape == np.load(volume_file).shape
+
+
+def test_options_that_make_no_sense_together(chain, tmp_path):
+    files = ("--net", chain.network, "--config", chain.config, "--compressed", tmp_path / "b")
+    assert "--volume" in error_of(net_compress.main, *files, "--n_passes", 3)
+    assert "uniform" in error_of(net_compress.main, *files, "--quantizer", "kmeans", "--n_passes", 3)
+    assert "not both" in error_of(train_script.main, "--volume", "v", "--n_passes", 3, "--max_seconds", 3)
+    assert "--schedule" in error_of(train_script.main, "--volume", "v", "--schedule", "power", "--lr_decay", 0.5)
+
+
+def test_array_shape_dtype_and_endian(tmp_path):
+    """All three scripts read the same volume by them."""
+    array = slanted((9, 7, 5))
+    np.save(tmp_path / "v.npy", array)
+    array.astype(">f4").ravel(order="F").tofile(tmp_path / "v.raw")
+    vtk_write(tmp_path / "v.vti", {"p": -array, "q": array})
+    small = ("--n_layers", 1)
+    expected = train(tmp_path / "v.npy", tmp_path, *small)
+    blob = compress(expected, tmp_path / "blob", "--volume", tmp_path / "v.npy", "--n_passes", 1)
+    decoded = decompress(tmp_path / "blob", tmp_path / "out.npy")
+    raw = ("--shape", "9,7,5", "--dtype", "float32", "--endian", "big")
+    for name, flags, field in (("v.raw", raw, "sf"), ("v.vti", ("--array", "q"), "q")):
+        trained = train(tmp_path / name, tmp_path, *small, *flags)
+        assert distance(trained.state, expected.state) == 0
+        assert trained.settings["value_range"] == expected.settings["value_range"]
+        assert trained.settings["name"] == field
+        again = compress(trained, tmp_path / "again", "--volume", tmp_path / name, *flags, "--n_passes", 1)
+        assert (again == blob) == (field == "sf")
+        np.testing.assert_array_equal(
+            decompress(tmp_path / "again", tmp_path / "out.npy", "--volume", tmp_path / name, *flags), decoded
+        )
+
+
+def test_options_of_a_volume_that_is_not_there(chain, tmp_path):
+    files = ("--net", chain.network, "--config", chain.config, "--compressed", tmp_path / "b")
+    for option in (("--array", "T"), ("--shape", "4,3,2"), ("--dtype", "uint8"), ("--endian", "big")):
+        assert f"{option[0]} needs the --volume" in error_of(net_compress.main, *files, *option)
+        said = error_of(net_decompress.main, "--compressed", chain.blob, "--recon", tmp_path / "r.npy", *option)
+        assert f"{option[0]} needs the --volume" in said
+    volume = ("--volume", chain.volume)
+    blob = ("--compressed", chain.blob)
+    for main, rest in ((train_script.main, ()), (net_compress.main, files), (net_decompress.main, blob)):
+        assert "both --shape and --dtype" in error_of(main, *rest, *volume, "--endian", "big")
+        for shape in ("4,3,2,1,1", "0,3,2", "-1,3,2", "a", "", "4,,2", "4 3 2", "²,1,1", "9" * 5000):
+            assert "--shape" in error_of(main, *rest, *volume, "--shape", shape, "--dtype", "uint8")
+        assert "--dtype" in error_of(main, *rest, *volume, "--shape", "4,3,2", "--dtype", "complex64")
+        assert "--array" in error_of(main, *rest, *volume, "--array", "T")
+
+
+def test_another_volume_is_refused(tmp_path):
+    """Of the same shape and maximum, but not of the same minimum."""
+    volume = np.arange(60, dtype=np.float32).reshape(5, 4, 3)
+    np.save(tmp_path / "v.npy", volume)
+    trained = train(tmp_path / "v.npy", tmp_path)
+    volume[0, 0, 0] = -5
+    np.save(tmp_path / "other.npy", volume)
+    files = ("--net", trained.network, "--config", trained.config, "--compressed", tmp_path / "b")
+    said = error_of(net_compress.main, *files, "--volume", tmp_path / "other.npy")
+    assert "other.npy" in said and "-5" in said and not (tmp_path / "b").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(volume_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", 0.0)
+    checkpoint = tmp_path / "state"
+    train(volume_file, tmp_path, "--checkpoint", checkpoint)
+    whole = bytearray(checkpoint.read_bytes())
+    with zipfile.ZipFile(checkpoint) as archive:
+        entry = max(archive.infolist(), key=lambda info: info.file_size)
+    whole[entry.header_offset + 200] ^= 1
+    checkpoint.write_bytes(whole)
+    with pytest.raises(UserError, match="state: expected"):
+        train(volume_file, tmp_path, "--checkpoint", checkpoint, "--resume")
+
+
+@pytest.mark.parametrize("scale", [1e160, 1e-300])
+def test_extreme_ranges(tmp_path, scale, recwarn):
+    volume = slanted((6, 5, 4)).astype(np.float64) * scale
+    np.save(tmp_path / "v.npy", volume)
+    assert np.isfinite(train(tmp_path / "v.npy", tmp_path, *WELL).settings["psnr"])
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]

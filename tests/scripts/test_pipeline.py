@@ -1,0 +1,257 @@
+"""The whole chain: volume, network, blob, volume; checked with VTK's own reader and with the original's formulas."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from helpers.original import original_coordinates, original_forward
+from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, train
+from helpers.volumes import slanted
+from helpers.vtk import vtk_read, vtk_write
+
+import net_decompress
+import train as train_script
+from field import blob as blob_format
+from field.original_blob import decode_original
+from formats.reading import read_volume
+from formats.writing import write_volume
+from utils import Geometry, Volume
+
+INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+FLOATS = ("float16", "float32", "float64")
+
+
+# --- axes, units, geometry --------------------------------------------------------------------------
+
+
+def test_the_chain_through_vtk(tmp_path):
+    """From a .vti to a .vti: dimensions, spacing, origin, name, and a corner that no swapped or flipped axis keeps."""
+    array = slanted((9, 7, 5))
+    array[8, 0, 0] = 60.0  # marked: the one value above 48
+    vtk_write(tmp_path / "in.vti", array, (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), "density")
+    trained = train(tmp_path / "in.vti", tmp_path, *WELL, "--n_layers", 2, "--n_passes", 120)
+    compress(trained, tmp_path / "blob", "--cluster_bits", 12)
+    trained.network.unlink()
+    trained.config.unlink()
+    (tmp_path / "in.vti").unlink()  # neither later stage needs it
+    decompress(tmp_path / "blob", tmp_path / "recon.vti")
+    found = vtk_read(tmp_path / "recon.vti")
+    assert found.dimensions == (9, 7, 5) and found.type == "float"
+    assert found.spacing == (0.5, 2.0, 3.0) and found.origin == (-1.0, 10.0, 0.25) and found.name == "density"
+    assert np.unravel_index(np.argmax(found.array), found.array.shape) == (8, 0, 0)
+    assert found.array[8, 0, 0] == pytest.approx(60.0, abs=4.0)
+    assert np.sqrt(np.mean((found.array - array) ** 2)) < 0.02 * np.ptp(array)
+    np.testing.assert_array_equal(decompress(tmp_path / "blob", tmp_path / "recon.npy"), found.array)
+
+
+def test_npy_geometry_and_name(tmp_path, volume_file):
+    compress(train(volume_file, tmp_path, "--n_layers", 1), tmp_path / "blob")
+    decompress(tmp_path / "blob", tmp_path / "recon.vti")
+    found = vtk_read(tmp_path / "recon.vti")
+    assert found.spacing == (1.0, 1.0, 1.0) and found.origin == (0.0, 0.0, 0.0) and found.name == "sf"
+
+
+def test_direction_and_units(tmp_path):
+    turned = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
+    volume = Volume(slanted((9, 7, 5)), Geometry((0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), turned, "T", "K"))
+    write_volume(str(tmp_path / "in.vti"), volume)
+    compress(train(tmp_path / "in.vti", tmp_path, "--n_layers", 1), tmp_path / "blob")
+    decompress(tmp_path / "blob", tmp_path / "recon.vti")
+    found = read_volume(str(tmp_path / "recon.vti"))
+    assert found.geometry == volume.geometry
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1e-12, 3e-12), (1e9, -5e12)])
+def test_units_come_back(tmp_path, scale, offset):
+    array = slanted((9, 7, 5)).astype(np.float64) * scale + offset
+    found = round_trip(array, tmp_path, *WELL)
+    assert np.abs(found - array).max() < 0.03 * np.ptp(array)
+
+
+# --- what must work ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_integers_come_back_in_their_type(tmp_path, dtype):
+    array = (slanted((6, 5, 4)) * 3).astype(dtype)
+    found = round_trip(array, tmp_path, *WELL)
+    assert found.dtype == np.dtype(dtype) and found.shape == array.shape
+    assert np.abs(found.astype(np.float64) - array.astype(np.float64)).max() < 0.03 * float(np.ptp(array)) + 0.5
+    assert found.min() >= array.min() and found.max() <= array.max()
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_the_whole_range_of_an_integer_type(tmp_path, dtype):
+    """Nothing wraps around at the ends."""
+    info = np.iinfo(dtype)
+    array = np.full((5, 4, 3), info.min, dtype)
+    array[3:] = info.max
+    found = round_trip(array, tmp_path, *WELL)
+    span = float(info.max) - float(info.min)
+    error = found.astype(np.float64) - array.astype(np.float64)
+    assert np.sqrt(np.mean(error**2)) < 0.02 * span and np.abs(error).max() < 0.1 * span
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, ">f4", ">i2", "longdouble", "bool"])
+def test_floats_booleans_and_byte_orders(tmp_path, dtype):
+    array = (slanted((6, 5, 4)) > 22).astype(dtype) if dtype == "bool" else slanted((6, 5, 4)).astype(dtype)
+    expected = {"bool": np.dtype("uint8"), "longdouble": np.dtype("float64")}.get(dtype, np.dtype(dtype))
+    found = round_trip(array, tmp_path, *WELL)
+    assert found.dtype == expected.newbyteorder("=")
+    rmse = np.sqrt(np.mean((found.astype(np.float64) - array.astype(np.float64)) ** 2))
+    assert rmse < (0.1 if dtype == "bool" else 0.02 * np.ptp(array))
+
+
+def test_fortran_order_and_byte_order_change_nothing(tmp_path):
+    array = slanted((6, 5, 4))
+    plain = round_trip(array, tmp_path)
+    np.testing.assert_array_equal(round_trip(np.asfortranarray(array), tmp_path), plain)
+    np.testing.assert_array_equal(round_trip(array.astype(">f4"), tmp_path), plain)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float32(0.1),
+        np.float64(-1e300),
+        np.float16(3.25),
+        np.float64(0),
+        np.int64(2**60 + 1),
+        np.int64(-(2**63)),
+        np.uint64(2**64 - 1),
+        np.uint8(255),
+        np.int32(-7),
+        np.bool_(True),
+    ],
+)
+def test_a_constant_volume_comes_back_exactly(tmp_path, value):
+    found = round_trip(np.full((4, 3, 2), value), tmp_path, bits=2)
+    assert found.dtype == (np.uint8 if value.dtype == bool else value.dtype)
+    assert (found == value).all()
+    assert (tmp_path / "blob").stat().st_size < 200  # its range says it all
+
+
+def test_a_constant_volume_is_reported_without_error(tmp_path, capsys):
+    round_trip(np.full((4, 3, 2), 2**60 + 1), tmp_path)
+    assert json.loads((tmp_path / "thenet.json").read_text())["psnr"] == "inf"
+    capsys.readouterr()
+    decompress(tmp_path / "blob", tmp_path / "out.npy", "--volume", tmp_path / "in.npy")
+    found = results(capsys.readouterr().out)
+    assert found["psnr"] == "inf" and float(found["rmse"]) == 0 and float(found["max_error"]) == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 6, 5), (6, 1, 5), (6, 5, 1), (1, 1, 7), (2, 2, 2), (3, 5, 7), (13, 2, 3)])
+@pytest.mark.parametrize("grad_lambda", [0, 0.001])
+def test_odd_shapes(tmp_path, shape, grad_lambda):
+    array = slanted(shape)
+    found = round_trip(array, tmp_path, *WELL, "--grad_lambda", grad_lambda)
+    assert found.shape == shape and np.isfinite(found).all()
+    assert np.sqrt(np.mean((found - array) ** 2)) < 0.02 * np.ptp(array)
+    assert vtk_dimensions(tmp_path) == shape
+
+
+def vtk_dimensions(folder):
+    decompress(folder / "blob", folder / "recon.vti")
+    return vtk_read(folder / "recon.vti").dimensions
+
+
+def test_a_single_voxel(tmp_path):
+    assert round_trip(np.full((1, 1, 1), 3.5), tmp_path).tolist() == [[[3.5]]]
+
+
+def test_smaller_than_a_batch(tmp_path):
+    array = slanted((4, 3, 2))
+    found = round_trip(array, tmp_path, *WELL, "--batchSize", 1024, "--oversample", 16)
+    assert np.sqrt(np.mean((found - array) ** 2)) < 0.02 * np.ptp(array)
+
+
+def test_read_only_current_folder_and_paths_with_spaces(tmp_path, monkeypatch):
+    here, there = tmp_path / "read only", tmp_path / "out puts, é"
+    here.mkdir()
+    there.mkdir()
+    here.chmod(0o555)
+    monkeypatch.chdir(here)
+    try:
+        round_trip(slanted((4, 3, 2)), there)
+        decompress(there / "blob", there / "re con.vti")
+        assert not os.listdir(here)
+    finally:
+        here.chmod(0o755)
+    assert set(listing(there)) == {"in.npy", "thenet.pth", "thenet.json", "blob", "out.npy", "re con.vti"}
+
+
+def test_a_spacing_that_the_blob_refuses_is_refused_before_training(tmp_path):
+    vtk_write(tmp_path / "flat.vti", slanted((4, 3, 1)), spacing=(1.0, 1.0, 0.0))
+    message = error_of(train_script.main, "--volume", tmp_path / "flat.vti", "--network", tmp_path / "n.pth")
+    assert message == f"{tmp_path / 'flat.vti'}: expected a positive spacing, found (1.0, 1.0, 0.0)"
+    assert set(listing(tmp_path)) == {"flat.vti"}
+
+
+# --- the original, both ways ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags", [("--n_layers", 4), ("--n_layers", 3, "--not-residual"), ("--w0", 20)])
+def test_our_network_is_the_originals(tmp_path, volume_file, flags):
+    """The original's forward pass, written anew, makes the field of our thenet.pth that our decoder makes."""
+    trained = train(volume_file, tmp_path, *WELL, *flags, "--enable-vol-debug")
+    s = trained.settings
+    y = original_forward(trained.state, s["n_layers"], s["is_residual"], original_coordinates((9, 7, 5)))
+    field = 8 + (y.reshape(9, 7, 5).clip(-1, 1) + 1) / 2 * 40
+    assert np.abs(field - slanted((9, 7, 5))).max() < 0.1 * 40
+    np.testing.assert_allclose(vtk_read(tmp_path / "vol.vti").array, field, rtol=0, atol=2e-5 * 40)
+
+    compress(trained, tmp_path / "blob", "--quantizer", "kmeans")
+    tensors = blob_format.decode_blob((tmp_path / "blob").read_bytes())[1][0][1]
+    y = original_forward(tensors, s["n_layers"], s["is_residual"], original_coordinates((9, 7, 5)))
+    field = 8 + (y.reshape(9, 7, 5).clip(-1, 1) + 1) / 2 * 40
+    np.testing.assert_allclose(decompress(tmp_path / "blob", tmp_path / "r.npy"), field, rtol=0, atol=2e-5 * 40)
+
+
+def test_the_originals_network_and_configuration(tmp_path, data, monkeypatch):
+    """A state dict of the original's and its own original.json: --volume supplies shape and range."""
+    _, tensors = decode_original((data / "original_8bit.bin").read_bytes())
+    torch.save({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, tmp_path / "original.pth")
+    volume = 100 + 50 * slanted((12, 10, 9))
+    np.save(tmp_path / "v.npy", volume)
+    original = {"network": tmp_path / "original.pth", "config": data / "original.json"}
+    trained = type("Original", (), original)
+
+    monkeypatch.setattr("quantising.policy.MAX_COMPENSATED", 0)  # it would take half a minute
+    with pytest.raises(Exception, match=r"original\.json: .*--volume"):
+        compress(trained, tmp_path / "blob")
+    compress(trained, tmp_path / "blob", "--volume", tmp_path / "v.npy", "--n_passes", 0, "--cluster_bits", 12)
+    found = decompress(tmp_path / "blob", tmp_path / "r.npy")
+    y = original_forward(tensors, 8, True, original_coordinates((12, 10, 9))).reshape(12, 10, 9)
+    low, high = volume.min(), volume.max()
+    expected = low + (y.clip(-1, 1) + 1) / 2 * (high - low)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3 * (high - low))
+
+
+def test_the_originals_blob(tmp_path, data, capsys):
+    volume = 100 + 50 * slanted((12, 10, 9))
+    np.save(tmp_path / "v.npy", volume)
+    found = decompress(data / "original_8bit.bin", tmp_path / "r.npy", "--volume", tmp_path / "v.npy")
+    _, tensors = decode_original((data / "original_8bit.bin").read_bytes())
+    y = original_forward(tensors, 8, True, original_coordinates((12, 10, 9))).reshape(12, 10, 9)
+    low, high = volume.min(), volume.max()
+    expected = low + (y.clip(-1, 1) + 1) / 2 * (high - low)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * (high - low))
+    said = results(capsys.readouterr().out)
+    assert said["bytes"] == "27481"
+    rmse = np.sqrt(np.mean((found.astype(float) - volume) ** 2))
+    assert float(said["psnr"]) == pytest.approx(20 * np.log10((high - low) / rmse), abs=1e-3)
+
+
+def test_the_originals_blob_damaged(tmp_path, data):
+    np.save(tmp_path / "v.npy", slanted((4, 3, 2)))
+    content = (data / "original_8bit.bin").read_bytes()
+    for damaged in (content[:-1], content + b"\0", content[:1000]):
+        (tmp_path / "b").write_bytes(damaged)
+        argv = ("--compressed", tmp_path / "b", "--recon", tmp_path / "r.npy", "--volume", tmp_path / "v.npy")
+        assert error_of(net_decompress.main, *argv).startswith(f"{tmp_path / 'b'}: ")
+    assert not (tmp_path / "r.npy").exists()

@@ -1,0 +1,288 @@
+"""Real-world ranges, through the scripts: tiny ones far from zero, of 64 bits and more, and with outliers."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+from helpers.networks import chunks_of, watched_samples
+from helpers.scripts import ROOT, WELL, compared_round_trip, compress, error_of, train
+from helpers.volumes import SHAPE, psnr_of, slanted
+
+import net_compress
+import train as train_script
+from cli.arguments import to_number
+from formats.reading import read_volume
+from training import outliers
+from utils import ValueRange, value_range
+
+UNIT = (slanted(SHAPE).astype(float) - slanted(SHAPE).min()) / np.ptp(slanted(SHAPE))  # 0 to 1
+
+
+# --- tiny and huge ranges ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [1e5, -1e5, 1e9])
+def test_a_tiny_range_far_from_zero_keeps_its_detail(offset, tmp_path):
+    """1e5 +- 1e-3 in float64 is as good as the same around zero: the network sees the same samples."""
+    arrays = [shift + 1e-3 * (2 * UNIT - 1)[..., None] for shift in (0.0, offset)]
+    near, far = (value_range(array).normalise(array) for array in arrays)
+    np.testing.assert_allclose(far, near, rtol=0, atol=2e3 * np.spacing(abs(offset)) + 1e-6)
+    array = arrays[1][..., 0]
+    decoded, printed = compared_round_trip(array, tmp_path)
+    assert decoded.dtype == np.float64 and np.ptp(decoded) > 1.9e-3
+    exact = psnr_of(array, decoded)
+    assert [float(stage["psnr"]) for stage in printed[1:]] == pytest.approx([exact] * 2, abs=1e-3)
+    assert exact > 30
+
+
+def test_a_tiny_range_of_float32_is_as_good_as_float32_can_hold(tmp_path):
+    """Its values lie on a grid of 0.0078, to the nearest of which float64's are rounded."""
+    array = (1e5 + 2 * UNIT - 1).astype(np.float32)
+    decoded, printed = compared_round_trip(array, tmp_path)
+    assert decoded.dtype == np.float32
+    assert float(printed[2]["psnr"]) == pytest.approx(psnr_of(array, decoded), abs=1e-3)
+    assert psnr_of(array, decoded) > 30
+    values = value_range(array[..., None])
+    as_float64 = ValueRange(values.low.astype(float), values.high.astype(float))
+    y = np.linspace(-1, 1, 1001, dtype=np.float32)[:, None]
+    exact, found = as_float64.denormalise(y), values.denormalise(y)
+    assert np.abs(found - exact).max() <= 2**-8 and np.abs(values.normalise(exact) - y).max() < 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e300])
+def test_ranges_at_the_ends_of_float64(scale, tmp_path):
+    decoded, printed = compared_round_trip(scale * UNIT, tmp_path)
+    assert float(printed[2]["psnr"]) == pytest.approx(psnr_of(UNIT, decoded / scale), abs=1e-3) and np.ptp(decoded) > 0
+
+
+@pytest.mark.parametrize(("low", "dtype"), [(2**60 - 5, "int64"), (-(2**60) - 5, "int64"), (2**63 + 7, "uint64")])
+def test_small_differences_of_64_bit_integers_are_exact(low, dtype, tmp_path):
+    """float64 holds one in 256 of the integers there."""
+    array = np.array([low], dtype) + np.rint(40 * UNIT).astype(dtype)
+    decoded, printed = compared_round_trip(array, tmp_path)
+    assert decoded.dtype == dtype and len(np.unique(decoded)) > 30
+    assert int(decoded.min()) >= low and int(decoded.max()) <= low + 40
+    for stage in printed[1:]:
+        assert float(stage["psnr"]) == pytest.approx(psnr_of(array, decoded), abs=1e-3)
+    assert psnr_of(array, decoded) > 35
+
+
+def test_the_whole_range_of_64_bit_integers(tmp_path):
+    array = (UNIT * (2.0**64 - 2**12)).astype(np.uint64)
+    array[0, 0, 0], array[-1, -1, -1] = 0, 2**64 - 1
+    decoded, printed = compared_round_trip(array, tmp_path)
+    assert float(printed[2]["psnr"]) == pytest.approx(psnr_of(array, decoded), abs=1e-3)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant <= 52, reason="long double is float64 here")
+def test_long_double_that_float64_does_not_hold_is_warned_of(tmp_path, capsys):
+    array = np.ones((4, 3, 2), np.longdouble)
+    array[0, 0, 0] = array[1, 0, 0] = np.nan
+    np.save(tmp_path / "v.npy", array)
+    read_volume(str(tmp_path / "v.npy"), fill=math.nan)
+    assert capsys.readouterr().err == ""
+    array[1, 2, 1] += np.finfo(np.longdouble).eps
+    array[2] = np.longdouble(1) / 3
+    np.save(tmp_path / "v.npy", array)
+    volume = read_volume(str(tmp_path / "v.npy"), fill=math.nan)
+    error = capsys.readouterr().err
+    assert error == f"warning: {tmp_path / 'v.npy'}: 7 values of {array.dtype} rounded to float64\n"
+    np.testing.assert_array_equal(volume.array, array.astype(np.float64))
+
+
+# --- outliers ---------------------------------------------------------------------------------------
+
+N_OUTLIERS = 6
+
+
+def spiked(low: float = -300.0, high: float = 1e6, dtype: str = "float32") -> np.ndarray:
+    """A smooth field from 0 to 1 (of integers, to 100) of 16^3 voxels, with three outliers on either side."""
+    wave = np.sin(np.indices((16, 16, 16)).sum(axis=0) / 6)
+    array = ((wave - wave.min()) / np.ptp(wave) * (100 if np.dtype(dtype).kind in "iu" else 1)).astype(dtype)
+    array.flat[[5, 1000, 4000]], array.flat[[17, 2222, 3333]] = low, high
+    return array
+
+
+def test_outliers_are_warned_of_with_the_numbers(tmp_path, capsys):
+    np.save(tmp_path / "v.npy", spiked())
+    train(tmp_path / "v.npy", tmp_path)
+    warnings = capsys.readouterr().err.splitlines()
+    assert warnings[0] == (
+        f"train.py: warning: {tmp_path / 'v.npy'}: 6 of 4096 values lie far from all others, and make the range, "
+        "-300.0 to 1000000.0, 1000300 times as wide as these take: consider --clip 0.0,1.0"
+    )
+    train(tmp_path / "v.npy", tmp_path, "--clip", "0.0,1.0")  # as it was proposed
+    assert "--clip" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dtype", "low", "high", "expected"),
+    [
+        ("int32", -90_000, 90_000, "6 of 4096 .* -90000 to 90000, 1800 times .* --clip 0,100"),
+        ("uint16", 0, 60_000, "3 of 4096 .* 0 to 60000, 600 times .* --clip 0,100"),
+        ("int64", 2**60, -(2**62), f"6 of 4096 .* {-(2**62)} to {2**60}, 57646075230342352 times .* --clip 0,100"),
+    ],
+)
+def test_outliers_among_integers(dtype, low, high, expected, tmp_path, capsys):
+    np.save(tmp_path / "v.npy", spiked(low, high, dtype))
+    train(tmp_path / "v.npy", tmp_path)
+    assert re.search(expected, capsys.readouterr().err)
+
+
+def test_outliers_of_one_component_and_far_from_zero(tmp_path, capsys):
+    plain, spikes = (1e5 + 1e-3 * spiked(0.5, high, "float64") for high in (0.5, 1e3))
+    np.save(tmp_path / "v.npy", np.stack([plain, spikes], axis=-1))
+    train(tmp_path / "v.npy", tmp_path, "--d_in", 3)
+    error = capsys.readouterr().err
+    others = np.sort(spikes.ravel())[:-3]
+    assert "component 1: 3 of 4096 values lie far" in error and f"--clip {others[0]},{others[-1]}\n" in error
+
+
+def sparse(shape=(16, 16, 16)) -> np.ndarray:
+    """An object of three voxels in an even background."""
+    array = np.zeros(shape, np.uint8)
+    array[8, 8, 7:10] = 100, 255, 100
+    return array
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        sparse(),
+        slanted(SHAPE),
+        np.ones((4, 3, 2)),
+        np.random.default_rng(0).standard_normal((20, 20, 20)),
+        np.random.default_rng(0).exponential(size=(20, 20, 20)),
+        np.random.default_rng(0).lognormal(size=(20, 20, 20)),
+        np.where(np.indices((16, 16, 16)).sum(0) < 8, 255, 0).astype(np.uint8),
+    ],
+    ids=["sparse", "slope", "constant", "normal", "exponential", "lognormal", "a corner"],
+)
+def test_other_volumes_are_not_warned_of(array):
+    values = value_range(array[..., None])
+    assert outliers.warning(array[..., None], values) is None
+
+
+def test_the_volumes_of_the_repository_are_not_warned_of():
+    array = np.load(ROOT / "volumes" / "test_vol.npy")[..., None]
+    assert outliers.warning(array, value_range(array)) is None
+
+
+def test_missing_voxels_are_no_outliers(tmp_path):
+    array = spiked(0.5, 1e30)[..., None]
+    fill = np.float32(1e30)
+    assert outliers.warning(array, value_range(array, fill)) is None
+    assert outliers.warning(array, value_range(array)) is not None
+
+
+@pytest.mark.parametrize(("dtype", "clip"), [("float32", "-0.5,1.5"), ("float64", "0,1"), ("int32", "0,100")])
+def test_clip_spends_the_range_on_the_others(dtype, clip, tmp_path, capsys):
+    array = spiked(-300, 1e6, dtype)
+    low, high = map(float, clip.split(","))
+    decoded, printed = compared_round_trip(array, tmp_path, "--clip", clip, "--n_passes", 10)
+    assert decoded.dtype == array.dtype and decoded.min() >= low and decoded.max() <= high
+    settings = json.loads((tmp_path / "thenet.json").read_text())
+    clipped = array.clip(low, high)
+    assert settings["value_range"] == [[clipped.min(), clipped.max()]]
+    assert settings["clipped_from"] == [[array.min(), array.max()]]
+    assert settings["psnr"] == pytest.approx(float(printed[0]["psnr"]), abs=1e-3)
+    assert settings["psnr_clipped"] == pytest.approx(float(printed[0]["psnr_clipped"]), abs=1e-3)
+    assert printed[0]["clipped"] == str(N_OUTLIERS)
+    # Every script compares with the file as it is, and train.py and net_compress.py with what it was clipped to too.
+    for stage in printed[1:]:
+        assert float(stage["psnr"]) == pytest.approx(psnr_of(array, decoded), abs=1e-3)
+    assert float(printed[1]["psnr_clipped"]) == pytest.approx(psnr_of(clipped, decoded), abs=1e-3)
+    assert psnr_of(clipped, decoded) > 25  # a constant has 10, and the outliers leave 34
+    error = capsys.readouterr().err
+    assert error.count("warning") == 1
+    assert f"has another range than {tmp_path / 'blob'}, which may be clipped" in error
+
+
+def test_clip_beyond_the_range_changes_nothing(tmp_path):
+    np.save(tmp_path / "v.npy", slanted(SHAPE))
+    plain = train(tmp_path / "v.npy", tmp_path)
+    for clip in ("-1e9,1e9", f"{slanted(SHAPE).min()},1e9"):
+        other = train(tmp_path / "v.npy", tmp_path, "--clip", clip)
+        assert all((plain.state[name] == other.state[name]).all() for name in plain.state)
+        assert other.settings["value_range"] == plain.settings["value_range"]
+
+
+def test_the_fineness_of_rounding_goes_by_the_clipped_values(tmp_path):
+    """Over the whole range, of a million, any network seems perfect: the same one is rounded to the same."""
+    found = []
+    for array, flags in ((spiked(), ("--clip", "0,1")), (spiked().clip(0, 1), ())):
+        np.save(tmp_path / "v.npy", array)
+        chunks = chunks_of(compress(train(tmp_path / "v.npy", tmp_path, *flags), tmp_path / "blob"))
+        found.append([content for kind, content in chunks if kind == b"N"])
+    assert found[0] == found[1] and len(found[0]) == 1
+
+
+def test_target_psnr_is_of_the_clipped_values(tmp_path):
+    """Training ends long before its last pass."""
+    np.save(tmp_path / "v.npy", spiked())
+    flags = (*WELL, "--clip", "0,1", "--target_psnr", 33, "--n_passes", 1000)
+    with watched_samples() as steps:
+        settings = train(tmp_path / "v.npy", tmp_path, *flags).settings
+    assert settings["psnr"] < 31.4  # what clipping alone leaves: 10 log10(4096 / 3)
+    assert settings["psnr_clipped"] >= 33 and sum(map(len, steps)) < 500 * spiked().size
+
+
+def test_clip_and_fill_and_components(tmp_path):
+    array = np.stack([spiked(), 100 * spiked()], axis=-1)
+    array[3, 3] = np.nan
+    flags = ("--d_in", 3, "--clip", "0,100", "--fill", "nan", "--n_passes", 5)
+    decoded, printed = compared_round_trip(array, tmp_path, *flags)
+    np.testing.assert_array_equal(np.isnan(decoded), np.isnan(array))
+    assert json.loads((tmp_path / "thenet.json").read_text())["value_range"] == [[0, 100], [0, 100]]
+    assert int(printed[0]["clipped"]) == ((array < 0) | (array > 100)).sum()
+
+
+@pytest.mark.parametrize("clip", ["1", "1,2,3", "2,1", "1,1", "nan,1", "0,inf", "a,b", ",", ""])
+def test_clip_is_an_interval(clip):
+    message = error_of(train_script.main, "--volume", "v.npy", f"--clip={clip}")
+    assert message.startswith(f"argument --clip: expected two numbers LO,HI, the lower first, found {clip!r}")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "clip", "expected"),
+    [
+        ("float32", "2e6,3e6", "leaves no range of the values, which are from -300.0 to 1000000.0"),
+        ("float32", "1e6,3e6", "leaves no range of the values"),
+        ("int32", "0.5,50", "expected whole numbers, the values are of int32"),
+    ],
+)
+def test_clip_that_leaves_nothing(dtype, clip, expected, tmp_path):
+    np.save(tmp_path / "v.npy", spiked(-300, 1e6, dtype))
+    message = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--clip", clip, "--network", tmp_path / "n")
+    shown = ",".join(str(to_number(end)) for end in clip.split(","))
+    assert message.startswith(f"--clip {shown}: {tmp_path / 'v.npy'}: ")
+    assert expected in message and not (tmp_path / "n").exists()
+
+
+@pytest.fixture(scope="module")
+def clipped(tmp_path_factory):
+    """A network of `spiked` from 0.25 to 0.75, and the volume."""
+    folder = tmp_path_factory.mktemp("clipped")
+    np.save(folder / "v.npy", spiked())
+    trained = train(folder / "v.npy", folder, "--clip", "0.25,0.75")
+    trained.volume = folder / "v.npy"
+    return trained
+
+
+def test_compress_refuses_another_volume_than_the_clipped_one(clipped, tmp_path):
+    for other in (spiked().clip(0.5, 0.6), spiked() + 10, spiked().clip(0.3, 1)):
+        np.save(tmp_path / "other.npy", other)
+        argv = ("--net", clipped.network, "--config", clipped.config, "--compressed", tmp_path / "blob")
+        message = error_of(net_compress.main, *argv, "--volume", tmp_path / "other.npy")
+        assert "is not the volume of" in message
+
+
+@pytest.mark.parametrize("found", [0, "01", [1], [[1, 0]], [[-300, 1e7]], {"a": 1}, True, [[math.nan, 1]]])
+def test_hostile_ranges_in_a_configuration(found, clipped, tmp_path):
+    (tmp_path / "odd.json").write_text(json.dumps({**clipped.settings, "clipped_from": found}))
+    argv = ("--net", clipped.network, "--config", tmp_path / "odd.json", "--compressed", tmp_path / "blob")
+    assert "is not the volume of" in error_of(net_compress.main, *argv, "--volume", clipped.volume)
