@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from siren import SirenConfig, count_parameters
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def script(name: str, *arguments: object) -> dict[str, str]:
