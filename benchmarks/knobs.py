@@ -1,0 +1,71 @@
+"""The two knobs: --compression_ratio of train.py, with and without net_compress.py --volume.
+
+Prints a table in Markdown, a row a ratio: parameters; seconds of train.py; then PSNR in dB of what the file decodes to,
+bytes of the file and seconds of net_compress.py, without --volume and with it. A ratio that needs less than the least
+width takes fewer layers. All other settings are the defaults.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from siren import SirenConfig, count_parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def script(name: str, *arguments: object) -> dict[str, str]:
+    """Run one of the scripts; its results."""
+    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)}: {run.stderr}")
+    return dict(re.findall(r"^(\w+)=(.*)$", run.stdout, re.M))
+
+
+def layers_for(n_voxels: int, ratio: float) -> int:
+    """8, or fewer where even the least width has too many parameters."""
+    return next(n for n in range(8, 0, -1) if n == 1 or count_parameters(SirenConfig(16, n)) <= n_voxels / ratio)
+
+
+def row(path: str, ratio: float) -> list[str]:
+    """The cells of one ratio."""
+    n_layers = layers_for(np.load(path, mmap_mode="r").size, ratio)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = ("--config", folder / "n.json")
+        size = ("--compression_ratio", ratio, "--n_layers", n_layers)
+        fitted = script("train.py", "--volume", path, "--network", folder / "n.pth", *files, *size)
+        cells = [f"{ratio:g}", str(n_layers), fitted["parameters"], fitted["seconds"]]
+        for volume in ((), ("--volume", path)):
+            blob = ("--compressed", folder / "blob")
+            packed = script("net_compress.py", "--net", folder / "n.pth", *files, *blob, *volume)
+            found = script("net_decompress.py", *blob, "--recon", folder / "r.npy", "--volume", path)
+            cells += [f"{float(found['psnr']):.1f}", found["bytes"], packed["seconds"]]
+    return cells
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("volume", help=".npy array [x, y, z]")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[12.5, 25, 50, 100, 200], help="of train.py")
+    opt = parser.parse_args()
+    without, with_volume = (
+        " | ".join(f"{unit}, {how}" for unit in ("dB", "bytes", "s")) for how in ("alone", "--volume")
+    )
+    print(f"| ratio | layers | parameters | s, train.py | {without} | {with_volume} |\n|{'---|' * 10}", flush=True)
+    for ratio in opt.ratios:
+        print("| " + " | ".join(row(opt.volume, ratio)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
