@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from cli import console  # first: answers Ctrl-C while the others load
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # which python -P and -I leave out
+from cli import console  # before the others: answers Ctrl-C while they load
 
 # isort: split
 import dataclasses
 import math
 import shlex
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 
 import numpy as np
 
-from cli.arguments import ArgumentParser, add_volume_arguments, check_volume_arguments, number, resolve_device, whole
+from cli import arguments
 from cli.files import check_outputs, write_files
 from field.blob import encode_blob
 from field.metrics import compare, file_ratios, measured_boxes
@@ -24,13 +27,20 @@ from formats.reading import read_volume
 from formats.series import files_of
 from quantising.policy import RoundingOptions, quantise_network
 from siren import FieldNet, SirenConfig, count_parameters, weights_crc32
-from training.network_files import field_header, network_config, quality_in, read_config, read_weights
-from utils import UserError, Volume, VolumeHeader, header_of, same_missing
+from training.network_files import (
+    field_header,
+    header_before_clipping,
+    network_config,
+    quality_in,
+    read_config,
+    read_weights,
+)
+from utils import UserError, Volume, VolumeHeader, differences, header_of
 
 
-def build_parser() -> ArgumentParser:
+def build_parser() -> arguments.ArgumentParser:
     """The command line of this script."""
-    parser = ArgumentParser(__doc__)
+    parser = arguments.ArgumentParser(__doc__)
     group = parser.add_argument_group("input and output")
     group.add_argument("--net", required=True, help="weights that train.py wrote (.pth)")
     group.add_argument("--config", required=True, help="configuration that train.py wrote (.json)")
@@ -40,11 +50,11 @@ def build_parser() -> ArgumentParser:
         help="the original volume: trains the network on while its weights are rounded, for a smaller file; "
         "needed with files of the original scripts, which lack shape and range",
     )
-    add_volume_arguments(group)
+    arguments.add_volume_arguments(group)
     group = parser.add_argument_group("quantisation")
     group.add_argument(
         "--cluster_bits",
-        type=whole(1, 16),
+        type=arguments.integer_from(1, 16),
         help="about 2^bits values for the weights of a hidden matrix (default: as few as the network's PSNR bears, "
         "with --quantizer kmeans 9)",
     )
@@ -54,19 +64,21 @@ def build_parser() -> ArgumentParser:
     group = parser.add_argument_group("optimisation")
     group.add_argument(
         "--n_passes",
-        type=number(0, 1e6),
+        type=arguments.number_from(0, 1e6),
         help="passes over --volume while rounding, 0 for none "
         "(default: 12.5 million / voxels, at most 48, or 1,500 steps if more)",
     )
-    group.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, help="of the order of the samples")
+    group.add_argument(
+        "--seed", type=arguments.integer_from(0, 2**63 - 1), default=0, help="of the order of the samples"
+    )
     parser.add_device_arguments()
     return parser
 
 
-def parse(argv: Sequence[str]) -> Namespace:
+def parse(argv: Sequence[str]) -> arguments.Options:
     """The options, once they make sense together."""
     opt = build_parser().parse_args(argv)
-    check_volume_arguments(opt)
+    arguments.check_volume_arguments(opt)
     if opt.quantizer == "kmeans":
         if opt.n_passes:
             raise UserError("--n_passes trains with --quantizer uniform only")
@@ -74,33 +86,32 @@ def parse(argv: Sequence[str]) -> Namespace:
         opt.cluster_bits = opt.cluster_bits or 9
     if opt.n_passes and not opt.volume:
         raise UserError("--n_passes needs the --volume to train on")
-    return opt
+    return arguments.Options(**vars(opt))
 
 
 def read_volume_of(
-    opt: Namespace, settings: dict, config: SirenConfig, header: VolumeHeader | None
+    opt: arguments.Options, config: SirenConfig, expected: VolumeHeader | None
 ) -> tuple[Volume | None, VolumeHeader | None]:
-    """--volume, where it is given, and what a blob says about it, not clipped.
+    """--volume, where it is given, and its header. Raises UserError unless it is the volume of the network.
 
-    Raises UserError unless it is the one that the configuration, and its `header`, speak of.
+    expected: what the configuration says of that volume, if anything.
     """
     if not opt.volume:
         return None, None
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-    volume = read_volume(opt.volume, config.d_in, config.d_out, opt.array, layout, header and header.fill)
+    volume = read_volume(opt.volume, config.d_in, config.d_out, opt.array, layout, expected and expected.fill)
     found = header_of(volume)
-    if header is None:
-        return volume, found
-    if found.shape != header.shape:
-        raise UserError(f"{opt.volume}: expected shape {header.shape}, as in {opt.config}, found {volume.array.shape}")
-    values, expected = found.values, settings.get("clipped_from") or settings["value_range"]
-    if values.dtype != header.low.dtype or values.pairs() != expected:
+    differing = differences(found, expected) if expected else []
+    if "shape" in differing:
         raise UserError(
-            f"{opt.volume}: is not the volume of {opt.config}: expected {header.low.dtype} of range {expected}, found "
-            f"{values.dtype} of range {values.pairs()}"
+            f"{opt.volume}: expected shape {expected.shape}, as in {opt.config}, found {volume.array.shape}"
         )
-    if not same_missing(found.missing, header.missing):
-        raise UserError(f"{opt.volume}: is not the volume of {opt.config}: other voxels are missing")
+    if differing:
+        what = "other voxels are missing"
+        if differing != ["missing"]:
+            a, b = (f"{header.dtype} of range {header.values.pairs()}" for header in (expected, found))
+            what = f"expected {a}, found {b}"
+        raise UserError(f"{opt.volume}: is not the volume of {opt.config}: {what}")
     return volume, found
 
 
@@ -115,7 +126,8 @@ def main(argv: Sequence[str]) -> None:
     if settings.get("weights_crc32", weights_crc32(state)) != weights_crc32(state):
         raise UserError(f"{opt.config}: belongs to other weights than {opt.net}: their checksums differ")
     header = field_header(opt.config, settings, config)
-    volume, found = read_volume_of(opt, settings, config, header)
+    whole = header_before_clipping(opt.config, settings, header)
+    volume, found = read_volume_of(opt, config, whole)
     if header is None and volume is None:
         raise UserError(f"{opt.config}: holds no shape and range: give the original volume with --volume")
     header = header or found
@@ -123,7 +135,7 @@ def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
     net = FieldNet(config)
     net.load_state_dict(state)
-    device = resolve_device(opt.cuda, opt.gid)
+    device = arguments.resolve_device(opt.cuda, opt.gid)
     options = RoundingOptions(opt.cluster_bits, opt.quantizer, opt.n_passes, opt.seed, opt.num_workers)
     layers = quantise_network(options, net, header, volume, *quality_in(settings, header), device)
     if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):

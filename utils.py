@@ -136,9 +136,14 @@ class VolumeHeader:
         return len(self.low)
 
     @property
+    def n_voxels(self) -> int:
+        """How many voxels the grid has."""
+        return math.prod(self.shape)
+
+    @property
     def n_present(self) -> int:
         """How many voxels are not missing."""
-        return math.prod(self.shape) - (self.missing.count if self.missing else 0)
+        return self.n_voxels - (self.missing.count if self.missing else 0)
 
     @property
     def values(self) -> ValueRange:
@@ -149,6 +154,17 @@ class VolumeHeader:
     def fill(self) -> np.generic | None:
         """What stands in missing voxels."""
         return self.missing.fill if self.missing else None
+
+
+def differences(found: VolumeHeader, expected: VolumeHeader) -> list[str]:
+    """What tells the volume of one header from that of another: any of shape, dtype, range, missing."""
+    differing = ["shape"] if found.shape != expected.shape else []
+    differing += ["dtype"] if found.dtype != expected.dtype else []
+    differing += ["range"] if [*found.low, *found.high] != [*expected.low, *expected.high] else []
+    is_alike = found.missing is expected.missing or (
+        found.missing and expected.missing and np.array_equal(found.missing.bits, expected.missing.bits)
+    )
+    return differing + ([] if is_alike else ["missing"])
 
 
 def header_of(volume: Volume) -> VolumeHeader:
@@ -254,11 +270,6 @@ class Mask:
         """Whether voxels are missing: their indices along each axis, arrays that broadcast -> booleans."""
         flat = np.ravel_multi_index(index, self.shape)
         return (self.bits[flat >> 3] >> (7 - (flat & 7)).astype(np.uint8) & 1).astype(bool)
-
-
-def same_missing(a: Mask | None, b: Mask | None) -> bool:
-    """Whether the same voxels are missing in both."""
-    return a is b or (a is not None and b is not None and np.array_equal(a.bits, b.bits))
 
 
 def find_missing(values: np.ndarray, fill: np.generic | None) -> Mask | None:

@@ -21,6 +21,7 @@ from field.metrics import compare
 from field.neural_field import NeuralField
 from siren import SirenConfig, count_parameters, neurons_for_budget
 from training import fitting
+from training.recipe import default_recipe, psnr_of
 from training.streaming import make_sampler
 from utils import Volume, header_of
 
@@ -29,11 +30,11 @@ def fit_psnr(volume: Volume, config: SirenConfig, seed: int, passes: float | Non
     """PSNR of one fit, that of the best constant, and how often the fit had to recover."""
     header = header_of(volume)
     sampler = make_sampler(volume.values, header.values, torch.device("cpu"))
-    recipe = fitting.default_recipe(sampler.n_voxels, config, n_passes=passes)
+    recipe = default_recipe(sampler.n_voxels, config, n_passes=passes)
     fit = fitting.new_fit(config, sampler, recipe, seed)
     fit.run()
-    psnr = compare(volume.array, NeuralField.of(fit.average, header).on_grid()).psnr
-    return psnr, fitting.psnr_of(sampler.variance), fit.recovery.n_recoveries
+    psnr = compare(volume.array, NeuralField.of(fit.averaged_net, header).on_grid()).psnr
+    return psnr, psnr_of(sampler.variance), fit.recovery.n_recoveries
 
 
 def row(name: str, volume: Volume, config: SirenConfig, seeds: range, passes: float | None) -> None:

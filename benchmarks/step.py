@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from siren import FieldNet, SirenConfig
 from training import fitting
 from training.gradient import LossGradient, padded_columns, torch_matmul
+from training.recipe import BATCH, default_recipe
 from training.sampler import VoxelSampler
 
 REPEATS = 7
@@ -49,7 +50,7 @@ def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
     sampler = VoxelSampler(np.random.default_rng(0).random((side, side, side, 1), np.float32), torch.device("cpu"))
     flat = sampler.shuffled(0, 0)[:batch]
     x, values = sampler.samples(flat)
-    fit = fitting.Fit(net, sampler, fitting.default_recipe(sampler.n_voxels, net.config), seed=0)
+    fit = fitting.Fit(net, sampler, default_recipe(sampler.n_voxels, net.config), seed=0)
     squared_error = LossGradient(net, batch, n_threads=n_threads)
     fit.squared_error, fit.density = squared_error, sampler.density(fit.errors)
 
@@ -82,7 +83,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[18, 64, 150])
-    parser.add_argument("--batch", type=int, default=fitting.BATCH)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--num_workers", type=int, default=1, help="threads of gradient and step; all else has one")
     opt = parser.parse_args()
     torch.set_num_threads(1)

@@ -29,12 +29,11 @@ from field.metrics import compare
 from field.neural_field import NeuralField
 from siren import OMEGA_0, SirenConfig, count_parameters, neurons_for_budget
 from training import fitting
+from training.recipe import Recipe, default_recipe
 from training.streaming import make_sampler
 from utils import Volume, header_of
 
-ORIGINAL = fitting.Recipe(
-    n_passes=75, batch=16384, lr=5e-5, optimizer="adam", schedule="step", pass_decay=20, lr_decay=0.2
-)
+ORIGINAL = Recipe(n_passes=75, batch=16384, lr=5e-5, optimizer="adam", schedule="step", pass_decay=20, lr_decay=0.2)
 PART = 50  # the fit that is planned for the original's seconds divided by this
 FINER = 1.1  # the PSNR is evaluated when the time has grown by this factor
 
@@ -53,7 +52,7 @@ class Run:
 
 
 def run_recipe(
-    volume: Volume, recipe: fitting.Recipe, config: SirenConfig, first_omega: float | None, device: torch.device
+    volume: Volume, recipe: Recipe, config: SirenConfig, first_omega: float | None, device: torch.device
 ) -> Run:
     """Fit a fresh network to the volume; with `max_seconds`, which go by the clock, only the end is evaluated."""
     header = header_of(volume)
@@ -67,7 +66,7 @@ def run_recipe(
         if fit.seconds - paused >= due or fit.progress >= 1:
             started = time.monotonic()
             run.seconds.append(fit.seconds - paused)
-            run.psnr.append(compare(volume.array, NeuralField.of(fit.average, header, device).on_grid()).psnr)
+            run.psnr.append(compare(volume.array, NeuralField.of(fit.averaged_net, header, device).on_grid()).psnr)
             run.n_samples = round(fit.step / fit.steps_per_pass * sampler.n_voxels)
             due = FINER * (fit.seconds - paused)
             paused += time.monotonic() - started
@@ -104,10 +103,10 @@ def main(argv: Sequence[str]) -> None:
         volume = read_scalar(path)
         n_voxels = volume.array.size
         config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio))
-        default = fitting.default_recipe(n_voxels, config)
+        default = default_recipe(n_voxels, config)
         new = run_recipe(volume, default, config, None, device)
         old = run_recipe(volume, ORIGINAL, config, OMEGA_0, device)
-        brief = fitting.default_recipe(n_voxels, config, max_seconds=old.seconds[-1] / PART)
+        brief = default_recipe(n_voxels, config, max_seconds=old.seconds[-1] / PART)
         short = run_recipe(volume, brief, config, None, device)
         reached = new.time_to(old.psnr[-1])
         row = [Path(path).stem, count_parameters(config), f"{old.psnr[-1]:.1f}", f"{old.seconds[-1]:.1f}"]

@@ -6,10 +6,19 @@ import argparse
 import math
 import os
 import re
+import types
 from argparse import ArgumentTypeError
+from argparse import _ArgumentGroup as ArgumentGroup
 from collections.abc import Callable, Sequence
 
 from utils import DTYPES, UserError
+
+
+class Options(types.SimpleNamespace):
+    """The options of a run. They are settled when the arguments are parsed, and do not change afterwards."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{name}: the options of a run do not change")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -47,10 +56,10 @@ class ArgumentParser(argparse.ArgumentParser):
         group = self.add_argument_group("execution")
         group.add_argument("--cuda", action="store_true", default=False, help="use a CUDA GPU (default: the CPU)")
         group.add_argument("--no-cuda", dest="cuda", action="store_false", help="use the CPU")
-        group.add_argument("--gid", type=whole(0), default=0, help="which GPU, with --cuda")
+        group.add_argument("--gid", type=integer_from(0), default=0, help="which GPU, with --cuda")
         group.add_argument(
             "--num_workers",
-            type=whole(1, 1024),
+            type=integer_from(1, 1024),
             default=default_workers(),
             help="CPU threads, by themselves one per core, up to 8; no result depends on them",
         )
@@ -62,10 +71,10 @@ def default_workers() -> int:
     return max(min(n_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 8), 1)
 
 
-def add_volume_arguments(group) -> None:
+def add_volume_arguments(group: ArgumentGroup) -> None:
     """How to read --volume: --array, --shape, --dtype, --endian."""
     group.add_argument("--array", help="which of the volume's arrays, by its name (default: the active or first one)")
-    group.add_argument("--shape", type=sizes, help="voxels X,Y,Z of a headerless volume (.raw), x fastest")
+    group.add_argument("--shape", type=voxel_counts, help="voxels X,Y,Z of a headerless volume (.raw), x fastest")
     group.add_argument("--dtype", choices=DTYPES, metavar="T", help="of a headerless volume: uint8, float32, ...")
     group.add_argument("--endian", choices=("little", "big"), help="of a headerless volume (default: little)")
 
@@ -80,7 +89,7 @@ def check_volume_arguments(opt: argparse.Namespace) -> None:
 # --- types --------------------------------------------------------------------------------------------
 
 
-def sizes(text: str) -> tuple[int, ...]:
+def voxel_counts(text: str) -> tuple[int, ...]:
     """An argparse type: one to three numbers of voxels, with commas between them."""
     parts, most = text.split(","), (1 << 32) - 1
     if len(parts) > 3 or not all(part.isascii() and part.isdigit() and 0 < int(part) <= most for part in parts):
@@ -118,7 +127,7 @@ def interval(text: str) -> tuple[int | float, int | float]:
     return low, high
 
 
-def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+def integer_from(low: int, high: int | None = None) -> Callable[[str], int]:
     """An argparse type: an integer of at least `low` and at most `high`."""
     limits = f"of at least {low}" if high is None else f"from {low} to {high}"
 
@@ -134,7 +143,7 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def number(low: float, high: float = math.inf, *, exclusive: bool = False) -> Callable[[str], float]:
+def number_from(low: float, high: float = math.inf, *, exclusive: bool = False) -> Callable[[str], float]:
     """An argparse type: a finite number of at least `low`, or above it when `exclusive`, and of at most `high`."""
     limits = (f"above {low:g}" if exclusive else f"of at least {low:g}") + (
         f", at most {high:g}" if high < math.inf else ""
@@ -150,6 +159,30 @@ def number(low: float, high: float = math.inf, *, exclusive: bool = False) -> Ca
         return value
 
     return parse
+
+
+def roi(text: str) -> tuple[slice, ...]:
+    """An argparse type: ranges a:b of voxels, one per axis, either end of which may be left out."""
+    try:
+        ranges = [part.split(":") for part in text.split(",")]
+        ends = [[int(end) if end else None for end in pair] for pair in ranges]
+        if any(len(pair) != 2 for pair in ends) or any(end is not None and end < 0 for pair in ends for end in pair):
+            raise ValueError
+    except ValueError:
+        expected = "ranges of voxels as in 0:16,8:24,:, without negative indices"
+        raise ArgumentTypeError(f"expected {expected}, found {text!r}") from None
+    return tuple(slice(*pair) for pair in ends)
+
+
+def time_or_steps(text: str) -> float | slice:
+    """An argparse type: a time, or a range a:b of steps, either end of which may be left out."""
+    try:
+        ends = [int(end) if end else None for end in text.split(":")] if ":" in text else [float(text)]
+        if len(ends) > 2 or any(end is not None and not 0 <= end < math.inf for end in ends):
+            raise ValueError
+    except ValueError:
+        raise ArgumentTypeError(f"expected a time in steps, as in 3 or 2.5, or 2:5, found {text!r}") from None
+    return slice(*ends) if len(ends) == 2 else ends[0]
 
 
 # --- device -------------------------------------------------------------------------------------------

@@ -122,6 +122,11 @@ class Progress:
             self.bar.close()
 
 
+def warn(source: str, message: str) -> None:
+    """Print one line on stderr. source: the script, or the file that it is about."""
+    print(f"{source}: warning: {message}", file=sys.stderr)
+
+
 def report(**figures: object) -> None:
     """Print results on stdout, one `key=value` line each."""
     for key, value in figures.items():

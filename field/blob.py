@@ -417,6 +417,14 @@ def decode_blob(data: bytes) -> tuple[VolumeHeader, list[tuple[dict, dict[str, n
     return header, networks
 
 
+def decode_single(data: bytes) -> tuple[VolumeHeader, dict, dict[str, np.ndarray]]:
+    """Header, network and weights of a blob of one network. Raises BlobError; the scripts write no other one."""
+    header, networks = decode_blob(data)
+    if len(networks) != 1:
+        raise BlobError(f"expected one network, found {len(networks)}: written by a newer version")
+    return header, *networks[0]
+
+
 def decode_missing(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> Mask:
     """The missing voxels that the content of chunk M describes. Raises BlobError."""
     reader = ByteReader(content, "missing voxels")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from formats.arrays import LazyArray
-from utils import Box, ValueRange, boxes, is_missing, read_in_boxes, value_range, wide_float
+from utils import Box, Grid, ValueRange, boxes, is_missing, read_in_boxes, value_range, wide_float
 
 MEASURED_WHOLE = 1 << 28  # voxels up to which a volume is measured at every one of them
 MEASURED_VOXELS = 1 << 24  # voxels, at random, of a larger volume: the estimate is good to about 0.01 dB
@@ -77,6 +77,15 @@ def compare(
     return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), tuple(map(_psnr, errors)), count)
 
 
+def compare_steps(
+    original: np.ndarray, decoded: np.ndarray | LazyArray, values: ValueRange, grid: Grid
+) -> dict[int, Metrics]:
+    """The metrics of every step of a series on a grid of voxels, by its number; those of a volume are of step 0."""
+    if len(grid.shape) < 4:
+        return {0: compare(original, decoded, values)}
+    return {int(t): compare(original[k], decoded[k], values) for k, t in enumerate(grid.axes[0])}
+
+
 def measured_boxes(original: np.ndarray) -> list[Box]:
     """What to compare of a volume (grid..., components): all, or random pieces above MEASURED_WHOLE voxels."""
     n_voxels = math.prod(original.shape[:-1])
@@ -101,6 +110,13 @@ def combine_metrics(parts: list[Metrics]) -> Metrics:
     psnrs = tuple(map(mean, zip(*(part.psnrs for part in parts), strict=True)))
     largest = max(part.max_error for part in parts)
     return Metrics(mean(part.psnr for part in parts), rmse, largest, psnrs, sum(part.n_voxels for part in parts))
+
+
+def report_of_steps(steps: dict[int, Metrics], is_series: bool) -> dict[str, str]:
+    """The lines to print of the metrics over all steps, and of the PSNR of each step of a series."""
+    metrics = combine_metrics(list(steps.values()))
+    found = metrics.report() | {"rmse": f"{metrics.rmse:.6g}", "max_error": f"{metrics.max_error:.6g}"}
+    return found | {f"psnr_t{t}": f"{step.psnr:.3f}" for t, step in steps.items() if is_series}
 
 
 def _psnr(error: float) -> float:

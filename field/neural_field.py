@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from field.blob import BlobError, decode_blob
+from field.blob import decode_single
 from field.layers import linear_layers
 from formats.arrays import LazyArray
 from utils import Box, Grid, VolumeHeader, normalised_coordinates, voxel_grid, voxel_size
@@ -63,10 +63,7 @@ class NeuralField:
     def open(cls, path: str, device: object = "cpu", n_threads: int = 1) -> NeuralField:
         """The field in a blob. Raises OSError when the file cannot be read, BlobError when it is no blob."""
         with open(path, "rb") as file:
-            header, networks = decode_blob(file.read())
-        if len(networks) != 1:
-            raise BlobError(f"expected one network, found {len(networks)}: written by a newer version")
-        return cls(header, *networks[0], device, n_threads)
+            return cls(*decode_single(file.read()), device, n_threads)
 
     @classmethod
     def of(cls, net: object, header: VolumeHeader, device: object = "cpu", n_threads: int = 1) -> NeuralField:

@@ -6,10 +6,16 @@ import math
 
 import numpy as np
 
-from field.blob import BlobError, ByteReader, check_network
+from field.blob import BlobError, ByteReader, check_network, decode_single, is_blob
 from field.layers import parameter_shapes
+from utils import VolumeHeader
 
 ORIGINAL_BITS = (4, *range(6, 17))  # the original's reader garbles indices of 1, 2, 3 and 5 bits
+
+
+def decode_either(data: bytes) -> tuple[VolumeHeader | None, dict, dict[str, np.ndarray]]:
+    """Header, network and weights of a blob; of one of the original scripts, which has no header. Raises BlobError."""
+    return decode_single(data) if is_blob(data) else (None, *decode_original(data))
 
 
 def decode_original(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from cli.files import write_files
 from field.colours import Scale, figure_of, scale_of
+from field.metrics import Metrics
 from field.neural_field import NeuralField
 from formats.common import suffix_of
 from utils import Grid, UserError, is_missing
@@ -131,6 +132,25 @@ def preview(field: NeuralField, grid: Grid, original: np.ndarray | None, title: 
         for row, solid in zip(rows, solids, strict=False)
     ]
     return page(title, np.concatenate(drawn, axis=1 if len(boxes) == 1 else 0))
+
+
+def preview_of(
+    field: NeuralField, grid: Grid, original: np.ndarray | None, steps: dict[int, Metrics], name: str, as_float: bool
+) -> bytes:
+    """The picture of a field on a grid, of a time series half-way, its title the name and what is known.
+
+    original: the values on the grid, where there are metrics of its steps.
+    """
+    step, part = 0, original
+    title = f"{name}: {field.header.geometry.name}, {' x '.join(map(str, grid.shape[-3:]))}"
+    if len(grid.shape) == 4:
+        middle = grid.shape[0] // 2
+        grid = grid.part((slice(middle, middle + 1), *(slice(None),) * 3))
+        step, part = grid.axes[0][0], None if original is None else original[middle]
+        title += f", t = {step:g}"
+    if steps:
+        title += f", PSNR {steps[int(step)].psnr:.2f} dB" if steps[int(step)].n_voxels else ", nothing to compare"
+    return preview(field, grid, part, title, as_float)
 
 
 def draw_row(

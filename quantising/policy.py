@@ -19,7 +19,7 @@ from quantising import codebooks, rounding
 from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, count_parameters
-from training import fitting
+from training.recipe import default_recipe, passes_for_min_steps, psnr_of
 from training.streaming import make_sampler
 from utils import Volume, VolumeHeader
 
@@ -193,8 +193,8 @@ def round_with_volume(
     n_voxels = header.n_present
     n_passes = options.n_passes
     if n_passes is None:
-        n_passes = max(min(MAX_PASSES_WHILE_ROUNDING, TRAINED_VOXELS / n_voxels), fitting.least_passes(n_voxels))
-    default = fitting.default_recipe(n_voxels, net.config)
+        n_passes = max(min(MAX_PASSES_WHILE_ROUNDING, TRAINED_VOXELS / n_voxels), passes_for_min_steps(n_voxels))
+    default = default_recipe(n_voxels, net.config)
     sampler = make_sampler(volume.values, header.values, device)
     sensitivity = compensated_sensitivities(net, factors)
     alone, tries = None, TRIED_WITH_TRAINING
@@ -205,7 +205,7 @@ def round_with_volume(
         expected = measured_psnr(options, rounded, header, volume, device)
     rate = RATE * 0.5 ** (max(0.0, expected) / DB_PER_RATE_HALVING - 1)  # in this order, NaN becomes 0.0
     recipe = dataclasses.replace(default, n_passes=n_passes, lr=rate * default.lr)
-    lead = expected - fitting.psnr_of(sampler.variance)
+    lead = expected - psnr_of(sampler.variance)
     most_lost = 0.0 if alone else max(ALWAYS_ALLOWED_DB, min(MAX_DB_LOST, MAX_LEAD_LOST * lead))
     with console.Progress("rounding") as progress:
 

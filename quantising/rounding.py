@@ -15,7 +15,8 @@ from field.blob import QuantisedLayer, round_step
 from quantising.compensation import CompensationFactor, compensated_sensitivities, layer_sizes
 from quantising.sensitivity import MAX_STEPS, N_POINTS, choose_steps, informative_points
 from siren import FieldNet, linear_layers
-from training.fitting import Fit, Recipe
+from training.fitting import Fit
+from training.recipe import Recipe
 from training.sampler import VoxelSampler
 
 MAX_TRIES = 8  # roundings, until one has the error that is asked for
@@ -141,7 +142,7 @@ def round_and_train(
     def train_rest(first_layer: int) -> None:
         fit = Fit(net, sampler, part, seed + first_layer, first_layer, n_threads, errors=errors)
         fit.run()
-        net.load_state_dict(fit.average.state_dict())
+        net.load_state_dict(fit.averaged_net.state_dict())
         on_progress(first_layer / len(steps), fit.psnr)
 
     return round_layer_by_layer(net, steps, factors, train_rest)

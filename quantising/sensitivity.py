@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from field.blob import round_step
 from siren import FieldNet, count_parameters, linear_layers
-from training.sampler import density_of, drawn_by
+from training.sampler import density_of, draw_by_density
 from utils import axis_coordinates
 
 CANDIDATES = 8  # points for each one that is drawn by the derivatives
@@ -79,7 +79,7 @@ def informative_points(
         sum(a.square().sum(1) * d.square().sum(1) for a, d in derivatives(net, part)) for part in x.split(1 << 14)
     ]
     density = density_of(torch.cat(squares).nan_to_num_(0.0).clamp_(max=1e18), len(x), by_error=0.5)
-    chosen, weights = drawn_by(density, n)
+    chosen, weights = draw_by_density(density, n)
     return x[chosen], weights
 
 

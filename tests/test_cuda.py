@@ -80,15 +80,15 @@ def test_same_seed_same_bytes(volume_file, tmp_path, flags):
 def test_a_checkpoint_from_half_way_continues_to_the_same_result(volume_file, tmp_path, monkeypatch):
     flags = ("--cuda", "--n_passes", 9, "--batchSize", 16, "--oversample", 1)
     whole = train(volume_file, tmp_path, *flags).data
-    save, saved = long_runs.save_checkpoint, []
+    save, saved = long_runs.Checkpoint.save, []
 
-    def save_once(opt, fit) -> None:
+    def save_once(checkpoint, fit) -> None:
         if fit.progress >= 0.5 and not saved:
             saved.append(fit.step)
-            save(opt, fit)
+            save(checkpoint, fit)
 
     monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(long_runs, "save_checkpoint", save_once)
+    monkeypatch.setattr(long_runs.Checkpoint, "save", save_once)
     flags += ("--checkpoint", tmp_path / "checkpoint")
     train(volume_file, tmp_path, *flags)
     assert saved == [90]

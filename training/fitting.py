@@ -1,4 +1,4 @@
-"""Fit a network to the samples of a volume: recipes, schedules, the loop, checkpoints.
+"""Fit a network to the samples of a volume: the loop, its states, the starts that compete.
 
 Source: Lu et al. 2021, section 3 (the loss with its gradient term).
 """
@@ -6,108 +6,25 @@ Source: Lu et al. 2021, section 3 (the loss with its gradient term).
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import nn
 from torch.nn import functional
 
-from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, linear_layers, start_as_axis_waves
+from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, start_as_axis_waves
 from training import processes
 from training.gradient import LossGradient
-from training.optimizers import Adam, Muon
+from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler
+from training.weights import TrainedWeights
 
-BATCH = 2048  # samples a step; fewer make noisier steps that are no faster, more take more passes to the same quality
-STEPS = 16_000  # steps of the default fit of a large volume
-MIN_PASSES, MAX_PASSES = 5, 45  # passes of the default fit; small volumes gain little from more
-MIN_STEPS = 1_500  # steps of the default fit of the smallest volumes, for which 45 passes are too few
-WARM_UP_STEPS = 50
-BRIEF = 0.03  # share of the steps that make a brief fit first: the rate falls to zero, the network is fair at its end
 STARTS = 3  # initial networks that compete in the brief fit; the one with the lowest loss continues
 TRIAL_STEPS = 200  # no competition if the brief fit has fewer steps
 TRIED_NEURONS = 24  # no competition for wider networks; their result hardly depends on the start
-CHECK_STEPS = 100  # steps between two looks at the loss, which wait for the device
-AVERAGED_STEPS = 50  # steps over which the weights are averaged
-NORM_LIMIT = 1.3  # of a hidden matrix, relative to its norm at initialisation
 SHORTER_WAVES = 2, 4  # times the frequency: fine detail alone looks like noise to a network of long waves
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How to fit.
-
-    n_passes: samples / voxels. batch: samples a step. optimizer: "muon" (for the hidden matrices; Adam for the rest) or
-    "adam". schedule: "power", lr (1 - progress)^2, after a brief fit of the same kind, or "step", lr times lr_decay
-    every pass_decay passes, as in the original scripts. grad_lambda: weight of the gradient term. max_seconds: when
-    given, progress is the part of that time gone by, and n_passes does not count.
-    """
-
-    n_passes: float
-    batch: int
-    lr: float
-    optimizer: str = "muon"
-    schedule: str = "power"
-    pass_decay: float = 20.0
-    lr_decay: float = 0.2
-    grad_lambda: float = 0.0
-    max_seconds: float | None = None
-
-    def count_steps(self, n_voxels: int) -> tuple[int, int]:
-        """Steps of the fit, and of the brief fit that it begins with: a multiple of CHECK_STEPS, 0 for a short fit."""
-        n_steps = math.ceil(self.n_passes * math.ceil(n_voxels / self.batch))
-        has_brief = self.schedule == "power" and self.max_seconds is None
-        return n_steps, round(BRIEF * n_steps / CHECK_STEPS) * CHECK_STEPS if has_brief else 0
-
-    @property
-    def by_error(self) -> bool:
-        """Whether voxels are drawn more often where the error is large."""
-        return self.schedule == "power" and self.grad_lambda == 0
-
-
-def default_recipe(
-    n_voxels: int,
-    config: SirenConfig,
-    optimizer: str = "muon",
-    n_passes: float | None = None,
-    max_seconds: float | None = None,
-) -> Recipe:
-    """The recipe for a volume and a network, from what is known before the fit.
-
-    By default so many passes as make STEPS steps, but 5 to 45, or MIN_STEPS steps where these are more. The rate is the
-    highest that is safe: in a wider or deeper network the same change of every weight changes the output more. A fit
-    that is short, or may be, takes half the batch: there, steps count for more than gradients of little noise do.
-    """
-    if n_passes is None:
-        n_passes = min(max(round(STEPS * BATCH / n_voxels), MIN_PASSES), MAX_PASSES)
-        n_passes = max(n_passes, least_passes(n_voxels))
-    is_short = max_seconds is not None or n_passes * math.ceil(n_voxels / BATCH) < MIN_STEPS
-    batch = BATCH // 2 if is_short else BATCH
-    rate = (0.4 if optimizer == "muon" else 0.2) / (config.n_neurons * max(config.n_layers, 2))
-    return Recipe(n_passes=n_passes, batch=batch, lr=rate, optimizer=optimizer, max_seconds=max_seconds)
-
-
-def least_passes(n_voxels: int) -> int:
-    """The number of passes that makes MIN_STEPS steps."""
-    return math.ceil(MIN_STEPS / math.ceil(n_voxels / BATCH))
-
-
-def psnr_of(error: float) -> float:
-    """PSNR in dB of a mean squared error of normalised values, whose range is 2."""
-    return 10 * math.log10(4 / error) if error else math.inf
-
-
-def in_one_vector(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """One vector of all values. The tensors become views of its parts, so a change of either changes both."""
-    vector = torch.cat([tensor.detach().flatten() for tensor in tensors])
-    parts = vector.split([tensor.numel() for tensor in tensors])
-    for tensor, part in zip(tensors, parts, strict=True):
-        tensor.data = part.view_as(tensor)
-    return vector
 
 
 def loss_with_gradient(
@@ -126,25 +43,17 @@ def loss_with_gradient(
     return value_loss + grad_lambda * functional.mse_loss(slopes, gradients), value_loss
 
 
-def trained_parameters(net: FieldNet, first_layer: int) -> tuple[list[nn.Parameter], int]:
-    """The parameters of the linear layers from number `first_layer` on, hidden matrices first; the number of these."""
-    live = linear_layers(net)[first_layer:]
-    hidden = [layer.weight for layer in (live if first_layer else live[1:])[:-1]]
-    chosen = {id(p) for p in hidden}
-    return hidden + [p for layer in live for p in layer.parameters() if id(p) not in chosen], len(hidden)
-
-
 class Fit:
     """The fit of a network to the samples of a volume, on one device.
 
-    The fit trains `net` in place, but for the linear layers before `first_layer`. Its result is `average`, at any time:
-    the network of weights averaged over the latest steps (Polyak averaging; Polyak and Juditsky, 1992). It is better
-    than the latest network by decibels while the learning rate is high, and the same at the end.
+    The fit trains `net` in place, but for the linear layers before `first_trained_layer`. Its result, at any time, is
+    `averaged_net`: the network of weights averaged over the latest steps. It is better than the latest network by
+    decibels while the learning rate is high, and the same at the end.
 
-    seed: of the order of the samples. n_threads: of the CPU; the result does not depend on it. rivals: other initial
-    networks; the brief fit is run from each, and the best of them goes on. fallbacks: initial networks of shorter
-    waves, tried one after the other when the fit collapses to a constant. errors: (voxels,) the squared error of each
-    voxel when it was last seen, updated in place; None for those of a constant.
+    seed: of the order of the samples. n_threads: of the CPU; the result does not depend on it. other_starts: further
+    initial networks; the brief fit is run from each, and the best of them goes on. short_wave_starts: initial networks
+    of shorter waves, tried one after the other when the fit collapses to a constant. errors: (voxels,) the squared
+    error of each voxel when it was last seen, updated in place; None for those of a constant.
     """
 
     def __init__(
@@ -153,56 +62,40 @@ class Fit:
         sampler: VoxelSampler,
         recipe: Recipe,
         seed: int,
-        first_layer: int = 0,
+        first_trained_layer: int = 0,
         n_threads: int = 1,
-        rivals: Sequence[FieldNet] = (),
-        fallbacks: Sequence[FieldNet] = (),
+        other_starts: Sequence[FieldNet] = (),
+        short_wave_starts: Sequence[FieldNet] = (),
         errors: torch.Tensor | None = None,
     ):
         self.net, self.sampler, self.recipe, self.seed = net, sampler, recipe, seed
         self.steps_per_pass = math.ceil(sampler.n_voxels / recipe.batch)
         self.n_steps, self.n_brief = recipe.count_steps(sampler.n_voxels)
-        self.average = copy.deepcopy(net)
-        self._join_parameters(first_layer)
+        self.trained = TrainedWeights(net, recipe.optimizer, first_trained_layer)
+        self.averaged_net = self.trained.averaged_net
         batch = math.ceil(sampler.n_voxels / self.steps_per_pass)
-        self.squared_error = LossGradient(net, batch, first_layer, n_threads, is_clipped=recipe.schedule == "power")
-        config = net.config
-        # Limits of the Frobenius norm; a network that comes with larger matrices keeps them.
-        initial = math.sqrt(2 * config.n_neurons) / config.omega_0
-        self.norm_limits = torch.linalg.vector_norm(self.hidden, dim=(1, 2), keepdim=True).clamp_(NORM_LIMIT * initial)
+        self.loss_gradient = LossGradient(
+            net, batch, first_trained_layer, n_threads, is_clipped=recipe.schedule == "power"
+        )
 
         # By which voxels are drawn; a streamed field has no room for that.
         self.errors: torch.Tensor | None = None
         if recipe.by_error and isinstance(sampler, VoxelSampler):
             self.errors = sampler.deviations() if errors is None else errors
         self.density: torch.Tensor | None = None
-        self.probe = sampler.probe()  # the voxels that `average` is judged by
+        self.judging_voxels = sampler.judging_voxels()  # the voxels that `average` is judged by
         self.step, self.seconds = 0, 0.0
         self.loss = sampler.variance  # of `average`, as last judged; at first that of a constant
         self.start = self._capture()
         self.best = self.start  # of the states judged
-        self.rivals, self.fallbacks = ([net.state_dict() for net in nets] for nets in (rivals, fallbacks))
+        self.other_starts, self.short_wave_starts = (
+            [net.state_dict() for net in nets] for nets in (other_starts, short_wave_starts)
+        )
         # In steps the rate falls so low that a fit stalls long before it is good.
         can_collapse = recipe.schedule == "power"
-        self.recovery = Recovery(sampler.variance, self.n_brief, len(rivals), len(fallbacks), can_collapse)
-
-    def _join_parameters(self, first_layer: int) -> None:
-        """Lay the parameters out in one vector, likewise their gradients and averages: a step takes few operations."""
-        parameters, n_hidden = trained_parameters(self.net, first_layer)
-        for parameter in parameters:
-            parameter.grad = torch.zeros_like(parameter)
-        self.weights = in_one_vector(parameters)
-        self.gradient = in_one_vector([parameter.grad for parameter in parameters])
-        self.averaged = in_one_vector(trained_parameters(self.average, first_layer)[0])
-
-        n = self.net.config.n_neurons
-        size = n_hidden * n * n
-        self.hidden, hidden_gradient = (v[:size].view(n_hidden, n, n) for v in (self.weights, self.gradient))
-        if self.recipe.optimizer == "adam":
-            self.optimizers = [Adam(self.weights, self.gradient)]
-        else:
-            muon = [Muon(self.hidden, hidden_gradient)] if n_hidden else []
-            self.optimizers = [Adam(self.weights[size:], self.gradient[size:], (0.9, 0.99)), *muon]
+        self.recovery = Recovery(
+            sampler.variance, self.n_brief, len(other_starts), len(short_wave_starts), can_collapse
+        )
 
     # --- what happens at every step ---
 
@@ -231,8 +124,8 @@ class Fit:
                 self._take_step(batch)
                 self.seconds = time.monotonic() - started
                 if self.recipe.max_seconds is not None:
-                    self.seconds = processes.of_first(self.seconds)
-                went_back = self.step % CHECK_STEPS == 0 and self._went_back()
+                    self.seconds = processes.broadcast_first(self.seconds)
+                went_back = self.is_judged and self._recover_if_needed()
                 if on_step(self):
                     return True
                 if went_back or self.progress >= 1:
@@ -247,74 +140,58 @@ class Fit:
         return self.step / self.n_steps
 
     @property
+    def is_judged(self) -> bool:
+        """Whether `loss` is of this very step."""
+        return self.step % CHECK_STEPS == 0
+
+    @property
     def psnr(self) -> float:
         """PSNR of `average` in dB, as last judged, every CHECK_STEPS steps, by some thousand voxels."""
         return psnr_of(self.loss)
 
     def _rate(self) -> float:
-        recipe, progress = self.recipe, self.progress
-        halvings = 0.5**self.recovery.n_halvings
-        if recipe.schedule == "step":
-            n_passes = self.step / self.steps_per_pass
-            return recipe.lr * recipe.lr_decay ** (n_passes // recipe.pass_decay) * halvings
-        warm_up = WARM_UP_STEPS if recipe.max_seconds else min(WARM_UP_STEPS, max(self.n_steps / 5, 1.0))
-        step = self.step - self.n_brief
-        if step < 0:
-            step, progress = self.step, self.step / self.n_brief
-        return recipe.lr * min(1.0, (step + 1) / warm_up) * (1.0 - progress) ** 2 * halvings
+        return self.recipe.rate(self.step, self.sampler.n_voxels, self.progress) * 0.5**self.recovery.n_halvings
 
     def _take_step(self, batch: torch.Tensor) -> None:
         rate = self._rate()
-        flat = processes.share(batch)
+        flat = processes.split_batch(batch)
         x, values = self.sampler.samples(flat)
         if self.density is not None:
-            self.squared_error(x, values, 1 / self.density[flat].to(x.device))
-            squares = processes.together(self.squared_error.squares, len(batch)).to(self.errors.device)
+            self.loss_gradient(x, values, 1 / self.density[flat].to(x.device))
+            squares = processes.gather_batch(self.loss_gradient.squares, len(batch)).to(self.errors.device)
             self.errors[batch] = torch.lerp(self.errors[batch], squares.nan_to_num(4.0).clamp_(max=4.0), 0.5)
         elif self.recipe.grad_lambda == 0:
-            self.squared_error(x, values)
+            self.loss_gradient(x, values)
         else:
-            self.gradient.zero_()
+            self.trained.gradient.zero_()
             loss_with_gradient(self.net, x, values, self.sampler.slopes(flat), self.recipe.grad_lambda)[0].backward()
-        processes.average(self.gradient, weight=len(flat))
-        for optimizer in self.optimizers:
-            optimizer.step(rate)
-        self._limit_norms()
+        processes.average_over_processes(self.trained.gradient, weight=len(flat))
         self.step += 1
-        self.averaged.lerp_(self.weights, max(1 / AVERAGED_STEPS, 10 / (9 + self.step)))  # at first over fewer
-
-    def _limit_norms(self) -> None:
-        """Scale hidden matrices back to their limits.
-
-        Noise in the gradients makes them grow, until the phases are scrambled and the network can fit but a constant:
-        the collapse of sine networks at high learning rates. Held back, they never get there.
-        """
-        norms = torch.linalg.vector_norm(self.hidden, dim=(1, 2), keepdim=True)
-        self.hidden.mul_((self.norm_limits / norms).clamp_(max=1.0))
+        self.trained.take_step(rate, self.step)
 
     # --- recovery and checkpoints ---
 
     @torch.no_grad()
     def _judge(self) -> float:
         """Mean squared error of `average`, within the values' range: an estimate that no luck of a batch disturbs."""
-        x, values, weights = self.probe
-        return float(((self.average(x).clamp_(-1, 1) - values).square().mean(1) * weights).mean())
+        x, values, weights = self.judging_voxels
+        return float(((self.averaged_net(x).clamp_(-1, 1) - values).square().mean(1) * weights).mean())
 
     def _set_density(self, density: torch.Tensor) -> None:
-        self.density, self.probe = density, self.sampler.probe(density)
+        self.density, self.judging_voxels = density, self.sampler.judging_voxels(density)
 
-    def _went_back(self) -> bool:
+    def _recover_if_needed(self) -> bool:
         """Judge the averaged network, and do what `recovery` says; whether that is to restore an earlier state."""
-        before, self.loss = self.loss, processes.of_first(self._judge())
+        before, self.loss = self.loss, processes.broadcast_first(self._judge())
         if self.loss < self.recovery.best_loss:
             self.best = self._capture()
         action = self.recovery.judge(before, self.loss, self.step, self.progress)
         if action in (Action.START, Action.SHORTER_WAVES):
             self.best = self.start
         if action is Action.NEXT_START:
-            self._start_from(self.rivals[-1 - self.recovery.n_rivals])
+            self._start_from(self.other_starts[-1 - self.recovery.n_other_starts])
         elif action is Action.SHORTER_WAVES:
-            self._start_from(self.fallbacks[-1 - self.recovery.n_fallbacks])
+            self._start_from(self.short_wave_starts[-1 - self.recovery.n_short_wave_starts])
         elif action is not Action.GO_ON:
             self._restore(self.best)
         return action is not Action.GO_ON
@@ -327,8 +204,8 @@ class Fit:
             {
                 "step": self.step,
                 "network": self.net.state_dict(),
-                "average": self.average.state_dict(),
-                "optimizers": [optimizer.state for optimizer in self.optimizers],
+                "average": self.averaged_net.state_dict(),
+                "optimizers": [optimizer.state for optimizer in self.trained.optimizers],
                 "loss": self.loss,
             }
         )
@@ -337,8 +214,8 @@ class Fit:
         state = copy.deepcopy(state)
         self.step = state["step"]
         self.net.load_state_dict(state["network"])
-        self.average.load_state_dict(state["average"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+        self.averaged_net.load_state_dict(state["average"])
+        for optimizer, saved in zip(self.trained.optimizers, state["optimizers"], strict=True):
             for name, tensor in optimizer.state.items():
                 tensor.copy_(saved[name])
         self.loss = state["loss"]
@@ -387,6 +264,8 @@ def new_fit(
             start_as_axis_waves(net, mirrors, highest_wave)
         return net.to(sampler.device)
 
-    net, *rivals = [drawn(HIGHEST_WAVE) for _ in range(STARTS if is_tried else 1)]
-    fallbacks = [] if first_omega else [drawn(factor * HIGHEST_WAVE) for factor in SHORTER_WAVES]
-    return Fit(net, sampler, recipe, seed, n_threads=n_threads, rivals=rivals, fallbacks=fallbacks)
+    net, *other_starts = [drawn(HIGHEST_WAVE) for _ in range(STARTS if is_tried else 1)]
+    short_wave_starts = [] if first_omega else [drawn(factor * HIGHEST_WAVE) for factor in SHORTER_WAVES]
+    return Fit(
+        net, sampler, recipe, seed, n_threads=n_threads, other_starts=other_starts, short_wave_starts=short_wave_starts
+    )

@@ -14,7 +14,7 @@ import torch
 from field.layers import linear_layers as layers_of
 from siren import FieldNet, SirenConfig, linear_layers
 
-PART = 36_000, 512  # neurons x samples, and samples, that a part of a batch has at least
+LEAST_PART = 36_000, 512  # neurons x samples, and samples, that a part of a batch has at least
 SMALL_PRODUCT = 1_000_000  # multiplications up to which NumPy's OpenBLAS is faster at a product than torch's MKL
 
 
@@ -31,22 +31,22 @@ class LossGradient:
     """
 
     def __init__(
-        self, net: FieldNet, max_batch: int, first_layer: int = 0, n_threads: int = 1, is_clipped: bool = False
+        self, net: FieldNet, max_batch: int, first_trained_layer: int = 0, n_threads: int = 1, is_clipped: bool = False
     ):
         self.is_clipped = is_clipped
         config, layers = net.config, linear_layers(net)
-        self.first_layer = first_layer  # the linear layers before it are left without a gradient
+        self.first_trained_layer = first_trained_layer  # the linear layers before it are left without a gradient
         self.is_residual = config.is_residual and config.n_layers > 1
         like = layers[0].weight.detach()
         self.xp = array_module(like.device)
         table = layers_of(**dataclasses.asdict(config))
         self.factors = [(layer.omega * layer.scale, layer.omega) for layer in table]  # of the weights, of the biases
-        for parameter in (p for layer in layers[first_layer:] for p in layer.parameters()):
+        for parameter in (p for layer in layers[first_trained_layer:] for p in layer.parameters()):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         self.parameters = [(self._array(layer.weight), self._array(layer.bias)) for layer in layers]
         self.gradients = [(self._array(w.grad), self._array(b.grad)) for w, b in
-                          ((layer.weight, layer.bias) for layer in layers[first_layer:])]  # fmt: skip
+                          ((layer.weight, layer.bias) for layer in layers[first_trained_layer:])]  # fmt: skip
 
         def empty(*shape: int) -> object:
             return self._array(like.new_ones(shape))
@@ -88,7 +88,7 @@ class LossGradient:
 
         losses, squares = zip(*self.map(work, range(n_parts)), strict=True)
         self.squares = torch.as_tensor(squares[0] if n_parts == 1 else xp.concatenate(squares))
-        for k, gradients in enumerate(self.gradients, self.first_layer):
+        for k, gradients in enumerate(self.gradients, self.first_trained_layer):
             joint = sum((part.gradients[k] for part in self.parts[1:]), start=self.parts[0].gradients[k])
             for part, gradient, factor in zip((joint[:, :-1], joint[:, -1]), gradients, self.factors[k], strict=True):
                 xp.multiply(part, factor, out=gradient)
@@ -105,7 +105,7 @@ def count_parts(n_neurons: int, max_batch: int) -> int:
 
     Smaller parts stay in the cache and keep more cores busy; the smallest would be all overhead.
     """
-    least, fewest_samples = PART
+    least, fewest_samples = LEAST_PART
     n_parts = min(n_neurons * max_batch / least, max_batch / fewest_samples, 16)
     return 1 << int(math.log2(max(n_parts, 1)))
 
@@ -142,7 +142,12 @@ class _BatchPart:
     @np.errstate(all="ignore")  # a fit that diverges is noticed by its loss
     def __call__(self, x: object, values: object, weights: object | None, n: int) -> tuple[object, object]:
         """x: (d_in, samples), values: (d_out, samples) of a batch of n. Its part of the loss; the squared errors."""
-        xp, matmul, first_layer, size = self.whole.xp, self.whole.matmul, self.whole.first_layer, x.shape[1]
+        xp, matmul, first_trained_layer, size = (
+            self.whole.xp,
+            self.whole.matmul,
+            self.whole.first_trained_layer,
+            x.shape[1],
+        )
         inputs, outputs, cosines, error = self.inputs, self.outputs, self.cosines, self.error
         phase, grad, skipped = self.scratch
         *sines, last = self.whole.matrices
@@ -168,14 +173,14 @@ class _BatchPart:
         error *= 2 / (n * len(error))
 
         matmul(error, h.T, out=self.gradients[-1])
-        if first_layer < len(sines):
+        if first_trained_layer < len(sines):
             matmul(last[:, :-1].T, error, out=grad)
-        for k in reversed(range(first_layer, len(sines))):
+        for k in reversed(range(first_trained_layer, len(sines))):
             xp.multiply(grad, cosines[k], out=phase)
             if self._ends_block(k):
                 skipped, grad = grad, skipped
             matmul(phase, (outputs[k - 1] if k else inputs).T, out=self.gradients[k])
-            if k > first_layer:
+            if k > first_trained_layer:
                 matmul(sines[k][:, :-1].T, phase, out=grad)
                 if self.whole.is_residual and k % 2 == 1:
                     grad += skipped

@@ -2,43 +2,84 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from argparse import Namespace
 from collections.abc import Callable
 
 import torch
 
 from cli import console
 from cli.files import atomic_write
-from training import fitting, processes
+from training import processes
 from training.fitting import Fit
 from training.network_files import load_tensors
-from training.sampler import VoxelSampler
-from training.streaming import StreamingSampler
 from utils import UserError
 
 SHOW_SECONDS = 0.5
 CHECKPOINT_SECONDS = 60.0
-# Options that another run may set differently and still continue a checkpoint.
-MAY_CHANGE = {"volume", "array", "shape", "dtype", "endian", "network", "config", "vol_debug", "checkpoint", "resume"}
-MAY_CHANGE |= {"target_psnr", "plot", "cuda", "gid", "num_workers"}
 ESTIMATE_ERROR = 2.0  # dB by which the estimate may be low
 MOST_LACKING = 1.0  # dB that the estimate has to grow, once it was too high, before the next exact look
 
+History = list[tuple[float, float, float]]  # (seconds, passes, estimated PSNR in dB), as a fit went
 
-def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> list[tuple[float, float, float]]:
-    """Run a fit to its end, or until `is_reached(estimate)` confirms --target_psnr; show progress, save checkpoints.
 
-    Returns (seconds, passes, estimated PSNR) as it went.
+class Checkpoint:
+    """The file that the state of a fit is saved to, and continued from.
+
+    path: None where nothing is saved. options: further options of the run that must be the same.
     """
+
+    def __init__(self, path: str | None, options: dict[str, object]):
+        self.path, self.options = path, options
+        self.saved = time.monotonic()
+
+    def identity(self, fit: Fit) -> dict:
+        """What must be the same for a fit to be continued: the volume, the network, and how it is trained."""
+        return {
+            **self.options,
+            "shape": list(fit.sampler.shape),
+            "values_crc32": fit.sampler.crc32,
+            **dataclasses.asdict(fit.net.config),
+            **dataclasses.asdict(fit.recipe),
+            "seed": fit.seed,
+        }
+
+    def save_in_time(self, fit: Fit) -> None:
+        """Save the state, CHECKPOINT_SECONDS after it was saved last."""
+        if self.path and processes.is_first() and time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            self.save(fit)
+            self.saved = time.monotonic()
+
+    def save(self, fit: Fit) -> None:
+        """Write the state of the fit."""
+        with atomic_write(self.path) as path, open(path, "wb") as file:
+            torch.save({"identity": self.identity(fit), "fit": fit.state_dict()}, file)
+
+    def load(self, fit: Fit) -> None:
+        """Continue from the file. Raises UserError unless it is of the same volume, network and recipe."""
+        content, expected = load_tensors(self.path), self.identity(fit)
+        try:
+            found = content["identity"]
+            differing = [name for name in expected if expected[name] != found[name]]
+            if not differing:
+                fit.load_state_dict(content["fit"])
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
+            raise UserError(f"{self.path}: expected a checkpoint of train.py, found something else") from None
+        if differing:
+            name = differing[0]
+            raise UserError(f"{self.path}: is of another run: {name} was {found[name]}, is {expected[name]}")
+
+
+def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool]) -> History:
+    """Run a fit to its end, or until `is_reached(estimate)`; show progress, save checkpoints."""
     history = []
-    shown = saved = time.monotonic()
+    shown = time.monotonic()
     n_recoveries, n_halvings, latest = fit.recovery.n_recoveries, fit.recovery.n_halvings, fit.progress
     with console.Progress("training", fit.progress) as progress:
 
         def on_step(fit: Fit) -> bool:
-            nonlocal shown, saved, n_recoveries, n_halvings, latest
+            nonlocal shown, n_recoveries, n_halvings, latest
             recovery = fit.recovery
             if recovery.n_recoveries != n_recoveries:
                 if recovery.n_halvings != n_halvings:
@@ -49,64 +90,30 @@ def run_fit(fit: Fit, opt: Namespace, is_reached: Callable[[float], bool]) -> li
             if fit.progress < latest:
                 progress.start(fit.progress)
             latest = fit.progress
-            now = time.monotonic()
-            if now - shown > SHOW_SECONDS:
-                shown = now
+            if time.monotonic() - shown > SHOW_SECONDS:
+                shown = time.monotonic()
                 progress.update(fit.progress, PSNR=f"{fit.psnr:.1f} dB")
-            if fit.step % fitting.CHECK_STEPS == 0:
+            if fit.is_judged:
                 history.append((fit.seconds, fit.step / fit.steps_per_pass, fit.psnr))
-                if opt.target_psnr and is_reached(fit.psnr):
+                if is_reached(fit.psnr):
                     return True
-            if opt.checkpoint and processes.is_first() and now - saved > CHECKPOINT_SECONDS:
-                save_checkpoint(opt, fit)
-                saved = time.monotonic()
+            checkpoint.save_in_time(fit)
             return False
 
         fit.run(on_step)
     return history
 
 
-def identity(opt: Namespace, sampler: VoxelSampler | StreamingSampler) -> dict:
-    """What must be the same for a checkpoint to be continued."""
-    same = {name: value for name, value in vars(opt).items() if name not in MAY_CHANGE}
-    return same | {"shape": list(sampler.shape), "values_crc32": sampler.crc32}
-
-
-def save_checkpoint(opt: Namespace, fit: Fit) -> None:
-    """Write the state of the fit to --checkpoint."""
-    with atomic_write(opt.checkpoint) as path, open(path, "wb") as file:
-        torch.save({"identity": identity(opt, fit.sampler), "fit": fit.state_dict()}, file)
-
-
-def load_checkpoint(opt: Namespace, fit: Fit) -> None:
-    """Continue from --checkpoint. Raises UserError unless it is of the same volume and options."""
-    content = load_tensors(opt.checkpoint)
-    expected = identity(opt, fit.sampler)
-    try:
-        found = content["identity"]
-        differing = [name for name in expected if expected[name] != found[name]]
-        if not differing:
-            fit.load_state_dict(content["fit"])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
-        raise UserError(f"{opt.checkpoint}: expected a checkpoint of train.py, found something else") from None
-    if differing:
-        name = differing[0]
-        raise UserError(f"{opt.checkpoint}: is of another run: {name} was {found[name]}, is {expected[name]}")
-
-
-def run_to_target(fit: Fit, opt: Namespace, measure: Callable[[], float]) -> list[tuple[float, float, float]]:
-    """Run a fit; where --target_psnr is given, until `measure()`, the PSNR, confirms that it is reached.
-
-    Returns what `run_fit` does.
-    """
-    needed = (opt.target_psnr or math.inf) - ESTIMATE_ERROR  # of the estimate
+def run_to_target(fit: Fit, checkpoint: Checkpoint, target_psnr: float | None, measure: Callable[[], float]) -> History:
+    """Run a fit; with `target_psnr`, until `measure()`, the PSNR in dB, confirms that it is reached."""
+    needed = (target_psnr or math.inf) - ESTIMATE_ERROR  # of the estimate
 
     def is_reached(estimate: float) -> bool:
         nonlocal needed
         if estimate < needed:
             return False
-        lacking = opt.target_psnr - measure()
+        lacking = target_psnr - measure()
         needed = estimate + min(max(lacking, 0.1), MOST_LACKING)
         return lacking <= 0
 
-    return run_fit(fit, opt, is_reached)
+    return run_fit(fit, checkpoint, is_reached)

@@ -8,15 +8,16 @@ import io
 import json
 import math
 import zipfile
-from argparse import Namespace
 
 import numpy as np
 import torch
 
+from cli.arguments import Options
 from cli.files import read_bytes, write_files
 from field.blob import check_header, check_network, decode_missing, encode_missing
 from field.layers import parameter_shapes
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
+from training.recipe import Recipe
 from utils import DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader
 
 FORMAT_VERSION = 1
@@ -25,15 +26,14 @@ FORMAT_VERSION = 1
 
 
 def configuration(
-    opt: Namespace,
+    opt: Options,
+    recipe: Recipe,
     header: VolumeHeader,
     whole: ValueRange,
     config: SirenConfig,
-    net: FieldNet,
     quality: dict[str, float],
-    seconds: float,
 ) -> dict:
-    """What thenet.json holds: the original's keys first, then what the later stages need.
+    """What thenet.json says of a network but its weights: the original's keys first, then what the later stages need.
 
     missing: the content of a blob's chunk M, in base64.
     clipped_from: with --clip, the range without. quality: psnr; with --clip psnr_clipped, of the clipped values; of
@@ -48,14 +48,14 @@ def configuration(
         "w0": opt.w0 or OMEGA_0,
         "compression_ratio": opt.compression_ratio,
         "batchSize": opt.batchSize,
-        "oversample": opt.oversample,
-        "lr": opt.lr,
-        "n_passes": opt.n_passes,
+        "oversample": recipe.batch // opt.batchSize,
+        "lr": recipe.lr,
+        "n_passes": recipe.n_passes,
         "pass_decay": opt.pass_decay,
         "lr_decay": opt.lr_decay,
         "is_residual": config.is_residual,
         "is_cuda": False,  # the original would demand a GPU to read them; weights are written from the CPU
-        "time": seconds,
+        "time": None,  # as `seconds`
         "format_version": FORMAT_VERSION,
         "d_in": config.d_in,
         "d_out": config.d_out,
@@ -69,9 +69,9 @@ def configuration(
         "seed": opt.seed,
         "n_parameters": count_parameters(config),
         **{name: _in_json(figure) for name, figure in quality.items()},
-        "seconds": seconds,
+        "seconds": None,
         "torch_version": torch.__version__,
-        "weights_crc32": weights_crc32(net.state_dict()),
+        "weights_crc32": None,
         "options": vars(opt),
     }
 
@@ -83,8 +83,9 @@ def _in_json(figure: float) -> float | str | None:
     return figure if math.isfinite(figure) else str(figure)
 
 
-def write_network(paths: tuple[str, str], net: FieldNet, settings: dict) -> None:
-    """Write the weights and the configuration."""
+def write_network(paths: tuple[str, str], net: FieldNet, settings: dict, seconds: float) -> None:
+    """Write the weights, and their configuration with what it says of them. seconds: of the training."""
+    settings |= {"time": seconds, "seconds": seconds, "weights_crc32": weights_crc32(net.state_dict())}
     weights = io.BytesIO()  # clones: the parameters of a fit are parts of one vector, which would be stored whole
     torch.save({name: tensor.cpu().clone() for name, tensor in net.state_dict().items()}, weights)
     write_files({paths[0]: weights.getvalue(), paths[1]: json.dumps(settings, indent=1, allow_nan=False).encode()})
@@ -189,13 +190,7 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> VolumeHeader
         for key in ("shape", "spacing", "origin", "direction", "value_range"):
             if not isinstance(settings.get(key), list) or not settings[key]:
                 raise ValueError(f"{key}: expected a list, found {settings.get(key)!r}")
-        if not all(isinstance(pair, list) and len(pair) == 2 for pair in settings["value_range"]):
-            raise ValueError(
-                f"value_range: expected lists of the least and greatest value, found {settings['value_range']}"
-            )
-        low, high = (np.array(limits).astype(dtype) for limits in zip(*settings["value_range"], strict=True))
-        if np.stack([low, high], axis=1).tolist() != settings["value_range"]:
-            raise ValueError(f"value_range {settings['value_range']} does not fit dtype {dtype}")
+        low, high = _limits("value_range", settings["value_range"], dtype)
         names = {key: settings[key] for key in ("name", "units") if key in settings}
         for key, text in names.items():
             if not isinstance(text, str):
@@ -209,6 +204,27 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> VolumeHeader
         return dataclasses.replace(header, missing=decode_missing(content, dtype, header.shape))
     except (UserError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: does not describe a field: {error}") from None
+
+
+def _limits(key: str, pairs: object, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The least and greatest values of components, from a list of pairs of them. Raises ValueError."""
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"{key}: expected lists of the least and greatest value, found {pairs}")
+    low, high = (np.array(limits).astype(dtype) for limits in zip(*pairs, strict=True))
+    if np.stack([low, high], axis=1).tolist() != pairs:
+        raise ValueError(f"{key} {pairs} does not fit dtype {dtype}")
+    return low, high
+
+
+def header_before_clipping(path: str, settings: dict, header: VolumeHeader | None) -> VolumeHeader | None:
+    """The header of the volume as it was before --clip. Raises UserError for an impossible range."""
+    if header is None or not settings.get("clipped_from"):
+        return header
+    try:
+        low, high = _limits("clipped_from", settings["clipped_from"], header.dtype)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{path}: does not describe a volume: {error}") from None
+    return dataclasses.replace(header, low=low, high=high)
 
 
 def quality_in(settings: dict, header: VolumeHeader) -> tuple[float, bool]:

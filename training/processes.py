@@ -64,12 +64,12 @@ def on_this_machine() -> int:
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
 
 
-def turns(items: list) -> list:
+def split_items(items: list) -> list:
     """Every so many-th of `items`, so that each is one process's."""
     return items[dist.get_rank() :: count()] if count() > 1 else items
 
 
-def gathered(item: object) -> list:
+def gather(item: object) -> list:
     """What each process gives, in all of them."""
     if count() == 1:
         return [item]
@@ -79,23 +79,23 @@ def gathered(item: object) -> list:
     return items
 
 
-def share(batch: torch.Tensor) -> torch.Tensor:
+def split_batch(batch: torch.Tensor) -> torch.Tensor:
     """This process's part of a batch; all of one that is too small to share."""
     return batch.tensor_split(count())[dist.get_rank()] if 1 < count() <= len(batch) else batch
 
 
-def together(part: torch.Tensor, n: int) -> torch.Tensor:
+def gather_batch(part: torch.Tensor, n: int) -> torch.Tensor:
     """What the processes made, each of its `share` of a batch of `n`, in the batch's order."""
     if not 1 < count() <= n:
         return part
     whole = part.new_zeros(n)
-    share(whole).copy_(part)
+    split_batch(whole).copy_(part)
     with _answering():
         dist.all_reduce(whole)
     return whole
 
 
-def average(vector: torch.Tensor, weight: float) -> None:
+def average_over_processes(vector: torch.Tensor, weight: float) -> None:
     """Replace a vector by its mean over the processes, each with its weight."""
     if count() == 1:
         return
@@ -105,7 +105,7 @@ def average(vector: torch.Tensor, weight: float) -> None:
     torch.div(both[1:], both[0], out=vector)
 
 
-def of_first(value: float) -> float:
+def broadcast_first(value: float) -> float:
     """The number that the first process gives."""
     if count() == 1:
         return value

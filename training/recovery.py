@@ -4,7 +4,7 @@ A fit is judged every so many steps. This module holds what has been seen of the
 does it. Nothing here knows a network, so that each decision can be tested with numbers.
 
     at the end of the brief fit, from each start in turn    NEXT_START; after the last one BEST, of all of them
-    diverged: the loss is SPIKE times the best one          BEST, at half the rate
+    diverged: the loss is DIVERGED_FACTOR times the best one          BEST, at half the rate
     collapsed: the network is no better than a constant     SHORTER_WAVES while there are such starts,
                                                             then START, at half the rate
 """
@@ -15,14 +15,15 @@ import dataclasses
 import enum
 import math
 
-SPIKE = 30.0  # a loss that many times the best one is a divergence; 10 times passes by itself
-EXCELLENT = 4e-8  # mean squared error of 80 dB; what happens to a fit below SPIKE times that, 65 dB, passes by itself
-COLLAPSED = 0.9  # a collapsed fit has a best loss above this part of a constant's loss,
-STALLED = 0.99  # and a loss above this part of what it was when judged before,
-COLLAPSE_PROGRESS = 0.25  # and this part of the fit is done,
-COLLAPSE_STEPS = 300  # and as many steps: a fit that is merely short has not collapsed
+DIVERGED_FACTOR = 30.0  # a fit whose loss is that many times the best one has diverged; 10 times passes by itself
+EXCELLENT = 4e-8  # mean squared error of 80 dB: a best loss below it counts as this one
+# A fit has collapsed to a constant when all of these hold:
+COLLAPSED_FACTOR = 0.9  # its best loss is above this part of a constant's loss
+STALLED_FACTOR = 0.99  # its loss is above this part of what it was when judged before
+COLLAPSE_PROGRESS = 0.25  # this part of the fit is done
+COLLAPSE_STEPS = 300  # that many steps are done: a fit that is merely short has not collapsed
 MAX_RECOVERIES = 4
-CHANGING = ("best_loss", "n_recoveries", "n_halvings", "n_rivals", "n_fallbacks", "is_on_trial")
+CHANGING = ("best_loss", "n_recoveries", "n_halvings", "n_other_starts", "n_short_wave_starts", "is_on_trial")
 
 
 class Action(enum.Enum):
@@ -39,15 +40,15 @@ class Action(enum.Enum):
 class Recovery:
     """What has been seen of a fit's losses (mean squared errors), and what follows from the next one.
 
-    constant_loss: the loss of a constant. brief_steps: length of the brief fit, 0 without one. n_rivals, n_fallbacks:
-    networks of other starts, and of shorter waves, that are left. can_collapse: False where a fit may stall for long
-    and be well. best_loss: of the states that may be gone back to.
+    constant_loss: the loss of a constant. brief_steps: length of the brief fit, 0 without one. n_other_starts: networks
+    of other starts that are left. n_short_wave_starts: the same of shorter waves. can_collapse: False where a fit may
+    stall for long and be well. best_loss: of the states that may be gone back to.
     """
 
     constant_loss: float
     brief_steps: int = 0
-    n_rivals: int = 0
-    n_fallbacks: int = 0
+    n_other_starts: int = 0
+    n_short_wave_starts: int = 0
     can_collapse: bool = True
     best_loss: float = math.inf
     n_recoveries: int = 0
@@ -55,18 +56,18 @@ class Recovery:
     is_on_trial: bool = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        self.is_on_trial = self.n_rivals > 0
+        self.is_on_trial = self.n_other_starts > 0
 
     def has_diverged(self, loss: float) -> bool:
         """Whether a loss, or NaN, is far above the best one."""
-        return not loss <= SPIKE * max(self.best_loss, EXCELLENT)
+        return not loss <= DIVERGED_FACTOR * max(self.best_loss, EXCELLENT)
 
     def has_collapsed(self, before: float, loss: float, step: int, progress: float) -> bool:
         """Whether a fit is stuck at a constant: no state was better than one, and the loss no longer falls."""
         return (
             self.can_collapse
-            and self.best_loss > COLLAPSED * self.constant_loss
-            and not loss < STALLED * before
+            and self.best_loss > COLLAPSED_FACTOR * self.constant_loss
+            and not loss < STALLED_FACTOR * before
             and progress > COLLAPSE_PROGRESS
             and step >= COLLAPSE_STEPS
         )
@@ -88,15 +89,15 @@ class Recovery:
         self.n_recoveries += 1
         if has_collapsed:
             self.best_loss = math.inf
-            if self.n_fallbacks:
-                self.n_fallbacks -= 1
+            if self.n_short_wave_starts:
+                self.n_short_wave_starts -= 1
                 return Action.SHORTER_WAVES
         self.n_halvings += 1
         return Action.START if has_collapsed else Action.BEST
 
     def _end_brief_fit(self) -> Action:
-        if self.n_rivals:
-            self.n_rivals -= 1
+        if self.n_other_starts:
+            self.n_other_starts -= 1
             return Action.NEXT_START
         was_on_trial, self.is_on_trial = self.is_on_trial, False
         self.best_loss = math.inf  # at a high rate again, the fit is worse for a while, and has not diverged

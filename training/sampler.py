@@ -13,7 +13,7 @@ import torch
 from utils import axis_coordinates, voxel_size
 
 DENSITY_UNITS = 1 << 20  # integer units of a density of 1
-PROBED = 1 << 12  # voxels that a fit, or a symmetry, is judged by
+JUDGING_VOXELS = 1 << 12  # voxels that a fit, or a symmetry, is judged by
 BY_ERROR = 0.75  # share of the draws that go by the error; with half, the worst voxels are drawn too seldom
 SLAB = 1 << 14  # voxels that a network is evaluated at in one go
 ASYMMETRY = 1e-3  # mean squared difference of mirror images, relative to the variance, that still counts as symmetric
@@ -33,7 +33,7 @@ def flat_coordinates(axes: list[torch.Tensor], flat: torch.Tensor) -> torch.Tens
     return torch.stack(columns[::-1], dim=-1)
 
 
-def drawn_by(density: torch.Tensor, n_drawn: int = PROBED) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_by_density(density: torch.Tensor, n_drawn: int = JUDGING_VOXELS) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws `n_drawn` voxels, or points, by a density, 1 in the mean. Returns their indices and weights.
 
     The weighted mean of any figure over the draws is about its mean over all voxels. If there are no more than
@@ -108,11 +108,11 @@ class VoxelSampler:
     def drawn(self, density: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Voxels drawn by a density of all voxels, missing ones left out: flat indices and weights. See `drawn_by`."""
         if self.present is None:
-            return drawn_by(density)
-        chosen, weights = drawn_by(density[self.present])
+            return draw_by_density(density)
+        chosen, weights = draw_by_density(density[self.present])
         return self.present[chosen], weights
 
-    def probe(self, density: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def judging_voxels(self, density: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The voxels that a fit is judged by: coordinates and values, as of `samples`, and weights.
 
         They are drawn by the density that batches are drawn by; without one, by their distance from the mean value.

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from training.sampler import (
-    PROBED,
+    JUDGING_VOXELS,
     VoxelSampler,
     axis_tensors,
     density_of,
-    drawn_by,
+    draw_by_density,
     finite_differences,
     flat_coordinates,
 )
@@ -30,7 +30,7 @@ IN_MEMORY = 1 << 27  # voxels: training takes 12 bytes for each, beside the volu
 BUFFER = 1 << 24  # voxels
 KEPT = BUFFER // 4 * 3  # voxels left in it when it is filled up again
 STRETCH = 1 << 10  # voxels: longer ones are more alike, and cost quality
-PROBED_STRETCHES = 256  # from which the voxels come that a fit is judged by
+JUDGING_STRETCHES = 256  # from which the voxels come that a fit is judged by
 
 
 def make_sampler(
@@ -79,17 +79,17 @@ class StreamingSampler:
         """Checksum of the values."""
         return functools.reduce(lambda crc, part: zlib.crc32(part[1].tobytes(), crc), read_in_boxes(self.original), 0)
 
-    def probe(self, density: None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def judging_voxels(self, density: None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `VoxelSampler.probe`, from stretches drawn at random."""
         flat = torch.empty(0, dtype=torch.int64, device=self.device)
         values = torch.empty(0, self.original.shape[-1], device=self.device)
         order = np.random.default_rng(0).permutation(len(self.stretches))
-        for start in range(0, len(order), PROBED_STRETCHES):
-            more = self._read_all(order[start : start + PROBED_STRETCHES])
+        for start in range(0, len(order), JUDGING_STRETCHES):
+            more = self._read_all(order[start : start + JUDGING_STRETCHES])
             flat, values = torch.cat([flat, more[0]]), torch.cat([values, more[1]])
-            if len(flat) >= PROBED:
+            if len(flat) >= JUDGING_VOXELS:
                 break
-        chosen, weights = drawn_by(density_of((values - self.mean).square().mean(1), len(values)))
+        chosen, weights = draw_by_density(density_of((values - self.mean).square().mean(1), len(values)))
         return flat_coordinates(self.axes, flat[chosen]), values[chosen], weights
 
     def mirrors(self) -> list[None]:

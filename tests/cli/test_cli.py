@@ -13,7 +13,7 @@ import torch
 from helpers.scripts import listing
 
 from cli import console, files
-from cli.arguments import ArgumentParser, default_workers, number, resolve_device, sizes, whole
+from cli.arguments import ArgumentParser, default_workers, integer_from, number_from, resolve_device, voxel_counts
 from cli.files import atomic_write, check_outputs, read_bytes
 from utils import UserError
 
@@ -21,35 +21,35 @@ from utils import UserError
 @pytest.mark.parametrize("text", ["0", "-1", "9", "1.5", "x", "", "nan", "1e2"])
 def test_whole_refuses(text):
     with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f"from 1 to 8, found {text!r}")):
-        whole(1, 8)(text)
+        integer_from(1, 8)(text)
 
 
 def test_whole_takes_both_limits():
-    assert [whole(1, 8)(text) for text in ("1", "8")] == [1, 8]
-    assert whole(0)("0") == 0
+    assert [integer_from(1, 8)(text) for text in ("1", "8")] == [1, 8]
+    assert integer_from(0)("0") == 0
 
 
 @pytest.mark.parametrize("text", ["0", "-0.0", "-1", "nan", "inf", "-inf", "x", ""])
 def test_number_refuses(text):
     with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f"above 0, found {text!r}")):
-        number(0, exclusive=True)(text)
+        number_from(0, exclusive=True)(text)
 
 
 def test_number_takes_its_limit_unless_exclusive():
-    assert number(0)("0") == 0.0
-    assert number(0, exclusive=True)("1e-3") == 1e-3
+    assert number_from(0)("0") == 0.0
+    assert number_from(0, exclusive=True)("1e-3") == 1e-3
 
 
 @pytest.mark.parametrize("text", ["5000000000,1,1", "0,1,1", "-1", "1.5", "1,1,1,1", "x", ""])
 def test_sizes_refuse(text):
     with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f"X,Y,Z from 1 to 4294967295, found {text!r}")):
-        sizes(text)
+        voxel_counts(text)
 
 
 @pytest.mark.parametrize("argv", [["--nosuch", "1"], [], ["--need"], ["--need", "1", "extra"], ["--nee", "1"]])
 def test_parser_errors_are_user_errors(argv):
     parser = ArgumentParser("A script.")
-    parser.add_argument("--need", required=True, type=whole(1))
+    parser.add_argument("--need", required=True, type=integer_from(1))
     with pytest.raises(UserError, match="see --help"):
         parser.parse_args(argv)
 

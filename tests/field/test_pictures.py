@@ -489,8 +489,8 @@ def test_a_plot_of_nothing_but_the_end(renderer, tmp_path, psnr):
 
 def test_train_plots(renderer, volume_file, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "CHECK_STEPS", 2)
-    estimates, went_back = [], fitting.Fit._went_back
-    monkeypatch.setattr(fitting.Fit, "_went_back", lambda fit: (went_back(fit), estimates.append(fit.psnr))[0])
+    estimates, went_back = [], fitting.Fit._recover_if_needed
+    monkeypatch.setattr(fitting.Fit, "_recover_if_needed", lambda fit: (went_back(fit), estimates.append(fit.psnr))[0])
     seen, plot = [], pictures.plot
     monkeypatch.setattr(pictures, "plot", lambda *arguments: seen.append(arguments) or plot(*arguments))
     (tmp_path / "plain").mkdir()

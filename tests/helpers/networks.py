@@ -13,7 +13,8 @@ from field import blob as blob_format
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, sensitivities
 from siren import FieldNet, SirenConfig
-from training.fitting import Fit, Recipe
+from training.fitting import Fit
+from training.recipe import Recipe
 from training.sampler import VoxelSampler
 from utils import Geometry, VolumeHeader
 

@@ -34,7 +34,8 @@ from quantising.sensitivity import (
     sensitivities,
 )
 from siren import FieldNet, SirenConfig, count_parameters, linear_layers
-from training.fitting import Fit, Recipe
+from training.fitting import Fit
+from training.recipe import Recipe
 from training.sampler import VoxelSampler
 from utils import value_range
 

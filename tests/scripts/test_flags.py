@@ -22,7 +22,7 @@ from helpers.vtk import vtk_read, vtk_write
 import net_compress
 import net_decompress
 import train as train_script
-from training import fitting, long_runs
+from training import fitting, long_runs, options
 from training.sampler import VoxelSampler
 from utils import UserError
 
@@ -47,7 +47,7 @@ def steps_of(*arguments, **keywords) -> list[torch.Tensor]:
 
 def choices_of(flag: str) -> tuple[str, ...]:
     """The words that a flag of train.py takes."""
-    return train_script.build_parser()._option_string_actions[flag].choices
+    return options.build_parser()._option_string_actions[flag].choices
 
 
 # --- train.py: every flag acts ----------------------------------------------------------------------
@@ -150,8 +150,8 @@ def test_lr(volume_file, tmp_path):
 @pytest.fixture
 def recipes(monkeypatch):
     """The recipe of every fit of the test."""
-    found, new_fit = [], fitting.new_fit
-    monkeypatch.setattr(fitting, "new_fit", lambda *arguments: found.append(arguments[2]) or new_fit(*arguments))
+    found, new_fit = [], train_script.new_fit
+    monkeypatch.setattr(train_script, "new_fit", lambda *arguments: found.append(arguments[2]) or new_fit(*arguments))
     return found
 
 
@@ -359,7 +359,7 @@ def test_numbers_that_no_fit_bears_are_refused(volume_file, tmp_path, option):
 
 def test_num_workers(volume_file, tmp_path, monkeypatch):
     """So many threads work; what comes out is the same."""
-    monkeypatch.setattr("training.gradient.PART", (100, 1))
+    monkeypatch.setattr("training.gradient.LEAST_PART", (100, 1))
     alone = train(volume_file, tmp_path, "--num_workers", 1)
     pools = []
     executor = concurrent.futures.ThreadPoolExecutor
@@ -392,9 +392,9 @@ def test_vol_debug_off(volume_file, tmp_path):
     assert set(listing(tmp_path)) == {"volume.npy", "thenet.pth", "thenet.json"}
 
 
-@pytest.mark.parametrize("script", [train_script, net_compress, net_decompress])
-def test_help_states_the_defaults(script):
-    parser = script.build_parser()
+@pytest.mark.parametrize("module", [options, net_compress, net_decompress])
+def test_help_states_the_defaults(module):
+    parser = module.build_parser()
     text = " ".join(parser.format_help().split())
     for action in parser._actions:
         assert action.help, action.dest
@@ -406,7 +406,7 @@ def test_help_states_the_defaults(script):
 
 
 def test_defaults():
-    opt = train_script.build_parser().parse_args(["--volume", "v.npy"])
+    opt = options.build_parser().parse_args(["--volume", "v.npy"])
     assert opt.network == "thenet.pth" and opt.config == "thenet.json" and opt.vol_debug is False
     assert opt.n_layers == 8 and opt.is_residual is True and opt.d_in is None and opt.d_out is None
     assert opt.grad_lambda == 0 and opt.cuda is False and opt.gid == 0

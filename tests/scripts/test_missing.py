@@ -20,8 +20,9 @@ from field.neural_field import NeuralField
 from formats.common import VolumeError
 from formats.reading import read_volume
 from siren import FieldNet, SirenConfig
-from training import long_runs
-from training.fitting import Fit, Recipe, loss_with_gradient
+from training.fitting import Fit, loss_with_gradient
+from training.long_runs import Checkpoint
+from training.recipe import Recipe
 from training.sampler import VoxelSampler
 from utils import UserError, ValueRange, header_of, is_missing, value_range
 
@@ -315,18 +316,15 @@ def test_rounding_with_training_leaves_missing_voxels_out(tmp_path, capsys):
 
 def test_checkpoints_continue_with_missing_voxels(tmp_path):
     array, _ = holed()
-    np.save(tmp_path / "v.npy", array)
-    flags = ("--fill", "nan", "--checkpoint", tmp_path / "state")
-    opt = train_script.parse([str(a) for a in ("--volume", tmp_path / "v.npy", *flags)])
+    checkpoint, other = (Checkpoint(str(tmp_path / "state"), {"fill": fill}) for fill in ("nan", "-9"))
     field = field_of(array[..., None])
     net = FieldNet(SirenConfig(8, 2, 3, 1), torch.Generator().manual_seed(0))
-    long_runs.save_checkpoint(opt, fit(net, field))
+    checkpoint.save(fit(net, field))
     resumed = Fit(net, field, Recipe(n_passes=1, batch=16, lr=1e-3), 0)
-    long_runs.load_checkpoint(opt, resumed)
+    checkpoint.load(resumed)
     assert resumed.step > 0
-    opt.fill = "-9"
     with pytest.raises(UserError, match="of another run: fill was nan, is -9"):
-        long_runs.load_checkpoint(opt, resumed)
+        other.load(resumed)
 
 
 # --- elsewhere than at the voxels -------------------------------------------------------------------

@@ -18,9 +18,11 @@ from helpers.volumes import slanted
 
 from siren import HIGHEST_WAVE, SirenConfig
 from training import fitting, recovery
-from training.fitting import NORM_LIMIT, Fit, Recipe, default_recipe, loss_with_gradient, new_fit
+from training.fitting import Fit, loss_with_gradient, new_fit
 from training.optimizers import Adam, Muon
+from training.recipe import Recipe, default_recipe
 from training.sampler import VoxelSampler
+from training.weights import NORM_LIMIT
 from utils import value_range
 
 CPU = torch.device("cpu")
@@ -107,12 +109,12 @@ def test_a_step_weighs_its_samples_by_how_often_they_are_drawn():
     sampler, net = slanted_sampler((9, 7, 5)), field_net()
     with watched_samples() as steps:
         done = fit(net, sampler, n_passes=0.1, batch=40, lr=1e-30)
-    found = done.gradient.clone()
+    found = done.trained.gradient.clone()
     weights = 1 / done.density[steps[0]]
     assert len(steps) == 1 and weights.std() > 0.1
     x, values = sampler.samples(steps[0])
-    done.squared_error(x, values, weights)
-    torch.testing.assert_close(found, done.gradient, rtol=1e-5, atol=1e-9)
+    done.loss_gradient(x, values, weights)
+    torch.testing.assert_close(found, done.trained.gradient, rtol=1e-5, atol=1e-9)
 
 
 def test_drawing_by_error_leaves_the_mean_gradient():
@@ -120,12 +122,12 @@ def test_drawing_by_error_leaves_the_mean_gradient():
     sampler, net = slanted_sampler((30, 28, 26)), field_net()
     running = Fit(net, sampler, Recipe(n_passes=1, batch=sampler.n_voxels, lr=1e-3), seed=0)
     x, values = sampler.samples(torch.arange(sampler.n_voxels))
-    running.squared_error(x, values)
+    running.loss_gradient(x, values)
     expected = torch.cat([p.grad.flatten() for p in net.parameters()])
     density = sampler.density(running.errors)
     assert density.min() >= 0.25 and density.mean() == pytest.approx(1, rel=1e-5)
     flat = sampler.shuffled(0, 0, density)
-    running.squared_error(x[flat], values[flat], 1 / density[flat])
+    running.loss_gradient(x[flat], values[flat], 1 / density[flat])
     found = torch.cat([p.grad.flatten() for p in net.parameters()])
     assert float((found - expected).norm()) < 0.02 * float(expected.norm())
 
@@ -140,7 +142,7 @@ def test_drawing_by_error_finds_what_is_rare(monkeypatch):
         runs = [Fit(field_net(s, n_neurons=16), sampler, Recipe(n_passes=10, batch=128, lr=5e-3), s) for s in range(5)]
         for running in runs:
             running.run()
-        errors[by_error] = np.median([float(mean_squares(running.average, sampler)) for running in runs])
+        errors[by_error] = np.median([float(mean_squares(running.averaged_net, sampler)) for running in runs])
     assert errors[True] < 0.5 * errors[False]
 
 
@@ -156,7 +158,7 @@ def test_a_fit_tells_its_psnr():
     """Of the averaged network. Here every voxel is among those that it is judged by."""
     sampler, net = slanted_sampler((9, 7, 5)), field_net(n_neurons=16)
     done = fit(net, sampler, n_passes=20, batch=32, optimizer="adam", lr=3e-3)
-    assert done.psnr == pytest.approx(float(10 * torch.log10(4 / mean_squares(done.average, sampler))), abs=1e-3)
+    assert done.psnr == pytest.approx(float(10 * torch.log10(4 / mean_squares(done.averaged_net, sampler))), abs=1e-3)
     assert done.progress == 1
 
 
@@ -178,7 +180,7 @@ def test_a_fit_is_judged_by_voxels_that_stand_for_all():
     assert Fit(net, sampler, Recipe(1, 64, 1e-3), 0)._judge() == pytest.approx(
         float(mean_squares(net, sampler)), rel=0.03
     )
-    assert sampler.probe()[2].mean() == pytest.approx(1, rel=0.03)
+    assert sampler.judging_voxels()[2].mean() == pytest.approx(1, rel=0.03)
 
 
 def test_the_probe_follows_the_errors():
@@ -190,7 +192,7 @@ def test_the_probe_follows_the_errors():
     running = Fit(net, sampler, Recipe(n_passes=1, batch=1024, lr=1e-30), seed=0)
 
     def probed():
-        return int((sampler.values[hot] == running.probe[1][:, None]).any(0).sum())
+        return int((sampler.values[hot] == running.judging_voxels[1][:, None]).any(0).sum())
 
     assert probed() < 8
     running.errors.fill_(1e-6)[hot] = 1.0
@@ -201,8 +203,8 @@ def test_the_probe_follows_the_errors():
 def test_what_ends_a_fit_is_kept():
     """However bad it looks."""
     running = Fit(field_net(), slanted_sampler(), Recipe(n_passes=100, batch=16, lr=2e-3), seed=0)
-    running.run(lambda fit: fit.step == 250 and fit.averaged.fill_(3.0) is not None)
-    assert running.step == 250 and float(running.averaged.mean()) == 3.0
+    running.run(lambda fit: fit.step == 250 and fit.trained.averaged_weights.fill_(3.0) is not None)
+    assert running.step == 250 and float(running.trained.averaged_weights.mean()) == 3.0
 
 
 @pytest.mark.parametrize(("side", "n_passes"), [(8, 1500), (32, 94), (40, 47), (64, 45), (128, 16), (512, 5)])
@@ -281,9 +283,9 @@ def test_what_recovery_is_told_of_a_fit():
     sampler, nets = slanted_sampler(), [field_net(seed=seed) for seed in range(6)]
     for schedule, brief_steps in (("power", 300), ("step", 0)):
         recipe = Recipe(n_passes=10_000, batch=60, lr=1e-3, schedule=schedule)
-        found = Fit(nets[0], sampler, recipe, seed=0, rivals=nets[1:3], fallbacks=nets[3:]).recovery
+        found = Fit(nets[0], sampler, recipe, seed=0, other_starts=nets[1:3], short_wave_starts=nets[3:]).recovery
         assert found.constant_loss == pytest.approx(float(sampler.values.var(correction=0)), rel=1e-5)
-        assert (found.brief_steps, found.n_rivals, found.n_fallbacks) == (brief_steps, 2, 3)
+        assert (found.brief_steps, found.n_other_starts, found.n_short_wave_starts) == (brief_steps, 2, 3)
         assert found.can_collapse == (schedule == "power") and found.is_on_trial
 
 
@@ -321,12 +323,13 @@ def test_a_checkpoint_continues_to_the_same_result(at):
 @pytest.mark.parametrize("at", [7, 15, 19, 24, 31])  # of the first, second or last trial, or after them
 def test_a_checkpoint_of_a_trial_continues_to_the_same_result(at, monkeypatch):
     monkeypatch.setattr("training.fitting.CHECK_STEPS", 5)
-    monkeypatch.setattr("training.fitting.BRIEF", 0.25)
+    monkeypatch.setattr("training.recipe.CHECK_STEPS", 5)
+    monkeypatch.setattr("training.recipe.BRIEF_FIT_SHARE", 0.25)
     sampler, states = slanted_sampler(), []
 
     def begun():
         nets = [field_net(seed=seed) for seed in range(3)]
-        return Fit(nets[0], sampler, Recipe(n_passes=8, batch=16, lr=2e-3), seed=0, rivals=nets[1:])
+        return Fit(nets[0], sampler, Recipe(n_passes=8, batch=16, lr=2e-3), seed=0, other_starts=nets[1:])
 
     calls = itertools.count(1)
 
@@ -338,7 +341,7 @@ def test_a_checkpoint_of_a_trial_continues_to_the_same_result(at, monkeypatch):
     begun().run(on_step)
     rest.load_state_dict(states[0])
     rest.run()
-    assert distance(whole.average.state_dict(), rest.average.state_dict()) == 0
+    assert distance(whole.averaged_net.state_dict(), rest.averaged_net.state_dict()) == 0
 
 
 def test_max_seconds(monkeypatch):
@@ -444,7 +447,8 @@ def test_adam_moves_weights_as_torchs_own(betas):
 FIT = """
 import sys, numpy, torch
 from siren import SirenConfig
-from training.fitting import Recipe, new_fit
+from training.fitting import new_fit
+from training.recipe import Recipe
 from training.sampler import VoxelSampler
 
 sampler = VoxelSampler(numpy.eye(8, dtype="f").reshape(4, 4, 4, 1), torch.device("cpu"))
@@ -470,6 +474,7 @@ def test_hidden_matrices_keep_within_their_norm():
 def judged(monkeypatch, losses) -> None:
     """Every fit from now on is judged every 5 steps, and found to have these losses, the last one for ever."""
     monkeypatch.setattr("training.fitting.CHECK_STEPS", 5)
+    monkeypatch.setattr("training.recipe.CHECK_STEPS", 5)
     remaining = itertools.chain(losses, itertools.repeat(losses[-1]))
     monkeypatch.setattr(Fit, "_judge", lambda fit: next(remaining))
 
@@ -478,8 +483,8 @@ def states_of(running: Fit, until: int) -> list[tuple[int, int, dict, float]]:
     """(step, halvings of the rate, averaged weights, sum of the optimisers' states), at first and after each step."""
 
     def now():
-        weights = {name: tensor.clone() for name, tensor in running.average.state_dict().items()}
-        states = [tensor for optimizer in running.optimizers for tensor in optimizer.state.values()]
+        weights = {name: tensor.clone() for name, tensor in running.averaged_net.state_dict().items()}
+        states = [tensor for optimizer in running.trained.optimizers for tensor in optimizer.state.values()]
         return running.step, running.recovery.n_halvings, weights, sum(float(state.abs().sum()) for state in states)
 
     states = [now()]
@@ -502,11 +507,11 @@ def test_a_fit_whose_weights_are_lost_goes_on_from_before():
 
     def on_step(fit):
         if fit.step == 150 and not lost:
-            lost.append(fit.weights.fill_(math.nan))
+            lost.append(fit.trained.weights.fill_(math.nan))
 
     running.run(on_step)
     assert lost and running.recovery.n_halvings >= 1 and running.step == 240
-    assert all(torch.isfinite(p).all() for p in (*running.net.parameters(), *running.average.parameters()))
+    assert all(torch.isfinite(p).all() for p in (*running.net.parameters(), *running.averaged_net.parameters()))
 
 
 def test_a_fit_that_collapses_starts_again(monkeypatch):
@@ -517,7 +522,7 @@ def test_a_fit_that_collapses_starts_again(monkeypatch):
     nets = [field_net(seed=seed) for seed in range(3)]
     starts = [copy.deepcopy(net.state_dict()) for net in nets]
     recipe = Recipe(n_passes=20, batch=16, lr=2e-3)
-    states = states_of(Fit(nets[0], slanted_sampler(), recipe, seed=0, fallbacks=nets[1:]), until=16)
+    states = states_of(Fit(nets[0], slanted_sampler(), recipe, seed=0, short_wave_starts=nets[1:]), until=16)
     steps, halvings, weights, moments = zip(*states, strict=True)
     assert steps == (*range(5), *range(5), *range(5), 0, 1) and halvings == (0,) * 15 + (1,) * 2
     for index, start in zip((0, 5, 10, 15), (*starts, starts[0]), strict=True):
@@ -525,11 +530,11 @@ def test_a_fit_that_collapses_starts_again(monkeypatch):
 
 
 def test_the_best_of_several_starts_goes_on(monkeypatch):
-    monkeypatch.setattr("training.fitting.BRIEF", 0.04)
+    monkeypatch.setattr("training.recipe.BRIEF_FIT_SHARE", 0.04)
     judged(monkeypatch, [0.5, 0.3, 0.5, 0.2, 0.5, 0.25])
     nets = [field_net(seed=seed, n_neurons=16) for seed in range(3)]
     starts = [copy.deepcopy(net.state_dict()) for net in nets]
-    running = Fit(nets[0], slanted_sampler(), Recipe(n_passes=60, batch=16, lr=2e-3), seed=0, rivals=nets[1:])
+    running = Fit(nets[0], slanted_sampler(), Recipe(n_passes=60, batch=16, lr=2e-3), seed=0, other_starts=nets[1:])
     steps, _, weights, moments = zip(*states_of(running, until=32), strict=True)
     assert steps == (*range(10), *range(10), *range(10), 10, 11, 12)
     assert all(distance(weights[i], start) == 0 for i, start in zip((0, 10, 20), starts, strict=True))
@@ -541,12 +546,12 @@ def test_the_best_of_several_starts_goes_on(monkeypatch):
 def test_a_long_fit_is_tried_from_several_starts_and_another_is_not():
     sampler, config = slanted_sampler((9, 8, 7)), field_net().config
     recipe = Recipe(n_passes=5000, batch=504, lr=2e-3)
-    assert len(new_fit(config, sampler, recipe, seed=0).rivals) == 2
+    assert len(new_fit(config, sampler, recipe, seed=0).other_starts) == 2
     for change in ({"n_passes": 4999}, {"schedule": "step"}, {"max_seconds": 60.0}):
-        assert not new_fit(config, sampler, dataclasses.replace(recipe, **change), seed=0).rivals
-    assert not new_fit(SirenConfig(25), sampler, recipe, seed=0).rivals
+        assert not new_fit(config, sampler, dataclasses.replace(recipe, **change), seed=0).other_starts
+    assert not new_fit(SirenConfig(25), sampler, recipe, seed=0).other_starts
     fits = [new_fit(config, sampler, recipe, seed=seed) for seed in (0, 0, 1)]
-    drawn = [[fit.net.state_dict(), *fit.rivals] for fit in fits]
+    drawn = [[fit.net.state_dict(), *fit.other_starts] for fit in fits]
     assert all(distance(a, b) == 0 for a, b in zip(*drawn[:2], strict=True))
     assert all(distance(a, b) > 0.01 for a, b in itertools.combinations([*drawn[0], *drawn[2]], 2))
 
@@ -589,24 +594,24 @@ def test_an_interrupted_fit_ends_in_its_best_state(monkeypatch):
     running, weights = Fit(field_net(), slanted_sampler(), Recipe(n_passes=20, batch=16, lr=2e-3), seed=0), {}
 
     def on_step(fit):
-        weights[fit.step] = fit.averaged.clone()
+        weights[fit.step] = fit.trained.averaged_weights.clone()
         if fit.step == 17:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         running.run(on_step)
     assert running.step == 10 and running.loss == 0.01
-    assert torch.equal(running.averaged, weights[10])
+    assert torch.equal(running.trained.averaged_weights, weights[10])
 
 
 def test_a_new_fit_has_networks_of_shorter_waves_to_fall_back_on():
     """Of twice and four times the frequency; none where the first layer is drawn at random."""
     sampler, recipe = slanted_sampler((7, 6, 5)), Recipe(n_passes=3, batch=60, lr=1e-3)
     running = new_fit(SirenConfig(16, 4), sampler, recipe, seed=0)
-    networks = [running.net.state_dict(), *running.fallbacks]
+    networks = [running.net.state_dict(), *running.short_wave_starts]
     highest = [30 * float(state["net_layers.0.linear.weight"].abs().max()) for state in networks]
     assert highest == pytest.approx([HIGHEST_WAVE, 2 * HIGHEST_WAVE, 4 * HIGHEST_WAVE], rel=1e-4)
-    assert not new_fit(SirenConfig(16, 4), sampler, recipe, seed=0, first_omega=30.0).fallbacks
+    assert not new_fit(SirenConfig(16, 4), sampler, recipe, seed=0, first_omega=30.0).short_wave_starts
 
 
 @pytest.mark.slow
@@ -617,7 +622,7 @@ def test_a_fit_of_fine_waves_is_better_than_a_constant():
     runs = [new_fit(SirenConfig(16, 4), sampler, Recipe(n_passes=150, batch=1000, lr=6e-3), seed) for seed in range(5)]
     for running in runs:
         running.run()
-    assert np.median([float(mean_squares(running.average, sampler)) for running in runs]) < 0.8 * sampler.variance
+    assert np.median([float(mean_squares(running.averaged_net, sampler)) for running in runs]) < 0.8 * sampler.variance
 
 
 @pytest.mark.parametrize("n_passes", [1, 3])
@@ -633,7 +638,7 @@ def test_a_hopeless_rate_leaves_a_finite_network(optimizer, n_passes):
     net = field_net()
     running = Fit(net, slanted_sampler(), Recipe(n_passes=n_passes, batch=16, lr=1e30, optimizer=optimizer), seed=0)
     running.run()
-    assert all(torch.isfinite(p).all() for p in running.average.parameters())
+    assert all(torch.isfinite(p).all() for p in running.averaged_net.parameters())
 
 
 def test_the_average_is_over_the_latest_50_steps():
@@ -642,10 +647,10 @@ def test_the_average_is_over_the_latest_50_steps():
 
     def on_step(fit):
         part = max(1 / 50, 10 / (9 + fit.step))
-        latest = fit.weights.double()
+        latest = fit.trained.weights.double()
         expected[:] = [(1 - part) * expected[0] + part * latest] if expected else [latest]
         if fit.step in (30, 800):
-            torch.testing.assert_close(fit.averaged.double(), expected[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(fit.trained.averaged_weights.double(), expected[0], rtol=1e-4, atol=1e-5)
 
     running.run(on_step)
     assert running.step == 800
@@ -659,5 +664,5 @@ def test_the_average_is_better_than_the_latest_network_while_the_rate_is_high():
         net = field_net(seed)
         running = Fit(net, sampler, Recipe(n_passes=60, batch=32, lr=1e-2), seed=seed)
         running.run(lambda fit: fit.progress > 0.3)
-        ratios.append(float(mean_squares(running.average, sampler)) / float(mean_squares(net, sampler)))
+        ratios.append(float(mean_squares(running.averaged_net, sampler)) / float(mean_squares(net, sampler)))
     assert np.median(ratios) < 1

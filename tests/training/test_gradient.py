@@ -29,14 +29,14 @@ def test_squared_error_has_the_gradient_of_autograd(
     squares = (net(x) - values).square().mean(1)
     expected = (squares if sample_weights is None else squares * sample_weights).mean()
     gradients = torch.autograd.grad(expected, list(net.parameters()))
-    squared_error = LossGradient(net, 20, n_threads=n_threads)
+    loss_gradient = LossGradient(net, 20, n_threads=n_threads)
     for _ in range(2):  # the buffers of the first call do not show in the second
-        found = squared_error(x, values, sample_weights)
+        found = loss_gradient(x, values, sample_weights)
         assert found.item() == pytest.approx(expected.item(), rel=1e-12)
-        torch.testing.assert_close(squared_error.squares, squares, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(loss_gradient.squares, squares, rtol=1e-9, atol=1e-12)
         for (name, p), gradient in zip(net.named_parameters(), gradients, strict=True):
             torch.testing.assert_close(p.grad, gradient, rtol=1e-9, atol=1e-12, msg=name)
-        squared_error(-x[:5], values[:5])
+        loss_gradient(-x[:5], values[:5])
 
 
 @pytest.mark.parametrize("xp", [np, torch])
@@ -53,9 +53,9 @@ def test_the_error_is_that_of_the_clipped_output(xp, monkeypatch):
     assert is_right.sum() > 50 and ((y.abs() > 1) & ~is_right).sum() > 50 and (y.abs() < 1).sum() > 50
     squares = torch.where(is_right, 0.0, (y - values).square()).mean(1)
     gradients = torch.autograd.grad(squares.mean(), list(net.parameters()))
-    squared_error = LossGradient(net, 500, is_clipped=True)
-    assert squared_error(x, values).item() == pytest.approx(squares.mean().item(), rel=1e-12)
-    torch.testing.assert_close(squared_error.squares, squares, rtol=1e-9, atol=1e-12)
+    loss_gradient = LossGradient(net, 500, is_clipped=True)
+    assert loss_gradient(x, values).item() == pytest.approx(squares.mean().item(), rel=1e-12)
+    torch.testing.assert_close(loss_gradient.squares, squares, rtol=1e-9, atol=1e-12)
     for p, gradient in zip(net.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, gradient, rtol=1e-9, atol=1e-12)
 

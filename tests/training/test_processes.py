@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 import train, utils
 from cli import console
-from training import fitting, long_runs, processes
+from training import fitting, long_runs, processes, recipe
 console.PLAIN_PROGRESS_SECONDS = 0.5
 processes.FIRST_SPEAKS = 0.5
 
@@ -48,17 +48,17 @@ def started(case, rank, n_ranks, flags):
     processes.TIMEOUT, utils.BOX_VALUES = datetime.timedelta(seconds=60), 100
     told = {{}}
 
-    def average(vector, weight, average=processes.average):
+    def average(vector, weight, average=processes.average_over_processes):
         average(vector, weight)
         told.setdefault("gradient", vector.clone())
 
-    def run_to_target(fit, *rest, run=long_runs.run_to_target):
+    def run_to_target(fit, *rest, run=train.run_to_target):
         history = run(fit, *rest)
-        told.update(step=fit.step, n_steps=fit.n_steps, weights=fit.weights, errors=fit.errors)
+        told.update(step=fit.step, n_steps=fit.n_steps, weights=fit.trained.weights, errors=fit.errors)
         torch.save(told, f"{{case}}.{{rank}}.pt")
         return history
 
-    processes.average, long_runs.run_to_target = average, run_to_target
+    processes.average_over_processes, train.run_to_target = average, run_to_target
     spoil(case, rank)
     sys.argv = ["train.py", "--n_layers", "2", "--volume", "volume.npy", "--network", f"{{case}}.pth",
                 "--config", f"{{case}}.json", *map(str, flags)]
@@ -76,7 +76,7 @@ def started(case, rank, n_ranks, flags):
 def spoil(case, rank):
     "What one process finds, or does, otherwise than the other."
     if case == "target":  # its losses, of which only the first process's count
-        fitting.CHECK_STEPS = 5
+        fitting.CHECK_STEPS = recipe.CHECK_STEPS = 5
         fitting.Fit._judge = lambda fit, judge=fitting.Fit._judge: judge(fit) * (1 + 30 * rank)
     if case == "timed":  # its time
         ticks = itertools.count()

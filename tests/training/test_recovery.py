@@ -57,9 +57,9 @@ def test_a_fit_that_stays_at_a_constant_collapsed():
 
 
 def test_a_fit_that_stays_at_a_constant_tries_shorter_waves_first():
-    found, seen = actions_of([0.5] * 6, n_fallbacks=2)
+    found, seen = actions_of([0.5] * 6, n_short_wave_starts=2)
     assert found[2:] == [Action.SHORTER_WAVES] * 2 + [Action.START] * 2
-    assert (seen.n_recoveries, seen.n_halvings, seen.n_fallbacks) == (4, 2, 0)
+    assert (seen.n_recoveries, seen.n_halvings, seen.n_short_wave_starts) == (4, 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,9 @@ def test_a_fit_that_may_still_learn_has_not_collapsed(losses, n_steps):
 
 def test_a_fit_that_was_good_has_diverged_not_collapsed():
     """One that comes from 0.01 to a constant goes back to what it was, not to the start."""
-    found, seen = actions_of([0.1, 0.1, 0.01, 0.5, 0.5], n_fallbacks=2)
+    found, seen = actions_of([0.1, 0.1, 0.01, 0.5, 0.5], n_short_wave_starts=2)
     assert found == [Action.GO_ON] * 3 + [Action.BEST] * 2
-    assert (seen.n_fallbacks, seen.n_halvings, seen.best_loss) == (2, 2, 0.01)
+    assert (seen.n_short_wave_starts, seen.n_halvings, seen.best_loss) == (2, 2, 0.01)
 
 
 def test_a_schedule_of_steps_may_stall():
@@ -98,19 +98,19 @@ def test_after_the_last_recovery_a_fit_goes_on_whatever_happens():
 
 def test_the_brief_fit_is_tried_from_every_start():
     """Each trial is judged at its end; nothing counts as a divergence before that. Then the best one goes on."""
-    seen, found = Recovery(CONSTANT, brief_steps=200, n_rivals=2), []
+    seen, found = Recovery(CONSTANT, brief_steps=200, n_other_starts=2), []
     for losses in ([0.4, 0.2], [math.nan, 0.1], [1e-6, 0.3]):
         found += [seen.judge(CONSTANT, loss, step, step / 1000) for step, loss in zip((100, 200), losses, strict=True)]
     assert found == [Action.GO_ON, Action.NEXT_START, Action.GO_ON, Action.NEXT_START, Action.GO_ON, Action.BEST]
     assert not seen.is_on_trial and seen.n_recoveries == 0
 
 
-@pytest.mark.parametrize("n_rivals", [0, 1])
-def test_what_is_worse_after_the_brief_fit_has_not_diverged(n_rivals):
+@pytest.mark.parametrize("n_other_starts", [0, 1])
+def test_what_is_worse_after_the_brief_fit_has_not_diverged(n_other_starts):
     """The rate is high again then."""
-    seen = Recovery(CONSTANT, brief_steps=200, n_rivals=n_rivals)
-    ends = [seen.judge(0.1, 1e-4, 200, 0.05) for _ in range(n_rivals + 1)]
-    assert ends == [Action.GO_ON] if n_rivals == 0 else [Action.NEXT_START, Action.BEST]
+    seen = Recovery(CONSTANT, brief_steps=200, n_other_starts=n_other_starts)
+    ends = [seen.judge(0.1, 1e-4, 200, 0.05) for _ in range(n_other_starts + 1)]
+    assert ends == [Action.GO_ON] if n_other_starts == 0 else [Action.NEXT_START, Action.BEST]
     assert seen.judge(1e-4, 0.1, 300, 0.1) is Action.GO_ON
     assert seen.judge(0.1, 1e-3, 400, 0.2) is Action.GO_ON
     assert seen.judge(1e-3, 0.1, 500, 0.3) is Action.BEST
@@ -118,10 +118,10 @@ def test_what_is_worse_after_the_brief_fit_has_not_diverged(n_rivals):
 
 def test_a_state_continues_to_the_same_decisions():
     losses = [0.4, 0.5, 0.5, 1e-3, 0.5, 0.5, 0.5, 1e-6, 1.0]
-    whole, _ = actions_of(losses, n_fallbacks=1)
+    whole, _ = actions_of(losses, n_short_wave_starts=1)
     for cut in range(1, len(losses)):
-        _, first = actions_of(losses[:cut], n_fallbacks=1)
-        second = Recovery(CONSTANT, n_fallbacks=1)
+        _, first = actions_of(losses[:cut], n_short_wave_starts=1)
+        second = Recovery(CONSTANT, n_short_wave_starts=1)
         second.load_state_dict(first.state_dict() | {"other": 1})
         rest = [
             second.judge(losses[i - 1], losses[i], (i + 1) * CHECK, (i + 1) * CHECK / 1000)

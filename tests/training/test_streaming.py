@@ -15,7 +15,7 @@ from helpers.scripts import WELL, compress, decompress, error_of, listing, resul
 from helpers.volumes import slanted
 
 import utils
-from field import metrics
+from field import metrics, output
 from field.metrics import compare, measured_boxes
 from field.neural_field import NeuralField
 from formats import slabs
@@ -182,14 +182,14 @@ def test_a_checkpoint_of_a_streamed_volume(small, volume_file, tmp_path, monkeyp
     """It continues, in the midst of a pass, to the same result, and knows its volume, whose checksum is taken once."""
     import train as script
 
-    save, taken = long_runs.save_checkpoint, []
+    save, taken = long_runs.Checkpoint.save, []
 
-    def save_once(opt, fit) -> None:
+    def save_once(checkpoint, fit) -> None:
         if fit.step == 95 and not taken:
             taken.append(fit.step)
-            save(opt, fit)
+            save(checkpoint, fit)
 
-    monkeypatch.setattr(long_runs, "save_checkpoint", save_once)
+    monkeypatch.setattr(long_runs.Checkpoint, "save", save_once)
     sums, property_ = [], StreamingSampler.crc32
     counted = functools.cached_property(lambda sampler: sums.append(sampler) or property_.func(sampler))
     counted.__set_name__(StreamingSampler, "crc32")
@@ -227,7 +227,7 @@ def test_training_needs_a_fraction_of_the_volumes_memory(n_files, tmp_path, monk
         (streaming, "BUFFER", 1 << 12),
         (streaming, "KEPT", 1 << 11),
         (streaming, "STRETCH", 1 << 6),
-        (streaming, "PROBED_STRETCHES", 1 << 6),
+        (streaming, "JUDGING_STRETCHES", 1 << 6),
         (metrics, "MEASURED_WHOLE", 0),
         (metrics, "MEASURED_VOXELS", 1 << 12),
         (utils, "BOX_VALUES", 1 << 12),
@@ -259,7 +259,7 @@ def test_decoding_needs_a_fraction_of_the_volumes_memory(tmp_path, monkeypatch, 
     from field import neural_field
 
     for module, name, value in (
-        (script, "IN_MEMORY", 1 << 16),
+        (output, "IN_MEMORY", 1 << 16),
         (slabs, "SLAB_BYTES", 1 << 16),
         (utils, "BOX_VALUES", 1 << 12),
         (neural_field, "MASK_POSITIONS", 1 << 12),
@@ -312,7 +312,7 @@ def test_a_large_volume_is_decoded_slab_by_slab(tmp_path, monkeypatch, capsys, r
         return listing(tmp_path / folder), figures
 
     expected = written("whole")
-    monkeypatch.setattr(script, "IN_MEMORY", 0)
+    monkeypatch.setattr(output, "IN_MEMORY", 0)
     monkeypatch.setattr(slabs, "SLAB_BYTES", 200)
     monkeypatch.setattr(utils, "BOX_VALUES", 50)
     monkeypatch.setattr(NeuralField, "on_grid", watched)

@@ -1,0 +1,124 @@
+"""A field on a grid -> files: a file, or one a step of a series; in memory, or slab by slab where it is large."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+
+from cli import console
+from cli.files import atomic_write, check_space
+from field.neural_field import NeuralField
+from formats.arrays import LazyArray
+from formats.common import suffix_of
+from formats.series import collection, collection_path, step_path
+from formats.writing import least_bytes, output_files, write_volume
+from utils import Grid, UserError, Volume
+
+IN_MEMORY = 1 << 27  # values of a file, gradients included: what is larger is evaluated and written slab by slab
+OnValues = Callable[[Grid, np.ndarray | LazyArray], None]
+
+
+class Output(NamedTuple):
+    """What is written of a field.
+
+    path: of the file, or the name from which those of the steps follow. grid: the positions. is_one_time: whether a
+    single time of a series is asked for. as_float: integers unrounded. with_gradient: an array of it, too.
+    """
+
+    path: str
+    grid: Grid
+    is_one_time: bool = False
+    as_float: bool = False
+    with_gradient: bool = False
+
+    @property
+    def is_by_step(self) -> bool:
+        """Whether each file holds one time of a series."""
+        return len(self.grid.shape) == 4 and (self.is_one_time or suffix_of(self.path) != ".npy")
+
+    def named(self, field: NeuralField) -> tuple[Output, list[str]]:
+        """The same under the name that the file will have, and the files that will lie beside it."""
+        shape = self.grid.shape[self.is_by_step :]
+        path, *beside = output_files(self.path, shape, field.dtype(self.as_float), field.header.n_components)
+        return self._replace(path=path), beside
+
+    def grids(self) -> dict[str, Grid]:
+        """The files of values and the positions of each. Raises UserError for a series in a format of one volume."""
+        if self.is_one_time or not self.is_by_step:
+            return {self.path: self.grid}
+        if suffix_of(self.path) != ".vti":
+            raise UserError(f"{self.path}: a time series is written as .vti or .npy; --time T writes one of its times")
+        times, *space = self.grid.axes
+        return {step_path(self.path, int(t)): Grid((times[k : k + 1], *space)) for k, t in enumerate(times)}
+
+    def files(self) -> list[str]:
+        """All files of values, and the collection that names them, the one to open last."""
+        grids = self.grids()
+        return [*grids] if self.path in grids else [*grids, collection_path(self.path)]
+
+
+def write_output(
+    output: Output, field: NeuralField, source: str, on_values: OnValues | None, stack: contextlib.ExitStack
+) -> None:
+    """Evaluate a field and write its files. Raises UserError where the disk has no place for them.
+
+    source: the name of the field's file. on_values: is told the values on each grid. stack: at whose end the files take
+    their names, all or none.
+    """
+    grids, times, n_done = output.grids(), {}, 0
+    shape = next(iter(grids.values())).shape
+    n_points = math.prod(shape) * len(grids)
+    n_arrays = field.header.n_components * (1 + len(field.shape) * output.with_gradient)
+    n_bytes = n_points * n_arrays * field.dtype(output.as_float).itemsize
+    check_space(output.path, least_bytes(output.path, n_bytes), f"{source}: its volume of shape {shape}")
+    is_large = math.prod(shape) * n_arrays > IN_MEMORY
+    evaluated = _slab_by_slab if is_large else lambda evaluate, grid: evaluate(grid)
+    # Large ones are evaluated anew to be compared.
+    n_evaluations = 1 + output.with_gradient + bool(is_large and on_values)
+    with console.Progress("decoding") as progress:
+
+        def counted(evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray:
+            nonlocal n_done
+            size = math.prod(grid.shape)
+            result = evaluate(
+                grid, on_progress=lambda done: progress.update((n_done + done * size) / n_points / n_evaluations)
+            )
+            n_done += size
+            return result
+
+        def write(path: str, grid: Grid) -> None:  # a function, at whose end the arrays are let go of
+            array = evaluated(partial(counted, partial(field.on_grid, as_float=output.as_float)), grid)
+            if on_values:
+                on_values(grid, array)
+            volume, extra = Volume(array, grid.geometry(field.header.geometry)), {}
+            if output.with_gradient:
+                gradient = evaluated(partial(counted, field.gradient_on_grid), grid)
+                extra[f"{volume.geometry.name}_gradient"] = _in_space(gradient[0]) if output.is_by_step else gradient
+            if output.is_by_step:
+                times[path] = volume.geometry.origin[0]
+                volume = volume.at_step()
+            write_volume(path, volume, extra, stack)
+
+        for path, grid in grids.items():
+            write(path, grid)
+        if output.path not in grids:
+            with open(stack.enter_context(atomic_write(collection_path(output.path))), "wb") as file:
+                file.write(collection(times))
+
+
+def _slab_by_slab(evaluate: Callable[[Grid], np.ndarray], grid: Grid) -> LazyArray:
+    """What `evaluate` gives on a grid, box by box, whenever it is asked for."""
+    like = evaluate(grid.part((slice(0, 1),) * len(grid.shape)))
+    return LazyArray((*grid.shape, *like.shape[len(grid.shape) :]), like.dtype, lambda box: evaluate(grid.part(box)))
+
+
+def _in_space(gradient: np.ndarray | LazyArray) -> np.ndarray | LazyArray:
+    """A gradient without its derivative by time."""
+    if isinstance(gradient, np.ndarray):
+        return gradient[..., 1:]
+    return LazyArray((*gradient.shape[:-1], 3), gradient.dtype, lambda box: gradient[box][..., 1:])

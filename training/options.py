@@ -1,0 +1,201 @@
+"""The options of train.py: its flags, and the network and the recipe that they ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from cli.arguments import (
+    ArgumentGroup,
+    ArgumentParser,
+    Options,
+    add_volume_arguments,
+    fill_text,
+    integer_from,
+    interval,
+    number_from,
+)
+from field.blob import BlobError, check_network
+from siren import SirenConfig, neurons_for_budget
+from training.recipe import BATCH, Recipe, default_recipe
+from utils import UserError, VolumeHeader
+
+
+def build_parser() -> ArgumentParser:
+    """The command line of train.py."""
+    parser = ArgumentParser(
+        "Fit a network to a volume: writes its weights (thenet.pth) and its configuration (thenet.json)."
+    )
+    add_input_and_output(parser.add_argument_group("input and output"))
+    add_network(parser.add_argument_group("network"))
+    add_optimisation(parser.add_argument_group("optimisation"))
+    group = parser.add_argument_group("long runs")
+    group.add_argument("--checkpoint", help="file to write the state of the run to, every minute")
+    group.add_argument(
+        "--resume", action="store_true", default=False, help="continue from --checkpoint, to the same result"
+    )
+    parser.add_device_arguments()
+    return parser
+
+
+def add_input_and_output(group: ArgumentGroup) -> None:
+    """--volume, how to read it, and the files to write."""
+    group.add_argument(
+        "--volume",
+        required=True,
+        help="volume to fit: .npy .raw .vti .vtk .vtkhdf .mhd .mha .nrrd .nhdr .nii .nii.gz .tif, or a folder of DICOM "
+        "slices; axis 0 is x. Of a time series an array [t, x, y, z], or the files of its steps as a quoted pattern, "
+        "'run/*.vti', which are taken in natural order",
+    )
+    add_volume_arguments(group)
+    group.add_argument(
+        "--fill",
+        type=fill_text,
+        metavar="VALUE",
+        help="the value of missing voxels, a number (after NIfTI's and DICOM's scaling) or nan: they are left out and "
+        "come back as they are",
+    )
+    group.add_argument(
+        "--clip",
+        type=interval,
+        metavar="LO,HI",
+        help="clip the values, of every component, to this interval first, where a few outliers would ruin their range",
+    )
+    group.add_argument("--network", default="thenet.pth", help="file to write the weights to")
+    group.add_argument("--config", default="thenet.json", help="file to write the configuration to")
+    group.add_argument(
+        "--enable-vol-debug",
+        dest="vol_debug",
+        action="store_true",
+        default=False,
+        help="write the volume and the network's version of it, gt.vti and vol.vti, beside the network",
+    )
+    group.add_argument("--disable-vol-debug", dest="vol_debug", action="store_false", help="do not (default)")
+    group.add_argument(
+        "--plot",
+        metavar="FILE.png",
+        help="picture to write too: the PSNR over seconds and over passes; after --resume from there on",
+    )
+
+
+def add_network(group: ArgumentGroup) -> None:
+    """What the network looks like."""
+    group.add_argument(
+        "--compression_ratio", type=number_from(0, exclusive=True), default=50.0, help="voxels / network parameters"
+    )
+    group.add_argument("--n_layers", type=integer_from(1, 255), default=8, help="sine layers")
+    group.add_argument(
+        "--w0",
+        type=number_from(0, 1e6, exclusive=True),
+        help="frequency of a first layer that starts at random, as the original's with 30 "
+        "(default: it starts as waves along the axes)",
+    )
+    group.add_argument(
+        "--is-residual", dest="is_residual", action="store_true", default=True, help="residual blocks (default)"
+    )
+    group.add_argument("--not-residual", dest="is_residual", action="store_false", help="plain sine layers")
+    group.add_argument(
+        "--d_in",
+        type=integer_from(1, 4),
+        help="number of grid axes of the volume, 4 for a time series (default: 4 for a pattern, and for a .npy array "
+        "of 4 axes besides its components; else 3; needed where the last of 4 axes is of 2 to 4)",
+    )
+    group.add_argument(
+        "--d_out",
+        type=integer_from(1, 255),
+        help="values per voxel: length of the last axis when above 1 (default: those of the array in a .vti file, or "
+        "the length of the axis after those of --d_in)",
+    )
+
+
+def add_optimisation(group: ArgumentGroup) -> None:
+    """How it is trained, and how long."""
+    group.add_argument(
+        "--n_passes",
+        type=number_from(0, 1e6, exclusive=True),
+        help="samples / voxels (default: 32.8 million / voxels, 5 to 45, or 1,500 steps if more)",
+    )
+    group.add_argument("--batchSize", type=integer_from(1, 1 << 30), default=1024, help="batches of samples a step")
+    group.add_argument(
+        "--oversample",
+        type=integer_from(1, 1 << 30),
+        help="samples in each of those batches (default: 2; 1 with --max_seconds or few --n_passes)",
+    )
+    group.add_argument("--optimizer", choices=("muon", "adam"), default="muon", help="the original has adam")
+    group.add_argument(
+        "--lr",
+        type=number_from(0, 1e6, exclusive=True),
+        help="learning rate at its highest (default: 0.4 / (width x layers), of 2 layers at least; with adam half)",
+    )
+    group.add_argument(
+        "--schedule",
+        choices=("power", "step"),
+        help="how the learning rate falls: as (1 - progress)^2, or in steps as in the original, which also sees every "
+        "voxel once a pass, not more often where the error is large, and counts errors beyond the range "
+        "(default: power; step when --pass_decay or --lr_decay is given)",
+    )
+    group.add_argument(
+        "--pass_decay",
+        type=number_from(0, exclusive=True),
+        help="passes between the steps of --schedule step (default: 20)",
+    )
+    group.add_argument(
+        "--lr_decay",
+        type=number_from(0, 1, exclusive=True),
+        help="factor of each step of --schedule step (default: 0.2)",
+    )
+    group.add_argument(
+        "--grad_lambda",
+        type=number_from(0, 1e6),
+        default=0.0,
+        help="weight of the error of the gradient, in normalised coordinates; 0 leaves the term out",
+    )
+    group.add_argument(
+        "--seed", type=integer_from(0, 2**63 - 1), default=0, help="of the weights and the order of samples"
+    )
+    group.add_argument(
+        "--target_psnr",
+        type=number_from(0, exclusive=True),
+        help="end once the volume, clipped as by --clip, has this PSNR, in dB",
+    )
+    group.add_argument(
+        "--max_seconds", type=number_from(0, exclusive=True), help="train for this time, in place of --n_passes"
+    )
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """The options, the schedule settled."""
+    opt = build_parser().parse_args(argv)
+    has_step_flags = opt.pass_decay is not None or opt.lr_decay is not None
+    if has_step_flags and opt.schedule == "power":
+        raise UserError("--pass_decay and --lr_decay belong to --schedule step")
+    if opt.max_seconds is not None and opt.n_passes is not None:
+        raise UserError("give --n_passes or --max_seconds, not both")
+    if opt.resume and opt.checkpoint is None:
+        raise UserError("--resume needs the --checkpoint to continue from")
+    opt.schedule = opt.schedule or ("step" if has_step_flags else "power")
+    if opt.schedule == "step":
+        opt.pass_decay = 20.0 if opt.pass_decay is None else opt.pass_decay
+        opt.lr_decay = 0.2 if opt.lr_decay is None else opt.lr_decay
+    return Options(**vars(opt))
+
+
+def network_for(opt: Options, header: VolumeHeader) -> SirenConfig:
+    """The network that --compression_ratio asks for. Raises UserError for one that a blob cannot hold."""
+    fields = {"n_layers": opt.n_layers, "d_in": len(header.shape), "d_out": header.n_components}
+    fields |= {"is_residual": opt.is_residual}
+    config = SirenConfig(neurons_for_budget(header.n_voxels // opt.compression_ratio, **fields), **fields)
+    try:
+        check_network(dataclasses.asdict(config))
+    except BlobError as error:
+        raise UserError(f"--compression_ratio {opt.compression_ratio:g} gives a network with {error}") from None
+    return config
+
+
+def recipe_for(opt: Options, n_voxels: int, config: SirenConfig) -> Recipe:
+    """The recipe that the options ask for; what they leave open follows from the volume and the network."""
+    default = default_recipe(n_voxels, config, opt.optimizer, opt.n_passes, opt.max_seconds)
+    batch = opt.batchSize * (opt.oversample or 2 * default.batch // BATCH)
+    given = {"lr": opt.lr, "pass_decay": opt.pass_decay, "lr_decay": opt.lr_decay}
+    given = {name: value for name, value in given.items() if value is not None}
+    return dataclasses.replace(default, batch=batch, schedule=opt.schedule, grad_lambda=opt.grad_lambda, **given)

@@ -1,0 +1,93 @@
+"""How to fit: the recipe, its defaults, and the learning rate."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from siren import SirenConfig
+
+BATCH = 2048  # samples a step; fewer make noisier steps that are no faster, more take more passes to the same quality
+STEPS = 16_000  # steps of the default fit of a large volume
+MIN_PASSES, MAX_PASSES = 5, 45  # passes of the default fit; small volumes gain little from more
+MIN_STEPS = 1_500  # steps of the default fit of the smallest volumes, for which 45 passes are too few
+WARM_UP_STEPS = 50  # steps over which the learning rate rises
+BRIEF_FIT_SHARE = 0.03  # share of the steps that make a brief fit first: its rate falls to zero, its network is fair
+CHECK_STEPS = 100  # steps between two looks at the loss, which wait for the device
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How to fit.
+
+    n_passes: samples / voxels. batch: samples a step. optimizer: "muon" (for the hidden matrices; Adam for the rest) or
+    "adam". schedule: "power", lr (1 - progress)^2, after a brief fit of the same kind, or "step", lr times lr_decay
+    every pass_decay passes, as in the original scripts. grad_lambda: weight of the gradient term. max_seconds: when
+    given, progress is the part of that time gone by, and n_passes does not count.
+    """
+
+    n_passes: float
+    batch: int
+    lr: float
+    optimizer: str = "muon"
+    schedule: str = "power"
+    pass_decay: float = 20.0
+    lr_decay: float = 0.2
+    grad_lambda: float = 0.0
+    max_seconds: float | None = None
+
+    def count_steps(self, n_voxels: int) -> tuple[int, int]:
+        """Steps of the fit, and of the brief fit that it begins with: a multiple of CHECK_STEPS, 0 for a short fit."""
+        n_steps = math.ceil(self.n_passes * math.ceil(n_voxels / self.batch))
+        has_brief = self.schedule == "power" and self.max_seconds is None
+        return n_steps, round(BRIEF_FIT_SHARE * n_steps / CHECK_STEPS) * CHECK_STEPS if has_brief else 0
+
+    def rate(self, step: int, n_voxels: int, progress: float) -> float:
+        """The learning rate of a step. progress: the part of the fit that is done, 0 to 1."""
+        n_steps, n_brief = self.count_steps(n_voxels)
+        if self.schedule == "step":
+            n_passes = step / math.ceil(n_voxels / self.batch)
+            return self.lr * self.lr_decay ** (n_passes // self.pass_decay)
+        warm_up = WARM_UP_STEPS if self.max_seconds else min(WARM_UP_STEPS, max(n_steps / 5, 1.0))
+        if step < n_brief:
+            progress = step / n_brief
+        else:
+            step -= n_brief
+        return self.lr * min(1.0, (step + 1) / warm_up) * (1.0 - progress) ** 2
+
+    @property
+    def by_error(self) -> bool:
+        """Whether voxels are drawn more often where the error is large."""
+        return self.schedule == "power" and self.grad_lambda == 0
+
+
+def default_recipe(
+    n_voxels: int,
+    config: SirenConfig,
+    optimizer: str = "muon",
+    n_passes: float | None = None,
+    max_seconds: float | None = None,
+) -> Recipe:
+    """The recipe for a volume and a network, from what is known before the fit.
+
+    By default so many passes as make STEPS steps, but 5 to 45, or MIN_STEPS steps where these are more. The rate is the
+    highest that is safe: in a wider or deeper network the same change of every weight changes the output more. A fit
+    that is short, or may be, takes half the batch: there, steps count for more than gradients of little noise do.
+    """
+    if n_passes is None:
+        n_passes = min(max(round(STEPS * BATCH / n_voxels), MIN_PASSES), MAX_PASSES)
+        n_passes = max(n_passes, passes_for_min_steps(n_voxels))
+    is_short = max_seconds is not None or n_passes * math.ceil(n_voxels / BATCH) < MIN_STEPS
+    batch = BATCH // 2 if is_short else BATCH
+    rate = (0.4 if optimizer == "muon" else 0.2) / (config.n_neurons * max(config.n_layers, 2))
+    return Recipe(n_passes=n_passes, batch=batch, lr=rate, optimizer=optimizer, max_seconds=max_seconds)
+
+
+def passes_for_min_steps(n_voxels: int) -> int:
+    """The number of passes that makes MIN_STEPS steps."""
+    return math.ceil(MIN_STEPS / math.ceil(n_voxels / BATCH))
+
+
+def psnr_of(error: float) -> float:
+    """PSNR in dB of a mean squared error of normalised values, whose range is 2."""
+    return 10 * math.log10(4 / error) if error else math.inf
