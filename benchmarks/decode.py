@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from field.neural_field import CHUNK, NeuralField
+from field.evaluation import CHUNK
+from field.neural_field import NeuralField
 from siren import FieldNet, SirenConfig
 from utils import Geometry, VolumeHeader, voxel_grid
 

@@ -14,8 +14,9 @@ from helpers.networks import arrays, field_net, make_header
 from helpers.original import original_forward
 
 from field.blob import BlobError
+from field.evaluation import CHUNK
 from field.layers import parameter_shapes
-from field.neural_field import CHUNK, NeuralField
+from field.neural_field import NeuralField
 from utils import voxel_grid
 
 GEOMETRY = {"spacing": (0.5, 2.0, 1.25), "origin": (10.0, -4.0, 0.25)}

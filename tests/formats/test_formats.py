@@ -9,6 +9,7 @@ import itertools
 import re
 import struct
 import subprocess
+import sys
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -879,6 +880,15 @@ def test_dicom_of_slices_that_do_not_belong_together(tmp_path):
     assert "equal distances" in refusal(folder)
     (folder / "copy.dcm").unlink()
     assert read_volume(str(folder)).array.shape == (4, 3, 3)
+
+
+@pytest.mark.parametrize(("module", "packages"), [("pydicom", "pydicom"), ("tifffile", "tifffile imagecodecs")])
+def test_a_reader_that_is_not_installed(module, packages, tmp_path, monkeypatch):
+    """One line, with the way out."""
+    array = slanted(SHAPE).astype(np.uint16)
+    path = write_dicom(tmp_path, array) if module == "pydicom" else write_tiff(tmp_path, array)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert refusal(path).endswith(f": reading it needs {module}: pip install {packages}")
 
 
 def test_a_folder_without_slices(tmp_path):
