@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tifffile
 from helpers.scripts import compress, decompress, train
 from helpers.volumes import slanted
 from helpers.vtk import vtk_image, vtk_read, vtk_write
@@ -912,6 +913,23 @@ def test_tiff_keeps_its_rows_in_order(dtype, orientation, endian, tmp_path):
 def test_deflated_tiff(tmp_path):
     (tmp_path / "a.tif").write_bytes(tiff(slanted(SHAPE), packed=True))
     np.testing.assert_array_equal(read_volume(str(tmp_path / "a.tif")).array, slanted(SHAPE))
+
+
+@pytest.mark.parametrize("form", [{}, {"bigtiff": True}, {"tile": (16, 16)}, {"compression": "zlib"}], ids=str)
+def test_tiff_of_tifffile(form, tmp_path):
+    """Read as it is; cut short anywhere, refused or the same."""
+    array, path = slanted((20, 18, 3)), tmp_path / "a.tif"
+    tifffile.imwrite(path, array.T.copy(), photometric="minisblack", metadata=None, **form)
+    np.testing.assert_array_equal(read_volume(str(path)).array, array)
+    content = path.read_bytes()
+    messages = []
+    for length in range(100, len(content), len(content) // 20):
+        path.write_bytes(content[:length])
+        try:
+            np.testing.assert_array_equal(read_volume(str(path)).array, array)
+        except VolumeError as error:
+            messages.append(str(error))
+    assert len(messages) >= 18 and any("truncated" in message for message in messages)
 
 
 def test_tiff_that_vtk_would_misread(tmp_path):
