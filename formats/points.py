@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import warnings
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -13,7 +11,6 @@ from utils import UserError
 
 SUFFIXES = (".npy", ".csv")
 AXES = {1: "x", 2: "xy", 3: "xyz", 4: "txyz"}  # by their number
-LONGEST_SHOWN = 60  # characters of a line
 
 
 def points_path(path: str, points: str) -> str:
@@ -32,7 +29,7 @@ def points_path(path: str, points: str) -> str:
 def read_points(path: str, d_in: int) -> np.ndarray:
     """Positions (n, d_in), float64, from a .npy file of that shape or a .csv file of that many columns.
 
-    A .csv file may begin with a line of the axes' names, or of ParaView's, in any order. Raises UserError.
+    A .csv file may begin with a line of the axes' names, in any order. Raises UserError.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in SUFFIXES:
@@ -42,7 +39,7 @@ def read_points(path: str, d_in: int) -> np.ndarray:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except Exception as error:  # NumPy's parsers fail in many ways on a file that is no array
-        what = "lines of numbers" if suffix == ".csv" else "an array of NumPy's"
+        what = f"lines of {','.join(AXES[d_in])}" if suffix == ".csv" else "an array of NumPy's"
         raise UserError(f"{path}: expected {what}: {error}") from None
     if points.ndim != 2 or points.shape[1] != d_in or points.dtype.kind not in "iuf" or not len(points):
         raise UserError(f"{path}: expected numbers of shape (n, {d_in}), found {points.dtype} {points.shape}")
@@ -50,56 +47,22 @@ def read_points(path: str, d_in: int) -> np.ndarray:
 
 
 def _read_csv(path: str, d_in: int) -> np.ndarray:
-    """The numbers of a .csv file (n, d_in), in the order of the axes where its first line names these.
+    """The numbers of a .csv file (n, d_in), in the order of the axes where its first line names these in another one.
 
-    Raises ValueError that names the line.
+    Raises ValueError.
     """
     axes = list(AXES[d_in])
-    spellings = [axes] if "t" in axes else [axes, *([f"points{mark}{i}" for i in range(d_in)] for mark in ":_")]
     with open(path, encoding="utf-8-sig") as file:
-        names = [name.strip().lower() for name in _cells(file.readline().lstrip("# "))]  # NumPy writes them with a #
-        n_headers = 0 if not names or any(map(_is_number, names)) else 1
-        columns = next((spelling for spelling in spellings if sorted(spelling) == sorted(names)), None)
-        if n_headers and columns is None:
-            expected = f"the names {','.join(axes)}, in any order, or {d_in} numbers with commas between them"
-            raise ValueError(f"line 1: expected {expected}, found {_shortened(','.join(names))}")
-        if not n_headers:
+        names = [name.strip(' "').lower() for name in file.readline().lstrip("# ").strip().split(",")]
+        if sorted(names) != sorted(axes):  # they are numbers, or else refused as such
+            names = axes
             file.seek(0)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a file without numbers
-                table = np.loadtxt(file, delimiter=",", ndmin=2, quotechar='"')
-            if table.shape[1] != d_in:
-                raise ValueError("found none")
-        except ValueError as error:
-            file.seek(0)
-            raise ValueError(_first_wrong(file, n_headers, d_in) or error) from None
-    return table[:, [names.index(column) for column in columns]] if columns else table
-
-
-def _first_wrong(lines: Iterable[str], n_headers: int, d_in: int) -> str | None:
-    """What is wrong with the first line that is no position."""
-    for number, line in enumerate(lines, 1):
-        cells = _cells(line.partition("#")[0])
-        if number > n_headers and cells and not (len(cells) == d_in and all(map(_is_number, cells))):
-            return f"line {number}: expected {d_in} numbers with commas between them, found {_shortened(line.strip())}"
-    return None
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
-
-
-def _cells(line: str) -> list[str]:
-    return next(csv.reader([line], skipinitialspace=True), [])
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a file without numbers
+            table = np.loadtxt(file, delimiter=",", ndmin=2, quotechar='"', comments=None)
+    if table.shape[1] != d_in:
+        raise ValueError(f"found {table.shape[1]} numbers a line, not {d_in}" if table.size else "found none")
+    return table[:, [names.index(axis) for axis in axes]]
 
 
 def write_points(

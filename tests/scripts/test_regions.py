@@ -240,8 +240,6 @@ def test_points_outside(blob, tmp_path, capsys):
         ("z,y,x", (2, 1, 0)),
         ('"Y", "x" ,z', (1, 0, 2)),
         ("# y,z,x", (1, 2, 0)),
-        ('"Points:0","Points:1","Points:2"', (0, 1, 2)),
-        ("Points_2,Points_0,Points_1", (2, 0, 1)),
         ("", (0, 1, 2)),
     ],
 )
@@ -259,12 +257,7 @@ def test_columns_of_a_series_are_those_that_it_names(tmp_path):
     np.testing.assert_array_equal(found, NeuralField.open(tmp_path / "blob").at([[1.5, 5, 4, 2]]))
     (tmp_path / "p.csv").write_text("time,x,y,z\n1,2,2,2\n")
     said = error_of(net_decompress.main, "--compressed", tmp_path / "blob", "--points", tmp_path / "p.csv")
-    wanted = "expected the names t,x,y,z, in any order, or 4 numbers with commas between them, found time,x,y,z"
-    assert f"p.csv: expected lines of numbers: line 1: {wanted}" in said
-
-
-WANTED = "expected 3 numbers with commas between them, found"
-NAMES = "line 1: expected the names x,y,z, in any order, or 3 numbers with commas between them, found"
+    assert "p.csv: expected lines of t,x,y,z: could not convert string 'time' to float64 at row 0" in said
 
 
 @pytest.mark.parametrize(
@@ -272,23 +265,17 @@ NAMES = "line 1: expected the names x,y,z, in any order, or 3 numbers with comma
     [
         ("p.npy", b"no array", "expected an array of NumPy's: the magic string is not correct"),
         ("p.npy", b"", "expected an array of NumPy's: EOF"),
-        ("p.csv", b"x,y,z\n1,2\n", f"line 2: {WANTED} 1,2"),
-        ("p.csv", b"x,y,z\n1,2,three\n", f"line 2: {WANTED} 1,2,three"),
-        ("p.csv", b"1,2,three\n1,2,3\n", f"line 1: {WANTED} 1,2,three"),
-        ("p.csv", b"1,2,3\n\n1,2,3\n1,2,3,4\n", f"line 4: {WANTED} 1,2,3,4"),
-        ("p.csv", b"x;y;z\n1;2;3\n", f"{NAMES} x;y;z"),
-        ("p.csv", b"1 2 3\n4 5 6\n", f"{NAMES} 1 2 3"),
-        ("p.csv", b"pos_z,pos_y,pos_x\n1,2,3\n", f"{NAMES} pos_z,pos_y,pos_x"),
-        ("p.csv", b"a,b,c\n1,2,3\n", f"{NAMES} a,b,c"),
-        ("p.csv", b"# from a survey\n1,2,3\n", f"{NAMES} from a survey"),
-        ("p.csv", b"Points:0,Points_1,Points:2\n1,2,3\n", f"{NAMES} points:0,points_1,points:2"),
-        ("p.csv", b"a" * 99 + b"\n1,2,3\n", f"{NAMES} {'a' * 60}..."),
-        ("p.csv", b"x,y,z\n1 2 " + b"3" * 99, f"line 2: {WANTED} 1 2 {'3' * 56}..."),
-        ("p.csv", b"x,y,y\n1,2,3\n", f"{NAMES} x,y,y"),
-        ("p.csv", b"t,x,y,z\n1,2,3,4\n", f"{NAMES} t,x,y,z"),
-        ("p.csv", b"x,y,z\n", "expected lines of numbers: found none"),
-        ("p.csv", b"", "expected lines of numbers: found none"),
-        ("p.csv", b"\xff\xfe\x00", "expected lines of numbers: 'utf-8' codec"),
+        ("p.csv", b"x,y,z\n1,2\n", "expected lines of x,y,z: found 2 numbers a line, not 3"),
+        ("p.csv", b"x,y,z\n1,2,three\n", "could not convert string 'three' to float64 at row 0"),
+        ("p.csv", b"1,2,3\n\n1,2,3\n1,2,3,4\n", "changed from 3 to 4 at row 3"),
+        ("p.csv", b"x;y;z\n1;2;3\n", "could not convert string 'x;y;z'"),
+        ("p.csv", b"1 2 3\n4 5 6\n", "could not convert string '1 2 3'"),
+        ("p.csv", b"a,b,c\n1,2,3\n", "could not convert string 'a'"),
+        ("p.csv", b"x,y,y\n1,2,3\n", "could not convert string 'x'"),
+        ("p.csv", b"t,x,y,z\n1,2,3,4\n", "could not convert string 't'"),
+        ("p.csv", b"x,y,z\n", "expected lines of x,y,z: found none"),
+        ("p.csv", b"", "expected lines of x,y,z: found none"),
+        ("p.csv", b"\xff\xfe\x00", "expected lines of x,y,z: 'utf-8' codec"),
         ("p.npy", None, "cannot be read: No such file"),
         ("p.csv", None, "cannot be read: No such file"),
         ("p.txt", b"1,2,3\n", "expected positions in a file whose name ends in .npy or .csv"),
