@@ -51,8 +51,8 @@ def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
     flat = sampler.shuffled(0, 0)[:batch]
     x, values = sampler.samples(flat)
     fit = fitting.Fit(net, sampler, default_recipe(sampler.n_voxels, net.config), seed=0)
-    squared_error = LossGradient(net, batch, n_threads=n_threads)
-    fit.squared_error, fit.density = squared_error, sampler.density(fit.errors)
+    loss_gradient = LossGradient(net, batch, n_threads=n_threads)
+    fit.loss_gradient, fit.density = loss_gradient, sampler.density(fit.errors)
 
     def autograd() -> None:
         net.zero_grad()
@@ -72,7 +72,7 @@ def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
         "matrix products": n_hidden * products,
         "sines": n_sines * median_seconds(lambda: np.sin(z, out=h[:-1])),
         "cosines": n_sines * median_seconds(lambda: np.cos(z, out=h[:-1])),
-        "gradient": median_seconds(lambda: squared_error(x, values)),
+        "gradient": median_seconds(lambda: loss_gradient(x, values)),
         "autograd": median_seconds(autograd),
         "step": median_seconds(lambda: fit._take_step(flat)),
     }

@@ -1,0 +1,50 @@
+"""The benchmarks run, on the least there is; what they measure is nothing that a test could know."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import numpy as np
+import pytest
+from helpers.scripts import ROOT
+from helpers.volumes import slanted
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """Run the `main` of a benchmark with these arguments, each measurement once and briefly."""
+
+    def run(name: str, *arguments: object) -> None:
+        monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+        module = importlib.import_module(name)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        if hasattr(module, "REPEATS"):
+            monkeypatch.setattr(module, "REPEATS", 1)
+        if hasattr(module, "median_seconds"):
+            once = module.median_seconds
+            monkeypatch.setattr(module, "median_seconds", lambda work, seconds=0.0: once(work, 0.0))
+        module.main(*([sys.argv[1:]] if module.main.__code__.co_argcount else []))
+        for other in (name, "inputs"):
+            sys.modules.pop(other, None)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("step", ("--widths", 16, "--batch", 64)),
+        ("decode", ("--widths", 16, "--side", 32, "--repeats", 1)),
+        ("coder", ("--parameters", 5000, "--bits", 4)),
+        ("knobs", ("volume.npy", "--ratios", 1e9)),
+        ("time_series", ("series.npy", "--ratios", 1e9)),
+        ("robustness", ("volume.npy", "--seeds", 1)),
+    ],
+)
+def test_a_benchmark_prints_a_table(name, arguments, benchmark, tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "volume.npy", slanted((6, 5, 4)))
+    np.save(tmp_path / "series.npy", slanted((2, 6, 5, 4)))
+    monkeypatch.chdir(tmp_path)
+    benchmark(name, *arguments)
+    assert len(capsys.readouterr().out.splitlines()) >= 3
