@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # which python -P and -I leave out
-from cli import console  # before the others: answers Ctrl-C while they load
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # python -P and -I leave this folder out
+from cli import console  # first, to handle Ctrl-C while the other modules load
 
 # isort: split
 import contextlib
@@ -45,7 +45,7 @@ def build_parser() -> arguments.ArgumentParser:
 
 
 def add_input_and_output(group: arguments.ArgumentGroup) -> None:
-    """The blob, the volume to compare with, and the files to write."""
+    """Add the options for the blob, for the volume to compare with, and for the files to write."""
     group.add_argument("--compressed", required=True, help="blob that net_compress.py wrote")
     group.add_argument(
         "--recon",
@@ -71,7 +71,7 @@ def add_input_and_output(group: arguments.ArgumentGroup) -> None:
 
 
 def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
-    """Which part of the field, at which positions."""
+    """Add the options that choose the part of the field and the positions."""
     group.add_argument(
         "--roi",
         type=arguments.roi,
@@ -113,10 +113,10 @@ def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
 
 
 def parse(argv: Sequence[str]) -> arguments.Options:
-    """The options, once they make sense together; the output's name settled."""
+    """The options, checked together, with the final name of the output. Raises UserError."""
     opt = build_parser().parse_args(argv)
     arguments.check_volume_arguments(opt)
-    if not os.path.basename(opt.recon):  # with a suffix it would be a hidden file
+    if not os.path.basename(opt.recon):  # a name of only a suffix would be a hidden file
         raise UserError(f"--recon: expected the name of a file to write, found {opt.recon!r}")
     if opt.points:
         for name in ("roi", "time", "resolution", "volume", "preview"):
@@ -133,9 +133,9 @@ def parse(argv: Sequence[str]) -> arguments.Options:
 
 
 def read_field(opt: arguments.Options, device: object) -> tuple[NeuralField, Volume | None]:
-    """The field in --compressed, and --volume where it is given, of the same shape.
+    """The field in --compressed, and the volume in --volume if it is given. Both have the same shape.
 
-    The original's blobs say nothing of the field: shape and range are the volume's. Raises UserError.
+    A blob of the original scripts has no header; shape and range then come from the volume. Raises UserError.
     """
     try:
         header, network, weights = decode_either(read_bytes(opt.compressed))
@@ -166,7 +166,7 @@ def read_field(opt: arguments.Options, device: object) -> tuple[NeuralField, Vol
 
 
 def grid_of(opt: arguments.Options, field: NeuralField) -> Grid:
-    """The positions that --roi, --resolution and --time ask for. Raises UserError for those the field does not have."""
+    """The positions that --roi, --resolution and --time ask for. Raises UserError for positions outside the field."""
     try:
         return field.grid(opt.roi, opt.resolution, opt.time)
     except ValueError as error:
@@ -176,7 +176,7 @@ def grid_of(opt: arguments.Options, field: NeuralField) -> Grid:
 
 
 def write_points(opt: arguments.Options, field: NeuralField) -> str:
-    """Evaluate the field at --points, write --recon and report. Raises UserError for points outside."""
+    """Evaluate the field at --points, write --recon and report counts. Raises UserError for points outside."""
     positions = points.read_points(opt.points, len(field.shape))
     is_outside = ~field.contains(positions)
     n_outside = int(is_outside.sum())
@@ -199,7 +199,7 @@ def write_points(opt: arguments.Options, field: NeuralField) -> str:
 
 
 def write_volume_files(opt: arguments.Options, field: NeuralField, volume: Volume | None, inputs: list[str]) -> str:
-    """Evaluate what is asked for, write its files and the picture, all or none, and report the figures.
+    """Evaluate the field on a grid, write the files and the picture, all or none, and report the metrics.
 
     Returns the name of the file to open.
     """

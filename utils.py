@@ -1,9 +1,9 @@
-"""The volume as a sampled function: its description, coordinates, grids, value range, missing voxels. NumPy only.
+"""A volume and its header: geometry, value range, missing voxels, coordinates, grids. NumPy only.
 
-The coordinate convention lives here and nowhere else: the longest axis of space spans [-1, 1]. The others span less, in
-proportion to their number of voxels; the middle of every axis is at 0. Time, the first of four axes, spans [-1, 1] by
-itself. Values are normalised to [-1, 1] by the volume's own range. Source: the paper, section 3; the original scripts
-have the same figures.
+Only this module defines coordinates. The longest axis of space spans [-1, 1]. Every other axis of space spans less, in
+proportion to its number of voxels minus 1. The middle of every axis is at 0. Time, the first of four axes, spans
+[-1, 1] independently of space. Values are normalised to [-1, 1] by the volume's own range. Source: the paper, section
+3, and the original scripts.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ import numpy as np
 
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
-MAX_SKEW = 1e-3  # by which products of directions may differ from those of unit vectors at right angles
-MAX_GRID_POINTS = 1 << 26  # along an axis of a grid, whose positions are held: half a GiB
-BOX_VALUES = 1 << 20  # values that are read from a volume at a time
-MASK_BOX_VALUES = 1 << 25  # the same, where voxels are only looked for
+MAX_SKEW = 1e-3  # most that a dot product of two axis directions may differ from the exact 0 or 1
+MAX_GRID_POINTS = 1 << 26  # most positions along an axis of a grid; as float64 they take 512 MiB
+BOX_VALUES = 1 << 20  # most values read from a volume at a time
+MASK_BOX_VALUES = 1 << 25  # most values read at a time when only missing voxels are searched
 
 
 class UserError(Exception):
-    """Something the user can mend: one line that names the file, what was expected and what was found."""
+    """An error that the user can correct. Its message is one line: the file, what was expected, what was found."""
 
 
 # --- the volume ---------------------------------------------------------------------------------------
@@ -34,11 +34,11 @@ class UserError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Where the voxels of a grid lie, and what their values are called.
+    """The geometry of a grid, and the name and units of its values.
 
-    spacing, origin: one figure per grid axis, in the units of length (and time) that the file uses. direction: 3 x 3,
-    row by row; its columns are the directions in space of the grid's axes, time left out: voxel i lies at origin +
-    direction (spacing i). name: of the values. units: of the values, "" when unknown.
+    spacing, origin: one number per grid axis, in the file's units of length (and time). direction: a 3 x 3 matrix, row
+    by row. Its columns are the directions of the grid's axes in space, without time. Voxel i lies at origin + direction
+    (spacing i). name: the name of the values. units: the units of the values, "" when unknown.
     """
 
     spacing: tuple[float, ...]
@@ -49,7 +49,7 @@ class Geometry:
 
     @classmethod
     def plain(cls, d_in: int) -> Geometry:
-        """Of a grid of `d_in` axes whose file says nothing: spacing 1, origin 0."""
+        """The geometry of a grid of `d_in` axes whose file gives none: spacing 1, origin 0."""
         return cls((1.0,) * d_in, (0.0,) * d_in)
 
     @property
@@ -59,7 +59,7 @@ class Geometry:
 
     @property
     def axis_directions(self) -> np.ndarray:
-        """The directions of the grid's axes, (d_in, d_in), one a column; time has one of its own."""
+        """The directions of the grid's axes as columns, shape (d_in, d_in). Time has its own dimension."""
         directions = np.eye(4)
         directions[1:, 1:] = np.reshape(self.direction, (3, 3))
         first = 0 if self.d_in == 4 else 1
@@ -67,16 +67,16 @@ class Geometry:
 
     @property
     def is_orthonormal(self) -> bool:
-        """Whether the directions have unit length and are at right angles."""
+        """Whether the directions have unit length and are at right angles, within MAX_SKEW."""
         matrix = np.reshape(self.direction, (3, 3))
         return bool(np.abs(matrix.T @ matrix - np.eye(3)).max() <= MAX_SKEW)
 
     def with_time(self, step: float, start: float) -> Geometry:
-        """The same with an axis of time before those of space."""
+        """The same geometry with a time axis before the axes of space."""
         return dataclasses.replace(self, spacing=(step, *self.spacing), origin=(start, *self.origin))
 
     def first_axes(self, start: int, stop: int | None = None) -> Geometry:
-        """The same with the axes from `start` up to `stop` only."""
+        """The same geometry with only the axes from `start` up to, but not including, `stop`."""
         return dataclasses.replace(self, spacing=self.spacing[start:stop], origin=self.origin[start:stop])
 
 
@@ -84,10 +84,10 @@ class Geometry:
 class Volume:
     """Values on a regular grid.
 
-    array: one value per voxel, shape (x, y, z), (t, x, y, z), or with a last axis of components; may be a read-only
-    memory map, in any order of axes in memory, or the StackedSteps of a series. fill: the value of missing voxels, a
-    scalar of the array's dtype, NaN included; None when none are marked. time: of a volume that is one step of a
-    series, where its file says it.
+    array: shape (x, y, z) or (t, x, y, z), with one more axis at the end when voxels have several components. It may be
+    a read-only memory map with any order of axes in memory, a StackedSteps or a LazyArray. fill: the value that marks
+    missing voxels, a scalar of the array's dtype, possibly NaN; None when no value marks them. time: the time of a
+    volume that is one step of a series, if its file gives the time.
     """
 
     array: np.ndarray
@@ -97,26 +97,26 @@ class Volume:
 
     @property
     def values(self) -> np.ndarray:
-        """The array as (grid..., components), with one component where it has no such axis."""
+        """The array with shape (grid..., components), also when there is only one component."""
         return self.array if self.array.ndim > self.geometry.d_in else self.array[..., None]
 
     @functools.cached_property
     def value_limits(self) -> tuple[np.ndarray, np.ndarray]:
-        """The least and greatest value of each component; see the function `value_limits`."""
+        """The least and the greatest value of each component, from the function `value_limits`."""
         return value_limits(self.values, self.fill)
 
     def at_step(self) -> Volume:
-        """A series of one step as a volume in space."""
+        """A series of one step as a volume in space, with the time of that step."""
         geometry = self.geometry
         return dataclasses.replace(self, array=self.array[0], geometry=geometry.first_axes(1), time=geometry.origin[0])
 
 
 @dataclasses.dataclass(frozen=True)
 class VolumeHeader:
-    """Everything that is known of a volume but its values; what a blob says of its field.
+    """All that is known of a volume except its values. A blob stores the header of its field.
 
-    shape: grid axes, voxels. low, high: the range of each component, arrays of the volume's dtype. missing: the voxels
-    without a value, None when all have one.
+    shape: the number of voxels along each grid axis. low, high: the least and the greatest value of each component,
+    arrays of the volume's dtype. missing: the voxels without a value; None when every voxel has one.
     """
 
     shape: tuple[int, ...]
@@ -127,37 +127,37 @@ class VolumeHeader:
 
     @property
     def dtype(self) -> np.dtype:
-        """The type of the values."""
+        """The dtype of the values."""
         return self.low.dtype
 
     @property
     def n_components(self) -> int:
-        """Values per voxel."""
+        """The number of values per voxel."""
         return len(self.low)
 
     @property
     def n_voxels(self) -> int:
-        """How many voxels the grid has."""
+        """The number of voxels of the grid, including missing voxels."""
         return math.prod(self.shape)
 
     @property
     def n_present(self) -> int:
-        """How many voxels are not missing."""
+        """The number of voxels that are not missing."""
         return self.n_voxels - (self.missing.count if self.missing else 0)
 
     @property
     def values(self) -> ValueRange:
-        """The range of the values."""
+        """The range of the values, with the fill value."""
         return ValueRange(self.low, self.high, self.fill)
 
     @property
     def fill(self) -> np.generic | None:
-        """What stands in missing voxels."""
+        """The value of missing voxels; None when no voxel is missing."""
         return self.missing.fill if self.missing else None
 
 
 def differences(found: VolumeHeader, expected: VolumeHeader) -> list[str]:
-    """What tells the volume of one header from that of another: any of shape, dtype, range, missing."""
+    """The properties in which two headers differ: any of shape, dtype, range, missing."""
     differing = ["shape"] if found.shape != expected.shape else []
     differing += ["dtype"] if found.dtype != expected.dtype else []
     differing += ["range"] if [*found.low, *found.high] != [*expected.low, *expected.high] else []
@@ -179,9 +179,10 @@ Box = tuple[slice, ...]
 
 
 def boxes(values: np.ndarray, n: int | None = None, order: Iterable[int] | None = None) -> list[Box]:
-    """Boxes of nearly equal size that make up the grid of values (..., components), of at most n or BOX_VALUES values.
+    """Split the grid of values (..., components) into boxes of nearly equal size.
 
-    Boxes follow the order of memory, or `order`, the fastest axis last. So each box is nearly one contiguous read.
+    n: the most values in a box, BOX_VALUES by default. order: grid axes, the fastest one last; the order of memory by
+    default. Boxes follow this order, so each box is nearly one contiguous read.
     """
     shape, left = values.shape[:-1], max(1, (n or BOX_VALUES) // values.shape[-1])
     order = list(order or sorted(range(len(shape)), key=lambda axis: -abs(values.strides[axis])))
@@ -196,9 +197,9 @@ def boxes(values: np.ndarray, n: int | None = None, order: Iterable[int] | None 
 
 
 def read_in_boxes(values: np.ndarray, chosen: Iterable[Box] | None = None) -> Iterator[tuple[Box, np.ndarray]]:
-    """Boxes, by default all of `boxes(values)`, with the values in them.
+    """Yield boxes, by default all of `boxes(values)`, each with the values in it.
 
-    The pages of a memory map are let go of after each, else they would count as memory in use.
+    The pages of a memory map are released after each box; otherwise they would count as used memory.
     """
     for box in boxes(values) if chosen is None else chosen:
         yield box, values[box]
@@ -206,7 +207,7 @@ def read_in_boxes(values: np.ndarray, chosen: Iterable[Box] | None = None) -> It
 
 
 def drop_pages(values: np.ndarray) -> None:
-    """Take the pages of a memory map out of memory; nothing where it is none."""
+    """Release the memory of a memory map's pages. Does nothing for other arrays."""
     while isinstance(values, np.ndarray):
         values = values.base
     if isinstance(values, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
@@ -214,9 +215,9 @@ def drop_pages(values: np.ndarray) -> None:
 
 
 def value_limits(values: np.ndarray, fill: np.generic | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """The least and greatest value of each component of values (..., components), missing voxels left out.
+    """The least and the greatest value of each component of values (..., components), without missing voxels.
 
-    NaN where there is one that marks nothing. Raises ValueError when every voxel is missing.
+    A limit is NaN when a voxel that is not missing is NaN. Raises ValueError when every voxel is missing.
     """
     ends = []
     for _, part in read_in_boxes(values):
@@ -232,7 +233,7 @@ def value_limits(values: np.ndarray, fill: np.generic | None = None) -> tuple[np
 
 
 def is_missing(values: np.ndarray, fill: np.generic | None) -> np.ndarray:
-    """Which voxels of values (..., components), any part of a volume, are missing: those with `fill` in a component."""
+    """Which voxels of values (..., components) are missing, booleans: `fill` is in at least one component."""
     if fill is None:
         return np.broadcast_to(False, values.shape[:-1])
     return (np.isnan(values) if fill != fill else values == fill).any(axis=-1)
@@ -242,8 +243,8 @@ def is_missing(values: np.ndarray, fill: np.generic | None) -> np.ndarray:
 class Mask:
     """The missing voxels of a grid.
 
-    shape: of the grid. fill: what stands in a missing voxel, a scalar of the field's dtype, NaN included. bits: uint8,
-    eight voxels in C order each, the first one highest, set where missing; unused bits of the last one 0.
+    shape: the number of voxels along each axis. fill: the value of a missing voxel, a scalar of the volume's dtype,
+    possibly NaN. bits: uint8, one bit per voxel in C order, highest bit first; 1 where missing, 0 in unused bits.
     """
 
     shape: tuple[int, ...]
@@ -252,7 +253,7 @@ class Mask:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], fill: np.generic, parts: Iterable[np.ndarray]) -> Mask:
-        """The mask whose voxels are, in C order, those of the boolean arrays `parts`, one after the other."""
+        """The mask of a grid. parts: boolean arrays that together give all voxels in C order, True where missing."""
         packed, rest = [], np.empty(0, bool)
         for part in parts:
             voxels = np.concatenate([rest, part.ravel()])
@@ -263,17 +264,17 @@ class Mask:
 
     @property
     def count(self) -> int:
-        """How many voxels are missing."""
+        """The number of missing voxels."""
         return int.from_bytes(self.bits.tobytes(), "big").bit_count()
 
     def at(self, index: tuple[np.ndarray, ...]) -> np.ndarray:
-        """Whether voxels are missing: their indices along each axis, arrays that broadcast -> booleans."""
+        """Whether voxels are missing, booleans. index: one array of voxel indices per axis; the arrays broadcast."""
         flat = np.ravel_multi_index(index, self.shape)
         return (self.bits[flat >> 3] >> (7 - (flat & 7)).astype(np.uint8) & 1).astype(bool)
 
 
 def find_missing(values: np.ndarray, fill: np.generic | None) -> Mask | None:
-    """The missing voxels of values (..., components); None when there are none."""
+    """The mask of the missing voxels of values (..., components); None when no voxel is missing."""
     if fill is None:
         return None
     slabs = read_in_boxes(values, boxes(values, MASK_BOX_VALUES, range(values.ndim - 1)))
@@ -282,7 +283,7 @@ def find_missing(values: np.ndarray, fill: np.generic | None) -> Mask | None:
 
 
 def count_lost(values: np.ndarray, fill: np.generic) -> int:
-    """How many of the values (..., components) are not missing themselves, in voxels that are."""
+    """How many values (..., components) are not `fill` themselves but lie in a voxel that is missing."""
     count = 0
     for _, part in read_in_boxes(values):
         gone = part[is_missing(part, fill)]
@@ -302,26 +303,26 @@ def axis_coordinates(shape: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def normalised_coordinates(index: np.ndarray, shape: tuple[int, ...], axis: int) -> np.ndarray:
-    """Normalised coordinates of positions along an axis, given in voxel indices; float64."""
+    """Normalised coordinates of positions along an axis, float64. index: the positions in voxels."""
     return (2.0 * index - (shape[axis] - 1)) / _voxels_across(shape, axis)
 
 
 def voxel_size(shape: tuple[int, ...], axis: int) -> float:
-    """Distance between neighbouring voxels along an axis in normalised coordinates."""
+    """The distance between neighbouring voxels along an axis, in normalised coordinates."""
     return 2.0 / _voxels_across(shape, axis)
 
 
 def _voxels_across(shape: tuple[int, ...], axis: int) -> int:
-    """The distance from -1 to 1 in voxels: the longest of the axes that share a scale, which time does with none."""
+    """The distance from -1 to 1 in voxels, at least 1. All axes of space share one such scale; time has its own."""
     alike = shape if len(shape) < 4 else shape[1:] if axis else shape[:1]
     return max(max(alike) - 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid:
-    """Where to evaluate a field: the product of positions along its axes.
+    """The positions at which a field is evaluated: all combinations of the positions along the axes.
 
-    axes: of each axis of the field the positions, float64, in voxel indices, which may be fractions.
+    axes: for each axis of the field, the positions in voxels, float64; fractions are allowed.
     """
 
     axes: tuple[np.ndarray, ...]
@@ -331,18 +332,18 @@ class Grid:
         return tuple(len(axis) for axis in self.axes)
 
     def part(self, box: tuple[slice, ...]) -> Grid:
-        """The positions within a box of this grid's own indices."""
+        """The positions within a box. The box counts positions of this grid, not voxels."""
         return Grid(tuple(axis[part] for axis, part in zip(self.axes, box, strict=True)))
 
     def as_voxel_box(self) -> Box | None:
-        """The box of voxels that these positions are; None when there are others, or voxels between them."""
+        """The box of voxels that these positions are; None unless they are consecutive whole voxels."""
         starts = [int(axis[0]) for axis in self.axes]
         box = tuple(slice(start, start + n) for start, n in zip(starts, self.shape, strict=True))
         is_box = all(np.array_equal(axis, np.arange(s.start, s.stop)) for axis, s in zip(self.axes, box, strict=True))
         return box if is_box else None
 
     def geometry(self, field: Geometry) -> Geometry:
-        """The geometry of these positions, given that of the field's voxels. One position stands for a whole axis."""
+        """The geometry of these positions. An axis of one position has the spacing of the field's voxels."""
         steps = [axis[1] - axis[0] if len(axis) > 1 else 1.0 for axis in self.axes]
         spacing = tuple(float(step * s) for step, s in zip(steps, field.spacing, strict=True))
         offsets = field.axis_directions @ (np.array([axis[0] for axis in self.axes]) * field.spacing)
@@ -353,12 +354,11 @@ class Grid:
 def voxel_grid(
     shape: tuple[int, ...], roi: tuple[slice, ...] | None = None, resolution: tuple[int, ...] | None = None
 ) -> Grid:
-    """The voxels of a grid of that shape, only those in the box `roi`, or `resolution` points an axis from its first
-    voxel to its last.
+    """The voxels of a grid of that shape, or of a box of it; or evenly spaced points over the same extent.
 
-    roi: one slice per axis, of step 1. One point for an axis lies at the middle. Raises ValueError for a box that is
-    empty or not within the grid, for several points along an axis where the box has one voxel, and for more than
-    MAX_GRID_POINTS.
+    roi: the box, one slice of step 1 per axis. resolution: the number of points along each axis, from the first voxel
+    to the last one; a single point lies at the middle. Raises ValueError for a wrong number of axes, for a box that is
+    empty or not within the grid, for several points along one voxel, and for more than MAX_GRID_POINTS along an axis.
     """
     roi = (slice(None),) * len(shape) if roi is None else (roi,) if isinstance(roi, slice) else roi
     resolution = None if resolution is None else np.ravel(resolution).tolist()
@@ -387,10 +387,10 @@ def voxel_grid(
 
 @dataclasses.dataclass(frozen=True)
 class ValueRange:
-    """The dtype of a field and the least and greatest value of each of its components.
+    """The dtype of a volume, and the least and the greatest value of each component.
 
-    low, high: arrays of shape (components,) in that dtype, so that 64-bit integers stay exact. fill: what stands in
-    missing voxels, which have no part in the range; None when there are none.
+    low, high: arrays of shape (components,) in that dtype, so that 64-bit integers stay exact. fill: the value of
+    missing voxels, which the range leaves out; None when no value marks them.
     """
 
     low: np.ndarray
@@ -398,11 +398,11 @@ class ValueRange:
     fill: np.generic | None = None
 
     def pairs(self) -> list[list[int | float]]:
-        """(low, high) of each component, as Python's numbers."""
+        """(low, high) of each component, as Python numbers."""
         return np.stack([self.low, self.high], axis=1).tolist()
 
     def clipped(self, low: float, high: float) -> ValueRange:
-        """The range of values that are clipped to low..high. Raises ValueError when that leaves none of this dtype."""
+        """The range clipped to low..high. Raises ValueError if none is left, or if an integer dtype gets a fraction."""
         ends = [[max(end, low) for end in self.low.tolist()], [min(end, high) for end in self.high.tolist()]]
         if any(a > b for a, b in zip(*ends, strict=True)) or (self.extent.any() and ends[0] == ends[1]):
             spans = ", ".join(f"{a} to {b}" for a, b in self.pairs())
@@ -421,13 +421,13 @@ class ValueRange:
         return (self.high.astype(wide_float(self.dtype)) - self.low.astype(wide_float(self.dtype))).astype(np.float64)
 
     def normalise(self, values: np.ndarray) -> np.ndarray:
-        """Values of shape (..., components) -> float32 in [-1, 1], NaN where missing; of a constant component 0.
+        """Values (..., components) -> float32 in [-1, 1]: NaN where missing, 0 in a constant component.
 
-        Those beyond the range, of a volume that is clipped to it, become its ends.
+        Values outside the range become the nearest end. Only a volume whose range was clipped has such values.
         """
         wide = wide_float(self.dtype)
         extent = np.where(self.extent > 0, self.extent, 1.0)
-        with np.errstate(over="ignore"):  # of fill values
+        with np.errstate(over="ignore"):  # a fill value may overflow
             offset = values.astype(wide) - self.low.astype(wide)
             unit = np.clip(offset / extent, 0.0, 1.0)
             result = np.where(self.extent > 0, 2.0 * unit - 1.0, 0.0).astype(np.float32)
@@ -435,11 +435,11 @@ class ValueRange:
         return result
 
     def denormalise(self, values: np.ndarray, as_float: bool = False) -> np.ndarray:
-        """Normalised values of shape (..., components) -> the field's own units and dtype.
+        """Normalised values (..., components) -> values in the volume's own units and dtype.
 
-        Values are clipped to the range, which can only lessen the error. Integers are rounded; `as_float` gives float32
-        instead, or float64 where the field's own type is wider than that. If a decoded value happens to equal the fill
-        value, it is replaced by the next smaller number, so that the voxel does not count as missing.
+        Values are clipped to the range, which can only reduce the error. Integers are rounded. With `as_float` integers
+        become float32, or float64 if they have more than 16 bits, and are not rounded. If a decoded value happens to
+        equal the fill value, it is replaced by the next smaller number, so that the voxel does not count as missing.
         """
         wide = wide_float(self.dtype)
         unit = (np.clip(values.astype(np.float64), -1.0, 1.0) + 1.0) / 2.0
@@ -447,7 +447,7 @@ class ValueRange:
         low = self.low.astype(wide)
         if as_float and self.dtype.kind in "iu":
             return (low + offset).astype(np.float32 if self.dtype.itemsize <= 2 else np.float64)
-        result = np.clip(low + offset, low, self.high.astype(wide))  # before the cast, which would wrap around
+        result = np.clip(low + offset, low, self.high.astype(wide))  # because the cast would wrap around
         result = (result if self.dtype.kind == "f" else np.rint(result)).astype(self.dtype)
         if self.fill is not None and (result == self.fill).any():
             is_float = self.dtype.kind == "f"
@@ -457,10 +457,10 @@ class ValueRange:
 
 
 def wide_float(dtype: np.dtype) -> np.dtype:
-    """A float type that holds every value of `dtype` exactly (where the machine's long double is wide enough)."""
+    """A float type that holds every value of `dtype` exactly, if the machine's long double is wide enough."""
     return np.dtype(np.longdouble if dtype.kind in "iu" and dtype.itemsize == 8 else np.float64)
 
 
 def value_range(values: np.ndarray, fill: np.generic | None = None) -> ValueRange:
-    """The range of each component of values of shape (..., components), missing voxels left out."""
+    """The range of each component of values (..., components), without missing voxels."""
     return ValueRange(*value_limits(values, fill), fill)

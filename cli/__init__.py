@@ -1,1 +1,1 @@
-"""What the scripts share at their edge: the console, arguments, files written whole or not at all."""
+"""What the scripts share: the console, command-line arguments, files written whole or not at all."""

@@ -1,4 +1,4 @@
-"""Arguments of the command line: the parser, types that check what is given, the groups that several scripts have."""
+"""Command-line arguments: the parser, argparse types that check values, groups of options that scripts share."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from utils import DTYPES, UserError
 
 
 class Options(types.SimpleNamespace):
-    """The options of a run. They are settled when the arguments are parsed, and do not change afterwards."""
+    """The options of a run. They are fixed once the arguments are parsed."""
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{name}: the options of a run do not change")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Help with the true default behind every option that has one."""
+    """Help that shows the default of every option that has one; flags that are on or off show none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default is None or isinstance(action.default, bool):
@@ -31,13 +31,13 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argument parser whose errors are UserErrors, and that takes no abbreviated flags."""
+    """An argument parser that raises UserError for errors and accepts no abbreviated flags."""
 
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
 
     def parse_args(self, args: Sequence[str]) -> argparse.Namespace:
-        """As argparse, but that negative numbers of every form are values, not options: -1e30, -5,5."""
+        """Like argparse, except that negative numbers of every form are values, not options: -1e30, -5,5."""
         joined: list[str] = []
         for arg in args:
             if joined and joined[-1].startswith("--") and re.match(r"-\.?\d", arg):
@@ -47,12 +47,12 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_args(joined)
 
     def error(self, message: str) -> None:
-        if message.startswith("unrecognized") and " -" not in message:  # what a shell makes of --volume run/*.vti
+        if message.startswith("unrecognized") and " -" not in message:  # a shell has expanded --volume run/*.vti
             message = f"{message}: put a pattern of files in quotes"
         raise UserError(f"{message} (see --help)")
 
     def add_device_arguments(self) -> None:
-        """The group "execution": --cuda/--no-cuda, --gid, --num_workers."""
+        """Add the group "execution": --cuda/--no-cuda, --gid, --num_workers."""
         group = self.add_argument_group("execution")
         group.add_argument("--cuda", action="store_true", default=False, help="use a CUDA GPU (default: the CPU)")
         group.add_argument("--no-cuda", dest="cuda", action="store_false", help="use the CPU")
@@ -66,13 +66,13 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def default_workers() -> int:
-    """CPU threads of this process: the cores that it may use, up to 8, shared among the processes of torchrun."""
+    """The default number of CPU threads: usable cores divided by torchrun's processes, from 1 to 8."""
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(min(n_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 8), 1)
 
 
 def add_volume_arguments(group: ArgumentGroup) -> None:
-    """How to read --volume: --array, --shape, --dtype, --endian."""
+    """Add the options that say how to read --volume: --array, --shape, --dtype, --endian."""
     group.add_argument("--array", help="which of the volume's arrays, by its name (default: the active or first one)")
     group.add_argument("--shape", type=voxel_counts, help="voxels X,Y,Z of a headerless volume (.raw), x fastest")
     group.add_argument("--dtype", choices=DTYPES, metavar="T", help="of a headerless volume: uint8, float32, ...")
@@ -80,7 +80,7 @@ def add_volume_arguments(group: ArgumentGroup) -> None:
 
 
 def check_volume_arguments(opt: argparse.Namespace) -> None:
-    """Raise UserError when there is no --volume that the options of `add_volume_arguments` could describe."""
+    """Raise UserError when an option of `add_volume_arguments` is given without the --volume it describes."""
     given = [name for name in ("array", "shape", "dtype", "endian") if getattr(opt, name) is not None]
     if given and not opt.volume:
         raise UserError(f"--{given[0]} needs the --volume that it describes")
@@ -90,7 +90,7 @@ def check_volume_arguments(opt: argparse.Namespace) -> None:
 
 
 def voxel_counts(text: str) -> tuple[int, ...]:
-    """An argparse type: one to three numbers of voxels, with commas between them."""
+    """An argparse type: one to three numbers of voxels, separated by commas."""
     parts, most = text.split(","), (1 << 32) - 1
     if len(parts) > 3 or not all(part.isascii() and part.isdigit() and 0 < int(part) <= most for part in parts):
         raise ArgumentTypeError(f"expected numbers of voxels X,Y,Z from 1 to {most}, found {text!r}")
@@ -98,7 +98,7 @@ def voxel_counts(text: str) -> tuple[int, ...]:
 
 
 def to_number(text: str) -> int | float:
-    """The number that `text` says, an integer exactly. Raises ValueError."""
+    """The number in `text`; integers up to 2^64 stay exact. Raises ValueError or OverflowError."""
     try:
         value = int(text)
     except ValueError:
@@ -107,7 +107,7 @@ def to_number(text: str) -> int | float:
 
 
 def fill_text(text: str) -> str:
-    """An argparse type: a finite number or NaN; left as text, since NaN does not even equal itself."""
+    """An argparse type: a finite number or NaN, kept as text because NaN does not equal itself."""
     try:
         if math.isinf(to_number(text)):
             raise ValueError
@@ -162,7 +162,7 @@ def number_from(low: float, high: float = math.inf, *, exclusive: bool = False) 
 
 
 def roi(text: str) -> tuple[slice, ...]:
-    """An argparse type: ranges a:b of voxels, one per axis, either end of which may be left out."""
+    """An argparse type: one range a:b of voxels per axis. Either end of a range may be left out."""
     try:
         ranges = [part.split(":") for part in text.split(",")]
         ends = [[int(end) if end else None for end in pair] for pair in ranges]
@@ -175,7 +175,7 @@ def roi(text: str) -> tuple[slice, ...]:
 
 
 def time_or_steps(text: str) -> float | slice:
-    """An argparse type: a time, or a range a:b of steps, either end of which may be left out."""
+    """An argparse type: a time in steps, or a range a:b of steps. Either end of the range may be left out."""
     try:
         ends = [int(end) if end else None for end in text.split(":")] if ":" in text else [float(text)]
         if len(ends) > 2 or any(end is not None and not 0 <= end < math.inf for end in ends):
@@ -191,7 +191,7 @@ def time_or_steps(text: str) -> float | slice:
 def resolve_device(cuda: bool, gid: int):
     """The torch.device that the execution flags ask for. Raises UserError when there is no such GPU.
 
-    torch itself gets one CPU thread: two of its threads beside a busy process are many times slower than one.
+    torch gets one CPU thread, because two torch threads beside a busy process are many times slower than one.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""A script as a program: how it ends, its progress on stderr, its results on stdout.
+"""How a script ends, shows its progress on stderr and prints its results on stdout.
 
-A script imports this module first. Nothing heavy is imported here, so that Ctrl-C is answered by one line while the
-other modules still load.
+A script imports this module first. This module handles Ctrl-C before it imports anything heavy, so that Ctrl-C gives
+one line while other modules still load.
 """
 
 # ruff: noqa: E402
@@ -11,18 +11,18 @@ import os
 import signal
 import sys
 
-_interruption = signal.SIGINT  # or what has come instead
+_interruption = signal.SIGINT  # the signal that ends the run
 
 
 def _interrupt(number: int, _) -> None:
-    """End a run as Ctrl-C does, temporary files and all."""
+    """Handle a signal like Ctrl-C, so that temporary files are removed."""
     global _interruption
     _interruption = number
     raise KeyboardInterrupt
 
 
 def _end_interrupted(what_is_left: str = "") -> None:
-    """One line, status 130 or 143. Leaves at once: worker threads of other libraries must not delay the end."""
+    """Print one line and exit at once with status 130 or 143: threads of other libraries must not delay the end."""
     line = f"{os.path.basename(sys.argv[0])}: interrupted{what_is_left and ': '}{what_is_left}"
     print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
     os._exit(128 + _interruption)
@@ -34,8 +34,8 @@ def _excepthook(kind, value, trace) -> None:
     sys.__excepthook__(kind, value, trace)
 
 
-sys.excepthook = _excepthook  # before anything else is imported
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # --num_workers is the number of threads, not NumPy's guess
+sys.excepthook = _excepthook  # before other modules are imported
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # --num_workers sets the threads, not NumPy
 
 
 import time
@@ -45,15 +45,15 @@ from tqdm import tqdm
 
 from utils import UserError
 
-EXIT_ERROR = 2
-PLAIN_PROGRESS_SECONDS = 10.0
-BAR_AFTER_SECONDS = 0.5
+EXIT_ERROR = 2  # exit status after a UserError
+PLAIN_PROGRESS_SECONDS = 10.0  # least time between two plain lines
+BAR_AFTER_SECONDS = 0.5  # shorter work shows no bar
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a script's `main(argv)`: a UserError becomes one line and status 2.
+    """Run a script's `main(argv)`. A UserError gives one line and status 2.
 
-    Ctrl-C becomes status 130, SIGTERM 143. Anything else is a bug and keeps its traceback.
+    Ctrl-C gives status 130, SIGTERM gives 143. Any other exception is a bug and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -63,7 +63,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         message = " ".join(line.strip() for line in str(error).splitlines())
         print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
         sys.exit(EXIT_ERROR)
-    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt as interrupt:  # its argument, if any, says what the script leaves behind
@@ -72,7 +72,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 class Progress:
-    """A progress bar on stderr with the time left; plain lines, some seconds apart, when it is no terminal."""
+    """A progress bar with the time left on stderr, or plain lines some seconds apart if stderr is not a terminal."""
 
     def __init__(self, description: str, fraction: float = 0.0):
         self.description = description
@@ -84,7 +84,7 @@ class Progress:
         self.start(fraction)
 
     def start(self, fraction: float) -> None:
-        """Take it that `fraction` (0 to 1) of the work was done before now: the time left is reckoned from here."""
+        """Start the clock when `fraction` (0 to 1) of the work is done. The time left is estimated from here on."""
         self.started, self.initial = time.monotonic(), fraction
         if self.bar is not None:
             self.bar.reset()
@@ -104,14 +104,14 @@ class Progress:
             print(f"{self.description}: {fraction:.0%}{shown}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     def each(self, items: Sequence) -> Iterator:
-        """The items, one after the other, each a part of the work."""
+        """Yield the items one by one; each counts as an equal part of the work."""
         self.start(0.0)
         for i, item in enumerate(items):
             yield item
             self.update((i + 1) / len(items))
 
     def say(self, line: str) -> None:
-        """Print a line on stderr without tearing the bar."""
+        """Print a line on stderr without damage to the bar."""
         tqdm.write(line, file=sys.stderr)
 
     def __enter__(self) -> Progress:
@@ -123,7 +123,7 @@ class Progress:
 
 
 def warn(source: str, message: str) -> None:
-    """Print one line on stderr. source: the script, or the file that it is about."""
+    """Print a one-line warning on stderr. source: the script, or the file that the warning is about."""
     print(f"{source}: warning: {message}", file=sys.stderr)
 
 

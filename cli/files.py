@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and checked before the work starts."""
+"""Files that are written whole or not at all, and checked before the work starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from utils import UserError
 def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
     """Raise UserError unless every output can be written and none would overwrite an input or another output.
 
-    Called before the work starts. Creates nothing.
+    Scripts call this before the work starts. It leaves no file behind.
     """
     taken = {os.path.realpath(path): path for path in inputs}
     for path in outputs:
@@ -33,7 +33,7 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
             open(temporary, "wb").close()
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}: {folder}") from None
-        finally:  # after Ctrl-C, too
+        finally:  # also after Ctrl-C
             with contextlib.suppress(OSError):
                 os.remove(temporary)
 
@@ -44,7 +44,7 @@ def _temporary_name(real: str) -> str:
 
 @contextlib.contextmanager
 def atomic_write(path: str) -> Iterator[str]:
-    """Give the name of a temporary file beside `path`, which replaces `path` when the block ends well.
+    """Give the name of a temporary file beside `path`, which replaces `path` when the block ends without an error.
 
     A killed run leaves the old file or the new one. Raises UserError when the system refuses to write.
     """
@@ -63,9 +63,9 @@ def atomic_write(path: str) -> Iterator[str]:
 
 
 def write_files(contents: Mapping[str, bytes], stack: contextlib.ExitStack | None = None) -> None:
-    """Write files that belong together: all of them, or none when the system refuses to write one (UserError).
+    """Write files that belong together, all or none. Raises UserError when the system refuses to write one.
 
-    stack: at whose end they take their names, with others that belong to them.
+    stack: the files get their names when it ends, together with other files.
     """
     with contextlib.ExitStack() as own:
         for path, content in contents.items():
@@ -78,14 +78,14 @@ def write_files(contents: Mapping[str, bytes], stack: contextlib.ExitStack | Non
 
 
 def check_space(path: str, n_bytes: int, what: str) -> None:
-    """Raise UserError when `what` needs more bytes, `n_bytes` at least, than the disk of `path` has left."""
+    """Raise UserError when the disk of `path` has less than `n_bytes` left. what: what needs at least so many bytes."""
     free = shutil.disk_usage(os.path.dirname(os.path.realpath(path))).free
     if n_bytes > free:
         raise UserError(f"{path}: {what} takes at least {_size(n_bytes)}, the disk has {_size(free)} left")
 
 
 def _size(n_bytes: float) -> str:
-    """In the largest unit of which there is one."""
+    """The size as text, in the largest unit that gives a number of at least 1."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if n_bytes < 1000:
             return f"{n_bytes:.3g} {unit}"

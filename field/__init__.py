@@ -1,1 +1,1 @@
-"""The compressed field: the blob, its entropy coder, its evaluation, pictures of it. No torch."""
+"""The compressed field: its blob, its entropy coder, its evaluation, pictures of it. Only a GPU needs torch."""

@@ -166,29 +166,25 @@ from utils import DTYPES, IDENTITY, Geometry, Mask, UserError, VolumeHeader
 
 MAGIC = b"\x93NVC"
 VERSION = 1
-MAX_PARAMETERS = 1 << 27  # a larger network is refused before anything is allocated for it
-MAX_VOXELS = 1 << 40
+MAX_PARAMETERS = 1 << 27  # most parameters of all networks of a file; more are refused before memory is allocated
+MAX_VOXELS = 1 << 40  # most voxels of a grid
 
 
 class BlobError(UserError):
-    """A blob, or something to be put into one, that breaks the format; the message says what was expected and found."""
+    """A blob, or an input of the encoder, breaks the format. The message says what was expected and what was found."""
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantisedLayer:
-    """A linear layer in integers.
+    """A linear layer in integers."""
 
-    weights: (n_out, n_in), biases: (n_out,), of magnitude at most 30720. step: float32 whose lower half is zero, see
-    `round_step`. codebook: None, or the float32 values that the weights -M to M, M = len(codebook) // 2, stand for.
-    """
-
-    weights: np.ndarray
-    biases: np.ndarray
-    step: np.float32
-    codebook: np.ndarray | None = None
+    weights: np.ndarray  # (n_out, n_in), of magnitude at most 30720
+    biases: np.ndarray  # (n_out,), of magnitude at most 30720
+    step: np.float32  # its lower 16 bits are zero, see `round_step`
+    codebook: np.ndarray | None = None  # float32 values of the weights -M to M, where M = len(codebook) // 2
 
     def dequantise(self) -> tuple[np.ndarray, np.ndarray]:
-        """The float32 weights and biases that this stands for, the same on every machine."""
+        """The float32 weights and biases of this layer, the same on every machine."""
         biases = self.step * self.biases.astype(np.float32)
         if self.codebook is not None:
             return self.codebook[self.weights + len(self.codebook) // 2], biases
@@ -196,14 +192,14 @@ class QuantisedLayer:
 
 
 def round_step(step: float) -> np.float32:
-    """The float32 nearest to a positive `step` that the format holds: its lower 16 bits are zero."""
+    """The nearest float32 to a positive `step` that the format can hold: its lower 16 bits are zero."""
     bits = np.float32(min(step, 3e38)).view(np.uint32).astype(np.int64)
     bits = min(max((int(bits) + 0x8000) >> 16, 0x0001), 0x7F7F)
     return np.uint32(bits << 16).view(np.float32)
 
 
 def check_header(header: VolumeHeader, d_in: int, d_out: int) -> None:
-    """Raise BlobError unless the header describes a possible field of that many axes and components."""
+    """Raise BlobError unless the header describes a possible field of `d_in` axes and `d_out` components."""
     shape, geometry = header.shape, header.geometry
     spacing, origin, direction = geometry.spacing, geometry.origin, geometry.direction
     for key in ("name", "units"):
@@ -248,7 +244,7 @@ def check_network(network: dict) -> None:
 
 
 def check_size(networks: list[dict]) -> None:
-    """Raise BlobError when the networks of a file have too many parameters in all."""
+    """Raise BlobError when the networks of a file have more than MAX_PARAMETERS parameters in all."""
     count = sum((layer.n_in + 1) * layer.n_out for network in networks for layer in linear_layers(**network))
     if count > MAX_PARAMETERS:
         raise BlobError(f"expected at most {MAX_PARAMETERS} parameters in all, found {count}")
@@ -258,7 +254,7 @@ def check_size(networks: list[dict]) -> None:
 
 
 def encode_blob(header: VolumeHeader, networks: list[tuple[dict, list[QuantisedLayer]]]) -> bytes:
-    """The blob of a field and its networks, each as its description and its linear layers.
+    """The blob of a header and of networks. networks: the description and the linear layers of each network.
 
     Raises BlobError for what the format cannot hold.
     """
@@ -287,7 +283,7 @@ def encode_blob(header: VolumeHeader, networks: list[tuple[dict, list[QuantisedL
 
 
 def _carrier(dtype: np.dtype) -> str:
-    """The 8-byte type that holds every value of `dtype`."""
+    """The little-endian 8-byte type that holds every value of `dtype`."""
     return {"i": "<i8", "u": "<u8", "f": "<f8"}[dtype.kind]
 
 
@@ -312,7 +308,7 @@ def _encode_network(network: dict, layers: list[QuantisedLayer]) -> bytes:
         bias_code = entropy_coder.small_float_code(int(np.abs(biases).max()))
         parts.append(struct.pack("<H4B", int(layer.step.view(np.uint32)) >> 16, a, b, largest, bias_code))
         if has_codebooks and (n_out, n_in) == (network["n_neurons"],) * 2:
-            # The model may allow a few more integers than occur; the codebook goes as far.
+            # The model may allow a few integers that do not occur. The codebook has an entry for each of them too.
             half = entropy_coder.small_float(largest)
             values = [layer.codebook[min(max(k + len(layer.codebook) // 2, 0), len(layer.codebook) - 1)]
                       for k in range(-half, half + 1)]  # fmt: skip
@@ -326,7 +322,7 @@ def _encode_network(network: dict, layers: list[QuantisedLayer]) -> bytes:
 
 
 class ByteReader:
-    """Bytes read in order, each length checked before it is trusted."""
+    """Bytes that are read in order. Each length is checked before it is trusted."""
 
     def __init__(self, data: bytes, what: str):
         self.data, self.position, self.what = data, 0, what
@@ -354,14 +350,14 @@ class ByteReader:
 
 
 def is_blob(data: bytes) -> bool:
-    """Whether `data` starts as a blob of this format does."""
+    """Whether `data` starts with the magic bytes of this format."""
     return data[:4] == MAGIC
 
 
 def decode_blob(data: bytes) -> tuple[VolumeHeader, list[tuple[dict, dict[str, np.ndarray]]]]:
-    """The field and the networks (description, float32 tensors by name) of a blob.
+    """The header and the networks (description, float32 tensors by name) of a blob.
 
-    Raises BlobError for anything but a whole and valid blob.
+    Raises BlobError unless the blob is complete and valid.
     """
     reader = ByteReader(data, "blob")
     if reader.take(4) != MAGIC:
@@ -418,7 +414,7 @@ def decode_blob(data: bytes) -> tuple[VolumeHeader, list[tuple[dict, dict[str, n
 
 
 def decode_single(data: bytes) -> tuple[VolumeHeader, dict, dict[str, np.ndarray]]:
-    """Header, network and weights of a blob of one network. Raises BlobError; the scripts write no other one."""
+    """Header, network and weights of a blob. Raises BlobError unless it has one network, as the scripts write it."""
     header, networks = decode_blob(data)
     if len(networks) != 1:
         raise BlobError(f"expected one network, found {len(networks)}: written by a newer version")
@@ -426,7 +422,7 @@ def decode_single(data: bytes) -> tuple[VolumeHeader, dict, dict[str, np.ndarray
 
 
 def decode_missing(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> Mask:
-    """The missing voxels that the content of chunk M describes. Raises BlobError."""
+    """The mask of missing voxels from the content of chunk M. Raises BlobError."""
     reader = ByteReader(content, "missing voxels")
     carried = reader.array(_carrier(dtype), 1)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""Which colour a value has, and how opaque it is: scales for CT, signed, mostly empty and other fields. NumPy only."""
+"""Colour and opacity of a value: scales for CT, signed, mostly empty and other volumes. NumPy only."""
 
 from __future__ import annotations
 
@@ -8,44 +8,41 @@ from collections.abc import Sequence
 
 import numpy as np
 
-MOST_QUANTILES = 1_000_000  # values from which quantiles are taken
-MISSING = 255  # grey level of voxels without a value: white, which neither table has
+MOST_QUANTILES = 1_000_000  # most values from which quantiles are computed
+MISSING = 255  # grey level of missing voxels: white, a colour that neither table has
 VIRIDIS = "440154 472c7a 3b518b 2c718e 21908d 27ad81 5cc863 aadc32 fde725"
 COOL_WARM = "3b4cc0 688aef 99baff c9d8f0 dddddd edd1c2 f7a789 e26a53 b40426"
 
 
 @dataclasses.dataclass(frozen=True)
 class Scale:
-    """How a value looks. low, high: at the ends of `table`, RGB rows; whether some values are below or above them.
+    """The colours and the opacities of values."""
 
-    opaque: how far from the background, of 0 to 1, a solid begins to be seen, and is opaque.
-    """
-
-    low: float
-    high: float
-    table: np.ndarray
-    is_below: bool = False
-    is_above: bool = False
-    opaque: tuple[float, float] = (0.0, 1.0)
+    low: float  # value at the first row of the table
+    high: float  # value at the last row of the table
+    table: np.ndarray  # RGB rows, uint8
+    is_below: bool = False  # whether some values are below low
+    is_above: bool = False  # whether some values are above high
+    opaque: tuple[float, float] = (0.0, 1.0)  # distances from the background where a solid becomes visible, opaque
 
     def unit(self, values: np.ndarray) -> np.ndarray:
-        """Values -> 0 to 1, those of a constant field to its middle; NaN stays."""
+        """Values -> 0 to 1, clipped to low..high. The result is 0.5 when low equals high. NaN stays NaN."""
         if self.low == self.high:
             return values * 0.0 + 0.5
         return np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0)
 
     def colours(self, values: np.ndarray) -> np.ndarray:
-        """Values (...) -> RGB (..., 3), uint8."""
+        """Values (...) -> RGB (..., 3), uint8. NaN becomes MISSING."""
         index = np.rint(np.nan_to_num(self.unit(values)) * (len(self.table) - 1)).astype(int)
         return np.where(np.isnan(values)[..., None], np.uint8(MISSING), self.table[index])
 
     @property
     def background(self) -> float:
-        """Where nothing is, of 0 to 1: 0 in a signed field, the least value in any other."""
+        """The place of empty space on the scale, from 0 to 1: the value 0 on a signed scale, else the least value."""
         return 0.5 if self.low == -self.high else 0.0
 
     def opacities(self) -> list[tuple[float, float]]:
-        """(where, of 0 to 1; opacity) of the values of a solid."""
+        """The opacity curve of a solid: pairs of a place on the scale (0 to 1) and an opacity."""
         at = np.linspace(0.0, 1.0, 257)
         start, end = self.opaque
         ramp = np.clip((np.abs(at - self.background) - start) / max(end - start, 1e-3), 0.0, 1.0)
@@ -53,7 +50,7 @@ class Scale:
 
 
 def colour_table(anchors: str) -> np.ndarray:
-    """256 RGB rows, uint8, evenly between the anchors."""
+    """A table of 256 RGB rows, uint8, at equal steps between the anchors."""
     rgb = np.array([list(bytes.fromhex(anchor)) for anchor in anchors.split()])
     at = np.linspace(0, len(rgb) - 1, 256)
     return np.stack([np.rint(np.interp(at, range(len(rgb)), channel)) for channel in rgb.T], axis=1).astype(np.uint8)
@@ -62,11 +59,11 @@ def colour_table(anchors: str) -> np.ndarray:
 def scale_of(
     parts: Sequence[np.ndarray], rare: float = 0.01, hidden: float = 0.6, is_signed: bool | None = None
 ) -> Scale:
-    """The scale for such values; NaN left out. is_signed: whether 0 is its middle; None to see by the values.
+    """The scale for the finite values of `parts`. is_signed: whether 0 is its middle; None: the values decide.
 
-    Of the lesser 40 % and of the greater 40 % of the values, the part `rare` does not count where it would double the
-    scale. A solid shows none of the part `hidden` that is nearest to the background: CT, signed and mostly empty
-    fields alike come out as bodies.
+    rare: the share of the lowest 40 % of the values, and of the highest 40 %, that counts as a tail. The scale leaves
+    out a tail that would double its length. hidden: the share of the values, the nearest to the background, that a
+    solid does not show. So a solid shows a body in CT, signed and mostly empty volumes alike.
     """
     values = np.concatenate([part[np.isfinite(part)] for part in parts])
     values = values if values.size else np.zeros(1)
@@ -92,7 +89,7 @@ def scale_of(
 
 
 def figure_of(value: float, extent: float) -> str:
-    """A value on a scale of that extent, to three figures of the extent."""
+    """A value as text. Its last digit is the third significant digit of `extent`, the length of the scale."""
     if value == 0 or extent == 0:
         return f"{value:.6g}"
     if extent >= 1e-3 and abs(value) < 1e6:

@@ -1,6 +1,6 @@
-"""Small integers <-> bytes: a range coder (rANS) with a parametric model per group, in integer arithmetic throughout.
+"""Small integers <-> bytes by a range coder (rANS) with a parametric model per group. Coding uses integers only.
 
-The format is specified in `net_coder`'s docstring, under "Entropy coding". Sources: Duda, "Asymmetric numeral
+The docstring of field/blob.py specifies the format, under "The stream of integers". Sources: Duda, "Asymmetric numeral
 systems", 2013 (the coder); Giesen, "Interleaved entropy coders", 2014 (several states in turn, here as one array).
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 
 TABLE_BITS = 16  # the frequencies of a table sum to 2^16
-MAX_MAGNITUDE = 15 << 11  # of an integer: the largest that a byte stands for below 2^15
-MAX_LANES = 2048
-SYMBOLS_A_LANE = 8192  # fewer than that, and a further lane's 4 bytes weigh more than the time it saves
-FIXED_POINT = 24  # fraction bits of a model's two rates
-# 2^30 x 2^-(2^-i), i = 1 to 16, rounded: the factors of 2^-fraction, bit by bit
+MAX_MAGNITUDE = 15 << 11  # largest magnitude of an integer: the largest small float below 2^15
+MAX_LANES = 2048  # most rANS states of a stream
+SYMBOLS_A_LANE = 8192  # least symbols per state; with fewer, the 4 bytes of a state cost more than the time it saves
+FIXED_POINT = 24  # fraction bits of the two rates of a model
+# 2^30 x 2^-(2^-i) for i = 1 to 16, rounded: 2^-fraction is the product of the factors of the fraction's 1 bits
 POWERS = (759250125, 902905651, 984625594, 1028218693, 1050733751, 1062175491, 1067942999, 1070838486,
           1072289173, 1073015252, 1073378477, 1073560135, 1073650976, 1073696399, 1073719111, 1073730468)  # fmt: skip
 
@@ -23,11 +23,11 @@ Model = tuple[int, int, int]
 
 
 class StreamError(ValueError):
-    """Bytes that are no stream of the integers asked for."""
+    """The bytes are not a stream of the expected integers."""
 
 
 def small_float(code: int) -> int:
-    """The integer that a byte stands for: 0 to 15 exactly, then with 4 significant bits, up to 15 x 2^30."""
+    """The integer that a byte stands for: 0 to 15 exactly, above with 4 significant bits, up to 15 x 2^30."""
     return code if code < 8 else (8 + code % 8) << (code // 8 - 1)
 
 
@@ -37,7 +37,7 @@ def small_float_code(value: int) -> int:
 
 
 def frequencies(model: Model) -> np.ndarray:
-    """How often, in 2^16, a model expects each of the integers -M to M: int64, at least 1 each.
+    """How often, in 2^16 symbols, a model expects each integer from -M to M: int64, each at least 1.
 
     Raises StreamError for a model whose M is too large.
     """
@@ -57,7 +57,7 @@ def frequencies(model: Model) -> np.ndarray:
 
 
 def fit_model(integers: np.ndarray) -> Model:
-    """The model that codes these integers in (nearly) the fewest bits, by a local search over its first two bytes."""
+    """The model that codes these integers in nearly the fewest bits. A local search finds its first two bytes."""
     largest = int(np.abs(integers).max(initial=0))
     code = small_float_code(largest)
     counts = np.bincount(np.abs(integers).ravel(), minlength=small_float(code) + 1)
@@ -82,7 +82,7 @@ def _count_lanes(n_symbols: int) -> int:
 
 
 def encode(groups: Sequence[np.ndarray], models: Sequence[Model]) -> bytes:
-    """The stream of flat arrays of integers, each by its model."""
+    """The stream of flat arrays of integers. Each array is coded by its own model."""
     lanes = _count_lanes(sum(len(group) for group in groups))
     state = np.full(lanes, 1 << 16, np.uint64)
     words: list[np.ndarray] = []
@@ -102,9 +102,9 @@ def encode(groups: Sequence[np.ndarray], models: Sequence[Model]) -> bytes:
 
 
 def decode(data: bytes, sizes: Sequence[int], models: Sequence[Model]) -> list[np.ndarray]:
-    """The int32 arrays, of the given sizes, that `encode` made a stream of.
+    """The int32 arrays, of the given sizes, that `encode` turned into a stream.
 
-    Raises StreamError unless the stream holds just them.
+    Raises StreamError unless the stream holds exactly these integers.
     """
     lanes = _count_lanes(sum(sizes))
     if len(data) < 4 * lanes or len(data) % 2:

@@ -1,4 +1,4 @@
-"""The linear layers of a network as one table: names, shapes, factors. The gradient, the blob, the decoder use it."""
+"""The linear layers of a network as one table: names, shapes, factors. Gradient, blob and decoder use this table."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 
 class LinearLayer(NamedTuple):
-    """One linear layer: its output is W (scale x) + b, and omega times that goes into a sine, except for the last one.
+    """One linear layer. Its output is y = W (scale x) + b. Each layer but the last is followed by sin(omega y).
 
-    name: in the state dict. n_out, n_in: the shape of W. omega: omega_0, of the last layer 1. scale: 1, or 1/2 where x
-    is the sum of two sines, the output of a residual block.
+    name: the name in the state dict. n_out, n_in: the shape of W. omega: omega_0; 1 for the last layer. scale: 1/2
+    where x is the sum of two sines, the output of a residual block; 1 elsewhere.
     """
 
     name: str
@@ -22,10 +22,10 @@ class LinearLayer(NamedTuple):
 def linear_layers(
     n_neurons: int, n_layers: int, d_in: int, d_out: int, is_residual: bool, omega_0: float
 ) -> list[LinearLayer]:
-    """The layers of a network with these fields of SirenConfig, in the order of its state dict.
+    """The layers of a network, in the order of its state dict. The arguments are fields of SirenConfig.
 
-    Layer 0 is a sine layer. Each of the other n_layers - 1 is another one, or a residual block of two. The last layer
-    has no sine.
+    Layer 0 is a sine layer. Each of the other n_layers - 1 is one sine layer, or a residual block of two sine layers.
+    The last layer has no sine.
     """
     layers = [LinearLayer("net_layers.0.linear", n_neurons, d_in, omega_0, 1.0)]
     for i in range(1, n_layers):
@@ -38,7 +38,7 @@ def linear_layers(
 
 
 def parameter_shapes(**network) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter tensor, in the order of the network's state dict."""
+    """The shape of every parameter tensor by its name, in the order of the network's state dict."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in linear_layers(**network):
         shapes[f"{layer.name}.weight"] = (layer.n_out, layer.n_in)

@@ -11,17 +11,17 @@ import numpy as np
 from formats.arrays import LazyArray
 from utils import Box, Grid, ValueRange, boxes, is_missing, read_in_boxes, value_range, wide_float
 
-MEASURED_WHOLE = 1 << 28  # voxels up to which a volume is measured at every one of them
-MEASURED_VOXELS = 1 << 24  # voxels, at random, of a larger volume: the estimate is good to about 0.01 dB
-PIECE_VOXELS = 1 << 12  # voxels of these that lie together
+MEASURED_WHOLE = 1 << 28  # most voxels of a volume that is compared at every voxel
+MEASURED_VOXELS = 1 << 24  # random voxels compared in a larger volume; the PSNR is then good to about 0.01 dB
+PIECE_VOXELS = 1 << 12  # voxels of a piece; random voxels are chosen in contiguous pieces
 
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """How far a field is from the original: PSNR in dB, RMSE and largest error in the original's units.
+    """How far decoded values are from the original: PSNR in dB, RMSE and largest error in the original's units.
 
-    psnrs: of each component, over its own range. psnr: of them together, from the mean of their squared errors, each
-    relative to its component's range. n_voxels: that were compared.
+    psnrs: the PSNR of each component over its own range. psnr: the PSNR of all components, from the mean of the squared
+    errors, each relative to its component's range. n_voxels: the number of voxels that were compared.
     """
 
     psnr: float
@@ -31,9 +31,9 @@ class Metrics:
     n_voxels: int
 
     def report(self, n_voxels: int | None = None) -> dict[str, str]:
-        """The lines psnr, and psnr_0, psnr_1, ... of several components.
+        """The result lines: psnr; with several components also psnr_0, psnr_1, ...
 
-        psnr_estimate where fewer than `n_voxels`, those that there are, were compared.
+        n_voxels: the number of voxels of the volume. The key is psnr_estimate where fewer voxels were compared.
         """
         key = "psnr" if n_voxels in (None, self.n_voxels) else "psnr_estimate"
         more = {f"{key}_{c}": f"{psnr:.3f}" for c, psnr in enumerate(self.psnrs)} if len(self.psnrs) > 1 else {}
@@ -46,13 +46,13 @@ def compare(
     values: ValueRange | None = None,
     chosen: Iterable[Box] | None = None,
 ) -> Metrics:
-    """How far `decoded` is from `original`, computed in float64 (differences of 64-bit integers exactly).
+    """How far `decoded` is from `original`, in float64; differences of 64-bit integers are exact.
 
-    psnr = 20 log10((max - min) / rmse), infinite when nothing differs. values: the range of the whole field, where
-    `original` is a part of it or has several components, then along the last axis; `original`'s own when not given.
-    Where `original` lies beyond `values`, of a volume that is clipped to it, the nearest end counts. chosen: the boxes
-    to compare, by default all. Voxels missing in one of the arrays are left out; NaN marks them in `decoded` too. All
-    figures are NaN when no voxel is left.
+    psnr = 20 log10((max - min) / rmse), infinite when nothing differs. values: the range of the whole volume, needed
+    where `original` is a part of it or has several components (its last axis); by default the range of `original`.
+    Where the range was clipped, a value of `original` outside `values` counts as the nearest end. chosen: the boxes to
+    compare, by default all. Voxels missing in one of the arrays are left out; NaN in `decoded` means missing, too. All
+    results are NaN when no voxel is left.
     """
     wide = wide_float(np.result_type(original.dtype, decoded.dtype))
     values = values or value_range(original[..., None])
@@ -73,21 +73,21 @@ def compare(
         return Metrics(math.nan, math.nan, math.nan, (math.nan,) * n_components, 0)
     errors = squares / count
     rmse = math.sqrt(np.mean(errors * (scale / scale.max()) ** 2)) * scale.max()
-    errors[(extent == 0) & (errors > 0)] = math.inf  # of a constant that is not met
+    errors[(extent == 0) & (errors > 0)] = math.inf  # a constant component with any error
     return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), tuple(map(_psnr, errors)), count)
 
 
 def compare_steps(
     original: np.ndarray, decoded: np.ndarray | LazyArray, values: ValueRange, grid: Grid
 ) -> dict[int, Metrics]:
-    """The metrics of every step of a series on a grid of voxels, by its number; those of a volume are of step 0."""
+    """The metrics of each step of a series on a grid of voxels, by step number. A volume in space is step 0."""
     if len(grid.shape) < 4:
         return {0: compare(original, decoded, values)}
     return {int(t): compare(original[k], decoded[k], values) for k, t in enumerate(grid.axes[0])}
 
 
 def measured_boxes(original: np.ndarray) -> list[Box]:
-    """What to compare of a volume (grid..., components): all, or random pieces above MEASURED_WHOLE voxels."""
+    """The boxes of a volume (grid..., components) to compare: all, or random ones above MEASURED_WHOLE voxels."""
     n_voxels = math.prod(original.shape[:-1])
     if n_voxels <= MEASURED_WHOLE:
         return boxes(original)
@@ -97,7 +97,7 @@ def measured_boxes(original: np.ndarray) -> list[Box]:
 
 
 def combine_metrics(parts: list[Metrics]) -> Metrics:
-    """The metrics of a field from those of its parts."""
+    """The metrics of a volume from the metrics of its parts."""
     parts = [part for part in parts if part.n_voxels] or parts[:1]
     if len(parts) == 1:
         return parts[0]
@@ -113,19 +113,19 @@ def combine_metrics(parts: list[Metrics]) -> Metrics:
 
 
 def report_of_steps(steps: dict[int, Metrics], is_series: bool) -> dict[str, str]:
-    """The lines to print of the metrics over all steps, and of the PSNR of each step of a series."""
+    """The result lines: the metrics over all steps, and for a series the PSNR of each step."""
     metrics = combine_metrics(list(steps.values()))
     found = metrics.report() | {"rmse": f"{metrics.rmse:.6g}", "max_error": f"{metrics.max_error:.6g}"}
     return found | {f"psnr_t{t}": f"{step.psnr:.3f}" for t, step in steps.items() if is_series}
 
 
 def _psnr(error: float) -> float:
-    """PSNR in dB of a mean squared error relative to the range."""
+    """The PSNR, in dB, of a mean squared error that is relative to the squared range."""
     return -10 * math.log10(error) if error else math.inf
 
 
 def file_ratios(n_values: int, dtype: np.dtype, n_bytes: int) -> dict[str, str]:
-    """file_ratio: 4 bytes x values / file bytes; source_ratio: bytes of the source / file bytes, when they differ."""
+    """file_ratio: 4 bytes x values / file bytes; source_ratio: source bytes / file bytes, when the two differ."""
     ratios = {"file_ratio": f"{4 * n_values / n_bytes:.2f}"}
     if dtype.itemsize != 4:
         ratios["source_ratio"] = f"{dtype.itemsize * n_values / n_bytes:.2f}"

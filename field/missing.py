@@ -1,4 +1,4 @@
-"""The missing voxels of a volume as bytes: the content of chunk M of a blob, see field/blob.py."""
+"""The mask of missing voxels as bytes: the axis and the stream of chunk M of a blob, see field/blob.py."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 
 from utils import Mask, UserError
 
-MAX_VOXELS = 1 << 35  # 4 GiB of bits: a larger mask is refused before anything is allocated for it
+MAX_VOXELS = 1 << 35  # most voxels of a mask, 4 GiB of bits; a larger one is refused before memory is allocated
 FILTER = {"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}
 
 
 class MaskError(UserError):
-    """Bytes that are no mask of that shape."""
+    """The bytes are not a mask of the given shape."""
 
 
 def _strides(shape: tuple[int, ...]) -> list[int]:
-    """0, then the distance in C order of neighbours along each axis."""
+    """0, then for each axis the distance in C order between neighbouring voxels."""
     return [0, *(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))]
 
 
 def compress_mask(mask: Mask) -> bytes:
-    """u8 axis and LZMA2 stream of chunk M, see net_coder; with the axis that makes it shortest."""
+    """The u8 axis and the LZMA2 stream of chunk M, see field/blob.py. The chosen axis gives the shortest stream."""
     filters = [{**FILTER, "preset": 9, "lc": 0, "lp": 0, "pb": 0}]
     size, unused = len(mask.bits), -math.prod(mask.shape) % 8
     bits = int.from_bytes(mask.bits.tobytes(), "big")
@@ -35,7 +35,7 @@ def compress_mask(mask: Mask) -> bytes:
 
 
 def decompress_mask(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """The bits that `compress_mask` was given. Raises MaskError for anything else."""
+    """The bits of the mask that `compress_mask` was given. Raises MaskError for any other bytes."""
     n_voxels, (axis, stream) = math.prod(shape), (data[0], data[1:]) if data else (-1, b"")
     size, unused = (n_voxels + 7) // 8, -n_voxels % 8
     if not 0 <= axis <= len(shape) or n_voxels > MAX_VOXELS:
@@ -51,7 +51,7 @@ def decompress_mask(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     if bits & ((1 << unused) - 1):
         raise MaskError("unused bits: expected 0")
     distance = _strides(shape)[axis]
-    while 0 < distance < n_voxels:  # undoes bit i ^= bit i - distance, all at once
+    while 0 < distance < n_voxels:  # undoes `bit i ^= bit i - distance` for all i at once
         bits ^= bits >> distance
         distance *= 2
     return np.frombuffer((bits >> unused << unused).to_bytes(size, "big"), np.uint8)

@@ -1,4 +1,4 @@
-"""The blobs of the original neurcomp scripts, read only. Source: their net_coder.py."""
+"""Reads the blobs of the original neurcomp scripts. Source: their net_coder.py."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from field.blob import BlobError, ByteReader, check_network, decode_single, is_b
 from field.layers import parameter_shapes
 from utils import VolumeHeader
 
-ORIGINAL_BITS = (4, *range(6, 17))  # the original's reader garbles indices of 1, 2, 3 and 5 bits
+ORIGINAL_BITS = (4, *range(6, 17))  # bits per index; the original reader garbles indices of 1, 2, 3 and 5 bits
 
 
 def decode_either(data: bytes) -> tuple[VolumeHeader | None, dict, dict[str, np.ndarray]]:
-    """Header, network and weights of a blob; of one of the original scripts, which has no header. Raises BlobError."""
+    """Header, network and weights of a blob of either kind; the header is None in an original one. Raises BlobError."""
     return decode_single(data) if is_blob(data) else (None, *decode_original(data))
 
 
 def decode_original(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     """The network (description, float32 tensors by name) of a blob of the original neurcomp scripts.
 
-    Such a blob has no magic, and nothing of the field. Its hidden matrices are indices into a codebook each.
-    Raises BlobError unless every byte of it is accounted for.
+    Such a blob has no magic bytes and no header. Each hidden matrix is stored as a codebook and indices into it. Raises
+    BlobError unless every byte of the blob is accounted for.
     """
     reader = ByteReader(data, "a blob of the original scripts")
     n_layers, d_in, d_out, is_residual = reader.unpack("4B")
@@ -50,10 +50,10 @@ def decode_original(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def _unpack_original_indices(reader: ByteReader, bits: int, count: int) -> np.ndarray:
-    """Indices of `bits` bits, most significant first.
+    """Indices of `bits` bits each, the most significant bit first.
 
-    When `bits` is no multiple of 8, the last index follows once more as u32, which is the one that counts: the
-    bits of a last partial byte are right-aligned in it.
+    When `bits` is not a multiple of 8, the last index follows again as u32. Only the u32 counts, because the bits of a
+    partial last byte are right-aligned in that byte.
     """
     packed = np.unpackbits(reader.array("u1", (bits * count + 7) // 8), count=bits * count)
     places = (1 << np.arange(bits)[::-1]).astype(np.uint32)

@@ -1,4 +1,4 @@
-"""A field on a grid -> files: a file, or one a step of a series; in memory, or slab by slab where it is large."""
+"""Writes a field on a grid to one file, or to one file per step of a series. Large volumes go slab by slab."""
 
 from __future__ import annotations
 
@@ -19,22 +19,18 @@ from formats.series import collection, collection_path, step_path
 from formats.writing import least_bytes, output_files, write_volume
 from utils import Grid, UserError, Volume
 
-IN_MEMORY = 1 << 27  # values of a file, gradients included: what is larger is evaluated and written slab by slab
+IN_MEMORY = 1 << 27  # most values of a file, gradients included, in memory at once; more are written slab by slab
 OnValues = Callable[[Grid, np.ndarray | LazyArray], None]
 
 
 class Output(NamedTuple):
-    """What is written of a field.
+    """What is written of a field."""
 
-    path: of the file, or the name from which those of the steps follow. grid: the positions. is_one_time: whether a
-    single time of a series is asked for. as_float: integers unrounded. with_gradient: an array of it, too.
-    """
-
-    path: str
-    grid: Grid
-    is_one_time: bool = False
-    as_float: bool = False
-    with_gradient: bool = False
+    path: str  # the file, or the name from which the names of the steps' files follow
+    grid: Grid  # the positions
+    is_one_time: bool = False  # whether a single time of a series is written
+    as_float: bool = False  # whether integers stay unrounded
+    with_gradient: bool = False  # whether the gradient is written, too
 
     @property
     def is_by_step(self) -> bool:
@@ -42,13 +38,13 @@ class Output(NamedTuple):
         return len(self.grid.shape) == 4 and (self.is_one_time or suffix_of(self.path) != ".npy")
 
     def named(self, field: NeuralField) -> tuple[Output, list[str]]:
-        """The same under the name that the file will have, and the files that will lie beside it."""
+        """The same with the final name of the file, and the names of the files that will lie beside the file."""
         shape = self.grid.shape[self.is_by_step :]
         path, *beside = output_files(self.path, shape, field.dtype(self.as_float), field.header.n_components)
         return self._replace(path=path), beside
 
     def grids(self) -> dict[str, Grid]:
-        """The files of values and the positions of each. Raises UserError for a series in a format of one volume."""
+        """The grid of each file of values, by file name. Raises UserError for a series in a format of one volume."""
         if self.is_one_time or not self.is_by_step:
             return {self.path: self.grid}
         if suffix_of(self.path) != ".vti":
@@ -57,7 +53,7 @@ class Output(NamedTuple):
         return {step_path(self.path, int(t)): Grid((times[k : k + 1], *space)) for k, t in enumerate(times)}
 
     def files(self) -> list[str]:
-        """All files of values, and the collection that names them, the one to open last."""
+        """All files of values, and the collection that lists them, if any. The last one is the file to open."""
         grids = self.grids()
         return [*grids] if self.path in grids else [*grids, collection_path(self.path)]
 
@@ -65,10 +61,10 @@ class Output(NamedTuple):
 def write_output(
     output: Output, field: NeuralField, source: str, on_values: OnValues | None, stack: contextlib.ExitStack
 ) -> None:
-    """Evaluate a field and write its files. Raises UserError where the disk has no place for them.
+    """Evaluate a field and write its files. Raises UserError when the disk has too little space.
 
-    source: the name of the field's file. on_values: is told the values on each grid. stack: at whose end the files take
-    their names, all or none.
+    source: the name of the field's file. on_values: called with each grid and its values. stack: the files get their
+    final names when it ends, all or none.
     """
     grids, times, n_done = output.grids(), {}, 0
     shape = next(iter(grids.values())).shape
@@ -78,7 +74,7 @@ def write_output(
     check_space(output.path, least_bytes(output.path, n_bytes), f"{source}: its volume of shape {shape}")
     is_large = math.prod(shape) * n_arrays > IN_MEMORY
     evaluated = _slab_by_slab if is_large else lambda evaluate, grid: evaluate(grid)
-    # Large ones are evaluated anew to be compared.
+    # Large volumes are not kept, so the comparison evaluates them again.
     n_evaluations = 1 + output.with_gradient + bool(is_large and on_values)
     with console.Progress("decoding") as progress:
 
@@ -91,7 +87,7 @@ def write_output(
             n_done += size
             return result
 
-        def write(path: str, grid: Grid) -> None:  # a function, at whose end the arrays are let go of
+        def write(path: str, grid: Grid) -> None:  # a function, so that its arrays are freed when it returns
             array = evaluated(partial(counted, partial(field.on_grid, as_float=output.as_float)), grid)
             if on_values:
                 on_values(grid, array)
@@ -112,7 +108,7 @@ def write_output(
 
 
 def _slab_by_slab(evaluate: Callable[[Grid], np.ndarray], grid: Grid) -> LazyArray:
-    """What `evaluate` gives on a grid, box by box, whenever it is asked for."""
+    """A lazy array that evaluates a box of the grid whenever the box is asked for."""
     like = evaluate(grid.part((slice(0, 1),) * len(grid.shape)))
     return LazyArray((*grid.shape, *like.shape[len(grid.shape) :]), like.dtype, lambda box: evaluate(grid.part(box)))
 

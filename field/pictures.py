@@ -1,7 +1,7 @@
-"""Pictures of a decoded volume beside its original, and of a training. The only place that knows VTK's rendering.
+"""Pictures of a decoded volume beside its original, and of a training. Only this module uses VTK's rendering.
 
-VTK renders the volumes, the charts and the letters; slices, colour bars and their places are NumPy's. VTK's objects
-take the form that can be rendered only once its OpenGL modules are imported: those imports stand first.
+VTK renders solids, charts and text; NumPy draws slices and colour bars and places all parts. VTK's OpenGL modules are
+imported before any VTK object is made: an object that is made earlier cannot be rendered.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from field.neural_field import NeuralField
 from formats.common import suffix_of
 from utils import Grid, UserError, is_missing
 
-PANEL, GAP, BAR, LINE = 300, 36, 120, 22  # pixels: of a picture, between two, for a colour bar, of a line of text
-MIN_WIDTH = 800  # of a whole picture, for its title
-TEXT, HEADING = 14, 18  # font sizes
-SOLID_VOXELS = 160**3  # more are thinned out before they are rendered: in software, this many take a second
-SOLID_SIDE = 512  # voxels an axis: of textures of more than 2048, graphics drivers show nothing
+PANEL, GAP, BAR, LINE = 300, 36, 120, 22  # pixels: panel side, gap between panels, colour bar, line of text
+MIN_WIDTH = 800  # least width of a whole picture, for its title, in pixels
+TEXT, HEADING = 14, 18  # font sizes, in points
+SOLID_VOXELS = 160**3  # most voxels of a rendered solid; software renders this many in a second
+SOLID_SIDE = 512  # most voxels of a solid along an axis; drivers show nothing of textures above 2048
 
-# Without a renderer VTK does not return: the trial is a process of its own.
+# VTK does not return where it finds no renderer, so the trial runs in its own process.
 TRIAL = """
 from vtkmodules.vtkCommonCore import vtkLogger
 vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_OFF)
@@ -41,7 +41,7 @@ window.Render()
 
 
 def check(path: str) -> None:
-    """Raise UserError unless `path` is the name of a picture, and VTK can render here."""
+    """Raise UserError unless `path` is the name of a .png picture and VTK can render on this machine."""
     if suffix_of(path) != ".png":
         raise UserError(f"{path}: expected the name of a picture, .png")
     trial = subprocess.run([sys.executable, "-P", "-c", TRIAL], capture_output=True, timeout=300, check=False)
@@ -57,12 +57,12 @@ def check(path: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Cuts:
-    """Which parts of a volume are shown. shape, spacing: of three axes; slices: the axes across which there is one."""
+    """The parts of a volume that a picture shows."""
 
-    shape: tuple[int, ...]
-    spacing: tuple[float, ...]
-    slices: tuple[int, ...]
-    steps: tuple[int, ...]  # along each axis, of the voxels that are rendered as a solid; none without one
+    shape: tuple[int, ...]  # always of three axes
+    spacing: tuple[float, ...]  # always of three axes
+    slices: tuple[int, ...]  # axes that have a slice at right angles to them
+    steps: tuple[int, ...]  # from a voxel of the solid to the next, in voxels of the volume; () without a solid
 
     @classmethod
     def of(cls, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Cuts:
@@ -76,7 +76,7 @@ class Cuts:
         return cls(shape, spacing, slices or (max(k for k in range(3) if shape[k] == 1),), steps)
 
     def boxes(self) -> list[tuple[slice, ...]]:
-        """The slices, then the solid."""
+        """The boxes of the slices, then the box of the solid, if there is one."""
         boxes = []
         for axis in self.slices:
             middle = self.shape[axis] // 2
@@ -84,7 +84,7 @@ class Cuts:
         return boxes + [tuple(slice(None, None, step) for step in self.steps)] * bool(self.steps)
 
     def values(self, array: np.ndarray, box: tuple[slice, ...], fill: np.generic | None) -> np.ndarray:
-        """The values of a field in a box, float64 (x, y, z, components), NaN where they are missing."""
+        """The values in a box, float64 (x, y, z, components), NaN in voxels that are missing or not finite."""
         shape = (len(range(n)[part]) for n, part in zip(self.shape, box, strict=True))
         values = array.reshape(*shape, -1)
         is_gone = is_missing(values, fill) | ~np.isfinite(values).all(axis=-1)
@@ -92,19 +92,19 @@ class Cuts:
 
 
 def scalar_or_magnitude(values: np.ndarray) -> np.ndarray:
-    """(..., components) -> (...): the value, or the magnitude of several components."""
+    """(..., components) -> (...): the value of a single component, or the magnitude of several components."""
     if values.shape[-1] == 1:
         return values[..., 0]
-    largest = np.nanmax(np.abs(values), initial=0.0) or 1.0  # squares of scaled values do not overflow
+    largest = np.nanmax(np.abs(values), initial=0.0) or 1.0  # scaled values have squares that do not overflow
     return np.linalg.norm(values / largest, axis=-1) * largest
 
 
 def preview(field: NeuralField, grid: Grid, original: np.ndarray | None, title: str, as_float: bool = False) -> bytes:
-    """A picture (PNG) of a field on a grid, and of the original and the error where there is one.
+    """A picture (PNG) of a field on a grid, and of the original and the error when `original` is given.
 
-    Only what is shown is evaluated. grid: of a time series one step. original: the values on that grid, without time.
+    Only the shown values are evaluated. grid: a time series has one step here. original: without an axis of time.
     """
-    space = slice(-3, None)  # of the axes
+    space = slice(-3, None)  # the axes of space
     cuts = Cuts.of(grid.shape[space], grid.geometry(field.header.geometry).spacing[space])
     boxes = cuts.boxes()
     parts = [[], []]
@@ -137,9 +137,9 @@ def preview(field: NeuralField, grid: Grid, original: np.ndarray | None, title: 
 def preview_of(
     field: NeuralField, grid: Grid, original: np.ndarray | None, steps: dict[int, Metrics], name: str, as_float: bool
 ) -> bytes:
-    """The picture of a field on a grid, of a time series half-way, its title the name and what is known.
+    """A picture (PNG) of a field on a grid, at the middle step of a time series. Its title starts with `name`.
 
-    original: the values on the grid, where there are metrics of its steps.
+    original: the values on the grid, or None. steps: the metrics of each step; empty without an original.
     """
     step, part = 0, original
     title = f"{name}: {field.header.geometry.name}, {' x '.join(map(str, grid.shape[-3:]))}"
@@ -162,9 +162,9 @@ def draw_row(
     captions: list[str],
     units: str,
 ) -> np.ndarray:
-    """The panels of one field, side by side, and its colour bar: an RGB image.
+    """An RGB image: the panels of one volume side by side, and their colour bar.
 
-    solid: its image, if there is one. captions: of slices across x, y, z.
+    solid: the rendered image, or None. captions: the texts above the slices across x, y, z.
     """
     row = np.full((2 * LINE + PANEL + GAP, GAP + len(parts) * (PANEL + GAP) + BAR, 3), 255, np.uint8)
     top, left = 2 * LINE, GAP
@@ -191,15 +191,15 @@ def draw_row(
 
 
 def to_panel(image: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Colours (a, b, 3) of voxels of that width and height -> an image of b upwards over a, as large as a panel."""
+    """Scale colours (a, b, 3) to an image of panel size, a to the right, b upwards. width, height: of a voxel."""
     size = np.array([image.shape[0] * width, image.shape[1] * height])
-    n_x, n_y = np.maximum(np.rint(PANEL * size / size.max()).astype(int), 8)  # thin ones stay visible
+    n_x, n_y = np.maximum(np.rint(PANEL * size / size.max()).astype(int), 8)  # so that thin slices stay visible
     columns, rows = np.arange(n_x) * image.shape[0] // n_x, np.arange(n_y)[::-1] * image.shape[1] // n_y
     return image[np.ix_(columns, rows)].transpose(1, 0, 2)
 
 
 def draw_bar(image: np.ndarray, scale: Scale, units: str) -> None:
-    """Draw a colour bar with its figures into the image."""
+    """Draw a colour bar and its numbers into the image."""
     top, height, width = 2 * LINE, image.shape[0] - 3 * LINE, 16
     write_text(image, units, 0, LINE // 2, TEXT)
     shades = scale.table[np.linspace(len(scale.table) - 1, 0, height).round().astype(int)]
@@ -217,7 +217,7 @@ def draw_bar(image: np.ndarray, scale: Scale, units: str) -> None:
 
 
 def plot(path: str, history: Sequence[tuple[float, float, float]], final: tuple[float, float, float]) -> None:
-    """Write a picture of a training: estimates of the PSNR over seconds and over passes, and the exact one at its end.
+    """Write a picture of a training: the estimated PSNR over seconds and over passes, and the exact PSNR at the end.
 
     history, final: (seconds, passes, PSNR in dB). Raises UserError when the file cannot be written.
     """
@@ -234,7 +234,7 @@ def plot(path: str, history: Sequence[tuple[float, float, float]], final: tuple[
 
 
 def chart_of(name: str, line: list[tuple[float, float]], final: tuple[float, float] | None) -> object:
-    """The vtkRenderer of a chart of the PSNR over what `name` says."""
+    """The vtkRenderer of a chart of the PSNR. name: the title of the horizontal axis."""
     import vtkmodules.vtkRenderingContextOpenGL2  # noqa: F401
     from vtkmodules.util.numpy_support import numpy_to_vtk
     from vtkmodules.vtkChartsCore import vtkAxis, vtkChart, vtkChartLegend, vtkChartXY, vtkPlotPoints
@@ -269,7 +269,7 @@ def chart_of(name: str, line: list[tuple[float, float]], final: tuple[float, flo
             style.SetFontSize(TEXT)
         axis.SetBehavior(vtkAxis.FIXED)
     ends, psnrs = np.transpose([*line, *[final] * bool(final)] or [(0.0, 0.0)])
-    margin = max(0.05 * np.ptp(psnrs), 0.5)  # so that no dot is cut
+    margin = max(0.05 * np.ptp(psnrs), 0.5)  # so that no point is cut off
     bottom.SetRange(0.0, 1.05 * ends.max() or 1.0)
     left.SetRange(psnrs.min() - margin, psnrs.max() + margin)
     chart.SetShowLegend(True)
@@ -285,7 +285,7 @@ def chart_of(name: str, line: list[tuple[float, float]], final: tuple[float, flo
 
 
 def write_text(image: np.ndarray, text: str, x: int, y: int, size: int, align: str = "left") -> None:
-    """Write a line of text into an RGB image, its middle at the height y; what does not fit is left out."""
+    """Write a line of text into an RGB image, vertically centred at y. Text outside the image is cut off."""
     import vtkmodules.vtkRenderingFreeType  # noqa: F401
     from vtkmodules.util.numpy_support import vtk_to_numpy
     from vtkmodules.vtkCommonDataModel import vtkImageData
@@ -310,15 +310,15 @@ def write_text(image: np.ndarray, text: str, x: int, y: int, size: int, align: s
 
 
 def render_solids(solids: list[np.ndarray], scales: list[Scale], cuts: Cuts) -> list[np.ndarray]:
-    """An RGB image, as large as a panel, of each of several solids of values (x, y, z).
+    """An RGB image of panel size for each solid of values (x, y, z).
 
-    x to the right, y upwards, z to the front. All in one window, which takes less time than one each.
+    x points to the right, y upwards, z to the front. One window for all solids takes less time than one window each.
     """
     import vtkmodules.vtkRenderingVolumeOpenGL2  # noqa: F401
 
     size = np.array(cuts.shape) * cuts.spacing
     size = size / size.max()
-    ends = np.diag(size + 0.08)  # of the three edges that start at the first voxel, where their letters are
+    ends = np.diag(size + 0.08)  # the axis letters stand here, beyond the three edges of the first voxel
     scenes = [scene_of(values, scale, size) for values, scale in zip(solids, scales, strict=True)]
     for scene in scenes:
         fit_camera(scene, [*itertools.product(*((0.0, s) for s in size)), *ends])
@@ -330,7 +330,7 @@ def render_solids(solids: list[np.ndarray], scales: list[Scale], cuts: Cuts) -> 
 
 
 def fit_camera(scene: object, points: Sequence[Sequence[float]]) -> None:
-    """Turn a scene's camera so that all of these points are seen, with room around them for a letter."""
+    """Set a scene's camera so that it sees all points, with room for a letter around them."""
     camera = scene.GetActiveCamera()
     camera.SetPosition(0.5, 0.45, 1.0)
     camera.SetFocalPoint(0, 0, 0)
@@ -341,14 +341,14 @@ def fit_camera(scene: object, points: Sequence[Sequence[float]]) -> None:
 
 
 def projected(scene: object, points: Sequence[Sequence[float]]) -> np.ndarray:
-    """Where a scene's camera sees points (n, 3): (n, 2), -1 to 1 from left to right and from below upwards."""
+    """Where a scene's camera sees points (n, 3): (n, 2), from -1 to 1, left to right and bottom to top."""
     matrix = scene.GetActiveCamera().GetCompositeProjectionTransformMatrix(1.0, -1.0, 1.0)
     seen = np.array([matrix.MultiplyPoint((*point, 1.0)) for point in points])
     return seen[:, :2] / seen[:, 3:]
 
 
 def scene_of(values: np.ndarray, scale: Scale, size: np.ndarray) -> object:
-    """The vtkRenderer of a solid of that size and its frame."""
+    """The vtkRenderer of a solid and its frame. size: the lengths of the solid's sides."""
     from vtkmodules.util.numpy_support import numpy_to_vtk
     from vtkmodules.vtkCommonDataModel import vtkImageData
     from vtkmodules.vtkFiltersModeling import vtkOutlineFilter
@@ -373,7 +373,7 @@ def scene_of(values: np.ndarray, scale: Scale, size: np.ndarray) -> object:
 
 
 def volume_actor(solid: object, scale: Scale) -> object:
-    """The vtkVolume of a vtkImageData of values of 0 to 1, whose longest side is 1."""
+    """The vtkVolume of a vtkImageData whose values are from 0 to 1 and whose longest side is 1."""
     from vtkmodules.vtkCommonDataModel import vtkPiecewiseFunction
     from vtkmodules.vtkRenderingCore import vtkColorTransferFunction, vtkVolume, vtkVolumeProperty
     from vtkmodules.vtkRenderingVolumeOpenGL2 import vtkOpenGLGPUVolumeRayCastMapper
@@ -400,13 +400,13 @@ def volume_actor(solid: object, scale: Scale) -> object:
 
 
 def rendered_by(scenes: list[object], width: int, height: int) -> list[np.ndarray]:
-    """What each of several vtkRenderers shows, as RGB images of that size."""
+    """What each vtkRenderer shows: one RGB image of the given size for each."""
     from vtkmodules.util.numpy_support import vtk_to_numpy
     from vtkmodules.vtkCommonCore import vtkLogger
     from vtkmodules.vtkRenderingCore import vtkRenderWindow, vtkWindowToImageFilter
 
     verbosity = vtkLogger.GetCurrentVerbosityCutoff()
-    vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)  # it warns of a missing display
+    vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)  # VTK warns when there is no display
     window = vtkRenderWindow()
     window.SetOffScreenRendering(True)
     window.SetSize(width * len(scenes), height)
@@ -423,7 +423,7 @@ def rendered_by(scenes: list[object], width: int, height: int) -> list[np.ndarra
 
 
 def page(title: str, content: np.ndarray) -> bytes:
-    """An RGB image below its title, as PNG."""
+    """A PNG file of an RGB image below its title."""
     from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
     from vtkmodules.vtkCommonDataModel import vtkImageData
     from vtkmodules.vtkIOImage import vtkPNGWriter

@@ -1,1 +1,1 @@
-"""Volume files <-> volumes: one file per format, its reader and its writer together."""
+"""Volume files <-> volumes: one module per format, with its reader and its writer."""

@@ -1,4 +1,4 @@
-"""Arrays that are never whole in memory: steps of a series in their files, values computed when they are asked for."""
+"""Arrays that are never whole in memory: the steps of a series in their files, and values computed on demand."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from utils import Box, drop_pages
 
 
 class StackedSteps:
-    """The steps of a time series, arrays of one shape and type, as an array [t, ...] that is never made.
+    """The steps of a time series as an array [t, ...] that is never made. All steps have one shape and type.
 
-    Of an array's ways it has those that volumes are read by: `steps[t]` is that step's array, `steps[..., x]` the
-    series of the steps' `[..., x]`, and `steps[box]` a copy of the values in a box.
+    It supports the indexing by which volumes are read: `steps[t]` is the array of step t; `steps[..., x]` is the series
+    of `[..., x]` of each step; `steps[box]` is a copy of the values in a box.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray]):
         self.arrays, self.dtype = arrays, arrays[0].dtype
         self.shape = (len(arrays), *arrays[0].shape)
         self.ndim, self.size = len(self.shape), math.prod(self.shape)
-        self.strides = (math.inf, *arrays[0].strides)  # one step after the other
+        self.strides = (math.inf, *arrays[0].strides)  # time is the slowest axis
 
     def __getitem__(self, key: int | Box | tuple) -> np.ndarray | StackedSteps:
         if isinstance(key, int):
@@ -38,10 +38,10 @@ class StackedSteps:
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """An array whose values are computed when they are asked for: `array[box]`, a slice per axis of the grid.
+    """An array whose values are computed on demand: `array[box]`, with one slice per axis of the grid.
 
-    shape: of the grid, and components behind it when there are several. evaluate(box): that part of the array.
-    array[i]: the array at one place along the first axis, lazy too.
+    shape: of the grid, followed by the number of components when there are several. evaluate(box): computes that part
+    of the array. array[i]: the lazy array at index i of the first axis.
     """
 
     shape: tuple[int, ...]

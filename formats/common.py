@@ -1,4 +1,4 @@
-"""What the formats share: their error, the layout of a headerless file, suffixes, axes in space."""
+"""What the formats share: their error, the layout of a headerless file, file suffixes, axes in space."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 
 from utils import Geometry, UserError, Volume
 
-MAX_EXPANSION = 10_000  # bytes that one of a compressed file becomes: LZMA, the best of them, reaches 7000
+MAX_EXPANSION = 10_000  # most bytes that one compressed byte can become; LZMA, the best method, reaches 7000
 
 
 class VolumeError(UserError):
-    """A volume file that cannot be read or written; the message names it, what was expected and found."""
+    """A volume file cannot be read or written. The message names the file, what was expected and what was found."""
 
 
 def import_reader(module: str, packages: str, path: str) -> ModuleType:
-    """The module that reads a format. Raises VolumeError, with the way out, where it is not installed."""
+    """The module that reads a format. Raises VolumeError that says how to install the module if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -28,11 +28,11 @@ def import_reader(module: str, packages: str, path: str) -> ModuleType:
 
 @dataclasses.dataclass(frozen=True)
 class RawLayout:
-    """What a headerless file holds: voxels along x, y, z, a NumPy dtype's name, "little" or "big" endian; x fastest."""
+    """The layout of the voxels in a headerless file, x fastest."""
 
-    shape: tuple[int, ...]
-    dtype: str
-    endian: str = "little"
+    shape: tuple[int, ...]  # voxels along x, y, z
+    dtype: str  # name of a NumPy dtype
+    endian: str = "little"  # or "big"
 
 
 def raw_layout(shape: tuple[int, ...] | None, dtype: str | None, endian: str | None) -> RawLayout | None:
@@ -45,13 +45,13 @@ def raw_layout(shape: tuple[int, ...] | None, dtype: str | None, endian: str | N
 
 
 def suffix_of(path: str) -> str:
-    """The file's suffix in lower case, with its dot; that of what it is packed from too, where it is packed."""
+    """The suffix of a file in lower case, with its dot; for a packed file both suffixes, such as .nii.gz."""
     stem, suffix = os.path.splitext(path.lower())
     return os.path.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
 
 
 def volume_from_axes(path: str, array: np.ndarray, steps: np.ndarray, origin: np.ndarray, **names: str) -> Volume:
-    """The volume whose voxels lie a column of `steps` (3 x 3) apart along each axis. names: its name and units."""
+    """The volume whose voxels along axis k are steps[:, k] apart. names: its name and units. Raises VolumeError."""
     spacing = np.linalg.norm(steps, axis=0)
     if not (np.isfinite(steps).all() and np.isfinite(origin).all() and (spacing > 0).all()):
         raise VolumeError(f"{path}: expected axes of finite length, found {steps.T.tolist()} from {np.ravel(origin)}")

@@ -1,4 +1,4 @@
-"""DICOM: a folder of slices, each a file, read by pydicom (pip install pydicom). Source: DICOM PS3.3, C.7.6.2.
+"""DICOM: a folder of slices, one file each, read by pydicom (pip install pydicom). Source: DICOM PS3.3, C.7.6.2.
 
 World coordinates are those of the files: the axes point left, posterior, superior.
 """
@@ -13,14 +13,14 @@ import numpy as np
 from formats.common import VolumeError, import_reader, volume_from_axes
 from utils import Volume
 
-MAX_SLICE_DIFFERENCE = 1e-4  # of the steps from voxel to voxel, between two slices
-MAX_UNEVENNESS = 0.02  # of the distance between slices
+MAX_SLICE_DIFFERENCE = 1e-4  # most that voxel steps may differ between two slices, in mm
+MAX_UNEVENNESS = 0.02  # most that a slice may be off its place, relative to the distance between slices
 
 
 def read_dicom(folder: str) -> Volume:
-    """The volume whose slices lie in a folder, in the order of their positions. Values are rescaled.
+    """The volume of the slices in a folder, sorted by position. The slope and intercept of the files are applied.
 
-    Raises VolumeError when there is no slice, when slices are of several series, and when one of them is missing.
+    Raises VolumeError when there is no slice, when slices belong to several series, or when a slice is missing.
     """
     paths = sorted(entry.path for entry in os.scandir(folder) if entry.is_file() and _is_slice(entry.path))
     if not paths:
@@ -55,11 +55,11 @@ def _is_slice(path: str) -> bool:
 
 
 def _read_slice(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values (x, y, components), the position of the first, and the steps along the three axes, as columns."""
+    """Values (x, y, components), position of the first voxel, and the steps along the three axes as columns (3, 3)."""
     pydicom = import_reader("pydicom", "pydicom", path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of elements that break the standard and are not looked at
+            warnings.simplefilter("ignore")  # pydicom warns of elements that break the standard but are not used
             file = pydicom.dcmread(path)
             n_frames = int(file.get("NumberOfFrames") or 1)
             plane = file.pixel_array if n_frames == 1 else None
@@ -80,7 +80,7 @@ def _read_slice(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _rescaled(plane: np.ndarray, slope: float, shift: float) -> np.ndarray:
-    """slope * plane + shift: integers where both factors are whole."""
+    """slope * plane + shift, in integers if plane, slope and shift are whole numbers."""
     if (slope, shift) == (1, 0):
         return plane
     is_narrow = plane.dtype.itemsize <= 2

@@ -1,4 +1,4 @@
-"""MetaImage (.mhd, .mha): read by VTK, in the process of formats/vtk_process.py, and written."""
+"""MetaImage (.mhd, .mha): a reader that uses VTK, in the process of formats/vtk_process.py, and the header to write."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TYPES = {
     "float32": "MET_FLOAT",
     "float64": "MET_DOUBLE",
 }
-LONG = ("MET_LONG_LONG", "MET_ULONG_LONG")  # 64-bit integers end VTK's reader
+LONG = ("MET_LONG_LONG", "MET_ULONG_LONG")  # 64-bit integers, which terminate VTK's reader
 
 
 def read_meta(path: str) -> Volume:
-    """MetaImage: .mhd with its data in another file, or .mha; mapped where they are uncompressed and at once there."""
+    """The volume of a .mha file, or of a .mhd file and its data file. Uncompressed binary data are mapped."""
     from vtkmodules.vtkIOImage import vtkMetaImageReader
 
     from formats.vtk_output import mapped, output_of, read_header, volume_of
@@ -52,26 +52,26 @@ def read_meta(path: str) -> Volume:
         array = np.moveaxis(mapped(source, reader, sizes, end if is_local else 0, is_swapped), 0, -1)
     else:
         array = volume_of(path, output_of(path, reader, expansion, source)).array
-    # Rows are the axes' directions, as in ITK; VTK takes the columns for them.
+    # The matrix has the axes' directions as rows, as in ITK. VTK takes its columns for the directions.
     direction = np.reshape(reader.GetDataDirection(), (3, 3)).T
     return volume_from_axes(path, array, direction * reader.GetDataSpacing(), np.array(reader.GetDataOrigin()))
 
 
 def _read_header(path: str) -> tuple[dict[str, str], int]:
-    """The fields of a MetaImage's header, and where it ends."""
+    """The fields of a MetaImage's header, and the offset at which the header ends, in bytes."""
     fields, end = {}, 0
     with open(path, "rb") as file:
         for line in file.read(1 << 16).splitlines(keepends=True):
             end += len(line)
             key, _, value = (part.strip() for part in line.decode("latin-1").partition("="))
             fields[key] = value
-            if key == "ElementDataFile":  # what follows are voxels
+            if key == "ElementDataFile":  # the voxels follow
                 break
     return fields, end
 
 
 def meta_header(frame: Frame, data: str) -> bytes:
-    """Of MetaImage. TransformMatrix holds the axes' directions one after the other, as ITK reads it."""
+    """The header of a MetaImage. TransformMatrix lists the axes' directions one by one, as ITK reads them."""
     lines = [
         "ObjectType = Image",
         "NDims = 3",

@@ -1,4 +1,4 @@
-"""NIfTI (.nii, .nii.gz): read by VTK, in the process of formats/vtk_process.py, and written. Source: nifti1.h."""
+"""NIfTI (.nii, .nii.gz): a reader that uses VTK, in the process of vtk_process.py, and a header. Source: nifti1.h."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from formats.common import MAX_EXPANSION, VolumeError, volume_from_axes
 from formats.slabs import Frame
 from utils import Volume
 
-MAX_AXIS = 32767  # voxels
-VECTOR_INTENT = 1007  # components, along the fifth axis
+MAX_AXIS = 32767  # most voxels along an axis
+VECTOR_INTENT = 1007  # intent code: the fifth axis has vector components
 TYPES = {
     "int8": 256,
     "int16": 4,
@@ -27,11 +27,11 @@ TYPES = {
     "float32": 16,
     "float64": 64,
 }
-RGB, COMPLEX = (128, 2304), (32, 1792, 2048)  # types of voxels
+RGB, COMPLEX = (128, 2304), (32, 1792, 2048)  # codes of data types
 
 
 def read_nifti(path: str) -> Volume:
-    """NIfTI (.nii, .nii.gz): scaled values, in the space of the sform, or else of the qform; a series of its steps."""
+    """A NIfTI file's volume: values scaled, geometry from the sform or else the qform. Several times are a series."""
     from vtkmodules.vtkIOImage import vtkNIFTIImageReader
 
     from formats.vtk_output import mapped, output_of, read_header, volume_of
@@ -51,7 +51,7 @@ def read_nifti(path: str) -> Volume:
     if is_packed or is_rgb:
         array = volume_of(path, output_of(path, reader, expansion)).array
         array = array.reshape(*array.shape[:3], sizes[3], -1)
-        array = array[:, :, ::-1] if reader.GetQFac() < 0 else array  # VTK has turned it over
+        array = array[:, :, ::-1] if reader.GetQFac() < 0 else array  # VTK has reversed z
     else:
         array = mapped(path, reader, tuple(sizes[:5]), int(header.GetVoxOffset()), bool(reader.GetSwapBytes()))
     array = array[:, :, :, 0] if sizes[3] == 1 else np.moveaxis(array, 3, 0)
@@ -63,7 +63,7 @@ def read_nifti(path: str) -> Volume:
 
 
 def _scaled(array: np.ndarray, slope: float, shift: float) -> np.ndarray | LazyArray:
-    """The values slope * array + shift, where NIfTI takes these for a scale."""
+    """slope * array + shift, computed on demand; `array` itself where slope and shift mean no scaling."""
     if not (math.isfinite(slope) and math.isfinite(shift) and slope != 0 and (slope, shift) != (1, 0)):
         return array
     is_narrow = array.dtype.itemsize <= 2 or array.dtype == np.float32
@@ -72,7 +72,7 @@ def _scaled(array: np.ndarray, slope: float, shift: float) -> np.ndarray | LazyA
 
 
 def _nifti_place(path: str, header, array: np.ndarray | LazyArray) -> Volume:
-    """The values in the place that a header gives them."""
+    """The volume of these values, with the geometry and the name that the header gives. Raises VolumeError."""
     lengths = np.abs([header.GetPixDim(i) or 1.0 for i in (1, 2, 3)])
     name = header.GetIntentName().strip() or "sf"
     if header.GetSFormCode() > 0:
@@ -80,7 +80,7 @@ def _nifti_place(path: str, header, array: np.ndarray | LazyArray) -> Volume:
         try:
             return volume_from_axes(path, array, rows[:, :3], rows[:, 3], name=name)
         except VolumeError:
-            if header.GetQFormCode() <= 0:  # the qform has right angles always
+            if header.GetQFormCode() <= 0:  # a qform always has right angles
                 raise
     if header.GetQFormCode() <= 0:
         return volume_from_axes(path, array, np.diag(lengths), np.zeros(3), name=name)
@@ -97,7 +97,7 @@ def _nifti_place(path: str, header, array: np.ndarray | LazyArray) -> Volume:
 
 
 def nifti_header(path: str, frame: Frame) -> bytes:
-    """NIfTI-1 in one file, no scaling; its space is that of the sform, in float32, no qform. Source: nifti1.h."""
+    """A NIfTI-1 header for one file, with a float32 sform. Raises VolumeError for a geometry beyond float32."""
     c = frame.n_components
     dim = (5, *frame.grid, 1, c, 1, 1) if c > 1 else (3, *frame.grid, 1, 1, 1, 1)
     with np.errstate(over="ignore"):
@@ -112,7 +112,7 @@ def nifti_header(path: str, frame: Frame) -> bytes:
         *(348, *dim),
         *(VECTOR_INTENT if c > 1 else 0, TYPES[dtype.name], 8 * dtype.itemsize, 0),
         *(1.0, *floats[:3], *no_time),
-        *(352.0, 1.0, 0.0),  # where the voxels begin; slope and intercept
+        *(352.0, 1.0, 0.0),  # offset of the voxels, slope, intercept
         *(0, 2),  # no qform, an aligned sform
         *floats[3:],
         *(b"", b"n+1"),

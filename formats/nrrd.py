@@ -1,4 +1,4 @@
-"""NRRD. Source: teem.sourceforge.net/nrrd/format.html."""
+"""NRRD: a reader, and the header to write. Source: teem.sourceforge.net/nrrd/format.html."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ READ_TYPES = {
     **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
     **{"float": "f4", "double": "f8"},
 }
-TYPES = {"float32": "float", "float64": "double"}  # the others have their NumPy names
+TYPES = {"float32": "float", "float64": "double"}  # the other types have the same names as in NumPy
 
 
 def read_nrrd(path: str) -> Volume:
-    """NRRD, of raw (memory-mapped), gzip, bzip2 or text data.
+    """The volume of a NRRD file with raw (memory-mapped), gzip, bzip2 or text data. Raises VolumeError.
 
-    Not with vtkNrrdReader, which loses direction and units, mixes up the spacing of oriented volumes, turns over those
-    of left-handed spaces, and knows neither skipped bytes nor bzip2.
+    vtkNrrdReader is not used. It loses direction and units, confuses the spacing of oriented volumes, flips volumes of
+    left-handed spaces, and supports neither skipped bytes nor bzip2.
     """
     header, offset = _read_header(path)
     try:
@@ -60,7 +60,7 @@ def read_nrrd(path: str) -> Volume:
     lengths = [sizes[axis] for axis in (*times, *grid)] + [1] * (3 - len(grid))
     array = array.reshape(*lengths, sizes[components[0]] if components else 1)
     matrix = np.stack([steps[axis] for axis in grid], axis=1)
-    if len(grid) < 3:  # some axes at right angles to those that there are
+    if len(grid) < 3:  # the missing axes are at right angles to the others
         matrix = np.hstack([matrix, np.linalg.svd(matrix)[0][:, len(grid) :]])
     units = header.get("sample units", "").strip('"')
     volume = volume_from_axes(path, array, matrix, origin, name=header.get("content") or "sf", units=units)
@@ -73,7 +73,7 @@ def read_nrrd(path: str) -> Volume:
 
 
 def _steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
-    """From voxel to voxel along each axis in space; None for those of components and of time."""
+    """The vector from voxel to voxel along each axis of space; None for axes of components and of time."""
     if "space directions" in header:
         vectors = re.findall(r"none|\([^)]*\)", header["space directions"])
         steps = [None if text == "none" else np.array(text.strip("()").split(","), float) for text in vectors]
@@ -92,7 +92,7 @@ def _steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
 
 
 def _origin(header: dict[str, str], steps: list[np.ndarray | None]) -> np.ndarray:
-    """Where the first voxel lies. Without directions the axes say where they begin: at its middle, or at its edge."""
+    """The middle of the first voxel. Without directions, axis mins give this middle, or the edge for cell centers."""
     if "space origin" in header or "space directions" in header:
         return np.array(header.get("space origin", "(0,0,0)").strip("()").split(","), float)
     starts = _figures(header, "axis mins" if "axis mins" in header else "axismins", len(steps))
@@ -107,12 +107,12 @@ def _origin(header: dict[str, str], steps: list[np.ndarray | None]) -> np.ndarra
 
 
 def _spacings(header: dict[str, str], n_axes: int) -> list[float]:
-    """The length of a step along each axis, 1 where there is none."""
+    """The spacing of each axis; 1 where the header gives none."""
     return [length if math.isfinite(length) else 1.0 for length in _figures(header, "spacings", n_axes)]
 
 
 def _figures(header: dict[str, str], field: str, n_axes: int) -> list[float]:
-    """The figure of each axis, NaN where there is none."""
+    """The number that a field of the header gives for each axis; NaN where it gives none."""
     found = [float(text) for text in header.get(field, "").split()] or [math.nan] * n_axes
     if len(found) != n_axes:
         raise ValueError(f"{len(found)} {field} of {n_axes} axes")
@@ -120,7 +120,7 @@ def _figures(header: dict[str, str], field: str, n_axes: int) -> list[float]:
 
 
 def _read_header(path: str) -> tuple[dict[str, str], int]:
-    """The fields of a NRRD header, and where its data begin."""
+    """The fields of a NRRD header, and the offset in bytes at which the data begin. Raises VolumeError."""
     with open(path, "rb") as file:
         start = file.read(1 << 20)
     found = re.match(rb"NRRD000\d\r?\n(.*?)(?:\r?\n\r?\n|\r?\n?\Z)", start, re.S)
@@ -161,7 +161,7 @@ def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes
                 values = np.array(file.read().split(), dtype.newbyteorder("="))
             elif encoding in ("gzip", "gz", "bzip2", "bz2"):
                 unpacked = (gzip if encoding.startswith("g") else bz2).open(file)
-                values = np.frombuffer(unpacked.read(expected + dtype.itemsize), dtype)  # to the end: the checksum
+                values = np.frombuffer(unpacked.read(expected + dtype.itemsize), dtype)  # to the end, for the checksum
             else:
                 raise VolumeError(f"{path}: expected encoding raw, gzip, bzip2 or text, found {encoding}")
         except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
@@ -172,7 +172,7 @@ def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes
 
 
 def nrrd_header(frame: Frame) -> bytes:
-    """Attached to its data, which are raw. Source: teem.sourceforge.net/nrrd/format.html."""
+    """A NRRD header that stands before raw data in the same file."""
     is_vector = frame.n_components > 1
     vectors = " ".join(f"({figures(step, ',')})" for step in frame.steps.T)
     sizes = " ".join(map(str, (*[frame.n_components] * is_vector, *frame.grid)))

@@ -1,4 +1,4 @@
-"""Files of positions and of the values there: .npy and .csv."""
+"""Files of positions, and of values at these positions: .npy and .csv."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AXES = {1: "x", 2: "xy", 3: "xyz", 4: "txyz"}  # by their number
 
 
 def points_path(path: str, points: str) -> str:
-    """Name of the file for the values at `points`: `path`, with the suffix of `points` when it has none.
+    """The name of the file for the values at `points`: `path`, with the suffix of `points` if `path` has none.
 
     Raises UserError for a suffix that cannot be written.
     """
@@ -70,8 +70,8 @@ def write_points(
 ) -> None:
     """Write values (n, [components]) and gradients (n, [components,] d_in) at points (n, d_in).
 
-    A .npy file holds the values alone, or with gradients rows of the values and then each one's derivatives; a .csv
-    file rows of position, values and derivatives, below their names. Raises OSError.
+    A .npy file holds the values; with gradients, a row holds the values, then the derivatives of each value. A .csv
+    file begins with a line of names; each further line holds position, values and derivatives. Raises OSError.
     """
     values = values.reshape(len(points), -1)
     d_in, d_out = points.shape[1], values.shape[1]

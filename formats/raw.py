@@ -1,4 +1,4 @@
-"""Arrays without a geometry: NumPy's .npy, and headerless files."""
+"""Arrays without a geometry: NumPy's .npy files and headerless files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from formats.common import RawLayout, VolumeError
 from formats.slabs import Frame, slabs
 from utils import DTYPES, Geometry, Volume
 
-LIKE_COMPONENTS = (2, 3, 4)  # lengths of an axis that may as well be of components as of space
+LIKE_COMPONENTS = (2, 3, 4)  # lengths at which a last axis may mean components or space
 RAW_NAME = re.compile(rf"_(\d+)x(\d+)x(\d+)_({'|'.join(DTYPES)})\.raw$")
 
 
 def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
-    """A NumPy array as a memory map, its axes as they are: of four, the first is time unless it is told otherwise.
+    """A NumPy array as a memory map. Of four axes, the first is time unless d_in or d_out say something else.
 
-    Raises VolumeError, too, where nothing is told of four axes the last of which may be one of components.
+    Raises VolumeError for an unreadable file, and for four axes that may end in components if d_in and d_out are None.
     """
     try:
         with open(path, "rb") as file:
@@ -45,13 +45,13 @@ def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
 
 
 def layout_of_name(path: str) -> RawLayout | None:
-    """What the name of a headerless file says by the convention of the Open SciVis data sets; None when it does not."""
+    """The layout in a headerless file's name (Open SciVis convention: a_8x9x5_uint8.raw); None if there is none."""
     found = RAW_NAME.search(path)
     return RawLayout(tuple(int(n) for n in found.groups()[:3]), found[4]) if found else None
 
 
 def read_raw(path: str, layout: RawLayout) -> Volume:
-    """A headerless file as a memory map, whose bytes must be exactly those of `layout`."""
+    """The volume of a headerless file, memory-mapped. Raises VolumeError unless its size is that of `layout`."""
     shape = layout.shape + (1,) * (3 - len(layout.shape))
     dtype = np.dtype(layout.dtype).newbyteorder("<" if layout.endian == "little" else ">")
     expected, found = math.prod(shape) * dtype.itemsize, os.path.getsize(path)
@@ -63,7 +63,7 @@ def read_raw(path: str, layout: RawLayout) -> Volume:
 
 
 def write_npy(file: BinaryIO, frame: Frame, array: np.ndarray | LazyArray) -> None:
-    """NumPy's own format, in C order."""
+    """Write an array in NumPy's own format, in C order."""
     header = {"descr": frame.dtype.str, "fortran_order": False, "shape": tuple(array.shape)}
     np.lib.format.write_array_header_1_0(file, header)
     for slab in slabs(array, frame.d_in, 0):

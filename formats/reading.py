@@ -1,7 +1,7 @@
-"""Volume files -> checked volumes, whatever the format.
+"""Reads volume files of every format and checks the volumes.
 
-`Volume.array[x, y, z]`: axis 0 is x, as in the original scripts. A file of a spatial format becomes an array (x, y, z,
-components) first. Most such formats store x fastest: the array is a transposed view.
+`Volume.array[x, y, z]`: axis 0 is x, as in the original scripts. The readers of spatial formats return arrays (x, y, z,
+components). Most of these formats store x fastest, so the array is a transposed view.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def read_volume(
     layout: RawLayout | None = None,
     fill: float | None = None,
 ) -> Volume:
-    """Read a volume of `d_in` axes, with a last axis of `d_out` components when that is above 1.
+    """Read a volume of `d_in` axes, with a last axis of `d_out` components when d_out is above 1.
 
-    Where these are None the file says it: three axes, four where a .npy array has as many besides its components or
-    where `path` is a pattern of names, a time series, and as many components as are left. array: the name of the one to
-    read of several. layout: of a headerless file. fill: the value of missing voxels. The array keeps its values and
-    type, in the machine's byte order; booleans become uint8. A file that can be mapped into memory is: nothing of it is
-    copied. Raises VolumeError for anything that is not a numeric volume of that form, finite where it is not missing.
+    d_in: None means three axes, or four for a time series: a pattern of names, a file of several times, or a .npy array
+    of four axes besides components. d_out: None means all components of the file. array: the name of the array to read.
+    layout: of a headerless file. fill: the value of missing voxels. Values and type are kept, in the machine's byte
+    order; booleans become uint8. A file that can be memory-mapped is not copied. Raises VolumeError for anything that
+    is not a numeric volume of that form, finite where it is not missing.
     """
     if series.is_pattern(path):
         if d_in not in (None, 4):
@@ -52,7 +52,7 @@ def read_volume(
 
 
 def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, layout: RawLayout | None) -> Volume:
-    """What is in a file, in the number of axes that is asked for where it can have it, unchecked."""
+    """The unchecked volume of a file, with `d_in` axes where the file can have so many. Raises VolumeError."""
     is_folder, suffix = os.path.isdir(path), suffix_of(path)
     try:
         with open(os.devnull if is_folder else path, "rb") as file:
@@ -81,12 +81,12 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
 
 
 def _with_axes(volume: Volume, d_in: int) -> Volume:
-    """An array (x, y, z, components) without the axes of one voxel beyond `d_in`, and without a sole component's.
+    """The volume of an array (x, y, z, components) without one-voxel axes beyond `d_in`, without a sole component.
 
-    One of a time series keeps its four.
+    A time series keeps its four axes.
     """
     array, shape = volume.array, volume.array.shape
-    d_in = 4 if volume.geometry.d_in == 4 else min(d_in, 3)  # four of a single volume are refused
+    d_in = 4 if volume.geometry.d_in == 4 else min(d_in, 3)  # `_check` refuses four axes for a single volume
     if math.prod(shape[d_in:-1]) == 1:
         array = array.reshape(*shape[:d_in], shape[-1])
     if shape[-1] == 1:
@@ -95,18 +95,18 @@ def _with_axes(volume: Volume, d_in: int) -> Volume:
 
 
 def _native(path: str, array: np.ndarray) -> np.ndarray:
-    """`array` as one of integers or floats in the machine's byte order; copied only where that takes a copy."""
+    """`array` with integers or floats in the machine's byte order, copied only if necessary. Raises VolumeError."""
     if array.dtype.kind == "b":
         array = array.view(np.uint8)
     if array.dtype.kind not in "iuf":
         raise VolumeError(f"{path}: expected integers or floats, found dtype {array.dtype}")
     dtype = array.dtype.newbyteorder("=")
-    if dtype.itemsize > 8:  # long double: no file format of ours and no network holds it
+    if dtype.itemsize > 8:  # long double: neither our file formats nor a network hold it
         dtype = np.dtype(np.float64)
     if array.dtype == dtype:
         return array
-    with np.errstate(over="ignore"):  # becomes infinite, which is refused
-        result = np.asarray(array).astype(dtype)  # a plain array: the copy is no memory map
+    with np.errstate(over="ignore"):  # a value becomes infinite, which `_check` refuses
+        result = np.asarray(array).astype(dtype)  # asarray: the copy is not a memory map
     n_changed = np.count_nonzero((result != array) & ~np.isnan(array)) if array.dtype.itemsize > 8 else 0
     if n_changed:
         print(f"warning: {path}: {n_changed} values of {array.dtype} rounded to float64", file=sys.stderr)
@@ -114,7 +114,7 @@ def _native(path: str, array: np.ndarray) -> np.ndarray:
 
 
 def _fill(path: str, dtype: np.dtype, fill: float) -> np.generic:
-    """`fill` in that dtype, rounded if it is one of floats. Raises VolumeError when the dtype has no such value."""
+    """`fill` in that dtype, rounded if the dtype is a float. Raises VolumeError when the dtype has no such value."""
     with np.errstate(over="ignore"):
         found = np.array(fill).astype(dtype)[()] if dtype.kind == "f" else None
     if dtype.kind != "f" and fill == fill and int(fill) == fill and np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
@@ -125,7 +125,7 @@ def _fill(path: str, dtype: np.dtype, fill: float) -> np.generic:
 
 
 def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
-    """Raise VolumeError unless this is a volume of that many axes and components, finite where it is not missing."""
+    """Raise VolumeError unless the volume has `d_in` axes and `d_out` components, finite where not missing."""
     array = volume.array
     if volume.geometry.d_in < d_in:
         found = f" of {array.shape[-1]} components" if array.ndim > volume.geometry.d_in else ""
@@ -149,7 +149,7 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
         direction = np.reshape(volume.geometry.direction, (3, 3))
         raise VolumeError(f"{path}: expected axes of unit length, at right angles, found {direction.T.tolist()}")
     try:
-        low, high = volume.value_limits  # NaN when there is one
+        low, high = volume.value_limits  # NaN when a value is NaN
     except ValueError as error:
         raise VolumeError(f"{path}: {error}: all of its values are the fill value {volume.fill}") from None
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -160,7 +160,7 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
 
 
 def _not_finite(values: np.ndarray, fill: np.generic | None) -> str:
-    """How many values (..., components) are NaN or infinite and not missing, and where the first is; part by part."""
+    """A text: how many values (..., components) are NaN or infinite but not missing, and where the first one is."""
     n_nan, count, first = 0, 0, ()
     for box, part in read_in_boxes(values):
         bad = ~np.isfinite(part) & ~is_missing(part, fill)[..., None]

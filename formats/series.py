@@ -1,5 +1,4 @@
-"""A time series as files: a pattern of names that is read as one volume [t, x, y, z], and a file per step with the
-.pvd collection by which ParaView plays them."""
+"""A time series as one file per step: read by a pattern of names, written with a .pvd collection for ParaView."""
 
 from __future__ import annotations
 
@@ -19,19 +18,19 @@ from formats.arrays import StackedSteps
 from formats.common import VolumeError
 from utils import Volume
 
-UNEVEN = 1e-3  # steps by which a time may differ from one of equal steps
-OTHER_FILES = 256  # that a process may have open
+UNEVEN = 1e-3  # most that a time may be off equal steps, in steps
+OTHER_FILES = 256  # open files that the process may need besides the steps
 
 # --- read -------------------------------------------------------------------------------------------
 
 
 def is_pattern(path: str) -> bool:
-    """Whether a name stands for several files: it has a wildcard (*, ?, [...]), and nothing is called so."""
+    """Whether a name stands for several files: it has a wildcard (*, ?, [...]), and no file has this name."""
     return any(c in path for c in "*?[") and not os.path.exists(path)
 
 
 def files_of(path: str) -> list[str]:
-    """The files that a pattern stands for, in natural order: step_2 before step_10; a plain name is its own file."""
+    """The files that match a pattern, in natural order: step_2 before step_10. A plain name gives itself."""
 
     def natural(name: str) -> list[tuple[str, int]]:
         return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
@@ -40,11 +39,11 @@ def files_of(path: str) -> list[str]:
 
 
 def read_steps(pattern: str, read: Callable[[str], Volume]) -> Volume:
-    """The volumes in the files of a pattern as one, time its first axis. `read(path)` reads one of them.
+    """The files of a pattern as one volume whose first axis is time. `read(path)` reads one file.
 
-    Files that are mapped into memory stay so: the array is their `Steps`. The step and start of time are those of the
-    files where they say so in equal steps, else 1 and 0. Raises VolumeError when there is no such file, or when one
-    differs from the first in anything but values and time.
+    Memory-mapped files stay mapped: the array is a StackedSteps. The step and the start of time come from the files if
+    their times are in equal steps; otherwise they are 1 and 0. Raises VolumeError when no file matches, or when a file
+    differs from the first one in more than values and time.
     """
     paths = files_of(pattern)
     if not paths:
@@ -63,10 +62,10 @@ def read_steps(pattern: str, read: Callable[[str], Volume]) -> Volume:
 
 
 def _allow_open_files(count: int) -> None:
-    """Have this process keep so many files open, as far as the system lets it: a map needs its own."""
+    """Let this process keep `count` more files open, as far as the system allows: each memory map needs one."""
     try:
         import resource
-    except ImportError:  # Windows, which does not count them
+    except ImportError:  # Windows does not count open files
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < (needed := min(count + OTHER_FILES, hard)):
@@ -84,7 +83,7 @@ def _check_alike(path: str, volume: Volume, first_path: str, first: Volume) -> N
 
 
 def _steps_of_time(pattern: str, times: list[float | None]) -> tuple[float, float]:
-    """Step and start of time of a series."""
+    """The step and the start of the time of a series; 1 and 0 unless the times are in equal steps."""
     if None in times:
         return 1.0, 0.0
     step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
@@ -99,18 +98,18 @@ def _steps_of_time(pattern: str, times: list[float | None]) -> tuple[float, floa
 
 
 def step_path(path: str, step: int) -> str:
-    """The file of one step: recon.vti -> recon_0003.vti."""
+    """The name of the file of one step: recon.vti -> recon_0003.vti."""
     stem, suffix = os.path.splitext(path)
     return f"{stem}_{step:04d}{suffix}"
 
 
 def collection_path(path: str) -> str:
-    """The file that names all steps: recon.vti -> recon.pvd."""
+    """The name of the file that lists all steps: recon.vti -> recon.pvd."""
     return os.path.splitext(path)[0] + ".pvd"
 
 
 def collection(times: Mapping[str, float]) -> bytes:
-    """The content of a .pvd file beside the files of the steps, whose times are given."""
+    """The content of a .pvd file. times: the time of each step's file, which lies beside the .pvd file."""
     lines = [
         f'<DataSet timestep="{time!r}" part="0" file={quoteattr(os.path.basename(path))}/>'
         for path, time in times.items()

@@ -1,8 +1,8 @@
-"""A volume in the order of files, slab by slab: it may be larger than memory.
+"""A volume slab by slab, in the order of the file, because the volume may be larger than memory.
 
-`array[box]` is asked for SLAB_BYTES at a time, or for one plane of voxels where that is more, and every voxel once.
-Memory holds three such slabs at most: the last one, the same in the order of the file, and the next. What it takes to
-evaluate a slab comes on top.
+`array[box]` is asked for SLAB_BYTES at a time, or for one plane of voxels if that is more. Every voxel is asked for
+once. Memory holds at most three slabs: the last one, its copy in the order of the file, and the next one. The
+evaluation of a slab needs memory, too.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import numpy as np
 from formats.arrays import LazyArray
 from utils import Geometry, Volume
 
-SLAB_BYTES = 1 << 26
+SLAB_BYTES = 1 << 26  # most bytes of a slab of several planes
 
 
 class Frame(NamedTuple):
     """What the header of a file says of a volume.
 
-    d_in: grid axes of the array. grid, geometry: of three axes always. dtype: as stored, little-endian.
+    d_in: the number of grid axes of the array. grid, geometry: always of three axes. dtype: as stored, little-endian.
     """
 
     d_in: int
@@ -33,17 +33,17 @@ class Frame(NamedTuple):
     time: float | None
 
     def of(self, array: np.ndarray | LazyArray) -> Frame:
-        """The same with the components and type of another array on the grid."""
+        """The same frame with the components and the type of another array on the same grid."""
         return self._replace(n_components=math.prod(array.shape[self.d_in :]), dtype=_with_float16(array.dtype))
 
     @property
     def steps(self) -> np.ndarray:
-        """The way from a voxel to the next along each axis: (3, 3), a column per axis."""
+        """The vector from a voxel to the next along each axis: (3, 3), one column per axis."""
         return np.reshape(self.geometry.direction, (3, 3)) * self.geometry.spacing
 
 
 def frame_of(volume: Volume, has_float16: bool) -> Frame:
-    """The frame of a volume in a format that has 16-bit floats, or has not."""
+    """The frame of a volume. has_float16: whether the format has 16-bit floats."""
     given, shape, dtype = volume.geometry, volume.array.shape, np.dtype(volume.array.dtype)
     geometry = Geometry(
         tuple(map(float, (*given.spacing, 1, 1)[:3])),
@@ -59,22 +59,22 @@ def frame_of(volume: Volume, has_float16: bool) -> Frame:
 
 
 def _with_float16(dtype: np.dtype) -> np.dtype:
-    """The type that holds the values of `dtype` in formats that have no float16."""
+    """The little-endian type that holds the values of `dtype` in a format without float16."""
     return np.dtype("<f4") if dtype == np.float16 else np.dtype(dtype).newbyteorder("<")
 
 
 def printable(text: str) -> str:
-    """On one line, so that a name in a file from elsewhere cannot add to a header."""
+    """The text on one line, so that a name from another file cannot add lines to a header."""
     return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 
 def figures(values: np.ndarray | tuple[float, ...], separator: str = " ") -> str:
-    """Decimals that give the same float64 again."""
+    """The numbers as text. Reading the text gives the same float64 again."""
     return separator.join(repr(float(v)) for v in np.ravel(values))
 
 
 def slabs(array: np.ndarray | LazyArray, d_in: int, axis: int) -> Iterator[np.ndarray]:
-    """The array in slabs along one of its axes."""
+    """Yield the array in slabs along one of its axes. d_in: the number of grid axes."""
     n = array.shape[axis]
     per_plane = math.prod(array.shape) * array.dtype.itemsize // n
     step = max(1, SLAB_BYTES // per_plane)
@@ -85,7 +85,7 @@ def slabs(array: np.ndarray | LazyArray, d_in: int, axis: int) -> Iterator[np.nd
 
 
 def x_fastest(array: np.ndarray | LazyArray, frame: Frame) -> Iterator[np.ndarray]:
-    """The values in the order of most files: x fastest, a voxel's components together."""
+    """Yield the values in the order of most files: x fastest, the components of a voxel together."""
     d_in = frame.d_in
     for slab in slabs(array, d_in, d_in - 1):
         order = (*reversed(range(d_in)), *range(d_in, slab.ndim))
@@ -93,7 +93,7 @@ def x_fastest(array: np.ndarray | LazyArray, frame: Frame) -> Iterator[np.ndarra
 
 
 def planar(array: np.ndarray | LazyArray, frame: Frame) -> Iterator[np.ndarray]:
-    """The values x fastest, the components slowest; an array larger than a slab is asked for once per component."""
+    """Yield the values x fastest, components slowest. An array larger than a slab is asked for once per component."""
     if frame.n_components == 1:
         yield from x_fastest(array, frame)
         return

@@ -1,4 +1,4 @@
-"""TIFF, a page a slice, read by tifffile (pip install tifffile imagecodecs)."""
+"""TIFF with one page per slice, read by tifffile (pip install tifffile imagecodecs)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 from formats.common import MAX_EXPANSION, VolumeError, import_reader, volume_from_axes
 from utils import Volume
 
-BLACK_IS_ZERO, RGB = 1, 2  # how samples are to be shown
-UNCOMPRESSED = 1
+BLACK_IS_ZERO, RGB = 1, 2  # values of the tag PhotometricInterpretation
+UNCOMPRESSED = 1  # value of the tag Compression
 
 
 def read_tiff(path: str) -> Volume:
-    """A TIFF of one page a slice; y counts the rows as stored. Only ImageJ's say how far apart voxels are."""
+    """The volume of a TIFF with one page per slice; y counts the rows as stored. Only ImageJ's files give a spacing."""
     tifffile = import_reader("tifffile", "tifffile imagecodecs", path)
     try:
         with _told_errors() as told, tifffile.TiffFile(path) as file:
@@ -36,7 +36,7 @@ def read_tiff(path: str) -> Volume:
 
 @contextlib.contextmanager
 def _told_errors() -> Iterator[list[str]]:
-    """The errors that tifffile logs within the block, where it goes on; nothing of it is printed."""
+    """The errors that tifffile logs in the block without raising them. None of them is printed."""
     told, logger, handler = [], logging.getLogger("tifffile"), logging.Handler(logging.ERROR)
     handler.emit = lambda record: told.append(record.getMessage())
     logger.addHandler(handler)
@@ -49,7 +49,7 @@ def _told_errors() -> Iterator[list[str]]:
 
 
 def _check_pages(path: str, pages: list, metadata: dict) -> None:
-    """Raise VolumeError unless each page is a slice, and all that it announces is there: tifffile makes up the rest."""
+    """Raise VolumeError unless each page is a slice whose data are all in the file: tifffile invents missing data."""
     if not pages:
         raise VolumeError(f"{path}: has no pages")
     if metadata.get("images", len(pages)) != len(pages) or {"channels", "frames"} & metadata.keys():
@@ -71,7 +71,7 @@ def _check_pages(path: str, pages: list, metadata: dict) -> None:
 
 
 def _spacing(tags, metadata: dict) -> list[float]:
-    """The distances of voxels along x, y and z; 1 where ImageJ has not written the file, or not sensibly."""
+    """The spacing along x, y and z; 1 where ImageJ did not write the file or wrote no valid spacing."""
     if not metadata:
         return [1.0] * 3
     try:

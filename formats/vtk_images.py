@@ -1,7 +1,7 @@
 """VTK's own formats: image data in XML (.vti) and in HDF5 (.vtkhdf, .hdf), and legacy structured points (.vtk).
 
-Read by VTK, in the process of formats/vtk_process.py, where alone VTK is imported; .vti is written by hand, since a
-volume larger than memory is written slab by slab.
+VTK reads these formats in the process of formats/vtk_process.py; no other process imports VTK to read files. A .vti
+file is written without VTK, because a volume larger than memory is written slab by slab.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from formats.common import VolumeError
 from formats.slabs import Frame, figures, printable, x_fastest
 from utils import Volume
 
-BLOCK_BYTES = 1 << 16  # of a .vti file, compressed one by one
-ZLIB_LEVEL = 5  # VTK's own
+BLOCK_BYTES = 1 << 16  # bytes of a block of a .vti file; each block is compressed separately
+ZLIB_LEVEL = 5  # the level that VTK uses
 
 # --- read -------------------------------------------------------------------------------------------
 
 
 def read_vti(path: str, name: str | None = None) -> Volume:
-    """VTK image data in XML."""
+    """The volume of a .vti file, VTK image data in XML."""
     from vtkmodules.vtkIOXML import vtkXMLImageDataReader
 
     from formats.vtk_output import output_of, volume_of
@@ -39,7 +39,7 @@ def read_vti(path: str, name: str | None = None) -> Volume:
 
 
 def read_legacy(path: str, name: str | None = None) -> Volume:
-    """VTK's legacy format, structured points."""
+    """The volume of a .vtk file, structured points in VTK's legacy format."""
     from vtkmodules.vtkIOLegacy import vtkStructuredPointsReader
 
     from formats.vtk_output import output_of, volume_of
@@ -48,7 +48,7 @@ def read_legacy(path: str, name: str | None = None) -> Volume:
     reader.ReadAllScalarsOn()
     reader.ReadAllVectorsOn()
     reader.ReadAllFieldsOn()
-    image = output_of(path, reader, 8)  # an array of bits grows so much
+    image = output_of(path, reader, 8)  # an array of bits grows 8 times
     data = image.GetPointData()
     expected = sum(data.GetArray(i).GetNumberOfValues() for i in range(data.GetNumberOfArrays()) if data.GetArray(i))
     if (found := _numbers_of_text(path)) is not None and found < expected:
@@ -57,7 +57,7 @@ def read_legacy(path: str, name: str | None = None) -> Volume:
 
 
 def _numbers_of_text(path: str) -> int | None:
-    """How many values a legacy file of text holds, which VTK does not mind; None for one of binary data."""
+    """How many values a legacy text file holds; None for binary data. VTK does not notice missing values."""
     with open(path, "rb") as file:
         lines = (line.split() for line in file)
         next(lines), next(lines)
@@ -67,7 +67,7 @@ def _numbers_of_text(path: str) -> int | None:
 
 
 def read_vtkhdf(path: str, name: str | None = None) -> Volume:
-    """VTK image data in HDF5, of one time step."""
+    """The volume of a .vtkhdf file, VTK image data in HDF5 of one time step."""
     from vtkmodules.vtkIOHDF import vtkHDFReader
 
     from formats.vtk_output import output_of, volume_of
@@ -87,9 +87,7 @@ def read_vtkhdf(path: str, name: str | None = None) -> Volume:
 
 
 def write_vti(file: BinaryIO, frame: Frame, arrays: Mapping[str, np.ndarray | LazyArray]) -> None:
-    """VTK image data in XML: one piece, its arrays appended as blocks that zlib has compressed. Source: VTK's
-    documentation of its XML file formats.
-    """
+    """Write a .vti file of one piece, arrays appended in zlib blocks. Source: VTK's documentation of XML formats."""
     offsets = [0] * len(arrays)
     file.write(_vti_header(frame, arrays, offsets))
     start = file.tell()
@@ -113,7 +111,7 @@ def write_vti(file: BinaryIO, frame: Frame, arrays: Mapping[str, np.ndarray | La
 
 
 def _vti_header(frame: Frame, arrays: Mapping[str, np.ndarray | LazyArray], offsets: list[int]) -> bytes:
-    """All before the appended data; of one length whatever the offsets."""
+    """All bytes before the appended data. Their number does not depend on the offsets."""
 
     def quoted(name: str) -> str:
         return escape(printable(name), {'"': "&quot;"})
@@ -145,7 +143,7 @@ def _vti_header(frame: Frame, arrays: Mapping[str, np.ndarray | LazyArray], offs
 
 
 def _blocks(parts: Iterator[np.ndarray]) -> Iterator[bytes]:
-    """The bytes of all parts, cut anew into blocks."""
+    """Yield the bytes of all parts, divided into blocks of BLOCK_BYTES; the last block may be shorter."""
     rest = b""
     for part in parts:
         data = memoryview(part).cast("B")

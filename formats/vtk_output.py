@@ -1,4 +1,4 @@
-"""What VTK's readers make of a file: a volume, or the reason why there is none."""
+"""Turns the output of VTK's readers into a volume, or into the reason why there is none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from utils import Geometry, Volume
 
 
 def output_of(path: str, reader, expansion: int = MAX_EXPANSION, source: str | None = None):
-    """What a VTK reader makes of a file. Raises VolumeError when it cannot, with its reason."""
+    """The data object that a VTK reader makes of a file. Raises VolumeError with VTK's reason when VTK fails."""
     said = read_header(path, reader, expansion, source)
     reader.Update()
     if (failed := _failure(said)) or reader.GetErrorCode():
@@ -26,10 +26,10 @@ def output_of(path: str, reader, expansion: int = MAX_EXPANSION, source: str | N
 
 
 def read_header(path: str, reader, expansion: int, source: str | None = None) -> vtkStringOutputWindow:
-    """Have a VTK reader read a file's header. Returns where it will tell of errors. Raises VolumeError.
+    """Let a VTK reader read a file's header. Returns the window that collects VTK's errors. Raises VolumeError.
 
-    A file (or the `source` of its data) of which one byte would have to become more than `expansion` is refused
-    before VTK allocates what its header announces.
+    A file is refused before VTK allocates memory if its header announces more than `expansion` bytes of voxels per byte
+    of file. source: the file that holds the data, if it is another file.
     """
     said = vtkStringOutputWindow()
     vtkOutputWindow.SetInstance(said)
@@ -44,9 +44,9 @@ def read_header(path: str, reader, expansion: int, source: str | None = None) ->
 
 
 def mapped(path: str, reader, sizes: tuple[int, ...], offset: int, is_swapped: bool) -> np.ndarray:
-    """The voxels that a file holds as they are from `offset` on, the first of `sizes` fastest: a memory map.
+    """A memory map of voxels that a file stores unchanged from byte `offset` on, the first of `sizes` fastest.
 
-    Their type is what the reader has found in the header. Raises VolumeError when there are too few.
+    The reader has found the type of the voxels in the header. Raises VolumeError when the file holds too few bytes.
     """
     dtype = np.dtype(get_numpy_array_type(reader.GetDataScalarType())).newbyteorder("S" if is_swapped else "=")
     expected, found = math.prod(sizes) * dtype.itemsize, os.path.getsize(path) - offset
@@ -56,13 +56,13 @@ def mapped(path: str, reader, sizes: tuple[int, ...], offset: int, is_swapped: b
 
 
 def _failure(said: vtkStringOutputWindow) -> str | None:
-    """The first error that VTK has told of; some it calls warnings."""
+    """The first error that VTK has reported; None without an error. VTK calls some errors warnings."""
     found = re.search(r"(?:ERROR: .*\n(?:.*\): )?(.+)|(Error reading.+))", said.GetOutput())
     return found and " ".join((found[1] or found[2]).split())
 
 
 def _announced(information) -> int:
-    """Bytes of the scalars that a file's header announces, of one byte a voxel where their type is not known yet."""
+    """How many bytes of voxels a file's header announces. A type that is not known yet counts as one byte."""
     extent = information.Get(Pipeline.WHOLE_EXTENT()) if information.Has(Pipeline.WHOLE_EXTENT()) else (0, -1)
     count = math.prod(max(last - first + 1, 0) for first, last in zip(extent[::2], extent[1::2], strict=True))
     scalars = vtkDataObject.GetActiveFieldInformation(information, vtkDataObject.FIELD_ASSOCIATION_POINTS, 0)
@@ -74,7 +74,7 @@ def _announced(information) -> int:
 
 
 def volume_of(path: str, image, name: str | None = None) -> Volume:
-    """The array `name` (or the scalars, or else the first) on the points of a vtkImageData; none of it is copied."""
+    """The volume of an array on the points of a vtkImageData, not copied: `name`, else the scalars, else the first."""
     data = image.GetPointData()
     arrays = {data.GetArrayName(i): data.GetArray(i) for i in range(data.GetNumberOfArrays()) if data.GetArray(i)}
     if name is not None and name not in arrays:

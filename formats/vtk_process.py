@@ -1,10 +1,10 @@
-"""What VTK reads, in a process of its own: VTK crashes on damaged files, and prints what it likes.
+"""VTK's readers in a process of their own, because VTK crashes on damaged files and prints what it likes.
 
-The process writes to its stdout a line of JSON, of the volume or of an error, and then the voxels, x fastest. Those
-that a file holds as they are it leaves there, and says where.
+The process writes one line of JSON to stdout, about the volume or an error, and then the voxels, x fastest. Voxels that
+a file stores unchanged stay in the file; the line of JSON then says where they are.
 
-Voxels keep the order of their file, where VTK turns some over. World coordinates are those of the file, unconverted:
-the axes of MetaImage point left, posterior, superior, those of NIfTI right, anterior, superior.
+Voxels keep the order of their file, also where VTK reverses an axis. World coordinates are those of the file: the axes
+of MetaImage point left, posterior, superior; the axes of NIfTI point right, anterior, superior.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ READERS = {
     **dict.fromkeys((".mhd", ".mha"), metaimage.read_meta),
     **dict.fromkeys((".nii", ".nii.gz"), nifti.read_nifti),
 }
-OF_ARRAYS = (".vti", ".vtk", ".vtkhdf", ".hdf")  # files of several arrays
+OF_ARRAYS = (".vti", ".vtk", ".vtkhdf", ".hdf")  # formats whose files may have several arrays
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from formats import vtk_process; vtk_process.main(*sys.argv[2:])"
 
@@ -38,8 +38,8 @@ CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from formats import vtk_pr
 
 
 def read_by_vtk(path: str, name: str | None = None) -> Volume:
-    """The volume in a file, or the array of that name in it. Raises VolumeError."""
-    # -P: without it, modules would be looked for in the current folder.
+    """The volume in a file. name: which array to read, if the file has several. Raises VolumeError."""
+    # -P: Python does not look for modules in the current folder.
     command = [sys.executable, "-P", "-c", CHILD, ROOT, path, *([] if name is None else [name])]
     null = subprocess.DEVNULL
     with subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null) as child:
@@ -65,7 +65,7 @@ def read_by_vtk(path: str, name: str | None = None) -> Volume:
 
 
 def _mapped(path: str, offset: int, strides: list[int], shape: list[int], dtype: str) -> np.ndarray:
-    """The values that a file holds, `strides` bytes apart along the axes, as a memory map."""
+    """The values that a file holds, as a memory map. strides: bytes between neighbours along each axis."""
     order = sorted(range(len(shape)), key=strides.__getitem__)  # fastest first
     array = np.memmap(path, dtype, "r", offset, tuple(shape[axis] for axis in order), order="F")
     return array.transpose(np.argsort(order))
@@ -75,9 +75,9 @@ def _mapped(path: str, offset: int, strides: list[int], shape: list[int], dtype:
 
 
 def main(path: str, *names: str) -> None:
-    """Write the volume in a file, or the one of that name in it, to stdout."""
+    """Write the volume in a file to stdout. names: at most one, the name of the array to read."""
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # where VTK prints
+    os.dup2(2, 1)  # VTK prints on stdout, which becomes stderr
     _limit_memory()
     try:
         volume = READERS[suffix_of(path)](path, *names)
@@ -96,14 +96,14 @@ def main(path: str, *names: str) -> None:
 
 
 def _slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
-    """Boxes of one place along z, and of one step if there are any, of an array ((t,) x, y, z, components)."""
+    """Yield boxes of one place along z, and of one step of a series, for an array ((t,) x, y, z, components)."""
     *times, _, _, n_z, _ = shape
     for *before, z in itertools.product(*(range(n) for n in (*times, n_z))):
         yield (*(slice(t, t + 1) for t in before), slice(None), slice(None), slice(z, z + 1))
 
 
 def _limit_memory() -> None:
-    """What damaged headers ask for beyond the machine's memory is not given."""
+    """Limit this process to the machine's memory, because a damaged header may ask for more."""
     try:
         import resource
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""Volumes -> files, whatever the format."""
+"""Writes volumes to files of every format."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from utils import Volume
 
 SUFFIXES = (".vti", ".npy", ".raw", ".nrrd", ".mhd", ".mha", ".nii", ".nii.gz")
 GZIP_LEVEL = 5
-DEFLATE_MOST = 1032  # bytes that become one, whatever they are
+DEFLATE_MOST = 1032  # most bytes that Deflate can compress into one byte
 
 
 def output_path(path: str) -> str:
-    """`path` with .vti appended when it has no suffix. Raises VolumeError for one that cannot be written."""
+    """`path` with .vti appended when it has no suffix. Raises VolumeError for a suffix that cannot be written."""
     suffix = suffix_of(path)
     if not suffix:
         return path + ".vti"
@@ -33,10 +33,10 @@ def output_path(path: str) -> str:
 
 
 def output_files(path: str, shape: tuple[int, ...], dtype: np.dtype, n_components: int = 1) -> list[str]:
-    """The files that `write_volume` makes for `path`, the one to open first, of values on a grid of that shape.
+    """The files that `write_volume` makes for `path`; the first is the file to open. shape: of the grid.
 
-    A headerless file says in its name what it holds: a.raw becomes a_80x64x56_float32.raw. The voxels of a.mhd are in
-    a.raw. Raises VolumeError for what the format cannot hold.
+    The name of a headerless file says what the file holds: a.raw becomes a_80x64x56_float32.raw. The voxels of a.mhd
+    are in a.raw. Raises VolumeError for what the format cannot hold.
     """
     suffix, (stem, dot) = suffix_of(path), os.path.splitext(path)
     if len(shape) > 3 and suffix != ".npy":
@@ -53,7 +53,7 @@ def output_files(path: str, shape: tuple[int, ...], dtype: np.dtype, n_component
         raise VolumeError(f"{path}: MetaImage cannot hold {dtype} so that VTK reads it: use .nrrd")
     if suffix == ".mhd":
         data = os.path.basename(stem) + ".raw"
-        if "%" in data or data.startswith("LIST"):  # patterns and lists of files
+        if "%" in data or data.startswith("LIST"):  # such a name means a pattern or a list of files
             raise VolumeError(f"{path}: the header cannot name its data {data}: use .mha")
         return [path, f"{stem}.raw"]
     if suffix in (".nii", ".nii.gz") and max(*shape, n_components) > nifti.MAX_AXIS:
@@ -62,7 +62,7 @@ def output_files(path: str, shape: tuple[int, ...], dtype: np.dtype, n_component
 
 
 def least_bytes(path: str, n_bytes: int) -> int:
-    """The bytes that the disk needs at least for a file of so many bytes of values."""
+    """The least number of bytes on disk of a file that holds `n_bytes` bytes of values."""
     return n_bytes // DEFLATE_MOST if suffix_of(path) in (".vti", ".nii.gz") else n_bytes
 
 
@@ -72,12 +72,12 @@ def write_volume(
     extra: Mapping[str, np.ndarray | LazyArray] | None = None,
     stack: contextlib.ExitStack | None = None,
 ) -> None:
-    """Write `volume` to `path`, in the format that its suffix names: all of its files (see `output_files`) or none.
+    """Write `volume` to `path` in the format of its suffix: all of its files (see `output_files`) or none.
 
-    extra: further arrays on the same grid by name, which only .vti holds. stack: at whose end the files take their
-    names, for several volumes of which all are to be there or none. .npy and .raw keep the values alone, float16
-    becomes float32 but in these two. Raises VolumeError for what the format cannot hold, before a value is asked for,
-    and UserError when the system refuses to write.
+    extra: further arrays on the same grid, by name; only .vti holds them. stack: the files get their names when it
+    ends, so that several volumes are written all or none. .npy and .raw hold the values alone. float16 becomes float32
+    in all other formats. Raises VolumeError for what the format cannot hold, before a value is asked for, and UserError
+    when the system refuses to write.
     """
     if stack is None:
         with contextlib.ExitStack() as stack:
@@ -96,13 +96,13 @@ def write_volume(
         header = metaimage.meta_header(frame, os.path.basename(files[1]) if suffix == ".mhd" else "LOCAL")
     elif is_nifti:
         header = nifti.nifti_header(path, frame)
-    temporary = [stack.enter_context(atomic_write(name)) for name in files]  # the last is in place first
+    temporary = [stack.enter_context(atomic_write(name)) for name in files]  # the last one is renamed first
     with contextlib.ExitStack() as opened:
         file, *others = (opened.enter_context(open(name, "wb")) for name in temporary)
         if suffix == ".npy":
             raw.write_npy(file, frame, array)
         elif suffix == ".vti":
-            arrays = {volume.geometry.name or "sf": array, **(extra or {})}  # one without a name is not read
+            arrays = {volume.geometry.name or "sf": array, **(extra or {})}  # an array without a name is not read
             vtk_images.write_vti(file, frame, arrays)
         else:
             if suffix == ".nii.gz":

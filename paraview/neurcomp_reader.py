@@ -1,7 +1,7 @@
-"""ParaView plugin: opens a blob as image data and evaluates as much of it as is asked for.
+"""ParaView plugin: opens a blob as image data and evaluates only the part that ParaView asks for.
 
-Load it with Tools > Manage Plugins > Load New, or start ParaView with this folder in PV_PLUGIN_PATH. It finds the
-suite's modules in the folder above its own; of ParaView's Python it needs NumPy alone.
+Load it with Tools > Manage Plugins > Load New, or start ParaView with this folder in PV_PLUGIN_PATH. The plugin finds
+the suite's modules in the folder above its own. It needs only NumPy in ParaView's Python.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 if sys.version_info < (3, 10):  # noqa: UP036 - ParaView brings its own Python
     raise ImportError(f"neurcomp_reader: expected a ParaView with Python 3.10 or newer, found {sys.version}")
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded: the field has threads of its own
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded, because the field uses its own threads
 
 import numpy as np
 from paraview.util.vtkAlgorithm import VTKPythonAlgorithmBase, smdomain, smhint, smproperty, smproxy
@@ -25,7 +25,7 @@ from vtkmodules.vtkCommonExecutionModel import vtkStreamingDemandDrivenPipeline 
 
 
 def import_field() -> tuple[type, type]:
-    """NeuralField and BlobError. Their modules are left under no name: those of other plugins may have the same."""
+    """The classes NeuralField and BlobError. Their modules leave sys.modules: other plugins may use the same names."""
 
     def is_ours(name: str) -> bool:
         return name.partition(".")[0] in ("cli", "field", "formats", "utils")
@@ -45,14 +45,14 @@ def import_field() -> tuple[type, type]:
 
 
 NeuralField, BlobError = import_field()
-MAX_POINTS = 1 << 24  # along an axis: a blob of a few bytes may claim 2^32, and ParaView takes no more than 2^31
-LEVELS = "".join(  # the property holds integers: the binary logarithm of the factor
+MAX_POINTS = 1 << 24  # most points along an axis: a tiny blob may claim 2^32, but ParaView takes at most 2^31
+LEVELS = "".join(  # the property is an integer: the base-2 logarithm of the factor
     f'<Entry text="{factor}" value="{level}"/>' for level, factor in enumerate(("1/4", "1/2", "1", "2", "4"), -2)
 )
 
 
 class FieldError(Exception):
-    """What is asked for cannot be shown; the message says why."""
+    """The requested output cannot be shown. The message says why."""
 
 
 class Aborted(Exception):
@@ -116,7 +116,7 @@ class NeurcompReader(VTKPythonAlgorithmBase):
     # --- pipeline ---
 
     def ProcessRequest(self, request, in_info, out_info):
-        """Answer a request of VTK's pipeline; bad input is one line in ParaView's message window, and no data."""
+        """Answer a request of VTK's pipeline. Bad input gives no data and one line in ParaView's message window."""
         try:
             return super().ProcessRequest(request, in_info, out_info)
         except Aborted:
@@ -127,12 +127,12 @@ class NeurcompReader(VTKPythonAlgorithmBase):
             message = str(error)
         vtkOutputWindow.GetInstance().DisplayErrorText(f"{self._path or 'FileName'}: {message}\n")
         out_info.GetInformationObject(0).Set(Pipeline.WHOLE_EXTENT(), (0, -1) * 3, 6)
-        return 1  # 0 would add VTK's account of its own state, twice
+        return 1  # with 0, VTK would print its own state twice
 
     def RequestInformation(self, request, in_info, out_info):
-        """Say what there is; nothing is evaluated."""
+        """Announce extent, geometry and times. Nothing is evaluated."""
         info = out_info.GetInformationObject(0)
-        for key in (Pipeline.TIME_STEPS(), Pipeline.TIME_RANGE()):  # of a previous file
+        for key in (Pipeline.TIME_STEPS(), Pipeline.TIME_RANGE()):  # left by a previous file
             info.Remove(key)
         if self._field is None:
             self._field = NeuralField.open(self._path, n_threads=os.cpu_count() or 1)
@@ -150,7 +150,7 @@ class NeurcompReader(VTKPythonAlgorithmBase):
         return 1
 
     def RequestData(self, request, in_info, out_info):
-        """Evaluate the extent and the time that are asked for, and nothing else."""
+        """Evaluate only the extent and the time that are asked for."""
         info = out_info.GetInformationObject(0)
         extent, image = info.Get(Pipeline.UPDATE_EXTENT()), vtkImageData.GetData(info)
         box = [slice(first, last + 1) for first, last in zip(extent[::2], extent[1::2], strict=True)]
@@ -179,7 +179,7 @@ class NeurcompReader(VTKPythonAlgorithmBase):
     # --- evaluation ---
 
     def _grid(self, step: float) -> object:
-        """Where the field is evaluated at this resolution, within its own extent; of a time series at one step."""
+        """The points at the chosen resolution, within the field's extent. step: the time step of a time series."""
         shape, factor = self._field.shape, 2.0**self._level
         counts = tuple(n if n == 1 else max(round((n - 1) * factor), 1) + 1 for n in shape[-3:])
         if max(*shape, *counts) > MAX_POINTS:
@@ -187,7 +187,7 @@ class NeurcompReader(VTKPythonAlgorithmBase):
         return self._field.grid(resolution=counts, time=step if len(shape) == 4 else None)
 
     def _evaluate(self, grid: object) -> dict[str, np.ndarray]:
-        """The values on a grid and, when asked for, the gradient, by the names of their arrays."""
+        """The arrays by name: the values on a grid and, if it is switched on, the gradient. Raises FieldError."""
         field, name = self._field, self._field.header.geometry.name
         n_bytes = 8 * math.prod(grid.shape) * len(field.values.low) * (1 + 3 * self._with_gradient)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
@@ -200,7 +200,7 @@ class NeurcompReader(VTKPythonAlgorithmBase):
             if self.CheckAbort():
                 raise Aborted
 
-        share = 0.3 if self._with_gradient else 1.0  # of the time, for the values
+        share = 0.3 if self._with_gradient else 1.0  # share of the run time for the values
         arrays = {name: field.on_grid(grid, on_progress=lambda fraction: advance(share * fraction))}
         if self._with_gradient:
             gradient = field.gradient_on_grid(grid, lambda fraction: advance(share + (1 - share) * fraction))
@@ -209,13 +209,13 @@ class NeurcompReader(VTKPythonAlgorithmBase):
 
 
 def in_space(figures: tuple, missing: float) -> tuple:
-    """The figures of a field's axes, without time's, filled up to VTK's three."""
+    """The numbers of a field's axes of space, followed by `missing` up to VTK's three axes."""
     return (*figures[-3:], *(missing,) * (3 - len(figures)))
 
 
 def vtk_array(name: str, array: np.ndarray, size: tuple[int, ...]) -> vtkDataArray:
-    """The values of an array [x, y, z], or [x, y, z, components], as VTK has them: x fastest."""
-    array = array.astype(np.float32) if array.dtype == np.float16 else array  # a type that VTK does not know
+    """The VTK array of an array [x, y, z] or [x, y, z, components], in VTK's order: x fastest."""
+    array = array.astype(np.float32) if array.dtype == np.float16 else array  # VTK has no float16
     values = array.reshape(*size, -1).transpose(2, 1, 0, 3).reshape(math.prod(size), -1)
     data = numpy_to_vtk(np.ascontiguousarray(values), deep=True)
     data.SetName(name)
