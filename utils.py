@@ -75,7 +75,7 @@ class Geometry:
         """The same geometry with a time axis before the axes of space."""
         return dataclasses.replace(self, spacing=(step, *self.spacing), origin=(start, *self.origin))
 
-    def first_axes(self, start: int, stop: int | None = None) -> Geometry:
+    def axes_between(self, start: int, stop: int | None = None) -> Geometry:
         """The same geometry with only the axes from `start` up to, but not including, `stop`."""
         return dataclasses.replace(self, spacing=self.spacing[start:stop], origin=self.origin[start:stop])
 
@@ -108,7 +108,8 @@ class Volume:
     def at_step(self) -> Volume:
         """A series of one step as a volume in space, with the time of that step."""
         geometry = self.geometry
-        return dataclasses.replace(self, array=self.array[0], geometry=geometry.first_axes(1), time=geometry.origin[0])
+        space, time = geometry.axes_between(1), geometry.origin[0]
+        return dataclasses.replace(self, array=self.array[0], geometry=space, time=time)
 
 
 @dataclasses.dataclass(frozen=True)

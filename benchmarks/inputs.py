@@ -1,14 +1,19 @@
-"""The volumes that the benchmarks compare codecs and recipes on."""
+"""What the benchmarks share: the volumes they read, the scripts they run."""
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from formats.common import VolumeError
 from formats.reading import read_volume
+from siren import SirenConfig, count_parameters
 from utils import Volume
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def read_scalar(path: str) -> Volume:
@@ -19,3 +24,17 @@ def read_scalar(path: str) -> Volume:
     if volume.array.min() == volume.array.max():
         raise VolumeError(f"{path}: expected different values, found {volume.array.flat[0]} everywhere")
     return volume
+
+
+def script(name: str, *arguments: object) -> dict[str, str]:
+    """Run one of the scripts; its results."""
+    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"{' '.join(command)}: {run.stderr}")
+    return dict(re.findall(r"^(\w+)=(.*)$", run.stdout, re.M))
+
+
+def layers_for(budget: float, d_in: int = 3) -> int:
+    """8 layers, or fewer where even the least width has more parameters than the budget."""
+    return next(n for n in range(8, 0, -1) if n == 1 or count_parameters(SirenConfig(16, n, d_in)) <= budget)

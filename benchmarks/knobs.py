@@ -8,37 +8,16 @@ width takes fewer layers. All other settings are the defaults.
 from __future__ import annotations
 
 import argparse
-import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from siren import SirenConfig, count_parameters
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def script(name: str, *arguments: object) -> dict[str, str]:
-    """Run one of the scripts; its results."""
-    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        raise SystemExit(f"{' '.join(command)}: {run.stderr}")
-    return dict(re.findall(r"^(\w+)=(.*)$", run.stdout, re.M))
-
-
-def layers_for(n_voxels: int, ratio: float) -> int:
-    """8, or fewer where even the least width has too many parameters."""
-    return next(n for n in range(8, 0, -1) if n == 1 or count_parameters(SirenConfig(16, n)) <= n_voxels / ratio)
+from inputs import layers_for, script
 
 
 def row(path: str, ratio: float) -> list[str]:
     """The cells of one ratio."""
-    n_layers = layers_for(np.load(path, mmap_mode="r").size, ratio)
+    n_layers = layers_for(np.load(path, mmap_mode="r").size / ratio)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = ("--config", folder / "n.json")

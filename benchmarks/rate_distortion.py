@@ -17,7 +17,6 @@ import csv
 import io
 import json
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -34,16 +33,15 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from inputs import read_scalar
+from inputs import layers_for, read_scalar, script
 
 from cli import console
 from field.metrics import compare
 from field.neural_field import NeuralField
 from quantising import codebooks, rounding
-from siren import FieldNet, SirenConfig, count_parameters
+from siren import FieldNet, SirenConfig
 from utils import Geometry, UserError, Volume, header_of
 
-ROOT = Path(__file__).resolve().parents[1]
 PEERS = ("SPERR", "SZ3", "ZFP", "TTHRESH", "original")
 FIELDS = ("volume", "checksum", "codec", "setting", "bytes", "psnr", "seconds")
 ORIGINAL_BITS = 9
@@ -112,26 +110,12 @@ SETTINGS = {
 # --- ours ---------------------------------------------------------------------------------------------
 
 
-def script(*arguments: object) -> dict[str, str]:
-    """Run one of the scripts; its results."""
-    command = [sys.executable, str(ROOT / str(arguments[0])), *map(str, arguments[1:])]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        raise SystemExit(f"{' '.join(command)}: {run.stderr}")
-    return dict(re.findall(r"^(\w+)=(.*)$", run.stdout, re.M))
-
-
-def layers_for(n_voxels: int, ratio: float) -> int:
-    """8, or fewer where even the least width has too many parameters."""
-    return next(n for n in range(8, 0, -1) if n == 1 or count_parameters(SirenConfig(16, n)) <= n_voxels / ratio)
-
-
 def ours(path: str, volume: np.ndarray, ratio: float) -> dict[str, Point]:
     """The points of our blob and of the original's format at the same network."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = ("--network", folder / "n.pth", "--config", folder / "n.json")
-        layers = layers_for(volume.size, ratio)
+        layers = layers_for(volume.size / ratio)
         script("train.py", "--volume", path, *names, "--compression_ratio", ratio, "--n_layers", layers)
         settings, state = json.loads((folder / "n.json").read_text()), torch.load(folder / "n.pth", weights_only=True)
         net, blob = ("--net", folder / "n.pth", "--config", folder / "n.json"), folder / "blob"

@@ -8,32 +8,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from siren import SirenConfig, count_parameters
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def script(name: str, *arguments: object) -> dict[str, str]:
-    """Run one of the scripts; its results."""
-    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        raise SystemExit(f"{' '.join(command)}: {run.stderr}")
-    return dict(re.findall(r"^(\w+)=(.*)$", run.stdout, re.M))
-
-
-def layers_for(budget: float, d_in: int) -> int:
-    """8, or fewer where even the least width has more parameters."""
-    return next(n for n in range(8, 0, -1) if n == 1 or count_parameters(SirenConfig(16, n, d_in)) <= budget)
+from inputs import layers_for, script
 
 
 def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
@@ -44,7 +23,8 @@ def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
         network = ("--network", folder / "n.pth", "--config", folder / "n.json")
         n_layers = layers_for(array.size / ratio, array.ndim)
         given = ("--volume", folder / "v.npy")
-        fitted = script("train.py", *given, *network, "--compression_ratio", ratio, "--n_layers", n_layers)
+        size = ("--d_in", array.ndim, "--compression_ratio", ratio, "--n_layers", n_layers)
+        fitted = script("train.py", *given, *network, *size)
         network = ("--net", folder / "n.pth", "--config", folder / "n.json")
         packed = script("net_compress.py", *given, *network, "--compressed", folder / "blob")
         found = script("net_decompress.py", *given, "--compressed", folder / "blob", "--recon", folder / "r.npy")

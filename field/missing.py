@@ -9,7 +9,7 @@ import numpy as np
 
 from utils import Mask, UserError
 
-MAX_VOXELS = 1 << 35  # most voxels of a mask, 4 GiB of bits; a larger one is refused before memory is allocated
+MAX_MASK_VOXELS = 1 << 35  # most voxels of a mask, 4 GiB of bits; a larger one is refused before memory is allocated
 FILTER = {"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}
 
 
@@ -38,8 +38,10 @@ def decompress_mask(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     """The bits of the mask that `compress_mask` was given. Raises MaskError for any other bytes."""
     n_voxels, (axis, stream) = math.prod(shape), (data[0], data[1:]) if data else (-1, b"")
     size, unused = (n_voxels + 7) // 8, -n_voxels % 8
-    if not 0 <= axis <= len(shape) or n_voxels > MAX_VOXELS:
-        raise MaskError(f"axis: expected 0 to {len(shape)} and at most {MAX_VOXELS} voxels, found {axis}, {n_voxels}")
+    if not 0 <= axis <= len(shape) or n_voxels > MAX_MASK_VOXELS:
+        raise MaskError(
+            f"axis: expected 0 to {len(shape)} and at most {MAX_MASK_VOXELS} voxels, found {axis}, {n_voxels}"
+        )
     decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[FILTER])
     try:
         stored = decoder.decompress(stream, size + 1)

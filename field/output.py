@@ -19,7 +19,7 @@ from formats.series import collection, collection_path, step_path
 from formats.writing import least_bytes, output_files, write_volume
 from utils import Grid, UserError, Volume
 
-IN_MEMORY = 1 << 27  # most values of a file, gradients included, in memory at once; more are written slab by slab
+MAX_VALUES_IN_MEMORY = 1 << 27  # values of a file, gradients included; a larger file is written slab by slab
 OnValues = Callable[[Grid, np.ndarray | LazyArray], None]
 
 
@@ -72,7 +72,7 @@ def write_output(
     n_arrays = field.header.n_components * (1 + len(field.shape) * output.with_gradient)
     n_bytes = n_points * n_arrays * field.dtype(output.as_float).itemsize
     check_space(output.path, least_bytes(output.path, n_bytes), f"{source}: its volume of shape {shape}")
-    is_large = math.prod(shape) * n_arrays > IN_MEMORY
+    is_large = math.prod(shape) * n_arrays > MAX_VALUES_IN_MEMORY
     evaluated = _slab_by_slab if is_large else lambda evaluate, grid: evaluate(grid)
     # Large volumes are not kept, so the comparison evaluates them again.
     n_evaluations = 1 + output.with_gradient + bool(is_large and on_values)

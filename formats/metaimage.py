@@ -11,7 +11,7 @@ from formats.common import MAX_EXPANSION, VolumeError, volume_from_axes
 from formats.slabs import Frame, figures
 from utils import Volume
 
-TYPES = {
+META_TYPES = {
     "int8": "MET_CHAR",
     "int16": "MET_SHORT",
     "int32": "MET_INT",
@@ -83,7 +83,7 @@ def meta_header(frame: Frame, data: str) -> bytes:
         f"ElementSpacing = {figures(frame.geometry.spacing)}",
         "DimSize = {} {} {}".format(*frame.grid),
         f"ElementNumberOfChannels = {frame.n_components}",
-        f"ElementType = {TYPES[frame.dtype.name]}",
+        f"ElementType = {META_TYPES[frame.dtype.name]}",
         f"ElementDataFile = {data}",
     ]
     return "\n".join([*lines, ""]).encode()

@@ -15,7 +15,7 @@ from utils import Volume
 
 MAX_AXIS = 32767  # most voxels along an axis
 VECTOR_INTENT = 1007  # intent code: the fifth axis has vector components
-TYPES = {
+NIFTI_TYPES = {
     "int8": 256,
     "int16": 4,
     "int32": 8,
@@ -27,7 +27,7 @@ TYPES = {
     "float32": 16,
     "float64": 64,
 }
-RGB, COMPLEX = (128, 2304), (32, 1792, 2048)  # codes of data types
+RGB_TYPES, COMPLEX_TYPES = (128, 2304), (32, 1792, 2048)  # codes of data types
 
 
 def read_nifti(path: str) -> Volume:
@@ -43,8 +43,8 @@ def read_nifti(path: str) -> Volume:
     read_header(path, reader, expansion)
     header = reader.GetNIFTIHeader()
     sizes = [header.GetDim(i) if i <= header.GetDim(0) else 1 for i in range(1, 8)]
-    is_rgb = header.GetDataType() in RGB
-    if header.GetDataType() in COMPLEX:
+    is_rgb = header.GetDataType() in RGB_TYPES
+    if header.GetDataType() in COMPLEX_TYPES:
         raise VolumeError(f"{path}: expected real values, found complex ones")
     if math.prod(sizes[5:]) != 1 or (is_rgb and math.prod(sizes[3:]) != 1):
         raise VolumeError(f"{path}: expected axes of space, time and components, found sizes {sizes}")
@@ -110,7 +110,7 @@ def nifti_header(path: str, frame: Frame) -> bytes:
     return struct.pack(
         "<i36x8h12x4h8f3f132x2h24x12f16s4s4x",
         *(348, *dim),
-        *(VECTOR_INTENT if c > 1 else 0, TYPES[dtype.name], 8 * dtype.itemsize, 0),
+        *(VECTOR_INTENT if c > 1 else 0, NIFTI_TYPES[dtype.name], 8 * dtype.itemsize, 0),
         *(1.0, *floats[:3], *no_time),
         *(352.0, 1.0, 0.0),  # offset of the voxels, slope, intercept
         *(0, 2),  # no qform, an aligned sform

@@ -27,7 +27,7 @@ READ_TYPES = {
     **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
     **{"float": "f4", "double": "f8"},
 }
-TYPES = {"float32": "float", "float64": "double"}  # the other types have the same names as in NumPy
+NRRD_TYPES = {"float32": "float", "float64": "double"}  # the other types have the same names as in NumPy
 
 
 def read_nrrd(path: str) -> Volume:
@@ -179,7 +179,7 @@ def nrrd_header(frame: Frame) -> bytes:
     lines = [
         "NRRD0005",
         f"content: {frame.geometry.name}",
-        f"type: {TYPES.get(frame.dtype.name, frame.dtype.name)}",
+        f"type: {NRRD_TYPES.get(frame.dtype.name, frame.dtype.name)}",
         f"dimension: {3 + is_vector}",
         f"sizes: {sizes}",
         "space dimension: 3",

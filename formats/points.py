@@ -9,7 +9,7 @@ import numpy as np
 
 from utils import UserError
 
-SUFFIXES = (".npy", ".csv")
+POINT_SUFFIXES = (".npy", ".csv")
 AXES = {1: "x", 2: "xy", 3: "xyz", 4: "txyz"}  # by their number
 
 
@@ -21,7 +21,7 @@ def points_path(path: str, points: str) -> str:
     stem, suffix = os.path.splitext(path)
     if not suffix:
         return stem + (".csv" if os.path.splitext(points)[1].lower() == ".csv" else ".npy")
-    if suffix.lower() not in SUFFIXES:
+    if suffix.lower() not in POINT_SUFFIXES:
         raise UserError(f"{path}: with --points, expected a name that ends in .npy or .csv")
     return path
 
@@ -32,8 +32,8 @@ def read_points(path: str, d_in: int) -> np.ndarray:
     A .csv file may begin with a line of the axes' names, in any order. Raises UserError.
     """
     suffix = os.path.splitext(path)[1].lower()
-    if suffix not in SUFFIXES:
-        raise UserError(f"{path}: expected positions in a file whose name ends in {' or '.join(SUFFIXES)}")
+    if suffix not in POINT_SUFFIXES:
+        raise UserError(f"{path}: expected positions in a file whose name ends in {' or '.join(POINT_SUFFIXES)}")
     try:
         points = _read_csv(path, d_in) if suffix == ".csv" else np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
@@ -47,7 +47,7 @@ def read_points(path: str, d_in: int) -> np.ndarray:
 
 
 def _read_csv(path: str, d_in: int) -> np.ndarray:
-    """The numbers of a .csv file (n, d_in), in the order of the axes where its first line names these in another one.
+    """The numbers of a .csv file (n, d_in), Where its first line names the axes, the columns are put in their order.
 
     Raises ValueError.
     """

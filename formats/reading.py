@@ -19,7 +19,7 @@ from utils import Volume, is_missing, read_in_boxes
 
 READERS = {
     **dict.fromkeys((".nrrd", ".nhdr"), nrrd.read_nrrd),
-    **dict.fromkeys(vtk_process.READERS, vtk_process.read_by_vtk),
+    **dict.fromkeys(vtk_process.VTK_READERS, vtk_process.read_by_vtk),
     **dict.fromkeys((".tif", ".tiff"), tiff.read_tiff),
 }
 
@@ -91,7 +91,7 @@ def _with_axes(volume: Volume, d_in: int) -> Volume:
         array = array.reshape(*shape[:d_in], shape[-1])
     if shape[-1] == 1:
         array = array[..., 0]
-    return dataclasses.replace(volume, array=array, geometry=volume.geometry.first_axes(0, d_in))
+    return dataclasses.replace(volume, array=array, geometry=volume.geometry.axes_between(0, d_in))
 
 
 def _native(path: str, array: np.ndarray) -> np.ndarray:

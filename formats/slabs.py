@@ -34,7 +34,7 @@ class Frame(NamedTuple):
 
     def of(self, array: np.ndarray | LazyArray) -> Frame:
         """The same frame with the components and the type of another array on the same grid."""
-        return self._replace(n_components=math.prod(array.shape[self.d_in :]), dtype=_with_float16(array.dtype))
+        return self._replace(n_components=math.prod(array.shape[self.d_in :]), dtype=_without_float16(array.dtype))
 
     @property
     def steps(self) -> np.ndarray:
@@ -52,13 +52,13 @@ def frame_of(volume: Volume, has_float16: bool) -> Frame:
         printable(given.name),
         printable(given.units),
     )
-    stored = dtype.newbyteorder("<") if has_float16 else _with_float16(dtype)
+    stored = dtype.newbyteorder("<") if has_float16 else _without_float16(dtype)
     return Frame(
         given.d_in, (*shape[: given.d_in], 1, 1)[:3], math.prod(shape[given.d_in :]), stored, geometry, volume.time
     )
 
 
-def _with_float16(dtype: np.dtype) -> np.dtype:
+def _without_float16(dtype: np.dtype) -> np.dtype:
     """The little-endian type that holds the values of `dtype` in a format without float16."""
     return np.dtype("<f4") if dtype == np.float16 else np.dtype(dtype).newbyteorder("<")
 

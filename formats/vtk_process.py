@@ -23,7 +23,7 @@ from formats import metaimage, nifti, vtk_images
 from formats.common import VolumeError, suffix_of
 from utils import Geometry, Volume
 
-READERS = {
+VTK_READERS = {
     ".vti": vtk_images.read_vti,
     ".vtk": vtk_images.read_legacy,
     **dict.fromkeys((".vtkhdf", ".hdf"), vtk_images.read_vtkhdf),
@@ -80,7 +80,7 @@ def main(path: str, *names: str) -> None:
     os.dup2(2, 1)  # VTK prints on stdout, which becomes stderr
     _limit_memory()
     try:
-        volume = READERS[suffix_of(path)](path, *names)
+        volume = VTK_READERS[suffix_of(path)](path, *names)
     except VolumeError as error:
         out.write(json.dumps({"error": str(error)}).encode() + b"\n")
         return

@@ -26,7 +26,7 @@ from training.sampler import (
 )
 from utils import Box, ValueRange, boxes, read_in_boxes
 
-IN_MEMORY = 1 << 27  # voxels: training takes 12 bytes for each, beside the volume; the same on every machine
+MAX_VOXELS_IN_MEMORY = 1 << 27  # voxels: training takes 12 bytes for each, beside the volume; the same on every machine
 BUFFER = 1 << 24  # voxels
 KEPT = BUFFER // 4 * 3  # voxels left in it when it is filled up again
 STRETCH = 1 << 10  # voxels: longer ones are more alike, and cost quality
@@ -40,7 +40,7 @@ def make_sampler(
 
     with_slopes: whether slopes will be asked for.
     """
-    if math.prod(original.shape[:-1]) > IN_MEMORY:
+    if math.prod(original.shape[:-1]) > MAX_VOXELS_IN_MEMORY:
         return StreamingSampler(original, values, device, with_slopes)
     normalised = np.empty(original.shape, np.float32)
     for box, part in read_in_boxes(original):

@@ -32,7 +32,7 @@ NAN = np.float32(np.nan)
 @pytest.fixture
 def small(monkeypatch):
     """Every volume is too large for memory: 60 voxels in the buffer, in stretches of 7."""
-    for name, value in {"IN_MEMORY": 0, "BUFFER": 60, "KEPT": 30, "STRETCH": 7}.items():
+    for name, value in {"MAX_VOXELS_IN_MEMORY": 0, "BUFFER": 60, "KEPT": 30, "STRETCH": 7}.items():
         monkeypatch.setattr(streaming, name, value)
 
 
@@ -129,7 +129,7 @@ def test_passes_differ_and_continue_where_they_were(small):
 def test_a_small_volume_is_held_in_memory(monkeypatch):
     array = wavy()[..., None]
     assert isinstance(make_sampler(array, value_range(array), CPU), VoxelSampler)
-    monkeypatch.setattr(streaming, "IN_MEMORY", 314)
+    monkeypatch.setattr(streaming, "MAX_VOXELS_IN_MEMORY", 314)
     assert isinstance(make_sampler(array, value_range(array), CPU), StreamingSampler)
 
 
@@ -223,7 +223,7 @@ def test_training_needs_a_fraction_of_the_volumes_memory(n_files, tmp_path, monk
     import train as script
 
     for module, name, value in (
-        (streaming, "IN_MEMORY", 0),
+        (streaming, "MAX_VOXELS_IN_MEMORY", 0),
         (streaming, "BUFFER", 1 << 12),
         (streaming, "KEPT", 1 << 11),
         (streaming, "STRETCH", 1 << 6),
@@ -259,7 +259,7 @@ def test_decoding_needs_a_fraction_of_the_volumes_memory(tmp_path, monkeypatch, 
     from field import neural_field
 
     for module, name, value in (
-        (output, "IN_MEMORY", 1 << 16),
+        (output, "MAX_VALUES_IN_MEMORY", 1 << 16),
         (slabs, "SLAB_BYTES", 1 << 16),
         (utils, "BOX_VALUES", 1 << 12),
         (neural_field, "MASK_POSITIONS", 1 << 12),
@@ -312,7 +312,7 @@ def test_a_large_volume_is_decoded_slab_by_slab(tmp_path, monkeypatch, capsys, r
         return listing(tmp_path / folder), figures
 
     expected = written("whole")
-    monkeypatch.setattr(output, "IN_MEMORY", 0)
+    monkeypatch.setattr(output, "MAX_VALUES_IN_MEMORY", 0)
     monkeypatch.setattr(slabs, "SLAB_BYTES", 200)
     monkeypatch.setattr(utils, "BOX_VALUES", 50)
     monkeypatch.setattr(NeuralField, "on_grid", watched)
