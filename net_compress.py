@@ -23,8 +23,7 @@ from field.blob import encode_blob
 from field.metrics import compare, file_ratios, measured_boxes
 from field.neural_field import NeuralField
 from formats.common import raw_layout
-from formats.reading import read_volume
-from formats.series import files_of
+from formats.reading import read_volume, source_files
 from quantising.policy import RoundingOptions, quantise_network
 from siren import FieldNet, SirenConfig, count_parameters, weights_crc32
 from training.network_files import (
@@ -118,7 +117,7 @@ def read_volume_of(
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
-    volumes = files_of(opt.volume) if opt.volume else []
+    volumes = source_files(opt.volume) if opt.volume else []
     check_outputs([opt.compressed], inputs=[opt.net, opt.config, *volumes])
     settings = read_config(opt.config)
     config = network_config(opt.config, settings)

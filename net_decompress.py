@@ -27,8 +27,7 @@ from field.output import Output, write_output
 from formats import points
 from formats.arrays import LazyArray
 from formats.common import raw_layout, suffix_of
-from formats.reading import read_volume
-from formats.series import files_of
+from formats.reading import read_volume, source_files
 from formats.writing import SUFFIXES, output_path
 from utils import Grid, UserError, ValueRange, Volume, differences, header_of
 
@@ -231,7 +230,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
     device = arguments.resolve_device(opt.cuda, opt.gid)
-    inputs = [path for path in (opt.compressed, opt.points) if path] + (files_of(opt.volume) if opt.volume else [])
+    inputs = [path for path in (opt.compressed, opt.points) if path] + (source_files(opt.volume) if opt.volume else [])
     check_outputs([opt.recon, *([opt.preview] if opt.preview else [])], inputs)
     if opt.preview:
         pictures.check(opt.preview)

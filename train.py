@@ -18,8 +18,7 @@ from cli.arguments import Options, resolve_device, to_number
 from cli.files import check_outputs
 from field import pictures
 from formats.common import raw_layout
-from formats.reading import read_volume
-from formats.series import files_of
+from formats.reading import read_volume, source_files
 from formats.writing import write_volume
 from siren import SirenConfig, count_parameters
 from training import outliers, processes
@@ -105,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     device = resolve_device(opt.cuda, opt.gid + processes.on_this_machine())
     finished, interrupted, debug = output_paths(opt)
     further = [path for path in (opt.checkpoint, opt.plot) if path]
-    check_outputs([*finished, *interrupted, *debug, *further], inputs=files_of(opt.volume))
+    check_outputs([*finished, *interrupted, *debug, *further], inputs=source_files(opt.volume))
     if opt.plot:
         pictures.check(opt.plot)
 

@@ -15,14 +15,14 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
 
     Scripts call this before the work starts. It leaves no file behind.
     """
-    taken = {os.path.realpath(path): path for path in inputs}
+    taken = {_identity(path): path for path in inputs}
     for path in outputs:
         if not path:
             raise UserError("expected the name of a file to write, found an empty one")
         real = os.path.realpath(path)
-        if real in taken:
-            raise UserError(f"{path}: would overwrite {taken[real]}, choose another name")
-        taken[real] = path
+        if _identity(path) in taken:
+            raise UserError(f"{path}: would overwrite {taken[_identity(path)]}, choose another name")
+        taken[_identity(path)] = path
         if os.path.exists(real) and not os.path.isfile(real):
             raise UserError(f"{path}: cannot be written: exists and is not a regular file")
         folder = os.path.dirname(real)
@@ -36,6 +36,15 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
         finally:  # also after Ctrl-C
             with contextlib.suppress(OSError):
                 os.remove(temporary)
+
+
+def _identity(path: str) -> tuple[int, int] | str:
+    """The same for all names of one file, by link or by case; of a file that is not there, its real name."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
 
 
 def _temporary_name(real: str) -> str:

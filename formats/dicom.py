@@ -22,7 +22,7 @@ def read_dicom(folder: str) -> Volume:
 
     Raises VolumeError when there is no slice, when slices belong to several series, or when a slice is missing.
     """
-    paths = sorted(entry.path for entry in os.scandir(folder) if entry.is_file() and _is_slice(entry.path))
+    paths = slice_files(folder)
     if not paths:
         raise VolumeError(f"{folder}: expected a folder of DICOM files, found none")
     planes, positions, axes = [], [], []
@@ -47,6 +47,11 @@ def read_dicom(folder: str) -> Volume:
     if array.dtype == np.int32 and np.abs(array).max() < 1 << 15:
         array = array.astype(np.int16)
     return volume_from_axes(folder, array, axes[0], positions[0])
+
+
+def slice_files(folder: str) -> list[str]:
+    """The slices that lie in a folder, by name."""
+    return sorted(entry.path for entry in os.scandir(folder) if entry.is_file() and _is_slice(entry.path))
 
 
 def _is_slice(path: str) -> bool:

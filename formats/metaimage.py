@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+import zlib
 
 import numpy as np
 
@@ -28,16 +30,11 @@ def read_meta(path: str) -> Volume:
     """The volume of a .mha file, or of a .mhd file and its data file. Uncompressed binary data are mapped."""
     from vtkmodules.vtkIOImage import vtkMetaImageReader
 
-    from formats.vtk_output import mapped, output_of, read_header, volume_of
+    from formats.vtk_output import dtype_of, mapped, output_of, read_header, volume_of
 
     header, end = _read_header(path)
-    data = header.get("ElementDataFile", "")
-    is_local = data.upper() == "LOCAL"
-    source = path if is_local else os.path.join(os.path.dirname(path), data)
-    if not os.path.isfile(source):
-        if data and data.split()[0].upper() != "LIST" and "%" not in data and not os.path.exists(source):
-            raise VolumeError(f"{path}: its data file {source} does not exist")
-        raise VolumeError(f"{path}: expected its voxels in one file, found ElementDataFile = {data or 'none'}")
+    source = data_file(path)
+    start = end if source == path else 0
     if header.get("ElementType") in LONG:
         raise VolumeError(f"{path}: VTK does not read 64-bit integers in MetaImage, only in other formats, as .nrrd")
     is_packed, is_text = header.get("CompressedData", "") == "True", header.get("BinaryData", "True") != "True"
@@ -45,16 +42,47 @@ def read_meta(path: str) -> Volume:
     reader = vtkMetaImageReader()
     order = header.get("BinaryDataByteOrderMSB", header.get("ElementByteOrderMSB", "False"))
     flags = header.get("BinaryData"), header.get("CompressedData", "False")
-    if flags == ("True", "False") and order in ("True", "False") and "HeaderSize" not in header:
+    is_plain = flags[0] == "True" and flags[1] in ("True", "False")
+    if is_plain and order in ("True", "False") and "HeaderSize" not in header:
         read_header(path, reader, expansion, source)
         sizes = (reader.GetNumberOfScalarComponents(), *(last + 1 for last in reader.GetDataExtent()[1::2]))
         is_swapped = (order == "True") != (sys.byteorder == "big")
-        array = np.moveaxis(mapped(source, reader, sizes, end if is_local else 0, is_swapped), 0, -1)
+        if is_packed:
+            dtype = dtype_of(reader, is_swapped)
+            array = _inflated(source, start, dtype.itemsize * math.prod(sizes)).view(dtype).reshape(sizes, order="F")
+        else:
+            array = mapped(source, reader, sizes, start, is_swapped)
+        array = np.moveaxis(array, 0, -1)
     else:
         array = volume_of(path, output_of(path, reader, expansion, source)).array
     # The matrix has the axes' directions as rows, as in ITK. VTK takes its columns for the directions.
     direction = np.reshape(reader.GetDataDirection(), (3, 3)).T
     return volume_from_axes(path, array, direction * reader.GetDataSpacing(), np.array(reader.GetDataOrigin()))
+
+
+def data_file(path: str) -> str:
+    """The file that holds the voxels: the one that a header names, or the header's own. Raises VolumeError."""
+    data = _read_header(path)[0].get("ElementDataFile", "")
+    source = path if data.upper() == "LOCAL" else os.path.join(os.path.dirname(path), data)
+    if not os.path.isfile(source):
+        if data and data.split()[0].upper() != "LIST" and "%" not in data and not os.path.exists(source):
+            raise VolumeError(f"{path}: its data file {source} does not exist")
+        raise VolumeError(f"{path}: expected its voxels in one file, found ElementDataFile = {data or 'none'}")
+    return source
+
+
+def _inflated(source: str, start: int, n_bytes: int) -> np.ndarray:
+    """The n_bytes of a zlib or gzip stream, checksum and all, which VTK does not look at. Raises VolumeError."""
+    with open(source, "rb") as file:
+        file.seek(start)
+        inflater = zlib.decompressobj(wbits=47)  # either form
+        try:
+            found = inflater.decompress(file.read(), n_bytes + 1)
+        except zlib.error as error:
+            raise VolumeError(f"{source}: its voxels are damaged: {error}") from None
+    if len(found) != n_bytes or not inflater.eof:
+        raise VolumeError(f"{source}: truncated: expected {n_bytes} bytes of voxels, found {len(found)}")
+    return np.frombuffer(found, np.uint8)
 
 
 def _read_header(path: str) -> tuple[dict[str, str], int]:

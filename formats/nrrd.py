@@ -130,15 +130,23 @@ def _read_header(path: str) -> tuple[dict[str, str], int]:
     return {key.strip().lower(): value for key, value in fields}, found.end()
 
 
+def data_file(path: str) -> str:
+    """The file that holds the voxels: the one that a header names, or the header's own. Raises VolumeError."""
+    header, _ = _read_header(path)
+    named = header.get("data file", header.get("datafile"))
+    if named is None:
+        return path
+    if not named or named.split()[0] == "LIST" or "%" in named:
+        raise VolumeError(f"{path}: expected its voxels in one file, found data file: {named}")
+    source = os.path.join(os.path.dirname(path), named)
+    if not os.path.isfile(source):
+        raise VolumeError(f"{path}: its data file {source} does not exist")
+    return source
+
+
 def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes: tuple[int, ...]) -> np.ndarray:
-    source = header.get("data file", header.get("datafile"))
-    if source is not None:
-        if source.split()[0] == "LIST" or "%" in source:
-            raise VolumeError(f"{path}: expected its voxels in one file, found data file: {source}")
-        source, offset = os.path.join(os.path.dirname(path), source), 0
-        if not os.path.isfile(source):
-            raise VolumeError(f"{path}: its data file {source} does not exist")
-    source = source or path
+    source = data_file(path)
+    offset = offset if source == path else 0
     dtype = dtype.newbyteorder(">" if header.get("endian") == "big" else "<")
     count, encoding = math.prod(sizes), header.get("encoding", "raw").lower()
     skip = header.get("byte skip", header.get("byteskip", "0"))

@@ -6,6 +6,7 @@ components). Most of these formats store x fastest, so the array is a transposed
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -13,7 +14,7 @@ import sys
 
 import numpy as np
 
-from formats import dicom, nrrd, raw, series, tiff, vtk_process
+from formats import dicom, metaimage, nrrd, raw, series, tiff, vtk_process
 from formats.common import RawLayout, VolumeError, suffix_of
 from utils import Volume, is_missing, read_in_boxes
 
@@ -22,6 +23,20 @@ READERS = {
     **dict.fromkeys(vtk_process.VTK_READERS, vtk_process.read_by_vtk),
     **dict.fromkeys((".tif", ".tiff"), tiff.read_tiff),
 }
+
+
+def source_files(path: str) -> list[str]:
+    """All files that a volume is read from: those of a pattern, slices in a folder, voxels behind a header."""
+    found = []
+    for name in series.files_of(path):
+        found.append(name)
+        suffix = suffix_of(name)
+        if os.path.isdir(name):
+            found += dicom.slice_files(name)
+        elif suffix in (".nrrd", ".nhdr", ".mhd", ".mha") and os.path.isfile(name):
+            with contextlib.suppress(VolumeError):  # `read_volume` will raise it
+                found.append((nrrd if suffix in (".nrrd", ".nhdr") else metaimage).data_file(name))
+    return found
 
 
 def read_volume(

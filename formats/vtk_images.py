@@ -35,7 +35,33 @@ def read_vti(path: str, name: str | None = None) -> Volume:
     reader = vtkXMLImageDataReader()
     if not reader.CanReadFile(path):
         raise VolumeError(f"{path}: not VTK image data")
-    return volume_of(path, output_of(path, reader), name)
+    image = output_of(path, reader)
+    if not _is_covered(image.GetExtent(), _piece_extents(path)):
+        raise VolumeError(f"{path}: its pieces do not make up the whole extent")
+    return volume_of(path, image, name)
+
+
+def _piece_extents(path: str) -> list[list[int]]:
+    """The extents of the pieces of a .vti file: first and last point along x, along y, along z."""
+    with open(path, "rb") as file:
+        text = file.read().partition(b"<AppendedData")[0]
+    found = re.findall(rb"""<Piece\s[^>]*?\bExtent\s*=\s*["']([^"']*)["']""", text)
+    return [[int(number) for number in extent.split()] for extent in found]
+
+
+def _is_covered(whole: tuple[int, ...], pieces: list[list[int]]) -> bool:
+    """Whether each point of an extent is in one of the pieces. VTK leaves the others as its memory happens to be."""
+    whole, pieces = np.reshape(whole, (3, 2)), np.reshape(pieces, (-1, 3, 2))
+    cuts = [np.unique([*part[:, 0], *(part[:, 1] + 1)]) for part in np.stack([whole, *pieces], axis=1)]
+    is_there = np.zeros([len(cut) - 1 for cut in cuts], bool)  # of the boxes between the cuts
+
+    def box(extent: np.ndarray) -> tuple[slice, ...]:
+        ends = (np.searchsorted(cut, (first, last + 1)) for cut, (first, last) in zip(cuts, extent, strict=True))
+        return tuple(slice(*pair) for pair in ends)
+
+    for piece in pieces:
+        is_there[box(piece)] = True
+    return bool(is_there[box(whole)].all())
 
 
 def read_legacy(path: str, name: str | None = None) -> Volume:

@@ -43,12 +43,17 @@ def read_header(path: str, reader, expansion: int, source: str | None = None) ->
     return said
 
 
+def dtype_of(reader, is_swapped: bool) -> np.dtype:
+    """The type of the voxels that a reader has found in the header of a file."""
+    return np.dtype(get_numpy_array_type(reader.GetDataScalarType())).newbyteorder("S" if is_swapped else "=")
+
+
 def mapped(path: str, reader, sizes: tuple[int, ...], offset: int, is_swapped: bool) -> np.ndarray:
     """A memory map of voxels that a file stores unchanged from byte `offset` on, the first of `sizes` fastest.
 
     The reader has found the type of the voxels in the header. Raises VolumeError when the file holds too few bytes.
     """
-    dtype = np.dtype(get_numpy_array_type(reader.GetDataScalarType())).newbyteorder("S" if is_swapped else "=")
+    dtype = dtype_of(reader, is_swapped)
     expected, found = math.prod(sizes) * dtype.itemsize, os.path.getsize(path) - offset
     if min(sizes) < 1 or not 0 < expected <= found or offset < 0:
         raise VolumeError(f"{path}: truncated: expected {expected} bytes of voxels, found {found}")

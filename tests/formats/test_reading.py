@@ -14,7 +14,7 @@ from helpers.vtk import vtk_write
 from vtkmodules.vtkCommonDataModel import vtkImageData
 
 from formats.common import RawLayout, VolumeError, raw_layout
-from formats.reading import read_volume
+from formats.reading import read_volume, source_files
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 
@@ -362,3 +362,21 @@ def test_vti_with_nan(tmp_path):
     array[2, 1, 0] = np.nan
     vtk_write(tmp_path / "a.vti", array)
     assert "found 1 NaN or infinite" in (message := refusal(tmp_path / "a.vti")) and "(2, 1, 0)" in message
+
+
+def test_files_that_a_volume_is_read_from(tmp_path):
+    """The header, and what it names; slices; steps; never more than there is."""
+    nrrd = "NRRD0004\ntype: float\ndimension: 3\nsizes: 4 3 2\nencoding: raw\nendian: little\n"
+    (tmp_path / "a.nhdr").write_text(nrrd + "data file: deep/v.raw\n\n")
+    (tmp_path / "deep").mkdir()
+    slanted((4, 3, 2)).tofile(tmp_path / "deep" / "v.raw")
+    assert source_files(str(tmp_path / "a.nhdr")) == [str(tmp_path / "a.nhdr"), str(tmp_path / "deep" / "v.raw")]
+    (tmp_path / "deep" / "1.dcm").write_bytes(bytes(128) + b"DICM")
+    assert source_files(str(tmp_path / "deep")) == [str(tmp_path / "deep"), str(tmp_path / "deep" / "1.dcm")]
+    (tmp_path / "b.nhdr").write_text(nrrd + "data file: \n\n")
+    assert source_files(str(tmp_path / "b.nhdr")) == [str(tmp_path / "b.nhdr")]
+    assert "expected its voxels in one file, found data file: " in refusal(str(tmp_path / "b.nhdr"))
+    meta = "ObjectType = Image\nNDims = 3\nDimSize = 4 3 2\nElementType = MET_FLOAT\nElementDataFile = c.raw\n"
+    (tmp_path / "c.mhd").write_text(meta)
+    (tmp_path / "c.raw").touch()
+    assert source_files(str(tmp_path / "*.mhd")) == [str(tmp_path / "c.mhd"), str(tmp_path / "c.raw")]

@@ -164,6 +164,25 @@ def test_outputs_never_overwrite_inputs(chain):
     assert listing(chain.folder) == before
 
 
+@pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
+def test_outputs_never_overwrite_the_voxels_behind_a_header(chain, tmp_path, suffix):
+    """Under their own name, by a link, nor in the case of a name where the disk knows none."""
+    array = slanted((9, 7, 5))
+    headers = {
+        ".nhdr": "NRRD0004\ntype: float\ndimension: 3\nsizes: 9 7 5\nencoding: raw\ndata file: scan.raw\n\n",
+        ".mhd": "NDims = 3\nDimSize = 9 7 5\nElementType = MET_FLOAT\nElementDataFile = scan.raw\n",
+    }
+    (tmp_path / f"source{suffix}").write_text(headers[suffix])
+    (tmp_path / "scan.raw").write_bytes(array.tobytes(order="F"))
+    os.link(tmp_path / "scan.raw", tmp_path / "linked.pth")
+    volume, before = ("--volume", tmp_path / f"source{suffix}"), listing(tmp_path)
+    for name in ("scan.raw", "linked.pth"):
+        said = error_of(train_script.main, *volume, "--network", tmp_path / name, "--config", tmp_path / "c")
+        assert said.endswith("would overwrite " + str(tmp_path / "scan.raw") + ", choose another name")
+    said = error_of(net_decompress.main, "--compressed", chain.blob, *volume, "--recon", tmp_path / "scan.mhd")
+    assert "would overwrite" in said and listing(tmp_path) == before
+
+
 def test_vol_debug_never_overwrites_the_volume(tmp_path):
     vtk_write(tmp_path / "gt.vti", slanted((4, 3, 2)))
     flags = ("--network", tmp_path / "n.pth", "--config", tmp_path / "n.json", "--enable-vol-debug")
