@@ -37,7 +37,7 @@ def layers_for(budget: float, d_in: int) -> int:
 
 
 def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
-    """Parameters, bytes, mean squared error and seconds of one network for an array."""
+    """Parameters, bytes, mean squared error and seconds of one network for an array, by key."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "v.npy", array)
@@ -58,7 +58,7 @@ def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volume", help=".npy array [t, x, y, z]")
     parser.add_argument("--ratios", type=float, nargs="+", default=[100.0, 50.0], help="voxels / parameters")
