@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # which python -P and -I leave out
-from cli import console  # before the others: answers Ctrl-C while they load
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # python -P and -I leave this folder out
+from cli import console  # first, to handle Ctrl-C while the other modules load
 
 # isort: split
 import dataclasses
@@ -38,7 +38,7 @@ from utils import UserError, Volume, VolumeHeader, differences, header_of
 
 
 def build_parser() -> arguments.ArgumentParser:
-    """The command line of this script."""
+    """The argument parser of this script."""
     parser = arguments.ArgumentParser(__doc__)
     group = parser.add_argument_group("input and output")
     group.add_argument("--net", required=True, help="weights that train.py wrote (.pth)")
@@ -75,7 +75,7 @@ def build_parser() -> arguments.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> arguments.Options:
-    """The options, once they make sense together."""
+    """The options, checked together, with the defaults of --quantizer kmeans. Raises UserError."""
     opt = build_parser().parse_args(argv)
     arguments.check_volume_arguments(opt)
     if opt.quantizer == "kmeans":
@@ -91,9 +91,9 @@ def parse(argv: Sequence[str]) -> arguments.Options:
 def read_volume_of(
     opt: arguments.Options, config: SirenConfig, expected: VolumeHeader | None
 ) -> tuple[Volume | None, VolumeHeader | None]:
-    """--volume, where it is given, and its header. Raises UserError unless it is the volume of the network.
+    """The volume in --volume and its header, or (None, None). Raises UserError unless it is the network's volume.
 
-    expected: what the configuration says of that volume, if anything.
+    expected: the header of this volume as the configuration gives it, or None.
     """
     if not opt.volume:
         return None, None

@@ -1,7 +1,7 @@
 """The network: a sine-activated coordinate network (SIREN) with residual blocks.
 
-Architecture and parameter names are those of the original neurcomp scripts, so that a state dict of
-either side loads on the other. Sources: Lu, Jiang, Levine, Berger, "Compressive Neural Representations
+Architecture and parameter names are equal to those of the original neurcomp scripts, so each side can load
+the state dicts of the other. Sources: Lu, Jiang, Levine, Berger, "Compressive Neural Representations
 of Volumetric Scalar Fields", 2021, section 3; Sitzmann et al., "Implicit Neural Representations with
 Periodic Activation Functions", 2020, section 3.2 (initialisation).
 """
@@ -16,18 +16,18 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-MIN_NEURONS = 16  # the original never goes below this width
-MAX_NEURONS = 1 << 16
-OMEGA_0 = 30.0  # the original evaluates every network with this factor
-HIGHEST_WAVE = 9.0  # of `lay_waves`
+MIN_NEURONS = 16  # least width of a network, as in the original scripts
+MAX_NEURONS = 1 << 16  # greatest width of a network
+OMEGA_0 = 30.0  # frequency factor of every sine, as in the original scripts
+HIGHEST_WAVE = 9.0  # highest frequency of `start_as_axis_waves`, radians per unit of the normalised coordinates
 
 
 @dataclasses.dataclass(frozen=True)
 class SirenConfig:
-    """What is needed to build a network and to evaluate it.
+    """The settings that define a network.
 
-    n_neurons: width N of every hidden layer. n_layers: sine layers, the first one included; each of the
-    others is a residual block of two N x N matrices, or one N x N layer when not ``is_residual``.
+    n_neurons: width N of every hidden layer. n_layers: number of sine layers, the first one included. Each
+    further layer is a residual block of two N x N matrices, or one N x N matrix if not ``is_residual``.
     d_in, d_out: number of coordinates and of values. omega_0: frequency factor inside every sine.
 
     Raises ValueError for a network that cannot exist.
@@ -50,16 +50,16 @@ class SirenConfig:
 
 
 def count_parameters(config: SirenConfig) -> int:
-    """Number of weights and biases of the network."""
+    """The number of weights and biases of the network."""
     n, matrices = config.n_neurons, 2 if config.is_residual else 1
     hidden = (config.n_layers - 1) * matrices * (n * n + n)
     return config.d_in * n + n + hidden + n * config.d_out + config.d_out
 
 
 def neurons_for_budget(n_parameters: float, **config) -> int:
-    """Largest width whose network has fewer than `n_parameters` parameters, but never below 16 nor above 65536.
+    """The largest width whose network has fewer than `n_parameters` parameters, but at least 16 and at most 65536.
 
-    `config` holds the other fields of SirenConfig. Same rule as the original scripts.
+    config: the other fields of SirenConfig. The rule is that of the original scripts.
     """
     n = MIN_NEURONS
     while n < MAX_NEURONS and count_parameters(SirenConfig(n + 1, **config)) < n_parameters:
@@ -68,12 +68,12 @@ def neurons_for_budget(n_parameters: float, **config) -> int:
 
 
 def linear_layers(net: nn.Module) -> list[nn.Linear]:
-    """The linear layers of a network, from the coordinates to the values."""
+    """The linear layers of a network, from the first one, which takes coordinates, to the last one."""
     return [module for module in net.modules() if isinstance(module, nn.Linear)]
 
 
 def weights_crc32(state: dict[str, torch.Tensor]) -> int:
-    """Checksum of a state dict's values, by which a configuration knows its network."""
+    """CRC-32 of the values of a state dict. A configuration stores it to identify its network."""
     crc = 0
     for tensor in state.values():
         crc = zlib.crc32(tensor.cpu().numpy().tobytes(), crc)
@@ -95,8 +95,8 @@ class SineLayer(nn.Module):
 class ResidualSineLayer(nn.Module):
     """x -> a (x + sin(omega_0 (W2 sin(omega_0 (W1 c x + b1)) + b2))).
 
-    c is 1 for the first block and 1/2 for the others, whose input is a sum of two sines; a is 1/2 for the
-    last block and 1 for the others. Paper, section 3.
+    c is 1 for the first block. For the others, c is 1/2, because their input is a sum of two sines.
+    a is 1/2 for the last block and 1 for the others. Source: Lu et al., section 3.
     """
 
     def __init__(self, n: int, omega_0: float, is_first: bool, is_last: bool):
@@ -113,9 +113,9 @@ class ResidualSineLayer(nn.Module):
 
 
 class FieldNet(nn.Module):
-    """The network that is the field: (..., d_in) normalised coordinates -> (..., d_out) normalised values.
+    """The compressed field as a network: (..., d_in) normalised coordinates -> (..., d_out) normalised values.
 
-    `generator` (torch.Generator on the CPU) makes the initialisation reproducible.
+    generator: a torch.Generator on the CPU, which makes the initialisation reproducible.
     """
 
     def __init__(self, config: SirenConfig, generator: torch.Generator | None = None, first_omega: float = OMEGA_0):
@@ -134,14 +134,14 @@ class FieldNet(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None, first_omega: float) -> None:
-        """SIREN initialisation; all phases alike, written in the smallest numbers.
+        """SIREN initialisation, with all phases equally likely and the smallest biases for this.
 
-        The first layer's frequency is only a scale of its weights, sin(w (Wx + b)) =
-        sin(omega_0 (w / omega_0)(Wx + b)): `first_omega` is folded into them, and the stored
-        network evaluates with omega_0 everywhere.
+        The frequency of the first layer only scales its weights: sin(w (Wx + b)) =
+        sin(omega_0 (w / omega_0)(Wx + b)). So the weights include `first_omega`, and the stored
+        network is evaluated with omega_0 everywhere.
 
-        Phases omega_0 b from -pi/2 to pi/2 stand for all others: sin(a + pi) = sin(-a), and weights of the other sign
-        are as likely.
+        Phases omega_0 b from -pi/2 to pi/2 represent all phases, because sin(a + pi) = sin(-a), and weights of either
+        sign are equally likely.
         """
         layers, omega_0 = linear_layers(self), self.config.omega_0
         for layer in layers:
@@ -159,12 +159,12 @@ class FieldNet(nn.Module):
 
 @torch.no_grad()
 def start_as_axis_waves(net: FieldNet, mirrors: Sequence[float | None], highest: float = HIGHEST_WAVE) -> None:
-    """Let the first layer start as waves along the axes: sines and cosines of equally spaced frequencies for each.
+    """Set the first layer to waves along the axes: sines and cosines of equally spaced frequencies for each axis.
 
-    highest: of these frequencies, in radians per unit of the normalised coordinates.
-    mirrors: for each axis the normalised coordinate of a plane in which the field is its own mirror image, or None.
-    Along an axis with such a plane all waves are cosines about it, and so whatever the network makes of them is as
-    symmetric as the field: it has one half of it to learn.
+    highest: the highest frequency, radians per unit of the normalised coordinates.
+    mirrors: for each axis, the normalised coordinate of a plane of mirror symmetry of the volume, or None.
+    Along an axis with such a plane, all waves are cosines about the plane. Every output of the network is then as
+    symmetric as the volume, so the network has to learn only one half of it.
     """
     layer, omega_0 = linear_layers(net)[0], net.config.omega_0
     layer.weight.zero_()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # which python -P and -I leave out
-from cli import console  # before the others: answers Ctrl-C while they load
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # python -P and -I leave this folder out
+from cli import console  # first, to handle Ctrl-C while the other modules load
 
 # isort: split
 import dataclasses
@@ -31,12 +31,12 @@ from training.recipe import psnr_of
 from training.streaming import make_sampler
 from utils import UserError, Volume, VolumeHeader, count_lost, header_of
 
-LONG_SECONDS = 30.0  # an interrupted run that took longer leaves the network so far
+LONG_SECONDS = 30.0  # an interrupted run writes its network if it has trained for at least this time
 warn = partial(console.warn, "train.py")
 
 
 def read(opt: Options) -> Volume:
-    """The volume. Raises UserError."""
+    """The volume that the options ask for. Raises UserError."""
     fill = None if opt.fill is None else to_number(opt.fill)
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
     volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout, fill)
@@ -50,7 +50,7 @@ def read(opt: Options) -> Volume:
 
 
 def clipped_header(opt: Options, volume: Volume, header: VolumeHeader) -> VolumeHeader:
-    """The header with the range that --clip leaves. Warns of what --fill takes away, and of outliers."""
+    """The header with the range after --clip. Warns about --fill and outliers. Raises UserError for a bad --clip."""
     if opt.fill and header.missing is None:
         warn(f"--fill {opt.fill}: no voxel of {opt.volume} has this value")
     if header.missing and header.n_components > 1 and (n_lost := count_lost(volume.values, volume.fill)):
@@ -67,16 +67,16 @@ def clipped_header(opt: Options, volume: Volume, header: VolumeHeader) -> Volume
 
 
 def output_paths(opt: Options) -> tuple[tuple[str, str], tuple[str, str], list[str]]:
-    """Files of the network, of an interrupted one, and of the volumes that --enable-vol-debug asks for."""
+    """The paths of the finished network, of an interrupted network, and of the volumes for --enable-vol-debug."""
     stem, folder = os.path.splitext(opt.network)[0], os.path.dirname(opt.network)
     debug = [os.path.join(folder, name) for name in ("gt.vti", "vol.vti")] if opt.vol_debug else []
     return (opt.network, opt.config), (f"{stem}.interrupted.pth", f"{stem}.interrupted.json"), debug
 
 
 def warn_of_quality(opt: Options, header: VolumeHeader, psnr: float, constant: float) -> None:
-    """Warn of a network that is no better than a constant volume, or than was asked for. All in dB."""
+    """Warn if the network is hardly better than a constant volume, or misses --target_psnr. psnr, constant: in dB."""
     more = "more --n_passes or a lower --compression_ratio may"
-    if header.values.extent.any() and not psnr >= constant + 1:  # NaN neither
+    if header.values.extent.any() and not psnr >= constant + 1:  # true for NaN
         warn(f"the network has {psnr:.1f} dB, where a constant volume would have {constant:.1f} dB: {more} help")
     if opt.target_psnr and psnr < opt.target_psnr:
         warn(f"the network has {psnr:.1f} dB: {more} give more")
@@ -85,7 +85,7 @@ def warn_of_quality(opt: Options, header: VolumeHeader, psnr: float, constant: f
 def results(
     opt: Options, volume: Volume, header: VolumeHeader, config: SirenConfig, quality: Quality, seconds: float
 ) -> dict[str, object]:
-    """The lines to print, by key."""
+    """The results to print, by key."""
     n_parameters = count_parameters(config)
     found: dict[str, object] = quality.metrics.report(header.n_present)
     if opt.clip:
@@ -126,7 +126,7 @@ def main(argv: Sequence[str]) -> None:
 
     history = []
     try:
-        if header.values.extent.any():  # a constant volume needs no fit: its range says it all
+        if header.values.extent.any():  # a constant volume needs no fit: its range describes it
             history = run_to_target(fit, checkpoint, opt.target_psnr, lambda: judge.metrics(header.values).psnr)
         quality = judge.quality(whole.values)
         if not processes.is_first():

@@ -30,7 +30,7 @@ SHAPE = (64, 64, 64)
 
 
 def timed(work: Callable[[], object]) -> tuple[float, object]:
-    """Median of the seconds that `work` takes, and its result."""
+    """(median seconds of REPEATS calls of `work`, result of the last call)."""
     times = []
     for _ in range(REPEATS):
         started = time.perf_counter()
@@ -40,7 +40,7 @@ def timed(work: Callable[[], object]) -> tuple[float, object]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=float, default=1e6)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 9, 16])

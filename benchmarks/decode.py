@@ -28,7 +28,7 @@ REGION = 32
 
 
 def median_seconds(function: Callable[[], object], repeats: int) -> float:
-    """Of several calls, the first of which does not count."""
+    """Median seconds of `repeats` calls, after one call that does not count."""
     seconds = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
@@ -38,7 +38,7 @@ def median_seconds(function: Callable[[], object], repeats: int) -> float:
 
 
 def limit_seconds(width: int, repeats: int) -> float:
-    """Seconds a voxel of the products and sines of a residual network of that width."""
+    """Seconds a voxel that the matrix products and sines alone take, for a residual network of this width."""
     chunk, n_sines = CHUNK["cpu"], 2 * N_LAYERS - 1
     weights = np.full((width, width + 1), 0.1, np.float32)
     h, z = np.ones((width + 1, chunk), np.float32), np.empty((width, chunk), np.float32)
@@ -52,7 +52,7 @@ def limit_seconds(width: int, repeats: int) -> float:
 
 
 def measure(width: int, side: int, repeats: int) -> list[str]:
-    """The figures of one row."""
+    """The cells of the table row for one width."""
     net = FieldNet(SirenConfig(width, N_LAYERS), torch.Generator().manual_seed(0))
     header = VolumeHeader((side,) * 3, np.float32([-1]), np.float32([1]), Geometry.plain(3))
     field, n = NeuralField.of(net, header), side**3
@@ -66,7 +66,7 @@ def measure(width: int, side: int, repeats: int) -> list[str]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[18, 64, 150])
     parser.add_argument("--side", type=int, default=96, help="voxels along each axis")

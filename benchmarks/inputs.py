@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def read_scalar(path: str) -> Volume:
-    """The volume in `path`. Raises VolumeError unless it has one value at each point of a 3-D grid, not the same."""
+    """The volume in `path`. Raises VolumeError unless it is 3-D, scalar, without missing voxels and not constant."""
     volume = read_volume(path)
     if volume.array.ndim != 3 or volume.fill is not None:
         raise VolumeError(f"{path}: expected one value at every point of a 3-D grid")

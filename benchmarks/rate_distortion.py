@@ -52,7 +52,7 @@ Point = tuple[int, float]  # file bytes, PSNR in dB
 
 
 def psnr_of(volume: np.ndarray, decoded: np.ndarray) -> float:
-    """PSNR in dB of floats decoded, first rounded to the volume's own type."""
+    """PSNR in dB of decoded floats, which are first rounded to the volume's own type."""
     if volume.dtype.kind in "iu":
         limits = np.iinfo(volume.dtype)
         decoded = np.clip(np.rint(decoded.astype(np.longdouble)), limits.min, limits.max)
@@ -60,34 +60,34 @@ def psnr_of(volume: np.ndarray, decoded: np.ndarray) -> float:
 
 
 def through_hdf5(volume: np.ndarray, filter_: Callable[[float], dict], setting: float) -> Point:
-    """Compress as one chunk of an HDF5 file in memory."""
+    """Compress a volume as one chunk of an HDF5 file in memory. Returns (bytes, PSNR)."""
     data = volume.astype(np.float32)
     memory = io.BytesIO()
     with h5py.File(memory, "w") as file:
         file.create_dataset("v", data=data, chunks=data.shape, **filter_(setting))
-    with h5py.File(memory) as file:  # opened anew, or the values would come from a cache, unharmed
+    with h5py.File(memory) as file:  # reopened, because a cache could return the unharmed values
         return file["v"].id.get_storage_size(), psnr_of(volume, file["v"][()])
 
 
 def sperr(volume: np.ndarray, bits_a_voxel: float) -> Point:
-    """SPERR at a fixed rate; `swap` tells it of the C order."""
+    """SPERR at a fixed rate. `swap` tells SPERR that the array is in C order."""
     return through_hdf5(volume, lambda rate: hdf5plugin.Sperr(rate=rate, swap=True), bits_a_voxel)
 
 
 def sz3(volume: np.ndarray, error: float) -> Point:
-    """SZ3 with a bound of the absolute error, given relative to the range."""
+    """SZ3 with a bound on the absolute error. error: this bound, relative to the range."""
     extent = float(volume.max()) - float(volume.min())
     return through_hdf5(volume, lambda e: hdf5plugin.SZ3(absolute=e * extent), error)
 
 
 def zfp(volume: np.ndarray, error: float) -> Point:
-    """ZFP with a bound of the absolute error, given relative to the range."""
+    """ZFP with a bound on the absolute error. error: this bound, relative to the range."""
     extent = float(volume.max()) - float(volume.min())
     return through_hdf5(volume, lambda e: hdf5plugin.Zfp(accuracy=e * extent), error)
 
 
 def tthresh(volume: np.ndarray, psnr: float) -> Point:
-    """TTHRESH at a PSNR, which it counts over half the range."""
+    """TTHRESH at a target PSNR in dB. TTHRESH itself defines PSNR by half the range."""
     with tempfile.TemporaryDirectory() as folder:
         raw, packed, back = (str(Path(folder) / name) for name in ("v.raw", "v.tt", "b.raw"))
         volume.astype("<f4").ravel(order="F").tofile(raw)
@@ -111,7 +111,7 @@ SETTINGS = {
 
 
 def ours(path: str, volume: np.ndarray, ratio: float) -> dict[str, Point]:
-    """The points of our blob and of the original's format at the same network."""
+    """(bytes, PSNR) of our blob, and of the original's format for the same network."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = ("--network", folder / "n.pth", "--config", folder / "n.json")
@@ -128,14 +128,14 @@ def ours(path: str, volume: np.ndarray, ratio: float) -> dict[str, Point]:
 
 
 def original_format(volume: np.ndarray, settings: dict, state: dict[str, torch.Tensor]) -> Point:
-    """Bytes and PSNR of a network in the original's format: a codebook per hidden matrix, the rest as float32."""
+    """(bytes, PSNR) of a network in the original's format: a codebook per hidden matrix, the rest as float32."""
     config = SirenConfig(settings["layers"][0], settings["n_layers"])
     net = FieldNet(config)
     net.load_state_dict(state)
     n, n_hidden = config.n_neurons, (config.n_layers - 1) * 2
     n_bytes = 5 + 4 * config.n_layers + 4 * (3 * n + n + n + 1)
     n_bytes += n_hidden * (4 * 2**ORIGINAL_BITS + math.ceil(n * n * ORIGINAL_BITS / 8) + 4 + 4 * n)
-    as_good_as_float32 = np.float32(2.0**-20)  # what has no codebook is stored as it is
+    as_good_as_float32 = np.float32(2.0**-20)  # for weights without a codebook, which are stored unrounded
     rounding.load(net, codebooks.round_to_codebooks(net, ORIGINAL_BITS, [as_good_as_float32] * (n_hidden + 2)))
     header = header_of(Volume(volume, Geometry.plain(3)))
     return n_bytes, compare(volume, NeuralField.of(net, header).on_grid()).psnr
@@ -145,7 +145,7 @@ def original_format(volume: np.ndarray, settings: dict, state: dict[str, torch.T
 
 
 class Record:
-    """What has been measured, in a CSV file that grows as it is."""
+    """All measurements, in a CSV file that grows by one row with each measurement."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -164,7 +164,7 @@ class Record:
             writer.writerow(self.rows[-1])
 
     def curve(self, checksum: str, codec: str) -> list[Point]:
-        """The measured points by bytes, without those that another one beats in both."""
+        """The measured points in order of bytes, without points that another point beats in both figures."""
         rows = (row for row in self.rows if (row["checksum"], row["codec"]) == (checksum, codec))
         points = sorted((int(row["bytes"]), float(row["psnr"])) for row in rows if math.isfinite(float(row["psnr"])))
         best: list[Point] = []
@@ -175,7 +175,7 @@ class Record:
 
 
 def measure(path: str, ratios: list[float], record: Record) -> str:
-    """Measure what is missing for one volume; its checksum."""
+    """Measure what is missing in the record for one volume. Returns the checksum of the volume."""
     volume = read_scalar(path).array
     checksum = f"{zlib.crc32(volume.tobytes()):08x}"
     known = {"volume": Path(path).stem, "checksum": checksum}
@@ -208,14 +208,14 @@ def psnr_at(curve: list[Point], n_bytes: np.ndarray | float) -> np.ndarray:
 
 
 def bd_psnr(curve: list[Point], peer: list[Point], least: float, most: float) -> float:
-    """Mean gain in dB over the bytes, from least to most, that both curves cover, in equal parts of the logarithm."""
+    """Mean gain in dB over the bytes, within least to most, that both curves cover, on a logarithmic scale of bytes."""
     grid = np.geomspace(least, most, 400)
     gain = psnr_at(curve, grid) - psnr_at(peer, grid)
     return float(np.nanmean(gain)) if np.isfinite(gain).any() else math.nan
 
 
 def bd_rate(curve: list[Point], peer: list[Point], least: float, most: float) -> float:
-    """Mean difference in % of the bytes at equal PSNR, over what both curves cover between least and most bytes."""
+    """Mean difference of the bytes in % at equal PSNR, where both curves have points between least and most bytes."""
     curves = []
     for points in (curve, peer):
         grid = np.geomspace(max(least, points[0][0]), max(min(most, points[-1][0]), points[0][0]), 400)
@@ -229,7 +229,7 @@ def bd_rate(curve: list[Point], peer: list[Point], least: float, most: float) ->
 
 
 def draw(name: str, n_voxels: int, curves: dict[str, list[Point]], folder: Path) -> None:
-    """One picture: PSNR over the file ratio."""
+    """Draw PSNR over the file ratio for one volume, and save the picture in `folder`."""
     figure, axes = plt.subplots(figsize=(6, 4.2))
     for codec, points in curves.items():
         style = {"ours": "o-", "original": "s--"}.get(codec, ".-")
@@ -246,7 +246,7 @@ def draw(name: str, n_voxels: int, curves: dict[str, list[Point]], folder: Path)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure what is missing, print the tables, draw."""
+    """Measure what is missing, print the tables and draw the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volumes", nargs="+", metavar="VOLUME")
     parser.add_argument("--ratios", type=float, nargs="+", default=[16, 40, 100, 250], help="of train.py")

@@ -27,7 +27,7 @@ from utils import Volume, header_of
 
 
 def fit_psnr(volume: Volume, config: SirenConfig, seed: int, passes: float | None) -> tuple[float, float, int]:
-    """PSNR of one fit, that of the best constant, and how often the fit had to recover."""
+    """(PSNR of one fit in dB, PSNR of the best constant in dB, number of recoveries of the fit)."""
     header = header_of(volume)
     sampler = make_sampler(volume.values, header.values, torch.device("cpu"))
     recipe = default_recipe(sampler.n_voxels, config, n_passes=passes)
@@ -38,7 +38,7 @@ def fit_psnr(volume: Volume, config: SirenConfig, seed: int, passes: float | Non
 
 
 def row(name: str, volume: Volume, config: SirenConfig, seeds: range, passes: float | None) -> None:
-    """Fit from every seed and print."""
+    """Fit one network from every seed, and print the table row."""
     fits = [fit_psnr(volume, config, seed, passes) for seed in seeds]
     psnr = [p for p, _, _ in fits]
     collapsed = sum(p < constant + 1 for p, constant, _ in fits)
@@ -48,7 +48,7 @@ def row(name: str, volume: Volume, config: SirenConfig, seeds: range, passes: fl
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volumes", nargs="*", metavar="VOLUME")
     parser.add_argument("--seeds", type=int, default=5)

@@ -29,7 +29,7 @@ REPEATS = 7
 
 
 def median_seconds(work: Callable[[], object], seconds: float = 0.3) -> float:
-    """Median over REPEATS of the time that `work` takes, each averaged over about `seconds`."""
+    """Seconds that `work` takes: the median of REPEATS measurements, each a mean over about `seconds` of calls."""
     work()
     started = time.perf_counter()
     work()
@@ -80,7 +80,7 @@ def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[18, 64, 150])
     parser.add_argument("--batch", type=int, default=BATCH)

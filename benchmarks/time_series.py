@@ -16,7 +16,7 @@ from inputs import layers_for, script
 
 
 def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
-    """Parameters, bytes, mean squared error and seconds of one network for an array."""
+    """Parameters, bytes, mean squared error and seconds of one network for an array, by key."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "v.npy", array)
@@ -38,7 +38,7 @@ def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volume", help=".npy array [t, x, y, z]")
     parser.add_argument("--ratios", type=float, nargs="+", default=[100.0, 50.0], help="voxels / parameters")

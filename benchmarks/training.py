@@ -34,27 +34,27 @@ from training.streaming import make_sampler
 from utils import Volume, header_of
 
 ORIGINAL = Recipe(n_passes=75, batch=16384, lr=5e-5, optimizer="adam", schedule="step", pass_decay=20, lr_decay=0.2)
-PART = 50  # the fit that is planned for the original's seconds divided by this
-FINER = 1.1  # the PSNR is evaluated when the time has grown by this factor
+PART = 50  # one more default fit is planned for the original's seconds divided by PART
+FINER = 1.1  # the PSNR is evaluated each time the training time has grown by this factor
 
 
 @dataclasses.dataclass
 class Run:
-    """PSNR over seconds of one fit; the last entry is its end."""
+    """PSNR (dB) over seconds of one fit. The last entry is the end of the fit. n_samples: samples in the whole fit."""
 
     seconds: list[float]
     psnr: list[float]
     n_samples: int
 
     def time_to(self, psnr: float) -> float:
-        """Seconds until this PSNR was first measured; infinite when it never was."""
+        """Seconds until this PSNR was first measured; infinite if it was never measured."""
         return next((s for s, p in zip(self.seconds, self.psnr, strict=True) if p >= psnr), float("inf"))
 
 
 def run_recipe(
     volume: Volume, recipe: Recipe, config: SirenConfig, first_omega: float | None, device: torch.device
 ) -> Run:
-    """Fit a fresh network to the volume; with `max_seconds`, which go by the clock, only the end is evaluated."""
+    """Fit a new network to the volume. With `max_seconds`, a limit by the clock, only the end is evaluated."""
     header = header_of(volume)
     sampler = make_sampler(volume.values, header.values, device)
     started = time.monotonic()
@@ -76,14 +76,14 @@ def run_recipe(
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """The name of the processor, or its architecture if the system gives no name."""
     models = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     names = [line.split(":", 1)[1].strip() for line in models if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure, print, draw."""
+    """Measure, print the table and draw the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volumes", nargs="+", metavar="VOLUME")
     parser.add_argument("--compression_ratio", type=float, default=50.0, help="voxels / parameters (default: 50)")

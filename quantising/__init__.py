@@ -1,1 +1,1 @@
-"""From a trained network to integers: sensitivities, compensated rounding, codebooks, and what is chosen among them."""
+"""Quantises a trained network: sensitivities, error compensation (GPTQ), codebooks, and the choice among them."""

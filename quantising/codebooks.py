@@ -1,4 +1,4 @@
-"""Codebooks: the values of a hidden matrix by k-means, as in the paper."""
+"""Codebooks: k-means quantisation of the hidden matrices, as in the paper (Lu et al., 2021)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from quantising.rounding import round_layers
 from quantising.sensitivity import MAX_STEPS
 from siren import FieldNet, linear_layers
 
-KMEANS_ITERATIONS = 50
+KMEANS_ITERATIONS = 50  # at most
 
 
 def round_to_codebooks(net: FieldNet, bits: int, steps: list[np.float32]) -> list[QuantisedLayer]:
-    """A codebook of at most 2^bits values per hidden matrix, by k-means, as in the paper; the rest by `steps`."""
+    """The layers in integers: at most 2^bits codebook values for each hidden matrix, `steps` for everything else."""
     layers = round_layers(net, steps)
     for i, layer in enumerate(linear_layers(net)):
         if tuple(layer.weight.shape) == (net.config.n_neurons,) * 2:
             values = layer.weight.detach().cpu().numpy()
             codebook = kmeans(values.ravel(), min(2**bits, 2 * MAX_STEPS))
-            if len(codebook) % 2 == 0:  # the format counts from the middle one
+            if len(codebook) % 2 == 0:  # the format needs a middle value to count from
                 codebook = np.append(codebook, codebook[-1])
             nearest = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, values).astype(np.int32)
             layers[i] = dataclasses.replace(layers[i], weights=nearest - len(codebook) // 2, codebook=codebook)
@@ -29,7 +29,7 @@ def round_to_codebooks(net: FieldNet, bits: int, steps: list[np.float32]) -> lis
 
 
 def kmeans(values: np.ndarray, k: int) -> np.ndarray:
-    """At most k ascending float32 centroids of one-dimensional values, by Lloyd's algorithm from their quantiles."""
+    """At most k ascending float32 centroids of 1-D `values`, by Lloyd's algorithm, which starts from quantiles."""
     values = np.sort(values.astype(np.float64))
     centroids = np.unique(np.quantile(values, (np.arange(k) + 0.5) / k))
     sums = np.concatenate([[0.0], np.cumsum(values)])

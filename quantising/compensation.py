@@ -1,8 +1,8 @@
-"""How the errors of rounded weights are carried over to the weights after them.
+"""Error compensation (GPTQ): later weights make up for the rounding errors of earlier weights.
 
-Compensated rounding takes the layers one after the other, first to last. The error of each weight is made up for by
-those after it (Hassibi and Stork, "Optimal Brain Surgeon", 1993; Frantar et al., "GPTQ", 2023), in the metric of the
-output's squared derivatives. Sensitive is then what the later weights cannot make up for.
+The layers are rounded from first to last. The weights after each weight compensate its error (Hassibi and Stork,
+"Optimal Brain Surgeon", 1993; Frantar et al., "GPTQ", 2023). The metric of all errors is the mean product of the
+output's derivatives. The sensitivity of a weight then counts only the error that later weights cannot make up for.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import torch
 from quantising.sensitivity import Derivatives, bounded, derivatives, informative_points
 from siren import FieldNet, count_parameters, linear_layers
 
-POINTS_PER_WEIGHT = 4  # points of the domain for each weight of a metric; with fewer, the metric fits the points
-MIN_METRIC = 1024  # weights; a smaller metric has points for so many
-BLOCK = 4096  # weights in a block; the errors of a block are taken up by itself and by the next one
-WIDE_BLOCK = 2048  # weights in a block of a network that has more than two blocks
-MIN_BLOCK = 64  # weights
-MAX_METRIC_NUMBERS = 1 << 28  # in all metrics together; the blocks of larger networks are smaller accordingly
-DAMPING = 0.02  # of the metric, relative to its diagonal
+POINTS_PER_WEIGHT = 4  # points of the domain for each weight of a metric; with fewer, the metric overfits the points
+MIN_METRIC = 1024  # a metric has points for at least this many weights
+BLOCK = 4096  # weights in a block; the block itself and the next block compensate its errors
+WIDE_BLOCK = 2048  # weights in a block if the network has more than 2 BLOCK weights
+MIN_BLOCK = 64  # weights in the smallest block
+MAX_METRIC_NUMBERS = 1 << 28  # numbers in all metrics of a network; larger networks have smaller blocks
+DAMPING = 0.02  # added to the diagonal of a metric, relative to this diagonal
 
 
 @dataclasses.dataclass(frozen=True)
 class CompensationFactor:
-    """How the errors of the weights of one block are carried over to the weights after them.
+    """How the weights after each weight of one block compensate its error.
 
-    start: number of the block's first weight. matrix: U (weights of the block, weights of the block and the next), on
-    the CPU. The best answer to a change e of weight i is to add e U[i, j] / U[i, i] to each weight j after it. The
-    error of the output that remains is e^2 / U[i, i]^2.
+    start: index of the block's first weight. matrix: U (weights of the block, weights of the block and the next block),
+    on the CPU. The best compensation for a change e of weight i adds e U[i, j] / U[i, i] to each weight j after i.
+    The squared error of the output that remains is e^2 / U[i, i]^2.
     """
 
     start: int
@@ -42,8 +42,8 @@ class CompensationFactor:
 class CompensationFactors:
     """Iterates over the compensation factors of all weights of a network, one block at a time.
 
-    shape: of the field's grid, voxels. Each pass computes the factors anew. `list()` keeps them: two blocks of numbers
-    for each weight.
+    shape: of the field's grid, voxels. Each pass recomputes the factors. `list()` keeps the factors, which takes
+    2 x block size numbers for each weight.
     """
 
     def __init__(self, net: FieldNet, shape: tuple[int, ...]):
@@ -68,13 +68,13 @@ class CompensationFactors:
 
 
 def compensated_sensitivities(net: FieldNet, factors: Iterable[CompensationFactor]) -> list[float]:
-    """The sensitivity of each layer where later weights compensate each error; see `round_layer_by_layer`."""
+    """The sensitivity of each layer if later weights compensate each error, as in `round_layer_by_layer`."""
     costs = torch.cat([factor.matrix.diagonal().double() ** -2 for factor in factors])
     return [bounded(float(part.mean())) for part in costs.split(layer_sizes(net))]
 
 
 def compensation_metric(taps: Derivatives, rows: slice, columns: slice) -> torch.Tensor:
-    """The mean product of the output's derivatives by two weights, (rows, columns) of all pairs of weights."""
+    """The mean product of the output's derivatives for each pair of weights (rows, columns), a part of the metric."""
     n_points = len(taps[0][0])
     metric = taps[0][0].new_zeros(rows.stop - rows.start, columns.stop - columns.start)
     for start in range(0, n_points, 1024):
@@ -86,7 +86,7 @@ def compensation_metric(taps: Derivatives, rows: slice, columns: slice) -> torch
 
 
 def jacobian(taps: Derivatives, chosen: slice) -> torch.Tensor:
-    """The output's derivatives by the weights number `chosen`: (points, weights)."""
+    """The output's derivatives (points, weights) with respect to the weights with indices `chosen`."""
     columns, start = [], 0
     for a, d in taps:
         n_in, size = a.shape[1], d.shape[1] * a.shape[1]
@@ -96,23 +96,23 @@ def jacobian(taps: Derivatives, chosen: slice) -> torch.Tensor:
             layer = (d[:, rows, None] * a[:, None, :]).flatten(1)
             columns.append(layer[:, first - rows.start * n_in : stop - rows.start * n_in])
         start += size
-    return torch.cat(columns, 1).nan_to_num_(0.0).clamp_(-1e9, 1e9)  # hopeless networks are rounded too
+    return torch.cat(columns, 1).nan_to_num_(0.0).clamp_(-1e9, 1e9)  # so that a diverged network can be rounded, too
 
 
 def compensation_matrix(metric: torch.Tensor, n: int) -> torch.Tensor:
-    """`CompensationFactor.matrix` of the first n weights of a metric.
+    """The `CompensationFactor.matrix` of the first n weights of a metric.
 
-    These are rows of the upper Cholesky factor of the metric's inverse.
+    Its rows are rows of the upper Cholesky factor of the metric's inverse.
     """
     scale = (metric.diagonal() + 0.01 * metric.diagonal().mean() + 1e-30).rsqrt()
     metric = metric * scale * scale[:, None]
     metric.diagonal().add_(DAMPING)
-    # With the weights in reverse order, the factor is the inverse of the metric's own.
+    # In reverse order of the weights, this factor is the inverse of the metric's own Cholesky factor.
     upper = torch.linalg.cholesky(metric.flip(0, 1)).flip(0, 1)
     first = torch.eye(n, len(metric), dtype=metric.dtype, device=metric.device)
     return torch.linalg.solve_triangular(upper, first, upper=True, left=False) * scale
 
 
 def layer_sizes(net: FieldNet) -> list[int]:
-    """How many weights and biases each layer has."""
+    """The number of weights and biases of each layer."""
     return [layer.weight.numel() + layer.bias.numel() for layer in linear_layers(net)]

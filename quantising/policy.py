@@ -1,4 +1,4 @@
-"""What net_compress.py chooses: how finely weights are rounded, with or without training, and what that may cost."""
+"""The choices of net_compress.py: the rounding steps, rounding with or without training, and the loss it allows."""
 
 from __future__ import annotations
 
@@ -23,28 +23,27 @@ from training.recipe import default_recipe, passes_for_min_steps, psnr_of
 from training.streaming import make_sampler
 from utils import Volume, VolumeHeader
 
-MSE_ADDED_BY_ROUNDING = 0.02  # relative to the network's own mean squared error: it costs 0.1 dB
-DEFAULT_BITS = 9  # of the values of a hidden matrix, where the network's quality does not say how many
-MAX_HALVINGS = 64  # of the error, where integers are to come back as they are
-# With training, the error that rounding is foretold to add. Steps of the first cost about as much quality as a smaller
-# network of equal bytes. The text says what is tried next, where training has not made up for them.
+MSE_ADDED_BY_ROUNDING = 0.02  # relative to the network's own mean squared error; 0.02 costs 0.1 dB
+DEFAULT_BITS = 9  # bits for a value of a hidden matrix if the network's PSNR is unknown
+MAX_HALVINGS = 64  # halvings of the error that `round_exactly` tries, at most
+# The tries of rounding with training, in order. Key: the predicted error of rounding, relative to the network's own.
+# Value: what happens next if training does not make up for this error, as a text for the user. Rounding at 0.4 costs
+# about as much quality as a smaller network of equal bytes.
 TRIED_WITH_TRAINING = {0.4: "with finer steps", 0.1: "without training"}
-TRIED_AT_GIVEN_STEPS = {1.0: "without training"}
-MAX_DB_LOST = 2.0  # by rounding with training,
-MAX_LEAD_LOST = 0.25  # and at most this part of the network's lead in dB over a constant,
-ALWAYS_ALLOWED_DB = 0.1  # but always this loss: rounding without training costs as much
-MAX_COMPENSATED = (
-    1 << 19
-)  # weights: compensation takes up to a minute and a gigabyte, a million are to take two seconds
-TRAINED_VOXELS = 1.25e7  # seen by the training while rounding
-MAX_PASSES_WHILE_ROUNDING = 48.0
-RATE = 0.15  # learning rate of that training for a network of 30 dB, relative to train.py's
-DB_PER_RATE_HALVING = 30.0  # a better network has less to make up for, and more to undo
+TRIED_AT_GIVEN_STEPS = {1.0: "without training"}  # for --cluster_bits; the key is not used
+MAX_DB_LOST = 2.0  # most that rounding with training may lose, dB
+MAX_LEAD_LOST = 0.25  # most that rounding with training may lose, as a part of the network's lead in dB over a constant
+ALWAYS_ALLOWED_DB = 0.1  # loss that is always allowed, dB: rounding without training costs as much
+MAX_COMPENSATED = 1 << 19  # most weights to compensate without training: they take up to a minute and a gigabyte
+TRAINED_VOXELS = 1.25e7  # samples that training while rounding uses by default
+MAX_PASSES_WHILE_ROUNDING = 48.0  # most passes that training while rounding uses by default
+RATE = 0.15  # learning rate while rounding a network of 30 dB, relative to train.py's
+DB_PER_RATE_HALVING = 30.0  # gain in PSNR that halves RATE, dB: a better network has less to make up for, more to undo
 
 
 @dataclasses.dataclass(frozen=True)
 class RoundingOptions:
-    """What the user asks for. bits, n_passes: None where it is left open. quantizer: "uniform" or "kmeans"."""
+    """The user's options for rounding. bits, n_passes: None if left open. quantizer: "uniform" or "kmeans"."""
 
     bits: int | None = None
     quantizer: str = "uniform"
@@ -62,10 +61,10 @@ def quantise_network(
     is_exact: bool,
     device: torch.device,
 ) -> list[QuantisedLayer]:
-    """The layers of the network in integers, as the options ask for it.
+    """The layers of the network in integers, rounded as the options ask.
 
-    psnr: of the network in dB, before values are rounded to integers; NaN where it is not known. is_exact: whether the
-    network gives back every integer of its volume.
+    volume: None for rounding without training. psnr: of the network in dB, before values are rounded to integers; NaN
+    if unknown. is_exact: whether the network decodes every integer of its volume exactly.
     """
     if not header.values.extent.any():
         return rounding.zero_layers(net)
@@ -78,7 +77,7 @@ def quantise_network(
             is_exact = holds_integers(header) and decoded == math.inf
         if volume and holds_integers(header):
             unrounded = measured_psnr(options, net, header, volume, device, as_float=True)
-            psnr = unrounded if math.isfinite(unrounded) else decoded  # float64 does not tell large integers apart
+            psnr = unrounded if math.isfinite(unrounded) else decoded  # inf: float64 cannot tell large integers apart
         error = 4 * 10 ** (-psnr / 10) if math.isfinite(psnr) else None
     is_trained = volume is not None and options.n_passes != 0 and not is_exact
     factors = compensation_factors(options, copy.deepcopy(net).to(device), header.shape, is_trained)
@@ -93,7 +92,7 @@ def quantise_network(
 def compensation_factors(
     options: RoundingOptions, net: FieldNet, shape: tuple[int, ...], is_trained: bool
 ) -> Collection[CompensationFactor]:
-    """The compensation factors of a network; none where each weight is rounded by itself."""
+    """The compensation factors of a network; none if each weight is rounded to the nearest."""
     if options.quantizer == "kmeans" or not (is_trained or _is_narrow(net)):
         return []
     factors = CompensationFactors(net, shape)
@@ -116,7 +115,7 @@ def round_without_volume(
 ) -> list[QuantisedLayer]:
     """The layers in integers, without training.
 
-    error: the network's mean squared error, of normalised values; None where the steps do not follow from it.
+    error: the network's mean squared error, of normalised values; None if a number of bits gives the steps.
     """
     is_compensated = len(factors) > 0 and _is_narrow(net)
     if is_compensated and error is not None:
@@ -139,9 +138,9 @@ def round_exactly(
     factors: Collection[CompensationFactor],
     device: torch.device,
 ) -> list[QuantisedLayer] | None:
-    """The layers, rounded about as coarsely as leaves every decoded integer as it is. None if no rounding does.
+    """The layers in integers, about as coarse as possible without a change of any decoded integer; None if impossible.
 
-    The error that rounding may add is halved until that is so. Of a large volume, `measured_boxes` are compared.
+    The error that rounding may add is halved until no integer changes. In a large volume, only `measured_boxes` count.
     """
     chosen = measured_boxes(np.broadcast_to(header.low, (*header.shape, net.config.d_out)))
     before = NeuralField.of(net, header, device, options.n_threads).lazy()
@@ -167,7 +166,7 @@ def measured_psnr(
     device: torch.device,
     as_float: bool = False,
 ) -> float:
-    """PSNR of a network in dB, over the range of the header; see NeuralField.on_grid for `as_float`."""
+    """PSNR of a network in dB, over the range of the header. as_float: see `NeuralField.on_grid`."""
     chosen = measured_boxes(volume.values)
     decoded = NeuralField.of(net, header, device, options.n_threads).lazy(as_float=as_float)
     return compare(volume.array, decoded, header.values, chosen).psnr
@@ -183,12 +182,12 @@ def round_with_volume(
     factors: Collection[CompensationFactor],
     device: torch.device,
 ) -> list[QuantisedLayer] | None:
-    """The layers in integers, with training in between.
+    """The layers in integers, with training between the roundings of the layers.
 
-    error: the network's mean squared error; None with --cluster_bits, which gives the steps. expected: PSNR in dB of
-    what the network decodes to, where `error` is given. Tries coarse steps, then finer ones. Returns None if both lose
-    too much quality; the caller then rounds without training. At given steps, the better of rounding with and without
-    training is returned.
+    error: the network's mean squared error; None if --cluster_bits gives the steps. expected: PSNR in dB of what the
+    network decodes to; needed if `error` is given. With `error`, coarse steps are tried first, then finer ones. The
+    result is None if both lose too much quality; the caller then rounds without training. With --cluster_bits, the
+    result is the better one of rounding with and without training.
     """
     n_voxels = header.n_present
     n_passes = options.n_passes
@@ -203,7 +202,7 @@ def round_with_volume(
         alone = round_without_volume(options, rounded, header.shape, error, factors)
         rounding.load(rounded, alone)
         expected = measured_psnr(options, rounded, header, volume, device)
-    rate = RATE * 0.5 ** (max(0.0, expected) / DB_PER_RATE_HALVING - 1)  # in this order, NaN becomes 0.0
+    rate = RATE * 0.5 ** (max(0.0, expected) / DB_PER_RATE_HALVING - 1)  # max() in this order turns NaN into 0.0
     recipe = dataclasses.replace(default, n_passes=n_passes, lr=rate * default.lr)
     lead = expected - psnr_of(sampler.variance)
     most_lost = 0.0 if alone else max(ALWAYS_ALLOWED_DB, min(MAX_DB_LOST, MAX_LEAD_LOST * lead))
@@ -228,5 +227,5 @@ def round_with_volume(
 
 
 def holds_integers(header: VolumeHeader) -> bool:
-    """Whether the field's values are integers."""
+    """Whether the volume's values are integers."""
     return header.low.dtype.kind in "iu"

@@ -1,4 +1,4 @@
-"""The integers that stand for the weights of a network: to the nearest, compensated, and with training in between."""
+"""Rounds the weights of a network to integers: to the nearest, with error compensation, or with training in between."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from training.fitting import Fit
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
 
-MAX_TRIES = 8  # roundings, until one has the error that is asked for
-TOLERANCE = 0.1  # of that error
+MAX_TRIES = 8  # roundings that `round_to_error` tries, at most
+TOLERANCE = 0.1  # deviation from the wanted error that `round_to_error` accepts, relative to this error
 
 
 def round_layers(net: FieldNet, steps: list[np.float32]) -> list[QuantisedLayer]:
-    """Every weight and bias rounded to the nearest step of its layer."""
+    """The layers in integers: every weight and bias is rounded to the nearest step of its layer."""
     layers = []
     for layer, step in zip(linear_layers(net), steps, strict=True):
         rounded = np.rint(_matrix(layer).numpy().astype(np.float64) / step).astype(np.int32)
@@ -33,7 +33,7 @@ def round_layers(net: FieldNet, steps: list[np.float32]) -> list[QuantisedLayer]
 
 
 def zero_layers(net: FieldNet) -> list[QuantisedLayer]:
-    """Zeros, which take the fewest bytes: for a constant field, whose range says it all."""
+    """The layers as zeros, which take the fewest bytes. The range alone describes a constant volume."""
     return [
         QuantisedLayer(np.zeros(layer.weight.shape, np.int32), np.zeros(layer.out_features, np.int32), round_step(1.0))
         for layer in linear_layers(net)
@@ -41,7 +41,7 @@ def zero_layers(net: FieldNet) -> list[QuantisedLayer]:
 
 
 def load(net: FieldNet, layers: list[QuantisedLayer]) -> None:
-    """Give a network the values that the integers stand for."""
+    """Set the weights of a network to the values that the integers represent."""
     for layer, rounded in zip(linear_layers(net), layers, strict=True):
         _load_layer(layer, rounded)
 
@@ -58,9 +58,9 @@ def round_layer_by_layer(
     factors: Iterable[CompensationFactor],
     train_rest: Callable[[int], None] = lambda first_layer: None,
 ) -> list[QuantisedLayer]:
-    """The layers in integers, rounded first to last; later weights compensate the error of each. Changes `net`.
+    """The layers in integers, rounded from first to last; later weights compensate each error. Changes `net`.
 
-    train_rest: `train_rest(i)` is called once the layers before number i are rounded, and may train the others.
+    train_rest: `train_rest(i)` is called when the layers before layer i are rounded; it may train the other layers.
     """
     layers, factors = [], iter(factors)
     factor = next(factors)
@@ -69,7 +69,7 @@ def round_layer_by_layer(
         weights = _weights(net)
         rounded = np.empty(size, np.int32)
         done = 0
-        while done < size:  # as many as belong to one factor
+        while done < size:  # each turn rounds the weights of one factor
             first = start + done - factor.start
             if first == len(factor.matrix):
                 factor = next(factors)
@@ -91,17 +91,17 @@ def round_layer_by_layer(
 def round_to_error(
     net: FieldNet, shape: tuple[int, ...], factors: list[CompensationFactor], error: float
 ) -> list[QuantisedLayer]:
-    """The layers in integers, by steps at which the normalised output changes by about a mean squared `error`.
+    """The layers in integers, with steps that change the normalised output by a mean squared error of about `error`.
 
-    The error that the sensitivities foretell can be many times too small. So it is measured, and the steps are chosen
-    anew until it fits. If no try fits, the best one is returned.
+    The error that the sensitivities predict can be many times too small. So the error is measured, and new steps are
+    chosen until it fits. If no try fits, the best try is returned.
     """
     sensitivity = compensated_sensitivities(net, factors)
     x, weights = informative_points(net, shape, N_POINTS, seed=1)
     with torch.no_grad():
         output = net(x).clamp_(-1, 1)
     foretold = error
-    best, most, least = None, -1.0, math.inf  # the largest error so far that fits, the smallest that does not
+    best, most, least = None, -1.0, math.inf  # most: largest error that fits; least: smallest that does not
     for _ in range(MAX_TRIES):
         rounded = copy.deepcopy(net)
         layers = round_layer_by_layer(rounded, choose_steps(net, sensitivity, error=foretold), factors)
@@ -115,7 +115,7 @@ def round_to_error(
                 break
         elif most < 0:
             if found > 0.9 * least:
-                break  # a layer is as fine as the coder takes it, and finer steps of the others hardly help
+                break  # a layer has the coder's finest step, and finer steps of the others hardly help
             best, least = layers, found
         foretold *= min(max(error / max(found, 1e-30), 0.05), 4.0)
     return best
@@ -131,10 +131,10 @@ def round_and_train(
     on_progress: Callable[[float, float], None] = lambda fraction, psnr: None,
     n_threads: int = 1,
 ) -> list[QuantisedLayer]:
-    """The layers in integers; after each one is rounded, those that are not yet are trained on. Changes `net`.
+    """The layers in integers. After each layer is rounded, the remaining layers are trained further. Changes `net`.
 
-    recipe: of all the training together. on_progress: `on_progress(fraction, psnr)` is told how much is done, 0 to 1,
-    and the estimated PSNR in dB.
+    recipe: of all the training together. on_progress: `on_progress(fraction, psnr)` is called with the fraction that is
+    done, 0 to 1, and the estimated PSNR in dB.
     """
     part = dataclasses.replace(recipe, n_passes=recipe.n_passes / max(len(steps) - 1, 1))
     errors = sampler.squared_errors(net) if isinstance(sampler, VoxelSampler) else None
@@ -148,17 +148,17 @@ def round_and_train(
     return round_layer_by_layer(net, steps, factors, train_rest)
 
 
-@np.errstate(all="ignore")  # of hopeless networks
+@np.errstate(all="ignore")  # the weights of a diverged network may overflow
 def _round_first(weights: np.ndarray, factor: np.ndarray, step: float) -> np.ndarray:
-    """Round the first weights, `len(factor)`, in order; every error is carried over to those after it, in place."""
+    """Round the first `len(factor)` weights in order, and compensate each error in the weights after it, in place."""
     n = len(factor)
     rounded = np.empty(n, np.int32)
     limit = MAX_STEPS * 3 // 2
-    for start in range(0, n, 128):  # later blocks are corrected once, by a product of matrices
+    for start in range(0, n, 128):  # one matrix product corrects all weights after a block of 128
         end = min(start + 128, n)
         errors = np.empty(end - start, np.float32)
         for i in range(start, end):
-            rounded[i] = round(min(limit, max(-limit, float(weights[i]) / step)))  # in this order, for NaN too
+            rounded[i] = round(min(limit, max(-limit, float(weights[i]) / step)))  # in this order, NaN gives -limit
             errors[i - start] = (weights[i] - rounded[i] * step) / factor[i, i]
             weights[i + 1 : end] -= errors[i - start] * factor[i, i + 1 : end]
         weights[end:] -= errors @ factor[start:end, end:]
@@ -166,7 +166,7 @@ def _round_first(weights: np.ndarray, factor: np.ndarray, step: float) -> np.nda
 
 
 def _matrix(layer: nn.Linear) -> torch.Tensor:
-    """[W b] of a layer, on the CPU."""
+    """The matrix [W b] of a layer, on the CPU."""
     return torch.cat([layer.weight.detach(), layer.bias.detach()[:, None]], 1).cpu()
 
 

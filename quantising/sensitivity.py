@@ -1,9 +1,9 @@
-"""How much each layer's rounding costs, and steps by it.
+"""How much the rounding of each layer costs, and the rounding steps that follow from these costs.
 
-A weight's sensitivity is the mean of the output's squared derivative by it, over points of the domain. Steps
-inversely proportional to its root make every weight's rounding cost the same (reverse water-filling; Cover and Thomas,
-"Elements of Information Theory", section 10.3). The cost can be foretold: a rounded weight is off by step^2 / 12 in the
-mean square.
+The sensitivity of a weight is the output's squared derivative with respect to this weight, averaged over points of the
+domain. Steps inversely proportional to the root of the sensitivity make the rounding of every weight cost the same
+(reverse water-filling; Cover and Thomas, "Elements of Information Theory", section 10.3). The cost can be predicted:
+the mean squared error of a rounded weight is step^2 / 12.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from siren import FieldNet, count_parameters, linear_layers
 from training.sampler import density_of, draw_by_density
 from utils import axis_coordinates
 
-CANDIDATES = 8  # points for each one that is drawn by the derivatives
-N_POINTS = 8192  # points of the domain for a mean over it
-MAX_STEPS = 1 << 14  # on either side of zero; compensation may add half as many, which the coder still takes
+CANDIDATES = 8  # candidate points for each point that `informative_points` draws
+N_POINTS = 8192  # points for a mean over the domain
+MAX_STEPS = 1 << 14  # steps on either side of zero; compensation may add half as many, which the coder still takes
 
-# For each linear layer the inputs and 1 (points, n_in + 1), and the output's derivatives (points, n_out).
+# For each linear layer: the inputs and a 1 (points, n_in + 1), and the output's derivatives (points, n_out).
 Derivatives = list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def quasirandom_points(shape: tuple[int, ...], n: int, seed: int = 0) -> torch.Tensor:
-    """n points (n, d_in) that fill the box of a grid's normalised coordinates evenly, moved by `seed`.
+    """n points (n, d_in) that fill the box of a grid's normalised coordinates evenly, shifted at random by `seed`.
 
-    Multiples of the inverse powers of the root of x^(d + 1) = x + 1, modulo 1 (Roberts, "The unreasonable effectiveness
-    of quasirandom sequences", 2018).
+    Point k is k times the inverse powers of the root of x^(d + 1) = x + 1, modulo 1 (Roberts, "The unreasonable
+    effectiveness of quasirandom sequences", 2018).
     """
     half = torch.tensor([float(axis[-1]) for axis in axis_coordinates(shape)], dtype=torch.float64)
     root = 1.0
@@ -44,11 +44,11 @@ def quasirandom_points(shape: tuple[int, ...], n: int, seed: int = 0) -> torch.T
 
 
 def derivatives(net: FieldNet, x: torch.Tensor, seed: int = 0) -> Derivatives:
-    """For each linear layer (a, d): at point s the output's derivative by [W b] is the outer product of d[s] and a[s].
+    """(a, d) for each linear layer: d[s] x a[s], an outer product, is the output's derivative by [W b] at point s.
 
-    x: (points, d_in). a: (points, n_in + 1), the layer's input and 1. d: (points, n_out). The output is clipped as it
-    is decoded: beyond the range its derivatives are zero. Several outputs are summed with random signs: the mean square
-    of the sum's derivative is the sum of their mean squares.
+    x: (points, d_in). a: (points, n_in + 1), the layer's input and a 1. d: (points, n_out). The output is clipped as in
+    decoding, so its derivatives are zero beyond the range. Several outputs are summed with random signs: the mean
+    square of the sum's derivative is the sum of the mean squares of the outputs' derivatives.
     """
     taps: Derivatives = []
 
@@ -69,10 +69,10 @@ def derivatives(net: FieldNet, x: torch.Tensor, seed: int = 0) -> Derivatives:
 def informative_points(
     net: FieldNet, shape: tuple[int, ...], n: int, seed: int = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """n points of the domain, drawn half evenly and half by how much the output there depends on the weights; weights.
+    """n points of the domain, half even and half drawn by how much the output depends on the weights; their weights.
 
-    The weighted mean of any figure over the points is about its mean over the domain. Evenly drawn points say little
-    of a field that is empty but for a small part: its derivatives are zero in the rest.
+    The weighted mean of a quantity over the points estimates its mean over the domain. Even points alone say little
+    about a field that is empty except in a small part, because its derivatives are zero in the empty part.
     """
     x = quasirandom_points(shape, CANDIDATES * n, seed).to(next(net.parameters()).device)
     squares = [
@@ -84,24 +84,24 @@ def informative_points(
 
 
 def sensitivities(net: FieldNet, x: torch.Tensor) -> list[float]:
-    """The sensitivity of each layer, with rounding to the nearest: the mean over its weights. x: (points, d_in).
+    """The sensitivity of each layer for rounding to the nearest: the mean over its weights. x: (points, d_in).
 
-    It is the mean squared error of the output that a squared error of 1 of one weight causes.
+    A sensitivity is the mean squared error of the output per squared error of one weight.
     """
     return [bounded(float(a.square().mean() * d.square().mean())) for a, d in derivatives(net, x)]
 
 
 def bounded(sensitivity: float) -> float:
-    return min(max(1e-30, sensitivity), 1e30)  # in this order, NaN becomes 1e-30
+    return min(max(1e-30, sensitivity), 1e30)  # max() in this order turns NaN into 1e-30
 
 
 def choose_steps(
     net: FieldNet, sensitivity: list[float], *, bits: int | None = None, error: float | None = None
 ) -> list[np.float32]:
-    """A step per layer, by its sensitivity.
+    """The rounding step of each layer, inversely proportional to the root of its sensitivity.
 
-    With `bits` the finest at which no hidden matrix has more than 2^bits steps; with `error` those whose rounding would
-    alone cause that mean squared error of the normalised output.
+    bits: use the finest steps at which no hidden matrix has more than 2^bits steps. error: use the steps whose rounding
+    alone adds this mean squared error to the normalised output. One of the two must be given.
     """
     relative = [1 / math.sqrt(s) for s in sensitivity]
     layers = linear_layers(net)
@@ -111,7 +111,7 @@ def choose_steps(
     else:
         counted = range(1, len(layers) - 1) if len(layers) > 2 else range(len(layers))
         scale = max(largest[i] / relative[i] for i in counted) / min(2 ** (bits - 1), MAX_STEPS)
-    # The coder's limit holds for every layer.
+    # No layer may have more steps than the coder takes.
     finest = [
         max(w, float(layer.bias.detach().abs().max())) / MAX_STEPS for w, layer in zip(largest, layers, strict=True)
     ]

@@ -1,1 +1,1 @@
-"""From a volume to a trained network: samples, loss and gradient, optimisers, the fit and its recovery, long runs."""
+"""Trains a network on a volume: samples, loss and gradient, optimisers, the fit and its recovery, long runs."""

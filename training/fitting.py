@@ -1,4 +1,4 @@
-"""Fit a network to the samples of a volume: the loop, its states, the starts that compete.
+"""Fits a network to the samples of a volume: the training loop, its saved states, and the starts that compete.
 
 Source: Lu et al. 2021, section 3 (the loss with its gradient term).
 """
@@ -24,15 +24,15 @@ from training.weights import TrainedWeights
 STARTS = 3  # initial networks that compete in the brief fit; the one with the lowest loss continues
 TRIAL_STEPS = 200  # no competition if the brief fit has fewer steps
 TRIED_NEURONS = 24  # no competition for wider networks; their result hardly depends on the start
-SHORTER_WAVES = 2, 4  # times the frequency: fine detail alone looks like noise to a network of long waves
+SHORTER_WAVES = 2, 4  # factors of HIGHEST_WAVE after a collapse: fine detail is like noise to long waves
 
 
 def loss_with_gradient(
     net: FieldNet, x: torch.Tensor, values: torch.Tensor, gradients: torch.Tensor, grad_lambda: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(total, value) loss: value MSE + grad_lambda x MSE of the network's analytic gradient. Paper, section 3.
+    """(total loss, value loss): total = value MSE + grad_lambda x MSE of the analytic gradient. Paper, section 3.
 
-    x: (n, d_in); values: (n, d_out); gradients: (n, d_out, d_in), all normalised; NaN where there is none to learn.
+    x: (n, d_in); values: (n, d_out); gradients: (n, d_out, d_in); all normalised. NaN in `gradients` adds no error.
     """
     x = x.requires_grad_()
     predicted = net(x)
@@ -46,14 +46,14 @@ def loss_with_gradient(
 class Fit:
     """The fit of a network to the samples of a volume, on one device.
 
-    The fit trains `net` in place, but for the linear layers before `first_trained_layer`. Its result, at any time, is
-    `averaged_net`: the network of weights averaged over the latest steps. It is better than the latest network by
-    decibels while the learning rate is high, and the same at the end.
+    The fit trains `net` in place, except for the linear layers before `first_trained_layer`. The result, at any time,
+    is `averaged_net`: its weights are the average over the latest steps (Polyak averaging). While the learning rate is
+    high, `averaged_net` is several dB better than `net`. At the end, both are equally good.
 
-    seed: of the order of the samples. n_threads: of the CPU; the result does not depend on it. other_starts: further
-    initial networks; the brief fit is run from each, and the best of them goes on. short_wave_starts: initial networks
-    of shorter waves, tried one after the other when the fit collapses to a constant. errors: (voxels,) the squared
-    error of each voxel when it was last seen, updated in place; None for those of a constant.
+    seed: fixes the order of the samples. n_threads: CPU threads; their number does not change the result. other_starts:
+    further initial networks; the brief fit runs from each start, and the best one continues. short_wave_starts: initial
+    networks of shorter waves; each collapse to a constant uses up one. errors: (voxels,) squared error of each voxel
+    when it was last drawn, updated in place; None starts with the errors of a constant.
     """
 
     def __init__(
@@ -78,31 +78,31 @@ class Fit:
             net, batch, first_trained_layer, n_threads, is_clipped=recipe.schedule == "power"
         )
 
-        # By which voxels are drawn; a streamed field has no room for that.
+        # Importance sampling draws voxels by these errors. A streamed volume has no memory for one error per voxel.
         self.errors: torch.Tensor | None = None
         if recipe.by_error and isinstance(sampler, VoxelSampler):
             self.errors = sampler.deviations() if errors is None else errors
         self.density: torch.Tensor | None = None
-        self.judging_voxels = sampler.judging_voxels()  # the voxels that `average` is judged by
+        self.judging_voxels = sampler.judging_voxels()  # the voxels that judge `averaged_net`
         self.step, self.seconds = 0, 0.0
-        self.loss = sampler.variance  # of `average`, as last judged; at first that of a constant
+        self.loss = sampler.variance  # MSE of `averaged_net` when last judged; at first the MSE of a constant
         self.start = self._capture()
-        self.best = self.start  # of the states judged
+        self.best = self.start  # the best state that was judged
         self.other_starts, self.short_wave_starts = (
             [net.state_dict() for net in nets] for nets in (other_starts, short_wave_starts)
         )
-        # In steps the rate falls so low that a fit stalls long before it is good.
+        # With schedule "step", the learning rate falls so low that a fit can stall without a collapse.
         can_collapse = recipe.schedule == "power"
         self.recovery = Recovery(
             sampler.variance, self.n_brief, len(other_starts), len(short_wave_starts), can_collapse
         )
 
-    # --- what happens at every step ---
+    # --- the training loop ---
 
     def run(self, on_step: Callable[[Fit], bool | None] = lambda fit: None) -> None:
-        """Fit to the end. `on_step(self)` is told of every step done; it ends the fit by returning True.
+        """Train to the end. `on_step(self)` is called after every step; it ends the fit by returning True.
 
-        A fit that goes wrong in spite of all recoveries, or is interrupted when it does, ends in its best state.
+        A fit that has diverged when it ends or is interrupted returns to its best state.
         """
         is_ended = False
         try:
@@ -114,7 +114,7 @@ class Fit:
                     self._restore(self.best)
 
     def _run(self, on_step: Callable[[Fit], bool | None]) -> bool:
-        """As `run`; whether `on_step` ended the fit."""
+        """The loop of `run`. Returns whether `on_step` ended the fit."""
         started = time.monotonic() - self.seconds
         while self.progress < 1:
             index, first = divmod(self.step, self.steps_per_pass)
@@ -134,19 +134,19 @@ class Fit:
 
     @property
     def progress(self) -> float:
-        """The part of the fit that is done, 0 to 1."""
+        """The fraction of the fit that is done, 0 to 1."""
         if self.recipe.max_seconds is not None:
             return min(self.seconds / self.recipe.max_seconds, 1.0)
         return self.step / self.n_steps
 
     @property
     def is_judged(self) -> bool:
-        """Whether `loss` is of this very step."""
+        """Whether `loss` was measured at the current step."""
         return self.step % CHECK_STEPS == 0
 
     @property
     def psnr(self) -> float:
-        """PSNR of `average` in dB, as last judged, every CHECK_STEPS steps, by some thousand voxels."""
+        """PSNR of `averaged_net` in dB, estimated every CHECK_STEPS steps from a few thousand voxels."""
         return psnr_of(self.loss)
 
     def _rate(self) -> float:
@@ -173,7 +173,7 @@ class Fit:
 
     @torch.no_grad()
     def _judge(self) -> float:
-        """Mean squared error of `average`, within the values' range: an estimate that no luck of a batch disturbs."""
+        """MSE of the clipped output of `averaged_net` at the judging voxels, free of the noise of single batches."""
         x, values, weights = self.judging_voxels
         return float(((self.averaged_net(x).clamp_(-1, 1) - values).square().mean(1) * weights).mean())
 
@@ -181,7 +181,7 @@ class Fit:
         self.density, self.judging_voxels = density, self.sampler.judging_voxels(density)
 
     def _recover_if_needed(self) -> bool:
-        """Judge the averaged network, and do what `recovery` says; whether that is to restore an earlier state."""
+        """Judge the averaged network and do what `recovery` decides. Returns whether the state was replaced."""
         before, self.loss = self.loss, processes.broadcast_first(self._judge())
         if self.loss < self.recovery.best_loss:
             self.best = self._capture()
@@ -221,7 +221,7 @@ class Fit:
         self.loss = state["loss"]
 
     def state_dict(self) -> dict:
-        """Everything from which `load_state_dict` continues to the same result."""
+        """Everything that `load_state_dict` needs to continue to the same result."""
         return {
             "now": self._capture(),
             "best": self.best,
@@ -232,7 +232,7 @@ class Fit:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a `state_dict` of a fit of the same network, field, recipe and seed."""
+        """Continue from the `state_dict` of a fit with the same network, volume, recipe and seed."""
         self.best, self.seconds = state["best"], state["seconds"]
         self.recovery.load_state_dict(state)
         if self.errors is not None:
@@ -250,10 +250,10 @@ def new_fit(
     first_omega: float | None = None,
     n_threads: int = 1,
 ) -> Fit:
-    """The fit of a new network, drawn by `seed`, to a field; of the best of several where that is worth its time.
+    """The fit of a new network to the volume of `sampler`. Several initial networks compete if it is worth the time.
 
-    first_omega: frequency of a first layer drawn at random, as in the original; without it, `lay_waves`, which is
-    better by 0.1 to 10 dB on most fields, and at worst half a decibel worse.
+    first_omega: frequency of a random first layer, as in the original scripts. None: the first layer starts as waves
+    along the axes, which is 0.1 to 10 dB better for most volumes and at most 0.5 dB worse.
     """
     generator, mirrors = torch.Generator().manual_seed(seed), sampler.mirrors()
     is_tried = config.n_neurons <= TRIED_NEURONS and recipe.count_steps(sampler.n_voxels)[1] >= TRIAL_STEPS

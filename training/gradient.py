@@ -1,4 +1,4 @@
-"""The loss of a network over a batch, and its gradient: backpropagation written out."""
+"""The loss of a network over a batch and its gradient, by hand-written backpropagation."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import torch
 from field.layers import linear_layers as layers_of
 from siren import FieldNet, SirenConfig, linear_layers
 
-LEAST_PART = 36_000, 512  # neurons x samples, and samples, that a part of a batch has at least
-SMALL_PRODUCT = 1_000_000  # multiplications up to which NumPy's OpenBLAS is faster at a product than torch's MKL
+LEAST_PART = 36_000, 512  # smallest part of a batch: its neurons x samples, its samples
+SMALL_PRODUCT = 1_000_000  # multiplications; up to this size of product, NumPy's OpenBLAS is faster than torch's MKL
 
 
 class LossGradient:
-    """Mean squared error of a network over a batch, and its gradient, left in every parameter's `.grad`.
+    """Computes the mean squared error of a network over a batch, and its gradient in every parameter's `.grad`.
 
-    Backpropagation written out, the cosine of each phase kept from the forward pass: activations live in buffers that
-    every step uses again, and nothing is recorded. Samples lie along the last axis; a row of ones below them takes the
-    biases into the matrices. A CPU takes a batch in parts, each in a thread of `n_threads`; the parts, and so the
-    result, do not depend on their number.
+    The forward pass keeps the cosine of each phase for the backward pass. Every step reuses the same buffers, and no
+    autograd graph is recorded. Samples lie along the last axis. A row of ones below the activations includes the biases
+    in the matrix products. A CPU splits a batch into parts, which run in `n_threads` threads. The parts do not depend
+    on the number of threads, and so the result does not either.
 
-    is_clipped: where the value is an end of the range, -1 or 1, an output beyond it is right, as it is clipped when it
-    is decoded. A flat background, cut off sharply, is then easy to learn.
+    is_clipped: where a value is -1 or 1, an output beyond it counts as no error, because decoding clips the output.
+    A flat background with a sharp edge is then easy to learn.
     """
 
     def __init__(
@@ -35,12 +35,12 @@ class LossGradient:
     ):
         self.is_clipped = is_clipped
         config, layers = net.config, linear_layers(net)
-        self.first_trained_layer = first_trained_layer  # the linear layers before it are left without a gradient
+        self.first_trained_layer = first_trained_layer  # the linear layers before this one get no gradient
         self.is_residual = config.is_residual and config.n_layers > 1
         like = layers[0].weight.detach()
         self.xp = array_module(like.device)
         table = layers_of(**dataclasses.asdict(config))
-        self.factors = [(layer.omega * layer.scale, layer.omega) for layer in table]  # of the weights, of the biases
+        self.factors = [(layer.omega * layer.scale, layer.omega) for layer in table]  # (of weights, of biases)
         for parameter in (p for layer in layers[first_trained_layer:] for p in layer.parameters()):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -59,21 +59,21 @@ class LossGradient:
         self.matmul = self.xp.matmul if is_small or self.xp is torch else torch_matmul
         n_threads = min(n_threads, n_parts)
         self.map = map
-        if n_threads > 1:  # none of which is to start threads in turn, as torch would in every new one
+        if n_threads > 1:  # torch would start further threads in each of these, hence the limit of 1
             pool = concurrent.futures.ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,))
             self.map = pool.map
 
     def _array(self, tensor: torch.Tensor) -> object:
-        """The same memory as NumPy or torch, whichever computes."""
+        """The tensor's memory as an array of `xp`, NumPy or torch."""
         return tensor.detach().numpy() if self.xp is np else tensor.detach()
 
     @torch.no_grad()
     def __call__(
         self, x: torch.Tensor, values: torch.Tensor, sample_weights: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """x: (n, d_in) coordinates, values: (n, d_out), n at most `max_batch`. Returns the error, a scalar tensor.
+        """Returns the loss, a scalar tensor. Sets the gradients, and `squares` (n,) to the samples' squared errors.
 
-        `sample_weights` (n,) weighs the samples in the mean. Each sample's squared error is left in `squares` (n,).
+        x: (n, d_in) coordinates; values: (n, d_out); n <= `max_batch`. sample_weights: (n,) weights in the mean.
         """
         xp, n, n_parts = self.xp, len(x), len(self.parts)
         for matrix, parameters, factors in zip(self.matrices, self.parameters, self.factors, strict=True):
@@ -96,14 +96,14 @@ class LossGradient:
 
 
 def array_module(device: torch.device) -> ModuleType:
-    """What computes on a device: on a CPU NumPy, whose sines take a third of the time of torch's."""
+    """The module that computes on a device: NumPy on a CPU, where its sines are three times as fast; else torch."""
     return np if device.type == "cpu" else torch
 
 
 def count_parts(n_neurons: int, max_batch: int) -> int:
-    """In how many parts a CPU takes a batch: a power of two, up to 16.
+    """The number of parts into which a CPU splits a batch: a power of two, up to 16.
 
-    Smaller parts stay in the cache and keep more cores busy; the smallest would be all overhead.
+    Smaller parts stay in the cache and keep more cores busy. LEAST_PART limits their overhead.
     """
     least, fewest_samples = LEAST_PART
     n_parts = min(n_neurons * max_batch / least, max_batch / fewest_samples, 16)
@@ -111,25 +111,25 @@ def count_parts(n_neurons: int, max_batch: int) -> int:
 
 
 def padded_columns(n_samples: int) -> int:
-    """So many columns for them that the rows of a matrix do not all start in the same few sets of the cache."""
+    """The columns to allocate for the samples, so that a matrix's rows do not all start in the same few cache sets."""
     return math.ceil(n_samples / 64) * 64 + 48
 
 
 def torch_matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
-    """np.matmul of matrices, by torch."""
+    """`np.matmul` of two matrices, computed by torch."""
     torch.mm(torch.from_numpy(a), torch.from_numpy(b), out=torch.from_numpy(out))
 
 
 class _BatchPart:
-    """The buffers of a part of a batch, and what is computed in them.
+    """One part of a batch: its buffers and its computation.
 
-    All columns are computed; those beyond the batch have no error, and so no gradient.
+    All columns of the buffers are computed. Columns beyond the batch have zero error, so they add no gradient.
     """
 
     def __init__(self, whole: LossGradient, config: SirenConfig, size: int, empty: Callable[..., object]):
         self.whole = whole
         n_layers = len(whole.matrices)
-        self.gradients = [empty(*matrix.shape) for matrix in whole.matrices]  # by the products' matrices
+        self.gradients = [empty(*matrix.shape) for matrix in whole.matrices]  # with respect to `whole.matrices`
         self.inputs = empty(config.d_in + 1, size)
         self.outputs = empty(n_layers - 1, config.n_neurons + 1, size)
         self.cosines = empty(n_layers - 1, config.n_neurons, size)
@@ -139,9 +139,9 @@ class _BatchPart:
     def _ends_block(self, k: int) -> bool:
         return self.whole.is_residual and k % 2 == 0 and k > 0
 
-    @np.errstate(all="ignore")  # a fit that diverges is noticed by its loss
+    @np.errstate(all="ignore")  # numbers may overflow: `Recovery` detects divergence by the loss
     def __call__(self, x: object, values: object, weights: object | None, n: int) -> tuple[object, object]:
-        """x: (d_in, samples), values: (d_out, samples) of a batch of n. Its part of the loss; the squared errors."""
+        """(loss of this part, squared errors). x: (d_in, samples); values: (d_out, samples); n: size of the batch."""
         xp, matmul, first_trained_layer, size = (
             self.whole.xp,
             self.whole.matmul,

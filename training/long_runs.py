@@ -1,4 +1,4 @@
-"""A fit as a run of train.py: its progress shown, --target_psnr, and the checkpoints that --resume continues from."""
+"""A fit as a run of train.py: progress display, --target_psnr, and checkpoints for --resume."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from training.fitting import Fit
 from training.network_files import load_tensors
 from utils import UserError
 
-SHOW_SECONDS = 0.5
-CHECKPOINT_SECONDS = 60.0
-ESTIMATE_ERROR = 2.0  # dB by which the estimate may be low
-MOST_LACKING = 1.0  # dB that the estimate has to grow, once it was too high, before the next exact look
+SHOW_SECONDS = 0.5  # between updates of the progress display
+CHECKPOINT_SECONDS = 60.0  # between checkpoints
+ESTIMATE_ERROR = 2.0  # by how much the estimated PSNR may be too low, dB
+MOST_LACKING = 1.0  # the next exact measurement waits for at most this growth of the estimated PSNR, dB
 
-History = list[tuple[float, float, float]]  # (seconds, passes, estimated PSNR in dB), as a fit went
+History = list[tuple[float, float, float]]  # one entry per judged step: (seconds, passes, estimated PSNR in dB)
 
 
 class Checkpoint:
-    """The file that the state of a fit is saved to, and continued from.
+    """The file that holds the state of a fit, so that the fit can continue later.
 
-    path: None where nothing is saved. options: further options of the run that must be the same.
+    path: None saves nothing. options: further options of the run, which must be equal when the fit continues.
     """
 
     def __init__(self, path: str | None, options: dict[str, object]):
@@ -35,7 +35,7 @@ class Checkpoint:
         self.saved = time.monotonic()
 
     def identity(self, fit: Fit) -> dict:
-        """What must be the same for a fit to be continued: the volume, the network, and how it is trained."""
+        """Everything that must be equal when a fit continues: options, volume, network, recipe and seed."""
         return {
             **self.options,
             "shape": list(fit.sampler.shape),
@@ -46,18 +46,18 @@ class Checkpoint:
         }
 
     def save_in_time(self, fit: Fit) -> None:
-        """Save the state, CHECKPOINT_SECONDS after it was saved last."""
+        """Save the state if the last save is more than CHECKPOINT_SECONDS ago. Only the first process saves."""
         if self.path and processes.is_first() and time.monotonic() - self.saved > CHECKPOINT_SECONDS:
             self.save(fit)
             self.saved = time.monotonic()
 
     def save(self, fit: Fit) -> None:
-        """Write the state of the fit."""
+        """Write the state of the fit to `path`."""
         with atomic_write(self.path) as path, open(path, "wb") as file:
             torch.save({"identity": self.identity(fit), "fit": fit.state_dict()}, file)
 
     def load(self, fit: Fit) -> None:
-        """Continue from the file. Raises UserError unless it is of the same volume, network and recipe."""
+        """Continue the fit from the file. Raises UserError unless the file has the same `identity` as the fit."""
         content, expected = load_tensors(self.path), self.identity(fit)
         try:
             found = content["identity"]
@@ -72,7 +72,7 @@ class Checkpoint:
 
 
 def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool]) -> History:
-    """Run a fit to its end, or until `is_reached(estimate)`; show progress, save checkpoints."""
+    """Run a fit to its end, or until `is_reached(estimated PSNR in dB)`; show progress and save checkpoints."""
     history = []
     shown = time.monotonic()
     n_recoveries, n_halvings, latest = fit.recovery.n_recoveries, fit.recovery.n_halvings, fit.progress
@@ -105,8 +105,8 @@ def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool
 
 
 def run_to_target(fit: Fit, checkpoint: Checkpoint, target_psnr: float | None, measure: Callable[[], float]) -> History:
-    """Run a fit; with `target_psnr`, until `measure()`, the PSNR in dB, confirms that it is reached."""
-    needed = (target_psnr or math.inf) - ESTIMATE_ERROR  # of the estimate
+    """Run a fit to its end, or until the exact PSNR, `measure()`, reaches `target_psnr`. Both PSNRs are in dB."""
+    needed = (target_psnr or math.inf) - ESTIMATE_ERROR  # the estimated PSNR that starts an exact measurement, dB
 
     def is_reached(estimate: float) -> bool:
         nonlocal needed

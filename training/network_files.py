@@ -1,4 +1,4 @@
-"""thenet.pth and thenet.json: the network, and what describes it. Written and read here, and nowhere else."""
+"""Writes and reads thenet.pth, the weights, and thenet.json, the configuration. Only this module knows their format."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ def configuration(
     config: SirenConfig,
     quality: dict[str, float],
 ) -> dict:
-    """What thenet.json says of a network but its weights: the original's keys first, then what the later stages need.
+    """The content of thenet.json: first the keys of the original scripts, then the keys that later stages need.
 
-    missing: the content of a blob's chunk M, in base64.
-    clipped_from: with --clip, the range without. quality: psnr; with --clip psnr_clipped, of the clipped values; of
-    integers psnr_unrounded, of these before they are rounded, and is_exact, whether all come back as they are. A PSNR
-    is "inf" where there is no error, and null where it is not known.
+    The key missing is a blob's chunk M, in base64. The key clipped_from is the value range before --clip. `quality` has
+    psnr; with --clip psnr_clipped, of the clipped values; for integers psnr_unrounded, before they are rounded, and
+    is_exact, whether all are decoded exactly. A PSNR is "inf" if there is no error, and null if it is unknown.
     """
     missing = base64.b64encode(encode_missing(header.missing)).decode() if header.missing else None
     return {
@@ -54,8 +53,8 @@ def configuration(
         "pass_decay": opt.pass_decay,
         "lr_decay": opt.lr_decay,
         "is_residual": config.is_residual,
-        "is_cuda": False,  # the original would demand a GPU to read them; weights are written from the CPU
-        "time": None,  # as `seconds`
+        "is_cuda": False,  # with True, the original scripts would need a GPU to read the weights
+        "time": None,  # the original's name for `seconds`
         "format_version": FORMAT_VERSION,
         "d_in": config.d_in,
         "d_out": config.d_out,
@@ -77,16 +76,16 @@ def configuration(
 
 
 def _in_json(figure: float) -> float | str | None:
-    """A figure as JSON can say it: "inf" for infinite; None, which becomes null, for NaN, which is not known."""
+    """A figure as JSON can hold it: "inf" for infinity; None, which becomes null, for NaN, an unknown figure."""
     if math.isnan(figure):
         return None
     return figure if math.isfinite(figure) else str(figure)
 
 
 def write_network(paths: tuple[str, str], net: FieldNet, settings: dict, seconds: float) -> None:
-    """Write the weights, and their configuration with what it says of them. seconds: of the training."""
+    """Write the weights and the configuration; first add training time (`seconds`) and checksum to `settings`."""
     settings |= {"time": seconds, "seconds": seconds, "weights_crc32": weights_crc32(net.state_dict())}
-    weights = io.BytesIO()  # clones: the parameters of a fit are parts of one vector, which would be stored whole
+    weights = io.BytesIO()  # torch.save would store the whole vector that parameters are views of, hence clone()
     torch.save({name: tensor.cpu().clone() for name, tensor in net.state_dict().items()}, weights)
     write_files({paths[0]: weights.getvalue(), paths[1]: json.dumps(settings, indent=1, allow_nan=False).encode()})
 
@@ -95,7 +94,7 @@ def write_network(paths: tuple[str, str], net: FieldNet, settings: dict, seconds
 
 
 def read_config(path: str) -> dict:
-    """The content of thenet.json. Raises UserError unless it is a configuration of a network."""
+    """The content of a thenet.json. Raises UserError unless the file is the configuration of a network."""
     try:
         settings = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as error:
@@ -108,7 +107,7 @@ def read_config(path: str) -> dict:
 
 
 def network_config(path: str, settings: dict) -> SirenConfig:
-    """The network that a configuration describes. Raises UserError for one that cannot exist."""
+    """The network that a configuration describes. Raises UserError if no such network can exist."""
     layers, n_layers = settings["layers"], settings["n_layers"]
     if (
         not isinstance(layers, list)
@@ -134,7 +133,7 @@ def network_config(path: str, settings: dict) -> SirenConfig:
 
 
 def read_weights(path: str, config_path: str, config: SirenConfig) -> dict[str, torch.Tensor]:
-    """The state dict in `path`, float32 on the CPU. Raises UserError unless it fits the configuration."""
+    """The state dict in `path`, float32 on the CPU. Raises UserError unless it is finite and fits the configuration."""
     state = load_tensors(path)
     if not isinstance(state, dict) or not all(_is_plain(value) for value in state.values()):
         raise UserError(f"{path}: expected a state dict of dense tensors of floats")
@@ -153,10 +152,10 @@ def read_weights(path: str, config_path: str, config: SirenConfig) -> dict[str, 
 
 
 def load_tensors(path: str) -> object:
-    """What torch.save wrote to `path`, on the CPU, without unpickling code. Raises UserError when that fails."""
+    """The object that torch.save wrote to `path`, on the CPU; no code is unpickled. Raises UserError if this fails."""
     content = io.BytesIO(read_bytes(path))
     try:
-        if zipfile.is_zipfile(content):  # torch itself looks at none of this
+        if zipfile.is_zipfile(content):  # torch.load does not check this
             archive = zipfile.ZipFile(content)
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("a compressed entry, which torch.save does not write, of whatever length")
@@ -164,12 +163,12 @@ def load_tensors(path: str) -> object:
                 raise ValueError("a checksum does not fit")
         content.seek(0)
         return torch.load(content, weights_only=True, map_location="cpu")
-    except Exception:  # torch has no error of its own: a damaged file can fail in any of its parsers
+    except Exception:  # torch.load has no error class of its own: a damaged file can raise anything
         raise UserError(f"{path}: expected a file that train.py wrote, found a damaged or foreign one") from None
 
 
 def _is_plain(value: object) -> bool:
-    """Whether this is a tensor whose numbers can be looked at: not sparse, quantised, complex or without content."""
+    """Whether this is a dense tensor of floats: not sparse, quantised, complex or without content."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
@@ -179,7 +178,7 @@ def _is_plain(value: object) -> bool:
 
 
 def field_header(path: str, settings: dict, config: SirenConfig) -> VolumeHeader | None:
-    """What a configuration says of the field; None where it says nothing. Raises UserError for an impossible one."""
+    """The header in a configuration; None if the configuration has no shape. Raises UserError if it is impossible."""
     if "shape" not in settings:
         return None
     try:
@@ -207,7 +206,7 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> VolumeHeader
 
 
 def _limits(key: str, pairs: object, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """The least and greatest values of components, from a list of pairs of them. Raises ValueError."""
+    """(low, high), arrays of one value per component, from a list of [low, high]. Raises ValueError."""
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError(f"{key}: expected lists of the least and greatest value, found {pairs}")
     low, high = (np.array(limits).astype(dtype) for limits in zip(*pairs, strict=True))
@@ -217,7 +216,7 @@ def _limits(key: str, pairs: object, dtype: np.dtype) -> tuple[np.ndarray, np.nd
 
 
 def header_before_clipping(path: str, settings: dict, header: VolumeHeader | None) -> VolumeHeader | None:
-    """The header of the volume as it was before --clip. Raises UserError for an impossible range."""
+    """The header of the volume before --clip. Raises UserError for an impossible range."""
     if header is None or not settings.get("clipped_from"):
         return header
     try:
@@ -228,8 +227,9 @@ def header_before_clipping(path: str, settings: dict, header: VolumeHeader | Non
 
 
 def quality_in(settings: dict, header: VolumeHeader) -> tuple[float, bool]:
-    """What a configuration says of its network: the PSNR in dB of its values before integers are rounded, NaN where
-    there is no likely one; and whether integers come back as they are.
+    """(PSNR of the network in dB, whether it decodes every integer exactly), as the configuration says.
+
+    The PSNR is that before rounding to integers, if known. It is NaN if no PSNR between 0 and 300 dB is given.
     """
     known = [settings[name] for name in ("psnr_unrounded", "psnr_clipped", "psnr") if name in settings]
     likely = [p for p in known if isinstance(p, int | float) and not isinstance(p, bool) and 0 < p < 300]

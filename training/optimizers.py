@@ -1,6 +1,6 @@
-"""The optimisers. They change tensors in place by gradients that lie beside them; `state` is all they remember.
+"""The optimisers. Each changes a weight tensor in place by its gradient tensor; `state` is its whole memory.
 
-torch.optim has both, but imports a compiler, which takes two seconds and is not used here, for the first of them.
+torch.optim has both optimisers. But it imports a compiler, which takes two seconds and is not needed here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 
 
 class Adam:
-    """Kingma and Ba, 2015."""
+    """Adam (Kingma and Ba, 2015)."""
 
     def __init__(self, weights: torch.Tensor, gradient: torch.Tensor, betas: tuple[float, float] = (0.9, 0.999)):
         self.weights, self.gradient, self.betas = weights, gradient, betas
@@ -31,10 +31,10 @@ class Adam:
 
 
 class Muon:
-    """Muon on a stack of matrices (count, n, n): momentum, with all singular values of each moved to about 1.
+    """Muon (Jordan et al., 2024) on a stack of matrices (count, n, n): the momentum of each is orthogonalised.
 
-    Every weight moves by lr / 8 in the root mean square, which makes Adam's learning rate right for both. torch's own
-    takes matrices one by one, and several times as long. Jordan et al., 2024.
+    All singular values of an update are then near lr x sqrt(n) / 8. The weights move by lr / 8 in the root mean square,
+    so Adam's learning rate suits Muon too. torch's Muon takes matrices one by one, which is several times as slow.
     """
 
     def __init__(self, weights: torch.Tensor, gradient: torch.Tensor, momentum: float = 0.95):
@@ -45,9 +45,9 @@ class Muon:
     def step(self, lr: float) -> None:
         """Update the matrices by their gradients."""
         velocity = self.state["velocity"].lerp_(self.gradient, 1 - self.momentum)
-        x = torch.lerp(self.gradient, velocity, self.momentum)  # Nesterov's
+        x = torch.lerp(self.gradient, velocity, self.momentum)  # Nesterov momentum
         x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-30
-        for _ in range(5):  # Newton-Schulz
+        for _ in range(5):  # Newton-Schulz iterations bring all singular values to about 1
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
         self.weights.sub_(x, alpha=0.125 * lr * math.sqrt(x.shape[-1]))

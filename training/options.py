@@ -1,4 +1,4 @@
-"""The options of train.py: its flags, and the network and the recipe that they ask for."""
+"""The options of train.py, and the network and the recipe that they ask for."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from utils import UserError, VolumeHeader
 
 
 def build_parser() -> ArgumentParser:
-    """The command line of train.py."""
+    """The argument parser of train.py."""
     parser = ArgumentParser(
         "Fit a network to a volume: writes its weights (thenet.pth) and its configuration (thenet.json)."
     )
@@ -39,7 +39,7 @@ def build_parser() -> ArgumentParser:
 
 
 def add_input_and_output(group: ArgumentGroup) -> None:
-    """--volume, how to read it, and the files to write."""
+    """Add the options for the volume, for how to read it, and for the files to write."""
     group.add_argument(
         "--volume",
         required=True,
@@ -79,7 +79,7 @@ def add_input_and_output(group: ArgumentGroup) -> None:
 
 
 def add_network(group: ArgumentGroup) -> None:
-    """What the network looks like."""
+    """Add the options for the size and the form of the network."""
     group.add_argument(
         "--compression_ratio", type=number_from(0, exclusive=True), default=50.0, help="voxels / network parameters"
     )
@@ -109,7 +109,7 @@ def add_network(group: ArgumentGroup) -> None:
 
 
 def add_optimisation(group: ArgumentGroup) -> None:
-    """How it is trained, and how long."""
+    """Add the options for the recipe and the length of the training."""
     group.add_argument(
         "--n_passes",
         type=number_from(0, 1e6, exclusive=True),
@@ -164,7 +164,7 @@ def add_optimisation(group: ArgumentGroup) -> None:
 
 
 def parse(argv: Sequence[str]) -> Options:
-    """The options, the schedule settled."""
+    """The options, checked together, with the schedule filled in. Raises UserError for options that conflict."""
     opt = build_parser().parse_args(argv)
     has_step_flags = opt.pass_decay is not None or opt.lr_decay is not None
     if has_step_flags and opt.schedule == "power":
@@ -181,7 +181,7 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def network_for(opt: Options, header: VolumeHeader) -> SirenConfig:
-    """The network that --compression_ratio asks for. Raises UserError for one that a blob cannot hold."""
+    """The network that the options ask for. Raises UserError if a blob cannot hold it."""
     fields = {"n_layers": opt.n_layers, "d_in": len(header.shape), "d_out": header.n_components}
     fields |= {"is_residual": opt.is_residual}
     config = SirenConfig(neurons_for_budget(header.n_voxels // opt.compression_ratio, **fields), **fields)
@@ -193,7 +193,7 @@ def network_for(opt: Options, header: VolumeHeader) -> SirenConfig:
 
 
 def recipe_for(opt: Options, n_voxels: int, config: SirenConfig) -> Recipe:
-    """The recipe that the options ask for; what they leave open follows from the volume and the network."""
+    """The recipe that the options ask for; the volume and the network determine the settings left open."""
     default = default_recipe(n_voxels, config, opt.optimizer, opt.n_passes, opt.max_seconds)
     batch = opt.batchSize * (opt.oversample or 2 * default.batch // BATCH)
     given = {"lr": opt.lr, "pass_decay": opt.pass_decay, "lr_decay": opt.lr_decay}

@@ -1,4 +1,4 @@
-"""Outliers: a few values so far from all others that these are left with little of the volume's range."""
+"""Outliers: a few values so far away that all other values take up only a small part of the volume's range."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 
 from utils import BOX_VALUES, ValueRange, is_missing, read_in_boxes
 
-MIDDLE = (0.001, 0.999)  # quantiles between which the values are no outliers
-WIDER = 10  # a range that many times as wide as that of the middle is ruined
+MIDDLE = (0.001, 0.999)  # quantiles; values between them are no outliers
+WIDER = 10  # a range this many times as wide as the middle is ruined by outliers
 
 
 def count_beyond(original: np.ndarray, low: np.ndarray, high: np.ndarray, fill: np.generic | None) -> int:
-    """How many of the values (..., components) lie beyond low..high, one a component; missing voxels left out."""
+    """The number of values (..., components) beyond low..high (components,), without missing voxels."""
     count = 0
     for _, part in read_in_boxes(original):
         present = part[~is_missing(part, fill)]
@@ -22,23 +22,23 @@ def count_beyond(original: np.ndarray, low: np.ndarray, high: np.ndarray, fill: 
 
 
 def far_limits(original: np.ndarray, values: ValueRange) -> tuple[np.ndarray, np.ndarray]:
-    """Limits beyond which the values (..., components) of that range are outliers, float64; infinite if there are none.
+    """(low, high), float64: values (..., components) beyond are outliers. A component without outliers has infinities.
 
-    They are as far from the middle 99.8 % of about a million values as these spread, where the whole range is more than
-    10 times as wide as theirs.
+    A component has outliers if its range is over 10 times as wide as the middle 99.8 % of about a million values.
+    Each limit then lies one width of this middle away from it.
     """
     step = max(1, original.size // BOX_VALUES)
     sample = np.concatenate([part.reshape(-1, part.shape[-1])[::step].copy() for _, part in read_in_boxes(original)])
     sample = sample[~is_missing(sample, values.fill)].astype(np.float64)
     a, b = np.quantile(sample, MIDDLE, axis=0) if len(sample) else np.zeros((2, sample.shape[1]))
-    is_ruined = (values.extent > WIDER * (b - a)) & (b > a)  # equal where an object stands before an even background
+    is_ruined = (values.extent > WIDER * (b - a)) & (b > a)  # a == b: an object before an even background
     return np.where(is_ruined, 2 * a - b, -math.inf), np.where(is_ruined, 2 * b - a, math.inf)
 
 
 def warning(original: np.ndarray, values: ValueRange) -> str | None:
-    """What to tell of the outliers among values (..., components) of that range; None when there are none to tell of.
+    """A warning about outliers in a volume (..., components) of range `values`; None if there are none.
 
-    Of several components it is of the one whose range they widen most.
+    The warning is about the component whose range the outliers widen most.
     """
     low, high = far_limits(original, values)
     spread = high - low

@@ -1,7 +1,7 @@
-"""The processes of a run: this one alone, or those that torchrun started, which fit one network together.
+"""The processes of a run: this one alone, or the processes of torchrun, which fit one network together.
 
-Every process draws the same batches and takes a share of each; their gradients are averaged before the step. What is
-decided upon is the same number in all of them. Alone, every function here does nothing.
+Every process draws the same batches and computes a share of each. The gradients are averaged before the step. All
+processes base a decision on the same number. In a run of one process, the functions here leave everything as it is.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import torch.distributed as dist
 
 from utils import UserError
 
-TIMEOUT = datetime.timedelta(minutes=30)  # a process waits for the others for so long
-FIRST_SPEAKS = 5.0  # seconds in which torchrun ends the others once the first process has said what is wrong
+TIMEOUT = datetime.timedelta(minutes=30)  # how long a process waits for the others
+FIRST_SPEAKS = 5.0  # seconds by which the other processes delay their errors: torchrun ends them meanwhile
 
 
 class RankError(UserError):
-    """Another process of the run has failed, or does not answer."""
+    """Another process of the run has failed or does not answer."""
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that torchrun started, if it did, and leave when done; within, only the first one prints."""
+    """Join the processes that torchrun started, if any, and leave at the end. Only the first process prints."""
     if not dist.is_torchelastic_launched():
         yield
         return
@@ -46,11 +46,11 @@ def joined() -> Iterator[None]:
             raise
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # at once: taking gloo's threads down has aborted a process whose work was done
+    os._exit(0)  # without clean-up: the end of gloo's threads has aborted processes after their work was done
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes in this run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -60,17 +60,17 @@ def is_first() -> bool:
 
 
 def on_this_machine() -> int:
-    """This process's number among those on the same machine: that of its GPU."""
+    """This process's number on its machine, which chooses its GPU; 0 in a run of one process."""
     return int(os.environ["LOCAL_RANK"]) if dist.is_initialized() else 0
 
 
 def split_items(items: list) -> list:
-    """Every so many-th of `items`, so that each is one process's."""
+    """This process's share of `items`. Each item belongs to one process."""
     return items[dist.get_rank() :: count()] if count() > 1 else items
 
 
 def gather(item: object) -> list:
-    """What each process gives, in all of them."""
+    """The `item` of every process, as a list that is the same in all processes."""
     if count() == 1:
         return [item]
     items = [None] * count()
@@ -80,12 +80,12 @@ def gather(item: object) -> list:
 
 
 def split_batch(batch: torch.Tensor) -> torch.Tensor:
-    """This process's part of a batch; all of one that is too small to share."""
+    """This process's part of a batch, or the whole batch if it has fewer samples than there are processes."""
     return batch.tensor_split(count())[dist.get_rank()] if 1 < count() <= len(batch) else batch
 
 
 def gather_batch(part: torch.Tensor, n: int) -> torch.Tensor:
-    """What the processes made, each of its `share` of a batch of `n`, in the batch's order."""
+    """The results of all processes for a batch of `n`, in its order. part: the result for this process's part."""
     if not 1 < count() <= n:
         return part
     whole = part.new_zeros(n)
@@ -96,7 +96,7 @@ def gather_batch(part: torch.Tensor, n: int) -> torch.Tensor:
 
 
 def average_over_processes(vector: torch.Tensor, weight: float) -> None:
-    """Replace a vector by its mean over the processes, each with its weight."""
+    """Replace a vector, in place, by its weighted mean over the processes. weight: of this process."""
     if count() == 1:
         return
     both = torch.cat([vector.new_ones(1), vector]).mul_(weight)
@@ -106,7 +106,7 @@ def average_over_processes(vector: torch.Tensor, weight: float) -> None:
 
 
 def broadcast_first(value: float) -> float:
-    """The number that the first process gives."""
+    """The `value` of the first process."""
     if count() == 1:
         return value
     tensor = torch.tensor(value, dtype=torch.float64)
@@ -119,5 +119,5 @@ def broadcast_first(value: float) -> float:
 def _answering() -> Iterator[None]:
     try:
         yield
-    except RuntimeError:  # with gloo's words, of no use to those who read them
+    except RuntimeError:  # gloo's message does not help the user
         raise RankError("another process of this run has failed or does not answer, see its own message") from None

@@ -1,4 +1,4 @@
-"""The quality of the network of a fit: of what it decodes to, each process of a run measuring its part."""
+"""The quality of a fitted network, measured on its decoded values. Each process of a run measures a part."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from utils import ValueRange, Volume, VolumeHeader
 
 
 class Quality(NamedTuple):
-    """What is known of a network. A PSNR is NaN where it is not known.
+    """The quality of a network; None for what is unknown.
 
-    metrics: over the whole range of the volume. clipped: over the range that it is clipped to. psnr_unrounded: of
-    integers before they are rounded, None for floats.
+    metrics: over the whole range of the volume. clipped: over the range after --clip. psnr_unrounded: for integers,
+    the PSNR in dB before rounding; None for floats.
     """
 
     metrics: Metrics | None = None
@@ -26,7 +26,7 @@ class Quality(NamedTuple):
     psnr_unrounded: float | None = None
 
     def figures(self, is_clipped: bool) -> dict[str, float]:
-        """What thenet.json says of it: psnr; where the volume is clipped psnr_clipped; of integers two more."""
+        """The entries of thenet.json: psnr; psnr_clipped if clipped; psnr_unrounded and is_exact for integers."""
         if self.metrics is None:
             return {"psnr": math.nan}
         found = {"psnr": self.metrics.psnr} | ({"psnr_clipped": self.clipped.psnr} if is_clipped else {})
@@ -37,7 +37,7 @@ class Quality(NamedTuple):
 
 @dataclasses.dataclass
 class Judge:
-    """Compares the network of a fit with the volume. header: of the volume, its range the one that it is clipped to."""
+    """Compares the network of a fit with the volume. header: the volume's header, with the range after --clip."""
 
     fit: Fit
     volume: Volume
@@ -49,17 +49,17 @@ class Judge:
         self.boxes = processes.split_items(measured_boxes(self.volume.values))
 
     def decoded(self) -> NeuralField:
-        """What the network is now."""
+        """The compressed field of the current averaged network."""
         return NeuralField.of(self.fit.averaged_net, self.header, self.device, self.n_threads)
 
     def metrics(self, values: ValueRange, progress: console.Progress | None = None, as_float: bool = False) -> Metrics:
-        """How far the network is from the volume, over a range of values."""
+        """The errors of the decoded values, over the range `values`. as_float: before rounding to integers."""
         boxes = progress.each(self.boxes) if progress else self.boxes
         found = compare(self.volume.array, self.decoded().lazy(as_float=as_float), values, boxes)
         return combine_metrics(processes.gather(found))
 
     def quality(self, whole: ValueRange) -> Quality:
-        """All that is to be known. whole: the range of the volume before it was clipped."""
+        """The complete quality of the network. whole: the range of the volume before --clip."""
         values = self.header.values
         with console.Progress("measuring") as progress:
             metrics = clipped = self.metrics(whole, progress)

@@ -1,4 +1,4 @@
-"""How to fit: the recipe, its defaults, and the learning rate."""
+"""The recipe of a fit: its settings, their defaults, and the learning rate."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import math
 
 from siren import SirenConfig
 
-BATCH = 2048  # samples a step; fewer make noisier steps that are no faster, more take more passes to the same quality
+BATCH = 2048  # samples a step: smaller batches are noisier but no faster, larger ones need more passes
 STEPS = 16_000  # steps of the default fit of a large volume
-MIN_PASSES, MAX_PASSES = 5, 45  # passes of the default fit; small volumes gain little from more
-MIN_STEPS = 1_500  # steps of the default fit of the smallest volumes, for which 45 passes are too few
+MIN_PASSES, MAX_PASSES = 5, 45  # limits of the default fit, passes: small volumes gain little from more
+MIN_STEPS = 1_500  # steps of the default fit of the smallest volumes, for which MAX_PASSES passes are too few
 WARM_UP_STEPS = 50  # steps over which the learning rate rises
-BRIEF_FIT_SHARE = 0.03  # share of the steps that make a brief fit first: its rate falls to zero, its network is fair
-CHECK_STEPS = 100  # steps between two looks at the loss, which wait for the device
+BRIEF_FIT_SHARE = 0.03  # share of all steps that the initial brief fit takes; its learning rate falls to zero
+CHECK_STEPS = 100  # steps between two evaluations of the loss; each has to wait for the device
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How to fit.
+    """The settings of a fit.
 
-    n_passes: samples / voxels. batch: samples a step. optimizer: "muon" (for the hidden matrices; Adam for the rest) or
-    "adam". schedule: "power", lr (1 - progress)^2, after a brief fit of the same kind, or "step", lr times lr_decay
-    every pass_decay passes, as in the original scripts. grad_lambda: weight of the gradient term. max_seconds: when
-    given, progress is the part of that time gone by, and n_passes does not count.
+    n_passes: samples / voxels. batch: samples a step. lr: highest learning rate. optimizer: "muon" (Muon for the hidden
+    matrices, Adam for the rest) or "adam". schedule: "power": lr (1 - progress)^2, in a brief fit and then in the main
+    fit; or "step": lr times lr_decay every pass_decay passes, as in the original scripts. grad_lambda: weight of the
+    gradient term. max_seconds: if given, progress is the elapsed fraction of this time, and n_passes is ignored.
     """
 
     n_passes: float
@@ -37,13 +37,13 @@ class Recipe:
     max_seconds: float | None = None
 
     def count_steps(self, n_voxels: int) -> tuple[int, int]:
-        """Steps of the fit, and of the brief fit that it begins with: a multiple of CHECK_STEPS, 0 for a short fit."""
+        """(steps of the whole fit, steps of its brief fit). The latter is a multiple of CHECK_STEPS, 0 for none."""
         n_steps = math.ceil(self.n_passes * math.ceil(n_voxels / self.batch))
         has_brief = self.schedule == "power" and self.max_seconds is None
         return n_steps, round(BRIEF_FIT_SHARE * n_steps / CHECK_STEPS) * CHECK_STEPS if has_brief else 0
 
     def rate(self, step: int, n_voxels: int, progress: float) -> float:
-        """The learning rate of a step. progress: the part of the fit that is done, 0 to 1."""
+        """The learning rate of a step. progress: the fraction of the fit that is done, 0 to 1."""
         n_steps, n_brief = self.count_steps(n_voxels)
         if self.schedule == "step":
             n_passes = step / math.ceil(n_voxels / self.batch)
@@ -57,7 +57,7 @@ class Recipe:
 
     @property
     def by_error(self) -> bool:
-        """Whether voxels are drawn more often where the error is large."""
+        """Whether voxels with large errors are drawn more often (importance sampling)."""
         return self.schedule == "power" and self.grad_lambda == 0
 
 
@@ -70,9 +70,9 @@ def default_recipe(
 ) -> Recipe:
     """The recipe for a volume and a network, from what is known before the fit.
 
-    By default so many passes as make STEPS steps, but 5 to 45, or MIN_STEPS steps where these are more. The rate is the
-    highest that is safe: in a wider or deeper network the same change of every weight changes the output more. A fit
-    that is short, or may be, takes half the batch: there, steps count for more than gradients of little noise do.
+    By default, n_passes makes STEPS steps, within MIN_PASSES and MAX_PASSES, but at least MIN_STEPS steps. The learning
+    rate is the highest safe one: in a wider or deeper network, equal changes of the weights change the output more. A
+    fit with few steps or a time limit uses half the batch: it gains more from more steps than from less gradient noise.
     """
     if n_passes is None:
         n_passes = min(max(round(STEPS * BATCH / n_voxels), MIN_PASSES), MAX_PASSES)
@@ -84,7 +84,7 @@ def default_recipe(
 
 
 def passes_for_min_steps(n_voxels: int) -> int:
-    """The number of passes that makes MIN_STEPS steps."""
+    """The number of passes that make MIN_STEPS steps."""
     return math.ceil(MIN_STEPS / math.ceil(n_voxels / BATCH))
 
 

@@ -1,12 +1,12 @@
-"""Whether a fit goes on, or back: decided from its losses alone.
+"""Decides, from the losses of a fit alone, whether the fit continues or returns to an earlier state.
 
-A fit is judged every so many steps. This module holds what has been seen of the losses and says what follows; the fit
-does it. Nothing here knows a network, so that each decision can be tested with numbers.
+A fit is judged every CHECK_STEPS steps. This module remembers the losses and decides; `Fit` carries the decision out.
+No code here knows a network, so tests can check each decision with plain numbers.
 
-    at the end of the brief fit, from each start in turn    NEXT_START; after the last one BEST, of all of them
-    diverged: the loss is DIVERGED_FACTOR times the best one          BEST, at half the rate
-    collapsed: the network is no better than a constant     SHORTER_WAVES while there are such starts,
-                                                            then START, at half the rate
+    the brief fit from one start has ended                   NEXT_START; after the last start, BEST of all starts
+    diverged: the loss is DIVERGED_FACTOR times the best     BEST, at half the learning rate
+    collapsed: the network is no better than a constant      SHORTER_WAVES; if no such start is left,
+                                                             START, at half the learning rate
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ import dataclasses
 import enum
 import math
 
-DIVERGED_FACTOR = 30.0  # a fit whose loss is that many times the best one has diverged; 10 times passes by itself
-EXCELLENT = 4e-8  # mean squared error of 80 dB: a best loss below it counts as this one
+DIVERGED_FACTOR = 30.0  # a fit has diverged if its loss is this many times the best loss; 10 times passes by itself
+EXCELLENT = 4e-8  # the mean squared error of 80 dB: the test for divergence raises a lower best loss to this
 # A fit has collapsed to a constant when all of these hold:
-COLLAPSED_FACTOR = 0.9  # its best loss is above this part of a constant's loss
-STALLED_FACTOR = 0.99  # its loss is above this part of what it was when judged before
-COLLAPSE_PROGRESS = 0.25  # this part of the fit is done
-COLLAPSE_STEPS = 300  # that many steps are done: a fit that is merely short has not collapsed
+COLLAPSED_FACTOR = 0.9  # its best loss is above this fraction of a constant's loss
+STALLED_FACTOR = 0.99  # its loss is above this fraction of the loss at the previous judgement
+COLLAPSE_PROGRESS = 0.25  # more than this fraction of the fit is done
+COLLAPSE_STEPS = 300  # at least this many steps are done, because a fit may be merely short
 MAX_RECOVERIES = 4
 CHANGING = ("best_loss", "n_recoveries", "n_halvings", "n_other_starts", "n_short_wave_starts", "is_on_trial")
 
 
 class Action(enum.Enum):
-    """What a fit does after it was judged."""
+    """What a fit does after a judgement."""
 
     GO_ON = enum.auto()
     BEST = enum.auto()  # back to the best state
     START = enum.auto()  # back to the start
-    NEXT_START = enum.auto()  # back to the start, with the next of the other networks
-    SHORTER_WAVES = enum.auto()  # back to the start, with the next of the networks of shorter waves
+    NEXT_START = enum.auto()  # back to the start, with the next of `Fit.other_starts`
+    SHORTER_WAVES = enum.auto()  # back to the start, with the next of `Fit.short_wave_starts`
 
 
 @dataclasses.dataclass
 class Recovery:
-    """What has been seen of a fit's losses (mean squared errors), and what follows from the next one.
+    """The memory of a fit's losses (mean squared errors), and the decision that follows from the next loss.
 
-    constant_loss: the loss of a constant. brief_steps: length of the brief fit, 0 without one. n_other_starts: networks
-    of other starts that are left. n_short_wave_starts: the same of shorter waves. can_collapse: False where a fit may
-    stall for long and be well. best_loss: of the states that may be gone back to.
+    constant_loss: the loss of a constant. brief_steps: steps of the brief fit, 0 for none. n_other_starts: other starts
+    that are left to try. n_short_wave_starts: starts of shorter waves that are left to try. can_collapse: False if a
+    healthy fit may stall for long. best_loss: the lowest loss of the states that the fit can return to.
     """
 
     constant_loss: float
@@ -59,11 +59,11 @@ class Recovery:
         self.is_on_trial = self.n_other_starts > 0
 
     def has_diverged(self, loss: float) -> bool:
-        """Whether a loss, or NaN, is far above the best one."""
+        """Whether a loss is far above the best one, or NaN."""
         return not loss <= DIVERGED_FACTOR * max(self.best_loss, EXCELLENT)
 
     def has_collapsed(self, before: float, loss: float, step: int, progress: float) -> bool:
-        """Whether a fit is stuck at a constant: no state was better than one, and the loss no longer falls."""
+        """Whether a fit is stuck at a constant: no state was better than a constant, and the loss no longer falls."""
         return (
             self.can_collapse
             and self.best_loss > COLLAPSED_FACTOR * self.constant_loss
@@ -73,9 +73,9 @@ class Recovery:
         )
 
     def judge(self, before: float, loss: float, step: int, progress: float) -> Action:
-        """What a fit does next. before: the loss when judged last; progress: the part of the fit that is done, 0 to 1.
+        """What a fit does next. before: loss at the previous judgement; progress: fraction of the fit done, 0 to 1.
 
-        A fit keeps each state whose loss is below `best_loss`, before it asks.
+        Before this call, the fit must save its state if `loss` is below `best_loss`.
         """
         if loss < self.best_loss:
             self.best_loss = loss
@@ -100,14 +100,14 @@ class Recovery:
             self.n_other_starts -= 1
             return Action.NEXT_START
         was_on_trial, self.is_on_trial = self.is_on_trial, False
-        self.best_loss = math.inf  # at a high rate again, the fit is worse for a while, and has not diverged
+        self.best_loss = math.inf  # the learning rate is high again: a rise of the loss is no divergence
         return Action.BEST if was_on_trial else Action.GO_ON
 
     def state_dict(self) -> dict[str, float | int | bool]:
-        """What changes in the course of a fit."""
+        """The attributes that change during a fit."""
         return {name: getattr(self, name) for name in CHANGING}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue from a `state_dict`, whose other entries are left alone."""
+        """Continue from a `state_dict`. Other entries of `state` are ignored."""
         for name in CHANGING:
             setattr(self, name, state[name])

@@ -1,4 +1,4 @@
-"""The volume as training samples: normalised, drawn from in a shuffled order, evenly or by a density."""
+"""The volume as normalised training samples, drawn in shuffled order, either evenly or by a density."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 from utils import axis_coordinates, voxel_size
 
-DENSITY_UNITS = 1 << 20  # integer units of a density of 1
-JUDGING_VOXELS = 1 << 12  # voxels that a fit, or a symmetry, is judged by
-BY_ERROR = 0.75  # share of the draws that go by the error; with half, the worst voxels are drawn too seldom
-SLAB = 1 << 14  # voxels that a network is evaluated at in one go
-ASYMMETRY = 1e-3  # mean squared difference of mirror images, relative to the variance, that still counts as symmetric
+DENSITY_UNITS = 1 << 20  # integer units that represent a density of 1
+JUDGING_VOXELS = 1 << 12  # voxels for the judgement of a fit or of a symmetry
+BY_ERROR = 0.75  # share of the draws that follow the error; at 0.5, the worst voxels are drawn too seldom
+SLAB = 1 << 14  # voxels in one evaluation of a network
+ASYMMETRY = 1e-3  # a symmetric volume has less: mean square of half the difference of mirror images / variance
 
 
 def axis_tensors(shape: tuple[int, ...], device: torch.device) -> list[torch.Tensor]:
@@ -34,29 +34,29 @@ def flat_coordinates(axes: list[torch.Tensor], flat: torch.Tensor) -> torch.Tens
 
 
 def draw_by_density(density: torch.Tensor, n_drawn: int = JUDGING_VOXELS) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws `n_drawn` voxels, or points, by a density, 1 in the mean. Returns their indices and weights.
+    """Draws `n_drawn` voxels or points by a density whose mean is 1. Returns their indices and weights.
 
-    The weighted mean of any figure over the draws is about its mean over all voxels. If there are no more than
-    `n_drawn`, all are returned.
+    The weighted mean of a quantity over the draws estimates its mean over all voxels. If there are at most `n_drawn`
+    voxels, all are returned.
     """
     n = len(density)
     if n <= n_drawn:
         return torch.arange(n, device=density.device), torch.ones_like(density)
     ends = (density * DENSITY_UNITS).long().cumsum(0)
     at = torch.rand(n_drawn, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(density.device)
-    at = (at + torch.arange(n_drawn, device=density.device)) * (ends[-1] / n_drawn)  # one in each of equal parts
+    at = (at + torch.arange(n_drawn, device=density.device)) * (ends[-1] / n_drawn)  # one draw in each of equal parts
     chosen = torch.searchsorted(ends, at.long(), right=True)
     return chosen, 1 / density[chosen]
 
 
 def density_of(errors: torch.Tensor, n_voxels: int, by_error: float = BY_ERROR) -> torch.Tensor:
-    """How often to draw each voxel, 1 in the mean: importance sampling (Katharopoulos and Fleuret, 2018).
+    """The density (voxels,) for importance sampling, 1 in the mean (Katharopoulos and Fleuret, 2018).
 
-    The share `by_error` of the draws goes by the root of the squared errors, the rest is even. Where few voxels hold
-    most of the error, an even draw rarely meets them, and its gradient is mostly noise. Weighted by 1 / density, a loss
-    remains the mean over all voxels; no weight exceeds 1 / (1 - by_error).
+    The share `by_error` of the draws follows the root of the squared errors; the rest is even. If few voxels hold most
+    of the error, even draws rarely hit them, and the gradient is mostly noise. With weights of 1 / density, a loss
+    remains the mean over all voxels. No weight exceeds 1 / (1 - by_error).
 
-    errors: (voxels,), squared, zero for voxels that are not among the `n_voxels` that count.
+    errors: (voxels,) squared errors, zero for missing voxels. n_voxels: the number of voxels that are not missing.
     """
     size = errors.sqrt()
     mean = size.sum() / n_voxels + 1e-30
@@ -64,18 +64,18 @@ def density_of(errors: torch.Tensor, n_voxels: int, by_error: float = BY_ERROR) 
 
 
 class VoxelSampler:
-    """Draws training samples from a normalised volume in memory. A voxel is known by its flat (C-order) index.
+    """Draws training samples from a normalised volume in memory. A flat (C-order) index identifies a voxel.
 
-    shape: of the grid, voxels. values: float32 tensor (voxels, components) in [-1, 1], NaN where missing; on the
-    device, or in the host's memory if it takes more than half of what the device has free. n_voxels: of those that are
-    not missing; only these are drawn.
+    shape: of the grid, voxels. values: float32 tensor (voxels, components) in [-1, 1], NaN where missing. The tensor is
+    on the device, or in host memory if training would take more than half of the device's free memory. n_voxels: the
+    number of voxels that are not missing; only these are drawn.
     """
 
     def __init__(self, normalised: np.ndarray, device: torch.device):
         self.shape = normalised.shape[:-1]
         self.device = device
         values = torch.from_numpy(normalised.reshape(math.prod(self.shape), -1))
-        bytes_needed = values.nbytes + 48 * len(values)  # what an order of the voxels is made from, by density
+        bytes_needed = values.nbytes + 48 * len(values)  # 48 bytes a voxel: `shuffled` with a density
         fits = device.type != "cuda" or bytes_needed < torch.cuda.mem_get_info(device)[0] // 2
         self.values = values.to(device if fits else "cpu")
         self.axes = axis_tensors(self.shape, self.values.device)
@@ -87,12 +87,12 @@ class VoxelSampler:
         self.variance = float(present.var(dim=0, correction=0).mean())
 
     def deviations(self) -> torch.Tensor:
-        """The squared error (voxels,) of a constant, of missing voxels zero."""
+        """The squared error (voxels,) of a constant, the mean; zero for missing voxels."""
         return (self.values - self.mean).square().mean(1).nan_to_num_()
 
     @torch.no_grad()
     def squared_errors(self, net: torch.nn.Module) -> torch.Tensor:
-        """The squared error (voxels,) of a network, clipped as when it is decoded; of missing voxels zero."""
+        """The squared error (voxels,) of a network, with its output clipped as in decoding; zero for missing voxels."""
         errors, start = [], 0
         for values in self.values.split(SLAB):
             flat = torch.arange(start, start + len(values), device=values.device)
@@ -102,20 +102,20 @@ class VoxelSampler:
         return torch.cat(errors)
 
     def density(self, errors: torch.Tensor) -> torch.Tensor:
-        """`density_of` every voxel; missing ones are never drawn."""
+        """The `density_of` all voxels. Missing voxels have a density, too, but are never drawn."""
         return density_of(errors, self.n_voxels)
 
     def drawn(self, density: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Voxels drawn by a density of all voxels, missing ones left out: flat indices and weights. See `drawn_by`."""
+        """Flat indices and weights of voxels that are drawn by `draw_by_density`, without missing voxels."""
         if self.present is None:
             return draw_by_density(density)
         chosen, weights = draw_by_density(density[self.present])
         return self.present[chosen], weights
 
     def judging_voxels(self, density: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The voxels that a fit is judged by: coordinates and values, as of `samples`, and weights.
+        """The voxels that judge a fit: coordinates and values, as from `samples`, and weights (n,).
 
-        They are drawn by the density that batches are drawn by; without one, by their distance from the mean value.
+        density: that of the batches; None draws voxels by their distance from the mean value.
         """
         flat, weights = self.drawn(self.density(self.deviations()) if density is None else density)
         x, values = flat_coordinates(self.axes, flat), self.values[flat]
@@ -124,17 +124,17 @@ class VoxelSampler:
     def shuffled(self, seed: int, index: int, density: torch.Tensor | None = None) -> torch.Tensor:
         """The order in which pass number `index` sees the voxels that are not missing, each once.
 
-        density: (voxels,), 1 in the mean. Each voxel is then seen as often as it says, rounded up or down (systematic
-        sampling).
+        density: (voxels,), 1 in the mean. If given, each voxel occurs as often as its density says, rounded up or down
+        (systematic sampling).
         """
         generator = torch.Generator(self.values.device)
         generator.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1))
         order = torch.randperm(self.n_voxels, generator=generator, device=self.values.device)
         if density is not None:
             density = density if self.present is None else density[self.present]
-            ends = (density * DENSITY_UNITS).long().cumsum(0)  # integers: the same sums on every run, on a GPU too
+            ends = (density * DENSITY_UNITS).long().cumsum(0)  # integers, so that sums are reproducible on a GPU, too
             start = torch.rand(1, generator=generator, device=order.device, dtype=torch.float64)
-            # Of n_voxels samples at equal distances, how many fall on the voxels up to each.
+            # For each voxel: how many of n_voxels equally spaced samples fall on the voxels up to this one.
             reached = (ends * (self.n_voxels / ends[-1].double()) - start).ceil_().long().clamp_(0, self.n_voxels)
             reached[-1] = self.n_voxels
             counts = reached.diff(prepend=reached.new_zeros(1))
@@ -144,7 +144,7 @@ class VoxelSampler:
     def batches(
         self, seed: int, index: int, n_batches: int, first: int, density: torch.Tensor | None = None
     ) -> Sequence[torch.Tensor]:
-        """Pass number `index`, `shuffled`, in so many equal batches, from batch `first` on: indices of voxels."""
+        """Pass number `index` of `shuffled` in `n_batches` equal batches of flat indices, from batch `first` on."""
         return self.shuffled(seed, index, density).tensor_split(n_batches)[first:]
 
     def samples(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -152,9 +152,9 @@ class VoxelSampler:
         return flat_coordinates(self.axes, flat).to(self.device), self.values[flat].to(self.device)
 
     def mirrors(self) -> list[float | None]:
-        """For each axis the normalised coordinate of a plane in which the field is its own mirror image, or None.
+        """For each axis, the normalised coordinate of a plane of mirror symmetry of the volume, or None.
 
-        Of planes near the middle, judged by voxels drawn by their distance from the mean.
+        Only planes near the middle are tested, on voxels drawn by their distance from the mean.
         """
         flat, weights = self.drawn(self.density(self.deviations()))
         return [self._mirror(axis, flat, weights) for axis in range(len(self.shape))]
@@ -163,7 +163,7 @@ class VoxelSampler:
         n, stride = self.shape[axis], math.prod(self.shape[axis + 1 :])
         index = flat // stride % n
         least, found = 4 * ASYMMETRY * self.variance, None
-        for both in range(n - 1 - n // 8, n + n // 8) if n > 3 else ():  # the sum of an index and its mirror's
+        for both in range(n - 1 - n // 8, n + n // 8) if n > 3 else ():  # both = an index + its mirror image's
             other = both - index
             is_inside = (other >= 0) & (other < n)
             pairs = flat[is_inside], (flat + (other - index) * stride)[is_inside]
@@ -190,10 +190,10 @@ class VoxelSampler:
 
 
 def finite_differences(grid: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Differences of normalised values (grid..., components) by normalised coordinates: (grid..., components, d_in).
+    """Slopes (grid..., components, d_in) of normalised values (grid..., components) along normalised coordinates.
 
-    shape: of the whole of which `grid` is a part. Central, one-sided at the faces of `grid` and beside missing voxels,
-    NaN between two of them; zero along an axis of one voxel.
+    shape: of the whole volume; `grid` is a part of it. Differences are central, but one-sided at the faces of `grid`
+    and beside a missing voxel. The slope is NaN between two missing voxels, and zero along an axis of one voxel.
     """
     return np.stack([_slope(grid, axis, voxel_size(shape, axis)) for axis in range(len(shape))], axis=-1)
 

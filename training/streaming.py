@@ -1,8 +1,8 @@
-"""Training samples of a volume too large for memory: whole stretches of its file, shuffled in a buffer.
+"""Training samples of a volume too large for memory: contiguous stretches of its file, shuffled in a buffer.
 
-Every pass reads every stretch once, in a random order, fills the buffer up with them again and again, and draws from
-there in a random order. With some stretches from all over the volume for each sample of a batch, the batch is as mixed
-as one of single voxels, and the disk reads kilobytes in one go.
+Every pass reads every stretch once, in random order. The stretches refill the buffer again and again, and voxels are
+drawn from it in random order. The buffer holds several stretches, from all over the volume, for each sample of a batch.
+So a batch is as mixed as one of single random voxels, but the disk reads kilobytes at a time.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from utils import Box, ValueRange, boxes, read_in_boxes
 
 MAX_VOXELS_IN_MEMORY = 1 << 27  # voxels: training takes 12 bytes for each, beside the volume; the same on every machine
 BUFFER = 1 << 24  # voxels
-KEPT = BUFFER // 4 * 3  # voxels left in it when it is filled up again
-STRETCH = 1 << 10  # voxels: longer ones are more alike, and cost quality
-JUDGING_STRETCHES = 256  # from which the voxels come that a fit is judged by
+KEPT = BUFFER // 4 * 3  # voxels left in the buffer when it is refilled
+STRETCH = 1 << 10  # voxels in a stretch; in a longer one the voxels are more alike, which costs quality
+JUDGING_STRETCHES = 256  # stretches that are read at a time for the judgement of a fit
 
 
 def make_sampler(
     original: np.ndarray, values: ValueRange, device: torch.device, with_slopes: bool = False
 ) -> VoxelSampler | StreamingSampler:
-    """The field of a volume (grid..., components), to train on: in memory, or streamed from its file when it is large.
+    """The sampler of a volume (grid..., components): in memory, or streamed from its file if the volume is large.
 
-    with_slopes: whether slopes will be asked for.
+    with_slopes: whether training needs `slopes`.
     """
     if math.prod(original.shape[:-1]) > MAX_VOXELS_IN_MEMORY:
         return StreamingSampler(original, values, device, with_slopes)
@@ -49,9 +49,9 @@ def make_sampler(
 
 
 class StreamingSampler:
-    """As VoxelSampler, but `original` (grid..., components), a memory map, is read and normalised when it is drawn.
+    """A sampler like VoxelSampler, which reads and normalises a memory map, `original` (grid..., components), in parts.
 
-    A voxel is known by its place in the buffer.
+    A place in the buffer identifies a voxel.
     """
 
     def __init__(self, original: np.ndarray, values: ValueRange, device: torch.device, with_slopes: bool = False):
@@ -61,10 +61,10 @@ class StreamingSampler:
         self.stretches = boxes(original, STRETCH * original.shape[-1])
         self.n_voxels, self.mean, self.variance = self._statistics()
         self.n_refills = math.ceil(self.n_voxels / (BUFFER - KEPT))
-        self.buffer: list[torch.Tensor] = []  # by place: flat index, values, and slopes if any
+        self.buffer: list[torch.Tensor] = []  # by place: flat indices, values, and slopes if wanted
 
     def _statistics(self) -> tuple[int, torch.Tensor, float]:
-        """How many voxels are not missing; of the normalised values the mean of each component, and the variance."""
+        """(number of voxels not missing, mean of each component, variance) of the normalised values."""
         n, sums, squares = 0, 0.0, 0.0
         for _, part in read_in_boxes(self.original):
             rows = self.range.normalise(part).reshape(-1, part.shape[-1]).astype(np.float64)
@@ -80,7 +80,7 @@ class StreamingSampler:
         return functools.reduce(lambda crc, part: zlib.crc32(part[1].tobytes(), crc), read_in_boxes(self.original), 0)
 
     def judging_voxels(self, density: None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `VoxelSampler.probe`, from stretches drawn at random."""
+        """As `VoxelSampler.judging_voxels` without a density, from stretches drawn at random."""
         flat = torch.empty(0, dtype=torch.int64, device=self.device)
         values = torch.empty(0, self.original.shape[-1], device=self.device)
         order = np.random.default_rng(0).permutation(len(self.stretches))
@@ -93,15 +93,15 @@ class StreamingSampler:
         return flat_coordinates(self.axes, flat[chosen]), values[chosen], weights
 
     def mirrors(self) -> list[None]:
-        """No plane of symmetry is looked for: voxels here and there take long to read."""
+        """None for each axis: a search for symmetry would read scattered voxels, which takes long."""
         return [None] * len(self.shape)
 
     def batches(
         self, seed: int, index: int, n_batches: int, first: int, density: None = None
     ) -> Iterator[torch.Tensor]:
-        """Pass number `index` in equal batches, from batch `first` on: all voxels not missing, once each.
+        """Pass number `index` in equal batches of places, from batch `first` on: all voxels not missing, each once.
 
-        density: there is none, a voxel's errors are not known.
+        density: always None, because no errors of single voxels are kept.
         """
         seeds = np.random.SeedSequence([seed, index])
         generator = torch.Generator(self.device).manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
@@ -124,23 +124,23 @@ class StreamingSampler:
         return flat_coordinates(self.axes, self.buffer[0][places]), self.buffer[1][places]
 
     def slopes(self, places: torch.Tensor) -> torch.Tensor:
-        """Finite differences (n, components, d_in); see samples.finite_differences."""
+        """Finite differences (n, components, d_in) of the voxels at `places`; see `finite_differences`."""
         return self.buffer[2][places]
 
     def _fill(self, chosen: np.ndarray, rest: torch.Tensor | None) -> None:
-        """Fill the buffer with the chosen stretches and what is at the places `rest`."""
+        """Fill the buffer with the voxels at the places `rest` and with the chosen stretches."""
         kept = [] if rest is None else [[content[rest] for content in self.buffer]]
         self.buffer = []
         kept.append(self._read_all(chosen))
         self.buffer = [torch.cat(column) for column in zip(*kept, strict=True)]
 
     def _read_all(self, chosen: np.ndarray) -> list[torch.Tensor]:
-        """What `_read` gives of the chosen stretches, in the order of the file."""
+        """The columns of `_read` for all chosen stretches, in the order of the file."""
         columns = zip(*map(self._read, (self.stretches[i] for i in np.sort(chosen))), strict=True)
         return [torch.from_numpy(np.concatenate(column)).to(self.device) for column in columns]
 
     def _read(self, box: Box) -> list[np.ndarray]:
-        """Flat indices, normalised values, and slopes if they are wanted, of the voxels in a box but missing ones."""
+        """Flat indices, normalised values, and slopes if wanted, of the voxels in a box that are not missing."""
         reach = int(self.with_slopes)
         wider = tuple(slice(max(cut.start - reach, 0), cut.stop + reach) for cut in box)
         inside = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, wider, strict=True))

@@ -1,4 +1,4 @@
-"""The trained weights of a network in one vector, and what moves them: a step then takes few operations."""
+"""The trained weights of a network in one vector, and their update: a step then takes few operations."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import nn
 from siren import FieldNet, linear_layers
 from training.optimizers import Adam, Muon
 
-AVERAGED_STEPS = 50  # steps over which the weights are averaged
-NORM_LIMIT = 1.3  # of a hidden matrix, relative to its norm at initialisation
+AVERAGED_STEPS = 50  # time constant of the running average of the weights, steps
+NORM_LIMIT = 1.3  # largest Frobenius norm of a hidden matrix, relative to the norm at initialisation
 
 
 def in_one_vector(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """One vector of all values. The tensors become views of its parts, so a change of either changes both."""
+    """One vector of the values of all tensors. The tensors become views of it: a change of one changes both."""
     vector = torch.cat([tensor.detach().flatten() for tensor in tensors])
     parts = vector.split([tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):
@@ -25,7 +25,7 @@ def in_one_vector(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def trained_parameters(net: FieldNet, first_trained_layer: int) -> tuple[list[nn.Parameter], int]:
-    """The parameters of the linear layers from `first_trained_layer` on, hidden matrices first; the number of these."""
+    """(parameters of the layers from `first_trained_layer` on, hidden matrices first; number of hidden matrices)."""
     live = linear_layers(net)[first_trained_layer:]
     hidden = [layer.weight for layer in (live if first_trained_layer else live[1:])[:-1]]
     chosen = {id(p) for p in hidden}
@@ -35,9 +35,9 @@ def trained_parameters(net: FieldNet, first_trained_layer: int) -> tuple[list[nn
 class TrainedWeights:
     """The weights of `net` from linear layer `first_trained_layer` on, their gradient, and their average.
 
-    weights, gradient, averaged_weights: vectors, of which the tensors of `net`, their `.grad`, and those of
-    `averaged_net` are parts. The average is over the latest steps (Polyak averaging; Polyak and Juditsky, 1992).
-    optimizer: "muon" (for the hidden matrices; Adam for the rest) or "adam".
+    weights, gradient, averaged_weights: vectors. The trained parameters of `net`, their `.grad`, and the parameters of
+    `averaged_net` are views of them. The average runs over the latest steps (Polyak averaging; Polyak and Juditsky,
+    1992). optimizer: "muon" (Muon for the hidden matrices, Adam for the rest) or "adam".
     """
 
     def __init__(self, net: FieldNet, optimizer: str, first_trained_layer: int = 0):
@@ -57,23 +57,23 @@ class TrainedWeights:
         else:
             muon = [Muon(self.hidden, hidden_gradient)] if n_hidden else []
             self.optimizers = [Adam(self.weights[size:], self.gradient[size:], (0.9, 0.99)), *muon]
-        # Limits of the Frobenius norm; a network that comes with larger matrices keeps them.
+        # Limits of the Frobenius norms. A matrix that starts with a larger norm may keep this norm.
         initial = math.sqrt(2 * n) / net.config.omega_0
         self.norm_limits = torch.linalg.vector_norm(self.hidden, dim=(1, 2), keepdim=True).clamp_(NORM_LIMIT * initial)
 
     def take_step(self, rate: float, number: int) -> None:
-        """Move the weights by their gradient, at a learning rate, and average them. number: of the step, from 1."""
+        """Move the weights at the learning rate `rate`, then average them. number: the step's number, from 1."""
         for optimizer in self.optimizers:
             optimizer.step(rate)
         self._limit_norms()
-        # At first over fewer steps.
+        # The first averages cover fewer steps.
         self.averaged_weights.lerp_(self.weights, max(1 / AVERAGED_STEPS, 10 / (9 + number)))
 
     def _limit_norms(self) -> None:
-        """Scale hidden matrices back to their limits.
+        """Scale hidden matrices back to their norm limits.
 
-        Noise in the gradients makes them grow, until the phases are scrambled and the network can fit but a constant:
-        the collapse of sine networks at high learning rates. Held back, they never get there.
+        Gradient noise makes the matrices grow, until the phases are scrambled and the network can only fit a constant.
+        This is the collapse of sine networks at high learning rates. The limits prevent it.
         """
         norms = torch.linalg.vector_norm(self.hidden, dim=(1, 2), keepdim=True)
         self.hidden.mul_((self.norm_limits / norms).clamp_(max=1.0))

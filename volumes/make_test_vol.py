@@ -1,18 +1,18 @@
 """Make test_vol.npy: a knotted vortex tube in water, by direct numerical simulation.
 
 A vortex tube tied into a trefoil knot (made in water by Kleckner and Irvine, "Creation and dynamics of
-knotted vortices", Nature Physics 9, 253, 2013) starts in a weak irregular flow in a periodic box. It swims,
-stretches, flattens, and its strands wrap round each other. Stored is the vorticity magnitude |curl u| in 1/s
-at the end: float32, volume[x, y, z].
+knotted vortices", Nature Physics 9, 253, 2013) starts in a weak irregular flow in a periodic box. The tube
+moves, stretches and flattens, and its strands wrap round each other. The file holds the vorticity magnitude
+|curl u| at the end, in 1/s: float32, volume[x, y, z].
 
 The velocity u obeys the incompressible Navier-Stokes equations, in rotational form
 
     du/dt = u x w - grad(p + |u|^2 / 2) + nu lap u,    w = curl u,    div u = 0,
 
-solved by a Fourier pseudo-spectral method (Canuto, Hussaini, Quarteroni, Zang, "Spectral Methods", 2007,
-chapter 3): derivatives are products with wave vectors k; u x w is formed on the grid; dropping the upper
-third of the wavenumbers removes its aliases (Orszag, J. Atmos. Sci. 28, 1074, 1971); a projection stands in
-for the gradient. Time stepping is RK4 on exp(nu k^2 t) u, which makes the viscous term exact.
+A Fourier pseudo-spectral method solves them (Canuto, Hussaini, Quarteroni, Zang, "Spectral Methods", 2007,
+chapter 3). Derivatives are products with wave vectors k. The product u x w is formed on the grid. Without the
+upper third of the wavenumbers, it has no aliases (Orszag, J. Atmos. Sci. 28, 1074, 1971). A projection replaces
+the gradient term. RK4 advances exp(nu k^2 t) u in time, which makes the viscous term exact.
 """
 
 import argparse
@@ -27,15 +27,15 @@ VISCOSITY = 1.0e-6  # m^2/s, of water at 20 C
 CIRCULATION = 5.5e-4  # m^2/s, round the tube; Reynolds number CIRCULATION / VISCOSITY = 550
 CORE = 3.2e-3  # m, standard deviation of the tube's Gaussian profile of vorticity
 KNOT_RADII = 21e-3, 9e-3  # m, large and small radius of the torus on which the knot lies
-KNOT_CENTRE = 40e-3, 38e-3, 41e-3  # m, from voxel (0, 0, 0)
-KNOT_TILT = 0.35, 0.75  # rad, turns of the knot's axis away from x: about z, then about y
+KNOT_CENTRE = 40e-3, 38e-3, 41e-3  # m, position relative to voxel (0, 0, 0)
+KNOT_TILT = 0.35, 0.75  # rad, angles that turn the knot's axis away from x: about z, then about y
 BACKGROUND = 2.0e-3  # m/s, r.m.s. speed of the irregular flow
-STEPS, DURATION = 200, 2.4  # time steps, s
+STEPS, DURATION = 200, 2.4  # number of time steps; simulated time in s
 SEED = 1
 
 
 class Spectral:
-    """Fields on a periodic grid, and the Fourier coefficients (3, kx, ky, kz) of vector fields on it."""
+    """Operators on a periodic grid, for vector fields given by their Fourier coefficients (3, kx, ky, kz)."""
 
     def __init__(self, shape, spacing):
         self.shape, self.spacing = shape, spacing
@@ -46,7 +46,7 @@ class Spectral:
         self.k2_or_1 = np.where(self.k2 > 0, self.k2, 1.0)
         self.k_max = 2 / 3 * np.pi / spacing
         self.is_kept = (np.abs(self.k) < self.k_max).all(0)
-        self.weight = np.where(self.k[2] > 0, 2.0, 1.0) / np.prod(shape) ** 2  # rfftn stores half the waves
+        self.weight = np.where(self.k[2] > 0, 2.0, 1.0) / np.prod(shape) ** 2  # rfftn stores only half the waves
 
     def to_grid(self, f):
         return np.fft.irfftn(f, s=self.shape, axes=(1, 2, 3))
@@ -67,7 +67,7 @@ class Spectral:
 
 
 def trefoil(n):
-    """(3, n) points of the (2, 3) torus knot in metres, and the (3, n) steps dX along it."""
+    """The points X (3, n) of the (2, 3) torus knot in metres, and the steps dX (3, n) along the knot."""
     t = 2 * np.pi / n * np.arange(n)
     large, small = KNOT_RADII
     radius, d_radius = large + small * np.cos(3 * t), -3 * small * np.sin(3 * t)
@@ -84,8 +84,8 @@ def trefoil(n):
 def knot_velocity(sp):
     """The flow of a vortex tube round the closed curve X.
 
-    Its vorticity is CIRCULATION * integral of G(x - X) dX, G a normalised Gaussian, with coefficients
-    CIRCULATION exp(-k^2 CORE^2 / 2) integral of exp(-i k . X) dX; its velocity is curl w / k^2 (Biot-Savart).
+    The vorticity w is CIRCULATION * integral of G(x - X) dX, where G is a normalised Gaussian. Its coefficients are
+    CIRCULATION exp(-k^2 CORE^2 / 2) integral of exp(-i k . X) dX. The velocity is curl w / k^2 (Biot-Savart).
     """
     points, steps = trefoil(512)
     wave_x, wave_y, wave_z = (np.exp(-1j * np.outer(k, x)) for k, x in zip(sp.k_axes, points, strict=True))
@@ -96,7 +96,7 @@ def knot_velocity(sp):
 
 
 def background_velocity(sp):
-    """24 random plane shear waves a sin(k . x + phase), a normal to k, at most 3 periods along each axis."""
+    """The flow of 24 random shear waves a sin(k . x + phase): a is normal to k; each axis has at most 3 periods."""
     rng = np.random.default_rng(SEED)
     x = np.stack(np.meshgrid(*(2 * np.pi / n * np.arange(n) for n in sp.shape), indexing="ij"))
     flow = np.zeros((3, *sp.shape))
@@ -110,8 +110,8 @@ def background_velocity(sp):
 
 
 def simulate(sp, u, n_steps, dt):
-    """Advance the velocity u; return it with (energy, enstrophy) per unit mass before and after each step."""
-    decay = np.exp(-VISCOSITY * sp.k2 * dt / 2)  # over half a step
+    """Advance the velocity u. Returns u and (energy, enstrophy) per unit mass at the start and after each step."""
+    decay = np.exp(-VISCOSITY * sp.k2 * dt / 2)  # viscous decay over half a step
 
     def rate(u):
         return sp.project(sp.to_waves(np.cross(sp.to_grid(u), sp.to_grid(sp.curl(u)), axis=0)))
@@ -131,10 +131,10 @@ def simulate(sp, u, n_steps, dt):
 
 
 def check(sp, u, energy, enstrophy, dt):
-    """Raise AssertionError unless the run obeys the equations and is resolved; print the figures.
+    """Print the figures of the run. Raises AssertionError unless it obeys the equations and is resolved.
 
-    div u = 0; energy falls, by dE/dt = -2 nu enstrophy (exact for a periodic flow); and k_max eta > 1.5 with
-    Kolmogorov's length eta = (nu^3 / dissipation)^(1/4) (Pope, "Turbulent Flows", 2000, section 9.1).
+    The conditions: div u = 0. Energy falls by dE/dt = -2 nu enstrophy, which is exact for a periodic flow. k_max eta is
+    over 1.5, with Kolmogorov's length eta = (nu^3 / dissipation)^(1/4) (Pope, "Turbulent Flows", 2000, section 9.1).
     """
     divergence = np.abs((sp.k * u).sum(0)).max() / np.abs(sp.curl(u)).max()
     lost = -np.diff(energy)
