@@ -150,6 +150,7 @@ class Fit:
         return psnr_of(self.loss)
 
     def _rate(self) -> float:
+        """The learning rate of this step: that of the recipe, halved for each halving by a recovery."""
         return self.recipe.rate(self.step, self.sampler.n_voxels, self.progress) * 0.5**self.recovery.n_halvings
 
     def _take_step(self, batch: torch.Tensor) -> None:
