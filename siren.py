@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 MIN_NEURONS = 16  # least width of a network, as in the original scripts
-MAX_NEURONS = 1 << 16  # greatest width of a network
+MAX_NEURONS = (1 << 16) - 1  # greatest width of a network that a blob holds
 OMEGA_0 = 30.0  # frequency factor of every sine, as in the original scripts
 HIGHEST_WAVE = 9.0  # highest frequency of `start_as_axis_waves`, radians per unit of the normalised coordinates
 
@@ -57,7 +57,7 @@ def count_parameters(config: SirenConfig) -> int:
 
 
 def neurons_for_budget(n_parameters: float, **config) -> int:
-    """The largest width whose network has fewer than `n_parameters` parameters, but at least 16 and at most 65536.
+    """The largest width whose network has fewer than `n_parameters` parameters, but at least 16 and at most 65535.
 
     config: the other fields of SirenConfig. The rule is that of the original scripts.
     """
