@@ -71,6 +71,10 @@ class Geometry:
         matrix = np.reshape(self.direction, (3, 3))
         return bool(np.abs(matrix.T @ matrix - np.eye(3)).max() <= MAX_SKEW)
 
+    def stays_within(self, d_in: int) -> bool:
+        """Whether the first `d_in` axes of space lie in its first d_in dimensions, and so say all about a place."""
+        return not np.abs(np.reshape(self.direction, (3, 3))[d_in:, :d_in]).max(initial=0.0) > MAX_SKEW
+
     def with_time(self, step: float, start: float) -> Geometry:
         """The same geometry with a time axis before the axes of space."""
         return dataclasses.replace(self, spacing=(step, *self.spacing), origin=(start, *self.origin))
@@ -443,7 +447,7 @@ class ValueRange:
         equal the fill value, it is replaced by the next smaller number, so that the voxel does not count as missing.
         """
         wide = wide_float(self.dtype)
-        unit = (np.clip(values.astype(np.float64), -1.0, 1.0) + 1.0) / 2.0
+        unit = (np.fmin(np.fmax(values.astype(np.float64), -1.0), 1.0) + 1.0) / 2.0  # NaN becomes the least value
         offset = unit.astype(wide) * self.extent.astype(wide)
         low = self.low.astype(wide)
         if as_float and self.dtype.kind in "iu":

@@ -45,6 +45,7 @@ from tqdm import tqdm
 
 from utils import UserError
 
+MAX_MESSAGE = 1000  # characters of an error
 EXIT_ERROR = 2  # exit status after a UserError
 PLAIN_PROGRESS_SECONDS = 10.0  # least time between two plain lines
 BAR_AFTER_SECONDS = 0.5  # shorter work shows no bar
@@ -53,14 +54,17 @@ BAR_AFTER_SECONDS = 0.5  # shorter work shows no bar
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Run a script's `main(argv)`. A UserError gives one line and status 2.
 
-    Ctrl-C gives status 130, SIGTERM gives 143. Any other exception is a bug and keeps its traceback.
+    Ctrl-C gives status 130, SIGTERM 143, a closed terminal 129. Any other exception is a bug and keeps its traceback.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _interrupt)
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:
         message = " ".join(line.strip() for line in str(error).splitlines())
+        message = "".join(c if c.isprintable() else "?" for c in message[:MAX_MESSAGE])  # files may hold ESC sequences
         print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
         sys.exit(EXIT_ERROR)
     except BrokenPipeError:  # the reader of the output, such as `head`, has ended

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 
 from utils import UserError
+
+MAX_BYTES = 1 << 33  # of a file that is read whole: networks, blobs, checkpoints
 
 
 def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
@@ -48,7 +51,8 @@ def _identity(path: str) -> tuple[int, int] | str:
 
 
 def _temporary_name(real: str) -> str:
-    return os.path.join(os.path.dirname(real), f".{os.path.basename(real)}.{os.getpid()}.tmp")
+    name = os.fsencode(os.path.basename(real))[:200].decode(errors="ignore")  # file systems hold 255 bytes
+    return os.path.join(os.path.dirname(real), f".{name}.{os.getpid()}.tmp")
 
 
 @contextlib.contextmanager
@@ -63,6 +67,8 @@ def atomic_write(path: str) -> Iterator[str]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
+        if os.path.exists(real):
+            os.chmod(temporary, stat.S_IMODE(os.stat(real).st_mode))
         os.replace(temporary, real)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
@@ -102,10 +108,18 @@ def _size(n_bytes: float) -> str:
     return f"{n_bytes:.3g} TB"
 
 
+def _without_waiting(path: str, flags: int) -> int:
+    """An opener that does not wait for a writer, as of a named pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_bytes(path: str) -> bytes:
-    """The content of a file. Raises UserError when it cannot be read."""
+    """The content of a file. Raises UserError when it cannot be read, or is no regular file of at most MAX_BYTES."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+                raise UserError(f"{path}: expected a regular file of at most {_size(MAX_BYTES)}")
             return file.read()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

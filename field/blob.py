@@ -44,7 +44,8 @@ Chunk d, direction
 
     9 x f64        a matrix of 3 x 3, row by row. Its columns are the directions of the axes in space: of the first
                    three axes, or of the last three where d_in is 4 and the first axis is time. The columns have unit
-                   length and are at right angles, each within 1e-3
+                   length and are at right angles, each within 1e-3. For d_in 1 and 2, the directions of the
+                   axes lie in the first d_in dimensions, within 1e-3
 
 Voxel i lies at origin + direction (spacing i). Missing axes count as 0.
 
@@ -217,8 +218,9 @@ def check_header(header: VolumeHeader, d_in: int, d_out: int) -> None:
         raise BlobError(f"spacing {spacing}: expected positive numbers")
     if len(direction) != 9 or not all(isinstance(d, int | float) and abs(d) < 2 for d in direction):
         raise BlobError(f"direction {direction}: expected 9 numbers, 3 x 3 row by row")
-    if not geometry.is_orthonormal:
-        raise BlobError(f"direction {direction}: expected columns of unit length, at right angles")
+    if not geometry.is_orthonormal or not geometry.stays_within(d_in):
+        what = "columns of unit length, at right angles, those of the axes within the first dimensions"
+        raise BlobError(f"direction {direction}: expected {what}")
     if header.dtype.name not in DTYPES:
         raise BlobError(f"dtype {header.dtype}: expected one of {', '.join(DTYPES)}")
     if header.low.shape != (d_out,) or header.high.shape != (d_out,):
@@ -238,7 +240,7 @@ def check_network(network: dict) -> None:
             raise BlobError(f"{name}: expected 1 to {limit}, found {network[name]}")
     if not isinstance(network["is_residual"], bool):
         raise BlobError(f"is_residual: expected true or false, found {network['is_residual']!r}")
-    if not 1e-6 <= network["omega_0"] <= 1e6:
+    if not 1e-6 <= float(np.float32(network["omega_0"])) <= 1e6:
         raise BlobError(f"omega_0: expected 1e-6 to 1e6, found {network['omega_0']}")
     check_size([network])
 

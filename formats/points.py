@@ -76,6 +76,8 @@ def write_points(
     values = values.reshape(len(points), -1)
     d_in, d_out = points.shape[1], values.shape[1]
     axes = AXES[d_in]
+    name = "".join(c for c in name if c.isprintable())
+    name = f"'{name}" if name[:1] in ("=", "+", "-", "@") else name  # a spreadsheet would take it for a formula
     labels = [name] if d_out == 1 else [f"{name}_{c}" for c in range(d_out)]
     columns = [values]
     names = list(labels)

@@ -69,6 +69,8 @@ def read_volume(
 def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, layout: RawLayout | None) -> Volume:
     """The unchecked volume of a file, with `d_in` axes where the file can have so many. Raises VolumeError."""
     is_folder, suffix = os.path.isdir(path), suffix_of(path)
+    if os.path.exists(path) and not is_folder and not os.path.isfile(path):
+        raise VolumeError(f"{path}: expected a file or a folder, found neither")
     try:
         with open(os.devnull if is_folder else path, "rb") as file:
             start = file.read(8)
@@ -84,29 +86,32 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
     if is_npy:
         return raw.read_npy(path, d_in, d_out)
     if array is not None:
-        return _with_axes(vtk_process.read_by_vtk(path, array), d_in or 3)
+        return _with_axes(path, vtk_process.read_by_vtk(path, array), d_in or 3)
     if reader:
-        return _with_axes(reader(path), d_in or 3)
+        return _with_axes(path, reader(path), d_in or 3)
     if layout is not None:
-        return _with_axes(raw.read_raw(path, layout), d_in or 3)
+        return _with_axes(path, raw.read_raw(path, layout), d_in or 3)
     raise VolumeError(
         f"{path}: expected a volume (.npy {' '.join(READERS)}, a folder of DICOM files, or a headerless file with "
         f"--shape and --dtype or a name like a_256x256x128_uint8.raw), found {start!r}..."
     )
 
 
-def _with_axes(volume: Volume, d_in: int) -> Volume:
+def _with_axes(path: str, volume: Volume, d_in: int) -> Volume:
     """The volume of an array (x, y, z, components) without one-voxel axes beyond `d_in`, without a sole component.
 
     A time series keeps its four axes.
     """
     array, shape = volume.array, volume.array.shape
-    d_in = 4 if volume.geometry.d_in == 4 else min(d_in, 3)  # `_check` refuses four axes for a single volume
+    geometry = volume.geometry
+    d_in = 4 if geometry.d_in == 4 else min(d_in, 3)  # `_check` refuses four axes for a single volume
+    if not geometry.stays_within(d_in) or any(geometry.origin[d_in:]) or set(geometry.spacing[d_in:]) - {1.0}:
+        raise VolumeError(f"{path}: --d_in {d_in} would lose a part of its place in space: leave the flag out")
     if math.prod(shape[d_in:-1]) == 1:
         array = array.reshape(*shape[:d_in], shape[-1])
     if shape[-1] == 1:
         array = array[..., 0]
-    return dataclasses.replace(volume, array=array, geometry=volume.geometry.axes_between(0, d_in))
+    return dataclasses.replace(volume, array=array, geometry=geometry.axes_between(0, d_in))
 
 
 def _native(path: str, array: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from field.blob import round_step
 from siren import FieldNet, count_parameters, linear_layers
 from training.sampler import density_of, draw_by_density
-from utils import axis_coordinates
+from utils import normalised_coordinates
 
 CANDIDATES = 8  # candidate points for each point that `informative_points` draws
 N_POINTS = 8192  # points for a mean over the domain
@@ -34,7 +34,8 @@ def quasirandom_points(shape: tuple[int, ...], n: int, seed: int = 0) -> torch.T
     Point k is k times the inverse powers of the root of x^(d + 1) = x + 1, modulo 1 (Roberts, "The unreasonable
     effectiveness of quasirandom sequences", 2018).
     """
-    half = torch.tensor([float(axis[-1]) for axis in axis_coordinates(shape)], dtype=torch.float64)
+    ends = [float(normalised_coordinates(n - 1, shape, axis)) for axis, n in enumerate(shape)]
+    half = torch.tensor(ends, dtype=torch.float64)
     root = 1.0
     for _ in range(60):
         root = (1 + root) ** (1 / (len(shape) + 1))

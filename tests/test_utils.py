@@ -229,3 +229,11 @@ def test_metrics_of_parts_together():
 def test_file_ratios():
     assert file_ratios(1000, np.dtype("float32"), 400) == {"file_ratio": "10.00"}
     assert file_ratios(1000, np.dtype("uint8"), 400) == {"file_ratio": "10.00", "source_ratio": "2.50"}
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int64", "float32", "float64"])
+def test_a_value_that_is_no_number_becomes_the_least(dtype):
+    """A network of finite, but huge weights gives NaN."""
+    values = ValueRange(np.array([3], dtype), np.array([9], dtype))
+    found = values.denormalise(np.float32([[np.nan], [np.inf], [-np.inf]]))
+    assert found.dtype == dtype and found.ravel().tolist() == [3, 9, 3]

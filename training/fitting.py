@@ -234,8 +234,13 @@ class Fit:
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from the `state_dict` of a fit with the same network, volume, recipe and seed."""
+        if not (isinstance(state["seconds"], float) and 0 <= state["seconds"] < math.inf):
+            raise ValueError("seconds: expected a finite number, found another value")
+        if self.errors is not None and not ((state["errors"] >= 0) & (state["errors"] <= 4)).all():
+            raise ValueError("errors: expected squares of at most 4, found others")
         self.best, self.seconds = state["best"], state["seconds"]
         self.recovery.load_state_dict(state)
+        self._restore(state["best"])  # so that a damaged one is noticed now
         if self.errors is not None:
             self.errors.copy_(state["errors"])
         if state["density"] is not None:

@@ -48,7 +48,10 @@ class Checkpoint:
     def save_in_time(self, fit: Fit) -> None:
         """Save the state if the last save is more than CHECKPOINT_SECONDS ago. Only the first process saves."""
         if self.path and processes.is_first() and time.monotonic() - self.saved > CHECKPOINT_SECONDS:
-            self.save(fit)
+            try:
+                self.save(fit)
+            except UserError as error:  # hours of training are not lost for it
+                console.warn("train.py", f"{error}: the training goes on")
             self.saved = time.monotonic()
 
     def save(self, fit: Fit) -> None:
@@ -68,7 +71,8 @@ class Checkpoint:
             raise UserError(f"{self.path}: expected a checkpoint of train.py, found something else") from None
         if differing:
             name = differing[0]
-            raise UserError(f"{self.path}: is of another run: {name} was {found[name]}, is {expected[name]}")
+            was = found[name] if isinstance(found[name], int | float | str | None) else "something else"
+            raise UserError(f"{self.path}: is of another run: {name} was {str(was)[:200]}, is {expected[name]}")
 
 
 def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool]) -> History:

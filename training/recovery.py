@@ -110,4 +110,7 @@ class Recovery:
     def load_state_dict(self, state: dict) -> None:
         """Continue from a `state_dict`. Other entries of `state` are ignored."""
         for name in CHANGING:
-            setattr(self, name, state[name])
+            value, kind = state[name], type(getattr(self, name))
+            if type(value) is not kind or value != value or value < 0:
+                raise ValueError(f"{name}: expected a {kind.__name__} of at least 0, found another value")
+            setattr(self, name, value)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.scripts import listing
+from helpers.scripts import ROOT, listing
 
 from cli import console, files
 from cli.arguments import ArgumentParser, default_workers, integer_from, number_from, resolve_device, voxel_counts
-from cli.files import atomic_write, check_outputs, read_bytes
+from cli.files import atomic_write, check_outputs, read_bytes, write_files
 from utils import UserError
 
 
@@ -215,3 +218,56 @@ def test_run_turns_user_errors_into_one_line(capsys, error, status, said):
     assert out == ""
     assert err.endswith(said) and err.count("\n") == (1 if status else 0)
     assert status is None or caught.value.code == status
+
+
+def test_a_file_keeps_its_mode(tmp_path):
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "a").chmod(0o600)
+    write_files({str(tmp_path / "a"): b"new"})
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600 and (tmp_path / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "\u00e4" * 127])
+def test_names_as_long_as_the_disk_takes(name, tmp_path):
+    write_files({str(tmp_path / name): b"new"})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_what_is_no_regular_file_is_not_read(tmp_path, monkeypatch):
+    """Nor waited for; nor a file beyond the limit."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(UserError, match="expected a regular file"):
+            read_bytes(str(path))
+    monkeypatch.setattr(files, "MAX_BYTES", 3)
+    (tmp_path / "a").write_bytes(b"1234")
+    with pytest.raises(UserError, match="of at most 3 bytes"):
+        read_bytes(str(tmp_path / "a"))
+
+
+def test_no_escape_sequence_of_a_file_reaches_the_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+
+    def main(argv):
+        raise UserError("a.nrrd: found \x1b[31mred " + "x" * 5000)
+
+    with pytest.raises(SystemExit):
+        console.run(main)
+    said = capsys.readouterr().err
+    assert said.startswith("train.py: error: a.nrrd: found ?[31mred xxx") and len(said) < 1100
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="SIGHUP")
+@pytest.mark.parametrize("is_ignored", [False, True])
+def test_a_closed_terminal_ends_a_run_as_sigterm_does(is_ignored, tmp_path):
+    """But for one that was started with nohup."""
+    program = (
+        f"import os, signal, sys; sys.path.insert(0, {str(ROOT)!r}); from cli import console\n"
+        f"signal.signal(signal.SIGHUP, signal.{'SIG_IGN' if is_ignored else 'SIG_DFL'})\n"
+        "sys.argv = ['train.py']\n"
+        "console.run(lambda argv: os.kill(os.getpid(), signal.SIGHUP))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    expected = (0, "") if is_ignored else (129, "train.py: interrupted\n")
+    assert (done.returncode, done.stderr) == expected

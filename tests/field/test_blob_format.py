@@ -1,6 +1,6 @@
 """The format: a decoder written from the docstring of field/blob.py alone agrees with it, and old files stay readable.
 
-`python tests/field/test_blob_format.py` writes the golden files anew. Only ever for a new version of the format, under new names.
+`python tests/field/test_blob_format.py` writes the golden files anew: for a new version of the format, by new names.
 """
 
 from __future__ import annotations

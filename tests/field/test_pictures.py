@@ -338,11 +338,11 @@ def test_a_picture_that_cannot_be_written_leaves_no_volume(renderer, no_solids, 
 
     pictures_opened = []
 
-    def refuse(path, *mode):
+    def refuse(path, *mode, **more):
         pictures_opened.extend([path] * (".png" in str(path)))
         if len(pictures_opened) > 1:  # the first is the trial before the work starts
             raise OSError(28, "No space left on device")
-        return open(path, *mode)
+        return open(path, *mode, **more)
 
     monkeypatch.setattr(files, "open", refuse, raising=False)
     outputs = ("--recon", tmp_path / "r.vti", "--preview", tmp_path / "p.png")

@@ -380,3 +380,41 @@ def test_files_that_a_volume_is_read_from(tmp_path):
     (tmp_path / "c.mhd").write_text(meta)
     (tmp_path / "c.raw").touch()
     assert source_files(str(tmp_path / "*.mhd")) == [str(tmp_path / "c.mhd"), str(tmp_path / "c.raw")]
+
+
+@pytest.mark.parametrize("shape", ["(True, 4, 16)", "-" * 3000 + "1,", "(4, 3, 2), b'x': 1, 'y': 2"])
+def test_headers_that_numpy_fails_at_in_its_own_way(shape, tmp_path):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(4 * 64)
+    (tmp_path / "a.npy").write_bytes(data)
+    assert "not a readable NumPy array" in refusal(tmp_path / "a.npy")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.npy")
+    assert "expected a file or a folder, found neither" in refusal(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("directions", "origin", "is_kept"),
+    [
+        ("(0,1,0) (0,0,2)", "(5,6,7)", False),
+        ("(1,0,0) (0,2,0)", "(5,6,7)", False),
+        ("(1,0,0) (0,2,0)", "(5,6,0)", True),
+        ("(0,1,0) (2,0,0)", "(5,6,0)", True),
+    ],
+)
+def test_an_image_keeps_its_place_or_is_refused(directions, origin, is_kept, tmp_path):
+    """With --d_in 2; without it, it is a volume of one voxel along z, which has any place."""
+    head = "NRRD0004\ntype: float\ndimension: 2\nsizes: 4 3\nencoding: raw\nendian: little\nspace dimension: 3\n"
+    head += f"space directions: {directions}\nspace origin: {origin}\n\n"
+    (tmp_path / "a.nrrd").write_bytes(head.encode() + slanted((4, 3)).tobytes(order="F"))
+    volume = read_volume(str(tmp_path / "a.nrrd"))
+    assert volume.array.shape == (4, 3, 1) and volume.geometry.origin == tuple(
+        map(float, origin.strip("()").split(","))
+    )
+    if is_kept:
+        assert read_volume(str(tmp_path / "a.nrrd"), 2).geometry.origin == (5.0, 6.0)
+    else:
+        assert "--d_in 2 would lose a part of its place in space" in refusal(tmp_path / "a.nrrd", 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import json
+import math
 import os
 import re
 import zipfile
@@ -608,3 +609,75 @@ def test_extreme_ranges(tmp_path, scale, recwarn):
     np.save(tmp_path / "v.npy", volume)
     assert np.isfinite(train(tmp_path / "v.npy", tmp_path, *WELL).settings["psnr"])
     assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_no_training(volume_file, tmp_path, monkeypatch, capsys):
+    def full(self, fit):
+        raise UserError("state: cannot be written: No space left on device")
+
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(long_runs.Checkpoint, "save", full)
+    trained = train(volume_file, tmp_path, "--n_passes", 2, "--checkpoint", tmp_path / "state")
+    assert trained.network.exists()
+    said = "train.py: warning: state: cannot be written: No space left on device: the training goes on\n"
+    assert capsys.readouterr().err.count(said) > 1
+
+
+def deep(depth: int) -> list:
+    """A list whose text is as long as 2^depth."""
+    found: list = []
+    for _ in range(depth):
+        found = [found, found]
+    return found
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"best_loss": None},
+        {"best_loss": math.nan},
+        {"n_halvings": "x"},
+        {"n_recoveries": -1},
+        {"is_on_trial": 1},
+        {"seconds": math.nan},
+        {"seconds": None},
+        {"best": "x"},
+        {"best": {}},
+        {"errors": torch.full((315,), 1e29)},
+        {"errors": torch.zeros(3)},
+        {"now": None},
+        {"density": "x"},
+    ],
+    ids=str,
+)
+def test_damaged_checkpoints(damage, volume_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
+    flags = ("--n_passes", 2, "--checkpoint", tmp_path / "state")
+    train(volume_file, tmp_path, *flags)
+    content = torch.load(tmp_path / "state", weights_only=True)
+    content["fit"] |= damage
+    torch.save(content, tmp_path / "state")
+    with pytest.raises(UserError, match="expected a checkpoint of train"):
+        train(volume_file, tmp_path, *flags, "--resume")
+
+
+def test_a_checkpoint_whose_text_has_no_end(volume_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
+    flags = ("--n_passes", 2, "--checkpoint", tmp_path / "state")
+    train(volume_file, tmp_path, *flags)
+    content = torch.load(tmp_path / "state", weights_only=True)
+    content["identity"]["seed"] = deep(60)
+    torch.save(content, tmp_path / "state")
+    with pytest.raises(UserError, match="of another run: seed was something else, is 0"):
+        train(volume_file, tmp_path, *flags, "--resume")
+
+
+def test_what_a_configuration_says_is_not_allocated(chain, tmp_path):
+    """2^32 - 1 voxels along an axis; and a frequency that a blob cannot hold."""
+    for changes, said in (({"shape": [2**32 - 1, 1, 1]}, None), ({"omega_0": 1e-6}, "omega_0")):
+        (tmp_path / "odd.json").write_text(json.dumps({**chain.settings, **changes}))
+        argv = ("--net", chain.network, "--config", tmp_path / "odd.json", "--compressed", tmp_path / "blob")
+        if said:
+            assert said in error_of(net_compress.main, *argv)
+        else:
+            net_compress.main([str(a) for a in argv])

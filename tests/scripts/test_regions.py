@@ -340,3 +340,25 @@ def test_components_have_columns_of_their_own(tmp_path):
     assert head.startswith('x,y,z,"u,v_0","u,v_1","du,v_0/dx",')
     found = decompress(tmp_path / "blob", tmp_path / "o.npy", "--points", tmp_path / "p.npy")
     np.testing.assert_array_equal(found, NeuralField.open(tmp_path / "blob").at(POINTS))
+
+
+@pytest.mark.parametrize(("name", "shown"), [("=1+1", "'=1+1"), ("\x1b[31m@x", "[31m@x"), ("density", "density")])
+def test_a_name_is_no_formula_in_a_spreadsheet(name, shown, tmp_path):
+    (tmp_path / "blob").write_bytes(
+        make_blob(make_header(SHAPE, spacing=SPACING, origin=ORIGIN, name=name), field_net())
+    )
+    np.save(tmp_path / "p.npy", POINTS)
+    decompress(tmp_path / "blob", tmp_path / "o.npy", "--points", tmp_path / "p.npy")
+    net_decompress.main(
+        [
+            *(
+                "--compressed",
+                str(tmp_path / "blob"),
+                "--points",
+                str(tmp_path / "p.npy"),
+                "--recon",
+                str(tmp_path / "o.csv"),
+            )
+        ]
+    )
+    assert (tmp_path / "o.csv").read_text().splitlines()[0] == f"x,y,z,{shown}"
