@@ -19,7 +19,7 @@ import numpy as np
 
 from cli import arguments
 from cli.files import check_outputs, write_files
-from field.blob import encode_blob
+from field.blob import decode_single, encode_blob
 from field.metrics import compare, file_ratios, measured_boxes
 from field.neural_field import NeuralField
 from formats.common import raw_layout
@@ -140,19 +140,21 @@ def main(argv: Sequence[str]) -> None:
     if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):
         raise UserError(f"{opt.net}: holds weights too large to be rounded")
     blob = encode_blob(header, [(dataclasses.asdict(config), layers)])
-    write_files({opt.compressed: blob})
+    field, figures = NeuralField(*decode_single(blob), n_threads=opt.num_workers), {}  # what is written can be read
     if volume:
-        decoded = NeuralField.open(opt.compressed, n_threads=opt.num_workers).lazy()
+        decoded = field.lazy()
         chosen = measured_boxes(volume.values)
         with console.Progress("measuring") as progress:
             metrics = compare(volume.array, decoded, found.values, progress.each(chosen))
             if settings.get("clipped_from"):
                 clipped = compare(volume.array, decoded, header.values, progress.each(chosen))
-        console.report(**metrics.report(header.n_present))
+        figures = metrics.report(header.n_present)
         if settings.get("clipped_from"):
-            console.report(psnr_clipped=f"{clipped.psnr:.3f}")
+            figures["psnr_clipped"] = f"{clipped.psnr:.3f}"
+    write_files({opt.compressed: blob})
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)
     console.report(
+        **figures,
         bytes=len(blob),
         bits_per_weight=f"{8 * len(blob) / n_parameters:.3f}",
         **file_ratios(n_values, header.low.dtype, len(blob)),

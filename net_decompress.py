@@ -9,7 +9,6 @@ sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # python -P and
 from cli import console  # first, to handle Ctrl-C while the other modules load
 
 # isort: split
-import contextlib
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from cli import arguments
-from cli.files import atomic_write, check_outputs, read_bytes, write_files
+from cli.files import FileSet, atomic_write, check_outputs, read_bytes, write_files
 from field import pictures
 from field.blob import BlobError
 from field.metrics import compare_steps, file_ratios, report_of_steps
@@ -216,11 +215,11 @@ def write_volume_files(opt: arguments.Options, field: NeuralField, volume: Volum
     if volume and box is None:
         flag = "--resolution" if opt.resolution else f"--time {opt.time:g}"
         warn(f"{opt.volume}: not compared: {flag} asks for other positions than its voxels")
-    with contextlib.ExitStack() as stack:
-        write_output(output, field, opt.compressed, on_values if is_compared else None, stack)
+    with FileSet() as files:
+        write_output(output, field, opt.compressed, on_values if is_compared else None, files)
         if opt.preview:
             original, title = volume.array[box] if steps else None, os.path.basename(opt.compressed)
-            write_files({opt.preview: pictures.preview_of(field, grid, original, steps, title, opt.as_float)}, stack)
+            write_files({opt.preview: pictures.preview_of(field, grid, original, steps, title, opt.as_float)}, files)
     if steps:
         console.report(**report_of_steps(steps, is_series=len(grid.shape) == 4))
     return output.files()[-1]

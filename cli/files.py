@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import stat
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 from utils import UserError
@@ -55,38 +57,101 @@ def _temporary_name(real: str) -> str:
     return os.path.join(os.path.dirname(real), f".{name}.{os.getpid()}.tmp")
 
 
+class FileSet:
+    """Files that get their names together when the block ends well: all of them, or none.
+
+    Each is written to a temporary file beside its name. All of them are on the disk before the first is renamed, and
+    signals wait for the renames: a run that is interrupted leaves the old files or the new ones. Raises UserError when
+    the system refuses to write.
+    """
+
+    def __init__(self) -> None:
+        self.names: dict[str, tuple[str, str]] = {}  # by real name: as it was given, and the temporary file's
+
+    def add(self, path: str) -> str:
+        """The name of the temporary file to write, which is to become `path`."""
+        real = os.path.realpath(path)
+        self.names[real] = path, _temporary_name(real)
+        return self.names[real][1]
+
+    def __enter__(self) -> FileSet:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        path = next((path for path, _ in reversed(self.names.values())), "")  # the one that an error is about
+        try:
+            if kind is None:
+                for real, (given, temporary) in self.names.items():
+                    path = given
+                    _settle(real, temporary)
+                with _signals_wait():
+                    for real, (given, temporary) in reversed(self.names.items()):
+                        path = given
+                        os.replace(temporary, real)
+                        _sync(os.path.dirname(real))
+        except OSError as refused:
+            error = refused
+        finally:
+            for _, temporary in self.names.values():
+                with contextlib.suppress(OSError):
+                    os.remove(temporary)
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
+def _settle(real: str, temporary: str) -> None:
+    """Bring a file to the disk, with the mode of the one that it will replace."""
+    _sync(temporary)
+    if os.path.exists(real):
+        os.chmod(temporary, stat.S_IMODE(os.stat(real).st_mode))
+
+
+def _sync(path: str) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.path.isdir(path) and os.name == "nt":  # Windows opens no folders
+        return
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP are answered when the block ends."""
+    if threading.current_thread() is not threading.main_thread():  # which alone answers them
+        yield
+        return
+    numbers = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    before = {number: signal.getsignal(number) for number in numbers}
+    waiting: list[int] = []
+    for number, handler in before.items():
+        if handler not in (signal.SIG_IGN, None):
+            signal.signal(number, lambda number, frame: waiting.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler not in (signal.SIG_IGN, None):
+                signal.signal(number, handler)
+        for number in waiting:
+            signal.raise_signal(number)
+
+
 @contextlib.contextmanager
 def atomic_write(path: str) -> Iterator[str]:
-    """Give the name of a temporary file beside `path`, which replaces `path` when the block ends without an error.
-
-    A killed run leaves the old file or the new one. Raises UserError when the system refuses to write.
-    """
-    real = os.path.realpath(path)
-    temporary = _temporary_name(real)
-    try:
-        yield temporary
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        if os.path.exists(real):
-            os.chmod(temporary, stat.S_IMODE(os.stat(real).st_mode))
-        os.replace(temporary, real)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            os.remove(temporary)
+    """Give the name of a temporary file beside `path`, which replaces `path` when the block ends well. See FileSet."""
+    with FileSet() as files:
+        yield files.add(path)
 
 
-def write_files(contents: Mapping[str, bytes], stack: contextlib.ExitStack | None = None) -> None:
-    """Write files that belong together, all or none. Raises UserError when the system refuses to write one.
-
-    stack: the files get their names when it ends, together with other files.
-    """
-    with contextlib.ExitStack() as own:
+def write_files(contents: Mapping[str, bytes], files: FileSet | None = None) -> None:
+    """Write files that belong together, all or none, or with others of a set. Raises UserError."""
+    with FileSet() as own:
         for path, content in contents.items():
-            temporary = (stack or own).enter_context(atomic_write(path))
             try:
-                with open(temporary, "wb") as file:
+                with open((files or own).add(path), "wb") as file:
                     file.write(content)
             except OSError as error:
                 raise UserError(f"{path}: cannot be written: {error.strerror}") from None

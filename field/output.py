@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cli import console
-from cli.files import atomic_write, check_space
+from cli.files import FileSet, check_space
 from field.neural_field import NeuralField
 from formats.arrays import LazyArray
 from formats.common import suffix_of
@@ -58,12 +57,10 @@ class Output(NamedTuple):
         return [*grids] if self.path in grids else [*grids, collection_path(self.path)]
 
 
-def write_output(
-    output: Output, field: NeuralField, source: str, on_values: OnValues | None, stack: contextlib.ExitStack
-) -> None:
+def write_output(output: Output, field: NeuralField, source: str, on_values: OnValues | None, files: FileSet) -> None:
     """Evaluate a field and write its files. Raises UserError when the disk has too little space.
 
-    source: the name of the field's file. on_values: called with each grid and its values. stack: the files get their
+    source: the name of the field's file. on_values: called with each grid and its values. files: the new ones get their
     final names when it ends, all or none.
     """
     grids, times, n_done = output.grids(), {}, 0
@@ -98,12 +95,12 @@ def write_output(
             if output.is_by_step:
                 times[path] = volume.geometry.origin[0]
                 volume = volume.at_step()
-            write_volume(path, volume, extra, stack)
+            write_volume(path, volume, extra, files)
 
         for path, grid in grids.items():
             write(path, grid)
         if output.path not in grids:
-            with open(stack.enter_context(atomic_write(collection_path(output.path))), "wb") as file:
+            with open(files.add(collection_path(output.path)), "wb") as file:
                 file.write(collection(times))
 
 

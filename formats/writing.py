@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cli.files import atomic_write
+from cli.files import FileSet
 from formats import metaimage, nifti, nrrd, raw, vtk_images
 from formats.arrays import LazyArray
 from formats.common import VolumeError, suffix_of
@@ -70,18 +70,18 @@ def write_volume(
     path: str,
     volume: Volume,
     extra: Mapping[str, np.ndarray | LazyArray] | None = None,
-    stack: contextlib.ExitStack | None = None,
+    together: FileSet | None = None,
 ) -> None:
     """Write `volume` to `path` in the format of its suffix: all of its files (see `output_files`) or none.
 
-    extra: further arrays on the same grid, by name; only .vti holds them. stack: the files get their names when it
+    extra: further arrays on the same grid, by name; only .vti holds them. together: the files get their names when it
     ends, so that several volumes are written all or none. .npy and .raw hold the values alone. float16 becomes float32
     in all other formats. Raises VolumeError for what the format cannot hold, before a value is asked for, and UserError
     when the system refuses to write.
     """
-    if stack is None:
-        with contextlib.ExitStack() as stack:
-            write_volume(path, volume, extra, stack)
+    if together is None:
+        with FileSet() as together:
+            write_volume(path, volume, extra, together)
         return
     suffix, array = suffix_of(path), volume.array
     if extra and suffix != ".vti":
@@ -96,7 +96,7 @@ def write_volume(
         header = metaimage.meta_header(frame, os.path.basename(files[1]) if suffix == ".mhd" else "LOCAL")
     elif is_nifti:
         header = nifti.nifti_header(path, frame)
-    temporary = [stack.enter_context(atomic_write(name)) for name in files]  # the last one is renamed first
+    temporary = [together.add(name) for name in files]  # the last one is renamed first
     with contextlib.ExitStack() as opened:
         file, *others = (opened.enter_context(open(name, "wb")) for name in temporary)
         if suffix == ".npy":

@@ -271,3 +271,33 @@ def test_a_closed_terminal_ends_a_run_as_sigterm_does(is_ignored, tmp_path):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     expected = (0, "") if is_ignored else (129, "train.py: interrupted\n")
     assert (done.returncode, done.stderr) == expected
+
+
+def test_files_of_a_set_are_renamed_together(tmp_path, monkeypatch):
+    """All are on the disk before, and Ctrl-C waits until after; the last one has its name first."""
+    done, replace, sync = [], os.replace, os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("sync"), sync(file)))
+
+    def interrupted(temporary, real):
+        os.kill(os.getpid(), signal.SIGINT)
+        replace(temporary, real)
+        done.append(os.path.basename(real))
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write_files({str(tmp_path / name): b"new" for name in "ab"})
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert done == ["sync", "sync", "b", "sync", "a", "sync"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+def test_a_set_of_which_one_cannot_be_renamed_says_which(tmp_path, monkeypatch):
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+                        if b.endswith("a") else replace(a, b))  # fmt: skip
+    with pytest.raises(UserError, match="a: cannot be written: Input/output error"):
+        write_files({str(tmp_path / name): b"new" for name in "ab"})
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
