@@ -37,7 +37,7 @@ warn = partial(console.warn, "train.py")
 
 def read(opt: Options) -> Volume:
     """The volume that the options ask for. Raises UserError."""
-    fill = None if opt.fill is None else to_number(opt.fill)
+    fill = None if opt.fill in (None, "none") else to_number(opt.fill)
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
     volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout, fill)
     if volume.geometry.d_in == 4 and opt.vol_debug:
@@ -51,7 +51,13 @@ def read(opt: Options) -> Volume:
 
 def clipped_header(opt: Options, volume: Volume, header: VolumeHeader) -> VolumeHeader:
     """The header with the range after --clip. Warns about --fill and outliers. Raises UserError for a bad --clip."""
-    if opt.fill and header.missing is None:
+    if opt.fill is None and opt.clip is None and (found := outliers.unnamed_fill(volume.values, header.values)):
+        value, count = found
+        raise UserError(
+            f"{opt.volume}: the value {value} stands in {count} voxels, far from all others: --fill {value} if it "
+            "marks missing voxels, --fill none if it is a value"
+        )
+    if opt.fill not in (None, "none") and header.missing is None:
         warn(f"--fill {opt.fill}: no voxel of {opt.volume} has this value")
     if header.missing and header.n_components > 1 and (n_lost := count_lost(volume.values, volume.fill)):
         warn(f"--fill {opt.fill}: {n_lost} values are left out as another component of their voxel is missing")

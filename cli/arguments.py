@@ -107,12 +107,12 @@ def to_number(text: str) -> int | float:
 
 
 def fill_text(text: str) -> str:
-    """An argparse type: a finite number or NaN, kept as text because NaN does not equal itself."""
+    """An argparse type: a finite number, NaN or none. It stays text, because NaN does not equal itself."""
     try:
-        if math.isinf(to_number(text)):
+        if text != "none" and math.isinf(to_number(text)):
             raise ValueError
     except (ValueError, OverflowError):
-        raise ArgumentTypeError(f"expected a finite number or nan, found {text!r}") from None
+        raise ArgumentTypeError(f"expected a finite number, nan or none, found {text!r}") from None
     return text
 
 

@@ -53,7 +53,7 @@ def add_input_and_output(group: ArgumentGroup) -> None:
         type=fill_text,
         metavar="VALUE",
         help="the value of missing voxels, a number (after NIfTI's and DICOM's scaling) or nan: they are left out and "
-        "come back as they are",
+        "come back as they are; none: no value is one, also where one looks so",
     )
     group.add_argument(
         "--clip",

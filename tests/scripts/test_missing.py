@@ -400,7 +400,9 @@ def test_a_value_is_never_the_fill_value():
 @pytest.mark.parametrize("value", ["inf", "x", "", "1,2", "1e999"])
 def test_fill_is_a_number(value, tmp_path):
     message = error_of(train_script.main, "--volume", "v.npy", "--fill", value)
-    assert message.startswith("argument --fill: expected a finite number or nan, found") and repr(value) in message
+    assert (
+        message.startswith("argument --fill: expected a finite number, nan or none, found") and repr(value) in message
+    )
 
 
 def test_nan_without_fill_says_what_to_do(tmp_path):
@@ -446,3 +448,35 @@ def test_hostile_masks_in_a_configuration(missing, fields, tmp_path):
     (tmp_path / "odd.json").write_text(json.dumps(json.loads(trained.config.read_text()) | {"missing": missing}))
     argv = ("--net", trained.network, "--config", tmp_path / "odd.json", "--compressed", tmp_path / "blob")
     assert "does not describe a field: " in error_of(net_compress.main, *argv)
+
+
+@pytest.mark.parametrize("fill", [1e20, -9999.0, 250.0])
+@pytest.mark.parametrize("share", [0.01, 0.19, 0.7])
+def test_a_fill_value_that_nobody_named_stops_the_training(fill, share, tmp_path, capsys):
+    """As in files of CMIP: it would take the whole range, and the PSNR would say that all is well."""
+    rng = np.random.default_rng(0)
+    array = (10 + rng.random((20, 10, 10))).astype(np.float32)
+    array.ravel()[rng.permutation(array.size)[: int(share * array.size)]] = fill
+    np.save(tmp_path / "v.npy", array)
+    argv = ("--volume", tmp_path / "v.npy", "--network", tmp_path / "n", "--config", tmp_path / "c", "--n_passes", 1)
+    said = error_of(train_script.main, *argv)
+    value = np.float32(fill)
+    assert f"the value {value} stands in {int(share * array.size)} voxels" in said and f"--fill {value} if" in said
+    assert not (tmp_path / "n").exists()
+    for text, n_missing in ((str(value), str(int(share * array.size))), ("none", None)):
+        train_script.main([str(a) for a in (*argv, "--fill", text)])
+        assert results(capsys.readouterr().out).get("missing") == n_missing
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.where(slanted((9, 8, 7)) > 25, np.float32(100), np.float32(0)),  # a mask
+        np.maximum(slanted((9, 8, 7)) - 25, 0),  # an object before a background
+        np.where(np.arange(504).reshape(9, 8, 7) == 5, np.float32(1e6), slanted((9, 8, 7))),  # an outlier
+        np.where(slanted((9, 8, 7)) > 25, slanted((9, 8, 7)) + 40, np.float32(0)),  # a scan of something dense
+    ],
+)
+def test_what_is_no_fill_value_does_not_stop_it(array, tmp_path):
+    np.save(tmp_path / "v.npy", array)
+    assert train(tmp_path / "v.npy", tmp_path, "--n_passes", 1).network.exists()
