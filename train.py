@@ -25,7 +25,7 @@ from training import outliers, processes
 from training.fitting import new_fit
 from training.long_runs import Checkpoint, run_to_target
 from training.network_files import configuration, write_network
-from training.options import network_for, parse, recipe_for
+from training.options import MUST_MATCH, network_for, parse, recipe_for, settled
 from training.quality import Judge, Quality
 from training.recipe import psnr_of
 from training.streaming import make_sampler
@@ -121,13 +121,14 @@ def main(argv: Sequence[str]) -> None:
     sampler = make_sampler(volume.values, header.values, device, opt.grad_lambda > 0)
     recipe = recipe_for(opt, sampler.n_voxels, config)
     fit = new_fit(config, sampler, recipe, opt.seed, opt.w0, opt.num_workers)
-    checkpoint = Checkpoint(opt.checkpoint, {"w0": opt.w0, "fill": opt.fill, "clip": opt.clip})
+    options = settled(opt, recipe, config)
+    checkpoint = Checkpoint(opt.checkpoint, {name: options[name] for name in MUST_MATCH})
     if opt.resume:
         checkpoint.load(fit)
     judge = Judge(fit, volume, header, device, opt.num_workers)
 
     def write(paths: tuple[str, str], quality: Quality) -> None:
-        settings = configuration(opt, recipe, header, whole.values, config, quality.figures(bool(opt.clip)))
+        settings = configuration(options, header, whole.values, config, quality.figures(bool(opt.clip)))
         write_network(paths, fit.averaged_net, settings, fit.seconds)
 
     history = []

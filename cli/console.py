@@ -75,6 +75,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         _end_interrupted(*map(str, interrupt.args))
 
 
+def python(*arguments: str) -> list[str]:
+    """The command that starts Python as safely as this one, and never with modules of the current folder."""
+    return [sys.executable, "-I" if sys.flags.isolated else "-P", *arguments]
+
+
 class Progress:
     """A progress bar with the time left on stderr, or plain lines some seconds apart if stderr is not a terminal."""
 

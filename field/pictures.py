@@ -10,11 +10,11 @@ import dataclasses
 import itertools
 import math
 import subprocess
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
+from cli.console import python
 from cli.files import write_files
 from field.colours import Scale, figure_of, scale_of
 from field.metrics import Metrics
@@ -44,7 +44,7 @@ def check(path: str) -> None:
     """Raise UserError unless `path` is the name of a .png picture and VTK can render on this machine."""
     if suffix_of(path) != ".png":
         raise UserError(f"{path}: expected the name of a picture, .png")
-    trial = subprocess.run([sys.executable, "-P", "-c", TRIAL], capture_output=True, timeout=300, check=False)
+    trial = subprocess.run(python("-c", TRIAL), capture_output=True, timeout=300, check=False)
     if trial.returncode:
         raise UserError(
             f"{path}: VTK finds no renderer: expected a display, or EGL or OSMesa, which need none "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,41 +18,56 @@ MAX_SLICE_DIFFERENCE = 1e-4  # most that voxel steps may differ between two slic
 MAX_UNEVENNESS = 0.02  # most that a slice may be off its place, relative to the distance between slices
 
 
-def read_dicom(folder: str) -> Volume:
-    """The volume of the slices in a folder, sorted by position. The slope and intercept of the files are applied.
+class _Slice(NamedTuple):
+    """One file: values (x, y, components), where the first lies, and the steps along the three axes, as columns."""
 
-    Raises VolumeError when there is no slice, when slices belong to several series, or when a slice is missing.
+    plane: np.ndarray
+    position: np.ndarray
+    steps: np.ndarray
+    series: str
+
+    def is_like(self, other: _Slice) -> bool:
+        """Whether both are of one series, size and type, equally far apart in voxels and turned alike."""
+        is_alike = (self.series, self.plane.shape, self.plane.dtype) == (
+            other.series,
+            other.plane.shape,
+            other.plane.dtype,
+        )
+        return is_alike and bool(np.abs(self.steps - other.steps).max() <= MAX_SLICE_DIFFERENCE)
+
+
+def read_dicom(folder: str) -> Volume:
+    """The volume whose slices lie in a folder, in the order of their positions. Values are rescaled.
+
+    Raises VolumeError when there is no slice, when slices are of several series, and when one of them is missing.
     """
     paths = slice_files(folder)
     if not paths:
         raise VolumeError(f"{folder}: expected a folder of DICOM files, found none")
-    planes, positions, axes = [], [], []
-    for path in paths:
-        plane, position, steps = _read_slice(path)
-        planes.append(plane)
-        positions.append(position)
-        axes.append(steps)
-        is_alike = plane.shape == planes[0].shape and plane.dtype == planes[0].dtype
-        if not is_alike or np.abs(steps - axes[0]).max() > MAX_SLICE_DIFFERENCE:
+    slices = [_read_slice(path) for path in paths]
+    for path, found in zip(paths, slices, strict=True):
+        if not found.is_like(slices[0]):
             raise VolumeError(f"{path}: is of another series than {paths[0]}: other size, type, spacing or direction")
-    normal = np.cross(*(axes[0][:, :2] / np.linalg.norm(axes[0][:, :2], axis=0)).T)
-    order = np.argsort([position @ normal for position in positions])
-    positions = np.array(positions)[order]
-    if len(paths) > 1:
-        step = (positions[-1] - positions[0]) / (len(paths) - 1)
-        off = np.abs(positions - positions[0] - step * np.arange(len(paths))[:, None]).max()
-        if not off < MAX_UNEVENNESS * np.linalg.norm(step):
+    steps = slices[0].steps.copy()
+    slices.sort(key=lambda found: found.position @ np.cross(steps[:, 0], steps[:, 1]))
+    positions = np.array([found.position for found in slices])
+    if len(slices) > 1:
+        steps[:, 2] = (positions[-1] - positions[0]) / (len(slices) - 1)
+        off = np.abs(positions - positions[0] - steps[:, 2] * np.arange(len(slices))[:, None]).max()
+        if not off < MAX_UNEVENNESS * np.linalg.norm(steps[:, 2]):
             raise VolumeError(f"{folder}: expected slices of one series at equal distances, found one off by {off:.4g}")
-        axes[0][:, 2] = step
-    array = np.stack([planes[i] for i in order], axis=2)
+    array = np.stack([found.plane for found in slices], axis=2)
     if array.dtype == np.int32 and np.abs(array).max() < 1 << 15:
         array = array.astype(np.int16)
-    return volume_from_axes(folder, array, axes[0], positions[0])
+    return volume_from_axes(folder, array, steps, positions[0])
 
 
 def slice_files(folder: str) -> list[str]:
-    """The slices that lie in a folder, by name."""
-    return sorted(entry.path for entry in os.scandir(folder) if entry.is_file() and _is_slice(entry.path))
+    """The slices that lie in a folder, by name. Raises VolumeError."""
+    try:
+        return sorted(entry.path for entry in os.scandir(folder) if entry.is_file() and _is_slice(entry.path))
+    except OSError as error:
+        raise VolumeError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
 
 
 def _is_slice(path: str) -> bool:
@@ -59,36 +75,45 @@ def _is_slice(path: str) -> bool:
         return file.read(132)[128:] == b"DICM" and os.path.basename(path).upper() != "DICOMDIR"
 
 
-def _read_slice(path: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values (x, y, components), position of the first voxel, and the steps along the three axes as columns (3, 3)."""
+def _read_slice(path: str) -> _Slice:
+    """The slice in a file. Where the file says no distance of voxels, it is 1."""
     pydicom = import_reader("pydicom", "pydicom", path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of elements that break the standard but are not used
+            warnings.simplefilter("ignore")  # of elements that break the standard and are not looked at
             file = pydicom.dcmread(path)
             n_frames = int(file.get("NumberOfFrames") or 1)
             plane = file.pixel_array if n_frames == 1 else None
-            slope, shift = float(file.get("RescaleSlope", 1)), float(file.get("RescaleIntercept", 0))
-            position = np.array(file.ImagePositionPatient, float)
-            row, column = np.array(file.ImageOrientationPatient, float).reshape(2, 3)
-            between_rows, between_columns = map(float, file.PixelSpacing)
-            thickness = float(file.get("SpacingBetweenSlices") or file.get("SliceThickness") or 1.0)
+            slope, shift = float(file.get("RescaleSlope") or 1), float(file.get("RescaleIntercept") or 0)
+            place = [
+                np.array(file.get(key) or (), float) for key in ("ImagePositionPatient", "ImageOrientationPatient")
+            ]
+            between_rows, between_columns = map(float, file.get("PixelSpacing") or (1, 1))
+            between_slices = abs(float(file.get("SpacingBetweenSlices") or file.get("SliceThickness") or 1))
+            series = str(file.get("SeriesInstanceUID"))
     except Exception as error:  # a damaged file can fail in any of pydicom's parsers
         raise VolumeError(f"{path}: pydicom cannot read it: {error}") from None
     if n_frames > 1:
         raise VolumeError(f"{path}: expected one slice a file, found several frames")
-    if position.shape != (3,):
-        raise VolumeError(f"{path}: expected a position in space, found {position}")
-    steps = np.stack([row * between_columns, column * between_rows, np.cross(row, column) * thickness], axis=1)
-    plane = plane.reshape(*plane.shape[:2], -1).swapaxes(0, 1)
-    return _rescaled(plane, slope, shift), position, steps
+    if [part.size for part in place] != [3, 6]:
+        raise VolumeError(f"{path}: expected a position and two directions in space, found {[*map(list, place)]}")
+    if not (between_rows > 0 and between_columns > 0):
+        raise VolumeError(f"{path}: expected a positive spacing, found {between_rows}, {between_columns}")
+    row, column = place[1].reshape(2, 3)
+    steps = np.stack([row * between_columns, column * between_rows, np.cross(row, column) * between_slices], axis=1)
+    plane = _rescaled(plane.reshape(*plane.shape[:2], -1).swapaxes(0, 1), slope, shift)
+    return _Slice(plane, place[0], steps, series)
 
 
 def _rescaled(plane: np.ndarray, slope: float, shift: float) -> np.ndarray:
-    """slope * plane + shift, in integers if plane, slope and shift are whole numbers."""
+    """slope * plane + shift: integers where both factors are whole, of a type that holds all that there may be."""
     if (slope, shift) == (1, 0):
         return plane
-    is_narrow = plane.dtype.itemsize <= 2
     if plane.dtype.kind in "iu" and slope.is_integer() and shift.is_integer():
-        return plane.astype(np.int32 if is_narrow else np.int64) * int(slope) + int(shift)
-    return (plane * slope + shift).astype(np.float32 if is_narrow else np.float64)
+        ends = np.iinfo(plane.dtype)
+        most = max(abs(int(slope) * end + int(shift)) for end in (int(ends.min), int(ends.max)))
+        dtype = np.int32 if most < 1 << 31 else np.int64 if most < 1 << 62 else None
+        if dtype:
+            return plane.astype(dtype) * dtype(slope) + dtype(shift)
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        return (plane * slope + shift).astype(np.float32 if plane.dtype.itemsize <= 2 else np.float64)

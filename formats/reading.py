@@ -31,10 +31,10 @@ def source_files(path: str) -> list[str]:
     for name in series.files_of(path):
         found.append(name)
         suffix = suffix_of(name)
-        if os.path.isdir(name):
-            found += dicom.slice_files(name)
-        elif suffix in (".nrrd", ".nhdr", ".mhd", ".mha") and os.path.isfile(name):
-            with contextlib.suppress(VolumeError):  # `read_volume` will raise it
+        with contextlib.suppress(VolumeError):  # `read_volume` will raise it
+            if os.path.isdir(name):
+                found += dicom.slice_files(name)
+            elif suffix in (".nrrd", ".nhdr", ".mhd", ".mha") and os.path.isfile(name):
                 found.append((nrrd if suffix in (".nrrd", ".nhdr") else metaimage).data_file(name))
     return found
 

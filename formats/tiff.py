@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator
 
@@ -22,6 +23,9 @@ def read_tiff(path: str) -> Volume:
     try:
         with _told_errors() as told, tifffile.TiffFile(path) as file:
             pages, metadata = list(file.pages), file.imagej_metadata or {}
+            shapes = [entry.get("shape") for entry in file.shaped_metadata or ()]  # as tifffile itself writes it
+            if shapes and shapes[0] and math.prod(shapes[0]) != sum(page.size for page in pages):
+                raise VolumeError(f"{path}: expected a page a slice, found {len(pages)} pages of shape {shapes[0]}")
             _check_pages(path, pages, metadata)
             array = np.stack([page.asarray().reshape(*page.shape[:2], -1) for page in pages])  # (z, y, x, components)
             spacing = _spacing(pages[0].tags, metadata)
@@ -65,7 +69,8 @@ def _check_pages(path: str, pages: list, metadata: dict) -> None:
             found = f"axes {page.axes}, {page.photometric!r}"
             raise VolumeError(f"{path}: expected grey (zero is black) or interleaved RGB samples, found {found}")
         pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-        is_short = page.compression == UNCOMPRESSED and sum(length for _, length in pieces) < page.nbytes
+        n_needed = page.size * page.bitspersample // 8
+        is_short = page.compression == UNCOMPRESSED and sum(length for _, length in pieces) < n_needed
         if is_short or not all(at > 0 and length > 0 and at + length <= n_bytes for at, length in pieces):
             raise VolumeError(f"{path}: truncated: a part of its voxels is not within its {n_bytes} bytes")
 

@@ -14,11 +14,11 @@ import itertools
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 
+from cli.console import python
 from formats import metaimage, nifti, vtk_images
 from formats.common import VolumeError, suffix_of
 from utils import Geometry, Volume
@@ -39,8 +39,7 @@ CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from formats import vtk_pr
 
 def read_by_vtk(path: str, name: str | None = None) -> Volume:
     """The volume in a file. name: which array to read, if the file has several. Raises VolumeError."""
-    # -P: Python does not look for modules in the current folder.
-    command = [sys.executable, "-P", "-c", CHILD, ROOT, path, *([] if name is None else [name])]
+    command = python("-c", CHILD, ROOT, path, *([] if name is None else [name]))
     null = subprocess.DEVNULL
     with subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null) as child:
         try:

@@ -238,6 +238,11 @@ class Fit:
             raise ValueError("seconds: expected a finite number, found another value")
         if self.errors is not None and not ((state["errors"] >= 0) & (state["errors"] <= 4)).all():
             raise ValueError("errors: expected squares of at most 4, found others")
+        for found in (state["best"], state["now"]):
+            tensors = [*found["network"].values(), *found["average"].values()]
+            is_sound = isinstance(found["step"], int) and isinstance(found["loss"], float) and found["step"] >= 0
+            if not is_sound or not all(torch.isfinite(tensor).all() for tensor in tensors):
+                raise ValueError("expected a state of finite weights, found another one")
         self.best, self.seconds = state["best"], state["seconds"]
         self.recovery.load_state_dict(state)
         self._restore(state["best"])  # so that a damaged one is noticed now

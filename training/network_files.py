@@ -12,12 +12,10 @@ import zipfile
 import numpy as np
 import torch
 
-from cli.arguments import Options
 from cli.files import read_bytes, write_files
 from field.blob import check_header, check_network, decode_missing, encode_missing
 from field.layers import parameter_shapes
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
-from training.recipe import Recipe
 from utils import DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader
 
 FORMAT_VERSION = 1
@@ -26,8 +24,7 @@ FORMAT_VERSION = 1
 
 
 def configuration(
-    opt: Options,
-    recipe: Recipe,
+    options: dict[str, object],
     header: VolumeHeader,
     whole: ValueRange,
     config: SirenConfig,
@@ -40,18 +37,13 @@ def configuration(
     is_exact, whether all are decoded exactly. A PSNR is "inf" if there is no error, and null if it is unknown.
     """
     missing = base64.b64encode(encode_missing(header.missing)).decode() if header.missing else None
+    same = ("compression_ratio", "batchSize", "oversample", "lr", "n_passes", "pass_decay", "lr_decay")
     return {
-        "grad_lambda": opt.grad_lambda,
+        "grad_lambda": options["grad_lambda"],
         "n_layers": config.n_layers,
         "layers": [config.n_neurons] * config.n_layers,
-        "w0": opt.w0 or OMEGA_0,
-        "compression_ratio": opt.compression_ratio,
-        "batchSize": opt.batchSize,
-        "oversample": recipe.batch // opt.batchSize,
-        "lr": recipe.lr,
-        "n_passes": recipe.n_passes,
-        "pass_decay": opt.pass_decay,
-        "lr_decay": opt.lr_decay,
+        "w0": options["w0"] or OMEGA_0,
+        **{name: options[name] for name in same},
         "is_residual": config.is_residual,
         "is_cuda": False,  # with True, the original scripts would need a GPU to read the weights
         "time": None,  # the original's name for `seconds`
@@ -64,14 +56,14 @@ def configuration(
         "value_range": header.values.pairs(),
         **dataclasses.asdict(header.geometry),
         "missing": missing,
-        "clipped_from": whole.pairs() if opt.clip else None,
-        "seed": opt.seed,
+        "clipped_from": whole.pairs() if options["clip"] else None,
+        "seed": options["seed"],
         "n_parameters": count_parameters(config),
         **{name: _in_json(figure) for name, figure in quality.items()},
         "seconds": None,
         "torch_version": torch.__version__,
         "weights_crc32": None,
-        "options": vars(opt),
+        "options": options,
     }
 
 

@@ -180,6 +180,18 @@ def parse(argv: Sequence[str]) -> Options:
     return Options(**vars(opt))
 
 
+MUST_MATCH = (  # in the run that continues a checkpoint
+    *("fill", "clip", "compression_ratio", "n_layers", "is_residual", "d_in", "d_out", "w0", "seed", "optimizer"),
+    *("schedule", "pass_decay", "lr_decay", "n_passes", "max_seconds", "batchSize", "oversample", "lr", "grad_lambda"),
+)
+
+
+def settled(opt: Options, recipe: Recipe, config: SirenConfig) -> dict[str, object]:
+    """All options by the names of their flags, with what was left open as it was chosen."""
+    chosen = {"n_passes": recipe.n_passes, "oversample": recipe.batch // opt.batchSize, "lr": recipe.lr}
+    return vars(opt) | chosen | {"d_in": config.d_in, "d_out": config.d_out}
+
+
 def network_for(opt: Options, header: VolumeHeader) -> SirenConfig:
     """The network that the options ask for. Raises UserError if a blob cannot hold it."""
     fields = {"n_layers": opt.n_layers, "d_in": len(header.shape), "d_out": header.n_components}

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pydicom
 import pytest
 import tifffile
 from helpers.scripts import ROOT, compress, decompress, train
@@ -27,7 +28,7 @@ from vtkmodules.vtkIOXML import vtkXMLImageDataWriter
 
 from formats import vtk_process
 from formats.common import RawLayout, VolumeError
-from formats.reading import read_volume
+from formats.reading import read_volume, source_files
 from utils import IDENTITY
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
@@ -936,6 +937,74 @@ def test_dicom_of_slices_that_do_not_belong_together(tmp_path):
     assert read_volume(str(folder)).array.shape == (4, 3, 3)
 
 
+def edited(folder: Path, **elements) -> Path:
+    """A scan in whose first slice these elements have these values; those without one are left out."""
+    scan = write_dicom(folder, slanted(SHAPE).astype(np.uint16))
+    for path in scan.glob("*.dcm"):
+        file = pydicom.dcmread(path)
+        for name, value in elements.items():
+            delattr(file, name) if value is None and name in file else setattr(file, name, value)
+        file.save_as(path)
+    return scan
+
+
+@pytest.mark.parametrize(
+    ("slope", "shift", "dtype"),
+    [(3e6, 0, np.int64), (1, 3_000_000_000, np.int64), (1, 1e20, np.float32), (1e18, 0, np.float32), (2, 1, np.int16)],
+)
+def test_dicom_of_large_factors(slope, shift, dtype, tmp_path):
+    """Exact where an integer holds all, else floats; never wrapped around."""
+    scan = edited(tmp_path, RescaleSlope=f"{slope:g}", RescaleIntercept=f"{shift:.10g}")
+    found = read_volume(str(scan)).array
+    np.testing.assert_array_equal(found, (slanted(SHAPE).astype(float) * slope + shift).astype(dtype))
+    assert found.dtype == dtype
+
+
+def test_dicom_without_spacing_or_factors(tmp_path):
+    geometry = read_volume(str(edited(tmp_path, PixelSpacing=None, RescaleSlope=""))).geometry
+    assert geometry.spacing == (1.0, 1.0, SPACING[2]) and geometry.origin == ORIGIN
+
+
+@pytest.mark.parametrize(
+    ("elements", "said"),
+    [
+        ({"PixelSpacing": [0, 1]}, "expected a positive spacing, found 0.0, 1.0"),
+        ({"ImagePositionPatient": None}, "expected a position and two directions in space, found [[], "),
+        ({"ImageOrientationPatient": None}, "expected a position and two directions in space"),
+        ({"RescaleSlope": "1e300"}, "finite"),
+    ],
+    ids=str,
+)
+def test_dicom_that_has_no_place(elements, said, tmp_path, recwarn):
+    assert said in refusal(edited(tmp_path, **elements)) and not recwarn.list
+
+
+def test_a_lone_slice_of_negative_thickness_is_not_mirrored(tmp_path):
+    scan = edited(tmp_path, SpacingBetweenSlices="-2")
+    for name in ("0.dcm", "2.dcm"):
+        (scan / name).unlink(missing_ok=True)
+    assert read_volume(str(scan)).geometry.direction == IDENTITY
+
+
+def test_dicom_of_two_series(tmp_path):
+    scan = edited(tmp_path, SeriesInstanceUID="1.2.3")
+    file = pydicom.dcmread(scan / "1.dcm")
+    file.SeriesInstanceUID = "1.2.4"
+    file.save_as(scan / "1.dcm")
+    assert "is of another series than" in refusal(scan)
+
+
+def test_a_slice_that_cannot_be_opened(tmp_path, monkeypatch):
+    scan = write_dicom(tmp_path, slanted(SHAPE).astype(np.uint16))
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("formats.dicom._is_slice", refuse)
+    assert refusal(scan).endswith(": cannot be read: Permission denied")
+    assert source_files(str(scan)) == [str(scan)]
+
+
 @pytest.mark.parametrize(("module", "packages"), [("pydicom", "pydicom"), ("tifffile", "tifffile imagecodecs")])
 def test_a_reader_that_is_not_installed(module, packages, tmp_path, monkeypatch):
     """One line, with the way out."""
@@ -983,6 +1052,19 @@ def test_tiff_of_tifffile(form, tmp_path):
         except VolumeError as error:
             messages.append(str(error))
     assert len(messages) >= 18 and any("truncated" in message for message in messages)
+
+
+def test_tiff_of_one_bit(tmp_path):
+    mask = (slanted((16, 9, 3)) > 25).transpose(2, 1, 0)
+    tifffile.imwrite(tmp_path / "a.tif", mask, photometric="minisblack", metadata=None)
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.tif")).array, mask.transpose(2, 1, 0))
+
+
+def test_tiff_of_which_one_page_stands_for_all(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", slanted((9, 8, 6)).T.copy(), photometric="minisblack", truncate=True)
+    assert "expected a page a slice, found 1 pages of shape" in refusal(tmp_path / "a.tif")
+    tifffile.imwrite(tmp_path / "a.tif", slanted((9, 8, 6)).T.copy(), photometric="minisblack")
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.tif")).array, slanted((9, 8, 6)))
 
 
 def test_tiff_that_vtk_would_misread(tmp_path):

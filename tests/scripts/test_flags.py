@@ -681,3 +681,28 @@ def test_what_a_configuration_says_is_not_allocated(chain, tmp_path):
             assert said in error_of(net_compress.main, *argv)
         else:
             net_compress.main([str(a) for a in argv])
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (("--optimizer", "adam"), "optimizer was muon, is adam"),
+        (("--batchSize", 512), "batchSize was 1024, is 512"),
+        (("--oversample", 3), "oversample was 1, is 3"),
+        (("--compression_ratio", 49), "compression_ratio was 50.0, is 49.0"),
+        (("--seed", 4), "seed was 0, is 4"),
+        (("--clip", "21,40"), "clip was None, is (21, 40)"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_names_the_flag_that_differs(flags, name, volume_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
+    same = ("--volume", volume_file, "--network", tmp_path / "n", "--config", tmp_path / "c", "--n_passes", 4)
+    same += ("--n_layers", 2, "--checkpoint", tmp_path / "state")
+    train_script.main([str(a) for a in same])
+    assert f"is of another run: {name}" in error_of(train_script.main, *same, *flags, "--resume")
+
+
+def test_settled_options_are_in_the_configuration(volume_file, tmp_path):
+    options = train(volume_file, tmp_path, "--n_passes", 3).settings["options"]
+    assert (options["d_in"], options["d_out"], options["n_passes"]) == (3, 1, 3.0) and options["lr"] > 0
