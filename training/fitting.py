@@ -239,10 +239,7 @@ class Fit:
         if self.errors is not None and not ((state["errors"] >= 0) & (state["errors"] <= 4)).all():
             raise ValueError("errors: expected squares of at most 4, found others")
         for found in (state["best"], state["now"]):
-            tensors = [*found["network"].values(), *found["average"].values()]
-            is_sound = isinstance(found["step"], int) and isinstance(found["loss"], float) and found["step"] >= 0
-            if not is_sound or not all(torch.isfinite(tensor).all() for tensor in tensors):
-                raise ValueError("expected a state of finite weights, found another one")
+            check_state(found)
         self.best, self.seconds = state["best"], state["seconds"]
         self.recovery.load_state_dict(state)
         self._restore(state["best"])  # so that a damaged one is noticed now
@@ -251,6 +248,14 @@ class Fit:
         if state["density"] is not None:
             self._set_density(state["density"].to(self.errors))
         self._restore(state["now"])
+
+
+def check_state(state: dict) -> None:
+    """Raise ValueError unless this may be a state of a fit that is saved: its step, its loss, finite weights."""
+    tensors = [*state["network"].values(), *state["average"].values()]
+    is_sound = isinstance(state["step"], int) and isinstance(state["loss"], float) and state["step"] >= 0
+    if not is_sound or not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise ValueError("expected a state of finite weights, found another one")
 
 
 def new_fit(

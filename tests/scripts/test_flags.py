@@ -646,6 +646,8 @@ def deep(depth: int) -> list:
         {"errors": torch.full((315,), 1e29)},
         {"errors": torch.zeros(3)},
         {"now": None},
+        {"now": "loss"},
+        {"now": "weights"},
         {"density": "x"},
     ],
     ids=str,
@@ -655,6 +657,11 @@ def test_damaged_checkpoints(damage, volume_file, tmp_path, monkeypatch):
     flags = ("--n_passes", 2, "--checkpoint", tmp_path / "state")
     train(volume_file, tmp_path, *flags)
     content = torch.load(tmp_path / "state", weights_only=True)
+    if damage == {"now": "loss"}:
+        damage = {"now": content["fit"]["now"] | {"loss": None}}
+    if damage == {"now": "weights"}:
+        content["fit"]["now"]["network"]["net_layers.0.linear.weight"][0, 0] = math.nan
+        damage = {}
     content["fit"] |= damage
     torch.save(content, tmp_path / "state")
     with pytest.raises(UserError, match="expected a checkpoint of train"):
