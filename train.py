@@ -14,11 +14,12 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 
-from cli.arguments import Options, resolve_device, to_number
+from cli.arguments import Options, resolve_device, to_number, volume_arguments
 from cli.files import check_outputs
 from field import pictures
 from formats.common import raw_layout
 from formats.reading import read_volume, source_files
+from formats.series import is_pattern
 from formats.writing import write_volume
 from siren import SirenConfig, count_parameters
 from training import outliers, processes
@@ -46,6 +47,8 @@ def read(opt: Options) -> Volume:
         n_steps, *sizes = volume.array.shape[:4]
         steps = f"{n_steps} steps of {' x '.join(map(str, sizes))} voxels"
         print(f"train.py: {opt.volume}: a time series: {steps}", file=sys.stderr)
+    elif is_pattern(opt.volume) and opt.d_in is None:
+        print(f"train.py: {opt.volume}: {volume.array.shape[2]} slices of one volume", file=sys.stderr)
     return volume
 
 
@@ -151,8 +154,8 @@ def main(argv: Sequence[str]) -> None:
         pictures.plot(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, quality.metrics.psnr))
     warn_of_quality(opt, header, quality.clipped.psnr, psnr_of(sampler.variance))
     console.report(**results(opt, volume, header, config, quality, fit.seconds))
-    files = shlex.join(["--net", opt.network, "--config", opt.config, "--compressed", "compressed_out"])
-    print("next: python net_compress.py", files)
+    files = ["--net", opt.network, "--config", opt.config, "--compressed", "compressed_out"]
+    print("next: python net_compress.py", shlex.join([*files, *volume_arguments(opt)]))
 
 
 if __name__ == "__main__":

@@ -79,6 +79,13 @@ def add_volume_arguments(group: ArgumentGroup) -> None:
     group.add_argument("--endian", choices=("little", "big"), help="of a headerless volume (default: little)")
 
 
+def volume_arguments(opt: Options) -> list[str]:
+    """The arguments by which another script reads the same --volume."""
+    given = {"volume": opt.volume, "array": opt.array, "dtype": opt.dtype, "endian": opt.endian}
+    given["shape"] = opt.shape and ",".join(map(str, opt.shape))
+    return [text for name, value in given.items() if value is not None for text in (f"--{name}", value)]
+
+
 def check_volume_arguments(opt: argparse.Namespace) -> None:
     """Raise UserError when an option of `add_volume_arguments` is given without the --volume it describes."""
     given = [name for name in ("array", "shape", "dtype", "endian") if getattr(opt, name) is not None]

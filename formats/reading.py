@@ -56,9 +56,12 @@ def read_volume(
     is not a numeric volume of that form, finite where it is not missing.
     """
     if series.is_pattern(path):
-        if d_in not in (None, 4):
+        if d_in not in (None, 3, 4):
             raise VolumeError(f"{path}: several files are a time series, of 4 axes: expected --d_in 4, found {d_in}")
-        return series.read_steps(path, lambda step: read_volume(step, 3, d_out, array, layout, fill))
+        volume = series.read_files(path, lambda step: read_volume(step, 3, d_out, array, layout, fill), d_in == 4)
+        if d_in == 3 and volume.geometry.d_in == 4:
+            raise VolumeError(f"{path}: several files are a time series, of 4 axes: expected --d_in 4, found {d_in}")
+        return volume
     volume = _read(path, d_in, d_out, array, layout)
     values = _native(path, volume.array)
     volume = dataclasses.replace(volume, array=values, fill=None if fill is None else _fill(path, values.dtype, fill))

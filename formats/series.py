@@ -38,12 +38,13 @@ def files_of(path: str) -> list[str]:
     return sorted(sorted(glob.glob(path)), key=natural) if is_pattern(path) else [path]
 
 
-def read_steps(pattern: str, read: Callable[[str], Volume]) -> Volume:
-    """The files of a pattern as one volume whose first axis is time. `read(path)` reads one file.
+def read_files(pattern: str, read: Callable[[str], Volume], is_series: bool) -> Volume:
+    """The files of a pattern as one volume. `read(path)` reads one file.
 
-    Memory-mapped files stay mapped: the array is a StackedSteps. The step and the start of time come from the files if
-    their times are in equal steps; otherwise they are 1 and 0. Raises VolumeError when no file matches, or when a file
-    differs from the first one in more than values and time.
+    Files of one voxel along z are slices of a volume, stacked along z, unless `is_series`. All others are steps of a
+    series, whose first axis is time. Memory-mapped steps stay mapped: the array is a StackedSteps. The step and the
+    start of time come from the files if their times are in equal steps; otherwise they are 1 and 0. Raises VolumeError
+    when no file matches, or when a file differs from the first one in more than values and time.
     """
     paths = files_of(pattern)
     if not paths:
@@ -56,6 +57,8 @@ def read_steps(pattern: str, read: Callable[[str], Volume]) -> Volume:
         _check_alike(path, volume, paths[0], first)
         arrays.append(volume.array)
         times.append(volume.time)
+    if not is_series and len(arrays) > 1 and first.geometry.d_in == 3 and arrays[0].shape[2] == 1:
+        return dataclasses.replace(first, array=np.concatenate(arrays, axis=2))
     step, start = _steps_of_time(pattern, times)
     geometry = first.geometry.with_time(step, start)
     return dataclasses.replace(first, array=StackedSteps(arrays), geometry=geometry, time=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tifffile
 from helpers.volumes import slanted
 from helpers.vtk import vtk_write
 
@@ -153,3 +154,16 @@ def test_pattern_without_files(tmp_path):
 def test_a_pattern_has_four_axes(tmp_path, d_in):
     with pytest.raises(VolumeError, match=f"expected --d_in 4, found {d_in}"):
         read_volume(write_steps(tmp_path, 2), d_in)
+
+
+def test_slices_of_a_volume_are_no_time_series(tmp_path):
+    """Files of one voxel along z, as of a stack of TIFF; with --d_in 4 they are steps."""
+    array = slanted((5, 4, 12))
+    for z in range(12):
+        tifffile.imwrite(tmp_path / f"slice_{z}.tif", array[:, :, z].T.copy(), photometric="minisblack")
+    found = read_volume(str(tmp_path / "slice_*.tif"))
+    np.testing.assert_array_equal(found.array, array)
+    assert found.geometry.d_in == 3 and found.array.shape == (5, 4, 12)
+    assert read_volume(str(tmp_path / "slice_*.tif"), 3).array.shape == (5, 4, 12)
+    assert read_volume(str(tmp_path / "slice_*.tif"), 4).array.shape == (12, 5, 4, 1)
+    assert read_volume(str(tmp_path / "slice_7*.tif")).geometry.d_in == 4  # one file is no stack

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shlex
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,7 +80,7 @@ def test_train_reports(volume_file, tmp_path, capsys):
     assert float(found["compression_ratio"]) == pytest.approx(315 / n_parameters, abs=0.005)
     assert float(found["psnr"]) == pytest.approx(trained.settings["psnr"], abs=5e-4)
     assert "seconds" in found and found["network"] == str(trained.network)
-    assert re.search(r"^next: python net_compress\.py --net ", out, re.MULTILINE)
+    assert re.search(r"^next: python net_compress\.py --net .* --volume ", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -713,3 +714,14 @@ def test_a_checkpoint_names_the_flag_that_differs(flags, name, volume_file, tmp_
 def test_settled_options_are_in_the_configuration(volume_file, tmp_path):
     options = train(volume_file, tmp_path, "--n_passes", 3).settings["options"]
     assert (options["d_in"], options["d_out"], options["n_passes"]) == (3, 1, 3.0) and options["lr"] > 0
+
+
+def test_the_next_command_reads_the_same_volume(tmp_path, capsys, monkeypatch):
+    """Whatever it takes; and it makes the smaller file."""
+    monkeypatch.chdir(tmp_path)
+    slanted((9, 7, 5)).ravel(order="F").tofile("a b.raw")
+    argv = ("--volume", "a b.raw", "--shape", "9,7,5", "--dtype", "float32", "--endian", "little", "--n_passes", "1")
+    train_script.main([*argv, "--n_layers", "2"])
+    command = re.search(r"^next: python net_compress\.py (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+    net_compress.main([*shlex.split(command), "--n_passes", "1"])
+    assert "psnr=" in capsys.readouterr().out and (tmp_path / "compressed_out").exists()
