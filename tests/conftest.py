@@ -29,7 +29,7 @@ def pytest_addoption(parser):
         "--perturb",
         type=int,
         metavar="SEED",
-        help="move every initial and every stored weight of every network by 1e-6 of itself, at random",
+        help="move every initial and every stored weight of the tests' processes by 1e-6 of itself, at random",
     )
 
 
@@ -38,7 +38,9 @@ def pytest_cmdline_main(config):
     """Spread the whole suite over all cores, where pytest-xdist is there and not told otherwise."""
     is_whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     if is_whole and not hasattr(config, "workerinput") and getattr(config.option, "numprocesses", 0) is None:
-        config.option.numprocesses, config.option.dist = "auto", "worksteal"
+        config.option.numprocesses = "auto"
+        if config.option.dist == "no":
+            config.option.dist = "worksteal"
 
 
 def pytest_configure(config):
