@@ -34,6 +34,17 @@ def _excepthook(kind, value, trace) -> None:
     sys.__excepthook__(kind, value, trace)
 
 
+def _open_standard_streams() -> None:
+    """Open those that are closed (`2>&-`), or a file of data would get their number, and what libraries print."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+_open_standard_streams()
 sys.excepthook = _excepthook  # before other modules are imported
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # --num_workers sets the threads, not NumPy
 
@@ -56,6 +67,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
     Ctrl-C gives status 130, SIGTERM 143, a closed terminal 129. Any other exception is a bug and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding does not have
     signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, _interrupt)

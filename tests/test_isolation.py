@@ -100,3 +100,19 @@ def test_the_plugin_beside_modules_of_the_same_names(is_foreign_first, chain, tm
     program = f"{settings}IS_FOREIGN_FIRST = {is_foreign_first}\n{BESIDE}"
     done = run("-P", "-c", program, folder=tmp_path)
     assert done.returncode == 0 and done.stdout == "(9, 7, 5)\n", done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a shell")
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", ">&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams(closed, chain, tmp_path):
+    """No file of data takes their numbers; nothing is lost."""
+    script = f"{sys.executable} {ROOT / SCRIPTS[2]} --compressed {chain.blob} --recon {tmp_path / 'r.vti'} {closed}"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stderr == "" and ("recon=" in done.stdout) == (" >" not in f" {closed}")
+    assert (tmp_path / "r.vti").read_bytes().endswith(b"</VTKFile>\n")
+
+
+def test_names_that_the_encoding_does_not_have(chain, tmp_path):
+    command = (ROOT / SCRIPTS[2], "--compressed", chain.blob, "--recon", "\u00e4.npy")
+    done = run(*command, folder=tmp_path, PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "recon=\\xe4.npy" in done.stdout and (tmp_path / "\u00e4.npy").exists()
