@@ -74,28 +74,23 @@ class Fit:
         self.trained = TrainedWeights(net, recipe.optimizer, first_trained_layer)
         self.averaged_net = self.trained.averaged_net
         batch = math.ceil(sampler.n_voxels / self.steps_per_pass)
-        self.loss_gradient = LossGradient(
-            net, batch, first_trained_layer, n_threads, is_clipped=recipe.schedule == "power"
-        )
+        is_power = recipe.schedule == "power"
+        self.loss_gradient = LossGradient(net, batch, first_trained_layer, n_threads, is_clipped=is_power)
 
         # Importance sampling draws voxels by these errors. A streamed volume has no memory for one error per voxel.
         self.errors: torch.Tensor | None = None
         if recipe.by_error and isinstance(sampler, VoxelSampler):
             self.errors = sampler.deviations() if errors is None else errors
-        self.density: torch.Tensor | None = None
-        self.judging_voxels = sampler.judging_voxels()  # the voxels that judge `averaged_net`
+        self.density, self.judging_voxels = None, sampler.judging_voxels()  # which judge `averaged_net`
         self.step, self.seconds = 0, 0.0
         self.loss = sampler.variance  # MSE of `averaged_net` when last judged; at first the MSE of a constant
         self.start = self._capture()
         self.best = self.start  # the best state that was judged
-        self.other_starts, self.short_wave_starts = (
-            [net.state_dict() for net in nets] for nets in (other_starts, short_wave_starts)
-        )
+        self.other_starts = [net.state_dict() for net in other_starts]
+        self.short_wave_starts = [net.state_dict() for net in short_wave_starts]
+        counts = len(other_starts), len(short_wave_starts)
         # With schedule "step", the learning rate falls so low that a fit can stall without a collapse.
-        can_collapse = recipe.schedule == "power"
-        self.recovery = Recovery(
-            sampler.variance, self.n_brief, len(other_starts), len(short_wave_starts), can_collapse
-        )
+        self.recovery = Recovery(sampler.variance, self.n_brief, *counts, can_collapse=is_power)
 
     # --- the training loop ---
 
