@@ -10,7 +10,6 @@ import numpy as np
 from utils import Mask, UserError
 
 MAX_MASK_VOXELS = 1 << 35  # most voxels of a mask, 4 GiB of bits; a larger one is refused before memory is allocated
-CHUNK_BYTES = 1 << 16  # of packed bits that are unpacked at a time
 FILTER = {"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}
 
 
@@ -61,29 +60,14 @@ def decompress_mask(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
 def _undo_xor(stored: np.ndarray, distance: int) -> np.ndarray:
     """The bits, eight a byte, of which number i was stored xor number i - distance. Takes time linear in the bits."""
     n_bytes = len(stored)
+    if distance % 8:
+        bits = int.from_bytes(stored.tobytes(), "big")
+        while distance % 8:  # bit i ^ bit i - d, xor the same d earlier, is bit i ^ bit i - 2d: at most three passes
+            bits ^= bits >> distance
+            distance *= 2
+        stored = np.frombuffer(bits.to_bytes(n_bytes, "big"), np.uint8)
     if not 0 < distance < 8 * n_bytes:
         return stored.copy()
-    if distance % 8 == 0:
-        rows = np.zeros((-(-8 * n_bytes // distance), distance // 8), np.uint8)
-        rows.ravel()[:n_bytes] = stored
-        return np.bitwise_xor.accumulate(rows, axis=0, out=rows).ravel()[:n_bytes]
-    if distance < CHUNK_BYTES:  # whole rows of the mask at a time, eight of which are whole bytes
-        step, last = CHUNK_BYTES // distance * distance, np.zeros(distance, np.uint8)
-    else:
-        step, last = min(CHUNK_BYTES, distance // 8), None
-    bits = stored.copy()
-    for start in range(0, n_bytes, step):
-        chunk = np.unpackbits(stored[start : start + step])
-        if last is None:
-            first = 8 * start - distance  # the number of the bit by which the chunk's first one was changed
-            before = np.unpackbits(bits[max(first, 0) // 8 : max(-(-(first + len(chunk)) // 8), 0)])
-            before = before[max(first, 0) % 8 :][: max(first + len(chunk), 0) - max(first, 0)]
-            chunk[len(chunk) - len(before) :] ^= before
-        else:
-            rows = np.zeros((-(-len(chunk) // distance), distance), np.uint8)
-            rows.ravel()[: len(chunk)] = chunk
-            rows[0] ^= last
-            np.bitwise_xor.accumulate(rows, axis=0, out=rows)
-            chunk, last = rows.ravel()[: len(chunk)], rows[-1]
-        bits[start : start + step] = np.packbits(chunk)
-    return bits
+    rows = np.zeros((-(-8 * n_bytes // distance), distance // 8), np.uint8)
+    rows.ravel()[:n_bytes] = stored
+    return np.bitwise_xor.accumulate(rows, axis=0, out=rows).ravel()[:n_bytes]
