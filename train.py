@@ -26,7 +26,7 @@ from training import outliers, processes
 from training.fitting import new_fit
 from training.long_runs import Checkpoint, run_to_target
 from training.network_files import configuration, write_network
-from training.options import MUST_MATCH, network_for, parse, recipe_for, settled
+from training.options import MUST_MATCH, network_for, parse, recipe_for, settled, size_messages
 from training.quality import Judge, Quality
 from training.recipe import psnr_of
 from training.streaming import make_sampler
@@ -121,6 +121,8 @@ def main(argv: Sequence[str]) -> None:
     whole = header_of(volume)
     header = clipped_header(opt, volume, whole)
     config = network_for(opt, header)
+    for message in size_messages(opt.compression_ratio, header, config):
+        warn(message)
     sampler = make_sampler(volume.values, header.values, device, opt.grad_lambda > 0)
     recipe = recipe_for(opt, sampler.n_voxels, config)
     fit = new_fit(config, sampler, recipe, opt.seed, opt.w0, opt.num_workers)

@@ -16,7 +16,7 @@ from cli.arguments import (
     number_from,
 )
 from field.blob import BlobError, check_network
-from siren import SirenConfig, neurons_for_budget
+from siren import MIN_NEURONS, SirenConfig, count_parameters, neurons_for_budget
 from training.recipe import BATCH, Recipe, default_recipe
 from utils import UserError, VolumeHeader
 
@@ -202,6 +202,25 @@ def network_for(opt: Options, header: VolumeHeader) -> SirenConfig:
     except BlobError as error:
         raise UserError(f"--compression_ratio {opt.compression_ratio:g} gives a network with {error}") from None
     return config
+
+
+def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> list[str]:
+    """What the user should know of the network's size: that it misses the ratio, that it is larger than the data.
+
+    ratio: the wanted number of voxels for each parameter.
+    """
+    n_voxels, n_values = header.n_voxels, header.n_voxels * header.n_components
+    n_parameters, found = count_parameters(config), []
+    if config.n_neurons == MIN_NEURONS and n_parameters > max(n_voxels / ratio, 1):
+        sizes = {n: count_parameters(dataclasses.replace(config, n_layers=n)) for n in range(1, config.n_layers)}
+        fitting = max((n for n, size in sizes.items() if size <= n_voxels / ratio), default=1)
+        way_out = f": --n_layers {fitting} gives {n_voxels / sizes[fitting]:.3g}" if sizes else ""
+        least = f"with --n_layers {config.n_layers}, the smallest network has {n_parameters} parameters"
+        reached = f"a ratio of {n_voxels / n_parameters:.3g}"
+        found.append(f"--compression_ratio {ratio:g} is out of reach: {least}, {reached}{way_out}")
+    if n_parameters > n_values:
+        found.append(f"the network, of {n_parameters} parameters, is larger than the data, of {n_values} values")
+    return found
 
 
 def recipe_for(opt: Options, n_voxels: int, config: SirenConfig) -> Recipe:

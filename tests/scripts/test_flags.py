@@ -113,6 +113,20 @@ def test_compression_ratio(tmp_path):
     assert sizes[1] > sizes[1.5] > sizes[2]
 
 
+def test_a_ratio_out_of_reach_is_said_with_a_way_out(tmp_path, capsys):
+    """A network of the layers that the message proposes has the ratio; that of a volume of few voxels is too large."""
+    np.save(tmp_path / "v.npy", slanted((40, 36, 32)))
+    briefly = ("--n_passes", 0.05, "--compression_ratio", 50)
+    train(tmp_path / "v.npy", tmp_path, *briefly, "--n_layers", 8)
+    said = re.search(r"out of reach: .* a ratio of 11\.8: --n_layers (\d) gives", capsys.readouterr().err)
+    state = train(tmp_path / "v.npy", tmp_path, *briefly, "--n_layers", said[1]).state
+    assert sum(t.numel() for t in state.values()) <= 40 * 36 * 32 / 50
+    assert "out of reach" not in capsys.readouterr().err
+    np.save(tmp_path / "v.npy", slanted((8, 7, 5)))
+    train(tmp_path / "v.npy", tmp_path, *briefly)
+    assert "is larger than the data" in capsys.readouterr().err
+
+
 def test_w0_is_the_frequency_of_the_first_layer(volume_file, tmp_path):
     """It scales the first layer's weights, and no others: the stored network evaluates with omega 30."""
     one, two = (train(volume_file, tmp_path, "--lr", 1e-12, "--w0", w0) for w0 in (6.0, 12.0))
@@ -350,7 +364,7 @@ def test_a_network_no_better_than_a_constant_is_warned_of(tmp_path, capsys):
     assert float(said[1]) < constant + 1 and float(said[2]) == pytest.approx(constant, abs=0.06)
     np.save(tmp_path / "v.npy", slanted((9, 7, 5)))
     train(tmp_path / "v.npy", tmp_path, *WELL)
-    assert "warning" not in capsys.readouterr().err
+    assert "a constant volume" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", [("--lr", 1e7), ("--w0", 1e7), ("--grad_lambda", 1e7), ("--lr_decay", 1.5)])
