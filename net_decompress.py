@@ -100,7 +100,7 @@ def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
         "--points",
         metavar="FILE",
         help="only these positions, in the units of spacing and origin: .npy of shape (n, axes), or .csv: x,y,z; "
-        "of a time series t,x,y,z; in the order of a .csv file's first line where that names them",
+        "of a time series t,x,y,z; where the first line of a .csv file holds names, the columns of these names",
     )
     group.add_argument(
         "--outside",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import warnings
 
@@ -29,7 +30,7 @@ def points_path(path: str, points: str) -> str:
 def read_points(path: str, d_in: int) -> np.ndarray:
     """Positions (n, d_in), float64, from a .npy file of that shape or a .csv file of that many columns.
 
-    A .csv file may begin with a line of the axes' names, in any order. Raises UserError.
+    A .csv file may begin with a line of names; columns that are no axes are then ignored. Raises UserError.
     """
     suffix = os.path.splitext(path)[1].lower()
     if suffix not in POINT_SUFFIXES:
@@ -47,22 +48,41 @@ def read_points(path: str, d_in: int) -> np.ndarray:
 
 
 def _read_csv(path: str, d_in: int) -> np.ndarray:
-    """The numbers of a .csv file (n, d_in), Where its first line names the axes, the columns are put in their order.
+    """The positions (n, d_in) of a .csv file. Raises ValueError.
 
-    Raises ValueError.
+    If its first line holds names, those of the axes choose the columns. Without names, every column is an axis.
     """
-    axes = list(AXES[d_in])
     with open(path, encoding="utf-8-sig") as file:
-        names = [name.strip(' "').lower() for name in file.readline().lstrip("# ").strip().split(",")]
-        if sorted(names) != sorted(axes):  # they are numbers, or else refused as such
-            names = axes
+        first = file.readline().lstrip("# ").strip()
+        names = [name.strip(' "').lower() for row in csv.reader([first]) for name in row]
+        columns = None if all(map(_is_number, names)) else _columns_of(AXES[d_in], names, first)
+        if columns is None:
             file.seek(0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file without numbers
-            table = np.loadtxt(file, delimiter=",", ndmin=2, quotechar='"', comments=None)
-    if table.shape[1] != d_in:
+            table = np.loadtxt(file, delimiter=",", ndmin=2, quotechar='"', comments=None, usecols=columns)
+    if not table.size or table.shape[1] != d_in:
         raise ValueError(f"found {table.shape[1]} numbers a line, not {d_in}" if table.size else "found none")
-    return table[:, [names.index(axis) for axis in axes]]
+    return table
+
+
+def _is_number(text: str) -> bool:
+    """Whether a field of a .csv file holds a number, or nothing."""
+    try:
+        float(text or 0)
+    except ValueError:
+        return False
+    return True
+
+
+def _columns_of(axes: str, names: list[str], line: str) -> list[int]:
+    """The index of each axis's column. ParaView calls x, y, z Points:0, Points:1, Points:2. Raises ValueError."""
+    paraview = {"x": "points:0", "y": "points:1", "z": "points:2"}
+    found = [[i for i, name in enumerate(names) if name in (axis, paraview.get(axis))] for axis in axes]
+    if any(len(columns) != 1 for columns in found):
+        hint = ": columns are separated by commas" if len(names) == 1 else ""
+        raise ValueError(f"its first line, {line[:80]!r}, does not name each of these columns once{hint}")
+    return [column for (column,) in found]
 
 
 def write_points(

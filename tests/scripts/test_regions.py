@@ -257,7 +257,16 @@ def test_columns_of_a_series_are_those_that_it_names(tmp_path):
     np.testing.assert_array_equal(found, NeuralField.open(tmp_path / "blob").at([[1.5, 5, 4, 2]]))
     (tmp_path / "p.csv").write_text("time,x,y,z\n1,2,2,2\n")
     said = error_of(net_decompress.main, "--compressed", tmp_path / "blob", "--points", tmp_path / "p.csv")
-    assert "p.csv: expected lines of t,x,y,z: could not convert string 'time' to float64 at row 0" in said
+    assert "p.csv: expected lines of t,x,y,z: its first line, 'time,x,y,z', does not name each" in said
+
+
+@pytest.mark.parametrize("names", ['"sf","Points:0","Points:1","Points:2","label"', "sf,X,Y,Z,Points Magnitude"])
+def test_other_columns_of_a_csv_file_are_ignored(blob, tmp_path, names):
+    """As ParaView saves a probe's line: values, positions, and what need not be a number."""
+    rows = "".join(f'0.5,{x!r},{y!r},{z!r},"a, b"\n' for x, y, z in POINTS.tolist())
+    (tmp_path / "p.csv").write_text(names + "\n" + rows)
+    found = decompress(blob, tmp_path / "out.npy", "--points", tmp_path / "p.csv")
+    np.testing.assert_array_equal(found, NeuralField.open(blob).at(POINTS))
 
 
 @pytest.mark.parametrize(
@@ -265,14 +274,15 @@ def test_columns_of_a_series_are_those_that_it_names(tmp_path):
     [
         ("p.npy", b"no array", "expected an array of NumPy's: the magic string is not correct"),
         ("p.npy", b"", "expected an array of NumPy's: EOF"),
-        ("p.csv", b"x,y,z\n1,2\n", "expected lines of x,y,z: found 2 numbers a line, not 3"),
+        ("p.csv", b"1,2\n", "expected lines of x,y,z: found 2 numbers a line, not 3"),
+        ("p.csv", b"x,y,z\n1,2\n", "expected lines of x,y,z: invalid column index 2 at row 1 with 2 columns"),
         ("p.csv", b"x,y,z\n1,2,three\n", "could not convert string 'three' to float64 at row 0"),
         ("p.csv", b"1,2,3\n\n1,2,3\n1,2,3,4\n", "changed from 3 to 4 at row 3"),
-        ("p.csv", b"x;y;z\n1;2;3\n", "could not convert string 'x;y;z'"),
-        ("p.csv", b"1 2 3\n4 5 6\n", "could not convert string '1 2 3'"),
-        ("p.csv", b"a,b,c\n1,2,3\n", "could not convert string 'a'"),
-        ("p.csv", b"x,y,y\n1,2,3\n", "could not convert string 'x'"),
-        ("p.csv", b"t,x,y,z\n1,2,3,4\n", "could not convert string 't'"),
+        ("p.csv", b"x;y;z\n1;2;3\n", "'x;y;z', does not name each of these columns once: columns are separated by"),
+        ("p.csv", b"1 2 3\n4 5 6\n", "columns are separated by commas"),
+        ("p.csv", b"a,b,c\n1,2,3\n", "its first line, 'a,b,c', does not name each of these columns once"),
+        ("p.csv", b"x,y,y\n1,2,3\n", "its first line, 'x,y,y', does not name"),
+        ("p.csv", b"x,Points:0,y,z\n1,1,2,3\n", "does not name each of these columns once"),
         ("p.csv", b"x,y,z\n", "expected lines of x,y,z: found none"),
         ("p.csv", b"", "expected lines of x,y,z: found none"),
         ("p.csv", b"\xff\xfe\x00", "expected lines of x,y,z: 'utf-8' codec"),
