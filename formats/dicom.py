@@ -39,11 +39,9 @@ class _Slice(NamedTuple):
 def read_dicom(folder: str) -> Volume:
     """The volume whose slices lie in a folder, in the order of their positions. Values are rescaled.
 
-    Raises VolumeError when there is no slice, when slices are of several series, and when one of them is missing.
+    Raises VolumeError when slices are of several series, and when one of them is missing.
     """
     paths = slice_files(folder)
-    if not paths:
-        raise VolumeError(f"{folder}: expected a folder of DICOM files, found none")
     slices = [_read_slice(path) for path in paths]
     for path, found in zip(paths, slices, strict=True):
         if not found.is_like(slices[0]):

@@ -6,10 +6,13 @@ components). Most of these formats store x fastest, so the array is a transposed
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import glob
 import math
 import os
+import shlex
 import sys
 
 import numpy as np
@@ -80,7 +83,7 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
     is_npy = start[:6] == b"\x93NUMPY"
-    reader = dicom.read_dicom if is_folder else READERS.get(suffix)
+    reader = _read_folder if is_folder else READERS.get(suffix)
     if layout is not None and (is_npy or reader):
         raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")
     if array is not None and (is_npy or suffix not in vtk_process.OF_ARRAYS):
@@ -98,6 +101,24 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
         f"{path}: expected a volume (.npy {' '.join(READERS)}, a folder of DICOM files, or a headerless file with "
         f"--shape and --dtype or a name like a_256x256x128_uint8.raw), found {start!r}..."
     )
+
+
+def _read_folder(folder: str) -> Volume:
+    """The volume of the DICOM slices in a folder. Raises VolumeError, which says what else the folder holds."""
+    if dicom.slice_files(folder):
+        return dicom.read_dicom(folder)
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    folders = [entry.path for entry in entries if entry.is_dir()]
+    volumes = [entry.path for entry in entries if suffix_of(entry.name) in (".npy", ".raw", *READERS)]
+    found = f"{len(entries) - len(folders)} files and {len(folders)} folders, none of them a volume"
+    if volumes:
+        ending = collections.Counter(path[-len(suffix_of(path)) :] for path in volumes).most_common(1)[0][0]
+        alike = [path for path in volumes if path.endswith(ending)]
+        pattern = alike[0] if len(alike) == 1 else os.path.join(glob.escape(folder), f"*{ending}")
+        found = f"{len(alike)} {ending} files: --volume {shlex.quote(pattern)} reads {'them' if alike[1:] else 'it'}"
+    elif folders:
+        found += f": --volume {shlex.quote(folders[0])} looks there"
+    raise VolumeError(f"{folder}: expected a folder of DICOM slices, found {found}")
 
 
 def _with_axes(path: str, volume: Volume, d_in: int) -> Volume:
@@ -193,5 +214,8 @@ def _not_finite(values: np.ndarray, fill: np.generic | None) -> str:
             first += (int(component),) if values.shape[-1] > 1 else ()
         count += np.count_nonzero(bad)
         n_nan += np.count_nonzero(np.isnan(part) & bad)
-    hint = ": train.py --fill nan takes NaN as missing" if n_nan == count and fill is None else ""
-    return f"{count} NaN or infinite ones, the first at {first}{hint}"
+    way_out = "train.py --fill nan takes NaN as missing"
+    if n_nan < count or fill is not None:
+        value, more = ("np.nan", ", with train.py --fill nan") if fill is None else (fill, "")
+        way_out = f"NumPy's array[~np.isfinite(array)] = {value} makes them missing{more}"
+    return f"{count} NaN or infinite ones, the first at {first}: {way_out}"

@@ -1014,10 +1014,6 @@ def test_a_reader_that_is_not_installed(module, packages, tmp_path, monkeypatch)
     assert refusal(path).endswith(f": reading it needs {module}: pip install {packages}")
 
 
-def test_a_folder_without_slices(tmp_path):
-    assert "expected a folder of DICOM files, found none" in refusal(tmp_path)
-
-
 # --- TIFF -------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -184,8 +185,19 @@ def test_missing_file(tmp_path):
     assert "No such file" in refusal(tmp_path / "missing.npy")
 
 
-def test_folder(tmp_path):
-    assert "expected a folder of DICOM files, found none" in refusal(tmp_path)
+def test_a_folder_says_what_it_holds_and_what_to_type(tmp_path):
+    """What it proposes is read."""
+    folder = tmp_path / "a [1]"
+    folder.mkdir()
+    assert "found 0 files and 0 folders, none of them a volume" in refusal(folder)
+    assert f"1 folders, none of them a volume: --volume {shlex.quote(str(folder))} looks there" in refusal(tmp_path)
+    (folder / "notes.txt").touch()
+    for n_steps, said in ((1, "found 1 .npy files"), (2, "found 2 .npy files")):
+        saved(folder, slanted((4, 3, 2)), f"step {n_steps}.npy")
+        message = refusal(folder)
+        assert said in message
+        path = shlex.split(message[message.index("--volume") :])[1]
+        assert read_volume(path).array.shape == ((4, 3, 2) if n_steps == 1 else (2, 4, 3, 2))
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything")

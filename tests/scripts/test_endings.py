@@ -63,7 +63,7 @@ def test_train_refuses_bad_volumes(tmp_path):
     (tmp_path / "text.txt").write_text("hello")
     cases |= {
         "missing": (tmp_path / "missing.npy", ["No such file"]),
-        "folder": (tmp_path, ["folder of DICOM files"]),
+        "folder": (tmp_path, ["folder of DICOM slices"]),
         "foreign": (tmp_path / "text.txt", ["expected a volume"]),
     }
     before = listing(tmp_path)
@@ -426,7 +426,8 @@ def test_ctrl_c_keeps_the_previous_outputs(tmp_path):
     terminal, inner = pty.openpty()
     fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "--volume", "volume.npy", "--n_passes", "20000"],
+        [sys.executable, str(ROOT / "train.py"), "--volume", "volume.npy", "--n_passes", "20000", "--n_layers", "2",
+         "--compression_ratio", "8"],
         cwd=tmp_path, stderr=inner, stdout=subprocess.PIPE, preexec_fn=hear_ctrl_c,
     )  # fmt: skip
     os.close(inner)

@@ -413,7 +413,11 @@ def test_nan_without_fill_says_what_to_do(tmp_path):
     array[0, 0, 1] = np.inf
     np.save(tmp_path / "v.npy", array)
     message = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--network", tmp_path / "n.pth")
-    assert "found 92 NaN or infinite ones" in message and "--fill" not in message
+    assert "found 92 NaN or infinite ones" in message
+    array[~np.isfinite(array)] = np.nan  # as the message says
+    assert message.endswith("array[~np.isfinite(array)] = np.nan makes them missing, with train.py --fill nan")
+    np.save(tmp_path / "v.npy", array)
+    train(tmp_path / "v.npy", tmp_path, "--fill", "nan", "--n_passes", 0.1)
 
 
 def test_compress_refuses_a_volume_in_which_others_are_missing(fields, tmp_path):
