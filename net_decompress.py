@@ -170,12 +170,12 @@ def grid_of(opt: arguments.Options, field: NeuralField) -> Grid:
     except ValueError as error:
         flags = [f"--{name}" for name in ("roi", "resolution", "time") if getattr(opt, name) is not None]
         where = f"{' '.join(flags)}: {opt.compressed}" if flags else opt.compressed
-        raise UserError(f"{where} has shape {field.shape}: {error}") from None
+        raise UserError(f"{where} has shape {field.header.shape}: {error}") from None
 
 
 def write_points(opt: arguments.Options, field: NeuralField) -> str:
     """Evaluate the field at --points, write --recon and report counts. Raises UserError for points outside."""
-    positions = points.read_points(opt.points, len(field.shape))
+    positions = points.read_points(opt.points, len(field.header.shape))
     is_outside = ~field.contains(positions)
     n_outside = int(is_outside.sum())
     if n_outside and opt.outside == "error":

@@ -65,6 +65,21 @@ class Geometry:
         first = 0 if self.d_in == 4 else 1
         return directions[first : first + self.d_in, first : first + self.d_in]
 
+    def axis_positions(self, shape: tuple[int, ...]) -> list[np.ndarray]:
+        """The positions of the voxels along each grid axis, float64. shape: the number of voxels along each axis.
+
+        They are coordinates in space. Where the axes are turned, they are distances from the first voxel.
+        """
+        steps, starts = np.diag(self.axis_directions) * self.spacing, np.array(self.origin, np.float64)
+        if self.is_turned:
+            steps, starts[-3:] = np.array(self.spacing), 0.0
+        return [start + step * np.arange(n) for start, step, n in zip(starts, steps, shape, strict=True)]
+
+    @property
+    def is_turned(self) -> bool:
+        """Whether an axis of the grid is not parallel to the dimension of space of the same number."""
+        return bool(np.abs(np.abs(self.axis_directions) - np.eye(self.d_in)).max() > MAX_SKEW)
+
     @property
     def is_orthonormal(self) -> bool:
         """Whether the directions have unit length and are at right angles, within MAX_SKEW."""
@@ -332,6 +347,9 @@ class Grid:
 
     axes: tuple[np.ndarray, ...]
 
+    def __repr__(self) -> str:
+        return f"<Grid of {' x '.join(map(str, self.shape))} positions>"
+
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(len(axis) for axis in self.axes)
@@ -425,6 +443,12 @@ class ValueRange:
         """high - low of each component, float64."""
         return (self.high.astype(wide_float(self.dtype)) - self.low.astype(wide_float(self.dtype))).astype(np.float64)
 
+    def decoded_dtype(self, as_float: bool) -> np.dtype:
+        """The dtype of decoded values. as_float: of integers that stay unrounded: float32, or float64 above 16 bits."""
+        if as_float and self.dtype.kind in "iu":
+            return np.dtype(np.float32 if self.dtype.itemsize <= 2 else np.float64)
+        return self.dtype
+
     def normalise(self, values: np.ndarray) -> np.ndarray:
         """Values (..., components) -> float32 in [-1, 1]: NaN where missing, 0 in a constant component.
 
@@ -442,16 +466,16 @@ class ValueRange:
     def denormalise(self, values: np.ndarray, as_float: bool = False) -> np.ndarray:
         """Normalised values (..., components) -> values in the volume's own units and dtype.
 
-        Values are clipped to the range, which can only reduce the error. Integers are rounded. With `as_float` integers
-        become float32, or float64 if they have more than 16 bits, and are not rounded. If a decoded value happens to
-        equal the fill value, it is replaced by the next smaller number, so that the voxel does not count as missing.
+        Values are clipped to the range, which can only reduce the error. Integers are rounded, but not with `as_float`;
+        see `decoded_dtype`. If a decoded value happens to equal the fill value, it is replaced by the next smaller
+        number, so that the voxel does not count as missing.
         """
         wide = wide_float(self.dtype)
         unit = (np.fmin(np.fmax(values.astype(np.float64), -1.0), 1.0) + 1.0) / 2.0  # NaN becomes the least value
         offset = unit.astype(wide) * self.extent.astype(wide)
         low = self.low.astype(wide)
         if as_float and self.dtype.kind in "iu":
-            return (low + offset).astype(np.float32 if self.dtype.itemsize <= 2 else np.float64)
+            return (low + offset).astype(self.decoded_dtype(as_float))
         result = np.clip(low + offset, low, self.high.astype(wide))  # because the cast would wrap around
         result = (result if self.dtype.kind == "f" else np.rint(result)).astype(self.dtype)
         if self.fill is not None and (result == self.fill).any():

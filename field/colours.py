@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from utils import is_missing
+
 MOST_QUANTILES = 1_000_000  # most values from which quantiles are computed
 MISSING = 255  # grey level of missing voxels: white, a colour that neither table has
 VIRIDIS = "440154 472c7a 3b518b 2c718e 21908d 27ad81 5cc863 aadc32 fde725"
@@ -86,6 +88,20 @@ def scale_of(
     start = max(float(np.quantile(distance, hidden)), 0.02)
     seen = distance[distance > start]
     return dataclasses.replace(scale, opaque=(start, float(np.quantile(seen, 0.9)) if seen.size else 1.0))
+
+
+def shown(values: np.ndarray, fill: np.generic | None) -> np.ndarray:
+    """Values (..., components) as float64, with NaN in voxels that are missing or not finite."""
+    is_gone = is_missing(values, fill) | ~np.isfinite(values).all(axis=-1)
+    return np.where(is_gone[..., None], np.nan, values.astype(np.float64))
+
+
+def magnitude(values: np.ndarray) -> np.ndarray:
+    """(..., components) -> (...): the value of a single component, or the magnitude of several components."""
+    if values.shape[-1] == 1:
+        return values[..., 0]
+    largest = np.nanmax(np.abs(values), initial=0.0) or 1.0  # scaled values have squares that do not overflow
+    return np.linalg.norm(values / largest, axis=-1) * largest
 
 
 def figure_of(value: float, extent: float) -> str:

@@ -1,7 +1,8 @@
 """A field held by a network: its values and exact derivatives on any grid or at any points.
 
 field = NeuralField.open("compressed_out")
-volume, box = field.on_grid(), field.on_grid(field.grid(roi=np.s_[:, 8:24, 5:6]))  # arrays [x, y, z]
+volume, box, plane = field[...], field[:, 8:24, 5:6], field[:, :, 20]  # arrays [x, y, z], and [x, y]
+fine = field.on_grid(field.grid(resolution=(160, 128, 112)))
 values, gradients = field.at(points), field.gradient_at(points)
 """
 
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from field.array_interface import ArrayInterface
 from field.blob import decode_single
 from field.evaluation import CHUNK, Coordinates, Network, OnProgress, evaluate, grid_coordinates, point_coordinates
 from field.layers import linear_layers
@@ -26,8 +28,10 @@ NEAR = 1e-5
 INSIDE = 1e-6  # voxels by which rounding may move a point on the boundary out of the field
 
 
-class NeuralField:
-    """A field and the network that holds it. Safe to use from several threads, and can be pickled.
+class NeuralField(ArrayInterface):
+    """A field and the network that holds it: an array whose values are evaluated when they are asked for.
+
+    It is safe to use from several threads, and can be pickled.
 
     header: shape, range, geometry and name of the field. network: the fields of SirenConfig. weights: the float32
     parameters by name. device: "cpu" or a CUDA device that torch knows, else a ValueError; n_threads: on the CPU.
@@ -44,7 +48,6 @@ class NeuralField:
         self.header, self.device, self.n_threads = header, str(device), n_threads
         if self.device.partition(":")[0] not in CHUNK:
             raise ValueError(f"device: expected cpu or cuda, found {self.device}")
-        self.shape = header.shape
         self.values = header.values
         self.is_residual = network["is_residual"] and network["n_layers"] > 1
         self.layers = []  # [W b] of every layer, times its factors
@@ -82,22 +85,13 @@ class NeuralField:
         time: of a time series, whose axis of time the others leave out: one, in steps, that may be a fraction, or a
         range of whole steps; all of them by default. Raises ValueError for what the field does not have.
         """
-        space = voxel_grid(self.shape[-3:], roi, resolution)
-        if len(self.shape) < 4:
-            if time is not None:
-                raise ValueError(f"time: expected a time series, found {len(self.shape)} axes")
-            return space
-        if time is None or isinstance(time, slice):
-            times = voxel_grid(self.shape[:1], None if time is None else (time,)).axes[0]
-        elif 0 <= time <= self.shape[0] - 1:
-            times = np.array([float(time)])
-        else:
-            raise ValueError(f"time: expected one from 0 to {self.shape[0] - 1}, found {time:g}")
-        return Grid((times, *space.axes))
-
-    def dtype(self, as_float: bool = False) -> np.dtype:
-        """The type of the values; see ValueRange.denormalise for `as_float`."""
-        return self.values.denormalise(np.empty((0, len(self.values.low)), np.float32), as_float).dtype
+        shape = self.header.shape
+        space = voxel_grid(shape[-3:], roi, resolution)
+        if len(shape) == 4:
+            return Grid((_times(shape[0], time), *space.axes))
+        if time is not None:
+            raise ValueError(f"time: expected a time series, found {len(shape)} axes")
+        return space
 
     def on_grid(
         self,
@@ -112,9 +106,9 @@ class NeuralField:
         `on_progress(fraction)` is told how much is done; what it raises ends the evaluation.
         """
         grid = grid or self.grid()
-        result = np.empty((math.prod(grid.shape), len(self.values.low)), self.dtype(as_float))
-
-        coordinates = grid_coordinates(self.shape, grid)
+        dtype = self.values.decoded_dtype(as_float)
+        result = np.empty((math.prod(grid.shape), self.header.n_components), dtype)
+        coordinates = grid_coordinates(self.header.shape, grid)
         is_close = np.zeros(len(result) if result.dtype.kind in "iu" else 0, bool)
 
         def store(part: slice, y: np.ndarray, _: None) -> None:
@@ -128,7 +122,7 @@ class NeuralField:
         result = result.reshape(*grid.shape, -1)
         for part, is_missing in _missing_on(self.header.missing, grid):
             result[part][is_missing] = self.header.fill if result.dtype == self.values.dtype else np.nan
-        return self._drop_components(result)
+        return self._shaped(result, grid.shape)
 
     def _round_anew(self, result: np.ndarray, index: np.ndarray, coordinates: Coordinates) -> None:
         """Put integers that are rounded from a float64 evaluation into the rows `index` of a result."""
@@ -146,58 +140,65 @@ class NeuralField:
         `gradient_at`.
         """
         grid = grid or self.grid()
-        result = self._gradient(grid_coordinates(self.shape, grid), grid.shape, on_progress)
+        result = self._gradient(grid_coordinates(self.header.shape, grid), grid.shape, on_progress)
         for part, is_missing in _missing_on(self.header.missing, grid):
             result[part][is_missing] = np.nan
         return result
 
     def lazy(self, grid: Grid | None = None, as_float: bool = False) -> LazyArray:
-        """As `on_grid`, but every box of the grid is evaluated when it is asked for."""
-        grid = grid or self.grid()
-        n_components = len(self.values.low)
+        """The array of `on_grid`, whose values are evaluated when they are asked for."""
+        grid, n_axes = grid or self.grid(), len(self.header.shape)
 
         def evaluate(box: Box) -> np.ndarray:
             return self.on_grid(grid.part(box), as_float)
 
-        return LazyArray(grid.shape + (n_components,) * (n_components > 1), self.dtype(as_float), evaluate)
+        return LazyArray(grid.shape + self.shape[n_axes:], self.values.decoded_dtype(as_float), evaluate, n_axes)
 
     # --- at points ---
 
     def at(self, points: np.ndarray) -> np.ndarray:
-        """The values at physical positions (n, d_in): (n,), or (n, components); NaN outside the field, and where the
-        nearest voxel is missing.
+        """The values at physical positions (..., d_in): (...), or (..., components); NaN outside the field, and where
+        the nearest voxel is missing. A single position gives a single value.
 
         Floats: float32, or float64 where the field's own type is wider than that.
         """
-        index, is_inside = _locate(self.header, points)
-        result = np.empty((len(index), len(self.values.low)), self.dtype(as_float=True))
+        index, is_inside, shape = _locate(self.header, points)
+        result = np.empty((len(index), self.header.n_components), self.values.decoded_dtype(as_float=True))
 
         def store(part: slice, y: np.ndarray, _: None) -> None:
             result[part] = self.values.denormalise(y.T, True)
 
-        evaluate(self.network(), self.n_threads, point_coordinates(self.shape, index), len(result), store)
+        evaluate(self.network(), self.n_threads, point_coordinates(self.header.shape, index), len(result), store)
         result[~is_inside | _missing_at(self.header.missing, index)] = np.nan
-        return self._drop_components(result)
+        return self._shaped(result, shape)
+
+    def sample_line(self, a: np.ndarray, b: np.ndarray, n: int = 100) -> tuple[np.ndarray, np.ndarray]:
+        """The distances in space from `a`, (n,), and the values, as of `at`, at n positions from `a` to `b`, evenly."""
+        points = np.linspace(a, b, n)
+        values = self.at(points)
+        return np.linalg.norm(points[:, -3:] - points[0, -3:], axis=1), values
 
     def contains(self, points: np.ndarray) -> np.ndarray:
-        """Which of the physical positions (n, d_in) lie between the first voxel and the last of every axis."""
-        return _locate(self.header, points)[1]
+        """Which of the physical positions (..., d_in) lie between the first voxel and the last of every axis."""
+        _, is_inside, shape = _locate(self.header, points)
+        return is_inside.reshape(shape)[()]
 
     def gradient_at(self, points: np.ndarray) -> np.ndarray:
-        """The derivatives of the values by position at physical positions (n, d_in): (n, [components,] d_in).
+        """The derivatives of the values by position at physical positions (..., d_in): (..., [components,] d_in).
 
         Of the values as they are evaluated: 0 where those are clipped to the field's range, and along an axis of one
         voxel; NaN outside the field, and where the nearest voxel is missing. Same floats as `at`.
         """
-        index, is_inside = _locate(self.header, points)
-        result = self._gradient(point_coordinates(self.shape, index), (len(index),))
+        index, is_inside, shape = _locate(self.header, points)
+        result = self._gradient(point_coordinates(self.header.shape, index), (len(index),))
         result[~is_inside | _missing_at(self.header.missing, index)] = np.nan
-        return result
+        return result.reshape(*shape, *result.shape[1:])
 
     # --- how it is evaluated ---
 
-    def _drop_components(self, result: np.ndarray) -> np.ndarray:
-        return result[..., 0] if len(self.values.low) == 1 else result
+    def _shaped(self, result: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | np.generic:
+        """Values (n, components) with the shape of their positions, and without an axis of a single component."""
+        return result.reshape(shape + self.shape[len(self.header.shape) :])[()]
 
     def _gradient(
         self,
@@ -205,12 +206,13 @@ class NeuralField:
         shape: tuple[int, ...],
         on_progress: OnProgress = lambda fraction: None,
     ) -> np.ndarray:
-        d_in, d_out = len(self.shape), len(self.values.low)
+        grid, d_out = self.header.shape, self.header.n_components
+        d_in = len(grid)
         dtype = np.float64 if self.values.dtype.itemsize == 8 else np.float32
         result = np.empty((math.prod(shape), d_out, d_in), dtype)
-        sizes = np.array([voxel_size(self.shape, axis) for axis in range(d_in)])
+        sizes = np.array([voxel_size(grid, axis) for axis in range(d_in)])
         per_index = sizes / 2 * self.values.extent[:, None]
-        per_length = np.where(np.array(self.shape) > 1, per_index / self.header.geometry.spacing, 0.0)
+        per_length = np.where(np.array(grid) > 1, per_index / self.header.geometry.spacing, 0.0)
         directions = self.header.geometry.axis_directions
 
         def store(part: slice, y: np.ndarray, slopes: np.ndarray) -> None:
@@ -222,15 +224,25 @@ class NeuralField:
         return result[..., 0, :] if d_out == 1 else result
 
 
-def _locate(header: VolumeHeader, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Voxel indices (n, d_in) of physical positions, moved into the field, and whether they were inside."""
+def _times(n: int, time: float | slice | None) -> np.ndarray:
+    """The times, in steps, of a series of n steps that `time` asks for; see NeuralField.grid. Raises ValueError."""
+    if time is None or isinstance(time, slice):
+        return voxel_grid((n,), None if time is None else (time,)).axes[0]
+    if not 0 <= time <= n - 1:
+        raise ValueError(f"time: expected one from 0 to {n - 1}, found {time:g}")
+    return np.array([float(time)])
+
+
+def _locate(header: VolumeHeader, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
+    """Voxel indices (n, d_in) of physical positions, moved into the field; whether they were inside; their shape."""
     points, geometry = np.asarray(points, np.float64), header.geometry
-    if points.ndim != 2 or points.shape[1] != geometry.d_in:
-        raise ValueError(f"expected points of shape (n, {geometry.d_in}), found {points.shape}")
+    if not points.ndim or points.shape[-1] != geometry.d_in:
+        raise ValueError(f"expected points of shape (..., {geometry.d_in}), found {points.shape}")
+    shape, points = points.shape[:-1], points.reshape(-1, geometry.d_in)
     index = np.linalg.solve(geometry.axis_directions, (points - geometry.origin).T).T / geometry.spacing
     last = np.array(header.shape) - 1.0
     is_inside = ((index >= -INSIDE) & (index <= last + INSIDE)).all(axis=1)
-    return np.clip(np.nan_to_num(index), 0.0, last), is_inside
+    return np.clip(np.nan_to_num(index), 0.0, last), is_inside, shape
 
 
 def _is_close(y: np.ndarray, extent: np.ndarray) -> np.ndarray:

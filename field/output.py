@@ -39,7 +39,9 @@ class Output(NamedTuple):
     def named(self, field: NeuralField) -> tuple[Output, list[str]]:
         """The same with the final name of the file, and the names of the files that will lie beside the file."""
         shape = self.grid.shape[self.is_by_step :]
-        path, *beside = output_files(self.path, shape, field.dtype(self.as_float), field.header.n_components)
+        path, *beside = output_files(
+            self.path, shape, field.values.decoded_dtype(self.as_float), field.header.n_components
+        )
         return self._replace(path=path), beside
 
     def grids(self) -> dict[str, Grid]:
@@ -66,8 +68,8 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
     grids, times, n_done = output.grids(), {}, 0
     shape = next(iter(grids.values())).shape
     n_points = math.prod(shape) * len(grids)
-    n_arrays = field.header.n_components * (1 + len(field.shape) * output.with_gradient)
-    n_bytes = n_points * n_arrays * field.dtype(output.as_float).itemsize
+    n_arrays = field.header.n_components * (1 + len(field.header.shape) * output.with_gradient)
+    n_bytes = n_points * n_arrays * field.values.decoded_dtype(output.as_float).itemsize
     check_space(output.path, least_bytes(output.path, n_bytes), f"{source}: its volume of shape {shape}")
     is_large = math.prod(shape) * n_arrays > MAX_VALUES_IN_MEMORY
     evaluated = _slab_by_slab if is_large else lambda evaluate, grid: evaluate(grid)
@@ -107,11 +109,12 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
 def _slab_by_slab(evaluate: Callable[[Grid], np.ndarray], grid: Grid) -> LazyArray:
     """A lazy array that evaluates a box of the grid whenever the box is asked for."""
     like = evaluate(grid.part((slice(0, 1),) * len(grid.shape)))
-    return LazyArray((*grid.shape, *like.shape[len(grid.shape) :]), like.dtype, lambda box: evaluate(grid.part(box)))
+    d_in = len(grid.shape)
+    return LazyArray((*grid.shape, *like.shape[d_in:]), like.dtype, lambda box: evaluate(grid.part(box)), d_in)
 
 
 def _in_space(gradient: np.ndarray | LazyArray) -> np.ndarray | LazyArray:
     """A gradient without its derivative by time."""
     if isinstance(gradient, np.ndarray):
         return gradient[..., 1:]
-    return LazyArray((*gradient.shape[:-1], 3), gradient.dtype, lambda box: gradient[box][..., 1:])
+    return LazyArray((*gradient.shape[:-1], 3), gradient.dtype, lambda box: gradient[box][..., 1:], gradient.d_in)

@@ -38,23 +38,74 @@ class StackedSteps:
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:
-    """An array whose values are computed on demand: `array[box]`, with one slice per axis of the grid.
+    """An array whose values are computed when they are asked for, and only those.
 
-    shape: of the grid, followed by the number of components when there are several. evaluate(box): computes that part
-    of the array. array[i]: the lazy array at index i of the first axis.
+    shape: of the grid, followed by the number of components when there are several. evaluate(box): computes the values
+    at one slice per axis of the grid. d_in: the number of grid axes; None when every axis is one.
+
+    array[key] takes integers, slices of any step and `...`, as NumPy does. An integer alone gives the lazy array at
+    that index of the first axis, because that may be a whole step of a series. np.asarray(array) computes all values.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     evaluate: Callable[[Box], np.ndarray]
+    d_in: int | None = None
 
-    def __getitem__(self, key: Box | int) -> np.ndarray | LazyArray:
-        if isinstance(key, int):
-            first = slice(key, key + 1)
-            return LazyArray(self.shape[1:], self.dtype, lambda box: self.evaluate((first, *box))[0])
-        if not isinstance(key, tuple):
-            raise TypeError(f"expected a slice for each axis of the grid, found {key}")
-        return self.evaluate(key)
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: object) -> np.ndarray | np.generic | LazyArray:
+        d_in = self.ndim if self.d_in is None else self.d_in
+        if is_index(key) and d_in:
+            first = one_of(self.shape[0], key, 0)
+            return LazyArray(self.shape[1:], self.dtype, lambda box: self.evaluate((first, *box))[0], d_in - 1)
+        parts = expanded(key, self.shape)
+        box = tuple(one_of(n, part, k) for k, (n, part) in enumerate(zip(self.shape, parts, strict=True)))
+        counts = [len(range(n)[part]) for n, part in zip(self.shape, box, strict=True)]
+        if 0 in counts:
+            values = np.empty(counts, self.dtype)
+        else:
+            values = self.evaluate(box[:d_in])[(slice(None),) * d_in + box[d_in:]]
+        return values[tuple(0 if is_index(part) else slice(None) for part in parts)]
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        raise TypeError("expected an array in memory, found a lazy one, which is evaluated box by box")
+        if copy is False:
+            raise ValueError("expected copy=True or None: the values of a lazy array are computed, not shared")
+        return np.asarray(self[...], dtype)
+
+
+def is_index(key: object) -> bool:
+    """Whether a key is one integer, of Python or of NumPy."""
+    return isinstance(key, (int, np.integer)) and not isinstance(key, (bool, np.bool_))
+
+
+def one_of(n: int, part: int | slice, axis: int) -> slice:
+    """The slice of an axis of n values that a part of a key means. Raises IndexError for an index outside."""
+    if not is_index(part):
+        return part
+    if not -n <= part < n:
+        raise IndexError(f"axis {axis}: expected an index from {-n} to {n - 1}, found {part}")
+    return slice(int(part) % n, int(part) % n + 1)
+
+
+def expanded(key: object, shape: tuple[int, ...]) -> tuple[int | slice, ...]:
+    """One integer or slice per axis of an array. Raises IndexError for what is neither, and for too many."""
+    parts = key if isinstance(key, tuple) else (key,)
+    n_dots = sum(part is Ellipsis for part in parts)
+    given = [part for part in parts if part is not Ellipsis]
+    for part in given:
+        if not is_index(part) and not isinstance(part, slice):
+            raise IndexError(f"expected integers, slices and ..., found {part!r}")
+    if n_dots > 1 or len(given) > len(shape):
+        raise IndexError(f"expected at most {len(shape)} axes and one ..., found {key!r}")
+    at = next((k for k, part in enumerate(parts) if part is Ellipsis), len(parts))
+    return (*parts[:at], *(slice(None),) * (len(shape) - len(given)), *parts[at + 1 :])

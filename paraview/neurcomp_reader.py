@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Callable
 
 if sys.version_info < (3, 10):  # noqa: UP036 - ParaView brings its own Python
     raise ImportError(f"neurcomp_reader: expected a ParaView with Python 3.10 or newer, found {sys.version}")
@@ -17,15 +18,14 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy is loaded, be
 
 import numpy as np
 from paraview.util.vtkAlgorithm import VTKPythonAlgorithmBase, smdomain, smhint, smproperty, smproxy
-from vtkmodules.util.numpy_support import numpy_to_vtk
 from vtkmodules.vtkCommonCore import vtkDataArray, vtkOutputWindow
 from vtkmodules.vtkCommonDataModel import vtkDataObject, vtkImageData
 from vtkmodules.vtkCommonExecutionModel import vtkAlgorithm
 from vtkmodules.vtkCommonExecutionModel import vtkStreamingDemandDrivenPipeline as Pipeline
 
 
-def import_field() -> tuple[type, type]:
-    """The classes NeuralField and BlobError. Their modules leave sys.modules: other plugins may use the same names."""
+def import_field() -> tuple[type, type, Callable[..., vtkDataArray]]:
+    """NeuralField, BlobError and vtk_array. Their modules leave sys.modules: other plugins may use the same names."""
 
     def is_ours(name: str) -> bool:
         return name.partition(".")[0] in ("cli", "field", "formats", "utils")
@@ -35,16 +35,17 @@ def import_field() -> tuple[type, type]:
     sys.path.insert(0, root)
     try:
         from field.blob import BlobError
+        from field.conversion import vtk_array
         from field.neural_field import NeuralField
     finally:
         sys.path.remove(root)
         for name in list(filter(is_ours, sys.modules)):
             del sys.modules[name]
         sys.modules.update(foreign)
-    return NeuralField, BlobError
+    return NeuralField, BlobError, vtk_array
 
 
-NeuralField, BlobError = import_field()
+NeuralField, BlobError, vtk_array = import_field()
 MAX_POINTS = 1 << 24  # most points along an axis: a tiny blob may claim 2^32, but ParaView takes at most 2^31
 LEVELS = "".join(  # the property is an integer: the base-2 logarithm of the factor
     f'<Entry text="{factor}" value="{level}"/>' for level, factor in enumerate(("1/4", "1/2", "1", "2", "4"), -2)
@@ -180,7 +181,7 @@ class NeurcompReader(VTKPythonAlgorithmBase):
 
     def _grid(self, step: float) -> object:
         """The points at the chosen resolution, within the field's extent. step: the time step of a time series."""
-        shape, factor = self._field.shape, 2.0**self._level
+        shape, factor = self._field.header.shape, 2.0**self._level
         counts = tuple(n if n == 1 else max(round((n - 1) * factor), 1) + 1 for n in shape[-3:])
         if max(*shape, *counts) > MAX_POINTS:
             raise FieldError(f"expected at most {MAX_POINTS} points along an axis, found {max(*shape, *counts)}")
@@ -211,12 +212,3 @@ class NeurcompReader(VTKPythonAlgorithmBase):
 def in_space(figures: tuple, missing: float) -> tuple:
     """The numbers of a field's axes of space, followed by `missing` up to VTK's three axes."""
     return (*figures[-3:], *(missing,) * (3 - len(figures)))
-
-
-def vtk_array(name: str, array: np.ndarray, size: tuple[int, ...]) -> vtkDataArray:
-    """The VTK array of an array [x, y, z] or [x, y, z, components], in VTK's order: x fastest."""
-    array = array.astype(np.float32) if array.dtype == np.float16 else array  # VTK has no float16
-    values = array.reshape(*size, -1).transpose(2, 1, 0, 3).reshape(math.prod(size), -1)
-    data = numpy_to_vtk(np.ascontiguousarray(values), deep=True)
-    data.SetName(name)
-    return data

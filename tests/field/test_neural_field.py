@@ -125,9 +125,35 @@ def test_points_outside_are_nan():
 
 
 def test_points_of_another_form_are_refused():
-    for points in (np.zeros(3), np.zeros((4, 2)), np.zeros((1, 4, 3))):
-        with pytest.raises(ValueError, match=r"\(n, 3\)"):
+    for points in (5.0, np.zeros(2), np.zeros((4, 2)), np.zeros((3, 4))):
+        with pytest.raises(ValueError, match=r"\(\.\.\., 3\)"):
             neural_field().at(points)
+
+
+def test_the_values_have_the_shape_of_the_positions():
+    """A single position has a single value."""
+    field, vectors = neural_field(), neural_field(d_out=2)
+    points = positions(field, np.random.default_rng(0).random((4, 5, 3)) * [8, 6, 4])
+    assert [f.at(points).shape for f in (field, vectors)] == [(4, 5), (4, 5, 2)]
+    assert [f.gradient_at(points).shape for f in (field, vectors)] == [(4, 5, 3), (4, 5, 2, 3)]
+    np.testing.assert_array_equal(field.at(points).ravel(), field.at(points.reshape(-1, 3)))
+    assert field.contains(points).shape == (4, 5) and field.contains([9999, 0, 0]) == False  # noqa: E712
+    one = list(points[1, 2])
+    assert np.isscalar(field.at(one)) and field.at(one) == pytest.approx(field.at(points)[1, 2], abs=5e-6)
+    assert vectors.at(one).shape == (2,) and field.gradient_at(one).shape == (3,)
+
+
+def test_a_line_of_samples():
+    """Evenly from one end to the other, both included, by the distance in space."""
+    field = linear_field()
+    a, b = positions(field, np.array([[1.0, 1, 1], [7, 5, 3]]))
+    distances, values = field.sample_line(a, b, 5)
+    np.testing.assert_allclose(distances, np.linspace(0, np.linalg.norm(b - a), 5))
+    np.testing.assert_array_equal(values, field.at(a + (b - a) * np.linspace(0, 1, 5)[:, None]))
+    series = linear_field((0.1, 0.02, -0.03, 0.04), (3, 9, 7, 5), **SERIES)
+    distances, values = series.sample_line([3.0, *a], [3.2, *b], 5)
+    assert distances[-1] == pytest.approx(np.linalg.norm(b - a)) and np.isfinite(values).all()
+    assert np.isnan(field.sample_line(a, [1e9, 0, 0])[1]).tolist() == [False] + [True] * 99
 
 
 def test_points_of_integer_fields_are_floats():
@@ -222,17 +248,6 @@ def test_a_time_series_has_a_scale_of_its_own():
     np.testing.assert_allclose(field.at(points), values, rtol=0, atol=1e-6)
     origin = field.grid(np.s_[2:, 3:, 1:], time=1.5).geometry(field.header.geometry).origin
     np.testing.assert_allclose(origin, [3.15, 10 - 3 * 2.0, -4 + 2 * 0.5, 0.25 + 1.25])
-
-
-def test_a_lazy_array_is_not_taken_for_one_in_memory():
-    field = neural_field()
-    lazy = field.lazy()
-    np.testing.assert_array_equal(lazy[:, 2:4, :], field.on_grid()[:, 2:4])
-    for key in (np.s_[::3], np.s_[...]):
-        with pytest.raises(TypeError, match="a slice for each axis of the grid"):
-            lazy[key]
-    with pytest.raises(TypeError, match="box by box"):
-        np.asarray(lazy)
 
 
 @pytest.mark.parametrize("device", ["foo", "", "cpux"])

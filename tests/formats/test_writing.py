@@ -49,7 +49,7 @@ def lazy(array: np.ndarray) -> tuple[LazyArray, np.ndarray]:
         counts[box] += 1
         return array[box]
 
-    return LazyArray(array.shape, array.dtype, evaluate), counts
+    return LazyArray(array.shape, array.dtype, evaluate, len(SHAPE)), counts
 
 
 def never(box):
