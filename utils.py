@@ -19,6 +19,7 @@ import numpy as np
 
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
+SIGNS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0), "LAS": (1.0, -1.0, 1.0)}  # of x, y, z: to LPS and back
 MAX_SKEW = 1e-3  # most that a dot product of two axis directions may differ from the exact 0 or 1
 MAX_GRID_POINTS = 1 << 26  # most positions along an axis of a grid; as float64 they take 512 MiB
 BOX_VALUES = 1 << 20  # most values read from a volume at a time
@@ -38,7 +39,8 @@ class Geometry:
 
     spacing, origin: one number per grid axis, in the file's units of length (and time). direction: a 3 x 3 matrix, row
     by row. Its columns are the directions of the grid's axes in space, without time. Voxel i lies at origin + direction
-    (spacing i). name: the name of the values. units: the units of the values, "" when unknown.
+    (spacing i). name: the name of the values. units: the units of the values, "" when unknown. space: "LPS" when x, y
+    and z of space are known to point to left, posterior and superior, in mm; "" when they may point anywhere.
     """
 
     spacing: tuple[float, ...]
@@ -46,6 +48,7 @@ class Geometry:
     direction: tuple[float, ...] = IDENTITY
     name: str = "sf"
     units: str = ""
+    space: str = ""
 
     @classmethod
     def plain(cls, d_in: int) -> Geometry:
@@ -93,6 +96,13 @@ class Geometry:
     def with_time(self, step: float, start: float) -> Geometry:
         """The same geometry with a time axis before the axes of space."""
         return dataclasses.replace(self, spacing=(step, *self.spacing), origin=(start, *self.origin))
+
+    def with_signs(self, signs: tuple[float, ...]) -> Geometry:
+        """The same place in coordinates x, y, z that have these signs, 1 or -1, in the coordinates of `self`."""
+        direction = np.reshape(self.direction, (3, 3)) * np.reshape(signs, (3, 1)) + 0.0  # 0.0: -0 becomes 0
+        signs = (1.0, *signs) if self.d_in == 4 else signs
+        origin = tuple(o * sign + 0.0 for o, sign in zip(self.origin, signs, strict=False))
+        return dataclasses.replace(self, origin=origin, direction=tuple(direction.ravel().tolist()))
 
     def axes_between(self, start: int, stop: int | None = None) -> Geometry:
         """The same geometry with only the axes from `start` up to, but not including, `stop`."""

@@ -18,6 +18,7 @@ that it does not know if the letter is lower-case (61 to 7A); otherwise it refus
     "F"   field                one, the first
     "G"   geometry             at most one        spacing 1, origin 0
     "d"   direction            at most one        the identity
+    "w"   world axes           at most one        nothing is known of them
     "a"   attributes           at most one        no text
     "M"   missing voxels       at most one        no voxel is missing
     "N"   network              one or more
@@ -48,6 +49,14 @@ Chunk d, direction
                    axes lie in the first d_in dimensions, within 1e-3
 
 Voxel i lies at origin + direction (spacing i). Missing axes count as 0.
+
+Chunk w, world axes
+-------------------
+
+    u8             where the dimensions x, y, z of space point, in the body that was scanned; their unit is 1 mm.
+                   1: to left, posterior, superior. 2: to right, anterior, superior
+
+A reader may give all positions in another one of these forms: x and y of one are -x and -y of the other.
 
 Chunk a, attributes
 -------------------
@@ -163,7 +172,7 @@ import numpy as np
 from field import entropy_coder
 from field.layers import linear_layers
 from field.missing import MaskError, compress_mask, decompress_mask
-from utils import DTYPES, IDENTITY, Geometry, Mask, UserError, VolumeHeader
+from utils import DTYPES, IDENTITY, SIGNS, Geometry, Mask, UserError, VolumeHeader
 
 MAGIC = b"\x93NVC"
 VERSION = 1
@@ -221,6 +230,8 @@ def check_header(header: VolumeHeader, d_in: int, d_out: int) -> None:
     if not geometry.is_orthonormal or not geometry.stays_within(d_in):
         what = "columns of unit length, at right angles, those of the axes within the first dimensions"
         raise BlobError(f"direction {direction}: expected {what}")
+    if geometry.space not in ("", "LPS"):
+        raise BlobError(f"space: expected LPS or no text, found {geometry.space!r}")
     if header.dtype.name not in DTYPES:
         raise BlobError(f"dtype {header.dtype}: expected one of {', '.join(DTYPES)}")
     if header.low.shape != (d_out,) or header.high.shape != (d_out,):
@@ -265,7 +276,7 @@ def encode_blob(header: VolumeHeader, networks: list[tuple[dict, list[QuantisedL
         raise BlobError("expected networks of the same d_in and d_out")
     check_header(header, d_in, d_out)
     check_size([network for network, _ in networks])
-    dtype, geometry = header.dtype, header.geometry
+    dtype, (world, geometry) = header.dtype, _world(header.geometry)
     limits = np.stack([header.low, header.high], axis=1).astype(_carrier(dtype))
     field = struct.pack(f"<3B{d_in}I", d_in, d_out, DTYPES.index(dtype.name), *header.shape) + limits.tobytes()
     chunks = [(b"F", field)]
@@ -273,6 +284,8 @@ def encode_blob(header: VolumeHeader, networks: list[tuple[dict, list[QuantisedL
         chunks.append((b"G", struct.pack(f"<{2 * d_in}d", *geometry.spacing, *geometry.origin)))
     if geometry.direction != IDENTITY:
         chunks.append((b"d", struct.pack("<9d", *geometry.direction)))
+    if world:
+        chunks.append((b"w", struct.pack("B", world)))
     attributes = {"name": geometry.name} if geometry.name != "sf" else {}
     attributes |= {"units": geometry.units} if geometry.units else {}
     if attributes:
@@ -282,6 +295,14 @@ def encode_blob(header: VolumeHeader, networks: list[tuple[dict, list[QuantisedL
     chunks += [(b"N", _encode_network(network, layers)) for network, layers in networks]
     body = b"".join(kind + struct.pack("<I", len(content)) + content for kind, content in chunks)
     return MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
+
+
+def _world(geometry: Geometry) -> tuple[int | None, Geometry]:
+    """The content of chunk w, and the geometry in the coordinates that it names: in those that need no chunk d."""
+    if not geometry.space:
+        return None, geometry
+    turned = geometry.with_signs(SIGNS["RAS"])
+    return (2, turned) if turned.direction == IDENTITY else (1, geometry)
 
 
 def _carrier(dtype: np.dtype) -> str:
@@ -369,19 +390,7 @@ def decode_blob(data: bytes) -> tuple[VolumeHeader, list[tuple[dict, dict[str, n
         raise BlobError(f"expected a blob of version {VERSION}, found version {version}")
     if zlib.crc32(data[9:]) != checksum:
         raise BlobError("corrupted or truncated: its checksum does not fit its content")
-    chunks: list[tuple[str, ByteReader]] = []
-    while not reader.ended:
-        kind, length = reader.unpack("cI")
-        kind = kind.decode("latin-1")
-        content = ByteReader(reader.take(length), f"chunk {kind!r}")
-        if kind in "FGadMN":
-            chunks.append((kind, content))
-        elif not "a" <= kind <= "z":
-            raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
-    kinds = "".join(kind for kind, _ in chunks)
-    if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGdaM"):
-        raise BlobError(f"expected the chunk F, at most one G, d, a and M, and at least one N, found {kinds!r}")
-
+    chunks = _chunks(reader)
     field = chunks[0][1]
     d_in, d_out, code = field.unpack("3B")
     if not 1 <= d_in <= 4 or d_out < 1 or code >= len(DTYPES):
@@ -396,12 +405,16 @@ def decode_blob(data: bytes) -> tuple[VolumeHeader, list[tuple[dict, dict[str, n
         if not np.array_equal(np.stack([low, high], axis=1).astype(limits.dtype), limits):
             raise BlobError(f"range {limits.tolist()}: does not fit dtype {dtype}")
     spacing, origin, direction, attributes = (1.0,) * d_in, (0.0,) * d_in, IDENTITY, {}
-    missing, networks = None, []
+    missing, networks, world = None, [], None
     for kind, content in chunks:
         if kind == "G":
             spacing, origin = content.unpack(f"{d_in}d"), content.unpack(f"{d_in}d")
         elif kind == "d":
             direction = content.unpack("9d")
+        elif kind == "w":
+            (world,) = content.unpack("B")
+            if world not in (1, 2):
+                raise BlobError(f"world axes: expected 1 or 2, found {world}")
         elif kind == "a":
             attributes = _decode_attributes(content.take(len(content.data)))
         elif kind == "M":
@@ -409,10 +422,29 @@ def decode_blob(data: bytes) -> tuple[VolumeHeader, list[tuple[dict, dict[str, n
         elif kind == "N":
             networks.append(_decode_network(content, d_in, d_out, [network for network, _ in networks]))
         content.end()
-    geometry = Geometry(spacing, origin, direction, attributes.get("name", "sf"), attributes.get("units", ""))
+    names = attributes.get("name", "sf"), attributes.get("units", "")
+    geometry = Geometry(spacing, origin, direction, *names, "LPS" if world else "")
+    geometry = geometry.with_signs(SIGNS["RAS"]) if world == 2 else geometry
     header = VolumeHeader(shape, low, high, geometry, missing)
     check_header(header, d_in, d_out)
     return header, networks
+
+
+def _chunks(reader: ByteReader) -> list[tuple[str, ByteReader]]:
+    """The type and the content of each known chunk. Raises BlobError unless there are as many of each as there may."""
+    chunks: list[tuple[str, ByteReader]] = []
+    while not reader.ended:
+        kind, length = reader.unpack("cI")
+        kind = kind.decode("latin-1")
+        content = ByteReader(reader.take(length), f"chunk {kind!r}")
+        if kind in "FGadwMN":
+            chunks.append((kind, content))
+        elif not "a" <= kind <= "z":
+            raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
+    kinds = "".join(kind for kind, _ in chunks)
+    if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGdawM"):
+        raise BlobError(f"expected the chunk F, at most one G, d, a, w and M, and at least one N, found {kinds!r}")
+    return chunks
 
 
 def decode_single(data: bytes) -> tuple[VolumeHeader, dict, dict[str, np.ndarray]]:

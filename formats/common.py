@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from utils import Geometry, UserError, Volume
+from utils import SIGNS, Geometry, UserError, Volume
 
 MAX_EXPANSION = 10_000  # most bytes that one compressed byte can become; LZMA, the best method, reaches 7000
 
@@ -50,13 +50,20 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
 
 
-def volume_from_axes(path: str, array: np.ndarray, steps: np.ndarray, origin: np.ndarray, **names: str) -> Volume:
-    """The volume whose voxels along axis k are steps[:, k] apart. names: its name and units. Raises VolumeError."""
+def volume_from_axes(
+    path: str, array: np.ndarray, steps: np.ndarray, origin: np.ndarray, space: str = "", **names: str
+) -> Volume:
+    """The volume whose voxels along axis k are steps[:, k] apart. names: its name and units. Raises VolumeError.
+
+    space: where x, y, z of the file point, one of SIGNS; "" when the file does not say it. The volume has them in LPS.
+    """
     spacing = np.linalg.norm(steps, axis=0)
     if not (np.isfinite(steps).all() and np.isfinite(origin).all() and (spacing > 0).all()):
         raise VolumeError(f"{path}: expected axes of finite length, found {steps.T.tolist()} from {np.ravel(origin)}")
     direction = steps / spacing + 0.0
     geometry = Geometry(*(tuple(np.ravel(part).tolist()) for part in (spacing, origin, direction)), **names)
+    if space:
+        geometry = dataclasses.replace(geometry.with_signs(SIGNS[space]), space="LPS")
     if not geometry.is_orthonormal:
         raise VolumeError(f"{path}: expected axes at right angles, found {direction.T.tolist()}")
     return Volume(array, geometry)

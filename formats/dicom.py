@@ -1,6 +1,6 @@
 """DICOM: a folder of slices, one file each, read by pydicom (pip install pydicom). Source: DICOM PS3.3, C.7.6.2.
 
-World coordinates are those of the files: the axes point left, posterior, superior.
+World coordinates are those of the files, LPS: x, y, z point to left, posterior, superior.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_dicom(folder: str) -> Volume:
     array = np.stack([found.plane for found in slices], axis=2)
     if array.dtype == np.int32 and np.abs(array).max() < 1 << 15:
         array = array.astype(np.int16)
-    return volume_from_axes(folder, array, steps, positions[0])
+    return volume_from_axes(folder, array, steps, positions[0], "LPS")
 
 
 def slice_files(folder: str) -> list[str]:
@@ -86,7 +86,8 @@ def _read_slice(path: str) -> _Slice:
             place = [
                 np.array(file.get(key) or (), float) for key in ("ImagePositionPatient", "ImageOrientationPatient")
             ]
-            between_rows, between_columns = map(float, file.get("PixelSpacing") or (1, 1))
+            spacing = file.get("PixelSpacing") or file.get("NominalScannedPixelSpacing") or (1, 1)
+            between_rows, between_columns = map(float, spacing)
             between_slices = abs(float(file.get("SpacingBetweenSlices") or file.get("SliceThickness") or 1))
             series = str(file.get("SeriesInstanceUID"))
     except Exception as error:  # a damaged file can fail in any of pydicom's parsers

@@ -1,4 +1,8 @@
-"""MetaImage (.mhd, .mha): a reader that uses VTK, in the process of formats/vtk_process.py, and the header to write."""
+"""MetaImage (.mhd, .mha): a reader that uses VTK, in the process of formats/vtk_process.py, and the header to write.
+
+World coordinates are LPS, as ITK has them. The field AnatomicalOrientation says the same again, in letters of which
+there are two readings. As ITK does, the reader takes the matrix alone.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +61,7 @@ def read_meta(path: str) -> Volume:
         array = volume_of(path, output_of(path, reader, expansion, source)).array
     # The matrix has the axes' directions as rows, as in ITK. VTK takes its columns for the directions.
     direction = np.reshape(reader.GetDataDirection(), (3, 3)).T
-    return volume_from_axes(path, array, direction * reader.GetDataSpacing(), np.array(reader.GetDataOrigin()))
+    return volume_from_axes(path, array, direction * reader.GetDataSpacing(), np.array(reader.GetDataOrigin()), "LPS")
 
 
 def data_file(path: str) -> str:

@@ -1,4 +1,8 @@
-"""NIfTI (.nii, .nii.gz): a reader that uses VTK, in the process of vtk_process.py, and a header. Source: nifti1.h."""
+"""NIfTI (.nii, .nii.gz): a reader that uses VTK, in the process of vtk_process.py, and a header. Source: nifti1.h.
+
+World coordinates of the file are RAS: x, y, z point to right, anterior, superior. Those of a volume are LPS, in mm, and
+times are in seconds.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ import numpy as np
 from formats.arrays import LazyArray
 from formats.common import MAX_EXPANSION, VolumeError, volume_from_axes
 from formats.slabs import Frame
-from utils import Volume
+from utils import SIGNS, Volume
 
 MAX_AXIS = 32767  # most voxels along an axis
 VECTOR_INTENT = 1007  # intent code: the fifth axis has vector components
@@ -27,6 +31,8 @@ NIFTI_TYPES = {
     "float32": 16,
     "float64": 64,
 }
+MM = 2  # code of a unit of length
+UNIT_IN_MM, UNIT_IN_SECONDS = {1: 1e3, 3: 1e-3}, {16: 1e-3, 24: 1e-6}  # m, um; ms, us. Others are taken for mm and s
 RGB_TYPES, COMPLEX_TYPES = (128, 2304), (32, 1792, 2048)  # codes of data types
 
 
@@ -58,7 +64,8 @@ def read_nifti(path: str) -> Volume:
     volume = _nifti_place(path, header, _scaled(array, header.GetSclSlope(), header.GetSclInter()))
     if sizes[3] == 1:
         return volume
-    step, start = abs(header.GetPixDim(4)) or 1.0, header.GetTOffset()
+    second = UNIT_IN_SECONDS.get(header.GetXYZTUnits() & 0x38, 1.0)
+    step, start = (abs(header.GetPixDim(4)) or 1.0) * second, header.GetTOffset() * second
     return dataclasses.replace(volume, geometry=volume.geometry.with_time(step, start))
 
 
@@ -72,13 +79,17 @@ def _scaled(array: np.ndarray, slope: float, shift: float) -> np.ndarray | LazyA
 
 
 def _nifti_place(path: str, header, array: np.ndarray | LazyArray) -> Volume:
-    """The volume of these values, with the geometry and the name that the header gives. Raises VolumeError."""
-    lengths = np.abs([header.GetPixDim(i) or 1.0 for i in (1, 2, 3)])
+    """The volume of these values, with the geometry and the name that the header gives. Raises VolumeError.
+
+    A header with neither form, as of ANALYZE files, does not say where left is.
+    """
+    unit = UNIT_IN_MM.get(header.GetXYZTUnits() & 7, 1.0)
+    lengths = np.abs([header.GetPixDim(i) or 1.0 for i in (1, 2, 3)]) * unit
     name = header.GetIntentName().strip() or "sf"
     if header.GetSFormCode() > 0:
-        rows = np.array([header.GetSRowX(), header.GetSRowY(), header.GetSRowZ()])
+        rows = np.array([header.GetSRowX(), header.GetSRowY(), header.GetSRowZ()]) * unit
         try:
-            return volume_from_axes(path, array, rows[:, :3], rows[:, 3], name=name)
+            return volume_from_axes(path, array, rows[:, :3], rows[:, 3], "RAS", name=name)
         except VolumeError:
             if header.GetQFormCode() <= 0:  # a qform always has right angles
                 raise
@@ -92,28 +103,49 @@ def _nifti_place(path: str, header, array: np.ndarray | LazyArray) -> Volume:
         [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
     ])  # fmt: skip
     lengths[2] *= -1 if header.GetPixDim(0) < 0 else 1
-    origin = [header.GetQOffsetX(), header.GetQOffsetY(), header.GetQOffsetZ()]
-    return volume_from_axes(path, array, turn * lengths, origin, name=name)
+    origin = np.array([header.GetQOffsetX(), header.GetQOffsetY(), header.GetQOffsetZ()]) * unit
+    return volume_from_axes(path, array, turn * lengths, origin, "RAS", name=name)
 
 
 def nifti_header(path: str, frame: Frame) -> bytes:
-    """A NIfTI-1 header for one file, with a float32 sform. Raises VolumeError for a geometry beyond float32."""
+    """A NIfTI-1 header for one file, with a float32 sform and qform. Raises VolumeError for a place beyond float32.
+
+    A volume that does not say where its axes point is taken to be in LPS.
+    """
     c = frame.n_components
     dim = (5, *frame.grid, 1, c, 1, 1) if c > 1 else (3, *frame.grid, 1, 1, 1, 1)
+    place = frame.geometry.with_signs(SIGNS["RAS"])
+    direction = np.reshape(place.direction, (3, 3))
+    side = 1.0 if np.linalg.det(direction) > 0 else -1.0  # the qform holds no mirrored axes, but this sign of the third
+    qform = (*_quaternion(direction * (1.0, 1.0, side)), *place.origin)
+    sform = np.column_stack([direction * place.spacing, place.origin]).ravel()
     with np.errstate(over="ignore"):
-        floats = np.float32([*frame.geometry.spacing, *np.column_stack([frame.steps, frame.geometry.origin]).ravel()])
+        floats = np.float32([*place.spacing, *qform, *sform])
     if not (np.isfinite(floats).all() and (floats[:3] > 0).all()):
         raise VolumeError(
-            f"{path}: spacing and origin are float32 in NIfTI, found {frame.geometry.spacing}, {frame.geometry.origin}"
+            f"{path}: spacing and origin are float32 in NIfTI, found {place.spacing}, {frame.geometry.origin}"
         )
     dtype, no_time = frame.dtype, (0.0,) * 4
     return struct.pack(
-        "<i36x8h12x4h8f3f132x2h24x12f16s4s4x",
+        "<i36x8h12x4h8f3f3xB128x2h6f12f16s4s4x",
         *(348, *dim),
         *(VECTOR_INTENT if c > 1 else 0, NIFTI_TYPES[dtype.name], 8 * dtype.itemsize, 0),
-        *(1.0, *floats[:3], *no_time),
-        *(352.0, 1.0, 0.0),  # offset of the voxels, slope, intercept
-        *(0, 2),  # no qform, an aligned sform
+        *(side, *floats[:3], *no_time),
+        *(352.0, 1.0, 0.0, MM if place.space else 0),  # offset of the voxels, slope, intercept, unit
+        *(2, 2),  # qform and sform are aligned with the anatomy
         *floats[3:],
         *(b"", b"n+1"),
     )
+
+
+def _quaternion(turn: np.ndarray) -> np.ndarray:
+    """(b, c, d) of the unit quaternion a + bi + cj + dk, a >= 0, nearest to a rotation matrix. Source: Bar-Itzhack."""
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = turn
+    lower = [
+        [xx + yy + zz, 0, 0, 0],
+        [zy - yz, xx - yy - zz, 0, 0],
+        [xz - zx, xy + yx, yy - xx - zz, 0],
+        [yx - xy, xz + zx, yz + zy, zz - xx - yy],
+    ]
+    a, *others = np.linalg.eigh(np.array(lower))[1][:, -1]
+    return np.copysign(1.0, a) * np.array(others)

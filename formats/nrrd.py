@@ -1,4 +1,7 @@
-"""NRRD: a reader, and the header to write. Source: teem.sourceforge.net/nrrd/format.html."""
+"""NRRD: a reader, and the header to write. Source: teem.sourceforge.net/nrrd/format.html.
+
+The field `space` says where x, y, z of the world point. Spaces that are not anatomical say nothing of it.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,11 @@ READ_TYPES = {
     **dict.fromkeys(("longlong", "long long", "long long int", "signed long long", "int64", "int64_t"), "i8"),
     **dict.fromkeys(("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"), "u8"),
     **{"float": "f4", "double": "f8"},
+}
+SPACES = {
+    **dict.fromkeys(("left-posterior-superior", "lps"), "LPS"),
+    **dict.fromkeys(("right-anterior-superior", "ras"), "RAS"),
+    **dict.fromkeys(("left-anterior-superior", "las"), "LAS"),
 }
 NRRD_TYPES = {"float32": "float", "float64": "double"}  # the other types have the same names as in NumPy
 
@@ -63,7 +71,9 @@ def read_nrrd(path: str) -> Volume:
     if len(grid) < 3:  # the missing axes are at right angles to the others
         matrix = np.hstack([matrix, np.linalg.svd(matrix)[0][:, len(grid) :]])
     units = header.get("sample units", "").strip('"')
-    volume = volume_from_axes(path, array, matrix, origin, name=header.get("content") or "sf", units=units)
+    space = header.get("space", "").lower() if "space directions" in header else ""
+    names = {"name": header.get("content") or "sf", "units": units}
+    volume = volume_from_axes(path, array, matrix, origin, SPACES.get(space, ""), **names)
     if not times:
         return volume
     if len(array) == 1:
@@ -190,7 +200,7 @@ def nrrd_header(frame: Frame) -> bytes:
         f"type: {NRRD_TYPES.get(frame.dtype.name, frame.dtype.name)}",
         f"dimension: {3 + is_vector}",
         f"sizes: {sizes}",
-        "space dimension: 3",
+        "space: left-posterior-superior" if frame.geometry.space else "space dimension: 3",
         f"space directions: {'none ' * is_vector}{vectors}",
         f"kinds: {'vector ' * is_vector}domain domain domain",
         "endian: little",

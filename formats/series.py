@@ -78,7 +78,7 @@ def _allow_open_files(count: int) -> None:
 
 def _check_alike(path: str, volume: Volume, first_path: str, first: Volume) -> None:
     pairs = [("shape", volume.array.shape, first.array.shape), ("dtype", volume.array.dtype, first.array.dtype)]
-    for key in ("spacing", "origin", "direction", "units"):
+    for key in ("spacing", "origin", "direction", "units", "space"):
         pairs.append((key, getattr(volume.geometry, key), getattr(first.geometry, key)))
     for key, found, expected in pairs:
         if found != expected:

@@ -51,6 +51,7 @@ def frame_of(volume: Volume, has_float16: bool) -> Frame:
         given.direction,
         printable(given.name),
         printable(given.units),
+        given.space,
     )
     stored = dtype.newbyteorder("<") if has_float16 else _without_float16(dtype)
     return Frame(

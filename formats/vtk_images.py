@@ -144,14 +144,20 @@ def _vti_header(frame: Frame, arrays: Mapping[str, np.ndarray | LazyArray], offs
 
     extent = "0 {} 0 {} 0 {}".format(*(n - 1 for n in frame.grid))
     names, place = list(map(quoted, arrays)), frame.geometry
-    time = f'<DataArray type="Float64" Name="TimeValue" NumberOfTuples="1" format="ascii">{frame.time!r}</DataArray>'
+    facts = []
+    if frame.time is not None:
+        value = f'format="ascii">{frame.time!r}'
+        facts.append(f'<DataArray type="Float64" Name="TimeValue" NumberOfTuples="1" {value}</DataArray>')
+    if place.space:  # as 3D Slicer writes it, in codes of letters
+        codes = " ".join(str(ord(letter)) for letter in place.space)
+        facts.append(f'<Array type="String" Name="SPACE" NumberOfTuples="1" format="ascii">{codes} 0</Array>')
     lines = [
         '<?xml version="1.0"?>',
         '<VTKFile type="ImageData" version="1.0" byte_order="LittleEndian" header_type="UInt64" '
         'compressor="vtkZLibDataCompressor">',
         f'<ImageData WholeExtent="{extent}" Origin="{figures(place.origin)}" Spacing="{figures(place.spacing)}" '
         f'Direction="{figures(place.direction)}">',
-        *[f"<FieldData>\n{time}\n</FieldData>"] * (frame.time is not None),
+        *(["<FieldData>", *facts, "</FieldData>"] if facts else []),
         f'<Piece Extent="{extent}">',
         f'<PointData Scalars="{names[0]}">',
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -13,7 +14,7 @@ from vtkmodules.vtkCommonDataModel import vtkDataObject
 from vtkmodules.vtkCommonExecutionModel import vtkStreamingDemandDrivenPipeline as Pipeline
 
 from formats.common import MAX_EXPANSION, VolumeError
-from utils import Geometry, Volume
+from utils import SIGNS, Geometry, Volume
 
 
 def output_of(path: str, reader, expansion: int = MAX_EXPANSION, source: str | None = None):
@@ -97,4 +98,8 @@ def volume_of(path: str, image, name: str | None = None) -> Volume:
     time = times.GetTuple1(0) if times and times.GetNumberOfValues() == 1 else None
     direction = tuple(direction.ravel().tolist())
     geometry = Geometry(spacing, origin, direction, values.GetName() or "sf", units)
+    said = image.GetFieldData().GetAbstractArray("SPACE")  # as 3D Slicer writes it
+    space = said.GetValue(0) if said and said.IsA("vtkStringArray") and said.GetNumberOfValues() else ""
+    if space in SIGNS:
+        geometry = dataclasses.replace(geometry.with_signs(SIGNS[space]), space="LPS")
     return Volume(array, geometry, time=time)

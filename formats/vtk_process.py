@@ -3,8 +3,7 @@
 The process writes one line of JSON to stdout, about the volume or an error, and then the voxels, x fastest. Voxels that
 a file stores unchanged stay in the file; the line of JSON then says where they are.
 
-Voxels keep the order of their file, also where VTK reverses an axis. World coordinates are those of the file: the axes
-of MetaImage point left, posterior, superior; the axes of NIfTI point right, anterior, superior.
+Voxels keep the order of their file, also where VTK reverses an axis.
 """
 
 from __future__ import annotations

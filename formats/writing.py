@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import os
 import re
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -96,6 +97,9 @@ def write_volume(
         header = metaimage.meta_header(frame, os.path.basename(files[1]) if suffix == ".mhd" else "LOCAL")
     elif is_nifti:
         header = nifti.nifti_header(path, frame)
+        if not frame.geometry.space:
+            what = "its axes are taken to point to left, posterior, superior, as their source does not say it"
+            print(f"warning: {path}: {what}", file=sys.stderr)
     temporary = [together.add(name) for name in files]  # the last one is renamed first
     with contextlib.ExitStack() as opened:
         file, *others = (opened.enter_context(open(name, "wb")) for name in temporary)

@@ -182,7 +182,7 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> VolumeHeader
             if not isinstance(settings.get(key), list) or not settings[key]:
                 raise ValueError(f"{key}: expected a list, found {settings.get(key)!r}")
         low, high = _limits("value_range", settings["value_range"], dtype)
-        names = {key: settings[key] for key in ("name", "units") if key in settings}
+        names = {key: settings[key] for key in ("name", "units", "space") if key in settings}
         for key, text in names.items():
             if not isinstance(text, str):
                 raise ValueError(f"{key}: expected text, found {text!r}")

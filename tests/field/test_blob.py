@@ -114,7 +114,9 @@ def headers(draw):
     direction = np.diag(signs)
     direction = direction[list(draw(st.permutations(range(3))))] if d_in > 2 else direction
     name, units = draw(st.text(max_size=20)), draw(st.text(max_size=5))
-    return VolumeHeader(shape, low, high, Geometry(spacing, origin, tuple(direction.ravel().tolist()), name, units))
+    space = draw(st.sampled_from(("", "LPS")))
+    geometry = Geometry(spacing, origin, tuple(direction.ravel().tolist()), name, units, space)
+    return VolumeHeader(shape, low, high, geometry)
 
 
 @settings(max_examples=60)
@@ -146,6 +148,7 @@ def test_header_round_trip(header):
         make_header(direction=(1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0)),
         make_header(direction=(math.nan,) * 9),
         make_header(units="\ud800"),
+        make_header(space="RAS"),
         make_header(low=2.0, high=1.0),
         make_header(high=math.nan),
         make_header(high=math.inf),

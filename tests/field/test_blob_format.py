@@ -120,7 +120,7 @@ def read_blob(data: bytes) -> SimpleNamespace:
     """The field, and its networks in `networks`."""
     assert data[:5] == bytes.fromhex("934E564301")
     assert struct.unpack_from("<I", data, 5)[0] == zlib.crc32(data[9:])
-    stream, field = io.BytesIO(data[9:]), SimpleNamespace(networks=[], attributes={}, missing=None)
+    stream, field = io.BytesIO(data[9:]), SimpleNamespace(networks=[], attributes={}, missing=None, world=None)
     while stream.tell() < len(data) - 9:
         kind, length = unpack(stream, "cI")
         content = io.BytesIO(stream.read(length))
@@ -136,6 +136,8 @@ def read_blob(data: bytes) -> SimpleNamespace:
             field.spacing, field.origin = unpack(content, f"{field.d_in}d"), unpack(content, f"{field.d_in}d")
         elif kind == b"d":
             field.direction = unpack(content, "9d")
+        elif kind == b"w":
+            (field.world,) = unpack(content, "B")
         elif kind == b"M":
             (field.fill,) = unpack(content, "qqqqQQQQddd"[DTYPES.index(field.dtype)])
             field.missing = read_missing(content, field.shape)
@@ -227,8 +229,11 @@ def assert_same(blob: bytes) -> None:
     ours, (header, networks) = read_blob(blob), blob_format.decode_blob(blob)
     assert ours.shape == header.shape and ours.dtype == header.low.dtype.name
     assert list(ours.low) == header.low.tolist() and list(ours.high) == header.high.tolist()
-    assert (ours.spacing, ours.origin) == (header.geometry.spacing, header.geometry.origin)
-    assert ours.direction == header.geometry.direction
+    assert ours.spacing == header.geometry.spacing
+    assert (ours.world is None) == (header.geometry.space == "")
+    signs = np.array((1, 1, 1) if ours.world != 2 else (-1, -1, 1))
+    assert (np.reshape(ours.direction, (3, 3)) * signs[:, None] == np.reshape(header.geometry.direction, (3, 3))).all()
+    assert (ours.origin[-3:] * signs[: ours.d_in] == header.geometry.origin[-3:]).all()
     assert ours.attributes.get("name", "sf") == header.geometry.name
     assert ours.attributes.get("units", "") == header.geometry.units
     assert (ours.missing is None) == (header.missing is None)
@@ -276,6 +281,35 @@ def test_direction_and_units(direction, units, name):
     attributes = ({"name": name} if name != "sf" else {}) | ({"units": units} if units else {})
     more += 5 + len(json.dumps(attributes, separators=(",", ":"))) if attributes else 0
     assert len(blob) == len(plain) + more
+
+
+LAID_DOWN = (-1.0, 0.0, 0.0, 0.0, -1.0, 0.0, 0.0, 0.0, 1.0)  # x and y of the other world
+
+
+@pytest.mark.parametrize(("direction", "more"), [(IDENTITY, 6), (LAID_DOWN, 6), (TURNED, 83)])
+@pytest.mark.parametrize("d_in", [3, 4])
+def test_world_axes(d_in, direction, more):
+    """They take 6 bytes, and save the direction of a scan whose axes are those of either world."""
+    network = random_network(0, 5, n_layers=1, d_in=d_in)
+    header = make_header((3,) * d_in, origin=(1.5, -2.0, 3.0, 7.0)[:d_in])
+    placed = dataclasses.replace(header.geometry, direction=direction, space="LPS")
+    blob = blob_format.encode_blob(dataclasses.replace(header, geometry=placed), [network])
+    assert_same(blob)
+    assert blob_format.decode_blob(blob)[0].geometry == placed
+    assert len(blob) == len(blob_format.encode_blob(header, [network])) + more
+
+
+def test_blobs_that_say_where_left_is():
+    """Positions of chunk w = 2 come out with x and y reversed; without the chunk they are as written."""
+    blob = blob_format.encode_blob(make_header(origin=(1.0, 2.0, 3.0)), [random_network(0, 5, n_layers=1)])
+    for extra, origin, space in ((b"", (1, 2, 3), ""), (b"\1", (1, 2, 3), "LPS"), (b"\2", (-1, -2, 3), "LPS")):
+        found = blob_format.decode_blob(with_chunk(blob, chunk(b"w", extra)) if extra else blob)[0].geometry
+        assert (found.origin, found.space) == (origin, space)
+    for wrong in (b"", b"\0", b"\3", b"\1\1", b"LPS"):
+        with pytest.raises(BlobError):
+            blob_format.decode_blob(with_chunk(blob, chunk(b"w", wrong)))
+    with pytest.raises(BlobError, match="at most one"):
+        blob_format.decode_blob(with_chunk(blob, 2 * chunk(b"w", b"\1")))
 
 
 MASKS = {

@@ -143,7 +143,7 @@ def mutate_blob(rng: np.random.Generator, blob: bytes) -> bytes:
         if change == 0:
             chunks.insert(int(rng.integers(len(chunks) + 1)), chunks[i])
         elif change == 1:
-            chunks[i] = (bytes([int(rng.choice([*b"FGadMNxQ", 0, 170]))]), chunks[i][1])
+            chunks[i] = (bytes([int(rng.choice([*b"FGadwMNxQ", 0, 170]))]), chunks[i][1])
         elif change == 2:
             chunks[i], chunks[-1] = chunks[-1], chunks[i]
         else:
@@ -208,7 +208,7 @@ def mask_of(shape: tuple[int, ...], fill: float, dtype: str = "float32") -> Mask
 def seeds() -> tuple[bytes, ...]:
     """Sound blobs, small so that many variants can be read."""
     blobs, turned = [], (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
-    geometry = Geometry((1.0, 0.5, 2.0), (0.0, -1.0, 3.0), turned, "density", "kg")
+    geometry = Geometry((1.0, 0.5, 2.0), (0.0, -1.0, 3.0), turned, "density", "kg", "LPS")
     header = VolumeHeader((4, 3, 2), np.int16([-3]), np.int16([9]), geometry)
     for fields, head, bits, kmeans in (
         ({"n_neurons": 3, "n_layers": 2}, make_header(), 5, False),

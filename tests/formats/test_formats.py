@@ -29,7 +29,7 @@ from vtkmodules.vtkIOXML import vtkXMLImageDataWriter
 from formats import vtk_process
 from formats.common import RawLayout, VolumeError
 from formats.reading import read_volume, source_files
-from utils import IDENTITY
+from utils import IDENTITY, SIGNS, Geometry
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 
@@ -48,6 +48,12 @@ def test_these_tests_place_voxels_as_vtk_does(tmp_path):
         assert image.GetScalarComponentAsDouble(x + 2, y - 1, z + 10, c) == array[x, y, z, c]
         assert found.reader.GetOutput().GetScalarComponentAsDouble(x, y, z, c) == found.array[x, y, z, c]
     np.testing.assert_array_equal(found.array, array)
+
+
+def in_ras(geometry: Geometry) -> Geometry:
+    """The place of a volume in the coordinates of NIfTI. test_space.py holds these against another reader."""
+    assert geometry.space == "LPS"
+    return geometry.with_signs(SIGNS["RAS"])
 
 
 def refusal(path: object, *args, **keywords) -> str:
@@ -81,7 +87,7 @@ def nrrd_header(array: np.ndarray, direction=IDENTITY, **fields: str) -> bytes:
     fields = {
         "type": types[array.dtype.char],
         "dimension": "3",
-        "space": "left-anterior-superior",
+        "space": "left-posterior-superior",
         "sizes": " ".join(map(str, array.shape)),
         "space directions": " ".join(f"({x},{y},{z})" for x, y, z in steps.T.tolist()),
         "kinds": "domain domain domain",
@@ -243,9 +249,10 @@ def test_voxels_and_geometry(write, keeps, tmp_path, capfd):
     for index in itertools.product(*map(range, SHAPE)):
         assert volume.array[index] == 20 + 3 * index[0] - 2 * index[1] + index[2], index
     assert volume.array.dtype == array.dtype and volume.array.shape == SHAPE
+    place = in_ras(volume.geometry) if ".nii" in path.name else volume.geometry
     assert volume.geometry.spacing == (SPACING if "s" in keeps else (1.0, 1.0, 1.0))
-    assert volume.geometry.origin == (ORIGIN if "o" in keeps else (0.0, 0.0, 0.0))
-    assert volume.geometry.direction == IDENTITY
+    assert place.origin == (ORIGIN if "o" in keeps else (0.0, 0.0, 0.0))
+    assert place.direction == IDENTITY
     assert volume.geometry.units == ("kg" if "u" in keeps else "")
     assert ("rho" in volume.geometry.name) == ("n" in keeps)
     assert capfd.readouterr() == ("", "")
@@ -600,6 +607,7 @@ def test_nrrd_of_text_by_spacings(tmp_path):
         ("axismins: 10 5 -2\ncenters: node none ???", (10.0, 5.0, -2.0)),
         ("axis mins: 10 5 nan\ncenters: cell node cell", (10.25, 5.0, 0.0)),
         ("axis mins: 10 5 -2\nspace origin: (1,2,3)", (1.0, 2.0, 3.0)),
+        ("axis mins: 10 5 -2\nspace: right-anterior-superior", (10.0, 5.0, -2.0)),
     ],
 )
 def test_nrrd_without_directions_begins_where_its_axes_do(fields, origin, tmp_path):
@@ -607,6 +615,7 @@ def test_nrrd_without_directions_begins_where_its_axes_do(fields, origin, tmp_pa
     (tmp_path / "a.nrrd").write_bytes(header.encode() + b"endian: little\n\n" + bytes(4 * 24))
     volume = read_volume(str(tmp_path / "a.nrrd"))
     assert volume.geometry.origin == origin and volume.geometry.spacing == (0.5, 2.0, 3.0)
+    assert volume.geometry.direction == IDENTITY and volume.geometry.space == ""
 
 
 def test_nrrd_of_components_that_begins_elsewhere(tmp_path):
@@ -769,10 +778,10 @@ def test_nifti_qform(side, endian, tmp_path):
     (tmp_path / "a.nii").write_bytes(data)
     volume = read_volume(str(tmp_path / "a.nii"))
     np.testing.assert_array_equal(volume.array, slanted(SHAPE))
-    np.testing.assert_allclose(volume.geometry.direction, (*ABOUT_Z[:8], side), atol=1e-6)
+    np.testing.assert_allclose(in_ras(volume.geometry).direction, (*ABOUT_Z[:8], side), atol=1e-6)
     assert (
         volume.geometry.spacing == pytest.approx(SPACING)
-        and volume.geometry.origin == ORIGIN
+        and in_ras(volume.geometry).origin == ORIGIN
         and volume.geometry.name == "rho"
     )
 
@@ -784,8 +793,8 @@ def test_nifti_sform_goes_before_qform(direction, tmp_path):
         (tmp_path / "a.nii.gz").write_bytes(gzip.compress(nifti(slanted(SHAPE), s=rows, **more)))
         volume = read_volume(str(tmp_path / "a.nii.gz"))
         np.testing.assert_array_equal(volume.array, slanted(SHAPE))
-        np.testing.assert_allclose(volume.geometry.direction, direction, atol=1e-6)
-        assert volume.geometry.spacing == pytest.approx(SPACING) and volume.geometry.origin == ORIGIN
+        np.testing.assert_allclose(in_ras(volume.geometry).direction, direction, atol=1e-6)
+        assert volume.geometry.spacing == pytest.approx(SPACING) and in_ras(volume.geometry).origin == ORIGIN
 
 
 def test_nifti_sheared_sform(tmp_path):
@@ -794,7 +803,7 @@ def test_nifti_sheared_sform(tmp_path):
     (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE), s=rows))
     assert "right angles" in refusal(tmp_path / "a.nii")
     (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE), s=rows, q=(*TURN_ABOUT_Z, *ORIGIN)))
-    np.testing.assert_allclose(read_volume(str(tmp_path / "a.nii")).geometry.direction, ABOUT_Z, atol=1e-6)
+    np.testing.assert_allclose(in_ras(read_volume(str(tmp_path / "a.nii")).geometry).direction, ABOUT_Z, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("int16", "float32"), ("float32", "float32"), ("int32", "float64")])
@@ -828,11 +837,11 @@ def test_nifti_of_time_steps_and_of_components(suffix, side, tmp_path):
     for d_in in (None, 4):
         volume = read_volume(path, d_in)
         np.testing.assert_array_equal(volume.array, np.moveaxis(series[..., 0], 3, 0))
-        assert volume.geometry.spacing == (2.5, *map(pytest.approx, SPACING)) and volume.geometry.origin == (
+        assert volume.geometry.spacing == (2.5, *map(pytest.approx, SPACING)) and in_ras(volume.geometry).origin == (
             0.0,
             *ORIGIN,
         )
-        np.testing.assert_allclose(volume.geometry.direction, (*ABOUT_Z[:8], side), atol=1e-6)
+        np.testing.assert_allclose(in_ras(volume.geometry).direction, (*ABOUT_Z[:8], side), atol=1e-6)
     assert "expected 3 axes, found a time series of 5 steps" in refusal(path, 3)
     volume = read_volume(nifti_file(tmp_path, suffix, nifti(series, dim=(5, *SHAPE, 5, 2, 1, 1), slope=0.5, shift=1)))
     np.testing.assert_array_equal(volume.array, np.moveaxis(series, 3, 0) * np.float32(0.5) + 1)
@@ -984,6 +993,12 @@ def test_a_lone_slice_of_negative_thickness_is_not_mirrored(tmp_path):
     for name in ("0.dcm", "2.dcm"):
         (scan / name).unlink(missing_ok=True)
     assert read_volume(str(scan)).geometry.direction == IDENTITY
+
+
+def test_the_spacing_of_a_secondary_capture(tmp_path):
+    """As GDCM writes and reads it."""
+    geometry = read_volume(str(edited(tmp_path, PixelSpacing=None, NominalScannedPixelSpacing=[2.5, 0.75]))).geometry
+    assert geometry.spacing == (0.75, 2.5, SPACING[2])
 
 
 def test_dicom_of_two_series(tmp_path):

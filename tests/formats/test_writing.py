@@ -136,20 +136,20 @@ def test_direction_and_units_of_a_vti(tmp_path):
 @pytest.mark.parametrize("direction", [IDENTITY, TURNED, (-1, 0, 0, 0, 1, 0, 0, 0, 1)])
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_space_of_a_nifti(tmp_path, suffix, direction):
-    """Every voxel lies where the sform puts it, also where VTK turns the slices over to have right-handed axes."""
+    """Every voxel lies where sform and qform put it, also where VTK turns the slices over to have right-handed axes."""
     path, array = tmp_path / f"a{suffix}", slanted(SHAPE)
     write_volume(str(path), volume_of(array, direction))
     found = vtk_read(path)
     header = found.reader.GetNIFTIHeader()
-    assert (header.GetQFormCode(), header.GetSFormCode()) == (0, 2)
+    assert (header.GetQFormCode(), header.GetSFormCode()) == (2, 2)
     assert (header.GetSclSlope(), header.GetSclInter(), header.GetVoxOffset()) == (1.0, 0.0, 352.0)
-    assert found.reader.GetQFormMatrix() is None
-    matrix = np.reshape(found.reader.GetSFormMatrix().GetData(), (4, 4))
-    for index in np.ndindex(SHAPE):
-        place = matrix[:3, :3] @ np.multiply(index, found.spacing) + matrix[:3, 3]
-        ours = np.reshape(direction, (3, 3)).T @ (place - ORIGIN) / SPACING
-        np.testing.assert_allclose(ours, np.rint(ours), atol=1e-5)
-        assert found.array[index] == array[tuple(np.rint(ours).astype(int))]
+    for form in (found.reader.GetQFormMatrix(), found.reader.GetSFormMatrix()):
+        matrix = np.reshape(form.GetData(), (4, 4))
+        for index in np.ndindex(SHAPE):
+            place = (matrix[:3, :3] @ np.multiply(index, found.spacing) + matrix[:3, 3]) * (-1, -1, 1)  # RAS to LPS
+            ours = np.reshape(direction, (3, 3)).T @ (place - ORIGIN) / SPACING
+            np.testing.assert_allclose(ours, np.rint(ours), atol=1e-4)
+            assert found.array[index] == array[tuple(np.rint(ours).astype(int))]
 
 
 def test_gzip_is_the_plain_file_and_the_same_every_time(tmp_path):
