@@ -1,4 +1,6 @@
-"""DICOM: a folder of slices, one file each, read by pydicom (pip install pydicom). Source: DICOM PS3.3, C.7.6.2.
+"""DICOM: a folder of slices, one or several in a file, read by pydicom (pip install pydicom).
+
+Sources: DICOM PS3.3, C.7.6.2; of several in a file C.7.6.16.
 
 World coordinates are those of the files, LPS: x, y, z point to left, posterior, superior.
 """
@@ -16,11 +18,18 @@ from utils import Volume
 
 MAX_SLICE_DIFFERENCE = 1e-4  # most that voxel steps may differ between two slices, in mm
 MAX_UNEVENNESS = 0.02  # most that a slice may be off its place, relative to the distance between slices
+GROUPS = {  # where a file of several slices, an enhanced one, has what other files have at the top
+    "ImagePositionPatient": "PlanePositionSequence",
+    "ImageOrientationPatient": "PlaneOrientationSequence",
+    **dict.fromkeys(("PixelSpacing", "SpacingBetweenSlices", "SliceThickness"), "PixelMeasuresSequence"),
+    **dict.fromkeys(("RescaleSlope", "RescaleIntercept"), "PixelValueTransformationSequence"),
+}
 
 
 class _Slice(NamedTuple):
-    """One file: values (x, y, components), where the first lies, and the steps along the three axes, as columns."""
+    """A slice: values (x, y, components), where the first lies, and the steps along the three axes, as columns."""
 
+    path: str
     plane: np.ndarray
     position: np.ndarray
     steps: np.ndarray
@@ -41,11 +50,11 @@ def read_dicom(folder: str) -> Volume:
 
     Raises VolumeError when slices are of several series, and when one of them is missing.
     """
-    paths = slice_files(folder)
-    slices = [_read_slice(path) for path in paths]
-    for path, found in zip(paths, slices, strict=True):
+    slices = [found for path in slice_files(folder) for found in _read_slices(path)]
+    for found in slices:
         if not found.is_like(slices[0]):
-            raise VolumeError(f"{path}: is of another series than {paths[0]}: other size, type, spacing or direction")
+            what = f"is of another series than {slices[0].path}: other size, type, spacing or direction"
+            raise VolumeError(f"{found.path}: {what}: expected a folder a series, as dcm2niix or 3D Slicer sort them")
     steps = slices[0].steps.copy()
     slices.sort(key=lambda found: found.position @ np.cross(steps[:, 0], steps[:, 1]))
     positions = np.array([found.position for found in slices])
@@ -53,7 +62,8 @@ def read_dicom(folder: str) -> Volume:
         steps[:, 2] = (positions[-1] - positions[0]) / (len(slices) - 1)
         off = np.abs(positions - positions[0] - steps[:, 2] * np.arange(len(slices))[:, None]).max()
         if not off < MAX_UNEVENNESS * np.linalg.norm(steps[:, 2]):
-            raise VolumeError(f"{folder}: expected slices of one series at equal distances, found one off by {off:.4g}")
+            what = f"expected slices of one series at equal distances, found one off by {off:.4g}"
+            raise VolumeError(f"{folder}: {what}: is one missing, or are there several times?")
     array = np.stack([found.plane for found in slices], axis=2)
     if array.dtype == np.int32 and np.abs(array).max() < 1 << 15:
         array = array.astype(np.int16)
@@ -73,35 +83,45 @@ def _is_slice(path: str) -> bool:
         return file.read(132)[128:] == b"DICM" and os.path.basename(path).upper() != "DICOMDIR"
 
 
-def _read_slice(path: str) -> _Slice:
-    """The slice in a file. Where the file says no distance of voxels, it is 1."""
+def _read_slices(path: str) -> list[_Slice]:
+    """The slices in a file. Where the file says no distance of voxels, it is 1."""
     pydicom = import_reader("pydicom", "pydicom", path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of elements that break the standard and are not looked at
             file = pydicom.dcmread(path)
             n_frames = int(file.get("NumberOfFrames") or 1)
-            plane = file.pixel_array if n_frames == 1 else None
-            slope, shift = float(file.get("RescaleSlope") or 1), float(file.get("RescaleIntercept") or 0)
-            place = [
-                np.array(file.get(key) or (), float) for key in ("ImagePositionPatient", "ImageOrientationPatient")
-            ]
-            spacing = file.get("PixelSpacing") or file.get("NominalScannedPixelSpacing") or (1, 1)
-            between_rows, between_columns = map(float, spacing)
-            between_slices = abs(float(file.get("SpacingBetweenSlices") or file.get("SliceThickness") or 1))
-            series = str(file.get("SeriesInstanceUID"))
+            planes = file.pixel_array if n_frames > 1 else [file.pixel_array]
+            return [_slice(path, file, i, plane) for i, plane in enumerate(planes)]
+    except VolumeError:
+        raise
     except Exception as error:  # a damaged file can fail in any of pydicom's parsers
         raise VolumeError(f"{path}: pydicom cannot read it: {error}") from None
-    if n_frames > 1:
-        raise VolumeError(f"{path}: expected one slice a file, found several frames")
+
+
+def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:
+    """The slice of one frame of a file, which has that index. Raises VolumeError."""
+    shared, frames = (file.get(f"{kind}FunctionalGroupsSequence") or [] for kind in ("Shared", "PerFrame"))
+    groups = [*frames[index : index + 1], *shared[:1]]
+
+    def get(key: str):
+        items = [group[GROUPS[key]][0] for group in groups if group.get(GROUPS[key])]
+        return next((item[key].value for item in items if key in item), file.get(key))
+
+    slope, shift = float(get("RescaleSlope") or 1), float(get("RescaleIntercept") or 0)
+    place = [np.array(get(key) or (), float) for key in ("ImagePositionPatient", "ImageOrientationPatient")]
+    spacing = get("PixelSpacing") or file.get("NominalScannedPixelSpacing") or (1, 1)
+    between_rows, between_columns = map(float, spacing)
+    between_slices = abs(float(get("SpacingBetweenSlices") or get("SliceThickness") or 1))
     if [part.size for part in place] != [3, 6]:
-        raise VolumeError(f"{path}: expected a position and two directions in space, found {[*map(list, place)]}")
+        found = [part.tolist() for part in place]
+        raise VolumeError(f"{path}: expected a position and two directions in space, found {found}: no slice of a scan")
     if not (between_rows > 0 and between_columns > 0):
         raise VolumeError(f"{path}: expected a positive spacing, found {between_rows}, {between_columns}")
     row, column = place[1].reshape(2, 3)
     steps = np.stack([row * between_columns, column * between_rows, np.cross(row, column) * between_slices], axis=1)
     plane = _rescaled(plane.reshape(*plane.shape[:2], -1).swapaxes(0, 1), slope, shift)
-    return _Slice(plane, place[0], steps, series)
+    return _Slice(path, plane, place[0], steps, str(file.get("SeriesInstanceUID")))
 
 
 def _rescaled(plane: np.ndarray, slope: float, shift: float) -> np.ndarray:

@@ -97,6 +97,9 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
         return _with_axes(path, reader(path), d_in or 3)
     if layout is not None:
         return _with_axes(path, raw.read_raw(path, layout), d_in or 3)
+    if suffix == ".dcm":
+        folder = shlex.quote(os.path.dirname(path) or ".")
+        raise VolumeError(f"{path}: expected the folder of the DICOM slices, found a file: --volume {folder}")
     raise VolumeError(
         f"{path}: expected a volume (.npy {' '.join(READERS)}, a folder of DICOM files, or a headerless file with "
         f"--shape and --dtype or a name like a_256x256x128_uint8.raw), found {start!r}..."

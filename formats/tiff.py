@@ -1,11 +1,13 @@
-"""TIFF with one page per slice, read by tifffile (pip install tifffile imagecodecs)."""
+"""TIFF, read by tifffile (pip install tifffile imagecodecs)."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,29 +15,56 @@ import numpy as np
 from formats.common import MAX_EXPANSION, VolumeError, import_reader, volume_from_axes
 from utils import Volume
 
+ROLES = {"X": "x", "Y": "y", "Z": "z", "I": "z", "Q": "z", "T": "t", "C": "c", "S": "c"}  # I, Q: of pages without names
 BLACK_IS_ZERO, RGB = 1, 2  # values of the tag PhotometricInterpretation
 UNCOMPRESSED = 1  # value of the tag Compression
 
 
 def read_tiff(path: str) -> Volume:
-    """The volume of a TIFF with one page per slice; y counts the rows as stored. Only ImageJ's files give a spacing."""
+    """The volume of a TIFF; y counts the rows as stored. Spacing, channels and times are those of ImageJ and OME."""
     tifffile = import_reader("tifffile", "tifffile imagecodecs", path)
     try:
-        with _told_errors() as told, tifffile.TiffFile(path) as file:
+        with _told_errors() as told, tifffile.TiffFile(path, _multifile=False) as file:  # OME may name further files
             pages, metadata = list(file.pages), file.imagej_metadata or {}
             shapes = [entry.get("shape") for entry in file.shaped_metadata or ()]  # as tifffile itself writes it
             if shapes and shapes[0] and math.prod(shapes[0]) != sum(page.size for page in pages):
                 raise VolumeError(f"{path}: expected a page a slice, found {len(pages)} pages of shape {shapes[0]}")
             _check_pages(path, pages, metadata)
-            array = np.stack([page.asarray().reshape(*page.shape[:2], -1) for page in pages])  # (z, y, x, components)
-            spacing = _spacing(pages[0].tags, metadata)
+            image = file.series[0]
+            if len(file.series) > 1 or len(image.pages) != len(pages) or None in image.pages:
+                raise VolumeError(f"{path}: expected one image, found {len(file.series)}, or pages that are in none")
+            if file.is_ome and image.kind != "ome":
+                raise VolumeError(f"{path}: expected all pages that its OME description names, in this file")
+            roles = _roles(path, image.axes, image.shape)
+            # ImageJ's voxels would otherwise be read from one place on, wherever their pages lie.
+            array = np.stack([page.asarray() for page in (pages if metadata else image.pages)]).reshape(image.shape)
+            spacing, time_step = _spacing(path, pages[0].tags, metadata, file.ome_metadata)
             if told:
                 raise VolumeError(f"{path}: tifffile cannot read all of it: {told[0]}")
     except VolumeError:
         raise
     except Exception as error:  # a damaged file can fail in any of tifffile's parsers
         raise VolumeError(f"{path}: tifffile cannot read it: {error}") from None
-    return volume_from_axes(path, array.transpose(2, 1, 0, 3), np.diag(spacing), np.zeros(3))
+    array = array.transpose([roles.index(role) for role in "txyzc" if role in roles])
+    array = np.expand_dims(array, [i for i, role in enumerate("txyzc"["t" not in roles :]) if role not in roles])
+    volume = volume_from_axes(path, array, np.diag(spacing), np.zeros(3))
+    if "t" not in roles:
+        return volume
+    return dataclasses.replace(volume, geometry=volume.geometry.with_time(time_step, 0.0))
+
+
+def _roles(path: str, axes: str, shape: tuple[int, ...]) -> list[str]:
+    """What each of tifffile's axes is: x, y, z, t, or c for components. Raises VolumeError."""
+    roles = [ROLES.get(axis, axis) for axis in axes]
+    what = f"{path}: expected axes of space, time and channels, found {axes} of shape {shape}"
+    if len({*roles}) < len(roles) or not {"x", "y"} <= {*roles} <= {*"txyzc"}:
+        raise VolumeError(f"{what}: tifffile.imwrite(..., metadata={{'axes': 'ZYX'}}) names them")
+    if "C" in axes and not {"z", "t"} & {*roles}:
+        raise VolumeError(
+            f"{what}: if the channels are slices, ImageJ's Image > Properties, or tifffile.imwrite(..., "
+            "metadata={'axes': 'ZYX'}), says so"
+        )
+    return roles
 
 
 @contextlib.contextmanager
@@ -56,8 +85,8 @@ def _check_pages(path: str, pages: list, metadata: dict) -> None:
     """Raise VolumeError unless each page is a slice whose data are all in the file: tifffile invents missing data."""
     if not pages:
         raise VolumeError(f"{path}: has no pages")
-    if metadata.get("images", len(pages)) != len(pages) or {"channels", "frames"} & metadata.keys():
-        raise VolumeError(f"{path}: expected a page a slice, found {len(pages)} pages and {metadata}")
+    if metadata.get("images", len(pages)) != len(pages):
+        raise VolumeError(f"{path}: expected {metadata['images']} pages, as ImageJ wrote, found {len(pages)}")
     n_bytes, first = os.path.getsize(path), pages[0]
     if sum(page.nbytes for page in pages) > MAX_EXPANSION * n_bytes:
         raise VolumeError(f"{path}: truncated: {n_bytes} bytes are too few for its {len(pages)} pages")
@@ -65,9 +94,11 @@ def _check_pages(path: str, pages: list, metadata: dict) -> None:
         if (page.shape, page.dtype, page.axes) != (first.shape, first.dtype, first.axes):
             raise VolumeError(f"{path}: expected pages of one size and type, found {page.shape} and {first.shape}")
     for page in pages:
-        if page.axes not in ("YX", "YXS") or page.photometric not in (BLACK_IS_ZERO, RGB):
-            found = f"axes {page.axes}, {page.photometric!r}"
-            raise VolumeError(f"{path}: expected grey (zero is black) or interleaved RGB samples, found {found}")
+        if page.photometric not in (BLACK_IS_ZERO, RGB):
+            way_out = "ImageJ's Image > Type, or tifffile.imwrite(..., photometric='minisblack'), makes it one"
+            raise VolumeError(
+                f"{path}: expected grey, where zero is black, or RGB, found {page.photometric.name}: {way_out}"
+            )
         pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
         n_needed = page.size * page.bitspersample // 8
         is_short = page.compression == UNCOMPRESSED and sum(length for _, length in pieces) < n_needed
@@ -75,12 +106,26 @@ def _check_pages(path: str, pages: list, metadata: dict) -> None:
             raise VolumeError(f"{path}: truncated: a part of its voxels is not within its {n_bytes} bytes")
 
 
-def _spacing(tags, metadata: dict) -> list[float]:
-    """The spacing along x, y and z; 1 where ImageJ did not write the file or wrote no valid spacing."""
-    if not metadata:
-        return [1.0] * 3
+def _spacing(path: str, tags, imagej: dict, ome: str | None) -> tuple[list[float], float]:
+    """The spacing along x, y and z, and the time between two steps; 1 where ImageJ or OME wrote no valid one."""
+    if ome:
+        return _ome_spacing(path, ome)
+    if not imagej:
+        return [1.0] * 3, 1.0
+    time_step = float(imagej.get("finterval") or 1)
     try:
         across = [tags[key].value[1] / tags[key].value[0] for key in ("XResolution", "YResolution")]
-        return [*across, float(metadata.get("spacing", 1))]
+        return [*across, float(imagej.get("spacing", 1))], time_step
     except (KeyError, ZeroDivisionError, ValueError, TypeError):
-        return [1.0] * 3
+        return [1.0] * 3, time_step
+
+
+def _ome_spacing(path: str, ome: str) -> tuple[list[float], float]:
+    """The same from OME's description, of which every length must have the same unit. Raises VolumeError."""
+    pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", ome)
+    found = dict(re.findall(r"""\b(\w+)=["']([^"']*)""", pixels[0] if pixels else ""))
+    keys = [f"PhysicalSize{axis}" for axis in "XYZ"]
+    units = {re.sub("^[u\u03bc]", "\u00b5", found.get(f"{key}Unit", "\u00b5m")) for key in keys if key in found}
+    if len(units) > 1:
+        raise VolumeError(f"{path}: expected lengths in one unit, found {', '.join(sorted(units))}")
+    return [float(found.get(key, 1)) for key in keys], float(found.get("TimeIncrement", 1))

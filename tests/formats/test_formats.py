@@ -924,11 +924,50 @@ def test_dicom_scaled_by_a_fraction(tmp_path):
     [
         ({"syntax": "1.2.840.10008.1.2.4.90"}, "pydicom cannot read it"),
         ({"syntax": "1.2.840.10008.1.2.2"}, "pydicom cannot read it"),
-        ({"frames": "12"}, "several frames"),
+        ({"frames": "12"}, "pydicom cannot read it"),
     ],
 )
 def test_dicom_that_is_refused(more, message, tmp_path):
     assert message in refusal(write_dicom(tmp_path, slanted(SHAPE).astype(np.uint16), **more))
+
+
+def test_dicom_of_several_slices_in_a_file(tmp_path):
+    """An enhanced one: place, spacing and rescaling are in groups, of each slice or of all of them."""
+    pydicom = pytest.importorskip("pydicom")
+    array = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+
+    def group(**sequences: dict) -> object:
+        made = pydicom.Dataset()
+        for name, elements in sequences.items():
+            item = pydicom.Dataset()
+            for key, value in elements.items():
+                setattr(item, key, value)
+            setattr(made, f"{name}Sequence", [item])
+        return made
+
+    file = pydicom.Dataset()
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = file.SeriesInstanceUID = "1.2.3"
+    file.NumberOfFrames, file.Rows, file.Columns = array.shape
+    file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 16, 16, 15, 1
+    file.SamplesPerPixel, file.PhotometricInterpretation, file.PixelData = 1, "MONOCHROME2", array.tobytes()
+    measures = {"PixelSpacing": [0.5, 0.8], "SliceThickness": 9.0}
+    file.SharedFunctionalGroupsSequence = [
+        group(
+            PixelMeasures=measures,
+            PlaneOrientation={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
+            PixelValueTransformation={"RescaleSlope": 2, "RescaleIntercept": -7},
+        )
+    ]
+    places = [[-6, -16, z] for z in (25.0, 20.0, 15.0, 10.0)]  # from the last slice to the first
+    file.PerFrameFunctionalGroupsSequence = [group(PlanePosition={"ImagePositionPatient": place}) for place in places]
+    file.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    found = read_volume(str(tmp_path))
+    np.testing.assert_array_equal(found.array, 2 * array[::-1].transpose(2, 1, 0) - 7)
+    assert found.geometry.spacing == (0.8, 0.5, 5.0) and found.geometry.origin == (-6.0, -16.0, 10.0)
+    assert f"--volume {tmp_path}" in refusal(tmp_path / "a.dcm")
 
 
 def test_dicom_of_slices_that_do_not_belong_together(tmp_path):
@@ -1078,15 +1117,63 @@ def test_tiff_of_which_one_page_stands_for_all(tmp_path):
     np.testing.assert_array_equal(read_volume(str(tmp_path / "a.tif")).array, slanted((9, 8, 6)))
 
 
+@pytest.mark.parametrize("form", ["imagej", "ome"])
+@pytest.mark.parametrize("axes", ["ZYX", "ZCYX", "TZYX", "TYX"])
+def test_axes_of_imagej_and_ome(form, axes, tmp_path):
+    """Times come first, channels last; none of them is taken for slices."""
+    sizes = {"T": 3, "Z": 4, "C": 2, "Y": 5, "X": 6}
+    array = np.arange(np.prod([sizes[axis] for axis in axes]), dtype=np.uint16).reshape([sizes[a] for a in axes])
+    said = {"spacing": 1.5, "finterval": 7.0} if form == "imagej" else {"TimeIncrement": 7.0}
+    said |= {f"PhysicalSize{axis}": size for axis, size in zip("XYZ", (0.25, 0.5, 1.5), strict=True) if form == "ome"}
+    resolution = {"resolution": (4, 2)} if form == "imagej" else {}
+    tifffile.imwrite(tmp_path / "a.tif", array, metadata={"axes": axes, **said}, **{form: True}, **resolution)
+    found = read_volume(str(tmp_path / "a.tif"))
+    expected = array.transpose([axes.index(axis) for axis in "TXYZC" if axis in axes])
+    np.testing.assert_array_equal(found.array, expected if "Z" in axes else expected[..., None])
+    assert found.geometry.spacing[-3:] == pytest.approx((0.25, 0.5, 1.5))
+    assert found.geometry.spacing[:-3] == ((7.0,) if "T" in axes else ())
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"imagej": True}, "axes of space, time and channels, found CYX"),  # as tifffile writes slices without names
+        ({"photometric": "miniswhite"}, "tifffile.imwrite(..., photometric='minisblack')"),
+        ({"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 1, "PhysicalSizeZ": 1, "PhysicalSizeZUnit": "nm"}},
+         "lengths in one unit, found nm, µm"),
+    ],
+)  # fmt: skip
+def test_tiff_whose_refusal_names_the_way_out(how, said, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 6, 5), np.uint16), **how)
+    assert said in refusal(tmp_path / "a.tif")
+
+
+def test_no_other_file_that_ome_names_is_read(tmp_path):
+    planes = "".join(
+        f'<TiffData IFD="0" FirstZ="{z}" PlaneCount="1"><UUID FileName="{name}">urn:uuid:{name}</UUID></TiffData>'
+        for z, name in enumerate(("a.tif", "b.tif"))
+    )
+    ome = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:a.tif"><Image ID="Image:0">'
+        '<Pixels DimensionOrder="XYZCT" ID="Pixels:0" SizeC="1" SizeT="1" SizeX="5" SizeY="6" SizeZ="2" Type="uint16">'
+        f'<Channel ID="Channel:0:0" SamplesPerPixel="1"/>{planes}</Pixels></Image></OME>'
+    )
+    for name in ("a.tif", "b.tif"):
+        described = {"description": ome, "metadata": None, "photometric": "minisblack"}
+        tifffile.imwrite(tmp_path / name, np.ones((6, 5), np.uint16), **described)
+    assert tifffile.TiffFile(tmp_path / "a.tif").series[0].shape == (2, 6, 5)  # without care, both would be read
+    assert "expected all pages that its OME description names, in this file" in refusal(tmp_path / "a.tif")
+
+
 def test_tiff_that_vtk_would_misread(tmp_path):
     path = tmp_path / "a.tif"
     path.write_bytes(tiff(slanted(SHAPE), "ImageJ=1.54f\nimages=2\nchannels=2\n"))
-    assert "a page a slice" in refusal(path)
+    assert "if the channels are slices" in refusal(path)
     path.write_bytes(tiff(slanted(SHAPE), "ImageJ=1.54f\nimages=200\n"))
-    assert "a page a slice" in refusal(path)
+    assert "expected 200 pages, as ImageJ wrote, found 2" in refusal(path)
     sound = tiff(slanted(SHAPE))
     for tag, value, message in (
-        (259, 7, "cannot read it"),
+        (259, 7, "expected one image, found 2"),
         (262, 0, "grey"),
         (257, 2, "pages of one size"),
         (277, 2, "pages of one size"),
