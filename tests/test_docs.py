@@ -39,7 +39,7 @@ MEASURED |= {f"psnr_t{step}" for step in range(8)}
 
 
 def text_of(page: str) -> str:
-    return (ROOT / page).read_text()
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
 def blocks_of(page: str) -> list[tuple[str, str]]:
