@@ -98,7 +98,7 @@ def read_volume_of(
     if not opt.volume:
         return None, None
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-    volume = read_volume(opt.volume, config.d_in, config.d_out, opt.array, layout, expected and expected.fill)
+    volume = read_volume(opt.volume, config.d_in, config.d_out, opt.array, layout, expected and expected.fill_option)
     found = header_of(volume)
     differing = differences(found, expected) if expected else []
     if "shape" in differing:

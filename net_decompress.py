@@ -24,7 +24,7 @@ from field.neural_field import NeuralField
 from field.original_blob import decode_either
 from field.output import Output, write_output
 from formats import points
-from formats.arrays import LazyArray
+from formats.arrays import LazyArray, part_of
 from formats.common import raw_layout, suffix_of
 from formats.reading import read_volume, source_files
 from formats.writing import SUFFIXES, output_path
@@ -146,7 +146,8 @@ def read_field(opt: arguments.Options, device: object) -> tuple[NeuralField, Vol
     volume = None
     if opt.volume:
         layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-        volume = read_volume(opt.volume, network["d_in"], network["d_out"], opt.array, layout, header and header.fill)
+        fill = header and header.fill_option
+        volume = read_volume(opt.volume, network["d_in"], network["d_out"], opt.array, layout, fill)
         found = header_of(volume)
         header = header or found
         differing = differences(found, header)
@@ -210,7 +211,7 @@ def write_volume_files(opt: arguments.Options, field: NeuralField, volume: Volum
     values = ValueRange(*volume.value_limits, volume.fill) if volume else None
 
     def on_values(grid: Grid, array: np.ndarray | LazyArray) -> None:
-        steps.update(compare_steps(volume.array[grid.as_voxel_box()], array, values, grid))
+        steps.update(compare_steps(part_of(volume.array, grid.as_voxel_box()), array, values, grid))
 
     if volume and box is None:
         flag = "--resolution" if opt.resolution else f"--time {opt.time:g}"
@@ -218,7 +219,7 @@ def write_volume_files(opt: arguments.Options, field: NeuralField, volume: Volum
     with FileSet() as files:
         write_output(output, field, opt.compressed, on_values if is_compared else None, files)
         if opt.preview:
-            original, title = volume.array[box] if steps else None, os.path.basename(opt.compressed)
+            original, title = part_of(volume.array, box) if steps else None, os.path.basename(opt.compressed)
             write_files({opt.preview: pictures.preview_of(field, grid, original, steps, title, opt.as_float)}, files)
     if steps:
         console.report(**report_of_steps(steps, is_series=len(grid.shape) == 4))

@@ -38,7 +38,7 @@ warn = partial(console.warn, "train.py")
 
 def read(opt: Options) -> Volume:
     """The volume that the options ask for. Raises UserError."""
-    fill = None if opt.fill in (None, "none") else to_number(opt.fill)
+    fill = opt.fill if opt.fill in (None, "none") else to_number(opt.fill)
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
     volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout, fill)
     if volume.geometry.d_in == 4 and opt.vol_debug:
@@ -63,7 +63,7 @@ def clipped_header(opt: Options, volume: Volume, header: VolumeHeader) -> Volume
     if opt.fill not in (None, "none") and header.missing is None:
         warn(f"--fill {opt.fill}: no voxel of {opt.volume} has this value")
     if header.missing and header.n_components > 1 and (n_lost := count_lost(volume.values, volume.fill)):
-        warn(f"--fill {opt.fill}: {n_lost} values are left out as another component of their voxel is missing")
+        warn(f"--fill {volume.fill}: {n_lost} values are left out as another component of their voxel is missing")
     if opt.clip is None:
         if message := outliers.warning(volume.values, header.values):
             warn(f"{opt.volume}: {message}")

@@ -114,9 +114,9 @@ class Volume:
     """Values on a regular grid.
 
     array: shape (x, y, z) or (t, x, y, z), with one more axis at the end when voxels have several components. It may be
-    a read-only memory map with any order of axes in memory, a StackedSteps or a LazyArray. fill: the value that marks
-    missing voxels, a scalar of the array's dtype, possibly NaN; None when no value marks them. time: the time of a
-    volume that is one step of a series, if its file gives the time.
+    a read-only memory map with any order of axes in memory, a StackedSteps, a StoredArray or a LazyArray. fill: the
+    value that marks missing voxels, a scalar of the array's dtype, possibly NaN; None when no value marks them. time:
+    the time of a volume that is one step of a series, if its file gives the time.
     """
 
     array: np.ndarray
@@ -185,6 +185,11 @@ class VolumeHeader:
         """The value of missing voxels; None when no voxel is missing."""
         return self.missing.fill if self.missing else None
 
+    @property
+    def fill_option(self) -> np.generic | str:
+        """What `read_volume` needs as `fill` to read the volume with the same missing voxels: its fill, or "none"."""
+        return "none" if self.fill is None else self.fill
+
 
 def differences(found: VolumeHeader, expected: VolumeHeader) -> list[str]:
     """The properties in which two headers differ: any of shape, dtype, range, missing."""
@@ -212,15 +217,19 @@ def boxes(values: np.ndarray, n: int | None = None, order: Iterable[int] | None 
     """Split the grid of values (..., components) into boxes of nearly equal size.
 
     n: the most values in a box, BOX_VALUES by default. order: grid axes, the fastest one last; the order of memory by
-    default. Boxes follow this order, so each box is nearly one contiguous read.
+    default. Boxes follow this order, so each box is nearly one contiguous read. Of an array that is stored in chunks, a
+    box holds whole chunks, at least one: each chunk is read once.
     """
-    shape, left = values.shape[:-1], max(1, (n or BOX_VALUES) // values.shape[-1])
+    shape = values.shape[:-1]
+    chunks = getattr(values, "chunks", (1,) * values.ndim)
+    left = max(1, (n or BOX_VALUES) // values.shape[-1] // math.prod(chunks[: len(shape)]))
     order = list(order or sorted(range(len(shape)), key=lambda axis: -abs(values.strides[axis])))
     cuts = {}
     for axis in reversed(order):
-        n_parts = -(-shape[axis] // left)
-        left = max(1, left // shape[axis])
-        ends = [shape[axis] * k // n_parts for k in range(n_parts + 1)]
+        n_chunks = -(-shape[axis] // chunks[axis])
+        n_parts = -(-n_chunks // left)
+        left = max(1, left // n_chunks)
+        ends = [min(n_chunks * k // n_parts * chunks[axis], shape[axis]) for k in range(n_parts + 1)]
         cuts[axis] = [slice(*pair) for pair in itertools.pairwise(ends)]
     products = itertools.product(*(cuts[axis] for axis in order))
     return [tuple(product[order.index(axis)] for axis in range(len(shape))) for product in products]
@@ -292,6 +301,17 @@ class Mask:
             rest = voxels[whole:]
         return cls(shape, fill, np.concatenate([*packed, np.packbits(rest)]))
 
+    @classmethod
+    def of_boxes(cls, shape: tuple[int, ...], fill: np.generic, parts: Iterable[tuple[Box, np.ndarray]]) -> Mask:
+        """The mask of a grid from the boxes of its values (..., components), in any order."""
+        bits = np.zeros(-(-math.prod(shape) // 8), np.uint8)
+        for box, part in parts:
+            inside = np.nonzero(is_missing(part, fill))
+            index = [i + cut.start for i, cut in zip(inside, box, strict=True)]
+            flat = np.ravel_multi_index(index, shape)
+            np.bitwise_or.at(bits, flat >> 3, (128 >> (flat & 7)).astype(np.uint8))
+        return cls(shape, fill, bits)
+
     @property
     def count(self) -> int:
         """The number of missing voxels."""
@@ -307,8 +327,11 @@ def find_missing(values: np.ndarray, fill: np.generic | None) -> Mask | None:
     """The mask of the missing voxels of values (..., components); None when no voxel is missing."""
     if fill is None:
         return None
-    slabs = read_in_boxes(values, boxes(values, MASK_BOX_VALUES, range(values.ndim - 1)))
-    mask = Mask.of(values.shape[:-1], fill, (is_missing(slab, fill) for _, slab in slabs))
+    if hasattr(values, "chunks"):
+        mask = Mask.of_boxes(values.shape[:-1], fill, read_in_boxes(values))
+    else:
+        slabs = read_in_boxes(values, boxes(values, MASK_BOX_VALUES, range(values.ndim - 1)))
+        mask = Mask.of(values.shape[:-1], fill, (is_missing(slab, fill) for _, slab in slabs))
     return mask if mask.bits.any() else None
 
 

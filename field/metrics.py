@@ -92,7 +92,8 @@ def measured_boxes(original: np.ndarray) -> list[Box]:
     if n_voxels <= MEASURED_WHOLE:
         return boxes(original)
     pieces = boxes(original, PIECE_VOXELS * original.shape[-1])
-    chosen = np.random.default_rng(0).choice(len(pieces), len(pieces) * MEASURED_VOXELS // n_voxels, replace=False)
+    count = max(len(pieces) * MEASURED_VOXELS // n_voxels, 1)
+    chosen = np.random.default_rng(0).choice(len(pieces), count, replace=False)
     return [pieces[i] for i in np.sort(chosen)]
 
 

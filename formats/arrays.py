@@ -35,6 +35,15 @@ class StackedSteps:
             drop_pages(array)
         return values
 
+    def part(self, box: Box) -> StackedSteps:
+        """The series of a box of each step, for the steps in it."""
+        return StackedSteps([part_of(array, box[1:]) for array in self.arrays[box[0]]])
+
+
+def part_of(array: np.ndarray | StackedSteps, box: Box) -> np.ndarray | StackedSteps:
+    """The part of an array in a box. What is in a file stays there."""
+    return array.part(box) if hasattr(array, "part") else array[box]
+
 
 @dataclasses.dataclass(frozen=True)
 class LazyArray:

@@ -18,12 +18,12 @@ class VolumeError(UserError):
     """A volume file cannot be read or written. The message names the file, what was expected and what was found."""
 
 
-def import_reader(module: str, packages: str, path: str) -> ModuleType:
-    """The module that reads a format. Raises VolumeError that says how to install the module if it is missing."""
+def import_package(module: str, packages: str, path: str) -> ModuleType:
+    """The package that knows a format. Raises VolumeError that says how to install the package if it is missing."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise VolumeError(f"{path}: reading it needs {module}: pip install {packages}") from None
+        raise VolumeError(f"{path}: a file of this format needs {module}: pip install {packages}") from None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from formats.common import VolumeError, import_reader, volume_from_axes
+from formats.common import VolumeError, import_package, volume_from_axes
 from utils import Volume
 
 MAX_SLICE_DIFFERENCE = 1e-4  # most that voxel steps may differ between two slices, in mm
@@ -85,7 +85,7 @@ def _is_slice(path: str) -> bool:
 
 def _read_slices(path: str) -> list[_Slice]:
     """The slices in a file. Where the file says no distance of voxels, it is 1."""
-    pydicom = import_reader("pydicom", "pydicom", path)
+    pydicom = import_package("pydicom", "pydicom", path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of elements that break the standard and are not looked at

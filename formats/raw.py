@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -19,10 +20,7 @@ RAW_NAME = re.compile(rf"_(\d+)x(\d+)x(\d+)_({'|'.join(DTYPES)})\.raw$")
 
 
 def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
-    """A NumPy array as a memory map. Of four axes, the first is time unless d_in or d_out say something else.
-
-    Raises VolumeError for an unreadable file, and for four axes that may end in components if d_in and d_out are None.
-    """
+    """A NumPy array as a memory map, with the axes of `volume_of_array`. Raises VolumeError for an unreadable file."""
     try:
         with open(path, "rb") as file:
             version = np.lib.format.read_magic(file)
@@ -34,13 +32,21 @@ def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
         array = np.load(path, mmap_mode="r", allow_pickle=False) if 0 not in shape else np.empty(shape, dtype)
     except Exception as error:  # a damaged header can fail in any of NumPy's parsers
         raise VolumeError(f"{path}: not a readable NumPy array: {error}") from None
+    return volume_of_array(path, array, d_in, d_out)
+
+
+def volume_of_array(path: str, array: np.ndarray, d_in: int | None, d_out: int | None, name: str = "sf") -> Volume:
+    """The volume of an array [(t,) x, y, z(, components)]. Of four axes, the first is time unless d_in or d_out differ.
+
+    Raises VolumeError for four axes that may end in components if d_in and d_out are None.
+    """
     if d_in is d_out is None and array.ndim == 4 and array.shape[3] in LIKE_COMPONENTS:
         raise VolumeError(
             f"{path}: expected --d_in 4 (a time series) or --d_out {array.shape[3]} (components): four axes of shape "
             f"{array.shape} may be either"
         )
     d_in = d_in or (4 if array.ndim - ((d_out or 1) > 1) > 3 else 3)
-    return Volume(array, Geometry.plain(d_in))
+    return Volume(array, dataclasses.replace(Geometry.plain(d_in), name=name))
 
 
 def layout_of_name(path: str) -> RawLayout | None:

@@ -17,7 +17,7 @@ import sys
 
 import numpy as np
 
-from formats import dicom, metaimage, nrrd, raw, series, tiff, vtk_process
+from formats import dicom, hdf5, metaimage, netcdf, npz, nrrd, raw, series, tiff, vtk_process, zarr
 from formats.common import RawLayout, VolumeError, suffix_of
 from utils import Volume, is_missing, read_in_boxes
 
@@ -25,6 +25,12 @@ READERS = {
     **dict.fromkeys((".nrrd", ".nhdr"), nrrd.read_nrrd),
     **dict.fromkeys(vtk_process.VTK_READERS, vtk_process.read_by_vtk),
     **dict.fromkeys((".tif", ".tiff"), tiff.read_tiff),
+}
+# Their files hold arrays with names, and perhaps without a meaning of the axes: read(path, array, d_in, d_out).
+READERS_OF_ARRAYS = {
+    **dict.fromkeys((".nc", ".nc4", ".cdf"), netcdf.read_netcdf),
+    **dict.fromkeys((".h5", ".hdf5", ".he5", ".mat"), hdf5.read_hdf5),
+    ".npz": npz.read_npz,
 }
 
 
@@ -36,7 +42,7 @@ def source_files(path: str) -> list[str]:
         suffix = suffix_of(name)
         with contextlib.suppress(VolumeError):  # `read_volume` will raise it
             if os.path.isdir(name):
-                found += dicom.slice_files(name)
+                found += zarr.files_of(name) if zarr.is_zarr(name) else dicom.slice_files(name)
             elif suffix in (".nrrd", ".nhdr", ".mhd", ".mha") and os.path.isfile(name):
                 found.append((nrrd if suffix in (".nrrd", ".nhdr") else metaimage).data_file(name))
     return found
@@ -48,15 +54,16 @@ def read_volume(
     d_out: int | None = None,
     array: str | None = None,
     layout: RawLayout | None = None,
-    fill: float | None = None,
+    fill: float | str | None = None,
 ) -> Volume:
     """Read a volume of `d_in` axes, with a last axis of `d_out` components when d_out is above 1.
 
     d_in: None means three axes, or four for a time series: a pattern of names, a file of several times, or a .npy array
     of four axes besides components. d_out: None means all components of the file. array: the name of the array to read.
-    layout: of a headerless file. fill: the value of missing voxels. Values and type are kept, in the machine's byte
-    order; booleans become uint8. A file that can be memory-mapped is not copied. Raises VolumeError for anything that
-    is not a numeric volume of that form, finite where it is not missing.
+    layout: of a headerless file. fill: the value of missing voxels; None: the one that the file declares, if any;
+    "none": no value. Values and type are kept, in the machine's byte order; booleans become uint8. A file that can be
+    memory-mapped is not copied. Raises VolumeError for anything that is not a numeric volume of that form, finite where
+    it is not missing.
     """
     if series.is_pattern(path):
         if d_in not in (None, 3, 4):
@@ -67,7 +74,9 @@ def read_volume(
         return volume
     volume = _read(path, d_in, d_out, array, layout)
     values = _native(path, volume.array)
-    volume = dataclasses.replace(volume, array=values, fill=None if fill is None else _fill(path, values.dtype, fill))
+    if fill is not None:
+        volume = dataclasses.replace(volume, fill=None if fill == "none" else _fill(path, values.dtype, fill))
+    volume = dataclasses.replace(volume, array=values)
     _check(path, volume, d_in or volume.geometry.d_in, d_out)
     return volume
 
@@ -83,9 +92,13 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
     is_npy = start[:6] == b"\x93NUMPY"
+    of_arrays = READERS_OF_ARRAYS.get(suffix) if not is_folder else zarr.read_zarr if zarr.is_zarr(path) else None
     reader = _read_folder if is_folder else READERS.get(suffix)
-    if layout is not None and (is_npy or reader):
+    if layout is not None and (is_npy or reader or of_arrays):
         raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")
+    if of_arrays and not is_npy:
+        volume = of_arrays(path, array, d_in, d_out)
+        return volume if suffix == ".npz" else _with_axes(path, volume, d_in or 3)
     if array is not None and (is_npy or suffix not in vtk_process.OF_ARRAYS):
         raise VolumeError(f"{path}: --array picks one of several arrays by its name, this one's has none")
     layout = layout or raw.layout_of_name(path)
@@ -100,8 +113,9 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
     if suffix == ".dcm":
         folder = shlex.quote(os.path.dirname(path) or ".")
         raise VolumeError(f"{path}: expected the folder of the DICOM slices, found a file: --volume {folder}")
+    suffixes = " ".join([*READERS, *READERS_OF_ARRAYS])
     raise VolumeError(
-        f"{path}: expected a volume (.npy {' '.join(READERS)}, a folder of DICOM files, or a headerless file with "
+        f"{path}: expected a volume (.npy {suffixes}, a folder of DICOM or Zarr files, or a headerless file with "
         f"--shape and --dtype or a name like a_256x256x128_uint8.raw), found {start!r}..."
     )
 

@@ -59,7 +59,7 @@ def read_files(pattern: str, read: Callable[[str], Volume], is_series: bool) -> 
         times.append(volume.time)
     if not is_series and len(arrays) > 1 and first.geometry.d_in == 3 and arrays[0].shape[2] == 1:
         return dataclasses.replace(first, array=np.concatenate(arrays, axis=2))
-    step, start = _steps_of_time(pattern, times)
+    step, start = steps_of_time(pattern, times)
     geometry = first.geometry.with_time(step, start)
     return dataclasses.replace(first, array=StackedSteps(arrays), geometry=geometry, time=None)
 
@@ -85,7 +85,7 @@ def _check_alike(path: str, volume: Volume, first_path: str, first: Volume) -> N
             raise VolumeError(f"{path}: expected {key} {expected}, as in {first_path}, found {found}")
 
 
-def _steps_of_time(pattern: str, times: list[float | None]) -> tuple[float, float]:
+def steps_of_time(pattern: str, times: list[float | None]) -> tuple[float, float]:
     """The step and the start of the time of a series; 1 and 0 unless the times are in equal steps."""
     if None in times:
         return 1.0, 0.0

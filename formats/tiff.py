@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from formats.common import MAX_EXPANSION, VolumeError, import_reader, volume_from_axes
+from formats.common import MAX_EXPANSION, VolumeError, import_package, volume_from_axes
 from utils import Volume
 
 ROLES = {"X": "x", "Y": "y", "Z": "z", "I": "z", "Q": "z", "T": "t", "C": "c", "S": "c"}  # I, Q: of pages without names
@@ -22,7 +22,7 @@ UNCOMPRESSED = 1  # value of the tag Compression
 
 def read_tiff(path: str) -> Volume:
     """The volume of a TIFF; y counts the rows as stored. Spacing, channels and times are those of ImageJ and OME."""
-    tifffile = import_reader("tifffile", "tifffile imagecodecs", path)
+    tifffile = import_package("tifffile", "tifffile imagecodecs", path)
     try:
         with _told_errors() as told, tifffile.TiffFile(path, _multifile=False) as file:  # OME may name further files
             pages, metadata = list(file.pages), file.imagej_metadata or {}

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import tempfile
 import zlib
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from cli.files import check_space
 from training.sampler import (
     JUDGING_VOXELS,
     VoxelSampler,
@@ -24,7 +27,7 @@ from training.sampler import (
     finite_differences,
     flat_coordinates,
 )
-from utils import Box, ValueRange, boxes, read_in_boxes
+from utils import Box, ValueRange, boxes, drop_pages, read_in_boxes
 
 MAX_VOXELS_IN_MEMORY = 1 << 27  # voxels: training takes 12 bytes for each, beside the volume; the same on every machine
 BUFFER = 1 << 24  # voxels
@@ -41,11 +44,31 @@ def make_sampler(
     with_slopes: whether training needs `slopes`.
     """
     if math.prod(original.shape[:-1]) > MAX_VOXELS_IN_MEMORY:
+        if math.prod(getattr(original, "chunks", ())) > 1:
+            original = unpacked(original)
         return StreamingSampler(original, values, device, with_slopes)
     normalised = np.empty(original.shape, np.float32)
     for box, part in read_in_boxes(original):
         normalised[box] = values.normalise(part)
     return VoxelSampler(normalised, device)
+
+
+def unpacked(original: np.ndarray) -> np.memmap:
+    """A copy of values (grid..., components) in a temporary file, which the system removes, memory-mapped.
+
+    The stretches of one chunk are read in many parts of a pass. In the copy no chunk is decoded anew for each of them.
+    Raises UserError when the disk has too little space.
+    """
+    n_bytes, folder = original.size * original.dtype.itemsize, tempfile.gettempdir()
+    check_space(os.path.join(folder, "."), n_bytes, "an unpacked copy of the volume (TMPDIR names another folder)")
+    with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # a write to a map of a full disk would end the process
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+        copy = np.memmap(file, original.dtype, "w+", shape=original.shape)
+        for box, part in read_in_boxes(original):
+            copy[box] = part
+            drop_pages(copy)
+    return copy
 
 
 class StreamingSampler:

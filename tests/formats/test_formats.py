@@ -1065,7 +1065,7 @@ def test_a_reader_that_is_not_installed(module, packages, tmp_path, monkeypatch)
     array = slanted(SHAPE).astype(np.uint16)
     path = write_dicom(tmp_path, array) if module == "pydicom" else write_tiff(tmp_path, array)
     monkeypatch.setitem(sys.modules, module, None)
-    assert refusal(path).endswith(f": reading it needs {module}: pip install {packages}")
+    assert refusal(path).endswith(f": a file of this format needs {module}: pip install {packages}")
 
 
 # --- TIFF -------------------------------------------------------------------------------------------

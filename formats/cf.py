@@ -1,0 +1,300 @@
+"""Variables on named dimensions as volumes, by the CF conventions: axes, coordinates, packing, missing values, units.
+
+Source: cfconventions.org, sections 2.5.1, 4, 5 and 8.1. The readers of NetCDF, HDF5 and Zarr call `volume_of`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from formats.common import VolumeError, volume_from_axes
+from formats.raw import LIKE_COMPONENTS
+from formats.series import steps_of_time
+from formats.stored import StoredArray
+from utils import Volume
+
+UNEVEN = 1e-3  # most that a coordinate may be off equal steps, in steps
+ULPS = 4  # most that a coordinate may be off equal steps, in units of its last place
+MAX_LISTED = 20  # names in a message
+
+# What names an axis, in lower case: the attribute axis comes first, then standard_name and units, then the names.
+STANDARD_NAMES = {
+    **dict.fromkeys(("longitude", "grid_longitude", "projection_x_coordinate"), "x"),
+    **dict.fromkeys(("latitude", "grid_latitude", "projection_y_coordinate"), "y"),
+    **dict.fromkeys(("altitude", "height", "depth", "air_pressure", "model_level_number"), "z"),
+    "time": "t",
+}
+UNITS = (
+    (r"degrees?_?(e|east)$", "x"),
+    (r"degrees?_?(n|north)$", "y"),
+    (r"(h?pa|mbar|millibar|bar|level|layer|sigma_level)$", "z"),
+    (r".+ since ", "t"),
+)
+NAMES = {
+    **dict.fromkeys(("x", "lon", "longitude", "nx", "west_east"), "x"),
+    **dict.fromkeys(("y", "lat", "latitude", "ny", "south_north"), "y"),
+    **dict.fromkeys(("z", "lev", "level", "plev", "depth", "height", "altitude", "nz", "bottom_top"), "z"),
+    **dict.fromkeys(("t", "time"), "t"),
+    **dict.fromkeys(("c", "channel", "component"), "c"),
+}
+
+
+class Variable(NamedTuple):
+    """An array in a file, of which no value is read yet.
+
+    dims: the name of each axis, "" where it has none. source, chunks: see `StoredArray`.
+    """
+
+    dims: tuple[str, ...]
+    dtype: np.dtype
+    attributes: Mapping[str, Any]
+    source: Any
+    chunks: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.shape)
+
+    def text(self, name: str) -> str:
+        """An attribute as text, "" where there is none."""
+        value = self.attributes.get(name, "")
+        value = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+        value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        return value if isinstance(value, str) else ""
+
+    def numbers(self, name: str) -> list[int | float]:
+        """The numbers of an attribute; [] where it has none."""
+        found = np.ravel(np.asarray(self.attributes.get(name, ())))
+        return found.tolist() if found.dtype.kind in "iuf" else []
+
+
+def volume_of(
+    path: str, variables: Mapping[str, Variable], name: str | None, d_in: int | None, d_out: int | None
+) -> Volume:
+    """The volume of a variable: an array ((t,) x, y, z, components).
+
+    variables: all arrays of numbers in the file. name: which of them; None where only one can be meant. d_in, d_out: as
+    in `read_volume`; they tell what nameless axes are. Raises VolumeError.
+    """
+    name = chosen(path, variables, name)
+    variable = variables[name]
+    coordinates = {dim: variables[dim] for dim in variable.dims if dim in variables and variables[dim].dims == (dim,)}
+    roles = _roles(path, name, variable, coordinates, d_in, d_out)
+    is_series = "t" in roles and variable.shape[roles["t"]] > 1
+    array, fill = _array(path, variable, [roles.get(role) for role in ("txyzc" if is_series else "xyzc")])
+    steps, origin = np.ones(3), np.zeros(3)
+    for k, role in enumerate("xyz"):
+        if role in roles and (dim := variable.dims[roles[role]]) in coordinates:
+            steps[k], origin[k] = _steps(path, dim, coordinates[dim])
+    directions = np.diag(steps)
+    if len(turned := variable.numbers("direction")) == 9:  # `attributes_of` writes it
+        directions = np.reshape(turned, (3, 3)) * steps
+    label = name.rsplit("/", 1)[-1] or "sf"
+    volume = volume_from_axes(path, array, directions, origin, name=label, units=variable.text("units"))
+    times = coordinates.get(variable.dims[roles["t"]]) if "t" in roles else None
+    times = None if times is None else _positions(path, times).tolist()
+    if not is_series:
+        return dataclasses.replace(volume, fill=fill, time=times[0] if times else None)
+    step, start = steps_of_time(path, times or [None])
+    return dataclasses.replace(volume, fill=fill, geometry=volume.geometry.with_time(step, start))
+
+
+# --- which array --------------------------------------------------------------------------------------
+
+
+def chosen(path: str, variables: Mapping[str, Variable], name: str | None) -> str:
+    """The name of the array that is meant: `name`, or else the only array of most axes. Raises VolumeError."""
+    if name is not None:
+        if name.strip("/") in variables:
+            return name.strip("/")
+        raise VolumeError(f"{path}: holds no array {name!r}, only {_listed(variables)}")
+    n_axes = {name: min(sum(n > 1 for n in found.shape), 3) for name, found in variables.items()}
+    most = [name for name, n in n_axes.items() if n == max(n_axes.values())]
+    if len(most) != 1:
+        raise VolumeError(f"{path}: expected --array, the name of one of its arrays: {_listed(variables)}")
+    return most[0]
+
+
+def _listed(variables: Mapping[str, Variable]) -> str:
+    """The arrays of a file, those of most axes first: temperature (time 12, lat 64, lon 128; float32; K), ..."""
+    data = {name: found for name, found in variables.items() if found.dims != (name,)}  # without coordinates
+    ordered = sorted((data or variables).items(), key=lambda item: -len(item[1].shape))
+    texts = []
+    for name, found in ordered[:MAX_LISTED]:
+        texts.append(f"{name} ({'; '.join(filter(None, (_axes(found), found.dtype.name, found.text('units'))))})")
+    left = len(data or variables) - len(texts)
+    return ", ".join(texts + [f"{left} more"] * (left > 0)) or "none of numbers"
+
+
+def _axes(variable: Variable) -> str:
+    """The axes of an array with their lengths: time 12, lat 64, lon 128."""
+    names = (dim.rsplit("/", 1)[-1] for dim in variable.dims)
+    return ", ".join(f"{name} {n}".strip() for name, n in zip(names, variable.shape, strict=True))
+
+
+# --- its axes -----------------------------------------------------------------------------------------
+
+
+def _roles(
+    path: str,
+    name: str,
+    variable: Variable,
+    coordinates: Mapping[str, Variable],
+    d_in: int | None,
+    d_out: int | None,
+) -> dict[str, int]:
+    """The axis of the file for each of t, x, y, z and c (components) that there is. Raises VolumeError.
+
+    The names and the coordinates of the axes decide. Of the others, the last is x, the one before y, as in C order.
+    Further axes of one index are left out.
+    """
+    roles: dict[str, int] = {}
+    for axis, dim in enumerate(variable.dims):
+        if role := _role(dim, coordinates.get(dim)):
+            roles.setdefault(role, axis)
+    rest = [axis for axis in range(len(variable.shape)) if axis not in roles.values()]
+    if not any(variable.dims):
+        n_axes, last = len(variable.shape), variable.shape[-1:]
+        if d_in is d_out is None and n_axes == 4 and last[0] in LIKE_COMPONENTS:
+            raise VolumeError(
+                f"{path}: {name}: expected --d_in 4 (a time series) or --d_out {last[0]} (components): four axes of "
+                f"shape {variable.shape} may be either"
+            )
+        if n_axes > 1 and ((d_out or 1) > 1 or (d_in and n_axes > d_in)):
+            roles["c"] = rest.pop()
+    rest.sort(key=lambda axis: (variable.shape[axis] > 1, axis))
+    for role in "xyzt":
+        if rest and role not in roles and (role != "t" or not variable.dims[rest[-1]]):
+            roles[role] = rest.pop()
+    if any(variable.shape[axis] > 1 for axis in rest):
+        raise VolumeError(
+            f"{path}: {name}: expected axes of t, x, y, z and components, found {_axes(variable)}: write a "
+            f"file with one index of {variable.dims[rest[-1]] or 'the others'}, as by ncks -d or xarray's isel"
+        )
+    return roles
+
+
+def _role(dim: str, coordinate: Variable | None) -> str | None:
+    """What an axis is, one of t, x, y, z and c; None if neither its coordinate nor its name says so."""
+    if coordinate is not None:
+        if (axis := coordinate.text("axis").lower()) and axis in "txyz":
+            return axis
+        if role := STANDARD_NAMES.get(coordinate.text("standard_name").lower()):
+            return role
+        if coordinate.text("positive"):
+            return "z"
+        units = coordinate.text("units").lower()
+        if role := next((role for pattern, role in UNITS if re.match(pattern, units)), None):
+            return role
+    return NAMES.get(dim.rsplit("/", 1)[-1].lower())
+
+
+def _steps(path: str, dim: str, coordinate: Variable) -> tuple[float, float]:
+    """The step of a coordinate, which may be negative, and its start. Raises VolumeError unless the steps are equal."""
+    found = _positions(path, coordinate)
+    if len(found) == 1:
+        return 1.0, float(found[0])
+    eps = np.finfo(coordinate.dtype if coordinate.dtype.kind == "f" else np.float64).eps
+    precision = ULPS * eps * np.abs(found).max()
+
+    def off(step: float) -> float:
+        return np.abs(found[0] + step * np.arange(len(found)) - found).max()
+
+    step = (found[-1] - found[0]) / (len(found) - 1)
+    step = min(float(f"{step:.6g}"), step, key=lambda step: off(step) > precision)  # 0.1 rather than 0.09999999
+    if not (step and off(step) <= UNEVEN * abs(step) + precision):
+        raise VolumeError(
+            f"{path}: expected equal steps along {dim}, found {_shortened(found)}: interpolate it first, as by "
+            f"xarray's interp({dim.rsplit('/', 1)[-1]}=numpy.linspace({found.min():g}, {found.max():g}, {len(found)}))"
+        )
+    return float(step), float(found[0])
+
+
+def _positions(path: str, coordinate: Variable) -> np.ndarray:
+    """All values of a coordinate, float64."""
+    _, decode, _ = _decoding(path, coordinate)
+    stored = np.asarray(coordinate.source[...])
+    return (decode(stored) if decode else stored).astype(np.float64)
+
+
+def _shortened(numbers: np.ndarray) -> str:
+    return ", ".join(f"{number:g}" for number in numbers[:5]) + ", ..." * (len(numbers) > 5)
+
+
+# --- its values ---------------------------------------------------------------------------------------
+
+
+def _array(path: str, variable: Variable, axes: list[int | None]) -> tuple[np.ndarray | StoredArray, np.generic | None]:
+    """The array with these axes of the file, and its fill value: a memory map where the file is one, of the values."""
+    dtype, decode, fill = _decoding(path, variable)
+    source = variable.source
+    if isinstance(source, np.memmap) and decode is None and source.dtype == dtype:
+        used = [axis for axis in axes if axis is not None]
+        rest = [axis for axis in range(source.ndim) if axis not in used]
+        view = source.transpose(*rest, *used)[(0,) * len(rest)]
+        return view[tuple(None if axis is None else slice(None) for axis in axes)], fill
+
+    def values(stored: np.ndarray) -> np.ndarray:
+        return (decode(stored) if decode else stored).astype(dtype, copy=False)
+
+    window = tuple(map(range, variable.shape))
+    chunks = variable.chunks or (1,) * len(window)
+    return StoredArray(path, source, dtype, values, window, tuple(axes), chunks), fill
+
+
+def _decoding(
+    path: str, variable: Variable
+) -> tuple[np.dtype, Callable[[np.ndarray], np.ndarray] | None, np.generic | None]:
+    """(dtype of the values, function that makes them of the stored ones, fill value); None where there is none.
+
+    Scaled values are float32 where the stored ones have at most 16 bits, else float64. Missing ones are then NaN.
+    """
+    kept = np.dtype(np.uint8) if variable.dtype.kind == "b" else variable.dtype.newbyteorder("=")
+    if variable.text("_Unsigned").lower() == "true" and kept.kind == "i":
+        kept = np.dtype(f"u{kept.itemsize}")
+    marks = [mark for name in ("_FillValue", "missing_value") for mark in _marks(variable, name, kept)]
+    marks = [mark for k, mark in enumerate(marks) if not any(_is(mark, other) for other in marks[:k])]
+    packing = [variable.numbers(name) for name in ("scale_factor", "add_offset")]
+    if any(len(numbers) > 1 for numbers in packing):
+        raise VolumeError(f"{path}: expected one scale_factor and one add_offset, found {packing}")
+    scale, offset = (float((*numbers, default)[0]) for numbers, default in zip(packing, (1, 0), strict=True))
+    if (scale, offset) == (1, 0):
+        fill, others = (marks[0], marks[1:]) if marks else (None, [])
+
+        def replaced(stored: np.ndarray) -> np.ndarray:
+            values = stored.astype(kept)
+            for mark in others:
+                values[_is(values, mark)] = fill
+            return values
+
+        return kept, replaced if others else None, fill
+    dtype = np.dtype(np.float32 if kept.itemsize <= 2 or kept == np.float32 else np.float64)
+
+    def unpacked(stored: np.ndarray) -> np.ndarray:
+        stored = stored.astype(kept, copy=False)
+        values = (stored * np.float64(scale) + offset).astype(dtype)
+        for mark in marks:
+            values[_is(stored, mark)] = np.nan
+        return values
+
+    return dtype, unpacked, dtype.type(np.nan) if marks else None
+
+
+def _marks(variable: Variable, name: str, dtype: np.dtype) -> list[np.generic]:
+    """The values that an attribute declares missing, as far as the dtype has them."""
+    numbers = [number % (1 << 8 * dtype.itemsize) if dtype.kind == "u" and number == number and number < 0 else number
+               for number in variable.numbers(name)]  # fmt: skip
+    with np.errstate(all="ignore"):
+        found = [np.array(number).astype(dtype)[()] for number in numbers]
+    pairs = zip(found, numbers, strict=True)
+    return [mark for mark, number in pairs if (not np.isinf(mark) if dtype.kind == "f" else mark == number)]
+
+
+def _is(values: np.ndarray | np.generic, mark: np.generic) -> np.ndarray | np.bool_:
+    """Which values are a mark, possibly NaN."""
+    return np.isnan(values) if mark != mark else values == mark

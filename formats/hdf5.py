@@ -1,0 +1,92 @@
+"""HDF5, and NetCDF-4, which is HDF5 with named dimensions: read and written by h5py (pip install h5py).
+
+A file is not trusted: links to other files, data in other files and filters that are plugins are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from formats.cf import Variable, volume_of
+from formats.common import MAX_EXPANSION, VolumeError, import_package
+from utils import Volume
+
+FILTERS = (1, 2, 3, 4, 5, 6, 32000)  # deflate, shuffle, Fletcher-32, szip, n-bit, scale-offset, LZF: h5py has them all
+NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"  # what NetCDF names a scale without values
+
+
+class _Refused(NamedTuple):
+    """A data set that is not read. Whoever reads it hears why."""
+
+    shape: tuple[int, ...]
+    reason: str
+
+    def __getitem__(self, key: object) -> NoReturn:
+        raise VolumeError(self.reason)
+
+
+def read_hdf5(path: str, name: str | None, d_in: int | None, d_out: int | None) -> Volume:
+    """The volume of an array in an HDF5 file. The file stays open as long as the array is used. Raises VolumeError."""
+    h5py = import_package("h5py", "h5py", path)
+    try:
+        found: dict[str, Variable] = {}
+
+        def visit(key: str, item: Any) -> None:
+            if _is_array(h5py, item):
+                found[key] = _variable(h5py, path, key, item)
+
+        h5py.File(path, "r").visititems(visit)  # every object once; no link to another file is followed
+        return volume_of(path, found, name, d_in, d_out)
+    except VolumeError:
+        raise
+    except Exception as error:  # a damaged file can fail in any of HDF5's parsers
+        raise VolumeError(f"{path}: h5py cannot read it: {' '.join(str(error).split())}") from None
+
+
+def _is_array(h5py: Any, item: Any) -> bool:
+    """Whether an object of a file is an array of numbers."""
+    try:
+        if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "iufb":
+            return False
+    except TypeError:  # a type that NumPy has not
+        return False
+    is_unnamed = NO_VARIABLE in np.asarray(item.attrs.get("NAME", b"")).tobytes()
+    return not is_unnamed and (item.is_virtual or bool(item.shape))
+
+
+def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
+    """An array of the file, with the names of its axes."""
+    if reason := _reason_against(item):
+        shape = () if item.is_virtual else item.shape
+        source = _Refused(shape, f"{path}: {name}: {reason}")
+        return Variable(("",) * len(shape), item.dtype, {}, source)
+    if item.is_scale and item.ndim == 1:
+        dims = (name,)
+    else:
+        dims = tuple(dim[0].name.strip("/") if len(dim) else dim.label for dim in item.dims)
+    source = item
+    offset = item.id.get_offset()
+    is_plain = item.id.get_type().equal(h5py.h5t.py_create(item.dtype))
+    if item.chunks is None and offset is not None and is_plain and item.size:
+        source = np.memmap(path, item.dtype, "r", offset, item.shape)
+    return Variable(dims, item.dtype, item.attrs, source, item.chunks)
+
+
+def _reason_against(item: Any) -> str | None:
+    """Why a data set is not read; None if it is."""
+    if item.is_virtual:
+        return "is made of the data of other files, which are not read: h5repack copies them into one file"
+    if item.external:
+        return f"its data are in another file, {item.external[0][0]}, which is not read: h5repack makes one file"
+    properties = item.id.get_create_plist()
+    filters = [properties.get_filter(k) for k in range(properties.get_nfilters())]
+    for code, _, _, label in filters:
+        if code not in FILTERS:
+            what = label.decode("utf-8", "replace") or "unknown"
+            return f"its filter {code} ({what}) is a plugin, which is not run: h5repack -f GZIP=4 writes it anew"
+    if item.size and (n_bytes := item.id.get_storage_size()) * MAX_EXPANSION < item.nbytes:
+        return f"{n_bytes} bytes are too few for {math.prod(item.shape)} values"
+    return None

@@ -1,0 +1,34 @@
+"""NetCDF: the classic format by SciPy (pip install scipy); NetCDF-4 is HDF5."""
+
+from __future__ import annotations
+
+import warnings
+
+from formats.cf import Variable, volume_of
+from formats.common import VolumeError, import_package
+from formats.hdf5 import read_hdf5
+from utils import Volume
+
+
+def read_netcdf(path: str, name: str | None, d_in: int | None, d_out: int | None) -> Volume:
+    """The volume of an array in a NetCDF file of any kind but CDF-5. Raises VolumeError."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start[:3] != b"CDF":
+        return read_hdf5(path, name, d_in, d_out)
+    if start[3:] == b"\5":
+        raise VolumeError(f"{path}: expected NetCDF of another kind than CDF-5: nccopy -k netCDF-4 writes one")
+    scipy_io = import_package("scipy.io", "scipy", path)
+    warnings.filterwarnings("ignore", "Cannot close a netcdf_file", RuntimeWarning)  # it stays mapped, as it should
+    try:
+        found = scipy_io.netcdf_file(path, "r", mmap=True, maskandscale=False).variables
+        variables = {
+            key: Variable(item.dimensions, item.data.dtype, item._attributes, item.data)
+            for key, item in found.items()
+            if item.data.dtype.kind in "iuf" and item.data.ndim
+        }
+        return volume_of(path, variables, name, d_in, d_out)
+    except VolumeError:
+        raise
+    except Exception as error:  # a damaged file can fail in any of SciPy's parsers
+        raise VolumeError(f"{path}: scipy cannot read it: {' '.join(str(error).split())}") from None

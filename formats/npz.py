@@ -1,0 +1,65 @@
+"""NumPy's .npz: several .npy arrays in a ZIP archive. Stored ones are memory-mapped; compressed ones are held."""
+
+from __future__ import annotations
+
+import zipfile
+from types import SimpleNamespace
+
+import numpy as np
+
+from formats.cf import Variable, chosen
+from formats.common import MAX_EXPANSION, VolumeError
+from formats.raw import volume_of_array
+from utils import Volume
+
+LOCAL_HEADER_BYTES = 30  # before the name of an entry; two lengths are at its end
+
+
+def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -> Volume:
+    """The volume of an array in a .npz file, whose axes are those of a .npy file. Raises VolumeError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            variables, entries = {}, {}
+            for entry in archive.infolist():
+                key = entry.filename.removesuffix(".npy")
+                with archive.open(entry) as file:
+                    shape, is_fortran, dtype, n_header = _header(file)
+                if dtype.kind not in "iufb":
+                    continue
+                variables[key] = Variable(("",) * len(shape), dtype, {}, SimpleNamespace(shape=shape))
+                entries[key] = entry, "F" if is_fortran else "C", n_header
+            key = chosen(path, variables, name)
+            array = _array(path, archive, variables[key], *entries[key])
+    except VolumeError:
+        raise
+    except Exception as error:  # a damaged archive can fail in any parser
+        raise VolumeError(f"{path}: not a readable .npz archive: {' '.join(str(error).split())}") from None
+    return volume_of_array(path, array, d_in, d_out, key)
+
+
+def _header(file) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """(shape, whether in Fortran order, dtype, bytes of the header) of an array at the start of a file."""
+    version = np.lib.format.read_magic(file)
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return *reader(file), file.tell()
+
+
+def _array(
+    path: str, archive: zipfile.ZipFile, variable: Variable, entry: zipfile.ZipInfo, order: str, n_header: int
+) -> np.ndarray:
+    """The array of an entry."""
+    n_bytes = variable.dtype.itemsize * int(np.prod(variable.shape, dtype=object))
+    if entry.file_size != n_header + n_bytes:
+        found = entry.file_size - n_header
+        raise VolumeError(f"{path}: {entry.filename}: expected {n_bytes} bytes of values, found {found}")
+    if n_bytes > MAX_EXPANSION * entry.compress_size:
+        raise VolumeError(f"{path}: {entry.filename}: {entry.compress_size} bytes are too few for {n_bytes} of values")
+    if entry.compress_type == zipfile.ZIP_STORED and n_bytes and not entry.flag_bits & 1:
+        with open(path, "rb") as file:
+            file.seek(entry.header_offset)
+            header = file.read(LOCAL_HEADER_BYTES)
+        lengths = sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))  # of its name and what follows
+        start = entry.header_offset + LOCAL_HEADER_BYTES + lengths + n_header
+        return np.memmap(path, variable.dtype, "r", start, variable.shape, order=order)
+    with archive.open(entry) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)

@@ -1,0 +1,118 @@
+"""Arrays that stay in their file: only the parts that are asked for are read and decoded."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from formats.common import VolumeError
+from utils import Box, drop_pages
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredArray:
+    """A view of an array in a file, with axes of its own.
+
+    path: the name of the file, for errors. source: the array in the file, read by `source[slices]`: a memory map, or a
+    data set of HDF5 or Zarr. decode: makes values of type `dtype` of the stored ones, in the same shape. window: for
+    each axis of the file, the indices that this view has. axes: for each axis of this view, the axis of the file; None
+    for an axis of one voxel that the file has not. file_chunks: the lengths of a piece that is decoded at once, along
+    the axes of the file.
+
+    `array[box]` with one slice per axis are values. `array[i]` and `array[..., key]` are views.
+    """
+
+    path: str
+    source: Any
+    dtype: np.dtype
+    decode: Callable[[np.ndarray], np.ndarray]
+    window: tuple[range, ...]
+    axes: tuple[int | None, ...]
+    file_chunks: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(1 if axis is None else len(self.window[axis]) for axis in self.axes)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.axes)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """The lengths of a chunk along the axes of this view."""
+        return tuple(1 if axis is None else self.file_chunks[axis] for axis in self.axes)
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The distances between neighbours in the order of the file, in values."""
+        lengths = [len(indices) for indices in self.window]
+        return tuple(0 if axis is None else math.prod(lengths[axis + 1 :]) for axis in self.axes)
+
+    def __getitem__(self, key: int | Box | tuple) -> np.ndarray | StoredArray:
+        if isinstance(key, int):
+            return self._view((key,))
+        if key[0] is Ellipsis:
+            n_used = sum(part is not None for part in key[1:])
+            return self._view((slice(None),) * (self.ndim - n_used) + key[1:])
+        return self._view(key)._values()
+
+    def part(self, box: Box) -> StoredArray:
+        """The view of a box of this array."""
+        return self._view(box)
+
+    def reshape(self, *shape: int) -> StoredArray:
+        """The view without some of the axes of one voxel. Raises ValueError for any other shape."""
+        kept, left = [], list(shape)
+        for axis, n in zip(self.axes, self.shape, strict=True):
+            if left and left[0] == n:
+                kept.append(axis)
+                left.pop(0)
+            elif n != 1:
+                break
+        view = dataclasses.replace(self, axes=tuple(kept))
+        if view.shape != shape or view.size != self.size:
+            raise ValueError(f"expected {self.shape} without axes of one voxel, found {shape}")
+        return view
+
+    def _view(self, key: tuple) -> StoredArray:
+        """key: one part for each of the first axes: an index, a slice, or None for a new axis."""
+        window, axes, left = list(self.window), [], iter(self.axes)
+        for part in key:
+            if part is None:
+                axes.append(None)
+                continue
+            axis = next(left)
+            if axis is None:
+                axes += [None] * isinstance(part, slice)
+                continue
+            if isinstance(part, slice):
+                window[axis] = window[axis][part]
+                axes.append(axis)
+            else:
+                window[axis] = window[axis][part : part + 1 or None]
+        return dataclasses.replace(self, window=tuple(window), axes=(*axes, *left))
+
+    def _values(self) -> np.ndarray:
+        key = tuple(slice(part.start, part.stop, part.step) for part in self.window)
+        try:
+            values = self.decode(np.asarray(self.source[key]))
+        except VolumeError:
+            raise
+        except Exception as error:  # a damaged chunk can fail in any decoder
+            raise VolumeError(f"{self.path}: a part of its values cannot be read: {error}") from None
+        drop_pages(self.source)
+        used = [axis for axis in self.axes if axis is not None]
+        rest = [axis for axis in range(values.ndim) if axis not in used]  # of one index each
+        return values.transpose(*rest, *used).reshape(self.shape)

@@ -1,0 +1,149 @@
+"""Zarr, versions 2 and 3: folders of chunks, by the package zarr (pip install zarr), with the scales of OME-Zarr.
+
+A folder is not trusted: only codecs of `CODECS` are run, and only files that lie in the folder itself are read.
+Sources: zarr-specs.readthedocs.io, ngff.openmicroscopy.org (0.1 to 0.5).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from formats.cf import Variable, volume_of
+from formats.common import MAX_EXPANSION, VolumeError, import_package
+from utils import Volume
+
+METADATA = ("zarr.json", ".zarray", ".zgroup")  # a folder with one of these is an array or a group
+MAX_METADATA_BYTES = 1 << 26
+# None of them makes objects: the codec pickle would run what it finds.
+CODECS = {"bytes", "endian", "transpose", "sharding_indexed", "crc32c", "gzip", "zstd", "blosc", "zlib", "bz2", "lzma"}
+CODECS |= {"lz4", "delta", "shuffle", "fixedscaleoffset", "quantize", "bitround", "packbits", "astype"}
+CODECS |= {"fletcher32", "crc32", "adler32"}
+
+
+def is_zarr(path: str) -> bool:
+    """Whether a folder is a Zarr array or group."""
+    return any(os.path.isfile(os.path.join(path, name)) for name in METADATA)
+
+
+def files_of(folder: str) -> list[str]:
+    """All files in a Zarr folder. Raises VolumeError when one is a link or no regular file."""
+    found = []
+    try:
+        for entry in os.scandir(folder):
+            if entry.is_dir(follow_symlinks=False):
+                found += files_of(entry.path)
+            elif entry.is_file(follow_symlinks=False):
+                found.append(entry.path)
+            else:
+                raise VolumeError(f"{entry.path}: expected a file in the Zarr folder itself, found a link or a device")
+    except OSError as error:
+        raise VolumeError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
+    return found
+
+
+def read_zarr(path: str, name: str | None, d_in: int | None, d_out: int | None) -> Volume:
+    """The volume of an array in a Zarr folder. Of the levels of OME-Zarr, the first by default. Raises VolumeError."""
+    zarr = import_package("zarr", "zarr", path)
+    sizes: dict[str, int] = {}  # bytes of the files of each folder, with those of the folders in it
+    for file in files_of(path):
+        folder = os.path.dirname(file)
+        while len(folder) >= len(path):
+            sizes[folder] = sizes.get(folder, 0) + os.path.getsize(file)
+            folder = os.path.dirname(folder)
+    variables: dict[str, Variable] = {}
+    groups = []
+    try:
+        for folder in sorted(sizes):
+            settings, attributes = _metadata(folder)
+            key = os.path.relpath(folder, path).replace(os.sep, "/").removeprefix(".")
+            if settings.get("node_type") == "array":
+                variables |= _variable(zarr, path, key, settings, attributes, sizes[folder])
+            elif scales := (attributes.get("ome") or attributes).get("multiscales"):
+                groups.append((key, scales[0]))
+        for key, scales in groups:
+            levels = _scaled(key, scales, variables)
+            if key == "" and name is None:
+                name = levels[0]
+        return volume_of(path, variables, name, d_in, d_out)
+    except VolumeError:
+        raise
+    except Exception as error:  # what a damaged folder says can be anything
+        raise VolumeError(f"{path}: zarr cannot read it: {' '.join(str(error).split())}") from None
+
+
+def _metadata(folder: str) -> tuple[dict, dict]:
+    """(metadata as in version 3, attributes) of an array or a group; ({}, {}) of another folder."""
+
+    def content(name: str) -> dict:
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            return {}
+        if os.path.getsize(path) > MAX_METADATA_BYTES:
+            raise VolumeError(f"{path}: expected at most {MAX_METADATA_BYTES} bytes of metadata")
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+
+    if settings := content("zarr.json"):
+        return settings, settings.get("attributes") or {}
+    if settings := content(".zarray"):
+        codecs = [{"name": codec["id"]} for codec in (*(settings["filters"] or ()), settings["compressor"]) if codec]
+        return settings | {"node_type": "array", "data_type": settings["dtype"], "codecs": codecs}, content(".zattrs")
+    return {}, content(".zattrs")
+
+
+def _variable(zarr: Any, path: str, name: str, settings: dict, attributes: dict, n_bytes: int) -> dict[str, Variable]:
+    """The array, by its name; nothing if it is not of numbers. n_bytes: of its files. Raises VolumeError."""
+    if not re.fullmatch(r"(u?int|float)\d+|bool|[<>|=]?[iufb]\d", str(settings["data_type"])):
+        return {}
+    if unknown := sorted(set(_codecs(settings["codecs"])) - CODECS):
+        raise VolumeError(f"{path}: {name}: expected codecs of Zarr's own, found {', '.join(unknown)}: write it anew")
+    folder = os.path.join(path, name)
+    store = zarr.storage.LocalStore(folder, read_only=True)
+    array = zarr.open_array(store, mode="r", zarr_format=settings["zarr_format"])
+    if n_bytes * MAX_EXPANSION < math.prod(array.shape) * array.dtype.itemsize:
+        raise VolumeError(f"{folder}: {n_bytes} bytes are too few for {math.prod(array.shape)} values")
+    dims = attributes.get("_ARRAY_DIMENSIONS") or settings.get("dimension_names") or ()
+    if settings["zarr_format"] == 2 and dims and array.fill_value is not None:  # as xarray writes it
+        attributes = {"_FillValue": array.fill_value, **attributes}
+    elif isinstance(fill := attributes.get("_FillValue"), str):  # xarray writes a float64 in base64
+        attributes = {**attributes, "_FillValue": np.frombuffer(base64.b64decode(fill), "<f8")}
+    parent = name.rpartition("/")[0]
+    names = [f"{parent}/{dim}".strip("/") if dim else "" for dim in dims] or [""] * array.ndim
+    return {name: Variable(tuple(names), array.dtype, attributes, array, array.chunks)} if array.ndim else {}
+
+
+def _codecs(codecs: list[dict]) -> Iterator[str]:
+    """The names of all codecs, with those within shards."""
+    for codec in codecs:
+        yield str(codec["name"]).removeprefix("numcodecs.")
+        inner = codec.get("configuration") or {}
+        yield from _codecs([*inner.get("codecs", ()), *inner.get("index_codecs", ())])
+
+
+def _scaled(group: str, scales: dict, variables: dict[str, Variable]) -> list[str]:
+    """Give the levels of an OME-Zarr image their axes, with coordinates; their names."""
+    axes = [axis if isinstance(axis, str) else axis["name"] for axis in scales.get("axes") or "tczyx"]
+    levels = []
+    for level in scales["datasets"]:
+        name = f"{group}/{level['path']}".strip("/")
+        if name not in variables or len(variables[name].shape) != len(axes):
+            raise VolumeError(f"level {level['path']!r}: expected an array of the axes {', '.join(axes)}")
+        levels.append(name)
+        step, start = np.ones(len(axes)), np.zeros(len(axes))
+        for change in [*level.get("coordinateTransformations", ()), *scales.get("coordinateTransformations", ())]:
+            factor = np.array(change.get("scale", 1.0), float)
+            step, start = step * factor, start * factor + np.array(change.get("translation", 0.0), float)
+        variables[name] = variables[name]._replace(dims=tuple(f"{name}/{axis}" for axis in axes))
+        for k, axis in enumerate(axes):
+            if axis in "txyz":
+                positions = start[k] + step[k] * np.arange(variables[name].shape[k])
+                variables[f"{name}/{axis}"] = Variable((f"{name}/{axis}",), positions.dtype, {}, positions)
+    return levels
