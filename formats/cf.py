@@ -47,7 +47,8 @@ NAMES = {
 class Variable(NamedTuple):
     """An array in a file, of which no value is read yet.
 
-    dims: the name of each axis, "" where it has none. source, chunks: see `StoredArray`.
+    dims: the name of each axis, "" where it has none. source: see `StoredArray`. chunks: the lengths of a piece that is
+    decoded at once; None where any part is read as fast as another. refusal: why it is not read, "" if it is.
     """
 
     dims: tuple[str, ...]
@@ -55,6 +56,7 @@ class Variable(NamedTuple):
     attributes: Mapping[str, Any]
     source: Any
     chunks: tuple[int, ...] | None = None
+    refusal: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -83,6 +85,8 @@ def volume_of(
     """
     name = chosen(path, variables, name)
     variable = variables[name]
+    if variable.refusal:
+        raise VolumeError(variable.refusal)
     coordinates = {dim: variables[dim] for dim in variable.dims if dim in variables and variables[dim].dims == (dim,)}
     roles = _roles(path, name, variable, coordinates, d_in, d_out)
     is_series = "t" in roles and variable.shape[roles["t"]] > 1
@@ -217,6 +221,8 @@ def _steps(path: str, dim: str, coordinate: Variable) -> tuple[float, float]:
 
 def _positions(path: str, coordinate: Variable) -> np.ndarray:
     """All values of a coordinate, float64."""
+    if coordinate.refusal:
+        raise VolumeError(coordinate.refusal)
     _, decode, _ = _decoding(path, coordinate)
     stored = np.asarray(coordinate.source[...])
     return (decode(stored) if decode else stored).astype(np.float64)
@@ -255,6 +261,7 @@ def _decoding(
     Scaled values are float32 where the stored ones have at most 16 bits, else float64. Missing ones are then NaN.
     """
     kept = np.dtype(np.uint8) if variable.dtype.kind == "b" else variable.dtype.newbyteorder("=")
+    kept = np.dtype(np.float64) if kept.itemsize > 8 else kept  # long double
     if variable.text("_Unsigned").lower() == "true" and kept.kind == "i":
         kept = np.dtype(f"u{kept.itemsize}")
     marks = [mark for name in ("_FillValue", "missing_value") for mark in _marks(variable, name, kept)]

@@ -6,7 +6,8 @@ A file is not trusted: links to other files, data in other files and filters tha
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, NoReturn
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +17,6 @@ from utils import Volume
 
 FILTERS = (1, 2, 3, 4, 5, 6, 32000)  # deflate, shuffle, Fletcher-32, szip, n-bit, scale-offset, LZF: h5py has them all
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"  # what NetCDF names a scale without values
-
-
-class _Refused(NamedTuple):
-    """A data set that is not read. Whoever reads it hears why."""
-
-    shape: tuple[int, ...]
-    reason: str
-
-    def __getitem__(self, key: object) -> NoReturn:
-        raise VolumeError(self.reason)
 
 
 def read_hdf5(path: str, name: str | None, d_in: int | None, d_out: int | None) -> Volume:
@@ -60,9 +51,8 @@ def _is_array(h5py: Any, item: Any) -> bool:
 def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
     """An array of the file, with the names of its axes."""
     if reason := _reason_against(item):
-        shape = () if item.is_virtual else item.shape
-        source = _Refused(shape, f"{path}: {name}: {reason}")
-        return Variable(("",) * len(shape), item.dtype, {}, source)
+        source = SimpleNamespace(shape=() if item.is_virtual else item.shape)
+        return Variable(("",) * len(source.shape), item.dtype, {}, source, refusal=f"{path}: {name}: {reason}")
     if item.is_scale and item.ndim == 1:
         dims = (name,)
     else:

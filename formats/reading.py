@@ -126,7 +126,9 @@ def _read_folder(folder: str) -> Volume:
         return dicom.read_dicom(folder)
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     folders = [entry.path for entry in entries if entry.is_dir()]
-    volumes = [entry.path for entry in entries if suffix_of(entry.name) in (".npy", ".raw", *READERS)]
+    volumes = [
+        entry.path for entry in entries if suffix_of(entry.name) in (".npy", ".raw", *READERS, *READERS_OF_ARRAYS)
+    ]
     found = f"{len(entries) - len(folders)} files and {len(folders)} folders, none of them a volume"
     if volumes:
         ending = collections.Counter(path[-len(suffix_of(path)) :] for path in volumes).most_common(1)[0][0]

@@ -214,11 +214,6 @@ def test_not_an_array(tmp_path, name, content):
     assert "expected a volume (.npy .nrrd" in refusal(tmp_path / name)
 
 
-def test_npz_is_not_an_array(tmp_path):
-    np.savez(tmp_path / "a.npz", np.ones((2, 2, 2)))
-    refusal(tmp_path / "a.npz")
-
-
 class Bomb:
     """Unpickling one makes a file."""
 

@@ -1,0 +1,252 @@
+"""NetCDF, HDF5 and Zarr as xarray writes them: what the CF conventions say of a variable comes with its volume."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.scripts import decompress, listing, results, train
+from helpers.volumes import slanted
+
+from formats.common import VolumeError
+from formats.reading import read_volume
+
+xarray = pytest.importorskip("xarray")
+for package in ("h5netcdf", "scipy", "zarr"):
+    pytest.importorskip(package)
+
+SHAPE = (7, 6, 5)  # x, y, z
+KINDS = ("nc3", "nc4", "nc4 chunks", "zarr2", "zarr3")
+
+
+def write(folder: Path, kind: str, data, encoding: dict | None = None) -> str:
+    """The data set in a file of that kind."""
+    encoding = {name: dict(found) for name, found in (encoding or {}).items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of features of Zarr 3 that are new
+        if kind.startswith("zarr"):
+            for name, found in data.data_vars.items():
+                encoding.setdefault(name, {})["chunks"] = tuple(max(1, n // 2) for n in found.shape)
+            data.to_zarr(folder / "a.zarr", zarr_format=int(kind[-1]), encoding=encoding)
+            return str(folder / "a.zarr")
+        if kind == "nc4 chunks":
+            for name, found in data.data_vars.items():
+                chunks = tuple(max(1, n // 2) for n in found.shape)
+                encoding.setdefault(name, {}).update(zlib=True, chunksizes=chunks)
+        data.to_netcdf(folder / "a.nc", engine="scipy" if kind == "nc3" else "h5netcdf", encoding=encoding)
+    return str(folder / "a.nc")
+
+
+def grid(array: np.ndarray, dims: tuple[str, ...] = ("z", "y", "x"), attributes: dict | None = None, **coordinates):
+    """A data set of the variable "v", [x, y, z] whatever its dims. coordinates: (values, attributes) by dim."""
+    return xarray.Dataset(
+        {"v": (dims, array.T, attributes or {})},
+        coords={dim: (dim, np.asarray(values), given) for dim, (values, given) in coordinates.items()},
+    )
+
+
+def whole(array) -> np.ndarray:
+    return array[tuple(slice(n) for n in array.shape)]
+
+
+def refusal(path: str, **flags) -> str:
+    with pytest.raises(VolumeError) as caught:
+        read_volume(path, **flags)
+    return str(caught.value)
+
+
+# --- what comes with the values ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_coordinates_name_and_units(tmp_path, kind):
+    array = slanted(SHAPE)
+    data = grid(
+        array,
+        ("height", "lat", "lon"),
+        {"units": "K"},
+        height=(np.arange(5) * 250.0 + 100, {"positive": "up"}),
+        lat=(np.linspace(60, 50, 6, dtype=np.float32), {"units": "degrees_north"}),
+        lon=(np.arange(7) * 0.1 - 3, {"standard_name": "longitude"}),
+    )
+    volume = read_volume(write(tmp_path, kind, data))
+    np.testing.assert_array_equal(whole(volume.array), array)
+    geometry = volume.geometry
+    assert (geometry.name, geometry.units, volume.array.dtype) == ("v", "K", np.float32)
+    assert geometry.spacing == (0.1, 2.0, 250.0) and geometry.origin == (-3.0, 60.0, 100.0)
+    assert geometry.direction == (1, 0, 0, 0, -1, 0, 0, 0, 1)  # latitudes fall
+
+
+@pytest.mark.parametrize(
+    ("dims", "attributes"),
+    [
+        (("z", "y", "x"), {}),
+        (("x", "y", "z"), {}),
+        (("a", "b", "c_"), {}),
+        (("y", "x", "lev"), {}),
+        (("p", "q", "r"), {"p": {"axis": "X"}, "q": {"axis": "Z"}}),
+        (("p", "q", "r"), {"p": {"units": "degrees_east"}, "r": {"units": "hPa"}}),
+    ],
+)
+def test_axes_are_found_by_attributes_then_names_then_order(tmp_path, dims, attributes):
+    """Of three axes. In each case here, the one called first of `axes` is x."""
+    stored = slanted((5, 6, 7))
+    coords = {
+        dim: (dim, np.arange(n) * 1.0, attributes.get(dim, {})) for dim, n in zip(dims, stored.shape, strict=True)
+    }
+    path = write(tmp_path, "nc3", xarray.Dataset({"v": (dims, stored)}, coords=coords))
+    order = {"zyx": (2, 1, 0), "xyz": (0, 1, 2), "abc_": (2, 1, 0), "yxlev": (1, 0, 2)}.get("".join(dims))
+    order = order or ((0, 2, 1) if "q" in attributes else (0, 1, 2))
+    np.testing.assert_array_equal(whole(read_volume(path).array), stored.transpose(order))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mark", [-99.0, np.nan])
+def test_a_declared_fill_value_marks_missing_voxels(tmp_path, kind, mark):
+    array = slanted(SHAPE)
+    array[1, 2, 3] = array[0, 0, 0] = np.nan
+    path = write(tmp_path, kind, grid(array), {"v": {"_FillValue": np.float32(mark)}})
+    volume = read_volume(path)
+    np.testing.assert_equal(volume.fill, np.float32(mark))
+    np.testing.assert_array_equal(whole(volume.array), np.where(np.isnan(array), np.float32(mark), array))
+    assert read_volume(path, fill=5).fill == 5 if mark == mark else "2 NaN" in refusal(path, fill="none")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_values(tmp_path, kind):
+    array = np.round(slanted(SHAPE).astype(np.float64), 1)
+    array[3, 3, 3] = np.nan
+    packing = {"dtype": "int16", "scale_factor": 0.1, "add_offset": 20.0, "_FillValue": np.int16(-999)}
+    volume = read_volume(write(tmp_path, kind, grid(array), {"v": packing}))
+    assert volume.array.dtype == np.float32 and np.isnan(volume.fill)
+    np.testing.assert_allclose(whole(volume.array), array, rtol=1e-6)
+
+
+def test_several_marks_become_one(tmp_path):
+    array = slanted(SHAPE).astype(np.int16)
+    array[0, 0, 0], array[1, 1, 1], array[2, 2, 2] = -1, -2, -3
+    marks = {"_FillValue": np.int16(-1), "missing_value": np.array([-2, -3], np.int16)}
+    for kind in ("nc3", "nc4 chunks"):
+        (tmp_path / kind).mkdir()
+        volume = read_volume(write(tmp_path / kind, kind, grid(array, attributes=marks)))
+        assert volume.fill == -1 and np.count_nonzero(whole(volume.array) == -1) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_time_axis_is_a_series(tmp_path, kind):
+    array = slanted((*SHAPE, 4))
+    data = grid(array, ("time", "z", "y", "x"), time=(6.0 + 3 * np.arange(4), {"units": "hours since 2001-01-01"}))
+    volume = read_volume(write(tmp_path, kind, data))
+    np.testing.assert_array_equal(whole(volume.array), np.moveaxis(array, 3, 0))
+    assert volume.geometry.spacing == (3.0, 1.0, 1.0, 1.0) and volume.geometry.origin == (6.0, 0.0, 0.0, 0.0)
+
+
+def test_times_in_unequal_steps_are_counted(tmp_path, capsys):
+    data = grid(slanted((*SHAPE, 3)), ("time", "z", "y", "x"), time=([0.0, 31.0, 59.0], {}))
+    assert read_volume(write(tmp_path, "nc4", data)).geometry.spacing[0] == 1.0
+    assert "its times are not in equal steps" in capsys.readouterr().err
+
+
+def test_a_file_a_step(tmp_path):
+    """One step in each file, which says its time."""
+    array = slanted((*SHAPE, 3))
+    for k in range(3):
+        data = grid(array[..., k : k + 1], ("t", "z", "y", "x"), t=([10.0 + 5 * k], {}))
+        data.to_netcdf(
+            tmp_path / f"s{k}.nc", engine="h5netcdf", encoding={"v": {"zlib": True, "chunksizes": (1, 2, 3, 4)}}
+        )
+    volume = read_volume(str(tmp_path / "s*.nc"))
+    assert volume.geometry.spacing[0] == 5.0 and volume.geometry.origin[0] == 10.0
+    np.testing.assert_array_equal(whole(volume.array), np.moveaxis(array, 3, 0))
+    part = volume.array.part((slice(1, 3), slice(2, 4), slice(None), slice(None)))
+    np.testing.assert_array_equal(whole(part), np.moveaxis(array, 3, 0)[1:3, 2:4])
+
+
+@pytest.mark.parametrize("kind", ["nc3", "zarr3"])
+def test_components_and_images(tmp_path, kind):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    flow = xarray.Dataset({"v": (("y", "component", "x"), slanted((6, 3, 7)))})
+    volume = read_volume(write(tmp_path / "a", kind, flow), 2, 3)
+    np.testing.assert_array_equal(whole(volume.array), slanted((6, 3, 7)).transpose(2, 0, 1))
+    scalar = read_volume(write(tmp_path / "b", kind, grid(slanted((7, 6)), ("y", "x"))), 2)
+    np.testing.assert_array_equal(whole(scalar.array), slanted((7, 6)))
+
+
+# --- what is refused, with the way out --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_arrays(tmp_path, kind):
+    data = grid(slanted(SHAPE), attributes={"units": "K"}, x=(np.arange(7) * 0.5, {}))
+    path = write(
+        tmp_path, kind, data.assign(w=(data.v.dims, data.v.values + 1, {"units": "K"}), line=("x", np.arange(7)))
+    )
+    listed = "v (z 5, y 6, x 7; float32; K), w (z 5, y 6, x 7; float32; K), line (x 7; int"
+    assert f"{path}: expected --array, the name of one of its arrays: {listed}" in refusal(path)
+    assert f"holds no array 'u', only {listed}" in refusal(path, array="u")
+    assert whole(read_volume(path, array="/w").array)[0, 0, 0] == slanted(SHAPE)[0, 0, 0] + 1
+
+
+@pytest.mark.parametrize("kind", ["nc3", "zarr2"])
+def test_unequal_steps_of_space(tmp_path, kind):
+    data = grid(slanted(SHAPE), z=([1000.0, 925.0, 850.0, 700.0, 500.0], {"units": "hPa"}))
+    message = refusal(write(tmp_path, kind, data))
+    assert "expected equal steps along z, found 1000, 925, 850, 700, 500" in message and "interp(z=" in message
+
+
+def test_a_fifth_axis(tmp_path):
+    data = grid(slanted((*SHAPE, 2)), ("member", "z", "y", "x"))
+    assert "write a file with one index of member" in refusal(write(tmp_path, "nc4", data))
+
+
+@pytest.mark.parametrize(("package", "kind"), [("scipy", "nc3"), ("h5py", "nc4"), ("zarr", "zarr3")])
+def test_a_package_that_is_not_installed(tmp_path, monkeypatch, package, kind):
+    path = write(tmp_path, kind, grid(slanted(SHAPE)))
+    monkeypatch.setitem(sys.modules, "scipy.io" if package == "scipy" else package, None)
+    assert refusal(path).endswith(f": pip install {package}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_is_one_line(tmp_path, kind):
+    """A file of the set cut short, or with a bit turned: it is refused with one line, or read."""
+    rng = np.random.default_rng(0)
+    path = Path(write(tmp_path, kind, grid(slanted(SHAPE), x=(np.arange(7.0), {}))))
+    files = listing(tmp_path)
+    for name in [*files][:: max(1, len(files) // 4)]:
+        content = files[name]
+        damaged = [content[: len(content) * k // 6] for k in range(6)]
+        for _ in range(8):
+            changed = bytearray(content)
+            changed[rng.integers(min(len(changed), 4000))] ^= 1 << rng.integers(8)
+            damaged.append(bytes(changed))
+        for data in damaged:
+            (tmp_path / name).write_bytes(data)
+            try:
+                assert read_volume(str(path), array="v").array.ndim == 3
+            except VolumeError as error:
+                assert "\n" not in str(error)
+        (tmp_path / name).write_bytes(content)
+
+
+# --- the scripts ------------------------------------------------------------------------------------
+
+
+def test_from_a_file_to_a_comparison_with_it(tmp_path, capsys):
+    """The fill value that the file declares, and its chunks, through the scripts."""
+    array = slanted(SHAPE)
+    array[0, :2] = np.nan
+    path = write(tmp_path, "nc4 chunks", grid(array, attributes={"units": "K"}))
+    trained = train(path, tmp_path)
+    assert trained.settings["units"] == "K" and results(capsys.readouterr().out)["missing"] == "10"
+    import net_compress
+
+    blob = tmp_path / "blob"
+    arguments = ("--net", trained.network, "--config", trained.config, "--compressed", blob, "--volume", path)
+    net_compress.main([*map(str, arguments), "--n_passes", "1"])
+    decoded = decompress(blob, tmp_path / "out.npy", "--volume", path)
+    assert "warning" not in capsys.readouterr().err
+    np.testing.assert_array_equal(np.isnan(decoded), np.isnan(array))

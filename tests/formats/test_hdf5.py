@@ -1,0 +1,120 @@
+"""HDF5 without conventions, and HDF5 that is not to be trusted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from helpers.volumes import slanted
+
+from formats.common import VolumeError
+from formats.reading import read_volume
+
+h5py = pytest.importorskip("h5py")
+
+SHAPE = (7, 6, 5)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "a.h5")
+
+
+def refusal(path: str, array: str | None = None) -> str:
+    with pytest.raises(VolumeError) as caught:
+        read_volume(path, array=array)
+    assert str(caught.value).startswith(f"{path}: ")
+    return str(caught.value)
+
+
+def whole(array) -> np.ndarray:
+    return array[tuple(slice(n) for n in array.shape)]
+
+
+# --- what is read -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("user_block", [0, 512])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", ">i2", "u1", "?", "<f8", "<f2"])
+@pytest.mark.parametrize("chunks", [None, (2, 4, 3)])
+def test_values_and_types(path, dtype, chunks, user_block):
+    """Plain values are memory-mapped, also behind a user block, as MATLAB has one."""
+    array = (slanted(SHAPE) > 20 if dtype == "?" else slanted(SHAPE)).astype(dtype)
+    with h5py.File(path, "w", userblock_size=user_block) as file:
+        file.create_dataset(
+            "run/density", data=array.T, chunks=chunks, compression=chunks and "gzip", shuffle=bool(chunks)
+        )
+    volume = read_volume(path)
+    expected = array.astype(np.uint8 if dtype == "?" else array.dtype.newbyteorder("="))
+    assert volume.array.dtype == expected.dtype and volume.geometry.name == "density"
+    assert isinstance(volume.array, np.memmap) == (chunks is None and dtype in ("<f4", "u1", "<f8", "<f2"))
+    np.testing.assert_array_equal(whole(volume.array), expected)
+
+
+def test_four_nameless_axes(path):
+    """As of a .npy file, whose first axis is time: four axes that may end in components need a word."""
+    with h5py.File(path, "w") as file:
+        file["series"], file["either"] = slanted((4, 5, 6, 7)), slanted((5, 6, 7, 3))
+    assert read_volume(path, array="series").array.shape == (4, 7, 6, 5)
+    assert "expected --d_in 4 (a time series) or --d_out 3 (components)" in refusal(path, "either")
+    assert read_volume(path, 3, 3, "either").array.shape == (7, 6, 5, 3)
+    assert read_volume(path, 4, array="either").array.shape == (5, 3, 7, 6)
+
+
+# --- files from strangers ---------------------------------------------------------------------------
+
+
+def test_no_other_file_is_read(path, tmp_path):
+    """Neither by a link, nor by a virtual data set, nor by a list of files that hold the values."""
+    secret = tmp_path / "secret.h5"
+    with h5py.File(secret, "w") as file:
+        file["v"] = slanted(SHAPE)
+    (tmp_path / "secret.bin").write_bytes(slanted(SHAPE).tobytes())
+    with h5py.File(path, "w") as file:
+        file["link"] = h5py.ExternalLink(str(secret), "v")
+        file["soft"] = h5py.SoftLink("/link")
+        layout = h5py.VirtualLayout(SHAPE, "f4")
+        layout[:] = h5py.VirtualSource(str(secret), "v", SHAPE)
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("far", SHAPE, "f4", external=[(str(tmp_path / "secret.bin"), 0, h5py.h5f.UNLIMITED)])
+        file["own"] = slanted(SHAPE)
+        with h5py.File(path[:-3] + "2.h5", "w") as second:
+            second["link"] = h5py.ExternalLink(str(secret), "v")
+    assert "holds no array 'link'" in refusal(path, "link") and "holds no array 'soft'" in refusal(path, "soft")
+    assert "made of the data of other files" in refusal(path, "virtual")
+    assert "its data are in another file" in refusal(path, "far")
+    assert read_volume(path, array="own").array.shape == SHAPE[::-1]
+    with pytest.raises(VolumeError, match="none of numbers"):
+        read_volume(path[:-3] + "2.h5")
+
+
+def test_no_plugin_is_run(path):
+    with h5py.File(path, "w") as file:
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk(SHAPE)
+        properties.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, (3,))
+        space = h5py.h5s.create_simple(SHAPE)
+        h5py.h5d.create(file.id, b"v", h5py.h5t.NATIVE_FLOAT, space, properties)
+        file["v"][...] = 1.0
+    assert "its filter 32015" in refusal(path) and "h5repack -f GZIP=4" in refusal(path)
+
+
+def test_values_that_are_not_there(path):
+    with h5py.File(path, "w") as file:
+        file.create_dataset("v", (1 << 13,) * 3, "f4", chunks=(256,) * 3)
+    assert "bytes are too few for" in refusal(path)
+
+
+def test_a_damaged_chunk(path):
+    with h5py.File(path, "w") as file:
+        values = file.create_dataset("v", data=slanted(SHAPE), chunks=(5, 3, 5), compression="gzip")
+        chunk = values.id.get_chunk_info(1)
+    with open(path, "r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(bytes(chunk.size))
+    assert "a part of its values cannot be read" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.mat", "a.nc"])
+def test_not_hdf5(tmp_path, name):
+    (tmp_path / name).write_bytes(b"MATLAB 5.0 MAT-file" * 40)
+    assert "h5py cannot read it" in refusal(str(tmp_path / name))

@@ -1,0 +1,62 @@
+"""NumPy's archives of several arrays."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+
+import numpy as np
+import pytest
+from helpers.volumes import slanted
+
+from formats.common import VolumeError
+from formats.reading import read_volume
+
+SHAPE = (7, 6, 5)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_axes_are_those_of_npy(path, save, order):
+    """And stored arrays are memory-mapped."""
+    array = np.asarray(slanted(SHAPE), order=order)
+    save(path, **{"my name": array, "time": np.arange(3), "note": "text"})
+    volume = read_volume(path)
+    assert volume.geometry.name == "my name" and isinstance(volume.array, np.memmap) == (save is np.savez)
+    np.testing.assert_array_equal(volume.array, array)
+
+
+def test_several_arrays(path):
+    np.savez(path, a=slanted(SHAPE), b=slanted((4, 7, 6, 5)))
+    listed = "b (4, 7, 6, 5; float32), a (7, 6, 5; float32)"
+    for name, said in ((None, f"expected --array, the name of one of its arrays: {listed}"), ("c", f"only {listed}")):
+        with pytest.raises(VolumeError, match=re.escape(said)):
+            read_volume(path, array=name)
+    assert read_volume(path, array="b").geometry.d_in == 4
+    assert read_volume(path, d_out=5, array="b").array.shape == (4, 7, 6, 5)
+
+
+def test_archives_from_strangers(path):
+    """Objects, lengths that lie, a header that announces more than there is, bytes of something else."""
+    np.savez(path, a=np.array([object()] * 8, object).reshape(2, 2, 2))
+    contents = [open(path, "rb").read()]
+    np.savez_compressed(path, a=slanted(SHAPE))
+    good = open(path, "rb").read()
+    contents += [good[: len(good) // 2], good.replace(b"\x78", b"\x79"), b"PK\x03\x04" * 20]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 20,) * 3})
+    contents.append(open(path, "rb").read())
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive, archive.open("a.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (64, 64, 64)})
+        file.write(bytes(1 << 20))
+    contents.append(open(path, "rb").read())
+    for content in contents:
+        open(path, "wb").write(content)
+        with pytest.raises(VolumeError) as caught:
+            read_volume(path)
+        assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)

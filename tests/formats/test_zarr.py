@@ -1,0 +1,129 @@
+"""Zarr: microscopy's levels, and folders that are not to be trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+
+import numpy as np
+import pytest
+from helpers.volumes import slanted
+
+from formats.common import VolumeError
+from formats.reading import read_volume, source_files
+
+zarr = pytest.importorskip("zarr")
+
+SHAPE = (12, 10, 8)
+
+
+def refusal(path) -> str:
+    with pytest.raises(VolumeError) as caught:
+        read_volume(str(path))
+    return str(caught.value)
+
+
+def write(path, array: np.ndarray, **flags):
+    """An array in a folder, [x, y, z] whatever its order there."""
+    made = zarr.create_array(str(path), shape=array.T.shape, dtype=array.dtype, **{"chunks": (4, 5, 6), **flags})
+    made[...] = array.T
+    return made
+
+
+def whole(array) -> np.ndarray:
+    return array[tuple(slice(n) for n in array.shape)]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_plain_array(tmp_path, version):
+    write(tmp_path / "a.zarr", slanted(SHAPE), zarr_format=version)
+    volume = read_volume(str(tmp_path / "a.zarr"))
+    assert volume.array.chunks == (6, 5, 4) and volume.fill is None
+    np.testing.assert_array_equal(whole(volume.array), slanted(SHAPE))
+    assert set(source_files(str(tmp_path / "a.zarr"))) == {
+        str(tmp_path / "a.zarr"),
+        *(os.path.join(folder, name) for folder, _, names in os.walk(tmp_path) for name in names),
+    }
+
+
+def test_shards(tmp_path):
+    write(tmp_path / "a.zarr", slanted(SHAPE), shards=(8, 10, 12))
+    np.testing.assert_array_equal(whole(read_volume(str(tmp_path / "a.zarr")).array), slanted(SHAPE))
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_levels_of_ome_zarr(tmp_path, version):
+    """The first level by default; each has its own scale, and a shift for the middle of its voxels."""
+    levels = [slanted(SHAPE), slanted(SHAPE)[::2, ::2, ::2]]
+    datasets = []
+    for k, level in enumerate(levels):
+        array = np.stack([level, level + 1], axis=-1)[..., None]  # x, y, z, c, t
+        write(tmp_path / "a.zarr" / str(k), array, zarr_format=version, chunks=(1, 1, 4, 5, 6))
+        factor = 2.0**k
+        changes = [{"type": "scale", "scale": [1, 1, 2 * factor, 0.36 * factor, 0.36 * factor]}]
+        changes += [{"type": "translation", "translation": [0, 0, factor - 1, 0, 0]}] * (k > 0)
+        datasets.append({"path": str(k), "coordinateTransformations": changes})
+    axes = [{"name": axis} for axis in "tczyx"]
+    image = {"multiscales": [{"version": "0.4", "axes": axes, "datasets": datasets}]}
+    if version == 2:
+        (tmp_path / "a.zarr/.zgroup").write_text('{"zarr_format": 2}')
+        (tmp_path / "a.zarr/.zattrs").write_text(json.dumps(image))
+    else:
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"version": "0.5", **image}}}
+        (tmp_path / "a.zarr/zarr.json").write_text(json.dumps(group))
+    path = str(tmp_path / "a.zarr")
+    for k, (level, volume) in enumerate(zip(levels, (read_volume(path), read_volume(path, array="1")), strict=True)):
+        np.testing.assert_array_equal(whole(volume.array), np.stack([level, level + 1], axis=-1))
+        assert volume.geometry.spacing == (0.36 * 2**k, 0.36 * 2**k, 2.0 * 2**k)
+        assert volume.geometry.origin == (0.0, 0.0, k) and volume.geometry.name == str(k)
+
+
+# --- folders from strangers -------------------------------------------------------------------------
+
+
+def test_nothing_is_unpickled(tmp_path):
+    path = tmp_path / "a.zarr"
+    write(path, slanted(SHAPE), zarr_format=2)
+    settings = json.loads((path / ".zarray").read_text())
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "was run"),)
+
+    for chunk in path.glob("[0-9]*"):
+        chunk.write_bytes(pickle.dumps(Evil()))
+    for change in ({"compressor": {"id": "pickle"}}, {"filters": [{"id": "pickle"}], "compressor": None}):
+        (path / ".zarray").write_text(json.dumps(settings | change))
+        assert "expected codecs of Zarr's own, found pickle" in refusal(path)
+    (path / ".zarray").write_text(json.dumps(settings | {"dtype": "|O", "filters": [{"id": "pickle"}]}))
+    assert "none of numbers" in refusal(path)
+    assert not (tmp_path / "was run").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need permissions")
+def test_no_link_is_followed(tmp_path):
+    write(tmp_path / "a.zarr", slanted(SHAPE))
+    os.rename(tmp_path / "a.zarr" / "c", tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "a.zarr" / "c")
+    assert "found a link or a device" in refusal(tmp_path / "a.zarr")
+
+
+def test_a_level_outside_the_folder(tmp_path):
+    write(tmp_path / "secret.zarr", slanted(SHAPE))
+    write(tmp_path / "a.zarr" / "0", slanted(SHAPE))
+    scales = [{"axes": list("zyx"), "datasets": [{"path": "../secret.zarr"}]}]
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"multiscales": scales}}}
+    (tmp_path / "a.zarr/zarr.json").write_text(json.dumps(group))
+    assert "level '../secret.zarr': expected an array" in refusal(tmp_path / "a.zarr")
+
+
+def test_values_that_are_not_there(tmp_path):
+    zarr.create_array(str(tmp_path / "a.zarr"), shape=(1 << 13,) * 3, dtype="f4", chunks=(256,) * 3)
+    assert "bytes are too few for" in refusal(tmp_path / "a.zarr")
+
+
+def test_a_damaged_chunk(tmp_path):
+    write(tmp_path / "a.zarr", slanted(SHAPE))
+    (tmp_path / "a.zarr/c/1/0/1").write_bytes(b"x" * 50)
+    assert "a part of its values cannot be read" in refusal(tmp_path / "a.zarr")
