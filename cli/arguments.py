@@ -73,7 +73,11 @@ def default_workers() -> int:
 
 def add_volume_arguments(group: ArgumentGroup) -> None:
     """Add the options that say how to read --volume: --array, --shape, --dtype, --endian."""
-    group.add_argument("--array", help="which of the volume's arrays, by its name (default: the active or first one)")
+    group.add_argument(
+        "--array",
+        help="which of the volume's arrays, by its name (default: the active or first one; of .nc, .h5, .zarr and .npz "
+        "the only one)",
+    )
     group.add_argument("--shape", type=voxel_counts, help="voxels X,Y,Z of a headerless volume (.raw), x fastest")
     group.add_argument("--dtype", choices=DTYPES, metavar="T", help="of a headerless volume: uint8, float32, ...")
     group.add_argument("--endian", choices=("little", "big"), help="of a headerless volume (default: little)")
