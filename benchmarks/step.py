@@ -52,7 +52,8 @@ def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
     x, values = sampler.samples(flat)
     fit = fitting.Fit(net, sampler, default_recipe(sampler.n_voxels, net.config), seed=0)
     loss_gradient = LossGradient(net, batch, n_threads=n_threads)
-    fit.loss_gradient, fit.density = loss_gradient, sampler.density(fit.errors)
+    fit.step_function.loss_gradient = loss_gradient
+    fit.step_function.set_density(sampler.density(fit.errors))
 
     def autograd() -> None:
         net.zero_grad()

@@ -9,9 +9,7 @@ from helpers.networks import field_net, make_header
 from helpers.scripts import WELL, compress, decompress, train
 
 from field.neural_field import NeuralField
-from siren import FieldNet
 from training import long_runs
-from training.gradient import LossGradient
 
 pytestmark = pytest.mark.gpu
 CUDA = "cuda"
@@ -29,30 +27,6 @@ def test_a_field_is_that_of_the_cpu(is_residual):
     is_free = (np.abs(slopes) > 0) & (np.abs(found) > 0)  # a value at the end of the range is clipped, or not
     assert is_free.mean() > 0.2
     np.testing.assert_allclose(found[is_free], slopes[is_free], rtol=0, atol=1e-4)
-
-
-def error_and_gradient(net: FieldNet, device: str, x, values, weights) -> tuple[float, torch.Tensor, torch.Tensor]:
-    """The error, the squared error of each sample, and the gradient as one vector, computed on a device."""
-    net = net.to(device)
-    squared_error = LossGradient(net, len(x), is_clipped=True)
-    error = squared_error(x.to(device), values.to(device), weights.to(device))
-    gradient = torch.cat([p.grad.flatten() for p in net.parameters()])
-    assert gradient.device.type == torch.device(device).type
-    return error.item(), squared_error.squares.cpu(), gradient.cpu()
-
-
-@pytest.mark.parametrize("is_residual", [True, False])
-def test_the_gradient_is_that_of_the_cpu(is_residual):
-    generator = torch.Generator().manual_seed(3)
-    x, values = (2 * torch.rand(500, n, generator=generator) - 1 for n in (3, 2))
-    weights = 2 * torch.rand(500, generator=generator)
-    here, there = (
-        error_and_gradient(field_net(n_neurons=24, n_layers=4, d_out=2, is_residual=is_residual), *arguments)
-        for arguments in (("cpu", x, values, weights), (CUDA, x, values, weights))
-    )
-    assert there[0] == pytest.approx(here[0], rel=1e-5)
-    torch.testing.assert_close(there[1], here[1], rtol=0, atol=1e-5)
-    torch.testing.assert_close(there[2], here[2], rtol=0, atol=1e-4 * float(here[2].abs().max()))
 
 
 # --- the scripts ------------------------------------------------------------------------------------

@@ -11,36 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.nn import functional
 
 from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, start_as_axis_waves
 from training import processes
-from training.gradient import LossGradient
 from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler
-from training.weights import TrainedWeights
+from training.step import StepFunction
 
 STARTS = 3  # initial networks that compete in the brief fit; the one with the lowest loss continues
 TRIAL_STEPS = 200  # no competition if the brief fit has fewer steps
 TRIED_NEURONS = 24  # no competition for wider networks; their result hardly depends on the start
 SHORTER_WAVES = 2, 4  # factors of HIGHEST_WAVE after a collapse: fine detail is like noise to long waves
-
-
-def loss_with_gradient(
-    net: FieldNet, x: torch.Tensor, values: torch.Tensor, gradients: torch.Tensor, grad_lambda: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(total loss, value loss): total = value MSE + grad_lambda x MSE of the analytic gradient. Paper, section 3.
-
-    x: (n, d_in); values: (n, d_out); gradients: (n, d_out, d_in); all normalised. NaN in `gradients` adds no error.
-    """
-    x = x.requires_grad_()
-    predicted = net(x)
-    slopes = [torch.autograd.grad(predicted[:, c].sum(), x, create_graph=True)[0] for c in range(predicted.shape[1])]
-    value_loss = functional.mse_loss(predicted, values)
-    slopes = torch.stack(slopes, dim=1)
-    gradients = torch.where(gradients.isnan(), slopes.detach(), gradients)
-    return value_loss + grad_lambda * functional.mse_loss(slopes, gradients), value_loss
 
 
 class Fit:
@@ -71,17 +53,13 @@ class Fit:
         self.net, self.sampler, self.recipe, self.seed = net, sampler, recipe, seed
         self.steps_per_pass = math.ceil(sampler.n_voxels / recipe.batch)
         self.n_steps, self.n_brief = recipe.count_steps(sampler.n_voxels)
-        self.trained = TrainedWeights(net, recipe.optimizer, first_trained_layer)
-        self.averaged_net = self.trained.averaged_net
-        batch = math.ceil(sampler.n_voxels / self.steps_per_pass)
-        is_power = recipe.schedule == "power"
-        self.loss_gradient = LossGradient(net, batch, first_trained_layer, n_threads, is_clipped=is_power)
-
         # Importance sampling draws voxels by these errors. A streamed volume has no memory for one error per voxel.
         self.errors: torch.Tensor | None = None
         if recipe.by_error and isinstance(sampler, VoxelSampler):
             self.errors = sampler.deviations() if errors is None else errors
-        self.density, self.judging_voxels = None, sampler.judging_voxels()  # which judge `averaged_net`
+        self.step_function = StepFunction(net, sampler, recipe, first_trained_layer, n_threads, self.errors)
+        self.trained, self.averaged_net = self.step_function.trained, self.step_function.trained.averaged_net
+        self.judging_voxels = sampler.judging_voxels()  # which judge `averaged_net`
         self.step, self.seconds = 0, 0.0
         self.loss = sampler.variance  # MSE of `averaged_net` when last judged; at first the MSE of a constant
         self.start = self._capture()
@@ -90,7 +68,7 @@ class Fit:
         self.short_wave_starts = [net.state_dict() for net in short_wave_starts]
         counts = len(other_starts), len(short_wave_starts)
         # With schedule "step", the learning rate falls so low that a fit can stall without a collapse.
-        self.recovery = Recovery(sampler.variance, self.n_brief, *counts, can_collapse=is_power)
+        self.recovery = Recovery(sampler.variance, self.n_brief, *counts, can_collapse=recipe.schedule == "power")
 
     # --- the training loop ---
 
@@ -150,20 +128,13 @@ class Fit:
 
     def _take_step(self, batch: torch.Tensor) -> None:
         rate = self._rate()
-        flat = processes.split_batch(batch)
-        x, values = self.sampler.samples(flat)
-        if self.density is not None:
-            self.loss_gradient(x, values, 1 / self.density[flat].to(x.device))
-            squares = processes.gather_batch(self.loss_gradient.squares, len(batch)).to(self.errors.device)
-            self.errors[batch] = torch.lerp(self.errors[batch], squares.nan_to_num(4.0).clamp_(max=4.0), 0.5)
-        elif self.recipe.grad_lambda == 0:
-            self.loss_gradient(x, values)
-        else:
-            self.trained.gradient.zero_()
-            loss_with_gradient(self.net, x, values, self.sampler.slopes(flat), self.recipe.grad_lambda)[0].backward()
-        processes.average_over_processes(self.trained.gradient, weight=len(flat))
         self.step += 1
-        self.trained.take_step(rate, self.step)
+        self.step_function(batch, rate, self.step, self.psnr)
+
+    @property
+    def density(self) -> torch.Tensor | None:
+        """The density (voxels,) by which the current pass draws voxels, or None."""
+        return self.step_function.density
 
     # --- recovery and checkpoints ---
 
@@ -174,7 +145,8 @@ class Fit:
         return float(((self.averaged_net(x).clamp_(-1, 1) - values).square().mean(1) * weights).mean())
 
     def _set_density(self, density: torch.Tensor) -> None:
-        self.density, self.judging_voxels = density, self.sampler.judging_voxels(density)
+        self.step_function.set_density(density)
+        self.judging_voxels = self.sampler.judging_voxels(density)
 
     def _recover_if_needed(self) -> bool:
         """Judge the averaged network and do what `recovery` decides. Returns whether the state was replaced."""
@@ -241,7 +213,7 @@ class Fit:
         if self.errors is not None:
             self.errors.copy_(state["errors"])
         if state["density"] is not None:
-            self._set_density(state["density"].to(self.errors))
+            self._set_density(state["density"].to(self.errors, copy=True))
         self._restore(state["now"])
 
 

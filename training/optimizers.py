@@ -1,6 +1,9 @@
 """The optimisers. Each changes a weight tensor in place by its gradient tensor; `state` is its whole memory.
 
 torch.optim has both optimisers. But it imports a compiler, which takes two seconds and is not needed here.
+
+The learning rate and the number of a step are numbers, or scalar tensors on a GPU: a captured step then reads the
+values of the day from the same memory.
 """
 
 from __future__ import annotations
@@ -9,25 +12,30 @@ import math
 
 import torch
 
+TILE = 16  # a GPU multiplies matrices whose sizes are multiples of this several times as fast
+
+
+def padded(size: int, tile: int = TILE) -> int:
+    """The least multiple of `tile` that is at least `size`."""
+    return math.ceil(size / tile) * tile
+
 
 class Adam:
     """Adam (Kingma and Ba, 2015)."""
 
     def __init__(self, weights: torch.Tensor, gradient: torch.Tensor, betas: tuple[float, float] = (0.9, 0.999)):
         self.weights, self.gradient, self.betas = weights, gradient, betas
-        mean, square = torch.zeros_like(weights), torch.zeros_like(weights)
-        self.state = {"n_steps": torch.zeros((), dtype=torch.int64), "mean": mean, "square": square}
+        self.state = {"mean": torch.zeros_like(weights), "square": torch.zeros_like(weights)}
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Update the weights by their gradient."""
-        n_steps = int(self.state["n_steps"].add_(1))
+    def step(self, lr: float | torch.Tensor, number: int | torch.Tensor) -> None:
+        """Update the weights by their gradient. number: the step's number, from 1."""
         mean = self.state["mean"].lerp_(self.gradient, 1 - self.betas[0])
         square = (
             self.state["square"].mul_(self.betas[1]).addcmul_(self.gradient, self.gradient, value=1 - self.betas[1])
         )
-        scale = (square / (1 - self.betas[1] ** n_steps)).sqrt_().add_(1e-8)
-        self.weights.addcdiv_(mean, scale, value=-lr / (1 - self.betas[0] ** n_steps))
+        scale = (square / (1 - self.betas[1] ** number)).sqrt_().add_(1e-8)
+        self.weights.add_((mean * (-lr / (1 - self.betas[0] ** number))).div_(scale))
 
 
 class Muon:
@@ -35,19 +43,33 @@ class Muon:
 
     All singular values of an update are then near lr x sqrt(n) / 8. The weights move by lr / 8 in the root mean square,
     so Adam's learning rate suits Muon too. torch's Muon takes matrices one by one, which is several times as slow.
+    tile: the products are those of matrices that are padded with zeros to a multiple of `tile`.
     """
 
-    def __init__(self, weights: torch.Tensor, gradient: torch.Tensor, momentum: float = 0.95):
+    def __init__(self, weights: torch.Tensor, gradient: torch.Tensor, momentum: float = 0.95, tile: int = 1):
         self.weights, self.gradient, self.momentum = weights, gradient, momentum
         self.state = {"velocity": torch.zeros_like(weights)}
+        self.size = padded(weights.shape[-1], tile)
 
     @torch.no_grad()
-    def step(self, lr: float) -> None:
-        """Update the matrices by their gradients."""
+    def step(self, lr: float | torch.Tensor, products: torch.dtype | None = None) -> None:
+        """Update the matrices by their gradients. products: type of the matrices that are multiplied; None: their own.
+
+        The direction of an update may be coarse: errors of 0.1 % in the products do no harm.
+        """
+        n, dtype = self.weights.shape[-1], self.weights.dtype
         velocity = self.state["velocity"].lerp_(self.gradient, 1 - self.momentum)
         x = torch.lerp(self.gradient, velocity, self.momentum)  # Nesterov momentum
         x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-30
+        if self.size > n or (products or dtype) != dtype:
+            whole = x.new_zeros(len(x), self.size, self.size, dtype=products or dtype)
+            whole[:, :n, :n] = x
+            x = whole
         for _ in range(5):  # Newton-Schulz iterations bring all singular values to about 1
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-        self.weights.sub_(x, alpha=0.125 * lr * math.sqrt(x.shape[-1]))
+        x, rate = x[:, :n, :n].to(dtype), 0.125 * lr * math.sqrt(n)
+        if isinstance(rate, torch.Tensor):
+            self.weights.sub_(x * rate)
+        else:
+            self.weights.sub_(x, alpha=rate)

@@ -68,7 +68,8 @@ class VoxelSampler:
 
     shape: of the grid, voxels. values: float32 tensor (voxels, components) in [-1, 1], NaN where missing. The tensor is
     on the device, or in host memory if training would take more than half of the device's free memory. n_voxels: the
-    number of voxels that are not missing; only these are drawn.
+    number of voxels that are not missing; only these are drawn. is_resident: whether `samples` reads the same memory of
+    the device at every step.
     """
 
     def __init__(self, normalised: np.ndarray, device: torch.device):
@@ -77,7 +78,7 @@ class VoxelSampler:
         values = torch.from_numpy(normalised.reshape(math.prod(self.shape), -1))
         bytes_needed = values.nbytes + 48 * len(values)  # 48 bytes a voxel: `shuffled` with a density
         fits = device.type != "cuda" or bytes_needed < torch.cuda.mem_get_info(device)[0] // 2
-        self.values = values.to(device if fits else "cpu")
+        self.values, self.is_resident = values.to(device if fits else "cpu"), fits
         self.axes = axis_tensors(self.shape, self.values.device)
         is_missing = self.values[:, 0].isnan()
         self.present = (~is_missing).nonzero()[:, 0] if is_missing.any() else None  # None: every voxel

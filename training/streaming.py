@@ -77,6 +77,8 @@ class StreamingSampler:
     A place in the buffer identifies a voxel.
     """
 
+    is_resident = False  # every refill takes new memory
+
     def __init__(self, original: np.ndarray, values: ValueRange, device: torch.device, with_slopes: bool = False):
         self.original, self.range, self.device, self.with_slopes = original, values, device, with_slopes
         self.shape = original.shape[:-1]

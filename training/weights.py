@@ -37,10 +37,12 @@ class TrainedWeights:
 
     weights, gradient, averaged_weights: vectors. The trained parameters of `net`, their `.grad`, and the parameters of
     `averaged_net` are views of them. The average runs over the latest steps (Polyak averaging; Polyak and Juditsky,
-    1992). optimizer: "muon" (Muon for the hidden matrices, Adam for the rest) or "adam".
+    1992). hidden, biases: the trained hidden matrices (count, n, n) and their biases (count, n), views too.
+
+    optimizer: "muon" (Muon for the hidden matrices, Adam for the rest) or "adam". tile: see `Muon`.
     """
 
-    def __init__(self, net: FieldNet, optimizer: str, first_trained_layer: int = 0):
+    def __init__(self, net: FieldNet, optimizer: str, first_trained_layer: int = 0, tile: int = 1):
         self.averaged_net = copy.deepcopy(net)
         parameters, n_hidden = trained_parameters(net, first_trained_layer)
         for parameter in parameters:
@@ -51,23 +53,35 @@ class TrainedWeights:
 
         n = net.config.n_neurons
         size = n_hidden * n * n
-        self.hidden, hidden_gradient = (v[:size].view(n_hidden, n, n) for v in (self.weights, self.gradient))
+        vectors = self.weights, self.gradient
+        self.hidden, self.hidden_gradient = (v[:size].view(n_hidden, n, n) for v in vectors)
+        start = size + (0 if first_trained_layer else n * (net.config.d_in + 1))
+        self.biases, self.biases_gradient = (v[start : start + n_hidden * n].view(n_hidden, n) for v in vectors)
         if optimizer == "adam":
             self.optimizers = [Adam(self.weights, self.gradient)]
         else:
-            muon = [Muon(self.hidden, hidden_gradient)] if n_hidden else []
+            muon = [Muon(self.hidden, self.hidden_gradient, tile=tile)] if n_hidden else []
             self.optimizers = [Adam(self.weights[size:], self.gradient[size:], (0.9, 0.99)), *muon]
         # Limits of the Frobenius norms. A matrix that starts with a larger norm may keep this norm.
         initial = math.sqrt(2 * n) / net.config.omega_0
         self.norm_limits = torch.linalg.vector_norm(self.hidden, dim=(1, 2), keepdim=True).clamp_(NORM_LIMIT * initial)
 
-    def take_step(self, rate: float, number: int) -> None:
-        """Move the weights at the learning rate `rate`, then average them. number: the step's number, from 1."""
+    def take_step(
+        self, rate: float | torch.Tensor, number: int | torch.Tensor, products: torch.dtype | None = None
+    ) -> None:
+        """Move the weights at the learning rate `rate`, then average them.
+
+        number: the step's number, from 1. products: see `Muon.step`.
+        """
         for optimizer in self.optimizers:
-            optimizer.step(rate)
+            optimizer.step(rate, number if isinstance(optimizer, Adam) else products)
         self._limit_norms()
-        # The first averages cover fewer steps.
-        self.averaged_weights.lerp_(self.weights, max(1 / AVERAGED_STEPS, 10 / (9 + number)))
+        share = 10 / (9 + number)  # the first averages cover fewer steps
+        if isinstance(share, torch.Tensor):
+            share = share.clamp(min=1 / AVERAGED_STEPS).to(self.weights.dtype)
+        else:
+            share = max(1 / AVERAGED_STEPS, share)
+        self.averaged_weights.lerp_(self.weights, share)
 
     def _limit_norms(self) -> None:
         """Scale hidden matrices back to their norm limits.

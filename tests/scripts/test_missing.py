@@ -20,10 +20,11 @@ from field.neural_field import NeuralField
 from formats.common import VolumeError
 from formats.reading import read_volume
 from siren import FieldNet, SirenConfig
-from training.fitting import Fit, loss_with_gradient
+from training.fitting import Fit
 from training.long_runs import Checkpoint
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
+from training.step import loss_with_gradient
 from utils import UserError, ValueRange, header_of, is_missing, value_range
 
 CPU = torch.device("cpu")

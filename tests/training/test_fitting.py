@@ -18,10 +18,11 @@ from helpers.volumes import slanted
 
 from siren import HIGHEST_WAVE, SirenConfig
 from training import fitting, recovery
-from training.fitting import Fit, loss_with_gradient, new_fit
+from training.fitting import Fit, new_fit
 from training.optimizers import Adam, Muon
 from training.recipe import Recipe, default_recipe
 from training.sampler import VoxelSampler
+from training.step import loss_with_gradient
 from training.weights import NORM_LIMIT
 from utils import value_range
 
@@ -113,7 +114,7 @@ def test_a_step_weighs_its_samples_by_how_often_they_are_drawn():
     weights = 1 / done.density[steps[0]]
     assert len(steps) == 1 and weights.std() > 0.1
     x, values = sampler.samples(steps[0])
-    done.loss_gradient(x, values, weights)
+    done.step_function.loss_gradient(x, values, weights)
     torch.testing.assert_close(found, done.trained.gradient, rtol=1e-5, atol=1e-9)
 
 
@@ -122,12 +123,12 @@ def test_drawing_by_error_leaves_the_mean_gradient():
     sampler, net = slanted_sampler((30, 28, 26)), field_net()
     running = Fit(net, sampler, Recipe(n_passes=1, batch=sampler.n_voxels, lr=1e-3), seed=0)
     x, values = sampler.samples(torch.arange(sampler.n_voxels))
-    running.loss_gradient(x, values)
+    running.step_function.loss_gradient(x, values)
     expected = torch.cat([p.grad.flatten() for p in net.parameters()])
     density = sampler.density(running.errors)
     assert density.min() >= 0.25 and density.mean() == pytest.approx(1, rel=1e-5)
     flat = sampler.shuffled(0, 0, density)
-    running.loss_gradient(x[flat], values[flat], 1 / density[flat])
+    running.step_function.loss_gradient(x[flat], values[flat], 1 / density[flat])
     found = torch.cat([p.grad.flatten() for p in net.parameters()])
     assert float((found - expected).norm()) < 0.02 * float(expected.norm())
 
@@ -439,7 +440,7 @@ def test_adam_moves_weights_as_torchs_own(betas):
     for k in range(20):
         gradient.copy_(torch.randn(50, generator=generator) * 10.0 ** (k % 3 - 5))
         torchs.grad = gradient.clone()
-        adam.step(0.01)
+        adam.step(0.01, k + 1)
         reference.step()
     np.testing.assert_allclose(ours, torchs.detach(), rtol=1e-5, atol=1e-6)
 

@@ -1,0 +1,218 @@
+"""A step of a fit is that of the reference: on a CPU, in the arithmetic for a GPU, on a GPU, in every precision."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from helpers.networks import field_net
+from helpers.reference import ReferenceStep
+from helpers.volumes import slanted
+
+from siren import FieldNet, linear_layers
+from training.optimizers import TILE, Muon
+from training.padded_gradient import PaddedGradient
+from training.recipe import Recipe
+from training.replay import Replay
+from training.sampler import VoxelSampler
+from training.step import HALF_PSNR, StepFunction
+from training.weights import TrainedWeights
+from utils import value_range
+
+# The largest part of a move, or of a gradient, that may differ from the reference's, by the type of the products.
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-3, torch.float16: 0.1}
+NETWORKS = [
+    {"n_layers": 1},
+    {"n_layers": 3, "d_in": 2, "d_out": 3},
+    {"n_layers": 4},
+    {"n_layers": 4, "is_residual": False},
+]
+PLACES = ["cpu", "padded", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def samples(net: FieldNet, n: int = 300) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Coordinates, values at and between the ends of the range, and weights."""
+    generator = torch.Generator().manual_seed(3)
+    x = 2 * torch.rand(n, net.config.d_in, generator=generator) - 1
+    values = (3 * torch.rand(n, net.config.d_out, generator=generator) - 1.5).clamp(-1, 1)
+    return x, values, 2 * torch.rand(n, generator=generator)
+
+
+@pytest.mark.parametrize("products", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("first_trained_layer", [0, 1, 3, 4])
+@pytest.mark.parametrize("fields", NETWORKS)
+def test_the_padded_gradient_is_that_of_the_reference(fields, first_trained_layer, products):
+    net = field_net(seed=2, n_neurons=18, **fields)
+    if first_trained_layer >= len(linear_layers(net)):
+        pytest.skip("there are fewer layers")
+    with torch.no_grad():
+        linear_layers(net)[-1].weight *= 60  # some outputs are beyond the range
+    x, values, weights = samples(net)
+    reference = ReferenceStep(net, first_trained_layer=first_trained_layer, is_clipped=True)
+    loss, squares = reference.loss(x, values, weights)
+    if products == torch.float64:
+        net, x, values, weights = net.double(), x.double(), values.double(), weights.double()
+    trained = TrainedWeights(net, "muon", first_trained_layer, TILE)
+    gradient = PaddedGradient(net, trained, first_trained_layer, is_clipped=True)
+    for batch in (slice(0, 7), slice(None)):  # what the first call leaves does not show in the second
+        found = gradient(x[batch], values[batch], weights[batch], products)
+    tolerance = TOLERANCE[products]
+    assert found.item() == pytest.approx(loss.item(), rel=tolerance)
+    torch.testing.assert_close(gradient.squares.double(), squares, rtol=0, atol=tolerance * float(squares.max()))
+    assert 0 < (squares == 0).sum() < len(squares) or net.config.d_out > 1
+    pairs = zip(reference.trained, reference.gradients(x, values, weights), strict=True)
+    names = {p: name for name, p in reference.net.named_parameters()}
+    parameters = dict(net.named_parameters())
+    for p, expected in pairs:
+        difference = (parameters[names[p]].grad.double() - expected).norm()
+        assert difference <= tolerance * expected.norm(), names[p]
+
+
+def begun(place: str, products: torch.dtype, net: FieldNet, monkeypatch, **fields) -> tuple[StepFunction, VoxelSampler]:
+    """The step of a fit at a place: a CPU, a CPU in the arithmetic for a GPU, a GPU. The density is even less so."""
+    monkeypatch.setattr("training.step.is_for_gpu", lambda device: place != "cpu")
+    device = torch.device("cuda" if place == "cuda" else "cpu")
+    grid = np.stack([slanted((9, 7, 5)) * k for k in range(1, net.config.d_out + 1)], axis=-1)
+    sampler = VoxelSampler(value_range(grid).normalise(grid), device)
+    net.to(device)
+    if products == torch.float64:
+        net.double()
+        sampler.values, sampler.axes = sampler.values.double(), [axis.double() for axis in sampler.axes]
+    first = fields.pop("first_trained_layer", 0)
+    recipe = Recipe(n_passes=1, batch=100, lr=1e-3, **fields)
+    step = StepFunction(net, sampler, recipe, first, 1, sampler.deviations())
+    step.set_density(sampler.density(step.errors))
+    step.has_half = products == torch.float16
+    if place == "padded":  # scalars are tensors, as in a graph
+        step.rate, step.number = torch.zeros(2, dtype=torch.float64)
+        step.replay = lambda function, *tensors, **settings: function(*tensors, **settings)
+    return step, sampler
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("products", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("fields", [{}, {"optimizer": "adam"}, {"first_trained_layer": 2}])
+@pytest.mark.parametrize("is_residual", [True, False])
+def test_steps_are_those_of_the_reference(is_residual, fields, products, place, monkeypatch):
+    if place == "cpu" and products == torch.float16:
+        pytest.skip("a CPU multiplies in float32")
+    net = field_net(seed=1, n_neurons=18, n_layers=3, is_residual=is_residual)
+    optimizer, first = fields.get("optimizer", "muon"), fields.get("first_trained_layer", 0)
+    reference = ReferenceStep(net, optimizer, first, is_clipped=True)
+    start = {name: tensor.double() for name, tensor in net.state_dict().items()}
+    step, sampler = begun(place, products, net, monkeypatch, **fields)
+    errors = step.errors.clone().double().cpu()
+    batches = [batch for index in (0, 1) for batch in sampler.batches(5, index, 4, 0, step.density)]
+    for number, batch in enumerate(batches, 1):
+        x, values = (tensor.cpu() for tensor in sampler.samples(batch))
+        weights = 1 / step.density[batch].cpu()
+        batch = batch.cpu()
+        squares = reference.loss(x, values, weights)[1]
+        errors[batch] = (errors[batch] + squares.clamp(max=4.0)) / 2
+        reference.take(x, values, weights, 1e-3 / number, number)
+        step(batch.to(step.errors.device), 1e-3 / number, number, HALF_PSNR - 1)
+    tolerance = TOLERANCE[products]
+    np.testing.assert_allclose(step.errors.cpu(), errors, rtol=0, atol=tolerance)
+    for found, expected in ((net, reference.net), (step.trained.averaged_net, reference.averaged)):
+        for (name, p), q in zip(found.state_dict().items(), expected.state_dict().values(), strict=True):
+            moved = (q - start[name]).norm()
+            assert (p.cpu().double() - q).norm() <= tolerance * moved, name
+
+
+def test_a_step_waits_for_nothing(monkeypatch):
+    """Tensors of the device "meta" have no values: whatever asked for one would fail."""
+    net = field_net(n_neurons=18, n_layers=3)
+    step, sampler = begun("padded", torch.float16, net, monkeypatch)
+    batch = sampler.batches(0, 0, 4, 0)[0]
+    sampler.values, sampler.axes = sampler.values.to("meta"), [axis.to("meta") for axis in sampler.axes]
+    sampler.device = torch.device("meta")
+    there = StepFunction(net.to("meta"), sampler, Recipe(1, 100, 1e-3), 0, 1, step.errors.to("meta"))
+    there.set_density(step.density.to("meta"))
+    there.rate, there.number = torch.zeros(2, dtype=torch.float64, device="meta")
+    for products in (None, torch.float16):
+        there._take_captured(batch.to("meta"), products=products)
+
+
+def test_half_products_are_for_what_bears_them(monkeypatch):
+    used = []
+    step, sampler = begun("padded", torch.float16, field_net(n_neurons=18), monkeypatch)
+    step.replay = lambda function, *tensors, products: used.append(products)
+    for psnr in (10.0, HALF_PSNR - 0.1, HALF_PSNR, float("inf"), float("nan")):
+        step(sampler.batches(0, 0, 4, 0)[0], 1e-3, 1, psnr)
+    assert used == [torch.float16] * 2 + [None] * 3
+
+
+@pytest.mark.parametrize(("n", "products"), [(7, None), (16, torch.float16), (18, torch.float16)])
+def test_muon_on_padded_matrices_moves_alike(n, products):
+    generator = torch.Generator().manual_seed(0)
+    weights, gradient = torch.zeros(2, 3, n, n), torch.randn(3, n, n, generator=generator)
+    Muon(weights[0], gradient).step(0.01)
+    Muon(weights[1], gradient, tile=TILE).step(torch.tensor(0.01), products)
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-2 * float(weights[0].abs().max()))
+
+
+# --- the CUDA graph ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A torch.cuda that captures what it can without a GPU: the graphs, each with how often it was replayed."""
+
+    @dataclasses.dataclass
+    class Graph:
+        n_replays: int = 0
+
+        def replay(self) -> None:
+            self.n_replays += 1
+
+    class Stream:
+        def __init__(self, device: torch.device):
+            self.device = device
+
+        def wait_stream(self, other: object) -> None:
+            pass
+
+    graphs = []
+
+    @contextlib.contextmanager
+    def capture(graph, pool, stream):
+        graphs.append(graph)
+        yield
+
+    fakes = {"Stream": Stream, "CUDAGraph": Graph, "graph": capture, "stream": contextlib.nullcontext}
+    fakes |= {"current_stream": Stream, "graph_pool_handle": lambda: None}
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return graphs
+
+
+def test_every_kind_of_call_has_a_graph_of_its_own(cuda):
+    """The first call is made as it is, the second is captured; the graph reads the values of the latest."""
+    replay, calls = Replay(torch.device("cpu")), []
+
+    def function(tensor: torch.Tensor, products: str) -> None:
+        calls.append((tensor, products))
+
+    for k in range(4):
+        for n, products in ((3, "a"), (2, "a"), (3, "b")):
+            replay(function, torch.full((n,), float(k)), products=products)
+    assert [graph.n_replays for graph in cuda] == [3, 3, 3]
+    assert [(len(tensor), products) for tensor, products in calls[3:]] == [(3, "a"), (2, "a"), (3, "b")]
+    assert all((tensor == 3).all() for tensor, _ in calls[3:])
+
+
+def test_without_a_graph_every_call_is_made_and_one_line_says_so(cuda, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def capture(graph, pool, stream):
+        raise RuntimeError("operation not permitted\nwhen capturing")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    replay, calls = Replay(torch.device("cpu")), []
+    for k in range(4):
+        replay(lambda tensor: calls.append(float(tensor)), torch.tensor(float(k)))
+    assert calls == [0.0, 1.0, 2.0, 3.0]
+    assert capsys.readouterr().err.count("\n") == 1

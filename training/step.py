@@ -1,0 +1,142 @@
+"""The step of a fit as a function of tensors, the same on every device. A GPU replays it from a CUDA graph."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+
+import torch
+from torch.nn import functional
+
+from cli import console
+from siren import FieldNet
+from training import processes
+from training.gradient import LossGradient
+from training.optimizers import TILE
+from training.padded_gradient import PaddedGradient, product
+from training.recipe import Recipe
+from training.replay import Replay
+from training.sampler import VoxelSampler
+from training.weights import TrainedWeights
+
+# Up to this PSNR in dB, a GPU multiplies in float16. At 41.9 dB this has cost 0.02 dB (bonsai_256 on an H200); the
+# same noise costs 0.04 dB at 45 dB and ever more beyond.
+HALF_PSNR = 45.0
+
+
+def loss_with_gradient(
+    net: FieldNet, x: torch.Tensor, values: torch.Tensor, gradients: torch.Tensor, grad_lambda: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(total loss, value loss): total = value MSE + grad_lambda x MSE of the analytic gradient. Paper, section 3.
+
+    x: (n, d_in); values: (n, d_out); gradients: (n, d_out, d_in); all normalised. NaN in `gradients` adds no error.
+    """
+    x = x.requires_grad_()
+    predicted = net(x)
+    slopes = [torch.autograd.grad(predicted[:, c].sum(), x, create_graph=True)[0] for c in range(predicted.shape[1])]
+    value_loss = functional.mse_loss(predicted, values)
+    slopes = torch.stack(slopes, dim=1)
+    gradients = torch.where(gradients.isnan(), slopes.detach(), gradients)
+    return value_loss + grad_lambda * functional.mse_loss(slopes, gradients), value_loss
+
+
+def is_for_gpu(device: torch.device) -> bool:
+    """Whether a step takes the arithmetic for a GPU: `PaddedGradient`, on padded matrices."""
+    return device.type != "cpu"
+
+
+def has_half_products(device: torch.device) -> bool:
+    """Whether a device multiplies float16 with sums in float32. If it is a GPU and does not, a line says so."""
+    if device.type != "cuda":
+        return False
+    try:
+        some = torch.zeros(TILE, TILE, dtype=torch.float16, device=device)
+        product(some, some)
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        console.warn(os.path.basename(sys.argv[0]), f"no float16 products: {reason}: training is slower without them")
+        return False
+    return True
+
+
+class StepFunction:
+    """One step of a fit: samples of the drawn voxels, gradient, errors of these voxels, update of the weights.
+
+    trained: the weights. errors: (voxels,) squared error of each voxel when it was last drawn, or None. density: by
+    which the voxels of the current pass are drawn, or None. Both stay in place for the CUDA graphs.
+    """
+
+    def __init__(
+        self,
+        net: FieldNet,
+        sampler: VoxelSampler,
+        recipe: Recipe,
+        first_trained_layer: int,
+        n_threads: int,
+        errors: torch.Tensor | None,
+    ):
+        self.net, self.sampler, self.grad_lambda = net, sampler, recipe.grad_lambda
+        device, is_clipped = sampler.device, recipe.schedule == "power"
+        tile = TILE if is_for_gpu(device) else 1
+        self.trained = TrainedWeights(net, recipe.optimizer, first_trained_layer, tile)
+        if is_for_gpu(device):
+            self.loss_gradient = PaddedGradient(net, self.trained, first_trained_layer, is_clipped)
+        else:
+            batch = math.ceil(sampler.n_voxels / math.ceil(sampler.n_voxels / recipe.batch))
+            self.loss_gradient = LossGradient(net, batch, first_trained_layer, n_threads, is_clipped)
+        self.errors, self.density = errors, None
+        self.has_half = has_half_products(device)
+        is_in_place = sampler.is_resident or errors is None
+        is_captured = device.type == "cuda" and is_in_place and not self.grad_lambda and processes.count() == 1
+        self.replay = Replay(device) if is_captured else None
+        if is_captured:
+            self.rate = torch.zeros((), dtype=torch.float64, device=device)
+            self.number = torch.zeros((), dtype=torch.float64, device=device)
+
+    def set_density(self, density: torch.Tensor) -> None:
+        """Draw the voxels from now on by this density."""
+        if self.density is None:
+            self.density = density
+        else:
+            self.density.copy_(density)
+
+    def __call__(self, batch: torch.Tensor, rate: float, number: int, psnr: float) -> None:
+        """Take a step. batch: of `sampler.batches`; number: of the step, from 1; psnr: the latest estimate, in dB."""
+        products = torch.float16 if self.has_half and psnr < HALF_PSNR else None
+        if self.replay is None:
+            self._take(batch, rate=rate, number=number, products=products)
+            return
+        self.rate.fill_(rate)
+        self.number.fill_(number)
+        samples = () if self.sampler.is_resident else self.sampler.samples(batch)
+        self.replay(self._take_captured, batch, *samples, products=products)
+
+    def _take_captured(self, *tensors: torch.Tensor, products: torch.dtype | None) -> None:
+        self._take(*tensors, rate=self.rate, number=self.number, products=products)
+
+    def _take(
+        self,
+        batch: torch.Tensor,
+        x: torch.Tensor | None = None,
+        values: torch.Tensor | None = None,
+        *,
+        rate: float | torch.Tensor,
+        number: int | torch.Tensor,
+        products: torch.dtype | None,
+    ) -> None:
+        flat = processes.split_batch(batch)
+        if x is None:
+            x, values = self.sampler.samples(flat)
+        more = {"products": products} if products else {}
+        if self.density is not None:
+            self.loss_gradient(x, values, 1 / self.density[flat].to(x.device), **more)
+            squares = processes.gather_batch(self.loss_gradient.squares, len(batch)).to(self.errors.device)
+            self.errors[batch] = torch.lerp(self.errors[batch], squares.nan_to_num(4.0).clamp_(max=4.0), 0.5)
+        elif self.grad_lambda == 0:
+            self.loss_gradient(x, values, **more)
+        else:
+            self.trained.gradient.zero_()
+            loss_with_gradient(self.net, x, values, self.sampler.slopes(flat), self.grad_lambda)[0].backward()
+        processes.average_over_processes(self.trained.gradient, weight=len(flat))
+        self.trained.take_step(rate, number, products)
