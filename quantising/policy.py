@@ -19,7 +19,7 @@ from quantising import codebooks, rounding
 from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, count_parameters
-from training.recipe import default_recipe, passes_for_min_steps, psnr_of
+from training.recipe import BATCH, default_recipe, passes_for_min_steps, psnr_of
 from training.streaming import make_sampler
 from utils import Volume, VolumeHeader
 
@@ -190,10 +190,11 @@ def round_with_volume(
     result is the better one of rounding with and without training.
     """
     n_voxels = header.n_present
-    n_passes = options.n_passes
-    if n_passes is None:
+    n_passes, is_gpu = options.n_passes, device.type == "cuda"
+    default = default_recipe(n_voxels, net.config, n_passes=n_passes if is_gpu else None, is_gpu=is_gpu)
+    if n_passes is None:  # as many steps on a GPU as on a CPU, of larger batches
         n_passes = max(min(MAX_PASSES_WHILE_ROUNDING, TRAINED_VOXELS / n_voxels), passes_for_min_steps(n_voxels))
-    default = default_recipe(n_voxels, net.config)
+        n_passes *= default.batch / BATCH
     sampler = make_sampler(volume.values, header.values, device)
     sensitivity = compensated_sensitivities(net, factors)
     alone, tries = None, TRIED_WITH_TRAINING

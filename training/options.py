@@ -113,13 +113,15 @@ def add_optimisation(group: ArgumentGroup) -> None:
     group.add_argument(
         "--n_passes",
         type=number_from(0, 1e6, exclusive=True),
-        help="samples / voxels (default: 32.8 million / voxels, 5 to 45, or 1,500 steps if more)",
+        help="samples / voxels (default: 32.8 million / voxels, 5 to 45, or 1,500 steps if more; "
+        "with --cuda 64 (2.1 million / voxels)^0.56, at least 5, or 5,760 steps if more)",
     )
     group.add_argument("--batchSize", type=integer_from(1, 1 << 30), default=1024, help="batches of samples a step")
     group.add_argument(
         "--oversample",
         type=integer_from(1, 1 << 30),
-        help="samples in each of those batches (default: 2; 1 with --max_seconds or few --n_passes)",
+        help="samples in each of those batches (default: 2; 1 with --max_seconds or few --n_passes; with --cuda 16, "
+        "fewer with few --n_passes)",
     )
     group.add_argument("--optimizer", choices=("muon", "adam"), default="muon", help="the original has adam")
     group.add_argument(
@@ -225,7 +227,7 @@ def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> li
 
 def recipe_for(opt: Options, n_voxels: int, config: SirenConfig) -> Recipe:
     """The recipe that the options ask for; the volume and the network determine the settings left open."""
-    default = default_recipe(n_voxels, config, opt.optimizer, opt.n_passes, opt.max_seconds)
+    default = default_recipe(n_voxels, config, opt.optimizer, opt.n_passes, opt.max_seconds, opt.cuda)
     batch = opt.batchSize * (opt.oversample or 2 * default.batch // BATCH)
     given = {"lr": opt.lr, "pass_decay": opt.pass_decay, "lr_decay": opt.lr_decay}
     given = {name: value for name, value in given.items() if value is not None}

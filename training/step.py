@@ -86,7 +86,8 @@ class StepFunction:
             batch = math.ceil(sampler.n_voxels / math.ceil(sampler.n_voxels / recipe.batch))
             self.loss_gradient = LossGradient(net, batch, first_trained_layer, n_threads, is_clipped)
         self.errors, self.density = errors, None
-        self.has_half = has_half_products(device)
+        # While layers are rounded, a good network changes little, and all that float16 loses would show.
+        self.has_half = first_trained_layer == 0 and has_half_products(device)
         is_in_place = sampler.is_resident or errors is None
         is_captured = device.type == "cuda" and is_in_place and not self.grad_lambda and processes.count() == 1
         self.replay = Replay(device) if is_captured else None

@@ -222,6 +222,22 @@ def test_a_short_fit_takes_half_the_batch():
     assert default_recipe(64**3, config, max_seconds=1e6).batch == 1024
 
 
+@pytest.mark.parametrize(("side", "n_passes"), [(8, 5760), (64, 360), (128, 64), (256, 20), (512, 6), (1024, 5)])
+def test_a_gpu_takes_more_passes_of_larger_batches(side, n_passes):
+    recipe = default_recipe(side**3, field_net().config, is_gpu=True)
+    assert (recipe.n_passes, recipe.batch) == (n_passes, 16384)
+    assert n_passes * math.ceil(side**3 / recipe.batch) >= 5760
+    assert recipe.lr == default_recipe(side**3, field_net().config).lr
+
+
+def test_a_short_fit_on_a_gpu_takes_smaller_batches():
+    config = field_net().config
+    assert [default_recipe(64**3, config, n_passes=n, is_gpu=True).batch for n in (94, 93, 47, 12, 11, 1)] == [
+        *(16384, 8192, 8192, 2048, 1024, 1024)
+    ]
+    assert default_recipe(64**3, config, max_seconds=1, is_gpu=True).batch == 16384
+
+
 def test_the_seed_decides():
     sampler = slanted_sampler()
     assert distance(fitted(sampler, seed=1), fitted(sampler, seed=1)) == 0
