@@ -16,18 +16,45 @@ from utils import Grid, normalised_coordinates
 
 # Positions in a chunk: activations stay in a core's cache, or fill a GPU. The last chunk is padded.
 CHUNK = {"cpu": 1072, "cuda": 1 << 18}  # of a CPU: rows a power of two apart would share a few sets of its cache
-Coordinates = Callable[[slice | np.ndarray], np.ndarray]  # positions by number -> (d_in, positions), normalised
+TILE = 16  # a GPU multiplies matrices whose rows are multiples of this much faster
+# Positions by number -> (d_in, positions), normalised: a NumPy array, or a tensor on a GPU.
+Coordinates = Callable[[slice | np.ndarray], object]
 OnProgress = Callable[[float], None]
 
 
-def grid_coordinates(shape: tuple[int, ...], grid: Grid) -> Coordinates:
+def uses_torch(device: str) -> bool:
+    """Whether a device computes with torch, not with NumPy."""
+    return device != "cpu"
+
+
+def grid_coordinates(shape: tuple[int, ...], grid: Grid, device: str = "cpu") -> Coordinates:
     """The normalised coordinates of a grid's positions, numbered in C order. shape: voxels of the field."""
     axes = [normalised_coordinates(axis, shape, k).astype(np.float32) for k, axis in enumerate(grid.axes)]
+    if uses_torch(device):
+        return _grid_coordinates_there(axes, device)
 
     def coordinates(part: slice | np.ndarray) -> np.ndarray:
         flat = np.arange(part.start, part.stop) if isinstance(part, slice) else part
         index = np.unravel_index(flat, grid.shape)
         return np.stack([axis[i] for axis, i in zip(axes, index, strict=True)])
+
+    return coordinates
+
+
+def _grid_coordinates_there(axes: list[np.ndarray], device: str) -> Coordinates:
+    """As `grid_coordinates`, made on a GPU: a copy from the host takes longer than the evaluation."""
+    import torch
+
+    axes_there = [torch.from_numpy(axis).to(device) for axis in axes]
+
+    def coordinates(part: slice | np.ndarray) -> torch.Tensor:
+        is_slice = isinstance(part, slice)
+        flat = torch.arange(part.start, part.stop, device=device) if is_slice else torch.from_numpy(part).to(device)
+        columns = []
+        for axis in reversed(axes_there):
+            columns.append(axis[flat % len(axis)])
+            flat = flat // len(axis)
+        return torch.stack(columns[::-1])
 
     return coordinates
 
@@ -45,35 +72,41 @@ def point_coordinates(shape: tuple[int, ...], index: np.ndarray) -> Coordinates:
 class Network:
     """A network's matrices on a device. Positions lie along the last axis; a row of ones takes the biases in.
 
-    layers: [W b] of every linear layer, times its factors. precision: "float32" or "float64".
+    On a GPU, zeros pad the rows of the matrices. layers: [W b] of every linear layer, times its factors. precision:
+    "float32" or "float64".
     """
 
     def __init__(self, layers: list[np.ndarray], is_residual: bool, device: str, precision: str = "float32"):
         self.is_residual, self.device, self.chunk = is_residual, device, CHUNK[device.partition(":")[0]]
         self.precision = precision
-        self.xp, self.layers = np, [layer.astype(precision) for layer in layers]
-        if device != "cpu":
+        self.xp, self.layers, self.n_ahead = np, [layer.astype(precision) for layer in layers], 0
+        self.rows = len(layers[0]) + 1  # of the activations
+        if uses_torch(device):
             import torch
 
-            self.xp, self.layers = torch, [torch.from_numpy(layer).to(device) for layer in self.layers]
+            self.xp, self.n_ahead, self.rows = torch, 1, -(-self.rows // TILE) * TILE
+            padded = [np.pad(layer, ((0, 0), (0, self.rows - layer.shape[1]))) for layer in self.layers[1:]]
+            self.layers = [torch.from_numpy(layer).to(device) for layer in (self.layers[0], *padded)]
 
     def _empty(self, *shape: int) -> object:
         place = {} if self.xp is np else {"device": self.device}
         return self.xp.empty((*shape, self.chunk), dtype=getattr(self.xp, self.precision), **place)
 
-    def __call__(self, x: np.ndarray, with_slopes: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        """x: (d_in, n), n at most `chunk` -> (d_out, n), and the derivatives (d_in, d_out, n) or None.
+    def __call__(self, x: object, with_slopes: bool) -> Callable[[], list[np.ndarray | None]]:
+        """x: (d_in, n), n at most `chunk` -> what waits for and gives (d_out, n), and (d_in, d_out, n) or None.
 
-        The derivatives are carried along with the values (forward mode), one direction per axis.
+        The second are the derivatives. They are carried along with the values (forward mode), one direction per axis.
         """
         xp, (first, *hidden, last) = self.xp, self.layers
         (d_in, n), width = x.shape, len(first)
         inputs, phase = self._empty(d_in + 1), self._empty(width)
         inputs[:-1] = 0.0
-        inputs[:-1, :n] = x if xp is np else xp.from_numpy(x).to(self.device)
-        h, a, b = (self._empty(width + 1) for _ in range(3))
-        for rows in (inputs, h, a, b):
-            rows[-1] = 1.0
+        inputs[:-1, :n] = x if xp is np else xp.as_tensor(x, device=self.device)
+        inputs[-1] = 1.0
+        h, a, b = (self._empty(self.rows) for _ in range(3))
+        for rows in (h, a, b):
+            rows[width] = 1.0
+            rows[width + 1 :] = 0.0
         d_inputs = dh = da = db = None
         if with_slopes:
             d_inputs = self._empty(d_in, d_in)
@@ -85,16 +118,16 @@ class Network:
         def sine_layer(layer, source, d_source, out, d_out) -> None:
             xp.matmul(layer, source, out=phase)
             if with_slopes:
-                xp.matmul(layer[:, :-1], d_source, out=d_out)
-                d_out *= xp.cos(phase, out=out[:-1])
-            xp.sin(phase, out=out[:-1])
+                xp.matmul(layer[:, : d_source.shape[-2]], d_source, out=d_out)
+                d_out *= xp.cos(phase, out=out[:width])
+            xp.sin(phase, out=out[:width])
 
         sine_layer(first, inputs, d_inputs, h, dh)
         if self.is_residual:
             for layer_1, layer_2 in zip(hidden[::2], hidden[1::2], strict=True):
                 sine_layer(layer_1, h, dh, a, da)
                 sine_layer(layer_2, a, da, b, db)
-                h[:-1] += b[:-1]
+                h[:width] += b[:width]
                 if with_slopes:
                     dh += db
         else:
@@ -103,10 +136,25 @@ class Network:
                 h, dh, a, da = a, da, h, dh
 
         y = xp.matmul(last, h)[:, :n]
-        dy = xp.matmul(last[:, :-1], dh)[..., :n] if with_slopes else None
-        if xp is np:
-            return y, dy
-        return y.cpu().numpy(), dy.cpu().numpy() if with_slopes else None
+        dy = xp.matmul(last[:, :width], dh)[..., :n] if with_slopes else None
+        return (lambda: [y, dy]) if xp is np else _fetched(y, dy)
+
+
+def _fetched(*tensors: object) -> Callable[[], list[np.ndarray | None]]:
+    """What waits for the copies of tensors to the host. The copies begin now, and other work may go on meanwhile."""
+    import torch
+
+    copies = [None if tensor is None else tensor.to("cpu", non_blocking=True) for tensor in tensors]
+    copied = torch.cuda.Event() if tensors[0].is_cuda else None
+    if copied:
+        copied.record()
+
+    def fetch() -> list[np.ndarray | None]:
+        if copied:
+            copied.synchronize()
+        return [None if copy is None else copy.numpy() for copy in copies]
+
+    return fetch
 
 
 def evaluate(
@@ -125,11 +173,19 @@ def evaluate(
     """
     starts = iter(range(0, n, network.chunk))
 
+    def end(part: slice, fetch: Callable[[], list[np.ndarray | None]], on_progress: OnProgress) -> None:
+        store(part, *fetch())
+        on_progress(part.stop / n)
+
     def work(on_progress: OnProgress = lambda fraction: None, most: int | None = None) -> None:
+        begun = collections.deque()  # a GPU computes the next chunk while this one is stored
         for start in itertools.islice(starts, most):
             part = slice(start, min(start + network.chunk, n))
-            store(part, *network(coordinates(part), with_slopes))
-            on_progress(part.stop / n)
+            begun.append((part, network(coordinates(part), with_slopes)))
+            if len(begun) > network.n_ahead:
+                end(*begun.popleft(), on_progress)
+        for part, fetch in begun:
+            end(part, fetch, on_progress)
 
     work(on_progress, 1)  # which may be all
     n_helpers = n_threads - 1 if network.xp is np else 0

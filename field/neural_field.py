@@ -108,7 +108,7 @@ class NeuralField(ArrayInterface):
         grid = grid or self.grid()
         dtype = self.values.decoded_dtype(as_float)
         result = np.empty((math.prod(grid.shape), self.header.n_components), dtype)
-        coordinates = grid_coordinates(self.header.shape, grid)
+        coordinates = grid_coordinates(self.header.shape, grid, self.device)
         is_close = np.zeros(len(result) if result.dtype.kind in "iu" else 0, bool)
 
         def store(part: slice, y: np.ndarray, _: None) -> None:
@@ -140,7 +140,7 @@ class NeuralField(ArrayInterface):
         `gradient_at`.
         """
         grid = grid or self.grid()
-        result = self._gradient(grid_coordinates(self.header.shape, grid), grid.shape, on_progress)
+        result = self._gradient(grid_coordinates(self.header.shape, grid, self.device), grid.shape, on_progress)
         for part, is_missing in _missing_on(self.header.missing, grid):
             result[part][is_missing] = np.nan
         return result

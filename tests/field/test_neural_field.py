@@ -48,6 +48,28 @@ def positions(field: NeuralField, index: np.ndarray) -> np.ndarray:
     return index * np.array(field.header.geometry.spacing) + field.header.geometry.origin
 
 
+# --- on a GPU ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("is_residual", [True, False])
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_what_a_gpu_computes_is_what_a_cpu_computes(n_layers, is_residual, dtype, monkeypatch):
+    """Its arithmetic here runs on the CPU. The grid takes several chunks."""
+    field = neural_field((21, 17, 13), 0, 200, dtype, n_layers=n_layers, is_residual=is_residual, d_out=2)
+    points = positions(field, np.random.default_rng(0).random((1500, 3)) * 12)
+
+    def found() -> list[np.ndarray]:
+        return [field.on_grid(), field.gradient_on_grid(), field.at(points), field.gradient_at(points)]
+
+    here = found()
+    monkeypatch.setattr("field.evaluation.uses_torch", lambda device: True)
+    assert field.network().xp is torch and CHUNK["cpu"] < len(points)
+    for expected, values in zip(here, found(), strict=True):
+        assert values.dtype == expected.dtype and values.shape == expected.shape
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
+
+
 # --- values -----------------------------------------------------------------------------------------
 
 
