@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
+import re
 import shutil
 import signal
 import stat
 import threading
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from utils import UserError
 
 MAX_BYTES = 1 << 33  # of a file that is read whole: networks, blobs, checkpoints
+OLD = ".old"  # what the name of an index that was moved aside has more
+MAX_NAME = 160  # bytes of a file's name in that of its temporary file; a file system holds 255 in all
 
 
 def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
     """Raise UserError unless every output can be written and none would overwrite an input or another output.
 
-    Scripts call this before the work starts. It leaves no file behind.
+    Scripts call this before the work starts. It leaves no file behind, and removes what a killed run left.
     """
     taken = {_identity(path): path for path in inputs}
     for path in outputs:
@@ -41,6 +46,7 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
         finally:  # also after Ctrl-C
             with contextlib.suppress(OSError):
                 os.remove(temporary)
+    _remove_leftovers(outputs)
 
 
 def _identity(path: str) -> tuple[int, int] | str:
@@ -52,21 +58,56 @@ def _identity(path: str) -> tuple[int, int] | str:
     return status.st_dev, status.st_ino
 
 
+def _temporary_start(real: str) -> str:
+    """How the names of the files begin that processes of this machine write before they become `real`."""
+    folder, name = os.path.split(real)
+    encoded = os.fsencode(name)
+    if len(encoded) > MAX_NAME:
+        name = f"{encoded[: MAX_NAME - 8].decode(errors='ignore')}{zlib.crc32(encoded):08x}"
+    return os.path.join(folder, f".{name}.{platform.node()[:60]}.")
+
+
 def _temporary_name(real: str) -> str:
-    name = os.fsencode(os.path.basename(real))[:200].decode(errors="ignore")  # file systems hold 255 bytes
-    return os.path.join(os.path.dirname(real), f".{name}.{os.getpid()}.tmp")
+    return f"{_temporary_start(real)}{os.getpid()}.tmp"
+
+
+def _remove_leftovers(outputs: Sequence[str]) -> None:
+    """Remove the temporary files of `outputs` whose process, of this machine, was killed."""
+    starts = {_temporary_start(os.path.realpath(path) + suffix) for path in outputs for suffix in ("", OLD)}
+    for folder in {os.path.dirname(start) for start in starts}:
+        with contextlib.suppress(OSError):
+            for path in [os.path.join(folder, name) for name in os.listdir(folder)]:
+                found = re.fullmatch(r"(.*\.)(\d{1,9})\.tmp", path, re.DOTALL)
+                if found and found[1] in starts and not _is_running(int(found[2])):
+                    os.remove(path)
+
+
+def _is_running(process: int) -> bool:
+    """Whether a process of this number runs on this machine. Where the system does not tell, it may."""
+    if os.name == "nt":  # os.kill would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 class FileSet:
     """Files that get their names together when the block ends well: all of them, or none.
 
     Each is written to a temporary file beside its name. All of them are on the disk before the first is renamed, and
-    signals wait for the renames: a run that is interrupted leaves the old files or the new ones. Raises UserError when
-    the system refuses to write.
+    signals wait for the renames: a run that is interrupted leaves the old files or the new ones. The first file is the
+    index, the one that is opened: the header of the voxels, the list of a series. Its old version is moved aside before
+    any other is replaced, and it gets its name last: a run that is killed among the renames, or a power cut, leaves no
+    mixed set that could be opened. Raises UserError when the system refuses to write.
     """
 
     def __init__(self) -> None:
         self.names: dict[str, tuple[str, str]] = {}  # by real name: as it was given, and the temporary file's
+        self.latest = ""  # the file that an error is about, as it was given
 
     def add(self, path: str) -> str:
         """The name of the temporary file to write, which is to become `path`."""
@@ -78,17 +119,13 @@ class FileSet:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        path = next((path for path, _ in reversed(self.names.values())), "")  # the one that an error is about
+        self.latest = next((path for path, _ in reversed(self.names.values())), "")
         try:
-            if kind is None:
-                for real, (given, temporary) in self.names.items():
-                    path = given
+            if kind is None and self.names:
+                for real, (self.latest, temporary) in self.names.items():
                     _settle(real, temporary)
                 with _signals_wait():
-                    for real, (given, temporary) in reversed(self.names.items()):
-                        path = given
-                        os.replace(temporary, real)
-                        _sync(os.path.dirname(real))
+                    self._rename()
         except OSError as refused:
             error = refused
         finally:
@@ -96,7 +133,27 @@ class FileSet:
                 with contextlib.suppress(OSError):
                     os.remove(temporary)
         if isinstance(error, OSError):
-            raise UserError(f"{path}: cannot be written: {error.strerror or error}") from None
+            raise UserError(f"{self.latest}: cannot be written: {error.strerror or error}") from None
+
+    def _rename(self) -> None:
+        index, *others = self.names
+        aside, n_renamed = _temporary_name(index + OLD), 0
+        try:
+            if others and os.path.exists(index):
+                _replace(index, aside)
+            for real in (*reversed(others), index):
+                self.latest, temporary = self.names[real]
+                _replace(temporary, real)
+                n_renamed += 1
+        finally:
+            if os.path.exists(aside):
+                os.remove(aside) if n_renamed else _replace(aside, index)
+
+
+def _replace(path: str, name: str) -> None:
+    """Rename a file, and wait until its new name is on the disk."""
+    os.replace(path, name)
+    _sync(os.path.dirname(name))
 
 
 def _settle(real: str, temporary: str) -> None:

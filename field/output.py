@@ -75,6 +75,7 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
     evaluated = _slab_by_slab if is_large else lambda evaluate, grid: evaluate(grid)
     # Large volumes are not kept, so the comparison evaluates them again.
     n_evaluations = 1 + output.with_gradient + bool(is_large and on_values)
+    index = "" if output.path in grids else files.add(collection_path(output.path))  # first: the index of the set
     with console.Progress("decoding") as progress:
 
         def counted(evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray:
@@ -101,8 +102,8 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
 
         for path, grid in grids.items():
             write(path, grid)
-        if output.path not in grids:
-            with open(files.add(collection_path(output.path)), "wb") as file:
+        if index:
+            with open(index, "wb") as file:
                 file.write(collection(times))
 
 

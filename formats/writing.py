@@ -100,7 +100,7 @@ def write_volume(
         if not frame.geometry.space:
             what = "its axes are taken to point to left, posterior, superior, as their source does not say it"
             print(f"warning: {path}: {what}", file=sys.stderr)
-    temporary = [together.add(name) for name in files]  # the last one is renamed first
+    temporary = [together.add(name) for name in files]  # the header first: the index of the set
     with contextlib.ExitStack() as opened:
         file, *others = (opened.enter_context(open(name, "wb")) for name in temporary)
         if suffix == ".npy":

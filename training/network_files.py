@@ -79,7 +79,8 @@ def write_network(paths: tuple[str, str], net: FieldNet, settings: dict, seconds
     settings |= {"time": seconds, "seconds": seconds, "weights_crc32": weights_crc32(net.state_dict())}
     weights = io.BytesIO()  # torch.save would store the whole vector that parameters are views of, hence clone()
     torch.save({name: tensor.cpu().clone() for name, tensor in net.state_dict().items()}, weights)
-    write_files({paths[0]: weights.getvalue(), paths[1]: json.dumps(settings, indent=1, allow_nan=False).encode()})
+    config = json.dumps(settings, indent=1, allow_nan=False).encode()
+    write_files({paths[1]: config, paths[0]: weights.getvalue()})  # the configuration is the index of the two
 
 
 # --- read -------------------------------------------------------------------------------------------

@@ -1,0 +1,97 @@
+"""Sets of files through kills, and full disks: the old set, the new one, or one that cannot be opened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from helpers.networks import field_net, make_blob, make_header
+from helpers.scripts import ROOT, listing, train
+
+import net_decompress
+from cli import files
+from cli.files import check_outputs
+
+# Writes a set of three files, and is killed before the n-th change of a name.
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from cli import files
+
+n_left = int(sys.argv[2])
+
+def counted(change):
+    def changed(*names):
+        global n_left
+        n_left -= 1
+        if n_left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        change(*names)
+    return changed
+
+os.replace, os.remove = counted(os.replace), counted(os.remove)
+files.write_files({name: b"new" for name in ("index", "a", "b")})
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL")
+def test_a_run_killed_among_the_renames_leaves_no_mixed_set_and_the_next_one_tidies_up(tmp_path):
+    names, outcomes = ("index", "a", "b"), []
+    for n in range(6):
+        for name in names:
+            (tmp_path / name).write_text("old")
+        subprocess.run([sys.executable, "-c", KILLED, str(ROOT), str(n)], cwd=tmp_path, check=False)
+        check_outputs([str(tmp_path / name) for name in names])
+        left = listing(tmp_path)
+        assert set(left) - {"index"} == {"a", "b"}
+        outcomes.append("none" if "index" not in left else "mixed" if len(set(left.values())) > 1 else left["index"])
+    assert outcomes == [b"old", "none", "none", "none", b"new", b"new"]
+
+
+def test_a_temporary_file_of_a_running_process_stays(tmp_path):
+    with files.atomic_write(str(tmp_path / "a")) as mine:
+        open(mine, "w").close()
+        theirs = tmp_path / os.path.basename(mine).replace(str(os.getpid()), str(os.getppid()))
+    theirs.touch()
+    check_outputs([str(tmp_path / "a")])
+    assert theirs.exists()
+
+
+def test_long_names_that_begin_alike_have_temporary_files_of_their_own(tmp_path):
+    contents = {str(tmp_path / ("a" * 240 + end)): end.encode() for end in ("1", "2")}
+    files.write_files(contents)
+    assert listing(tmp_path) == {os.path.basename(path): content for path, content in contents.items()}
+
+
+@pytest.mark.parametrize(
+    ("shape", "flags", "index"),
+    [
+        ((5, 4, 3), ("--recon", "r.mhd"), "r.mhd"),
+        ((5, 4, 3), ("--recon", "r.vti", "--preview", "p.png"), "r.vti"),
+        ((3, 5, 4, 3), ("--recon", "r"), "r.pvd"),
+        (None, (), "thenet.json"),
+    ],
+)
+def test_no_mixed_set_can_be_opened(shape, flags, index, volume_file, tmp_path, monkeypatch):
+    """What lies there before each rename, when the script writes over an earlier result."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(seed: int) -> None:
+        if shape:
+            (tmp_path / "blob").write_bytes(make_blob(make_header(shape), field_net(d_in=len(shape), seed=seed)))
+            net_decompress.main(["--compressed", "blob", *flags])
+        else:
+            train(volume_file, tmp_path, "--seed", seed)
+
+    def outputs() -> dict[str, bytes]:
+        return {name: content for name, content in listing(tmp_path).items() if name[0] not in ".bv"}
+
+    run(0)
+    old, seen, replace = outputs(), [], os.replace
+    monkeypatch.setattr(os, "replace", lambda *names: (seen.append(outputs()), replace(*names)))
+    run(1)
+    assert all(found == old or index not in found for found in seen)
+    assert len(seen) == len(old) + 1 and len(outputs()) == len(old)
