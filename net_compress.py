@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cli import arguments
-from cli.files import check_outputs, write_files
+from cli.files import check_outputs, write_or_rescue
 from field.blob import decode_single, encode_blob
 from field.metrics import compare, file_ratios, measured_boxes
 from field.neural_field import NeuralField
@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> None:
         figures = metrics.report(header.n_present)
         if settings.get("clipped_from"):
             figures["psnr_clipped"] = f"{clipped.psnr:.3f}"
-    write_files({opt.compressed: blob})
+    write_or_rescue({opt.compressed: blob})
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)
     console.report(
         **figures,

@@ -149,9 +149,9 @@ def main(argv: Sequence[str]) -> None:
         write(interrupted, Quality())
         raise KeyboardInterrupt(f"the network so far, {fit.progress:.0%} trained, is in {interrupted[0]}") from None
 
+    write(finished, quality)
     for path, array in zip(debug, (volume.array, judge.decoded().lazy()), strict=False):
         write_volume(path, dataclasses.replace(volume, array=array))
-    write(finished, quality)
     if opt.plot:
         pictures.plot(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, quality.metrics.psnr))
     warn_of_quality(opt, header, quality.clipped.psnr, psnr_of(sampler.variance))

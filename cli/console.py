@@ -7,6 +7,7 @@ one line while other modules still load.
 # ruff: noqa: E402
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -44,6 +45,35 @@ def _open_standard_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
+class _Stream(io.FileIO):
+    """A standard stream. What it cannot take, as on a full disk, is lost, and the run goes on to write its files."""
+
+    failure: OSError | None = None
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = error
+            return memoryview(data).nbytes
+
+
+def _write_with_care(name: str) -> _Stream | None:
+    """Make sys.stdout or sys.stderr write by way of a _Stream, and escape characters that its encoding lacks.
+
+    Returns the _Stream; None where the stream is a caller's own, or Windows', which can be a console of its own kind.
+    """
+    stream = getattr(sys, name)
+    if os.name == "nt" or stream is not getattr(sys, f"__{name}__"):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+        return None
+    stream.flush()
+    raw, by_line = _Stream(stream.fileno(), "w", closefd=False), stream.line_buffering or stream.write_through
+    setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", None, by_line))
+    return raw
+
+
 _open_standard_streams()
 sys.excepthook = _excepthook  # before other modules are imported
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # --num_workers sets the threads, not NumPy
@@ -51,6 +81,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # --num_workers sets the thr
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -66,10 +97,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """Run a script's `main(argv)`. A UserError gives one line and status 2.
 
     Ctrl-C gives status 130, SIGTERM 143, a closed terminal 129. Any other exception is a bug and keeps its traceback.
+    When the results cannot be printed: one line and status 2; status 1 when their reader, such as `head`, has ended.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # names that the terminal's encoding does not have
+    out, _ = _write_with_care("stdout"), _write_with_care("stderr")
     signal.signal(signal.SIGTERM, _interrupt)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
         signal.signal(signal.SIGHUP, _interrupt)
@@ -77,16 +107,26 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         main(sys.argv[1:])
         sys.stdout.flush()
     except UserError as error:
-        message = " ".join(line.strip() for line in str(error).splitlines())
-        message = "".join(c if c.isprintable() else "?" for c in message[:MAX_MESSAGE])  # files may hold ESC sequences
-        print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
-    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        _end_with(" ".join(line.strip() for line in str(error).splitlines()))
     except KeyboardInterrupt as interrupt:  # its argument, if any, says what the script leaves behind
         sys.stdout.flush()
         _end_interrupted(*map(str, interrupt.args))
+    if out and isinstance(out.failure, BrokenPipeError):
+        sys.exit(1)
+    if out and out.failure:
+        _end_with(f"standard output: cannot be written: {out.failure.strerror}: the files are written")
+
+
+def _end_with(message: str) -> NoReturn:
+    if len(message) > MAX_MESSAGE:
+        message = f"{message[: MAX_MESSAGE // 2]} ... {message[-MAX_MESSAGE // 2 :]}"  # its end says what to do
+    print(f"{os.path.basename(sys.argv[0])}: error: {printable(message)}", file=sys.stderr)
+    sys.exit(EXIT_ERROR)
+
+
+def printable(text: str) -> str:
+    """The text with all else than printable characters escaped: files and names may hold ESC sequences."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def python(*arguments: str) -> list[str]:
@@ -147,10 +187,10 @@ class Progress:
 
 def warn(source: str, message: str) -> None:
     """Print a one-line warning on stderr. source: the script, or the file that the warning is about."""
-    print(f"{source}: warning: {message}", file=sys.stderr)
+    print(printable(f"{source}: warning: {message}"), file=sys.stderr)
 
 
 def report(**figures: object) -> None:
     """Print results on stdout, one `key=value` line each."""
     for key, value in figures.items():
-        print(f"{key}={value}", flush=True)
+        print(printable(f"{key}={value}"), flush=True)

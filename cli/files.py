@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import stat
+import tempfile
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,7 +123,8 @@ class FileSet:
         self.latest = next((path for path, _ in reversed(self.names.values())), "")
         try:
             if kind is None and self.names:
-                for real, (self.latest, temporary) in self.names.items():
+                for real, (path, temporary) in self.names.items():
+                    self.latest = path
                     _settle(real, temporary)
                 with _signals_wait():
                     self._rename()
@@ -212,6 +214,37 @@ def write_files(contents: Mapping[str, bytes], files: FileSet | None = None) -> 
                     file.write(content)
             except OSError as error:
                 raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def write_or_rescue(contents: Mapping[str, bytes]) -> None:
+    """Write files as `write_files` does; where that fails, as on a full disk, write them to a folder elsewhere.
+
+    Raises UserError even so. It says where the files are.
+    """
+    try:
+        write_files(contents)
+    except UserError as error:
+        if not (rescued := _rescue(contents)):
+            raise
+        raise UserError(f"{error}: written to {' and '.join(rescued)} instead") from None
+
+
+def _rescue(contents: Mapping[str, bytes]) -> list[str]:
+    """Write the files to a new folder, in the current one, that for temporary files or home; their names, or none."""
+    names = [os.path.basename(path) for path in contents]
+    if len(set(names)) < len(names):
+        names = [f"{i}_{name}" for i, name in enumerate(names)]
+    for place in (os.getcwd, tempfile.gettempdir, lambda: os.path.expanduser("~")):
+        with contextlib.suppress(OSError, UserError):
+            folder = tempfile.mkdtemp(prefix="rescued_", dir=place())
+            try:
+                paths = [os.path.join(folder, name) for name in names]
+                write_files(dict(zip(paths, contents.values(), strict=True)))
+                return paths
+            finally:
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)  # when it is empty
+    return []
 
 
 def check_space(path: str, n_bytes: int, what: str) -> None:

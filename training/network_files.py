@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import torch
 
-from cli.files import read_bytes, write_files
+from cli.files import read_bytes, write_or_rescue
 from field.blob import check_header, check_network, decode_missing, encode_missing
 from field.layers import parameter_shapes
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
@@ -75,12 +75,15 @@ def _in_json(figure: float) -> float | str | None:
 
 
 def write_network(paths: tuple[str, str], net: FieldNet, settings: dict, seconds: float) -> None:
-    """Write the weights and the configuration; first add training time (`seconds`) and checksum to `settings`."""
+    """Write the weights and the configuration; first add training time (`seconds`) and checksum to `settings`.
+
+    Raises UserError when they cannot be written to `paths`; it says where they are instead.
+    """
     settings |= {"time": seconds, "seconds": seconds, "weights_crc32": weights_crc32(net.state_dict())}
     weights = io.BytesIO()  # torch.save would store the whole vector that parameters are views of, hence clone()
     torch.save({name: tensor.cpu().clone() for name, tensor in net.state_dict().items()}, weights)
     config = json.dumps(settings, indent=1, allow_nan=False).encode()
-    write_files({paths[1]: config, paths[0]: weights.getvalue()})  # the configuration is the index of the two
+    write_or_rescue({paths[1]: config, paths[0]: weights.getvalue()})  # the configuration is the index of the two
 
 
 # --- read -------------------------------------------------------------------------------------------

@@ -250,12 +250,38 @@ def test_no_escape_sequence_of_a_file_reaches_the_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
 
     def main(argv):
-        raise UserError("a.nrrd: found \x1b[31mred " + "x" * 5000)
+        raise UserError("a.nrrd: found \x1b[31mred " + "x" * 5000 + "y")
 
     with pytest.raises(SystemExit):
         console.run(main)
     said = capsys.readouterr().err
-    assert said.startswith("train.py: error: a.nrrd: found ?[31mred xxx") and len(said) < 1100
+    assert (
+        said.startswith("train.py: error: a.nrrd: found \\x1b[31mred xxx") and len(said) < 1100 and said.endswith("y\n")
+    )
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="/dev/full")
+def test_a_full_disk_behind_a_standard_stream_ends_no_run(tmp_path):
+    """A line on stderr that cannot be written is lost; results that cannot be written are said, at the end."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cli import console, files\n"
+        "def main(argv):\n"
+        "    console.warn('a', 'b')\n"
+        "    console.report(bytes=1)\n"
+        "    files.write_files({argv[0]: b'new'})\n"
+        "console.run(main)"
+    )
+    for stream, status, said in (("stdout", 2, "standard output: cannot be written: No space left"), ("stderr", 0, "")):
+        target = tmp_path / stream
+        with open("/dev/full", "w") as full:
+            streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | {stream: full}
+            done = subprocess.run([sys.executable, "-c", program, target], text=True, check=False, **streams)
+        assert done.returncode == status and target.read_bytes() == b"new"
+        if status:
+            warning, line = done.stderr.splitlines()
+            assert warning == "a: warning: b" and said in line
+        else:
+            assert done.stdout == "bytes=1\n"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="SIGHUP")

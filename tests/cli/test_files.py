@@ -9,11 +9,13 @@ import sys
 
 import pytest
 from helpers.networks import field_net, make_blob, make_header
-from helpers.scripts import ROOT, listing, train
+from helpers.scripts import ROOT, error_of, listing, train
 
+import net_compress
 import net_decompress
 from cli import files
 from cli.files import check_outputs
+from utils import UserError
 
 # Writes a set of three files, and is killed before the n-th change of a name.
 KILLED = """
@@ -95,3 +97,53 @@ def test_no_mixed_set_can_be_opened(shape, flags, index, volume_file, tmp_path, 
     run(1)
     assert all(found == old or index not in found for found in seen)
     assert len(seen) == len(old) + 1 and len(outputs()) == len(old)
+
+
+# --- full disks -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full_disk(tmp_path, monkeypatch):
+    """A folder on a disk that fills while a file is written; the current folder, beside it, is on another disk."""
+    (tmp_path / "full").mkdir()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    sync = files._sync
+
+    def full(path: str) -> None:
+        if path.startswith(str(tmp_path / "full")):
+            raise OSError(28, "No space left on device")
+        sync(path)
+
+    monkeypatch.setattr(files, "_sync", full)
+    return tmp_path / "full"
+
+
+def test_a_full_disk_at_the_end_loses_no_network(full_disk, volume_file, tmp_path):
+    """The pair that is written elsewhere can be compressed, and that blob is written elsewhere as well."""
+    with pytest.raises(UserError, match=r"No space left on device: written to .* instead$"):
+        train(volume_file, full_disk, "--enable-vol-debug")
+    found = {path.name: path for path in (tmp_path / "here").rglob("*") if path.is_file()}
+    assert set(found) == {"thenet.pth", "thenet.json"} and not list(full_disk.iterdir())
+    pair = ("--net", found["thenet.pth"], "--config", found["thenet.json"])
+    said = error_of(net_compress.main, *pair, "--compressed", full_disk / "blob")
+    (blob,) = (tmp_path / "here").rglob("blob")
+    assert str(blob) in said and not list(full_disk.iterdir())
+    net_decompress.main(["--compressed", str(blob), "--recon", str(tmp_path / "r.npy")])
+
+
+def test_two_files_of_one_name_are_both_written_elsewhere(full_disk, tmp_path):
+    contents = {str(full_disk / "a" / "x"): b"1", str(full_disk / "b" / "x"): b"2"}
+    with pytest.raises(UserError, match=r"written to .*0_x and .*1_x instead"):
+        files.write_or_rescue(contents)
+    assert sorted(listing(tmp_path / "here").values()) == [b"1", b"2"]
+
+
+def test_when_no_disk_has_room_nothing_stays(full_disk, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_sync", lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=r"x: cannot be written: No space left on device$"):
+        files.write_or_rescue({str(full_disk / "x"): b"1"})
+    assert not listing(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("rescued")] == []

@@ -487,14 +487,14 @@ def test_interrupted_while_writing(volume_file, tmp_path, monkeypatch, written):
                 raise KeyboardInterrupt
         return open(path, mode)
 
-    original = network_files.write_files
+    original = network_files.write_or_rescue
 
-    def write_files(contents):
+    def write(contents):
         is_writing.append(True)
         original(contents)
 
     monkeypatch.setattr(files, "open", interrupt, raising=False)
-    monkeypatch.setattr(network_files, "write_files", write_files)
+    monkeypatch.setattr(network_files, "write_or_rescue", write)
     with pytest.raises(KeyboardInterrupt):
         train(volume_file, tmp_path, "--seed", 3)
     assert listing(tmp_path) == before and old.network.exists()
