@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
 import shutil
 import signal
 import stat
+import sys
 import tempfile
 import threading
 import zlib
@@ -16,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from utils import UserError
 
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: names are of the current folder; two names are exchanged
 MAX_BYTES = 1 << 33  # of a file that is read whole: networks, blobs, checkpoints
 OLD = ".old"  # what the name of an index that was moved aside has more
 MAX_NAME = 160  # bytes of a file's name in that of its temporary file; a file system holds 255 in all
@@ -34,7 +37,11 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
         if _identity(path) in taken:
             raise UserError(f"{path}: would overwrite {taken[_identity(path)]}, choose another name")
         taken[_identity(path)] = path
-        if os.path.exists(real) and not os.path.isfile(real):
+        if is_replaced := real.lower().endswith(".zarr") and is_zarr(real):  # as one, with all that is in it
+            inside = [path for path in inputs if os.path.realpath(path).startswith(real + os.sep)]
+            if inside:
+                raise UserError(f"{path}: would remove {inside[0]}, choose another name")
+        if os.path.exists(real) and not os.path.isfile(real) and not is_replaced:
             raise UserError(f"{path}: cannot be written: exists and is not a regular file")
         folder = os.path.dirname(real)
         if not os.path.isdir(folder):
@@ -48,6 +55,11 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
             with contextlib.suppress(OSError):
                 os.remove(temporary)
     _remove_leftovers(outputs)
+
+
+def is_zarr(path: str) -> bool:
+    """Whether a folder is a Zarr array or group."""
+    return any(os.path.isfile(os.path.join(path, name)) for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
 def _identity(path: str) -> tuple[int, int] | str:
@@ -80,7 +92,7 @@ def _remove_leftovers(outputs: Sequence[str]) -> None:
             for path in [os.path.join(folder, name) for name in os.listdir(folder)]:
                 found = re.fullmatch(r"(.*\.)(\d{1,9})\.tmp", path, re.DOTALL)
                 if found and found[1] in starts and not _is_running(int(found[2])):
-                    os.remove(path)
+                    _remove(path)
 
 
 def _is_running(process: int) -> bool:
@@ -133,7 +145,7 @@ class FileSet:
         finally:
             for _, temporary in self.names.values():
                 with contextlib.suppress(OSError):
-                    os.remove(temporary)
+                    _remove(temporary)
         if isinstance(error, OSError):
             raise UserError(f"{self.latest}: cannot be written: {error.strerror or error}") from None
 
@@ -149,17 +161,40 @@ class FileSet:
                 n_renamed += 1
         finally:
             if os.path.exists(aside):
-                os.remove(aside) if n_renamed else _replace(aside, index)
+                _remove(aside) if n_renamed else _replace(aside, index)
 
 
 def _replace(path: str, name: str) -> None:
-    """Rename a file, and wait until its new name is on the disk."""
-    os.replace(path, name)
+    """Rename a file, and wait until its new name is on the disk. A Zarr folder of that name is exchanged for it."""
+    if not (os.path.isdir(path) and is_zarr(name)):
+        os.replace(path, name)
+    elif sys.platform != "linux" or not _exchange_at_once(path, name):
+        aside = _temporary_name(name + OLD)
+        os.rename(name, aside)  # a run that is killed here leaves no folder of the name
+        os.rename(path, name)
+        _remove(aside)
     _sync(os.path.dirname(name))
 
 
+def _exchange_at_once(a: str, b: str) -> bool:
+    """Whether Linux has exchanged the names of two folders; not every C library and file system can."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(AT_FDCWD, os.fsencode(a), AT_FDCWD, os.fsencode(b), RENAME_EXCHANGE) == 0
+
+
+def _remove(path: str) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        os.remove(path)
+
+
 def _settle(real: str, temporary: str) -> None:
-    """Bring a file to the disk, with the mode of the one that it will replace."""
+    """Bring a file, or a folder of files, to the disk, with the mode of the one that it will replace."""
+    for folder, _, names in os.walk(temporary):
+        for name in (*names, ""):
+            _sync(os.path.join(folder, name))
     _sync(temporary)
     if os.path.exists(real):
         os.chmod(temporary, stat.S_IMODE(os.stat(real).st_mode))

@@ -15,7 +15,7 @@ from field.neural_field import NeuralField
 from formats.arrays import LazyArray
 from formats.common import suffix_of
 from formats.series import collection, collection_path, step_path
-from formats.writing import least_bytes, output_files, write_volume
+from formats.writing import WITH_TIME, least_bytes, output_files, write_volume
 from utils import Grid, UserError, Volume
 
 MAX_VALUES_IN_MEMORY = 1 << 27  # values of a file, gradients included; a larger file is written slab by slab
@@ -34,7 +34,7 @@ class Output(NamedTuple):
     @property
     def is_by_step(self) -> bool:
         """Whether each file holds one time of a series."""
-        return len(self.grid.shape) == 4 and (self.is_one_time or suffix_of(self.path) != ".npy")
+        return len(self.grid.shape) == 4 and (self.is_one_time or suffix_of(self.path) not in WITH_TIME)
 
     def named(self, field: NeuralField) -> tuple[Output, list[str]]:
         """The same with the final name of the file, and the names of the files that will lie beside the file."""
@@ -49,7 +49,8 @@ class Output(NamedTuple):
         if self.is_one_time or not self.is_by_step:
             return {self.path: self.grid}
         if suffix_of(self.path) != ".vti":
-            raise UserError(f"{self.path}: a time series is written as .vti or .npy; --time T writes one of its times")
+            formats = " or ".join((".vti", *WITH_TIME))
+            raise UserError(f"{self.path}: a time series is written as {formats}; --time T writes one of its times")
         times, *space = self.grid.axes
         return {step_path(self.path, int(t)): Grid((times[k : k + 1], *space)) for k, t in enumerate(times)}
 
@@ -91,7 +92,10 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
             array = evaluated(partial(counted, partial(field.on_grid, as_float=output.as_float)), grid)
             if on_values:
                 on_values(grid, array)
-            volume, extra = Volume(array, grid.geometry(field.header.geometry)), {}
+            fill = field.header.fill
+            if fill is not None and array.dtype != field.header.dtype:  # integers unrounded
+                fill = array.dtype.type(np.nan)
+            volume, extra = Volume(array, grid.geometry(field.header.geometry), fill), {}
             if output.with_gradient:
                 gradient = evaluated(partial(counted, field.gradient_on_grid), grid)
                 extra[f"{volume.geometry.name}_gradient"] = _in_space(gradient[0]) if output.is_by_step else gradient

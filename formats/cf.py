@@ -15,6 +15,7 @@ import numpy as np
 from formats.common import VolumeError, volume_from_axes
 from formats.raw import LIKE_COMPONENTS
 from formats.series import steps_of_time
+from formats.slabs import printable
 from formats.stored import StoredArray
 from utils import Volume
 
@@ -95,11 +96,14 @@ def volume_of(
     for k, role in enumerate("xyz"):
         if role in roles and (dim := variable.dims[roles[role]]) in coordinates:
             steps[k], origin[k] = _steps(path, dim, coordinates[dim])
-    directions = np.diag(steps)
-    if len(turned := variable.numbers("direction")) == 9:  # `attributes_of` writes it
-        directions = np.reshape(turned, (3, 3)) * steps
+    turned = variable.numbers("direction")  # `description` writes it, and the attribute space
+    directions = np.reshape(turned, (3, 3)) * steps if len(turned) == 9 else np.diag(steps)
     label = name.rsplit("/", 1)[-1] or "sf"
     volume = volume_from_axes(path, array, directions, origin, name=label, units=variable.text("units"))
+    geometry = dataclasses.replace(volume.geometry, space="LPS" if variable.text("space") == "LPS" else "")
+    if len(turned) == 9:
+        geometry = dataclasses.replace(geometry, direction=tuple(map(float, turned)))
+    volume = dataclasses.replace(volume, geometry=geometry)
     times = coordinates.get(variable.dims[roles["t"]]) if "t" in roles else None
     times = None if times is None else _positions(path, times).tolist()
     if not is_series:
@@ -305,3 +309,46 @@ def _marks(variable: Variable, name: str, dtype: np.dtype) -> list[np.generic]:
 def _is(values: np.ndarray | np.generic, mark: np.generic) -> np.ndarray | np.bool_:
     """Which values are a mark, possibly NaN."""
     return np.isnan(values) if mark != mark else values == mark
+
+
+# --- written ------------------------------------------------------------------------------------------
+
+
+class Description(NamedTuple):
+    """What a file says of a volume: the names of the variable and of its axes, attributes, coordinates.
+
+    dims: in the order of the file, ((t,) z, y, x, component). coordinates: positions and attributes of an axis.
+    """
+
+    name: str
+    dims: tuple[str, ...]
+    attributes: dict[str, Any]
+    coordinates: dict[str, tuple[np.ndarray, dict[str, str]]]
+
+
+def description(volume: Volume, dtype: np.dtype) -> Description:
+    """The description of a volume whose values are written as `dtype`. A single step of a series has an axis t."""
+    geometry, shape, d_in = volume.geometry, volume.array.shape, volume.geometry.d_in
+    axes = ("t", "x", "y", "z") if d_in == 4 else ("x", "y", "z")[:d_in]
+    directions = np.reshape(geometry.direction, (3, 3))
+    signs = np.sign(np.diag(directions))
+    is_turned = not np.array_equal(directions, np.diag(signs))
+    coordinates = {}
+    for axis, n, step, start in zip(axes, shape, geometry.spacing, geometry.origin, strict=False):
+        sign = 1.0 if axis == "t" or is_turned else signs["xyz".index(axis)]
+        units = {"units": "mm"} if geometry.space and axis != "t" else {}
+        coordinates[axis] = start + sign * step * np.arange(n), {"axis": axis.upper(), **units}
+    dims = (*(["t"] if d_in == 4 else []), *[axis for axis in reversed(axes) if axis != "t"])
+    if volume.time is not None and d_in < 4:
+        dims, coordinates["t"] = ("t", *dims), (np.array([volume.time]), {"axis": "T"})
+    if len(shape) > d_in:
+        dims = (*dims, "component")
+    attributes: dict[str, Any] = {"units": printable(geometry.units)} if geometry.units else {}
+    if volume.fill is not None:
+        attributes["_FillValue"] = dtype.type(volume.fill)
+    if is_turned:
+        attributes["direction"] = np.array(geometry.direction)
+    if geometry.space:
+        attributes["space"] = geometry.space
+    name = printable(geometry.name).replace("/", "_").strip(". ") or "sf"
+    return Description(name + "_" * (name in dims or name.startswith("__")), dims, attributes, coordinates)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from formats.cf import Variable, volume_of
+from formats.cf import Variable, description, volume_of
 from formats.common import MAX_EXPANSION, VolumeError, import_package
+from formats.slabs import slices_first, without_float16
 from utils import Volume
 
 FILTERS = (1, 2, 3, 4, 5, 6, 32000)  # deflate, shuffle, Fletcher-32, szip, n-bit, scale-offset, LZF: h5py has them all
@@ -80,3 +81,27 @@ def _reason_against(item: Any) -> str | None:
     if item.size and (n_bytes := item.id.get_storage_size()) * MAX_EXPANSION < item.nbytes:
         return f"{n_bytes} bytes are too few for {math.prod(item.shape)} values"
     return None
+
+
+def write_hdf5(path: str, volume: Volume) -> None:
+    """Write a volume as NetCDF-4, which is HDF5: not compressed, slab by slab."""
+    h5py = import_package("h5py", "h5py", path)
+    dtype = without_float16(np.dtype(volume.array.dtype))
+    said = description(volume, dtype)
+    d_in = volume.geometry.d_in
+    lead = (slice(0, 1),) * (said.dims[0] == "t" and d_in < 4)  # the step of a series
+    open(path, "wb").close()  # so that an error of the system is said in its own words
+    with h5py.File(path, "w", track_order=True) as file:
+        file.attrs["Conventions"] = "CF-1.8"
+        sizes = {axis: len(positions) for axis, (positions, _) in said.coordinates.items()}
+        sizes |= {"component": volume.array.shape[-1]}
+        for dim in said.dims:
+            positions, attributes = said.coordinates.get(dim, (np.arange(sizes[dim]), {}))
+            file.create_dataset(dim, data=positions, track_order=True).make_scale(dim)
+            file[dim].attrs.update(attributes)
+        values = file.create_dataset(said.name, [sizes[dim] for dim in said.dims], dtype, track_order=True)
+        values.attrs.update(said.attributes)
+        for k, dim in enumerate(said.dims):
+            values.dims[k].attach_scale(file[dim])
+        for box, part in slices_first(volume.array, d_in, dtype):
+            values[lead + box] = part[(None,) * len(lead)]

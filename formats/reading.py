@@ -17,6 +17,7 @@ import sys
 
 import numpy as np
 
+from cli.files import is_zarr
 from formats import dicom, hdf5, metaimage, netcdf, npz, nrrd, raw, series, tiff, vtk_process, zarr
 from formats.common import RawLayout, VolumeError, suffix_of
 from utils import Volume, is_missing, read_in_boxes
@@ -42,7 +43,7 @@ def source_files(path: str) -> list[str]:
         suffix = suffix_of(name)
         with contextlib.suppress(VolumeError):  # `read_volume` will raise it
             if os.path.isdir(name):
-                found += zarr.files_of(name) if zarr.is_zarr(name) else dicom.slice_files(name)
+                found += zarr.files_of(name) if is_zarr(name) else dicom.slice_files(name)
             elif suffix in (".nrrd", ".nhdr", ".mhd", ".mha") and os.path.isfile(name):
                 found.append((nrrd if suffix in (".nrrd", ".nhdr") else metaimage).data_file(name))
     return found
@@ -92,7 +93,7 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
     is_npy = start[:6] == b"\x93NUMPY"
-    of_arrays = READERS_OF_ARRAYS.get(suffix) if not is_folder else zarr.read_zarr if zarr.is_zarr(path) else None
+    of_arrays = READERS_OF_ARRAYS.get(suffix) if not is_folder else zarr.read_zarr if is_zarr(path) else None
     reader = _read_folder if is_folder else READERS.get(suffix)
     if layout is not None and (is_npy or reader or of_arrays):
         raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")

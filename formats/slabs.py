@@ -7,6 +7,7 @@ evaluation of a slab needs memory, too.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from formats.arrays import LazyArray
-from utils import Geometry, Volume
+from utils import Box, Geometry, Volume
 
 SLAB_BYTES = 1 << 26  # most bytes of a slab of several planes
 
@@ -34,7 +35,7 @@ class Frame(NamedTuple):
 
     def of(self, array: np.ndarray | LazyArray) -> Frame:
         """The same frame with the components and the type of another array on the same grid."""
-        return self._replace(n_components=math.prod(array.shape[self.d_in :]), dtype=_without_float16(array.dtype))
+        return self._replace(n_components=math.prod(array.shape[self.d_in :]), dtype=without_float16(array.dtype))
 
     @property
     def steps(self) -> np.ndarray:
@@ -53,13 +54,13 @@ def frame_of(volume: Volume, has_float16: bool) -> Frame:
         printable(given.units),
         given.space,
     )
-    stored = dtype.newbyteorder("<") if has_float16 else _without_float16(dtype)
+    stored = dtype.newbyteorder("<") if has_float16 else without_float16(dtype)
     return Frame(
         given.d_in, (*shape[: given.d_in], 1, 1)[:3], math.prod(shape[given.d_in :]), stored, geometry, volume.time
     )
 
 
-def _without_float16(dtype: np.dtype) -> np.dtype:
+def without_float16(dtype: np.dtype) -> np.dtype:
     """The little-endian type that holds the values of `dtype` in a format without float16."""
     return np.dtype("<f4") if dtype == np.float16 else np.dtype(dtype).newbyteorder("<")
 
@@ -91,6 +92,24 @@ def x_fastest(array: np.ndarray | LazyArray, frame: Frame) -> Iterator[np.ndarra
     for slab in slabs(array, d_in, d_in - 1):
         order = (*reversed(range(d_in)), *range(d_in, slab.ndim))
         yield np.ascontiguousarray(slab.transpose(order), frame.dtype)
+
+
+def slices_first(
+    array: np.ndarray | LazyArray, d_in: int, dtype: np.dtype, multiple: int = 1
+) -> Iterator[tuple[Box, np.ndarray]]:
+    """Yield (box, values) of the array as ((t,) z, y, x, components), slab by slab, each of a multiple of z-slices."""
+    n, shape = array.shape[d_in - 1], array.shape
+    n_steps = shape[0] if d_in == 4 else 1
+    per_plane = math.prod(shape) * array.dtype.itemsize // n // n_steps
+    thickness = max(1, SLAB_BYTES // per_plane // multiple) * multiple
+    order = (*([0] if d_in == 4 else []), *reversed(range(d_in == 4, d_in)), *range(d_in, len(shape)))
+    for t, start in itertools.product(range(n_steps), range(0, n, thickness)):
+        box = [slice(0, length) for length in shape]
+        box[d_in - 1] = slice(start, min(start + thickness, n))
+        if d_in == 4:
+            box[0] = slice(t, t + 1)
+        values = array[tuple(box[:d_in])].transpose(order)
+        yield tuple(box[axis] for axis in order), np.ascontiguousarray(values, dtype)
 
 
 def planar(array: np.ndarray | LazyArray, frame: Frame) -> Iterator[np.ndarray]:

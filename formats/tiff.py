@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import html
+import json
 import logging
 import math
 import os
 import re
+import uuid
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from formats.common import MAX_EXPANSION, VolumeError, import_package, volume_from_axes
+from formats.slabs import printable, slices_first, without_float16
 from utils import Volume
 
 ROLES = {"X": "x", "Y": "y", "Z": "z", "I": "z", "Q": "z", "T": "t", "C": "c", "S": "c"}  # I, Q: of pages without names
 BLACK_IS_ZERO, RGB = 1, 2  # values of the tag PhotometricInterpretation
 UNCOMPRESSED = 1  # value of the tag Compression
+CLASSIC_BYTES = (1 << 32) - (1 << 25)  # most bytes of voxels in a TIFF that is no BigTIFF
 
 
 def read_tiff(path: str) -> Volume:
@@ -48,6 +54,8 @@ def read_tiff(path: str) -> Volume:
     array = array.transpose([roles.index(role) for role in "txyzc" if role in roles])
     array = np.expand_dims(array, [i for i, role in enumerate("txyzc"["t" not in roles :]) if role not in roles])
     volume = volume_from_axes(path, array, np.diag(spacing), np.zeros(3))
+    if place := _own_description(file.ome_metadata or ""):
+        volume = dataclasses.replace(volume, geometry=dataclasses.replace(volume.geometry, **place))
     if "t" not in roles:
         return volume
     return dataclasses.replace(volume, geometry=volume.geometry.with_time(time_step, 0.0))
@@ -129,3 +137,44 @@ def _ome_spacing(path: str, ome: str) -> tuple[list[float], float]:
     if len(units) > 1:
         raise VolumeError(f"{path}: expected lengths in one unit, found {', '.join(sorted(units))}")
     return [float(found.get(key, 1)) for key in keys], float(found.get("TimeIncrement", 1))
+
+
+def _own_description(ome: str) -> dict[str, Any]:
+    """The fields of the geometry that `write_tiff` has put into OME's description; {} if another program wrote it."""
+    try:
+        found = json.loads(html.unescape(re.search(r"<Description>([^<]*)</Description>", ome)[1]))
+        place = {key: tuple(map(float, found[key])) for key in ("origin", "direction")}
+        names = {key: str(found[key]) for key in ("name", "units")}
+        is_whole = [len(place[key]) for key in place] == [3, 9] and np.isfinite(
+            [*place["origin"], *place["direction"]]
+        ).all()
+        return {**place, **names, "space": "LPS" if found["space"] == "LPS" else ""} if is_whole else {}
+    except (TypeError, KeyError, ValueError):
+        return {}
+
+
+def write_tiff(path: str, volume: Volume) -> None:
+    """Write a volume as OME-TIFF, a page a slice, not compressed. What OME has no place for is in its description."""
+    tifffile = import_package("tifffile", "tifffile", path)
+    geometry, array, d_in = volume.geometry, volume.array, volume.geometry.d_in
+    dtype = without_float16(np.dtype(array.dtype))
+    *grid, n_components = (*(*array.shape[:d_in], 1, 1)[:3], math.prod(array.shape[d_in:]))
+    unit = "mm" if geometry.space else "reference frame"
+    metadata = {"axes": "ZYX" + "S" * (n_components > 1), "Name": printable(geometry.name)}
+    for axis, step in zip("XYZ", (*geometry.spacing, 1.0, 1.0), strict=False):
+        metadata |= {f"PhysicalSize{axis}": step, f"PhysicalSize{axis}Unit": unit}
+    place = {"origin": (*geometry.origin, 0.0, 0.0)[:3], "direction": geometry.direction}
+    metadata["Description"] = json.dumps(
+        {**place, "name": printable(geometry.name), "units": printable(geometry.units), "space": geometry.space}
+    )
+    metadata["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_OID, metadata["Description"]))  # the same file every time
+    shape = (*reversed(grid), *[n_components] * (n_components > 1))
+
+    def pages() -> Iterator[np.ndarray]:
+        for _, part in slices_first(array, d_in, dtype):
+            yield from part.reshape(-1, *shape[1:])
+
+    is_large = math.prod(shape) * dtype.itemsize > CLASSIC_BYTES
+    with tifffile.TiffWriter(path, ome=True, bigtiff=is_large, byteorder="<") as file:
+        layout = {"planarconfig": "contig"} if n_components > 1 else {}
+        file.write(pages(), shape=shape, dtype=dtype, photometric="minisblack", metadata=metadata, **layout)

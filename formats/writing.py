@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import os
 import re
 import sys
@@ -12,13 +13,21 @@ from collections.abc import Mapping
 import numpy as np
 
 from cli.files import FileSet
-from formats import metaimage, nifti, nrrd, raw, vtk_images
+from formats import hdf5, metaimage, nifti, nrrd, raw, tiff, vtk_images, zarr
 from formats.arrays import LazyArray
-from formats.common import VolumeError, suffix_of
+from formats.common import VolumeError, import_package, suffix_of
 from formats.slabs import frame_of, planar, x_fastest
 from utils import Volume
 
-SUFFIXES = (".vti", ".npy", ".raw", ".nrrd", ".mhd", ".mha", ".nii", ".nii.gz")
+# Formats of other packages: how each is written, and the package.
+WRITERS = {
+    ".nc": (hdf5.write_hdf5, "h5py"),
+    ".h5": (hdf5.write_hdf5, "h5py"),
+    ".zarr": (zarr.write_zarr, "zarr"),
+    ".tif": (tiff.write_tiff, "tifffile"),
+}
+SUFFIXES = (".vti", ".npy", ".raw", ".nrrd", ".mhd", ".mha", ".nii", ".nii.gz", *WRITERS)
+WITH_TIME = (".npy", ".nc", ".h5", ".zarr")  # formats that hold a time series in one file
 GZIP_LEVEL = 5
 DEFLATE_MOST = 1032  # most bytes that Deflate can compress into one byte
 
@@ -30,6 +39,8 @@ def output_path(path: str) -> str:
         return path + ".vti"
     if suffix not in SUFFIXES:
         raise VolumeError(f"{path}: cannot write {suffix} files, only {', '.join(SUFFIXES)}")
+    if suffix in WRITERS:
+        import_package(WRITERS[suffix][1], WRITERS[suffix][1], path)
     return path
 
 
@@ -40,8 +51,8 @@ def output_files(path: str, shape: tuple[int, ...], dtype: np.dtype, n_component
     are in a.raw. Raises VolumeError for what the format cannot hold.
     """
     suffix, (stem, dot) = suffix_of(path), os.path.splitext(path)
-    if len(shape) > 3 and suffix != ".npy":
-        raise VolumeError(f"{path}: holds up to three axes, found shape {shape}: use .npy")
+    if len(shape) > 3 and suffix not in WITH_TIME:
+        raise VolumeError(f"{path}: holds up to three axes, found shape {shape}: use {' or '.join(WITH_TIME)}")
     if suffix == ".raw":
         if n_components > 1:
             raise VolumeError(f"{path}: the name of a .raw file has no place for {n_components} components: use .nrrd")
@@ -52,6 +63,8 @@ def output_files(path: str, shape: tuple[int, ...], dtype: np.dtype, n_component
         return [path if given else f"{stem}_{sizes}_{dtype}{dot}"]
     if suffix in (".mhd", ".mha") and dtype in (np.int64, np.uint64):
         raise VolumeError(f"{path}: MetaImage cannot hold {dtype} so that VTK reads it: use .nrrd")
+    if suffix == ".tif" and dtype in (np.int64, np.uint64):
+        raise VolumeError(f"{path}: OME-TIFF cannot hold {dtype}: use .nc")
     if suffix == ".mhd":
         data = os.path.basename(stem) + ".raw"
         if "%" in data or data.startswith("LIST"):  # such a name means a pattern or a list of files
@@ -64,7 +77,7 @@ def output_files(path: str, shape: tuple[int, ...], dtype: np.dtype, n_component
 
 def least_bytes(path: str, n_bytes: int) -> int:
     """The least number of bytes on disk of a file that holds `n_bytes` bytes of values."""
-    return n_bytes // DEFLATE_MOST if suffix_of(path) in (".vti", ".nii.gz") else n_bytes
+    return n_bytes // DEFLATE_MOST if suffix_of(path) in (".vti", ".nii.gz", ".zarr") else n_bytes
 
 
 def write_volume(
@@ -87,6 +100,11 @@ def write_volume(
     suffix, array = suffix_of(path), volume.array
     if extra and suffix != ".vti":
         raise VolumeError(f"{path}: holds one array, found {1 + len(extra)}: use .vti")
+    if suffix in WRITERS:
+        d_in = volume.geometry.d_in
+        (name,) = output_files(path, array.shape[:d_in], array.dtype, math.prod(array.shape[d_in:]))
+        WRITERS[suffix][0](together.add(name), volume)
+        return
     frame = frame_of(volume, has_float16=suffix in (".npy", ".raw"))
     files = output_files(path, array.shape[: frame.d_in], array.dtype, frame.n_components)
     is_nifti = suffix in (".nii", ".nii.gz")

@@ -16,21 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from formats.cf import Variable, volume_of
+from formats.cf import Variable, description, volume_of
 from formats.common import MAX_EXPANSION, VolumeError, import_package
+from formats.slabs import slices_first, without_float16
 from utils import Volume
 
-METADATA = ("zarr.json", ".zarray", ".zgroup")  # a folder with one of these is an array or a group
+CHUNK = {"t": 1, "z": 16, "y": 128, "x": 128}  # voxels of a chunk that is written: 1 MiB of float32
 MAX_METADATA_BYTES = 1 << 26
 # None of them makes objects: the codec pickle would run what it finds.
 CODECS = {"bytes", "endian", "transpose", "sharding_indexed", "crc32c", "gzip", "zstd", "blosc", "zlib", "bz2", "lzma"}
 CODECS |= {"lz4", "delta", "shuffle", "fixedscaleoffset", "quantize", "bitround", "packbits", "astype"}
 CODECS |= {"fletcher32", "crc32", "adler32"}
-
-
-def is_zarr(path: str) -> bool:
-    """Whether a folder is a Zarr array or group."""
-    return any(os.path.isfile(os.path.join(path, name)) for name in METADATA)
 
 
 def files_of(folder: str) -> list[str]:
@@ -147,3 +143,27 @@ def _scaled(group: str, scales: dict, variables: dict[str, Variable]) -> list[st
                 positions = start[k] + step[k] * np.arange(variables[name].shape[k])
                 variables[f"{name}/{axis}"] = Variable((f"{name}/{axis}",), positions.dtype, {}, positions)
     return levels
+
+
+def write_zarr(path: str, volume: Volume) -> None:
+    """Write a volume as a group of Zarr 3, as xarray does: chunk by chunk, compressed by Zarr's default."""
+    zarr = import_package("zarr", "zarr", path)
+    dtype = without_float16(np.dtype(volume.array.dtype)).newbyteorder("=")
+    said, d_in = description(volume, dtype), volume.geometry.d_in
+    lead = (slice(0, 1),) * (said.dims[0] == "t" and d_in < 4)  # the step of a series
+    sizes = {axis: len(positions) for axis, (positions, _) in said.coordinates.items()}
+    sizes |= {"component": volume.array.shape[-1]}
+    shape = [sizes[dim] for dim in said.dims]
+    chunks = [min(CHUNK.get(dim, n), n) for dim, n in zip(said.dims, shape, strict=True)]
+    os.mkdir(path)
+    group = zarr.create_group(zarr.storage.LocalStore(path), attributes={"Conventions": "CF-1.8"})
+    for axis, (positions, attributes) in said.coordinates.items():
+        group.create_array(axis, data=positions, dimension_names=[axis], attributes=attributes)
+    attributes = {name: np.asarray(value).tolist() for name, value in said.attributes.items()}
+    if "_FillValue" in attributes and dtype.kind == "f":  # as xarray writes it
+        attributes["_FillValue"] = base64.b64encode(np.array(attributes["_FillValue"], "<f8").tobytes()).decode()
+    values = group.create_array(
+        said.name, shape=shape, dtype=dtype, chunks=chunks, dimension_names=said.dims, attributes=attributes
+    )
+    for box, part in slices_first(volume.array, d_in, dtype, chunks[said.dims.index("xyz"[min(d_in, 3) - 1])]):
+        values[lead + box] = part[(None,) * len(lead)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import sys
 import tracemalloc
 
 import numpy as np
@@ -14,7 +15,8 @@ from helpers.vtk import vtk_read
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkIOXML import vtkXMLImageDataReader
 
-from formats import slabs
+from cli import files
+from formats import slabs, zarr
 from formats.arrays import LazyArray
 from formats.common import VolumeError, suffix_of
 from formats.reading import read_volume
@@ -221,6 +223,92 @@ def test_only_vti_holds_several_arrays(tmp_path):
     assert listing(tmp_path) == {}
 
 
+# --- .nc, .h5, .zarr, .tif --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".h5", ".zarr", ".tif"])
+@pytest.mark.parametrize(
+    "volume",
+    [
+        volume_of(slanted(SHAPE), name="rho x", units="K"),
+        volume_of(slanted(SHAPE).astype(np.uint16), TURNED, name="v", space="LPS"),
+        volume_of(vectors(3)),
+        volume_of(slanted(SHAPE[:2]), (-1.0, 0, 0, 0, 1, 0, 0, 0, 1), spacing=SPACING[:2]),
+        volume_of(slanted(SHAPE), fill=np.float32(20), time=4.5),
+        volume_of(slanted((2, *SHAPE)), spacing=(2.0, *SPACING), origin=(7.0, *ORIGIN)),
+    ],
+    ids=["plain", "turned", "vectors", "image", "step", "series"],
+)
+def test_all_comes_back(tmp_path, suffix, volume):
+    """Values, place, name and units; the fill value and times too where the format has them."""
+    path, d_in = str(tmp_path / f"a{suffix}"), volume.geometry.d_in
+    if suffix == ".tif" and d_in == 4:
+        with pytest.raises(VolumeError, match="holds up to three axes"):
+            write_volume(path, volume)
+        return
+    write_volume(path, volume)
+    found = read_volume(path, None if d_in == 4 else d_in)
+    assert found.geometry == volume.geometry and found.array.dtype == volume.array.dtype
+    assert suffix == ".tif" or (found.fill, found.time) == (volume.fill, volume.time)
+    np.testing.assert_array_equal(found.array[tuple(map(slice, found.array.shape))], volume.array)
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_as_xarray_reads_it(tmp_path, suffix):
+    xarray = pytest.importorskip("xarray")
+    pytest.importorskip("h5netcdf")
+    array = slanted((2, *SHAPE))
+    geometry = {"spacing": (2.0, *SPACING), "origin": (7.0, *ORIGIN), "name": "rho", "units": "K"}
+    write_volume(str(tmp_path / f"a{suffix}"), volume_of(array, fill=array[0, 0, 0, 0], **geometry))
+    options = {"consolidated": False} if suffix == ".zarr" else {}
+    with xarray.open_dataset(tmp_path / f"a{suffix}", engine="zarr" if options else "h5netcdf", **options) as data:
+        rho = data.rho.transpose("t", "x", "y", "z")
+        expected = np.where(array == array[0, 0, 0, 0], np.nan, array)
+        np.testing.assert_array_equal(rho, expected)
+        assert rho.units == "K"
+        for axis, start, step in zip("txyz", geometry["origin"], geometry["spacing"], strict=True):
+            np.testing.assert_allclose(rho[axis], start + step * np.arange(rho.sizes[axis]), rtol=1e-14)
+
+
+def test_as_tifffile_reads_it(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    write_volume(str(tmp_path / "a.tif"), volume_of(slanted(SHAPE)))
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.series[0].axes == "ZYX" and f'PhysicalSizeX="{SPACING[0]}"' in file.ome_metadata
+        np.testing.assert_array_equal(file.asarray(), slanted(SHAPE).T)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_zarr_folder_is_the_old_one_or_the_new_one(tmp_path, monkeypatch, at_once):
+    """Nothing of the old one is left; a folder that is no Zarr, or that holds an input, is never replaced."""
+    if not at_once:
+        monkeypatch.setattr(files, "_exchange_at_once", lambda a, b: False)
+    path = tmp_path / "a.zarr"
+    write_volume(str(path), volume_of(slanted(SHAPE), name="old"))
+    write_volume(str(path), volume_of(slanted((5, 4, 3))))
+    assert read_volume(str(path)).array.shape == (5, 4, 3)
+    assert {p.name for p in path.iterdir()} == {"sf", "x", "y", "z", "zarr.json"} and [*tmp_path.iterdir()] == [path]
+    files.check_outputs([str(path)])
+    with pytest.raises(UserError, match="would remove"):
+        files.check_outputs([str(path)], [str(path / "zarr.json")])
+    with pytest.raises(UserError, match="would overwrite"):
+        files.check_outputs([str(path)], [str(path)])
+    for child in (*path.iterdir(),):
+        if child.name == "zarr.json":
+            child.rename(path / "precious")
+    with pytest.raises(UserError, match="not a regular file"):
+        files.check_outputs([str(path)])
+    with pytest.raises(UserError, match="cannot be written"):
+        write_volume(str(path), volume_of(slanted(SHAPE)))
+    assert (path / "precious").exists() and [*tmp_path.iterdir()] == [path]
+
+
+def test_a_writer_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(VolumeError, match=r"a\.nc: a file of this format needs h5py: pip install h5py"):
+        output_path("a.nc")
+
+
 # --- slab by slab -----------------------------------------------------------------------------------
 
 
@@ -266,6 +354,7 @@ def test_old_files_stay_when_the_values_fail(tmp_path, monkeypatch, suffix):
     write_volume(str(tmp_path / f"a{suffix}"), volume_of(slanted(SHAPE)))
     before = listing(tmp_path)
     monkeypatch.setattr(slabs, "SLAB_BYTES", 1)
+    monkeypatch.setitem(zarr.CHUNK, "z", 1)
 
     def evaluate(box):
         if max(box[0].start, box[2].start) > 1:

@@ -252,7 +252,9 @@ def test_a_step_that_cannot_be_written_leaves_none(blob, tmp_path, monkeypatch):
 def test_formats_of_a_series(blob, tmp_path, capsys):
     """A time of it in any; all of it in those that are meant for it."""
     message = error_of(net_decompress.main, "--compressed", blob, "--recon", tmp_path / "o.nrrd")
-    assert "time series is written as .vti or .npy" in message and set(listing(tmp_path)) == {"blob"}
+    assert "time series is written as .vti or .npy or .nc or .h5 or .zarr" in message and set(listing(tmp_path)) == {
+        "blob"
+    }
     script("--compressed", blob, "--recon", tmp_path / "a.npy")
     script("--compressed", blob, "--recon", tmp_path / "o.raw", "--time", 1)
     array = np.load(tmp_path / "a.npy")[1]
@@ -356,3 +358,21 @@ def test_components_of_a_vti_need_no_flag(tmp_path, capsys):
     for c in range(2):
         assert float(out[f"psnr_{c}"]) == pytest.approx(-20 * np.log10(errors[c]), abs=1e-3)
     assert float(out["psnr"]) == pytest.approx(-10 * np.log10(sum(e**2 for e in errors) / 3), abs=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".h5", ".zarr"])
+def test_a_series_in_one_file(blob, whole, tmp_path, suffix):
+    """All steps with their times, a part of them, and one of them; a large one slab by slab."""
+    pytest.importorskip("zarr" if suffix == ".zarr" else "h5py")
+    path = tmp_path / f"a{suffix}"
+    for flags, start, n in (([], 7.0, 4), (["--time", "1:3"], 7.25, 2)):
+        script("--compressed", blob, "--recon", path, *flags)
+        found = read_volume(str(path))
+        k = round((start - 7) / 0.25)
+        np.testing.assert_array_equal(found.array[tuple(map(slice, found.array.shape))], whole[k : k + n])
+        assert (found.geometry.spacing, found.geometry.origin) == (SPACING, (start, *ORIGIN[1:]))
+        assert (found.geometry.name, found.geometry.units, found.geometry.direction) == ("density", "K", TURNED)
+    script("--compressed", blob, "--recon", path, "--time", "2")
+    found = read_volume(str(path))
+    np.testing.assert_array_equal(found.array[tuple(map(slice, found.array.shape))], whole[2])
+    assert found.time == 7.5 and found.geometry.spacing == SPACING[1:]
