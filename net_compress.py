@@ -98,7 +98,8 @@ def read_volume_of(
     if not opt.volume:
         return None, None
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-    volume = read_volume(opt.volume, config.d_in, config.d_out, opt.array, layout, expected and expected.fill_option)
+    fill = expected and expected.fill_option
+    volume = read_volume(opt.volume, config.d_in, config.d_out, opt.array, layout, fill, opt.resample)
     found = header_of(volume)
     differing = differences(found, expected) if expected else []
     if "shape" in differing:

@@ -146,8 +146,8 @@ def read_field(opt: arguments.Options, device: object) -> tuple[NeuralField, Vol
     volume = None
     if opt.volume:
         layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-        fill = header and header.fill_option
-        volume = read_volume(opt.volume, network["d_in"], network["d_out"], opt.array, layout, fill)
+        d_in, d_out, fill = network["d_in"], network["d_out"], header and header.fill_option
+        volume = read_volume(opt.volume, d_in, d_out, opt.array, layout, fill, opt.resample)
         found = header_of(volume)
         header = header or found
         differing = differences(found, header)

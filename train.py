@@ -40,7 +40,7 @@ def read(opt: Options) -> Volume:
     """The volume that the options ask for. Raises UserError."""
     fill = opt.fill if opt.fill in (None, "none") else to_number(opt.fill)
     layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-    volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout, fill)
+    volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout, fill, opt.resample)
     if volume.geometry.d_in == 4 and opt.vol_debug:
         raise UserError(f"--enable-vol-debug: {opt.volume}: is a time series, expected a single volume")
     if volume.geometry.d_in == 4 and opt.d_in is None:

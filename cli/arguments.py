@@ -72,11 +72,17 @@ def default_workers() -> int:
 
 
 def add_volume_arguments(group: ArgumentGroup) -> None:
-    """Add the options that say how to read --volume: --array, --shape, --dtype, --endian."""
+    """Add the options that say how to read --volume: --array, --resample, --shape, --dtype, --endian."""
     group.add_argument(
         "--array",
         help="which of the volume's arrays, by its name (default: the active or first one; of .nc, .h5, .zarr and .npz "
         "the only one)",
+    )
+    group.add_argument(
+        "--resample",
+        type=voxel_counts,
+        metavar="NX,NY,NZ",
+        help="voxels of the image to make of a volume on another grid of VTK's (.vtu, .vts, .vtp, uneven .vtr)",
     )
     group.add_argument("--shape", type=voxel_counts, help="voxels X,Y,Z of a headerless volume (.raw), x fastest")
     group.add_argument("--dtype", choices=DTYPES, metavar="T", help="of a headerless volume: uint8, float32, ...")
@@ -86,13 +92,14 @@ def add_volume_arguments(group: ArgumentGroup) -> None:
 def volume_arguments(opt: Options) -> list[str]:
     """The arguments by which another script reads the same --volume."""
     given = {"volume": opt.volume, "array": opt.array, "dtype": opt.dtype, "endian": opt.endian}
-    given["shape"] = opt.shape and ",".join(map(str, opt.shape))
+    for name in ("shape", "resample"):
+        given[name] = getattr(opt, name) and ",".join(map(str, getattr(opt, name)))
     return [text for name, value in given.items() if value is not None for text in (f"--{name}", value)]
 
 
 def check_volume_arguments(opt: argparse.Namespace) -> None:
     """Raise UserError when an option of `add_volume_arguments` is given without the --volume it describes."""
-    given = [name for name in ("array", "shape", "dtype", "endian") if getattr(opt, name) is not None]
+    given = [name for name in ("array", "resample", "shape", "dtype", "endian") if getattr(opt, name) is not None]
     if given and not opt.volume:
         raise UserError(f"--{given[0]} needs the --volume that it describes")
 

@@ -34,7 +34,8 @@ def read_meta(path: str) -> Volume:
     """The volume of a .mha file, or of a .mhd file and its data file. Uncompressed binary data are mapped."""
     from vtkmodules.vtkIOImage import vtkMetaImageReader
 
-    from formats.vtk_output import dtype_of, mapped, output_of, read_header, volume_of
+    from formats.vtk_grids import volume_of
+    from formats.vtk_output import dtype_of, mapped, output_of, read_header
 
     header, end = _read_header(path)
     source = data_file(path)

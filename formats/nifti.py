@@ -40,7 +40,8 @@ def read_nifti(path: str) -> Volume:
     """A NIfTI file's volume: values scaled, geometry from the sform or else the qform. Several times are a series."""
     from vtkmodules.vtkIOImage import vtkNIFTIImageReader
 
-    from formats.vtk_output import mapped, output_of, read_header, volume_of
+    from formats.vtk_grids import volume_of
+    from formats.vtk_output import mapped, output_of, read_header
 
     reader = vtkNIFTIImageReader()
     reader.TimeAsVectorOn()

@@ -33,6 +33,13 @@ READERS_OF_ARRAYS = {
     **dict.fromkeys((".h5", ".hdf5", ".he5", ".mat"), hdf5.read_hdf5),
     ".npz": npz.read_npz,
 }
+SEVERAL_FILES = {  # formats whose files only name others, and what to give in place of them
+    ".pvd": "give the files that it lists by a pattern, as --volume 'run_*.vti'",
+    **dict.fromkeys(
+        (".pvti", ".pvtr", ".pvts", ".pvtu", ".pvtp", ".vtm", ".vtmb", ".vtpd", ".vtpc", ".vth", ".vthb"),
+        "open it in ParaView, apply Resample To Image, and save the result as .vti",
+    ),
+}
 
 
 def source_files(path: str) -> list[str]:
@@ -56,24 +63,30 @@ def read_volume(
     array: str | None = None,
     layout: RawLayout | None = None,
     fill: float | str | None = None,
+    resample: tuple[int, ...] | None = None,
 ) -> Volume:
     """Read a volume of `d_in` axes, with a last axis of `d_out` components when d_out is above 1.
 
     d_in: None means three axes, or four for a time series: a pattern of names, a file of several times, or a .npy array
     of four axes besides components. d_out: None means all components of the file. array: the name of the array to read.
     layout: of a headerless file. fill: the value of missing voxels; None: the one that the file declares, if any;
-    "none": no value. Values and type are kept, in the machine's byte order; booleans become uint8. A file that can be
-    memory-mapped is not copied. Raises VolumeError for anything that is not a numeric volume of that form, finite where
-    it is not missing.
+    "none": no value. resample: how many voxels along x, y, z the image has that is made of another grid of VTK's.
+    Values and type are kept, in the machine's byte order; booleans become uint8. A file that can be memory-mapped is
+    not copied. Raises VolumeError for anything that is not a numeric volume of that form, finite where it is not
+    missing.
     """
     if series.is_pattern(path):
         if d_in not in (None, 3, 4):
             raise VolumeError(f"{path}: several files are a time series, of 4 axes: expected --d_in 4, found {d_in}")
-        volume = series.read_files(path, lambda step: read_volume(step, 3, d_out, array, layout, fill), d_in == 4)
+
+        def read_step(step: str) -> Volume:
+            return read_volume(step, 3, d_out, array, layout, fill, resample)
+
+        volume = series.read_files(path, read_step, d_in == 4)
         if d_in == 3 and volume.geometry.d_in == 4:
             raise VolumeError(f"{path}: several files are a time series, of 4 axes: expected --d_in 4, found {d_in}")
         return volume
-    volume = _read(path, d_in, d_out, array, layout)
+    volume = _read(path, d_in, d_out, array, layout, resample)
     values = _native(path, volume.array)
     if fill is not None:
         volume = dataclasses.replace(volume, fill=None if fill == "none" else _fill(path, values.dtype, fill))
@@ -82,7 +95,14 @@ def read_volume(
     return volume
 
 
-def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, layout: RawLayout | None) -> Volume:
+def _read(
+    path: str,
+    d_in: int | None,
+    d_out: int | None,
+    array: str | None,
+    layout: RawLayout | None,
+    resample: tuple[int, ...] | None,
+) -> Volume:
     """The unchecked volume of a file, with `d_in` axes where the file can have so many. Raises VolumeError."""
     is_folder, suffix = os.path.isdir(path), suffix_of(path)
     if os.path.exists(path) and not is_folder and not os.path.isfile(path):
@@ -97,16 +117,19 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
     reader = _read_folder if is_folder else READERS.get(suffix)
     if layout is not None and (is_npy or reader or of_arrays):
         raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")
+    is_grid = not is_npy and suffix in vtk_process.OF_GRIDS
+    if resample is not None and not is_grid:
+        raise VolumeError(f"{path}: --resample is for {' '.join(vtk_process.OF_GRIDS)}, this one is a grid of voxels")
     if of_arrays and not is_npy:
         volume = of_arrays(path, array, d_in, d_out)
         return volume if suffix == ".npz" else _with_axes(path, volume, d_in or 3)
-    if array is not None and (is_npy or suffix not in vtk_process.OF_ARRAYS):
+    if array is not None and not is_grid:
         raise VolumeError(f"{path}: --array picks one of several arrays by its name, this one's has none")
     layout = layout or raw.layout_of_name(path)
     if is_npy:
         return raw.read_npy(path, d_in, d_out)
-    if array is not None:
-        return _with_axes(path, vtk_process.read_by_vtk(path, array), d_in or 3)
+    if is_grid:
+        return _with_axes(path, vtk_process.read_by_vtk(path, array, resample), d_in or 3)
     if reader:
         return _with_axes(path, reader(path), d_in or 3)
     if layout is not None:
@@ -114,6 +137,8 @@ def _read(path: str, d_in: int | None, d_out: int | None, array: str | None, lay
     if suffix == ".dcm":
         folder = shlex.quote(os.path.dirname(path) or ".")
         raise VolumeError(f"{path}: expected the folder of the DICOM slices, found a file: --volume {folder}")
+    if suffix in SEVERAL_FILES:
+        raise VolumeError(f"{path}: only names the files that hold the values: {SEVERAL_FILES[suffix]}")
     suffixes = " ".join([*READERS, *READERS_OF_ARRAYS])
     raise VolumeError(
         f"{path}: expected a volume (.npy {suffixes}, a folder of DICOM or Zarr files, or a headerless file with "

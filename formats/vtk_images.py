@@ -1,4 +1,4 @@
-"""VTK's own formats: image data in XML (.vti) and in HDF5 (.vtkhdf, .hdf), and legacy structured points (.vtk).
+"""VTK's own formats: data sets in XML (.vti and others), in HDF5 (.vtkhdf, .hdf), and in legacy files (.vtk).
 
 VTK reads these formats in the process of formats/vtk_process.py; no other process imports VTK to read files. A .vti
 file is written without VTK, because a volume larger than memory is written slab by slab.
@@ -7,6 +7,7 @@ file is written without VTK, because a volume larger than memory is written slab
 from __future__ import annotations
 
 import math
+import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,42 +17,69 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from formats.arrays import LazyArray
-from formats.common import VolumeError
+from formats.common import MAX_EXPANSION, VolumeError, suffix_of
 from formats.slabs import Frame, figures, printable, x_fastest
 from utils import Volume
 
+XML_FORMATS = {
+    ".vti": "ImageData",
+    ".vtr": "RectilinearGrid",
+    ".vts": "StructuredGrid",
+    ".vtu": "UnstructuredGrid",
+    ".vtp": "PolyData",
+}
+COUNTS_OF_XML = rb"""\bNumberOf(?:Points|Cells|Verts|Lines|Strips|Polys)\s*=\s*["']\s*(\d{1,18})"""
+COUNTS_OF_LEGACY = rb"(?i)^(?:POINTS|CELLS|VERTICES|LINES|POLYGONS|TRIANGLE_STRIPS)\s+(\d{1,18})"
 BLOCK_BYTES = 1 << 16  # bytes of a block of a .vti file; each block is compressed separately
 ZLIB_LEVEL = 5  # the level that VTK uses
 
 # --- read -------------------------------------------------------------------------------------------
 
 
-def read_vti(path: str, name: str | None = None) -> Volume:
-    """The volume of a .vti file, VTK image data in XML."""
-    from vtkmodules.vtkIOXML import vtkXMLImageDataReader
+def read_xml(path: str, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
+    """The volume of a file in one of VTK's XML formats; see `volume_of` of vtk_grids.py."""
+    from vtkmodules import vtkIOXML
 
-    from formats.vtk_output import output_of, volume_of
+    from formats.vtk_grids import array_of, volume_of
+    from formats.vtk_output import output_of
 
-    reader = vtkXMLImageDataReader()
+    what = XML_FORMATS[suffix_of(path)]
+    reader = getattr(vtkIOXML, f"vtkXML{what}Reader")()
     if not reader.CanReadFile(path):
-        raise VolumeError(f"{path}: not VTK image data")
-    image = output_of(path, reader)
-    if not _is_covered(image.GetExtent(), _piece_extents(path)):
-        raise VolumeError(f"{path}: its pieces do not make up the whole extent")
-    return volume_of(path, image, name)
+        raise VolumeError(f"{path}: not VTK {re.sub('(?<!^)(?=[A-Z])', ' ', what).lower()} in XML")
+    _check_counts(path, COUNTS_OF_XML, MAX_EXPANSION // 8)
+    data = output_of(path, reader)
+    volume = volume_of(path, data, name, resample)
+    if data.IsA("vtkImageData") or data.IsA("vtkRectilinearGrid") or data.IsA("vtkStructuredGrid"):
+        is_on_cells = array_of(path, data, name)[1]
+        if not _is_covered(data.GetExtent(), _piece_extents(path), is_on_cells):
+            raise VolumeError(f"{path}: its pieces do not make up the whole extent")
+    return volume
+
+
+def _check_counts(path: str, pattern: bytes, most: int) -> None:
+    """Raise VolumeError when a file announces more than `most` points and cells per byte, before VTK allocates them."""
+    with open(path, "rb") as file:
+        count = sum(int(digits) for digits in re.findall(pattern, file.read(), re.M))
+    if count > most * (found := os.path.getsize(path)):
+        raise VolumeError(f"{path}: truncated: expected {count} points and cells, found {found} bytes in all")
 
 
 def _piece_extents(path: str) -> list[list[int]]:
-    """The extents of the pieces of a .vti file: first and last point along x, along y, along z."""
+    """The extents of the pieces of an XML file: first and last point along x, along y, along z."""
     with open(path, "rb") as file:
         text = file.read().partition(b"<AppendedData")[0]
     found = re.findall(rb"""<Piece\s[^>]*?\bExtent\s*=\s*["']([^"']*)["']""", text)
     return [[int(number) for number in extent.split()] for extent in found]
 
 
-def _is_covered(whole: tuple[int, ...], pieces: list[list[int]]) -> bool:
-    """Whether each point of an extent is in one of the pieces. VTK leaves the others as its memory happens to be."""
+def _is_covered(whole: tuple[int, ...], pieces: list[list[int]], of_cells: bool) -> bool:
+    """Whether each point, or cell, of an extent is in one of the pieces. VTK leaves the others as its memory was."""
     whole, pieces = np.reshape(whole, (3, 2)), np.reshape(pieces, (-1, 3, 2))
+    if of_cells:
+        is_flat = whole[:, :1] == whole[:, 1:]
+        whole, pieces = (ends - [0, 1] * ~is_flat for ends in (whole, pieces))
+        pieces = pieces[(pieces[:, :, 0] <= pieces[:, :, 1]).all(axis=1)]
     cuts = [np.unique([*part[:, 0], *(part[:, 1] + 1)]) for part in np.stack([whole, *pieces], axis=1)]
     is_there = np.zeros([len(cut) - 1 for cut in cuts], bool)  # of the boxes between the cuts
 
@@ -64,22 +92,41 @@ def _is_covered(whole: tuple[int, ...], pieces: list[list[int]]) -> bool:
     return bool(is_there[box(whole)].all())
 
 
-def read_legacy(path: str, name: str | None = None) -> Volume:
-    """The volume of a .vtk file, structured points in VTK's legacy format."""
-    from vtkmodules.vtkIOLegacy import vtkStructuredPointsReader
+def read_legacy(path: str, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
+    """The volume of a .vtk file, a data set in VTK's legacy format; see `volume_of` of vtk_grids.py."""
+    from vtkmodules.vtkIOLegacy import vtkDataSetReader
 
-    from formats.vtk_output import output_of, volume_of
+    from formats.vtk_grids import volume_of
+    from formats.vtk_output import output_of
 
-    reader = vtkStructuredPointsReader()
+    reader = vtkDataSetReader()
     reader.ReadAllScalarsOn()
     reader.ReadAllVectorsOn()
     reader.ReadAllFieldsOn()
-    image = output_of(path, reader, 8)  # an array of bits grows 8 times
-    data = image.GetPointData()
-    expected = sum(data.GetArray(i).GetNumberOfValues() for i in range(data.GetNumberOfArrays()) if data.GetArray(i))
-    if (found := _numbers_of_text(path)) is not None and found < expected:
+    _check_counts(path, COUNTS_OF_LEGACY, 1)
+    data = output_of(path, reader, 8)  # an array of bits grows 8 times
+    found = _numbers_of_text(path)
+    if found is not None and found < (expected := _numbers_in(data)):
         raise VolumeError(f"{path}: truncated: expected {expected} numbers, found {found}")
-    return volume_of(path, image, name)
+    return volume_of(path, data, name, resample)
+
+
+def _numbers_in(data) -> int:
+    """How many numbers a legacy text file holds for a data set, at least."""
+    parts = (data.GetPointData(), data.GetCellData())
+    arrays = [part.GetArray(i) for part in parts for i in range(part.GetNumberOfArrays())]
+    count = sum(array.GetNumberOfValues() for array in arrays if array)
+    cells = []
+    if data.IsA("vtkRectilinearGrid"):
+        count += sum(data.GetDimensions())
+    elif data.IsA("vtkPointSet"):
+        count += 3 * data.GetNumberOfPoints()
+    if data.IsA("vtkUnstructuredGrid"):
+        cells = [data.GetCells()]
+        count += data.GetNumberOfCells()  # a type for each
+    elif data.IsA("vtkPolyData"):
+        cells = [data.GetVerts(), data.GetLines(), data.GetPolys(), data.GetStrips()]
+    return count + sum(part.GetNumberOfCells() + part.GetNumberOfConnectivityIds() for part in cells)
 
 
 def _numbers_of_text(path: str) -> int | None:
@@ -92,21 +139,21 @@ def _numbers_of_text(path: str) -> int | None:
         return sum(len(words) for words in lines if words and re.fullmatch(rb"(?i)[-+.\d].*|nan|inf", words[0]))
 
 
-def read_vtkhdf(path: str, name: str | None = None) -> Volume:
-    """The volume of a .vtkhdf file, VTK image data in HDF5 of one time step."""
+def read_vtkhdf(path: str, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
+    """The volume of a .vtkhdf file, a data set in HDF5 of one time step; see `volume_of` of vtk_grids.py."""
     from vtkmodules.vtkIOHDF import vtkHDFReader
 
-    from formats.vtk_output import output_of, volume_of
+    from formats.vtk_grids import volume_of
+    from formats.vtk_output import output_of
 
     reader = vtkHDFReader()
     if not reader.CanReadFile(path):
         raise VolumeError(f"{path}: not a VTKHDF file")
-    image = output_of(path, reader)
-    if not image.IsA("vtkImageData"):
-        raise VolumeError(f"{path}: expected image data, found {image.GetClassName()}")
+    data = output_of(path, reader)
     if reader.GetNumberOfSteps() > 1:
-        raise VolumeError(f"{path}: expected one time step, found {reader.GetNumberOfSteps()}")
-    return volume_of(path, image, name)
+        what = f"expected one time step, found {reader.GetNumberOfSteps()}"
+        raise VolumeError(f"{path}: {what}: save a file for each step, and give them by a pattern")
+    return volume_of(path, data, name, resample)
 
 
 # --- written ----------------------------------------------------------------------------------------

@@ -1,20 +1,18 @@
-"""Turns the output of VTK's readers into a volume, or into the reason why there is none."""
+"""What VTK's readers find in a file: its header, its data object, or the reason why there is none."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import os
 import re
 
 import numpy as np
-from vtkmodules.util.numpy_support import get_numpy_array_type, vtk_to_numpy
+from vtkmodules.util.numpy_support import get_numpy_array_type
 from vtkmodules.vtkCommonCore import vtkDataArray, vtkOutputWindow, vtkStringOutputWindow
 from vtkmodules.vtkCommonDataModel import vtkDataObject
 from vtkmodules.vtkCommonExecutionModel import vtkStreamingDemandDrivenPipeline as Pipeline
 
 from formats.common import MAX_EXPANSION, VolumeError
-from utils import SIGNS, Geometry, Volume
 
 
 def output_of(path: str, reader, expansion: int = MAX_EXPANSION, source: str | None = None):
@@ -77,29 +75,3 @@ def _announced(information) -> int:
     if scalars and scalars.Has(vtkDataObject.FIELD_NUMBER_OF_COMPONENTS()):
         count *= max(scalars.Get(vtkDataObject.FIELD_NUMBER_OF_COMPONENTS()), 1)
     return count
-
-
-def volume_of(path: str, image, name: str | None = None) -> Volume:
-    """The volume of an array on the points of a vtkImageData, not copied: `name`, else the scalars, else the first."""
-    data = image.GetPointData()
-    arrays = {data.GetArrayName(i): data.GetArray(i) for i in range(data.GetNumberOfArrays()) if data.GetArray(i)}
-    if name is not None and name not in arrays:
-        raise VolumeError(f"{path}: holds no array {name!r}, only {', '.join(map(repr, arrays)) or 'none'}")
-    values = arrays[name] if name is not None else data.GetScalars() or data.GetArray(0)
-    shape = image.GetDimensions()
-    if values is None or values.GetNumberOfTuples() != math.prod(shape):
-        raise VolumeError(f"{path}: expected an array on the points of an image, found none")
-    array = vtk_to_numpy(values).reshape(*shape[::-1], values.GetNumberOfComponents()).transpose(2, 1, 0, 3)
-    matrix, spacing = image.GetDirectionMatrix(), image.GetSpacing()
-    direction = np.array([[matrix.GetElement(i, j) for j in range(3)] for i in range(3)])
-    origin = tuple((image.GetOrigin() + direction @ np.multiply(spacing, image.GetExtent()[::2])).tolist())
-    units = values.GetInformation().Get(vtkDataArray.UNITS_LABEL()) or ""
-    times = image.GetFieldData().GetArray("TimeValue")
-    time = times.GetTuple1(0) if times and times.GetNumberOfValues() == 1 else None
-    direction = tuple(direction.ravel().tolist())
-    geometry = Geometry(spacing, origin, direction, values.GetName() or "sf", units)
-    said = image.GetFieldData().GetAbstractArray("SPACE")  # as 3D Slicer writes it
-    space = said.GetValue(0) if said and said.IsA("vtkStringArray") and said.GetNumberOfValues() else ""
-    if space in SIGNS:
-        geometry = dataclasses.replace(geometry.with_signs(SIGNS[space]), space="LPS")
-    return Volume(array, geometry, time=time)

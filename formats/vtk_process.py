@@ -23,22 +23,27 @@ from formats.common import VolumeError, suffix_of
 from utils import Geometry, Volume
 
 VTK_READERS = {
-    ".vti": vtk_images.read_vti,
+    **dict.fromkeys(vtk_images.XML_FORMATS, vtk_images.read_xml),
     ".vtk": vtk_images.read_legacy,
     **dict.fromkeys((".vtkhdf", ".hdf"), vtk_images.read_vtkhdf),
     **dict.fromkeys((".mhd", ".mha"), metaimage.read_meta),
     **dict.fromkeys((".nii", ".nii.gz"), nifti.read_nifti),
 }
-OF_ARRAYS = (".vti", ".vtk", ".vtkhdf", ".hdf")  # formats whose files may have several arrays
+OF_GRIDS = (*vtk_images.XML_FORMATS, ".vtk", ".vtkhdf", ".hdf")  # formats of several arrays, on grids of any kind
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from formats import vtk_process; vtk_process.main(*sys.argv[2:])"
 
 # --- the parent -------------------------------------------------------------------------------------
 
 
-def read_by_vtk(path: str, name: str | None = None) -> Volume:
-    """The volume in a file. name: which array to read, if the file has several. Raises VolumeError."""
-    command = python("-c", CHILD, ROOT, path, *([] if name is None else [name]))
+def read_by_vtk(path: str, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
+    """The volume in a file. Raises VolumeError.
+
+    name: which array to read, if the file has several. resample: see `volume_of` of vtk_grids.py. Both are for the
+    formats OF_GRIDS.
+    """
+    chosen = [json.dumps([name, resample])] if name is not None or resample else []
+    command = python("-c", CHILD, ROOT, path, *chosen)
     null = subprocess.DEVNULL
     with subprocess.Popen(command, stdin=null, stdout=subprocess.PIPE, stderr=null) as child:
         try:
@@ -72,13 +77,13 @@ def _mapped(path: str, offset: int, strides: list[int], shape: list[int], dtype:
 # --- the child --------------------------------------------------------------------------------------
 
 
-def main(path: str, *names: str) -> None:
-    """Write the volume in a file to stdout. names: at most one, the name of the array to read."""
+def main(path: str, *chosen: str) -> None:
+    """Write the volume in a file to stdout. chosen: nothing, or the name and the counts of `read_by_vtk` in JSON."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # VTK prints on stdout, which becomes stderr
     _limit_memory()
     try:
-        volume = VTK_READERS[suffix_of(path)](path, *names)
+        volume = VTK_READERS[suffix_of(path)](path, *(json.loads(chosen[0]) if chosen else ()))
     except VolumeError as error:
         out.write(json.dumps({"error": str(error)}).encode() + b"\n")
         return

@@ -1,0 +1,133 @@
+"""VTK's data sets as volumes: the points or the cells of an image, and what VTK resamples to an image."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from vtkmodules.util.numpy_support import vtk_to_numpy
+from vtkmodules.vtkCommonCore import vtkDataArray
+
+from formats.common import VolumeError
+from utils import SIGNS, Geometry, Volume
+
+UNEVEN = 1e-3  # most that a coordinate of a rectilinear grid may be off equal steps, in steps
+NO_IMAGES = {
+    "vtkStructuredGrid": "a structured grid, which may be curved",
+    "vtkUnstructuredGrid": "an unstructured grid",
+    "vtkPolyData": "a surface or points",
+}
+WAY_OUT = "--resample NX,NY,NZ makes an image of it, as does ParaView's filter Resample To Image"
+IS_VALID = "vtkValidPointMask"  # array of VTK's filter: 0 at points of the image that lie outside the data set
+NOT_VALUES = (IS_VALID, "vtkGhostType")
+
+
+def volume_of(path: str, data, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
+    """The volume of an array of a VTK data set, see `array_of`. An array on points is not copied.
+
+    A cell is a voxel at its middle. resample: the number of points along x, y, z of the image that VTK makes of the
+    data set; None for a data set that is an image. Voxels outside the data set are NaN. Raises VolumeError.
+    """
+    if resample:
+        data = _resampled(path, data, resample)
+    shape, geometry = _points(path, data)
+    values, is_on_cells = array_of(path, data, name)
+    if is_on_cells:
+        inwards = np.multiply(geometry.spacing, [0.5 * (n > 1) for n in shape])
+        origin = geometry.origin + np.reshape(geometry.direction, (3, 3)) @ inwards
+        geometry = dataclasses.replace(geometry, origin=tuple(origin.tolist()))
+        shape = tuple(max(n - 1, 1) for n in shape)
+    array = vtk_to_numpy(values).reshape(*shape[::-1], values.GetNumberOfComponents())
+    is_valid = None if is_on_cells else data.GetPointData().GetArray(IS_VALID)
+    if is_valid and not (mask := vtk_to_numpy(is_valid).astype(bool)).all():
+        array = _with_nan(array, ~mask.reshape(array.shape[:-1]))
+    units = values.GetInformation().Get(vtkDataArray.UNITS_LABEL()) or ""
+    times = data.GetFieldData().GetArray("TimeValue")
+    time = times.GetTuple1(0) if times and times.GetNumberOfValues() == 1 else None
+    geometry = dataclasses.replace(geometry, name=values.GetName() or "sf", units=units)
+    return Volume(array.transpose(2, 1, 0, 3), _in_lps(data, geometry), time=time)
+
+
+def array_of(path: str, data, name: str | None) -> tuple[vtkDataArray, bool]:
+    """An array of a data set, and whether it is on cells. Raises VolumeError when there is none.
+
+    name: of the array. Without a name, it is the active scalars, or else the first array. Arrays on points go before
+    those on cells.
+    """
+    found = {}
+    for is_on_cells, attributes in ((True, data.GetCellData()), (False, data.GetPointData())):
+        arrays = [attributes.GetArray(i) for i in range(attributes.GetNumberOfArrays()) if attributes.GetArray(i)]
+        arrays = [array for array in arrays if array.GetName() not in NOT_VALUES]
+        if arrays:
+            found |= {array.GetName(): (array, is_on_cells) for array in arrays}
+            active = attributes.GetScalars()
+            first = active if active and active.GetName() not in NOT_VALUES else arrays[0], is_on_cells
+    if name is not None and name not in found:
+        raise VolumeError(f"{path}: holds no array {name!r}, only {', '.join(map(repr, found)) or 'none'}")
+    if not found:
+        raise VolumeError(f"{path}: expected an array on the points or the cells of an image, found none")
+    values, is_on_cells = first if name is None else found[name]
+    if values.GetNumberOfTuples() != (data.GetNumberOfCells() if is_on_cells else data.GetNumberOfPoints()):
+        what = "cell" if is_on_cells else "point"
+        raise VolumeError(f"{path}: expected a value at each {what}, found {values.GetNumberOfTuples()}")
+    return values, is_on_cells
+
+
+def _points(path: str, data) -> tuple[tuple[int, ...], Geometry]:
+    """The number of points of an image along each axis, and where they lie. Raises VolumeError for other data sets."""
+    if data.IsA("vtkImageData"):
+        matrix, spacing = data.GetDirectionMatrix(), data.GetSpacing()
+        direction = np.array([[matrix.GetElement(i, j) for j in range(3)] for i in range(3)])
+        origin = data.GetOrigin() + direction @ np.multiply(spacing, data.GetExtent()[::2])
+        return data.GetDimensions(), Geometry(spacing, tuple(origin.tolist()), tuple(direction.ravel().tolist()))
+    if not data.IsA("vtkRectilinearGrid"):
+        kind = data.GetClassName()
+        raise VolumeError(f"{path}: expected an image, found {NO_IMAGES.get(kind, kind)}: {WAY_OUT}")
+    axes = [vtk_to_numpy(part) for part in (data.GetXCoordinates(), data.GetYCoordinates(), data.GetZCoordinates())]
+    steps = [float(axis[-1] - axis[0]) / (len(axis) - 1) if len(axis) > 1 else 1.0 for axis in axes]
+    for letter, axis, step in zip("xyz", axes, steps, strict=True):
+        off = np.abs(axis - (axis[0] + step * np.arange(len(axis)))).max()
+        rounding = np.spacing(np.abs(axis).max()) if axis.dtype.kind == "f" else 0.0
+        if not (step > 0 and off <= UNEVEN * step + rounding):
+            raise VolumeError(f"{path}: expected equal steps along each axis, found others along {letter}: {WAY_OUT}")
+    return data.GetDimensions(), Geometry(tuple(steps), tuple(float(axis[0]) for axis in axes))
+
+
+def _resampled(path: str, data, counts: tuple[int, ...]):
+    """The image that VTK's own filter makes of a data set: so many points along x, y, z, over all of its extent."""
+    from vtkmodules.vtkFiltersCore import vtkResampleToImage
+
+    if data.IsA("vtkImageData"):
+        raise VolumeError(f"{path}: is an image as it is: leave --resample out")
+    if not (data.IsA("vtkDataSet") or data.IsA("vtkCompositeDataSet")):
+        raise VolumeError(f"{path}: expected a data set, found {data.GetClassName()}, which has no points")
+    counts = (*counts, 1, 1)[:3]
+    sampler = vtkResampleToImage()
+    sampler.SetInputDataObject(data)
+    sampler.SetSamplingDimensions(counts)
+    sampler.Update()
+    image = sampler.GetOutput()
+    is_valid = image.GetPointData().GetArray(IS_VALID)
+    if not (is_valid and vtk_to_numpy(is_valid).any()):
+        raise VolumeError(f"{path}: --resample: expected points within its cells, found none of {counts} there")
+    for letter, n, step in zip("xyz", counts, image.GetSpacing(), strict=True):
+        if n > 1 and not step > 0:
+            raise VolumeError(f"{path}: --resample: is flat along {letter}: expected 1 point along it, found {n}")
+    image.SetSpacing([step or 1.0 for step in image.GetSpacing()])
+    return image
+
+
+def _with_nan(array: np.ndarray, is_missing: np.ndarray) -> np.ndarray:
+    """A copy of values (z, y, x, components), as floats, with NaN where they are missing."""
+    if array.dtype.kind != "f":
+        array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
+    return np.where(is_missing[..., None], array.dtype.type(np.nan), array)
+
+
+def _in_lps(data, geometry: Geometry) -> Geometry:
+    """The geometry of a data set in LPS, where the data set says where its x, y, z point, as 3D Slicer says it."""
+    said = data.GetFieldData().GetAbstractArray("SPACE")
+    space = said.GetValue(0) if said and said.IsA("vtkStringArray") and said.GetNumberOfValues() else ""
+    if space not in SIGNS:
+        return geometry
+    return dataclasses.replace(geometry.with_signs(SIGNS[space]), space="LPS")
