@@ -15,7 +15,8 @@ from helpers.volumes import slanted
 
 def printed_by(script: str, *arguments: object) -> dict[str, str]:
     """What a script prints, in this process; its training is brief."""
-    brief = ("--n_passes", 1) if "--volume" in arguments and script != "net_decompress.py" else ()
+    is_brief = "--max_seconds" in arguments
+    brief = ("--n_passes", 1) if not is_brief and "--volume" in arguments and script != "net_decompress.py" else ()
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         importlib.import_module(script.removesuffix(".py")).main([str(a) for a in (*arguments, *brief)])
@@ -32,6 +33,9 @@ def benchmark(monkeypatch):
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         if name == "step":
             monkeypatch.setattr(module, "median_seconds", lambda work: [work()] and 1.0)
+        if name == "gpu":
+            monkeypatch.setattr(module, "MEASURED_STEPS", 1)
+            monkeypatch.setattr(module, "precision_row", lambda *arguments: [])
         if hasattr(module, "script"):
             monkeypatch.setattr(module, "script", printed_by)
         module.main(*([sys.argv[1:]] if module.main.__code__.co_argcount else []))
@@ -50,6 +54,7 @@ def benchmark(monkeypatch):
         ("knobs", ("volume.npy", "--ratios", 1e9)),
         ("time_series", ("series.npy", "--ratios", 1e9)),
         ("robustness", ("volume.npy", "--seeds", 1)),
+        ("gpu", ("volume.npy", "--cpu", "--widths", 16, "--batches", 64, "--side", 6)),
     ],
 )
 def test_a_benchmark_prints_a_table(name, arguments, benchmark, tmp_path, monkeypatch, capsys):

@@ -1,0 +1,270 @@
+"""What a GPU gives: training, one step against the limits of the card, tests, rounding, decoding. In eight minutes.
+
+The rows that tell most come first, and each is printed and kept as soon as it is known. A row that fails says why, and
+the others follow. Needs torch, NumPy and tqdm; the tests need pytest and hypothesis, too.
+
+The limits of a step are those of the same card, measured here: its rate of large float16 products and of copies. The
+arithmetic of a step is 6 operations a sample and weight of the hidden matrices. Its traffic is 12 bytes a sample and
+sine: a sine and a cosine of float16, three accesses to each. The share is that of both together in the time of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from inputs import ROOT, script
+
+from cli import console
+from siren import FieldNet, SirenConfig, neurons_for_budget
+from training import step as step_module
+from training.fitting import Fit, new_fit
+from training.recipe import default_recipe, psnr_of
+from training.sampler import VoxelSampler
+from utils import UserError, value_range
+
+N_LAYERS, N_SINES = 8, 15
+MEASURED_STEPS = 100
+TESTS = ("tests/training/test_step.py", "tests/test_cuda.py")
+TRAINED = ["volume", "ratio", "dB", "s of training", "s of the process"]
+LARGE_RATIO = 200
+REFINED = 2  # the large volume has so many voxels for one, along each axis
+
+
+class Report:
+    """Prints lines, and keeps them in a file. left: seconds until the benchmark must have ended."""
+
+    def __init__(self, path: str, seconds: float):
+        self.path, self.end = Path(path), time.monotonic() + seconds
+        self.path.write_text("")
+
+    @property
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+        with self.path.open("a") as file:
+            file.write(line + "\n")
+
+    def row(self, cells: Sequence[object]) -> None:
+        self.say("| " + " | ".join(map(str, cells)) + " |")
+
+    def table(self, title: str, head: Sequence[str], rows: Sequence[Callable[[], Sequence[object]]]) -> None:
+        """A table whose rows are computed one by one, while there is time."""
+        self.say(f"\n{title}\n")
+        self.row(head)
+        self.say("|" + "---|" * len(head))
+        for row in rows:
+            try:
+                self.row(row() if self.left > 0 else ["no time left"])
+            except (Exception, SystemExit) as error:  # one row less, not all that follow
+                self.row([f"failed: {type(error).__name__}: {' '.join(str(error).split())[-600:]}"])
+
+
+# --- the scripts ------------------------------------------------------------------------------------
+
+
+def timed(name: str, *arguments: object) -> tuple[dict[str, str], float]:
+    """The results of a script, and the seconds of its process."""
+    started = time.monotonic()
+    return script(name, *arguments), time.monotonic() - started
+
+
+def files(folder: Path, volume: Path) -> list[object]:
+    return ["--network", folder / f"{volume.stem}.pth", "--config", folder / f"{volume.stem}.json"]
+
+
+def trained(volume: Path, folder: Path, cuda: Sequence[str], ratio: float = 50.0, *flags: object) -> list[object]:
+    """A row: volume, ratio, PSNR, seconds of training and of the process of train.py."""
+    more = ["--compression_ratio", ratio, *flags]
+    found, seconds = timed("train.py", "--volume", volume, *files(folder, volume), *more, *cuda)
+    return [volume.stem, f"{ratio:g}", found["psnr"], found["seconds"], f"{seconds:.1f}"]
+
+
+def rounded_and_decoded(volume: Path, folder: Path, cuda: Sequence[str]) -> list[object]:
+    """A row: volume, PSNR, bytes and seconds of net_compress.py, seconds of net_decompress.py and of its process."""
+    blob = folder / f"{volume.stem}.blob"
+    network, config = files(folder, volume)[1::2]
+    given = ["--net", network, "--config", config, "--compressed", blob, "--volume", volume]
+    found, seconds = timed("net_compress.py", *given, *cuda)
+    decoded, process = timed("net_decompress.py", "--compressed", blob, "--recon", folder / "recon.npy", *cuda)
+    return [volume.stem, found["psnr"], found["bytes"], f"{seconds:.1f}", decoded["seconds"], f"{process:.1f}"]
+
+
+def enlarged(volume: Path, folder: Path, device: torch.device) -> Path:
+    """A volume of REFINED times the voxels along each axis, by trilinear interpolation."""
+    values = torch.from_numpy(np.load(volume).astype(np.float32))[None, None].to(device)
+    large = torch.nn.functional.interpolate(values, scale_factor=REFINED, mode="trilinear", align_corners=False)
+    path = folder / f"{volume.stem}_enlarged.npy"
+    np.save(path, large[0, 0].cpu().numpy())
+    return path
+
+
+# --- one step ---------------------------------------------------------------------------------------
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, count: int) -> float:
+    """Seconds that a call takes: the mean of `count`, after three that do not count."""
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    for _ in range(3):
+        work()
+    wait()
+    started = time.perf_counter()
+    for _ in range(count):
+        work()
+    wait()
+    return (time.perf_counter() - started) / count
+
+
+@dataclasses.dataclass
+class Card:
+    """What a card does at best: float16 operations and bytes of memory, per second."""
+
+    operations: float
+    bytes: float
+
+    @classmethod
+    def measured(cls, device: torch.device, size: int) -> Card:
+        a, b = torch.ones(2, size, size, dtype=torch.float16, device=device)
+        large = torch.ones(4 * size * size, device=device)
+        copy = torch.empty_like(large)
+        products = seconds_of(lambda: a @ b, device, 20)
+        copies = seconds_of(lambda: copy.copy_(large), device, 20)
+        return cls(2 * size**3 / products, 2 * large.nbytes / copies)
+
+    def limits(self, width: int, batch: int) -> tuple[float, float]:
+        """Seconds that the arithmetic and the traffic of a step alone take; see above."""
+        operations = 6 * (N_SINES - 1) * width**2 * batch
+        return operations / self.operations, 12 * N_SINES * width * batch / self.bytes
+
+
+def begun(width: int, batch: int, device: torch.device, side: int) -> Fit:
+    """A fit of a network of random weights to noise."""
+    grid = np.random.default_rng(0).random((side, side, side, 1), np.float32)
+    sampler = VoxelSampler(2 * grid - 1, device)
+    net = FieldNet(SirenConfig(width, N_LAYERS), torch.Generator().manual_seed(0)).to(device)
+    recipe = dataclasses.replace(default_recipe(sampler.n_voxels, net.config), batch=batch)
+    fit = Fit(net, sampler, recipe, seed=0)
+    fit.step_function.set_density(sampler.density(fit.errors))
+    return fit
+
+
+def step_seconds(fit: Fit, batch: int, psnr: float = 0.0, is_captured: bool = True) -> float:
+    """Seconds of a step."""
+    drawn = fit.sampler.shuffled(0, 0, fit.density)[:batch]
+    if not is_captured:
+        fit.step_function.replay = None
+    return seconds_of(lambda: fit.step_function(drawn, 1e-6, 1, psnr), fit.sampler.device, MEASURED_STEPS)
+
+
+def step_row(width: int, batch: int, card: Card, device: torch.device, side: int) -> list[object]:
+    """A row: width, batch, milliseconds of a step, its limits, its share of the sum of these, samples a second."""
+    taken = step_seconds(begun(width, batch, device, side), batch)
+    limits = card.limits(width, batch)
+    cells = [width, batch, f"{1e3 * taken:.3f}", *(f"{1e3 * limit:.3f}" for limit in limits)]
+    return [*cells, f"{sum(limits) / taken:.0%}", f"{batch / taken / 1e6:.1f}"]
+
+
+def variant_row(name: str, width: int, batch: int, device: torch.device, side: int, **settings) -> list[object]:
+    """A row: what is left out, milliseconds of a step."""
+    return [name, width, batch, f"{1e3 * step_seconds(begun(width, batch, device, side), batch, **settings):.3f}"]
+
+
+# --- float16 at the end of a fit --------------------------------------------------------------------
+
+
+def precision_row(volume: Path, half_psnr: float, device: torch.device) -> list[object]:
+    """A row: volume, PSNR up to which products are of float16, PSNR that the fit comes to, seconds, recoveries."""
+    array = np.load(volume).astype(np.float32)[..., None]
+    sampler = VoxelSampler(value_range(array).normalise(array), device)
+    config = SirenConfig(neurons_for_budget(sampler.n_voxels // 50))
+    fit = new_fit(config, sampler, default_recipe(sampler.n_voxels, config, is_gpu=device.type == "cuda"), 0)
+    kept, step_module.HALF_PSNR = step_module.HALF_PSNR, half_psnr
+    try:
+        fit.run()
+    finally:
+        step_module.HALF_PSNR = kept
+    error = float(sampler.squared_errors(fit.averaged_net).double().mean())
+    return [volume.stem, half_psnr, f"{psnr_of(error):.2f}", f"{fit.seconds:.1f}", fit.recovery.n_recoveries]
+
+
+def tests_row(report: Report) -> list[str]:
+    """A row: the last line of the tests that are marked `gpu`."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:xdist", "-q", *TESTS]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(report.left, 1.0))
+    failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))]
+    return [" ".join((run.stdout.strip().splitlines() or [run.stderr[-300:]])[-1:]), *failed[:20]]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "volumes", nargs="*", type=Path, default=[ROOT / "volumes" / "test_vol.npy"], metavar="VOLUME.npy"
+    )
+    parser.add_argument(
+        "--large", type=Path, help="volume to enlarge 8 times and to train at ratio 200 (default: none)"
+    )
+    parser.add_argument("--seconds", type=float, default=440.0, help="after which no row is begun (default: 440)")
+    parser.add_argument("--out", default="gpu.md", help="file that keeps the lines (default: gpu.md)")
+    parser.add_argument("--widths", type=int, nargs="+", default=[154, 64, 18])
+    parser.add_argument("--batches", type=int, nargs="+", default=[16384, 2048, 65536])
+    parser.add_argument("--side", type=int, default=128, help="of the noise that a step learns, voxels (default: 128)")
+    parser.add_argument("--cpu", action="store_true", help="use the CPU, to see whether this benchmark runs")
+    return parser
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure and print the tables."""
+    opt = build_parser().parse_args(argv)
+    if not opt.cpu and not torch.cuda.is_available():
+        raise UserError("expected a CUDA GPU, found none")
+    device, cuda = torch.device("cpu" if opt.cpu else "cuda"), [] if opt.cpu else ["--cuda"]
+    report = Report(opt.out, opt.seconds)
+    name = "CPU" if opt.cpu else torch.cuda.get_device_name(device)
+    report.say(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, Python {sys.version.split()[0]}")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        report.table("train.py", TRAINED, [lambda v=v: trained(v, folder, cuda) for v in opt.volumes])
+        card = Card.measured(device, 256 if opt.cpu else 8192)
+        report.say(f"\n{card.operations / 1e12:.0f} TFLOP/s in float16, {card.bytes / 1e12:.2f} TB/s")
+        head = ["width", "samples", "ms", "ms of arithmetic", "ms of traffic", "share", "million samples/s"]
+        pairs = [(width, batch) for batch in opt.batches for width in opt.widths]
+        rows = [lambda w=w, b=b: step_row(w, b, card, device, opt.side) for w, b in pairs]
+        report.table("A step, of 8 layers", head, rows)
+        report.table("Tests marked gpu", ["result"], [lambda: tests_row(report)] if not opt.cpu else [])
+        head = ["volume", "dB", "bytes", "s, net_compress.py --volume", "s, net_decompress.py", "s of its process"]
+        report.table(
+            "Rounding, decoding", head, [lambda v=v: rounded_and_decoded(v, folder, cuda) for v in opt.volumes]
+        )
+        rows = [lambda: trained(enlarged(opt.large, folder, device), folder, cuda, LARGE_RATIO)] if opt.large else []
+        report.table(f"train.py, {REFINED**3} times the voxels", TRAINED, rows)
+        rows = [lambda v=v: trained(v, folder, cuda, 50.0, "--max_seconds", 1) for v in opt.volumes]
+        report.table("train.py --max_seconds 1", TRAINED, rows)
+        width, batch = opt.widths[0], opt.batches[0]
+        variants = {"nothing": {}, "float16": {"psnr": 99.0}, "the graph": {"is_captured": False}}
+        rows = [lambda n=n, s=s: variant_row(n, width, batch, device, opt.side, **s) for n, s in variants.items()]
+        report.table("A step without ...", ["without", "width", "samples", "ms"], rows)
+        head = ["volume", "float16 below, dB", "dB", "s", "recoveries"]
+        pairs = [(volume, psnr) for volume in opt.volumes[::-1] for psnr in (0.0, 45.0, 200.0)]
+        rows = [lambda v=v, p=p: precision_row(v, p, device) for v, p in pairs]
+        report.table("float16 up to which PSNR", head, rows)
+
+
+if __name__ == "__main__":
+    console.run(main)
