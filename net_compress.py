@@ -141,7 +141,10 @@ def main(argv: Sequence[str]) -> None:
     if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):
         raise UserError(f"{opt.net}: holds weights too large to be rounded")
     blob = encode_blob(header, [(dataclasses.asdict(config), layers)])
-    field, figures = NeuralField(*decode_single(blob), n_threads=opt.num_workers), {}  # what is written can be read
+    field, figures = (
+        NeuralField(*decode_single(blob, large=True), n_threads=opt.num_workers),
+        {},
+    )  # what is written can be read
     if volume:
         decoded = field.lazy()
         chosen = measured_boxes(volume.values)

@@ -45,6 +45,7 @@ def build_parser() -> arguments.ArgumentParser:
 def add_input_and_output(group: arguments.ArgumentGroup) -> None:
     """Add the options for the blob, for the volume to compare with, and for the files to write."""
     group.add_argument("--compressed", required=True, help="blob that net_compress.py wrote")
+    arguments.add_large_argument(group)
     group.add_argument(
         "--recon",
         default="recon",
@@ -136,7 +137,7 @@ def read_field(opt: arguments.Options, device: object) -> tuple[NeuralField, Vol
     A blob of the original scripts has no header; shape and range then come from the volume. Raises UserError.
     """
     try:
-        header, network, weights = decode_either(read_bytes(opt.compressed))
+        header, network, weights = decode_either(read_bytes(opt.compressed), opt.large)
     except BlobError as error:
         raise UserError(f"{opt.compressed}: {error}") from None
     if header is None and not opt.volume:

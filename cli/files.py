@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import re
@@ -303,13 +304,18 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def read_regular(path: str) -> bytes:
+    """The content of a file. Raises OSError when it cannot be read, or is no regular file of at most MAX_BYTES."""
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
+            raise OSError(errno.EINVAL, f"expected a regular file of at most {_size(MAX_BYTES)}", path)
+        return file.read()
+
+
 def read_bytes(path: str) -> bytes:
-    """The content of a file. Raises UserError when it cannot be read, or is no regular file of at most MAX_BYTES."""
+    """The same, for scripts: raises UserError."""
     try:
-        with open(path, "rb", opener=_without_waiting) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-                raise UserError(f"{path}: expected a regular file of at most {_size(MAX_BYTES)}")
-            return file.read()
+        return read_regular(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

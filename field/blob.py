@@ -178,6 +178,9 @@ MAGIC = b"\x93NVC"
 VERSION = 1
 MAX_PARAMETERS = 1 << 27  # most parameters of all networks of a file; more are refused before memory is allocated
 MAX_VOXELS = 1 << 40  # most voxels of a grid
+# A file of a few kilobytes can hold as many as the format allows. More than these are read only when asked for.
+USUAL_PARAMETERS = 1 << 24
+USUAL_MASK_VOXELS = 1 << 30
 
 
 class BlobError(UserError):
@@ -256,11 +259,18 @@ def check_network(network: dict) -> None:
     check_size([network])
 
 
-def check_size(networks: list[dict]) -> None:
-    """Raise BlobError when the networks of a file have more than MAX_PARAMETERS parameters in all."""
+def check_size(networks: list[dict]) -> int:
+    """The number of parameters of all networks of a file. Raises BlobError when it is above MAX_PARAMETERS."""
     count = sum((layer.n_in + 1) * layer.n_out for network in networks for layer in linear_layers(**network))
     if count > MAX_PARAMETERS:
         raise BlobError(f"expected at most {MAX_PARAMETERS} parameters in all, found {count}")
+    return count
+
+
+def _check_usual(count: int, limit: int, what: str) -> None:
+    if count > limit:
+        way_out = "--large reads it, large=True in Python"
+        raise BlobError(f"holds {count} {what}, more than {limit}: it can take gigabytes of memory: {way_out}")
 
 
 # --- writing ----------------------------------------------------------------------------------------
@@ -377,10 +387,11 @@ def is_blob(data: bytes) -> bool:
     return data[:4] == MAGIC
 
 
-def decode_blob(data: bytes) -> tuple[VolumeHeader, list[tuple[dict, dict[str, np.ndarray]]]]:
+def decode_blob(data: bytes, large: bool = False) -> tuple[VolumeHeader, list[tuple[dict, dict[str, np.ndarray]]]]:
     """The header and the networks (description, float32 tensors by name) of a blob.
 
-    Raises BlobError unless the blob is complete and valid.
+    Raises BlobError unless the blob is complete and valid, and, unless `large`, of at most USUAL_PARAMETERS weights and
+    biases and a mask of at most USUAL_MASK_VOXELS voxels. tests/field/test_hostile.py limits the memory that it takes.
     """
     reader = ByteReader(data, "blob")
     if reader.take(4) != MAGIC:
@@ -418,9 +429,11 @@ def decode_blob(data: bytes) -> tuple[VolumeHeader, list[tuple[dict, dict[str, n
         elif kind == "a":
             attributes = _decode_attributes(content.take(len(content.data)))
         elif kind == "M":
+            if not large:
+                _check_usual(math.prod(shape), USUAL_MASK_VOXELS, "voxels with a mask of the missing ones")
             missing = decode_missing(content.take(len(content.data)), dtype, shape)
         elif kind == "N":
-            networks.append(_decode_network(content, d_in, d_out, [network for network, _ in networks]))
+            networks.append(_decode_network(content, d_in, d_out, [network for network, _ in networks], large))
         content.end()
     names = attributes.get("name", "sf"), attributes.get("units", "")
     geometry = Geometry(spacing, origin, direction, *names, "LPS" if world else "")
@@ -447,9 +460,12 @@ def _chunks(reader: ByteReader) -> list[tuple[str, ByteReader]]:
     return chunks
 
 
-def decode_single(data: bytes) -> tuple[VolumeHeader, dict, dict[str, np.ndarray]]:
-    """Header, network and weights of a blob. Raises BlobError unless it has one network, as the scripts write it."""
-    header, networks = decode_blob(data)
+def decode_single(data: bytes, large: bool = False) -> tuple[VolumeHeader, dict, dict[str, np.ndarray]]:
+    """Header, network and weights of a blob. Raises BlobError unless it has one network, as the scripts write it.
+
+    large: see `decode_blob`.
+    """
+    header, networks = decode_blob(data, large)
     if len(networks) != 1:
         raise BlobError(f"expected one network, found {len(networks)}: written by a newer version")
     return header, *networks[0]
@@ -480,7 +496,7 @@ def _decode_attributes(text: bytes) -> dict[str, str]:
 
 
 def _decode_network(
-    content: ByteReader, d_in: int, d_out: int, others: list[dict]
+    content: ByteReader, d_in: int, d_out: int, others: list[dict], large: bool
 ) -> tuple[dict, dict[str, np.ndarray]]:
     flags, n_layers, n_neurons, omega_0 = content.unpack("2BHf")
     if flags > 3:
@@ -488,7 +504,9 @@ def _decode_network(
     network = {"n_neurons": n_neurons, "n_layers": n_layers, "d_in": d_in, "d_out": d_out}
     network |= {"is_residual": bool(flags & 1), "omega_0": omega_0}
     check_network(network)
-    check_size([*others, network])
+    count = check_size([*others, network])
+    if not large:
+        _check_usual(count, USUAL_PARAMETERS, "weights")
     records = []
     for name, n_out, n_in, *_ in linear_layers(**network):
         upper, *codes = content.unpack("H4B")

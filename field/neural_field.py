@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from cli.files import read_regular
 from field.array_interface import ArrayInterface
 from field.blob import decode_single
 from field.evaluation import CHUNK, Coordinates, Network, OnProgress, evaluate, grid_coordinates, point_coordinates
@@ -57,10 +58,12 @@ class NeuralField(ArrayInterface):
             self.layers.append(np.column_stack([weight, bias]).astype(np.float32))
 
     @classmethod
-    def open(cls, path: str, device: object = "cpu", n_threads: int = 1) -> NeuralField:
-        """The field in a blob. Raises OSError when the file cannot be read, BlobError when it is no blob."""
-        with open(path, "rb") as file:
-            return cls(*decode_single(file.read()), device, n_threads)
+    def open(cls, path: str, device: object = "cpu", n_threads: int = 1, large: bool = False) -> NeuralField:
+        """The field in a blob. Raises OSError when the file cannot be read, BlobError when it is no blob.
+
+        large: also a blob of more than 2^24 weights, or with a mask of more than 2^30 voxels.
+        """
+        return cls(*decode_single(read_regular(path), large), device, n_threads)
 
     @classmethod
     def of(cls, net: object, header: VolumeHeader, device: object = "cpu", n_threads: int = 1) -> NeuralField:

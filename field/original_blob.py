@@ -13,9 +13,12 @@ from utils import VolumeHeader
 ORIGINAL_BITS = (4, *range(6, 17))  # bits per index; the original reader garbles indices of 1, 2, 3 and 5 bits
 
 
-def decode_either(data: bytes) -> tuple[VolumeHeader | None, dict, dict[str, np.ndarray]]:
-    """Header, network and weights of a blob of either kind; the header is None in an original one. Raises BlobError."""
-    return decode_single(data) if is_blob(data) else (None, *decode_original(data))
+def decode_either(data: bytes, large: bool = False) -> tuple[VolumeHeader | None, dict, dict[str, np.ndarray]]:
+    """Header, network and weights of a blob of either kind; the header is None in an original one. Raises BlobError.
+
+    large: see `decode_blob`. An original blob is as long as what it holds, and needs no such limit.
+    """
+    return decode_single(data, large) if is_blob(data) else (None, *decode_original(data))
 
 
 def decode_original(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:

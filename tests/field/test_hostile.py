@@ -12,6 +12,7 @@ import io
 import json
 import lzma
 import math
+import os
 import struct
 import sys
 import tempfile
@@ -44,6 +45,7 @@ import net_decompress
 from field import blob as blob_format
 from field import entropy_coder
 from field.blob import BlobError, decode_blob, encode_blob
+from field.neural_field import NeuralField
 from field.original_blob import decode_original
 from quantising.codebooks import round_to_codebooks
 from quantising.rounding import round_layers
@@ -434,7 +436,8 @@ def test_memory_of_large_masks(axis):
     with memory_traced():
         for shape, is_read in (((256,) * 3, True), ((1 << 13,) * 3, False), ((1024, 1024, 1025), False)):
             data = assemble([*chunks_of(replaced(seeds()[0], b"F", 3, "III", *shape)), stream])
-            assert (read_within_bounds(decode_blob, data, announced(data)) is not None) == is_read
+            read = functools.partial(decode_blob, large=True)
+            assert (read_within_bounds(read, data, announced(data)) is not None) == is_read
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -485,6 +488,44 @@ def test_memory_of_a_large_network_in_a_small_file():
     with memory_traced():
         _, ((_, tensors),) = read_within_bounds(decode_blob, data, announced(data))
     assert sum(map(np.size, tensors.values())) == announced(data) > 9e5 and not any(map(np.any, tensors.values()))
+
+
+def unusual_blobs() -> tuple[bytes, bytes]:
+    """A small file of more than 2^24 weights, and one of a mask of more than 2^30 voxels."""
+    field, network = chunks_of(seeds()[0])
+    mask = (b"M", NAN + b"\0" + lzma2(bytes(3)))
+    grid = chunks_of(replaced(seeds()[0], b"F", 3, "III", 1 << 10, 1 << 10, (1 << 10) + 1))[0]
+    return assemble([field, (b"N", lazy_network(4096, 2))]), assemble([grid, mask, network])
+
+
+def test_what_is_unusual_is_refused_before_it_takes_memory():
+    for data, found in zip(unusual_blobs(), (16801793, 1024**2 * 1025), strict=True):
+        assert len(data) < 10_000
+        with memory_traced(), pytest.raises(BlobError, match=f"holds {found} .* --large reads it"):
+            decode_blob(data)
+        with memory_traced():
+            assert read_within_bounds(decode_blob, data, 0) is None
+
+
+def test_large_reads_what_is_unusual(monkeypatch, tmp_path):
+    """By the script and in Python."""
+    monkeypatch.setattr(blob_format, "USUAL_PARAMETERS", 20)
+    blob, recon = tmp_path / "blob", tmp_path / "r.npy"
+    blob.write_bytes(seeds()[0])
+    flags = ("--compressed", str(blob), "--recon", str(recon))
+    assert f"{blob}: holds" in error_of(net_decompress.main, *flags) and not recon.exists()
+    net_decompress.main([*flags, "--large"])
+    np.testing.assert_array_equal(np.load(recon), NeuralField.open(blob, large=True)[...])
+    with pytest.raises(BlobError, match="--large"):
+        NeuralField.open(blob)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_open_waits_for_no_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(OSError, match="expected a regular file"):
+            NeuralField.open(path)
 
 
 def test_many_large_networks_are_refused():
