@@ -17,7 +17,7 @@ import numpy as np
 
 from cli import arguments
 from cli.files import FileSet, atomic_write, check_outputs, read_bytes, write_files
-from field import pictures
+from field import pictures, rendering
 from field.blob import BlobError
 from field.metrics import compare_steps, file_ratios, report_of_steps
 from field.neural_field import NeuralField
@@ -234,7 +234,7 @@ def main(argv: Sequence[str]) -> None:
     inputs = [path for path in (opt.compressed, opt.points) if path] + (source_files(opt.volume) if opt.volume else [])
     check_outputs([opt.recon, *([opt.preview] if opt.preview else [])], inputs)
     if opt.preview:
-        pictures.check(opt.preview)
+        rendering.check(opt.preview)
     field, volume = read_field(opt, device)
     started = time.monotonic()
     recon = write_points(opt, field) if opt.points else write_volume_files(opt, field, volume, inputs)

@@ -16,7 +16,7 @@ from functools import partial
 
 from cli.arguments import Options, resolve_device, to_number, volume_arguments
 from cli.files import check_outputs
-from field import pictures
+from field import rendering
 from formats.common import raw_layout
 from formats.reading import read_volume, source_files
 from formats.series import is_pattern
@@ -27,6 +27,7 @@ from training.fitting import new_fit
 from training.long_runs import Checkpoint, run_to_target
 from training.network_files import configuration, write_network
 from training.options import MUST_MATCH, network_for, parse, recipe_for, settled, size_messages
+from training.plot import plot_training
 from training.quality import Judge, Quality
 from training.recipe import psnr_of
 from training.streaming import make_sampler
@@ -115,7 +116,7 @@ def main(argv: Sequence[str]) -> None:
     further = [path for path in (opt.checkpoint, opt.plot) if path]
     check_outputs([*finished, *interrupted, *debug, *further], inputs=source_files(opt.volume))
     if opt.plot:
-        pictures.check(opt.plot)
+        rendering.check(opt.plot)
 
     volume = read(opt)
     whole = header_of(volume)
@@ -153,7 +154,7 @@ def main(argv: Sequence[str]) -> None:
     for path, array in zip(debug, (volume.array, judge.decoded().lazy()), strict=False):
         write_volume(path, dataclasses.replace(volume, array=array))
     if opt.plot:
-        pictures.plot(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, quality.metrics.psnr))
+        plot_training(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, quality.metrics.psnr))
     warn_of_quality(opt, header, quality.clipped.psnr, psnr_of(sampler.variance))
     console.report(**results(opt, volume, header, config, quality, fit.seconds))
     files = ["--net", opt.network, "--config", opt.config, "--compressed", "compressed_out"]

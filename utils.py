@@ -68,15 +68,15 @@ class Geometry:
         first = 0 if self.d_in == 4 else 1
         return directions[first : first + self.d_in, first : first + self.d_in]
 
-    def axis_positions(self, shape: tuple[int, ...]) -> list[np.ndarray]:
-        """The positions of the voxels along each grid axis, float64. shape: the number of voxels along each axis.
+    def axis_positions(self, axes: Iterable[np.ndarray]) -> list[np.ndarray]:
+        """Coordinates in space along each grid axis, float64. axes: for each axis, the positions in voxels.
 
-        They are coordinates in space. Where the axes are turned, they are distances from the first voxel.
+        Where the axes are turned, there are no such coordinates. The results are distances from the first voxel.
         """
         steps, starts = np.diag(self.axis_directions) * self.spacing, np.array(self.origin, np.float64)
         if self.is_turned:
             steps, starts[-3:] = np.array(self.spacing), 0.0
-        return [start + step * np.arange(n) for start, step, n in zip(starts, steps, shape, strict=True)]
+        return [start + step * axis for start, step, axis in zip(starts, steps, axes, strict=True)]
 
     @property
     def is_turned(self) -> bool:

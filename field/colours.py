@@ -26,6 +26,7 @@ class Scale:
     is_below: bool = False  # whether some values are below low
     is_above: bool = False  # whether some values are above high
     opaque: tuple[float, float] = (0.0, 1.0)  # distances from the background where a solid becomes visible, opaque
+    is_discrete = False
 
     def unit(self, values: np.ndarray) -> np.ndarray:
         """Values -> 0 to 1, clipped to low..high. The result is 0.5 when low equals high. NaN stays NaN."""
@@ -35,8 +36,7 @@ class Scale:
 
     def colours(self, values: np.ndarray) -> np.ndarray:
         """Values (...) -> RGB (..., 3), uint8. NaN becomes MISSING."""
-        index = np.rint(np.nan_to_num(self.unit(values)) * (len(self.table) - 1)).astype(int)
-        return np.where(np.isnan(values)[..., None], np.uint8(MISSING), self.table[index])
+        return coloured(self.unit(values), self.table)
 
     @property
     def background(self) -> float:
@@ -48,12 +48,31 @@ class Scale:
         at = np.linspace(0.0, 1.0, 257)
         start, end = self.opaque
         ramp = np.clip((np.abs(at - self.background) - start) / max(end - start, 1e-3), 0.0, 1.0)
-        return list(zip(at.tolist(), (0.9 * ramp**1.5).tolist(), strict=True))
+        return list(zip(at.tolist(), (0.9 * ramp**2).tolist(), strict=True))
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """The figures at a colour bar: pairs of a place on the bar (0 to 1) and a text. Clipped ends have a sign."""
+        extent, ticks = self.high - self.low, []
+        for place in np.linspace(0, 1, 5).tolist() if extent > 0 else [0.5]:
+            sign = "\u2264 " if self.is_below and place == 0 else "\u2265 " if self.is_above and place == 1 else ""
+            ticks.append((place, sign + figure_of(self.low * (1 - place) + self.high * place, extent)))
+        return ticks
+
+
+def coloured(unit: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Places on a scale (...), 0 to 1 -> RGB (..., 3), uint8. NaN becomes MISSING."""
+    index = np.rint(np.nan_to_num(unit) * (len(table) - 1)).astype(int)
+    return np.where(np.isnan(unit)[..., None], np.uint8(MISSING), table[index])
+
+
+def rgb_of(anchors: str) -> np.ndarray:
+    """The RGB rows, uint8, of hexadecimal numbers."""
+    return np.array([list(bytes.fromhex(anchor)) for anchor in anchors.split()], np.uint8)
 
 
 def colour_table(anchors: str) -> np.ndarray:
     """A table of 256 RGB rows, uint8, at equal steps between the anchors."""
-    rgb = np.array([list(bytes.fromhex(anchor)) for anchor in anchors.split()])
+    rgb = rgb_of(anchors)
     at = np.linspace(0, len(rgb) - 1, 256)
     return np.stack([np.rint(np.interp(at, range(len(rgb)), channel)) for channel in rgb.T], axis=1).astype(np.uint8)
 
@@ -111,3 +130,16 @@ def figure_of(value: float, extent: float) -> str:
     if extent >= 1e-3 and abs(value) < 1e6:
         return f"{value:.{max(0, 2 - math.floor(math.log10(extent)))}f}"
     return f"{value:.{2 + max(0, round(math.log10(abs(value) / extent)))}e}"
+
+
+def round_ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
+    """Round numbers between two ends, with their texts, at no more than `most` equal steps."""
+    least, greatest = min(low, high), max(low, high)
+    extent = greatest - least
+    if not 0 < extent < math.inf:
+        return [(low, f"{low:.6g}")]
+    power = 10.0 ** math.floor(math.log10(extent / most))
+    step = next(power * k for k in (1, 2, 5, 10, 20) if extent / (power * k) <= most + 1e-9)
+    numbers = range(math.ceil(least / step - 1e-9), math.floor(greatest / step + 1e-9) + 1)
+    n_digits = max(6, len(str(max(map(abs, numbers), default=0))))  # so that the texts differ
+    return [(number * step, f"{number * step:.{n_digits}g}") for number in numbers]

@@ -19,6 +19,7 @@ def xarray_of(volume: Volume) -> object:
     import xarray
 
     geometry = volume.geometry
+    positions = geometry.axis_positions(map(np.arange, volume.array.shape[: geometry.d_in]))
     axes = ("t", "x", "y", "z")[geometry.d_in != 4 :][: geometry.d_in]
     attributes = {"units": geometry.units} if geometry.units else {}
     if volume.fill is not None:
@@ -27,7 +28,7 @@ def xarray_of(volume: Volume) -> object:
         attributes |= {"origin": list(geometry.origin), "direction": list(geometry.direction)}
     return xarray.DataArray(
         volume.array,
-        dict(zip(axes, geometry.axis_positions(volume.array.shape[: geometry.d_in]), strict=True)),
+        dict(zip(axes, positions, strict=True)),
         axes + ("component",) * (volume.array.ndim > geometry.d_in),
         geometry.name,
         attributes,

@@ -21,7 +21,8 @@ class Metrics:
     """How far decoded values are from the original: PSNR in dB, RMSE and largest error in the original's units.
 
     psnrs: the PSNR of each component over its own range. psnr: the PSNR of all components, from the mean of the squared
-    errors, each relative to its component's range. n_voxels: the number of voxels that were compared.
+    errors, each relative to its component's range. n_voxels: the number of voxels that were compared. n_differing: how
+    many of these differ.
     """
 
     psnr: float
@@ -29,6 +30,7 @@ class Metrics:
     max_error: float
     psnrs: tuple[float, ...]
     n_voxels: int
+    n_differing: int = 0
 
     def report(self, n_voxels: int | None = None) -> dict[str, str]:
         """The result lines: psnr; with several components also psnr_0, psnr_1, ...
@@ -58,7 +60,7 @@ def compare(
     values = values or value_range(original[..., None])
     n_components, extent = len(values.low), values.extent
     scale = np.where(extent > 0, extent, 1.0)  # squares of the scaled differences neither overflow nor vanish
-    squares, largest, count = np.zeros(n_components), np.zeros(n_components), 0
+    squares, largest, count, n_differing = np.zeros(n_components), np.zeros(n_components), 0, 0
     for box, part in read_in_boxes(original if n_components > 1 else original[..., None], chosen):
         a, b = part.reshape(-1, n_components), decoded[box].reshape(-1, n_components)
         if values.fill is not None:
@@ -69,12 +71,14 @@ def compare(
         squares += np.einsum("ij,ij->j", difference, difference)
         largest = np.maximum(largest, np.abs(difference).max(axis=0, initial=0.0))
         count += len(difference)
+        n_differing += np.count_nonzero(difference.any(axis=1))
     if not count:
         return Metrics(math.nan, math.nan, math.nan, (math.nan,) * n_components, 0)
     errors = squares / count
     rmse = math.sqrt(np.mean(errors * (scale / scale.max()) ** 2)) * scale.max()
     errors[(extent == 0) & (errors > 0)] = math.inf  # a constant component with any error
-    return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), tuple(map(_psnr, errors)), count)
+    psnrs = tuple(map(_psnr, errors))
+    return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), psnrs, count, n_differing)
 
 
 def compare_steps(
@@ -110,7 +114,8 @@ def combine_metrics(parts: list[Metrics]) -> Metrics:
     rmse = math.hypot(*(math.sqrt(w) * part.rmse for w, part in zip(weights, parts, strict=True)))
     psnrs = tuple(map(mean, zip(*(part.psnrs for part in parts), strict=True)))
     largest = max(part.max_error for part in parts)
-    return Metrics(mean(part.psnr for part in parts), rmse, largest, psnrs, sum(part.n_voxels for part in parts))
+    counts = (sum(part.n_voxels for part in parts), sum(part.n_differing for part in parts))
+    return Metrics(mean(part.psnr for part in parts), rmse, largest, psnrs, *counts)
 
 
 def report_of_steps(steps: dict[int, Metrics], is_series: bool) -> dict[str, str]:

@@ -118,3 +118,34 @@ def chain(tmp_path_factory):
     compress(trained, folder / "blob", "--cluster_bits", 12)
     trained.folder, trained.blob, trained.volume = folder, folder / "blob", folder / "volume.npy"
     return trained
+
+
+@pytest.fixture(scope="session")
+def has_renderer() -> None:
+    from field import rendering
+    from utils import UserError
+
+    try:
+        rendering.check("any.png")
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def renderer(has_renderer, monkeypatch) -> None:
+    """Skips where nothing can be rendered; tries it only once."""
+    from field import rendering
+
+    monkeypatch.setattr(rendering, "TRIAL", "")
+
+
+@pytest.fixture
+def texts(monkeypatch) -> list[str]:
+    """What is written into pictures, beside what VTK itself writes."""
+    from field import drawing
+
+    written, write_text = [], drawing.write_text
+    monkeypatch.setattr(
+        drawing, "write_text", lambda image, text, *at: written.append(text) or write_text(image, text, *at)
+    )
+    return written

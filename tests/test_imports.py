@@ -121,7 +121,8 @@ def test_the_tests_of_cuda_and_npy_files_need_no_vtk(tmp_path):
 
 
 def test_only_the_readers_of_volumes_and_the_pictures_know_vtk():
-    knowing = {"pictures", "conversion", "vtk_grids", "vtk_output", "vtk_images", "metaimage", "nifti"}
+    knowing = {"drawing", "rendering", "plot", "conversion"}
+    knowing |= {"vtk_grids", "vtk_output", "vtk_images", "metaimage", "nifti"}
     for path in itertools.chain(*map(files_of, MODULES)):
         assert (path.stem in knowing) == bool(imported(path) & {"vtkmodules", "vtk"}), path
 

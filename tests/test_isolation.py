@@ -49,8 +49,8 @@ def test_modules_of_the_current_folder_are_left_alone(tmp_path):
     (tmp_path / "vtkmodules" / "__init__.py").write_text("open('executed', 'w')")
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from field import pictures\nfrom formats.reading import read_volume\n"
-        "for act in (lambda: read_volume('a.vti'), lambda: pictures.check('p.png')):\n"
+        "from field import rendering\nfrom formats.reading import read_volume\n"
+        "for act in (lambda: read_volume('a.vti'), lambda: rendering.check('p.png')):\n"
         "    try:\n        act()\n    except Exception as error:\n        print(error)\n"
     )
     (tmp_path / "a.vti").write_text("no image")

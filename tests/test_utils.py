@@ -196,6 +196,7 @@ def test_metrics_across_blocks():
     decoded[5], decoded[-2] = 3, 4
     metrics = compare(original, decoded)
     assert metrics.max_error == pytest.approx(4.0) and metrics.rmse == pytest.approx(math.sqrt(25 / 3e6))
+    assert (metrics.n_voxels, metrics.n_differing) == (3_000_000, 2)
 
 
 def test_components_are_measured_over_their_own_ranges():
@@ -221,6 +222,7 @@ def test_metrics_of_parts_together():
     found = combine_metrics([compare(a, b, values) for a, b in zip(original, decoded, strict=True)])
     assert found.psnr == pytest.approx(expected.psnr) and found.psnrs == pytest.approx(expected.psnrs)
     assert found.rmse == pytest.approx(expected.rmse) and found.max_error == expected.max_error
+    assert (found.n_voxels, found.n_differing) == (expected.n_voxels, expected.n_differing) == (120, 90)
     assert combine_metrics([compare(original, original, values)]).psnr == math.inf
     constant = value_range(np.ones((3, 1)))
     assert combine_metrics([compare(np.ones(3), np.ones(3) * 3, constant)] * 2).psnr == -math.inf

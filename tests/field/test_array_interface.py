@@ -8,15 +8,16 @@ import html.parser
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.networks import arrays, field_net, make_header
+from helpers.pictures import read_png
 from helpers.scripts import ROOT
-from vtkmodules.vtkIOImage import vtkPNGReader
 
 from field.neural_field import NeuralField
-from formats.vtk_output import volume_of
+from formats.vtk_grids import volume_of
 from utils import Mask
 
 TURN = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
@@ -96,17 +97,11 @@ class Tags(html.parser.HTMLParser):
         self.text += data
 
 
-def image_in(page: str, folder) -> np.ndarray:
+def image_in(page: str, folder: Path) -> np.ndarray:
     """The pixels of the page's image, [row from the top, column, RGB]."""
-    from vtkmodules.util.numpy_support import vtk_to_numpy
-
-    path, reader = folder / "p.png", vtkPNGReader()
+    path = folder / "p.png"
     path.write_bytes(base64.b64decode(re.search("base64,([^']*)'", page)[1]))
-    assert reader.CanReadFile(str(path))
-    reader.SetFileName(str(path))
-    reader.Update()
-    width, height, _ = reader.GetOutput().GetDimensions()
-    return vtk_to_numpy(reader.GetOutput().GetPointData().GetScalars()).reshape(height, width, 3)[::-1]
+    return read_png(path)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,46 +8,30 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers.networks import field_net, make_blob, make_header
+from helpers.pictures import is_blue, is_red, read_png
 from helpers.scripts import compress, decompress, error_of, listing, subprocess_of, train
 from helpers.volumes import slanted
-from vtkmodules.util.numpy_support import vtk_to_numpy
-from vtkmodules.vtkIOImage import vtkPNGReader
 
 import net_decompress
 import train as train_script
 from cli import files
-from field import colours, pictures
-from field.pictures import BAR, GAP, LINE, PANEL
-from training import fitting, long_runs
-from utils import Grid, UserError, ValueRange, voxel_grid
-
-ROW = 2 * LINE + PANEL + GAP  # height of what belongs to one field
-
-
-@pytest.fixture(scope="module")
-def has_renderer() -> None:
-    try:
-        pictures.check("any.png")
-    except UserError as error:
-        pytest.skip(str(error))
-
-
-@pytest.fixture
-def renderer(has_renderer, monkeypatch) -> None:
-    """Skips where nothing can be rendered; tries it only once."""
-    monkeypatch.setattr(pictures, "TRIAL", "")
+from field import colours, drawing, pictures, rendering
+from field.drawing import BAR, GAP, LINE, PANEL, ROW
+from field.labels import LabelScale
+from field.metrics import compare
+from utils import Grid, ValueRange, voxel_grid
 
 
 @pytest.fixture
 def coarse(renderer, monkeypatch) -> None:
     """Renders a pixel in 36, the others alike: it takes less time, and the pictures are as large."""
-    rendered = pictures.rendered_by
+    rendered = rendering.rendered_by
 
     def rendered_by(scenes, width, height):
         images = rendered(scenes, width // 6, height // 6)
         return [np.repeat(np.repeat(image, 6, axis=0), 6, axis=1) for image in images]
 
-    monkeypatch.setattr(pictures, "rendered_by", rendered_by)
+    monkeypatch.setattr(rendering, "rendered_by", rendered_by)
 
 
 @pytest.fixture
@@ -57,17 +41,7 @@ def no_solids(monkeypatch) -> None:
     monkeypatch.setattr(pictures, "render_solids", lambda solids, *_: [white] * len(solids))
 
 
-def read_png(path: Path) -> np.ndarray:
-    """RGB [row from the top, column], signed so that differences do not wrap around."""
-    reader = vtkPNGReader()
-    assert reader.CanReadFile(str(path))
-    reader.SetFileName(str(path))
-    reader.Update()
-    width, height, _ = reader.GetOutput().GetDimensions()
-    return vtk_to_numpy(reader.GetOutput().GetPointData().GetScalars()).reshape(height, width, 3)[::-1].astype(int)
-
-
-def preview(path: Path, decoded: np.ndarray, original=None, d_in=3, fill=None, **header) -> np.ndarray:
+def preview(path: Path, decoded: np.ndarray, original=None, d_in=3, fill=None, metrics=None, **header) -> np.ndarray:
     """The picture of a field that has just these values; of a step of a series when d_in is 4."""
     n_axes = min(d_in, 3)
     grid = voxel_grid(decoded.shape[:n_axes])
@@ -82,7 +56,7 @@ def preview(path: Path, decoded: np.ndarray, original=None, d_in=3, fill=None, *
     field = SimpleNamespace(
         header=make_header(grid.shape, **header), values=ValueRange(ends, ends, fill), on_grid=on_grid
     )
-    path.write_bytes(pictures.preview(field, grid, original, "title"))
+    path.write_bytes(pictures.preview(field, grid, original, "title", metrics=metrics))
     return read_png(path)
 
 
@@ -105,14 +79,6 @@ def bar_in(image: np.ndarray, row: int, n_panels: int) -> np.ndarray:
     """The colours of a colour bar, from its lowest value to its highest."""
     top, left = 2 * LINE + row * ROW + 2 * LINE, GAP + n_panels * (PANEL + GAP) - GAP // 2
     return image[top + 2 * LINE : top + PANEL - LINE, left + 8][::-1]
-
-
-def is_red(image: np.ndarray) -> np.ndarray:
-    return image[..., 0] - image[..., 2] > 60
-
-
-def is_blue(image: np.ndarray) -> np.ndarray:
-    return image[..., 2] - image[..., 0] > 60
 
 
 # --- what is shown ----------------------------------------------------------------------------------
@@ -139,6 +105,41 @@ def test_spacing_is_the_aspect(no_solids, tmp_path):
     assert shown.shape[1] / shown.shape[0] == pytest.approx(2, rel=0.02)
 
 
+def test_axes_have_coordinates_and_the_bar_has_units(no_solids, tmp_path, texts):
+    """Of the voxels' middles; captions say where the slices lie."""
+    place = {"spacing": (0.25, 0.5, 2.0), "origin": (100.0, -20.0, 3.0), "units": "K"}
+    preview(tmp_path / "p.png", slanted((40, 40, 40)), **place)
+    assert {"x = 105", "y = -10", "z = 43", "K", "100", "105", "-20", "-15", "20", "40", "60", "80"} <= set(texts)
+
+
+def test_turned_axes_have_distances(no_solids, tmp_path, texts):
+    """Their voxels have no single x, y or z."""
+    turn = (0.6, -0.8, 0.0, 0.8, 0.6, 0.0, 0.0, 0.0, 1.0)
+    place = {"spacing": (0.25, 0.5, 2.0), "origin": (100.0, -20.0, 3.0), "direction": turn}
+    preview(tmp_path / "p.png", slanted((40, 40, 40)), **place)
+    assert {"x = 5", "y = 10", "z = 40", "0", "5", "10", "15"} <= set(texts) and "100" not in texts
+
+
+@pytest.mark.parametrize(
+    ("positions", "length", "expected"),
+    [
+        (np.arange(10.0), 300, [(15, "0"), (75, "2"), (135, "4"), (195, "6"), (255, "8")]),
+        (100 - 0.5 * np.arange(10), 300, [(255, "96"), (195, "97"), (135, "98"), (75, "99"), (15, "100")]),
+        (np.arange(2) * 1e-9, 300, [(75, "0"), (150, "5e-10"), (225, "1e-09")]),
+        (np.arange(3) + 1e7, 180, [(30, "10000000"), (90, "10000001"), (150, "10000002")]),
+        (np.arange(10.0), 30, []),
+        (np.zeros(1), 300, []),
+        (np.empty(0), 300, []),
+    ],
+)
+def test_figures_stand_at_their_voxels(positions, length, expected):
+    found = drawing.axis_ticks(positions, length, 50)
+    assert [tick for tick in found if tick in expected] == expected
+    for place, text in found:  # the voxel of that place is the nearest one to the value
+        at = np.interp(place * len(positions) / length - 0.5, range(len(positions)), positions)
+        assert at == pytest.approx(float(text), abs=0.02 * np.ptp(positions))
+
+
 @pytest.mark.parametrize(("corner", "place"), [((-1, -1, 0), (1, -1)), ((0, -1, 0), (-1, -1)), ((-1, 0, 0), (1, 1))])
 def test_the_solid_lies_with_x_to_the_right_and_y_upwards(renderer, tmp_path, corner, place):
     array = np.zeros((16, 16, 16), np.uint8)
@@ -147,6 +148,62 @@ def test_the_solid_lies_with_x_to_the_right_and_y_upwards(renderer, tmp_path, co
     rows, columns = np.nonzero(np.ptp(shown, axis=-1) > 30)  # what has a colour; frame and letters are grey
     assert len(rows) > 500
     assert (columns.mean() - PANEL / 2) * place[0] > 20 and (rows.mean() - PANEL / 2) * place[1] > 20
+
+
+def test_the_solid_has_the_colours_of_the_slices(renderer, tmp_path):
+    """Opaque bodies of the greatest value and of the least one: at most a quarter darker, where they face away."""
+    i, j, k = np.indices((24, 24, 24))
+    array = 100 * np.where((i - 6) ** 2 + (j - 11) ** 2 + (k - 11) ** 2 < 25, -1.0, 0.0)
+    array += 100 * ((i - 17) ** 2 + (j - 11) ** 2 + (k - 11) ** 2 < 25)
+    image = preview(tmp_path / "p.png", array)
+    shown, bar = panel(image, 0, 0), bar_in(image, 0, 4)
+    for is_body, colour in ((is_red(shown), bar[-1]), (is_blue(shown), bar[0])):
+        assert is_body.sum() > 500
+        median = np.median(shown[is_body], axis=0)
+        assert (median >= 0.7 * colour).all() and (median <= colour + 60).all()
+
+
+def test_few_integers_are_labels(no_solids, tmp_path, texts):
+    """Each has a colour and a figure of its own; the last row shows which voxels differ, and the title how many."""
+    original = (np.indices((12, 10, 8))[0] // 4 * 3).astype(np.uint8)
+    decoded = original.copy()
+    decoded[6, 5, 4] = 0
+    decoded[0, 0, 0] = 3
+    metrics = compare(original, decoded)
+    image = preview(tmp_path / "p.png", decoded, original, metrics=metrics, units="class")
+    assert "title, 2 of 960 voxels differ" in texts and {"0", "3", "6", "equal", "differs"} <= set(texts)
+    assert [text for text in texts if text == "class"] == ["class"] * 2
+    colours_of = [np.unique(bar_in(image, row, 4), axis=0) for row in range(3)]
+    assert [len(found) for found in colours_of] == [3, 3, 2]
+    assert len(np.unique(slice_in(image, 1, 3).reshape(-1, 3), axis=0)) == 3
+    is_differing = is_red(slice_in(image, 2, 3))
+    rows, columns = np.nonzero(is_differing)
+    height, width = is_differing.shape
+    assert is_differing.mean() == pytest.approx(1 / 120, rel=0.3)
+    assert (columns.mean() + 0.5) * 12 / width == pytest.approx(6.5, abs=0.1)
+    assert (height - rows.mean() - 0.5) * 10 / height == pytest.approx(5.5, abs=0.1)
+
+
+def test_what_are_no_labels(no_solids, tmp_path, texts):
+    """Floats, many integers, vectors."""
+    steps = np.indices((20, 10, 8))[0]
+    for array in (np.minimum(steps, 2).astype(np.float32), steps.astype(np.int16),
+                  np.stack([np.minimum(steps, 2).astype(np.uint8)] * 3, -1)):  # fmt: skip
+        texts.clear()
+        metrics = compare(array, array) if array.ndim == 3 else None
+        preview(tmp_path / "p.png", array, array, metrics=metrics)
+        assert any(text.startswith("error") for text in texts) and "equal" not in texts
+        assert array.ndim == 4 or "title, no voxel differs" in texts
+
+
+def test_scales_of_labels():
+    scale = LabelScale.of(np.array([-2.0, 0.0, 5.0]))
+    assert scale.unit(np.array([5.0, -2.0, 0.0, np.nan])).tolist()[:3] == [1.0, 0.0, 0.5]
+    assert scale.colours(np.array([np.nan])).tolist() == [[255, 255, 255]]
+    assert [(round(place, 3), text) for place, text in scale.ticks()] == [(0.167, "-2"), (0.5, "0"), (0.833, "5")]
+    opacity = dict(scale.opacities())
+    assert opacity[0.5] == 0 and opacity[0.0] > 0.8 and opacity[1.0] > 0.8  # 0 is the background
+    assert LabelScale.of(np.array([3.0])).colours(np.array([3.0])).shape == (1, 3)
 
 
 def test_the_error_has_a_sign_and_its_own_row(no_solids, tmp_path):
@@ -217,14 +274,14 @@ def test_any_field_has_a_picture(coarse, tmp_path, case, recwarn):
 )
 def test_the_letters_of_a_slim_solid_are_in_its_picture(renderer, tmp_path, monkeypatch, shape, spacing):
     """All three, black on white, within the panel and not cut by its border; and the solid fills most of it."""
-    written, write_text = [], pictures.write_text
+    written, write_text = [], rendering.write_text
 
     def watched(image, text, x, y, *rest):
         if image.shape[:2] == (PANEL, PANEL):
             written.append((text, x, y))
         write_text(image, text, x, y, *rest)
 
-    monkeypatch.setattr(pictures, "write_text", watched)
+    monkeypatch.setattr(rendering, "write_text", watched)
     shown = panel(preview(tmp_path / "p.png", slanted(shape), spacing=spacing), 0, 0)
     assert [text for text, _, _ in written] == ["x", "y", "z"]
     for _, x, y in written:
@@ -251,14 +308,14 @@ def test_a_long_solid_is_rendered(renderer, tmp_path):
 @pytest.mark.parametrize(("x", "y"), [(-50, 10), (10, -50), (90, 10), (10, 90), (-50, -50), (90, 90)])
 def test_text_beside_an_image_leaves_it_as_it_is(x, y):
     image = np.full((40, 40, 3), 255, np.uint8)
-    pictures.write_text(image, "abc", x, y, 14)
+    drawing.write_text(image, "abc", x, y, 14)
     assert (image == 255).all()
 
 
 def test_text_is_cut_at_the_border():
     whole, cut = (np.full((40, 60, 3), 255, np.uint8) for _ in range(2))
-    pictures.write_text(whole, "abc", 10, 20, 14)
-    pictures.write_text(cut, "abc", -5, 3, 14)
+    drawing.write_text(whole, "abc", 10, 20, 14)
+    drawing.write_text(cut, "abc", -5, 3, 14)
     np.testing.assert_array_equal(cut[:20, :40], whole[17:37, 15:55])
     assert (whole != 255).any() and (cut != 255).any()
 
@@ -278,6 +335,9 @@ def test_scales():
     scale = colours.scale_of([spiky])
     assert scale.low == -scale.high and 2 < scale.high < 8 and scale.is_above and not scale.is_below
     assert dict(scale.opacities())[0.5] == 0
+    assert [text[0] for _, text in scale.ticks()] == ["-", "-", "0", *[scale.ticks()[3][1][0]], "\u2265"]
+    low, *_, high = colours.scale_of([-np.abs(spiky)]).ticks()  # clipped at the lower end
+    assert (low[0], low[1][:2], high[1][:2]) == (0.0, "\u2264 ", high[1][:2]) and "\u2265" not in high[1]
 
     sparse = np.zeros(10_000)
     sparse[:10] = np.arange(1, 11)
@@ -367,6 +427,19 @@ def test_preview_of_a_series(renderer, no_solids, tmp_path):
     assert (shown[1] != shown[2]).any()
 
 
+def test_the_title_of_a_series_is_of_the_step_that_is_shown(renderer, no_solids, tmp_path, texts):
+    volume = slanted((5, 6, 5, 4))
+    np.save(tmp_path / "v.npy", volume)
+    header = make_header(volume.shape, volume.min(), volume.max(), spacing=(0.5, 1, 1, 1), origin=(10, 0, 0, 0))
+    (tmp_path / "blob").write_bytes(make_blob(header, field_net(d_in=4)))
+    decoded = decompress(
+        tmp_path / "blob", tmp_path / "r.npy", "--volume", tmp_path / "v.npy", "--preview", tmp_path / "p.png"
+    )
+    values = ValueRange(header.low, header.high)
+    psnr, whole = (compare(volume[part], decoded[part], values).psnr for part in (2, slice(None)))
+    assert f"blob: sf, 6 x 5 x 4, t = 11 (step 2), PSNR {psnr:.2f} dB" in texts and abs(psnr - whole) > 0.1
+
+
 def test_a_fresh_process_renders_and_says_nothing(has_renderer, chain, tmp_path):
     done = subprocess_of("net_decompress.py", "--compressed", chain.blob, "--preview", "p.png", cwd=tmp_path)
     assert done.returncode == 0 and done.stderr == "" and set(listing(tmp_path)) == {"p.png", "recon.vti"}
@@ -375,7 +448,7 @@ def test_a_fresh_process_renders_and_says_nothing(has_renderer, chain, tmp_path)
 
 
 def test_without_a_renderer_nothing_is_done(chain, volume_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(pictures, "TRIAL", "import os; os.abort()")
+    monkeypatch.setattr(rendering, "TRIAL", "import os; os.abort()")
     before = listing(tmp_path)
     files = ("--recon", tmp_path / "r.vti", "--preview", tmp_path / "p.png")
     said = error_of(net_decompress.main, "--compressed", tmp_path / "not even read", *files)
@@ -411,31 +484,6 @@ def test_names_of_pictures(chain, volume_file, tmp_path):
     assert listing(tmp_path) == before
 
 
-# --- train.py --plot --------------------------------------------------------------------------------
-
-
-def test_a_plot_shows_the_curve_and_its_end(renderer, tmp_path):
-    history = [(float(t), 2.0 * t, 10.0 + 2 * t) for t in range(1, 10)]
-    pictures.plot(str(tmp_path / "p.png"), history, (10.0, 20.0, 29.0))
-    image = read_png(tmp_path / "p.png")[2 * LINE :]
-    for chart in (image[:, : 2 * PANEL], image[:, 2 * PANEL :]):
-        chart = chart[:350]  # above the legend
-        rows, columns = np.nonzero(is_blue(chart))
-        assert len(rows) > 100 and np.corrcoef(rows, columns)[0, 1] < -0.999  # a straight line upwards
-        ends = np.nonzero(is_red(chart))
-        assert ends[1].mean() > columns.max() - 10 and ends[0].mean() < rows.min() + 10
-
-
-@pytest.fixture
-def texts(monkeypatch) -> list[str]:
-    """What is written into pictures, beside what VTK itself writes."""
-    written, write_text = [], pictures.write_text
-    monkeypatch.setattr(
-        pictures, "write_text", lambda image, text, *at: written.append(text) or write_text(image, text, *at)
-    )
-    return written
-
-
 def test_what_is_all_missing_is_said(no_solids, tmp_path, texts):
     """In place of a colour bar of values that are not there."""
     original = slanted((5, 6, 7))
@@ -456,66 +504,3 @@ def test_a_region_that_is_all_missing_has_no_psnr(renderer, no_solids, tmp_path,
     assert "blob: sf, 2 x 5 x 4, nothing to compare" in texts
     decompress(tmp_path / "blob", tmp_path / "r.npy", *files)
     assert any(text.startswith("blob: sf, 6 x 5 x 4, PSNR ") for text in texts)
-
-
-@pytest.mark.parametrize(
-    ("history", "final", "said"),
-    [
-        ([], (0.0, 0.0, np.inf), "A constant volume: nothing to train"),
-        ([], (0.3, 3.0, 31.2), "PSNR 31.20 dB after 0.3 s, 3.0 passes, too short for a curve"),
-        ([(0.2, 2.0, 31.1)], (0.3, 3.0, 31.2), "PSNR 31.20 dB after 0.3 s, 3.0 passes"),
-    ],
-)
-def test_plots_of_short_trainings(renderer, tmp_path, texts, capfd, history, final, said):
-    """Say why there is no curve; a single estimate is a dot."""
-    pictures.plot(str(tmp_path / "p.png"), history, final)
-    assert texts == [said] and capfd.readouterr().err == ""
-    image = read_png(tmp_path / "p.png")[:350]  # above the legend
-    assert is_blue(image).any() == bool(history) and is_red(image).any() == np.isfinite(final[2])
-
-
-def test_the_dot_of_the_end_is_whole(renderer, tmp_path):
-    """Where the axes would end at its middle, too."""
-    pictures.plot(str(tmp_path / "p.png"), [(1.0, 1.0, 20.0), (2.0, 2.0, 39.9)], (2.0, 2.0, 40.0))
-    rows, columns = np.nonzero(is_red(read_png(tmp_path / "p.png")[: 2 * LINE + 300, : 2 * PANEL]))
-    assert np.ptp(rows) == pytest.approx(np.ptp(columns), abs=1)
-
-
-@pytest.mark.parametrize("psnr", [40.0, np.inf, -np.inf, np.nan])
-def test_a_plot_of_nothing_but_the_end(renderer, tmp_path, psnr):
-    pictures.plot(str(tmp_path / "p.png"), [(0.1, 0.2, psnr)], (0.0, 0.0, psnr))
-    assert is_red(read_png(tmp_path / "p.png")).any() == np.isfinite(psnr)
-
-
-def test_train_plots(renderer, volume_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "CHECK_STEPS", 2)
-    estimates, went_back = [], fitting.Fit._recover_if_needed
-    monkeypatch.setattr(fitting.Fit, "_recover_if_needed", lambda fit: (went_back(fit), estimates.append(fit.psnr))[0])
-    seen, plot = [], pictures.plot
-    monkeypatch.setattr(pictures, "plot", lambda *arguments: seen.append(arguments) or plot(*arguments))
-    (tmp_path / "plain").mkdir()
-    plain = train(volume_file, tmp_path / "plain", "--n_passes", 10)
-    estimates.clear()
-    trained = train(volume_file, tmp_path, "--n_passes", 10, "--plot", tmp_path / "p.png")
-    assert trained.data == plain.data
-    assert is_blue(read_png(tmp_path / "p.png")).any() and is_red(read_png(tmp_path / "p.png")).any()
-    ((path, history, final),) = seen
-    seconds, passes, psnrs = np.array(history).T
-    assert path == str(tmp_path / "p.png") and final[1:] == (10.0, trained.settings["psnr"])
-    assert (np.diff(seconds) >= 0).all() and (np.diff(passes) > 0).all() and passes[-1] == 10
-    assert psnrs.tolist() == estimates and len(estimates) > 10
-
-
-def test_a_resumed_run_plots_its_own_part(renderer, volume_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "CHECK_STEPS", 2)
-    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", 0.0)
-    flags = ("--checkpoint", tmp_path / "state", "--n_passes", 10)
-    train(volume_file, tmp_path, *flags)
-    train(volume_file, tmp_path, *flags, "--resume", "--plot", tmp_path / "p.png")
-    assert is_red(read_png(tmp_path / "p.png")).any()
-
-
-def test_a_constant_volume_has_a_plot(renderer, tmp_path):
-    np.save(tmp_path / "v.npy", np.ones((5, 4, 3), np.float32))
-    train(tmp_path / "v.npy", tmp_path, "--plot", tmp_path / "p.png")
-    assert read_png(tmp_path / "p.png").shape[1] == 4 * PANEL
