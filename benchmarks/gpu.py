@@ -27,6 +27,7 @@ from inputs import ROOT, script
 
 from cli import console
 from siren import FieldNet, SirenConfig, neurons_for_budget
+from training import padded_gradient
 from training import step as step_module
 from training.fitting import Fit, new_fit
 from training.recipe import default_recipe, psnr_of
@@ -164,8 +165,10 @@ def begun(width: int, batch: int, device: torch.device, side: int) -> Fit:
     return fit
 
 
-def step_seconds(fit: Fit, batch: int, psnr: float = 0.0, is_captured: bool = True) -> float:
+def step_seconds(fit: Fit, batch: int, psnr: float = 0.0, is_captured: bool = True, is_fused: bool = True) -> float:
     """Seconds of a step."""
+    if not is_fused:
+        fit.step_function.loss_gradient.sines = padded_gradient.sines
     drawn = fit.sampler.shuffled(0, 0, fit.density)[:batch]
     if not is_captured:
         fit.step_function.replay = None
@@ -234,7 +237,7 @@ def main(argv: Sequence[str]) -> None:
     opt = build_parser().parse_args(argv)
     if not opt.cpu and not torch.cuda.is_available():
         raise UserError("expected a CUDA GPU, found none")
-    device, cuda = torch.device("cpu" if opt.cpu else "cuda"), [] if opt.cpu else ["--cuda"]
+    device, cuda = torch.device("cpu") if opt.cpu else torch.device("cuda", 0), [] if opt.cpu else ["--cuda"]
     report = Report(opt.out, opt.seconds)
     name = "CPU" if opt.cpu else torch.cuda.get_device_name(device)
     report.say(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, Python {sys.version.split()[0]}")
@@ -257,7 +260,8 @@ def main(argv: Sequence[str]) -> None:
         rows = [lambda v=v: trained(v, folder, cuda, 50.0, "--max_seconds", 1) for v in opt.volumes]
         report.table("train.py --max_seconds 1", TRAINED, rows)
         width, batch = opt.widths[0], opt.batches[0]
-        variants = {"nothing": {}, "float16": {"psnr": 99.0}, "the graph": {"is_captured": False}}
+        variants = {"nothing": {}, "Triton": {"is_fused": False}, "float16": {"psnr": 99.0}}
+        variants["the graph"] = {"is_captured": False}
         rows = [lambda n=n, s=s: variant_row(n, width, batch, device, opt.side, **s) for n, s in variants.items()]
         report.table("A step without ...", ["without", "width", "samples", "ms"], rows)
         head = ["volume", "float16 below, dB", "dB", "s", "recoveries"]

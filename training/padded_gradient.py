@@ -39,8 +39,11 @@ class PaddedGradient:
     A matrix is [W b], times the layer's factors, in the upper left corner of zeros. Samples lie along the first axis.
     Activation number `width` is always 1 and takes the biases in: its row of a matrix holds only pi/2 in the column of
     the biases, because sin(pi/2) = 1; at the end of a residual block it holds nothing, because the sum has that 1.
-    No operation waits for the device, so a CUDA graph can hold them. is_clipped: see `LossGradient`.
+    No operation waits for the device, so a CUDA graph can hold them. is_clipped: see `LossGradient`. sines: the
+    function of this name, or another one that computes the same.
     """
+
+    sines = staticmethod(sines)
 
     def __init__(self, net: FieldNet, trained: TrainedWeights, first_trained_layer: int = 0, is_clipped: bool = False):
         self.trained, self.first_trained_layer, self.is_clipped = trained, first_trained_layer, is_clipped
@@ -102,7 +105,7 @@ class PaddedGradient:
             if k > 0:
                 phase = product(outputs[-1], hidden[k - 1].mT)
             start = torch.zeros_like(phase) if k == 0 and self.is_residual else None
-            h, cosine, summed = sines(phase, total if self._ends_block(k) else start, dtype)
+            h, cosine, summed = self.sines(phase, total if self._ends_block(k) else start, dtype)
             total = total if summed is None else summed
             outputs.append(h)
             cosines.append(cosine)

@@ -5,6 +5,7 @@ A launch takes the host some 5 us, and a step of a small network takes the GPU l
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -12,6 +13,17 @@ from collections.abc import Callable
 import torch
 
 from cli import console
+
+
+@functools.cache  # once, not for each fit of a run
+def _warn(line: str) -> None:
+    console.warn(os.path.basename(sys.argv[0]), line)
+
+
+def say_what_is_lacking(what: str, error: Exception) -> None:
+    """Warn, once, that training is slower as a GPU, or its software, lacks something."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    _warn(f"no {what}: {reason}: training is slower without")
 
 
 class Replay:
@@ -64,7 +76,6 @@ class Replay:
                 function(*inputs, **settings)
         except RuntimeError as error:
             self.is_possible = False
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            console.warn(os.path.basename(sys.argv[0]), f"no CUDA graph: {reason}: training is slower without it")
+            say_what_is_lacking("CUDA graph", error)
             return None
         return graph, inputs

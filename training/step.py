@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional
 
-from cli import console
 from siren import FieldNet
-from training import processes
+from training import padded_gradient, processes
 from training.gradient import LossGradient
 from training.optimizers import TILE
 from training.padded_gradient import PaddedGradient, product
 from training.recipe import Recipe
-from training.replay import Replay
+from training.replay import Replay, say_what_is_lacking
 from training.sampler import VoxelSampler
 from training.weights import TrainedWeights
 
 # Up to this PSNR in dB, a GPU multiplies in float16. At 41.9 dB this has cost 0.02 dB (bonsai_256 on an H200); the
 # same noise costs 0.04 dB at 45 dB and ever more beyond.
 HALF_PSNR = 45.0
+# Least width for which a kernel of Triton is compiled: it takes a second or two, more than narrow networks gain by it.
+FUSED_WIDTH = 64
 
 
 def loss_with_gradient(
@@ -54,10 +54,23 @@ def has_half_products(device: torch.device) -> bool:
         some = torch.zeros(TILE, TILE, dtype=torch.float16, device=device)
         product(some, some)
     except (RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        console.warn(os.path.basename(sys.argv[0]), f"no float16 products: {reason}: training is slower without them")
+        say_what_is_lacking("float16 products", error)
         return False
     return True
+
+
+def sines_for(device: torch.device, width: int) -> Callable:
+    """`padded_gradient.sines`, or the kernel that takes its place on a GPU. If it cannot be had, a line says so."""
+    if device.type != "cuda" or width < FUSED_WIDTH:
+        return padded_gradient.sines
+    try:
+        from training import fused
+
+        fused.sines(torch.zeros(fused.BLOCK, device=device), None, torch.float16)  # to see whether it can be compiled
+    except Exception as error:  # of many kinds: no Triton, no C compiler, an old card
+        say_what_is_lacking("Triton", error)
+        return padded_gradient.sines
+    return fused.sines
 
 
 class StepFunction:
@@ -82,6 +95,7 @@ class StepFunction:
         self.trained = TrainedWeights(net, recipe.optimizer, first_trained_layer, tile)
         if is_for_gpu(device):
             self.loss_gradient = PaddedGradient(net, self.trained, first_trained_layer, is_clipped)
+            self.loss_gradient.sines = sines_for(device, net.config.n_neurons)
         else:
             batch = math.ceil(sampler.n_voxels / math.ceil(sampler.n_voxels / recipe.batch))
             self.loss_gradient = LossGradient(net, batch, first_trained_layer, n_threads, is_clipped)

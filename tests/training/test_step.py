@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
+import sys
 
 import numpy as np
 import pytest
@@ -12,13 +14,15 @@ from helpers.networks import field_net
 from helpers.reference import ReferenceStep
 from helpers.volumes import slanted
 
+import training
 from siren import FieldNet, linear_layers
+from training import padded_gradient, replay
 from training.optimizers import TILE, Muon
 from training.padded_gradient import PaddedGradient
 from training.recipe import Recipe
 from training.replay import Replay
 from training.sampler import VoxelSampler
-from training.step import HALF_PSNR, StepFunction
+from training.step import FUSED_WIDTH, HALF_PSNR, StepFunction, sines_for
 from training.weights import TrainedWeights
 from utils import value_range
 
@@ -69,6 +73,59 @@ def test_the_padded_gradient_is_that_of_the_reference(fields, first_trained_laye
     for p, expected in pairs:
         difference = (parameters[names[p]].grad.double() - expected).norm()
         assert difference <= tolerance * expected.norm(), names[p]
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    replay._warn.cache_clear()
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """The module of Triton's kernels, run by its interpreter."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.delitem(sys.modules, "training.fused", raising=False)
+    module = importlib.import_module("training.fused")
+    yield module
+    sys.modules.pop("training.fused", None)  # a GPU compiles its own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("is_sum", [False, True])
+def test_the_fused_kernel_computes_the_same(is_sum, dtype, fused):
+    phase, total = 9 * torch.randn(2, 70, 33, generator=torch.Generator().manual_seed(0))
+    expected = padded_gradient.sines(phase, total if is_sum else None, dtype)
+    before = total.clone()
+    found = fused.sines(phase, total if is_sum else None, dtype)
+    assert (found[2] is None) == (not is_sum) and torch.equal(total, before)
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-3
+    for a, b in zip(found, expected, strict=True):
+        assert b is None or a.dtype == b.dtype
+        assert b is None or torch.allclose(a.float(), b.float(), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("products", [torch.float32, torch.float16])
+def test_the_gradient_by_the_fused_kernel_is_that_of_the_reference(products, fused):
+    net = field_net(seed=2, n_neurons=18, n_layers=4)
+    x, values, weights = samples(net)
+    reference, trained = ReferenceStep(net), TrainedWeights(net, "muon", 0, TILE)
+    gradient = PaddedGradient(net, trained)
+    gradient.sines = fused.sines
+    gradient(x, values, weights, products)
+    for p, expected in zip(net.parameters(), reference.gradients(x, values, weights), strict=True):
+        assert (p.grad.double() - expected).norm() <= TOLERANCE[products] * expected.norm()
+
+
+def test_without_triton_a_line_says_so(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "training.fused", raising=False)
+    monkeypatch.delattr(training, "fused", raising=False)
+    assert sines_for(torch.device("cuda"), FUSED_WIDTH - 1) is padded_gradient.sines
+    assert capsys.readouterr().err == ""
+    for _ in range(3):
+        assert sines_for(torch.device("cuda"), FUSED_WIDTH) is padded_gradient.sines
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def begun(place: str, products: torch.dtype, net: FieldNet, monkeypatch, **fields) -> tuple[StepFunction, VoxelSampler]:
@@ -191,14 +248,14 @@ def cuda(monkeypatch):
 
 def test_every_kind_of_call_has_a_graph_of_its_own(cuda):
     """The first call is made as it is, the second is captured; the graph reads the values of the latest."""
-    replay, calls = Replay(torch.device("cpu")), []
+    replays, calls = Replay(torch.device("cpu")), []
 
     def function(tensor: torch.Tensor, products: str) -> None:
         calls.append((tensor, products))
 
     for k in range(4):
         for n, products in ((3, "a"), (2, "a"), (3, "b")):
-            replay(function, torch.full((n,), float(k)), products=products)
+            replays(function, torch.full((n,), float(k)), products=products)
     assert [graph.n_replays for graph in cuda] == [3, 3, 3]
     assert [(len(tensor), products) for tensor, products in calls[3:]] == [(3, "a"), (2, "a"), (3, "b")]
     assert all((tensor == 3).all() for tensor, _ in calls[3:])
@@ -211,8 +268,8 @@ def test_without_a_graph_every_call_is_made_and_one_line_says_so(cuda, monkeypat
         yield
 
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    replay, calls = Replay(torch.device("cpu")), []
+    replays, calls = Replay(torch.device("cpu")), []
     for k in range(4):
-        replay(lambda tensor: calls.append(float(tensor)), torch.tensor(float(k)))
+        replays(lambda tensor: calls.append(float(tensor)), torch.tensor(float(k)))
     assert calls == [0.0, 1.0, 2.0, 3.0]
     assert capsys.readouterr().err.count("\n") == 1
