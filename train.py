@@ -23,13 +23,13 @@ from formats.series import is_pattern
 from formats.writing import write_volume
 from siren import SirenConfig, count_parameters
 from training import outliers, processes
-from training.fitting import new_fit
-from training.long_runs import Checkpoint, run_to_target
+from training.long_runs import Checkpoint, run_to_target, saved_network
 from training.network_files import configuration, write_network
-from training.options import MUST_MATCH, network_for, parse, recipe_for, settled, size_messages
+from training.options import MUST_MATCH, networks_for, parse, recipe_for, settled, size_messages
 from training.plot import plot_training
 from training.quality import Judge, Quality
 from training.recipe import psnr_of
+from training.shapes import chosen_fit
 from training.streaming import make_sampler
 from utils import UserError, Volume, VolumeHeader, count_lost, header_of
 
@@ -101,7 +101,11 @@ def results(
     if opt.clip:
         found["psnr_clipped"] = f"{quality.clipped.psnr:.3f}"
         found["clipped"] = outliers.count_beyond(volume.values, header.low, header.high, header.fill)
-    found |= {"parameters": n_parameters, "compression_ratio": f"{header.n_voxels / n_parameters:.2f}"}
+    found |= {
+        "n_layers": config.n_layers,
+        "parameters": n_parameters,
+        "compression_ratio": f"{header.n_voxels / n_parameters:.2f}",
+    }
     if header.missing:
         found["missing"] = header.missing.count
     return found | {"seconds": f"{seconds:.1f}", "network": opt.network, "config": opt.config}
@@ -121,13 +125,16 @@ def main(argv: Sequence[str]) -> None:
     volume = read(opt)
     whole = header_of(volume)
     header = clipped_header(opt, volume, whole)
-    config = network_for(opt, header)
-    for message in size_messages(opt.compression_ratio, header, config):
+    configs = networks_for(opt, header)
+    for message in size_messages(opt.compression_ratio, header, configs[0]):
         warn(message)
     sampler = make_sampler(volume.values, header.values, device, opt.grad_lambda > 0)
-    recipe = recipe_for(opt, sampler.n_voxels, config)
-    fit = new_fit(config, sampler, recipe, opt.seed, opt.w0, opt.num_workers)
-    options = settled(opt, recipe, config)
+    if opt.resume:
+        configs = [saved_network(opt.checkpoint, configs)]
+    recipe = partial(recipe_for, opt, sampler.n_voxels)
+    fit = chosen_fit(configs, recipe, sampler, opt.seed, opt.w0, opt.num_workers, has_trials=not opt.resume)
+    config = fit.net.config
+    options = settled(opt, fit.recipe, config)
     checkpoint = Checkpoint(opt.checkpoint, {name: options[name] for name in MUST_MATCH})
     if opt.resume:
         checkpoint.load(fit)

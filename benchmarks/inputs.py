@@ -10,7 +10,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from formats.common import VolumeError
 from formats.reading import read_volume
-from siren import SirenConfig, count_parameters
 from utils import Volume
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,8 +32,3 @@ def script(name: str, *arguments: object) -> dict[str, str]:
     if run.returncode:
         raise SystemExit(f"{' '.join(command)}: {run.stderr}")
     return dict(re.findall(r"^(\w+)=(.*)$", run.stdout, re.M))
-
-
-def layers_for(budget: float, d_in: int = 3) -> int:
-    """8 layers, or fewer where even the least width has more parameters than the budget."""
-    return next(n for n in range(8, 0, -1) if n == 1 or count_parameters(SirenConfig(16, n, d_in)) <= budget)

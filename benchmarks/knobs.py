@@ -1,8 +1,7 @@
 """The two knobs: --compression_ratio of train.py, with and without net_compress.py --volume.
 
 Prints a table in Markdown, a row a ratio: parameters; seconds of train.py; then PSNR in dB of what the file decodes to,
-bytes of the file and seconds of net_compress.py, without --volume and with it. A ratio that needs less than the least
-width takes fewer layers. All other settings are the defaults.
+bytes of the file and seconds of net_compress.py, without --volume and with it. All other settings are the defaults.
 """
 
 from __future__ import annotations
@@ -11,19 +10,17 @@ import argparse
 import tempfile
 from pathlib import Path
 
-import numpy as np
-from inputs import layers_for, script
+from inputs import script
 
 
 def row(path: str, ratio: float) -> list[str]:
     """The cells of one ratio."""
-    n_layers = layers_for(np.load(path, mmap_mode="r").size / ratio)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = ("--config", folder / "n.json")
-        size = ("--compression_ratio", ratio, "--n_layers", n_layers)
+        size = ("--compression_ratio", ratio)
         fitted = script("train.py", "--volume", path, "--network", folder / "n.pth", *files, *size)
-        cells = [f"{ratio:g}", str(n_layers), fitted["parameters"], fitted["seconds"]]
+        cells = [f"{ratio:g}", fitted["n_layers"], fitted["parameters"], fitted["seconds"]]
         for volume in ((), ("--volume", path)):
             blob = ("--compressed", folder / "blob")
             packed = script("net_compress.py", "--net", folder / "n.pth", *files, *blob, *volume)

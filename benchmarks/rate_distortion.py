@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from inputs import layers_for, read_scalar, script
+from inputs import read_scalar, script
 
 from cli import console
 from field.metrics import compare
@@ -115,8 +115,7 @@ def ours(path: str, volume: np.ndarray, ratio: float) -> dict[str, Point]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = ("--network", folder / "n.pth", "--config", folder / "n.json")
-        layers = layers_for(volume.size / ratio)
-        script("train.py", "--volume", path, *names, "--compression_ratio", ratio, "--n_layers", layers)
+        script("train.py", "--volume", path, *names, "--compression_ratio", ratio)
         settings, state = json.loads((folder / "n.json").read_text()), torch.load(folder / "n.pth", weights_only=True)
         net, blob = ("--net", folder / "n.pth", "--config", folder / "n.json"), folder / "blob"
         script("net_compress.py", *net, "--compressed", blob, "--volume", path)

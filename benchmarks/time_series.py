@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from inputs import layers_for, script
+from inputs import script
 
 
 def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
@@ -21,9 +21,8 @@ def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
         folder = Path(name)
         np.save(folder / "v.npy", array)
         network = ("--network", folder / "n.pth", "--config", folder / "n.json")
-        n_layers = layers_for(array.size / ratio, array.ndim)
         given = ("--volume", folder / "v.npy")
-        size = ("--d_in", array.ndim, "--compression_ratio", ratio, "--n_layers", n_layers)
+        size = ("--d_in", array.ndim, "--compression_ratio", ratio)
         fitted = script("train.py", *given, *network, *size)
         network = ("--net", folder / "n.pth", "--config", folder / "n.json")
         packed = script("net_compress.py", *given, *network, "--compressed", folder / "blob")

@@ -1,4 +1,4 @@
-"""The default recipe of train.py against the original scripts' recipe: same network, same volume, same process.
+"""The default fit of train.py against the original scripts' recipe: same volume, same budget, same process.
 
 Prints a table in Markdown and draws PSNR over seconds, one panel per volume. "dB in 1/50" is what the default recipe
 comes to in that part of the original's seconds, by --max_seconds. Seconds are those of training alone; the exact PSNR
@@ -14,7 +14,8 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -27,9 +28,10 @@ from inputs import read_scalar
 from cli import console
 from field.metrics import compare
 from field.neural_field import NeuralField
-from siren import OMEGA_0, SirenConfig, count_parameters, neurons_for_budget
-from training import fitting
+from siren import OMEGA_0, SirenConfig
+from training.fitting import Fit
 from training.recipe import Recipe, default_recipe
+from training.shapes import chosen_fit, networks_for_budget
 from training.streaming import make_sampler
 from utils import Volume, header_of
 
@@ -40,11 +42,15 @@ FINER = 1.1  # the PSNR is evaluated each time the training time has grown by th
 
 @dataclasses.dataclass
 class Run:
-    """PSNR (dB) over seconds of one fit. The last entry is the end of the fit. n_samples: samples in the whole fit."""
+    """PSNR (dB) over seconds of one fit, trials included. The last entry is the end of the fit.
+
+    n_samples: samples in the fit without its trials. n_layers: layers of its network.
+    """
 
     seconds: list[float]
     psnr: list[float]
     n_samples: int
+    n_layers: int
 
     def time_to(self, psnr: float) -> float:
         """Seconds until this PSNR was first measured; infinite if it was never measured."""
@@ -52,16 +58,20 @@ class Run:
 
 
 def run_recipe(
-    volume: Volume, recipe: Recipe, config: SirenConfig, first_omega: float | None, device: torch.device
+    volume: Volume,
+    recipe_for: Callable[[SirenConfig], Recipe],
+    configs: list[SirenConfig],
+    first_omega: float | None,
+    device: torch.device,
 ) -> Run:
     """Fit a new network to the volume. With `max_seconds`, a limit by the clock, only the end is evaluated."""
     header = header_of(volume)
     sampler = make_sampler(volume.values, header.values, device)
-    started = time.monotonic()
-    fit = fitting.new_fit(config, sampler, recipe, 0, first_omega)
-    run, paused, due = Run([], [], 0), started - time.monotonic(), math.inf if recipe.max_seconds else 0.1
+    fit = chosen_fit(configs, recipe_for, sampler, 0, first_omega)
+    run = Run([], [], 0, fit.net.config.n_layers)
+    paused, due = 0.0, math.inf if fit.recipe.max_seconds else fit.seconds + 0.1
 
-    def on_step(fit: fitting.Fit) -> None:
+    def on_step(fit: Fit) -> None:
         nonlocal paused, due
         if fit.seconds - paused >= due or fit.progress >= 1:
             started = time.monotonic()
@@ -95,21 +105,22 @@ def main(argv: Sequence[str]) -> None:
 
     versions = f"Python {platform.python_version()}, NumPy {np.__version__}, torch {torch.__version__}"
     print(f"{versions}; {processor()}, one thread; device {device}, ratio {opt.compression_ratio:g}\n")
-    head = ["volume", "parameters", "original dB", "s", "default dB", "s", "gain dB", "s to original's dB", "1 /"]
+    head = ["volume", "layers", "original dB", "s", "default dB", "s", "gain dB", "s to original's dB", "1 /"]
     head += [f"dB in 1/{PART}", "original voxels/s", "default voxels/s"]
     print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
     figure, panels = plt.subplots(1, len(opt.volumes), figsize=(4 * len(opt.volumes), 3.2), squeeze=False)
     for path, panel in zip(opt.volumes, panels[0], strict=True):
         volume = read_scalar(path)
         n_voxels = volume.array.size
-        config = SirenConfig(neurons_for_budget(n_voxels // opt.compression_ratio))
-        default = default_recipe(n_voxels, config)
-        new = run_recipe(volume, default, config, None, device)
-        old = run_recipe(volume, ORIGINAL, config, OMEGA_0, device)
-        brief = default_recipe(n_voxels, config, max_seconds=old.seconds[-1] / PART)
-        short = run_recipe(volume, brief, config, None, device)
+        budget = n_voxels // opt.compression_ratio
+        configs, original = (networks_for_budget(budget, depth, d_in=3) for depth in (None, 8))
+        default = partial(default_recipe, n_voxels)
+        new = run_recipe(volume, default, configs, None, device)
+        old = run_recipe(volume, lambda config: ORIGINAL, original, OMEGA_0, device)
+        brief = partial(default, max_seconds=old.seconds[-1] / PART)
+        short = run_recipe(volume, brief, configs, None, device)
         reached = new.time_to(old.psnr[-1])
-        row = [Path(path).stem, count_parameters(config), f"{old.psnr[-1]:.1f}", f"{old.seconds[-1]:.1f}"]
+        row = [Path(path).stem, new.n_layers, f"{old.psnr[-1]:.1f}", f"{old.seconds[-1]:.1f}"]
         row += [f"{new.psnr[-1]:.1f}", f"{new.seconds[-1]:.1f}", f"{new.psnr[-1] - old.psnr[-1]:+.1f}"]
         row += [f"{reached:.2f}", f"{old.seconds[-1] / reached:.0f}", f"{short.psnr[-1]:.1f}"]
         row += [f"{run.n_samples / run.seconds[-1]:,.0f}" for run in (old, new)]

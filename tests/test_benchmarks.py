@@ -55,6 +55,7 @@ def benchmark(monkeypatch):
         ("time_series", ("series.npy", "--ratios", 1e9)),
         ("robustness", ("volume.npy", "--seeds", 1)),
         ("gpu", ("volume.npy", "--cpu", "--widths", 16, "--batches", 64, "--side", 6)),
+        ("shapes", ("volume.npy", "--ratios", 50, "--depths", 1)),
     ],
 )
 def test_a_benchmark_prints_a_table(name, arguments, benchmark, tmp_path, monkeypatch, capsys):

@@ -35,7 +35,7 @@ OPTIONAL = {"matplotlib", "pyvista", "xarray"}  # packages without which a block
 MOST_LINES = 150  # of the README: one page
 # Figures that follow from the training, or from the machine: they are there and not below zero, no more.
 MEASURED = {"psnr", "rmse", "max_error", "bytes", "bits_per_weight", "file_ratio", "source_ratio", "seconds"}
-MEASURED |= {f"psnr_t{step}" for step in range(8)}
+MEASURED |= {f"psnr_t{step}" for step in range(8)} | {"n_layers", "parameters", "compression_ratio"}
 
 
 def text_of(page: str) -> str:

@@ -1,4 +1,4 @@
-"""Fits a network to the samples of a volume: the training loop, its saved states, and the starts that compete.
+"""Fits a network to the samples of a volume: the training loop and its saved states.
 
 Source: Lu et al. 2021, section 3 (the loss with its gradient term).
 """
@@ -19,9 +19,6 @@ from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler
 from training.step import StepFunction
 
-STARTS = 3  # initial networks that compete in the brief fit; the one with the lowest loss continues
-TRIAL_STEPS = 200  # no competition if the brief fit has fewer steps
-TRIED_NEURONS = 24  # no competition for wider networks; their result hardly depends on the start
 SHORTER_WAVES = 2, 4  # factors of HIGHEST_WAVE after a collapse: fine detail is like noise to long waves
 
 
@@ -32,10 +29,9 @@ class Fit:
     is `averaged_net`: its weights are the average over the latest steps (Polyak averaging). While the learning rate is
     high, `averaged_net` is several dB better than `net`. At the end, both are equally good.
 
-    seed: fixes the order of the samples. n_threads: CPU threads; their number does not change the result. other_starts:
-    further initial networks; the brief fit runs from each start, and the best one continues. short_wave_starts: initial
-    networks of shorter waves; each collapse to a constant uses up one. errors: (voxels,) squared error of each voxel
-    when it was last drawn, updated in place; None starts with the errors of a constant.
+    seed: fixes the order of the samples. n_threads: CPU threads; their number does not change the result.
+    short_wave_starts: initial networks of shorter waves; each collapse to a constant uses up one. errors: (voxels,)
+    squared error of each voxel when it was last drawn, updated in place; None starts with the errors of a constant.
     """
 
     def __init__(
@@ -46,13 +42,12 @@ class Fit:
         seed: int,
         first_trained_layer: int = 0,
         n_threads: int = 1,
-        other_starts: Sequence[FieldNet] = (),
         short_wave_starts: Sequence[FieldNet] = (),
         errors: torch.Tensor | None = None,
     ):
         self.net, self.sampler, self.recipe, self.seed = net, sampler, recipe, seed
         self.steps_per_pass = math.ceil(sampler.n_voxels / recipe.batch)
-        self.n_steps, self.n_brief = recipe.count_steps(sampler.n_voxels)
+        self.n_steps = recipe.count_steps(sampler.n_voxels)
         # Importance sampling draws voxels by these errors. A streamed volume has no memory for one error per voxel.
         self.errors: torch.Tensor | None = None
         if recipe.by_error and isinstance(sampler, VoxelSampler):
@@ -64,11 +59,9 @@ class Fit:
         self.loss = sampler.variance  # MSE of `averaged_net` when last judged; at first the MSE of a constant
         self.start = self._capture()
         self.best = self.start  # the best state that was judged
-        self.other_starts = [net.state_dict() for net in other_starts]
         self.short_wave_starts = [net.state_dict() for net in short_wave_starts]
-        counts = len(other_starts), len(short_wave_starts)
         # With schedule "step", the learning rate falls so low that a fit can stall without a collapse.
-        self.recovery = Recovery(sampler.variance, self.n_brief, *counts, can_collapse=recipe.schedule == "power")
+        self.recovery = Recovery(sampler.variance, len(short_wave_starts), can_collapse=recipe.schedule == "power")
 
     # --- the training loop ---
 
@@ -136,6 +129,14 @@ class Fit:
         """The density (voxels,) by which the current pass draws voxels, or None."""
         return self.step_function.density
 
+    def continue_from(self, trial: Fit) -> None:
+        """Start with the averaged network of another fit to the same volume, and with its errors."""
+        network = copy.deepcopy(trial.averaged_net.state_dict())
+        self._restore(self.start | {"network": network, "average": network})
+        self.start = self.best = self._capture()
+        if self.errors is not None:
+            self.errors.copy_(trial.errors)
+
     # --- recovery and checkpoints ---
 
     @torch.no_grad()
@@ -156,16 +157,12 @@ class Fit:
         action = self.recovery.judge(before, self.loss, self.step, self.progress)
         if action in (Action.START, Action.SHORTER_WAVES):
             self.best = self.start
-        if action is Action.NEXT_START:
-            self._start_from(self.other_starts[-1 - self.recovery.n_other_starts])
-        elif action is Action.SHORTER_WAVES:
-            self._start_from(self.short_wave_starts[-1 - self.recovery.n_short_wave_starts])
+        if action is Action.SHORTER_WAVES:
+            network = self.short_wave_starts[-1 - self.recovery.n_short_wave_starts]
+            self._restore(self.start | {"network": network, "average": network})
         elif action is not Action.GO_ON:
             self._restore(self.best)
         return action is not Action.GO_ON
-
-    def _start_from(self, network: dict) -> None:
-        self._restore(self.start | {"network": network, "average": network})
 
     def _capture(self) -> dict:
         return copy.deepcopy(
@@ -193,6 +190,7 @@ class Fit:
         return {
             "now": self._capture(),
             "best": self.best,
+            "start": self.start,
             **self.recovery.state_dict(),
             "seconds": self.seconds,
             "errors": self.errors,
@@ -205,11 +203,12 @@ class Fit:
             raise ValueError("seconds: expected a finite number, found another value")
         if self.errors is not None and not ((state["errors"] >= 0) & (state["errors"] <= 4)).all():
             raise ValueError("errors: expected squares of at most 4, found others")
-        for found in (state["best"], state["now"]):
+        for found in (state["start"], state["best"], state["now"]):
             check_state(found)
-        self.best, self.seconds = state["best"], state["seconds"]
+        self.start, self.best, self.seconds = state["start"], state["best"], state["seconds"]
         self.recovery.load_state_dict(state)
-        self._restore(state["best"])  # so that a damaged one is noticed now
+        for found in (self.start, self.best):
+            self._restore(found)  # so that a damaged one is noticed now
         if self.errors is not None:
             self.errors.copy_(state["errors"])
         if state["density"] is not None:
@@ -232,14 +231,15 @@ def new_fit(
     seed: int,
     first_omega: float | None = None,
     n_threads: int = 1,
+    number: int = 0,
 ) -> Fit:
-    """The fit of a new network to the volume of `sampler`. Several initial networks compete if it is worth the time.
+    """The fit of a new network to the volume of `sampler`.
 
     first_omega: frequency of a random first layer, as in the original scripts. None: the first layer starts as waves
-    along the axes, which is 0.1 to 10 dB better for most volumes and at most 0.5 dB worse.
+    along the axes, which is 0.1 to 10 dB better for most volumes and at most 0.5 dB worse. number: which of the random
+    networks of this seed, from 0.
     """
     generator, mirrors = torch.Generator().manual_seed(seed), sampler.mirrors()
-    is_tried = config.n_neurons <= TRIED_NEURONS and recipe.count_steps(sampler.n_voxels)[1] >= TRIAL_STEPS
 
     def drawn(highest_wave: float) -> FieldNet:
         net = FieldNet(config, generator, first_omega or OMEGA_0)
@@ -247,8 +247,6 @@ def new_fit(
             start_as_axis_waves(net, mirrors, highest_wave)
         return net.to(sampler.device)
 
-    net, *other_starts = [drawn(HIGHEST_WAVE) for _ in range(STARTS if is_tried else 1)]
+    *_, net = [drawn(HIGHEST_WAVE) for _ in range(number + 1)]
     short_wave_starts = [] if first_omega else [drawn(factor * HIGHEST_WAVE) for factor in SHORTER_WAVES]
-    return Fit(
-        net, sampler, recipe, seed, n_threads=n_threads, other_starts=other_starts, short_wave_starts=short_wave_starts
-    )
+    return Fit(net, sampler, recipe, seed, n_threads=n_threads, short_wave_starts=short_wave_starts)

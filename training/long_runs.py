@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from cli import console
 from cli.files import atomic_write
+from siren import SirenConfig
 from training import processes
 from training.fitting import Fit
 from training.network_files import load_tensors
@@ -73,6 +74,14 @@ class Checkpoint:
             name = differing[0]
             was = found[name] if isinstance(found[name], int | float | str | None) else "something else"
             raise UserError(f"{self.path}: is of another run: {name} was {str(was)[:200]}, is {expected[name]}")
+
+
+def saved_network(path: str, configs: Sequence[SirenConfig]) -> SirenConfig:
+    """The network, among `configs`, whose fit the checkpoint holds; the first one if the checkpoint names no other."""
+    content = load_tensors(path)
+    identity = content.get("identity") if isinstance(content, dict) else None
+    depth = identity.get("n_layers") if isinstance(identity, dict) else None
+    return next((config for config in configs if config.n_layers == depth), configs[0])
 
 
 def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool]) -> History:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from utils import UserError
 
 TIMEOUT = datetime.timedelta(minutes=30)  # how long a process waits for the others
-FIRST_SPEAKS = 5.0  # seconds by which the other processes delay their errors: torchrun ends them meanwhile
+FIRST_SPEAKS = 30.0  # seconds by which the other processes delay their errors: torchrun ends them meanwhile
 
 
 class RankError(UserError):

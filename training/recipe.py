@@ -19,7 +19,8 @@ GPU_BATCH = 16_384
 GPU_PASSES, GPU_VOXELS, GPU_EXPONENT = 64, 1 << 21, -0.56
 GPU_MIN_STEPS = 5_760
 WARM_UP_STEPS = 50  # steps over which the learning rate rises
-BRIEF_FIT_SHARE = 0.03  # share of all steps that the initial brief fit takes; its learning rate falls to zero
+TRIAL_SHARE = 0.04  # length of a trial / length of the fit
+TRIAL_RATE = 2.0  # learning rate of a trial / learning rate of the fit: a short fit gains decibels from a higher one
 CHECK_STEPS = 100  # steps between two evaluations of the loss; each has to wait for the device
 
 
@@ -28,9 +29,9 @@ class Recipe:
     """The settings of a fit.
 
     n_passes: samples / voxels. batch: samples a step. lr: highest learning rate. optimizer: "muon" (Muon for the hidden
-    matrices, Adam for the rest) or "adam". schedule: "power": lr (1 - progress)^2, in a brief fit and then in the main
-    fit; or "step": lr times lr_decay every pass_decay passes, as in the original scripts. grad_lambda: weight of the
-    gradient term. max_seconds: if given, progress is the elapsed fraction of this time, and n_passes is ignored.
+    matrices, Adam for the rest) or "adam". schedule: "power": lr (1 - progress)^2; or "step": lr times lr_decay every
+    pass_decay passes, as in the original scripts. grad_lambda: weight of the gradient term. max_seconds: if given,
+    progress is the elapsed fraction of this time, and n_passes is ignored.
     """
 
     n_passes: float
@@ -43,23 +44,20 @@ class Recipe:
     grad_lambda: float = 0.0
     max_seconds: float | None = None
 
-    def count_steps(self, n_voxels: int) -> tuple[int, int]:
-        """(steps of the whole fit, steps of its brief fit). The latter is a multiple of CHECK_STEPS, 0 for none."""
-        n_steps = math.ceil(self.n_passes * math.ceil(n_voxels / self.batch))
-        has_brief = self.schedule == "power" and self.max_seconds is None
-        return n_steps, round(BRIEF_FIT_SHARE * n_steps / CHECK_STEPS) * CHECK_STEPS if has_brief else 0
+    def count_steps(self, n_voxels: int) -> int:
+        """The number of steps of the whole fit, if no time limits it."""
+        return math.ceil(self.n_passes * math.ceil(n_voxels / self.batch))
+
+    def trial(self) -> Recipe:
+        """The recipe of the brief fit that a network does to be compared with others. Its learning rate falls to 0."""
+        return dataclasses.replace(self, n_passes=TRIAL_SHARE * self.n_passes, lr=TRIAL_RATE * self.lr)
 
     def rate(self, step: int, n_voxels: int, progress: float) -> float:
         """The learning rate of a step. progress: the fraction of the fit that is done, 0 to 1."""
-        n_steps, n_brief = self.count_steps(n_voxels)
         if self.schedule == "step":
             n_passes = step / math.ceil(n_voxels / self.batch)
             return self.lr * self.lr_decay ** (n_passes // self.pass_decay)
-        warm_up = WARM_UP_STEPS if self.max_seconds else min(WARM_UP_STEPS, max(n_steps / 5, 1.0))
-        if step < n_brief:
-            progress = step / n_brief
-        else:
-            step -= n_brief
+        warm_up = WARM_UP_STEPS if self.max_seconds else min(WARM_UP_STEPS, max(self.count_steps(n_voxels) / 5, 1.0))
         return self.lr * min(1.0, (step + 1) / warm_up) * (1.0 - progress) ** 2
 
     @property

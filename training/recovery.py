@@ -3,7 +3,6 @@
 A fit is judged every CHECK_STEPS steps. This module remembers the losses and decides; `Fit` carries the decision out.
 No code here knows a network, so tests can check each decision with plain numbers.
 
-    the brief fit from one start has ended                   NEXT_START; after the last start, BEST of all starts
     diverged: the loss is DIVERGED_FACTOR times the best     BEST, at half the learning rate
     collapsed: the network is no better than a constant      SHORTER_WAVES; if no such start is left,
                                                              START, at half the learning rate
@@ -23,7 +22,7 @@ STALLED_FACTOR = 0.99  # its loss is above this fraction of the loss at the prev
 COLLAPSE_PROGRESS = 0.25  # more than this fraction of the fit is done
 COLLAPSE_STEPS = 300  # at least this many steps are done, because a fit may be merely short
 MAX_RECOVERIES = 4
-CHANGING = ("best_loss", "n_recoveries", "n_halvings", "n_other_starts", "n_short_wave_starts", "is_on_trial")
+CHANGING = ("best_loss", "n_recoveries", "n_halvings", "n_short_wave_starts")
 
 
 class Action(enum.Enum):
@@ -32,7 +31,6 @@ class Action(enum.Enum):
     GO_ON = enum.auto()
     BEST = enum.auto()  # back to the best state
     START = enum.auto()  # back to the start
-    NEXT_START = enum.auto()  # back to the start, with the next of `Fit.other_starts`
     SHORTER_WAVES = enum.auto()  # back to the start, with the next of `Fit.short_wave_starts`
 
 
@@ -40,23 +38,17 @@ class Action(enum.Enum):
 class Recovery:
     """The memory of a fit's losses (mean squared errors), and the decision that follows from the next loss.
 
-    constant_loss: the loss of a constant. brief_steps: steps of the brief fit, 0 for none. n_other_starts: other starts
-    that are left to try. n_short_wave_starts: starts of shorter waves that are left to try. can_collapse: False if a
-    healthy fit may stall for long. best_loss: the lowest loss of the states that the fit can return to.
+    constant_loss: the loss of a constant. n_short_wave_starts: starts of shorter waves that are left to try.
+    can_collapse: False if a healthy fit may stall for long. best_loss: the lowest loss of the states that the fit can
+    return to.
     """
 
     constant_loss: float
-    brief_steps: int = 0
-    n_other_starts: int = 0
     n_short_wave_starts: int = 0
     can_collapse: bool = True
     best_loss: float = math.inf
     n_recoveries: int = 0
     n_halvings: int = 0  # of the learning rate
-    is_on_trial: bool = dataclasses.field(init=False)
-
-    def __post_init__(self) -> None:
-        self.is_on_trial = self.n_other_starts > 0
 
     def has_diverged(self, loss: float) -> bool:
         """Whether a loss is far above the best one, or NaN."""
@@ -79,10 +71,6 @@ class Recovery:
         """
         if loss < self.best_loss:
             self.best_loss = loss
-        if step == self.brief_steps:
-            return self._end_brief_fit()
-        if self.is_on_trial:
-            return Action.GO_ON
         has_collapsed = self.has_collapsed(before, loss, step, progress)
         if not (has_collapsed or self.has_diverged(loss)) or self.n_recoveries == MAX_RECOVERIES:
             return Action.GO_ON
@@ -95,15 +83,7 @@ class Recovery:
         self.n_halvings += 1
         return Action.START if has_collapsed else Action.BEST
 
-    def _end_brief_fit(self) -> Action:
-        if self.n_other_starts:
-            self.n_other_starts -= 1
-            return Action.NEXT_START
-        was_on_trial, self.is_on_trial = self.is_on_trial, False
-        self.best_loss = math.inf  # the learning rate is high again: a rise of the loss is no divergence
-        return Action.BEST if was_on_trial else Action.GO_ON
-
-    def state_dict(self) -> dict[str, float | int | bool]:
+    def state_dict(self) -> dict[str, float | int]:
         """The attributes that change during a fit."""
         return {name: getattr(self, name) for name in CHANGING}
 

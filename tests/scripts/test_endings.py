@@ -132,7 +132,7 @@ def test_unwritable_outputs_are_found_before_the_work_starts(chain, tmp_path, mo
     def never(*_, **__):
         raise AssertionError("the work has started")
 
-    monkeypatch.setattr(train_script, "new_fit", never)
+    monkeypatch.setattr(train_script, "chosen_fit", never)
     monkeypatch.setattr(net_compress, "encode_blob", never)
     monkeypatch.setattr(net_decompress.NeuralField, "on_grid", never)
     missing, folder, good = tmp_path / "no" / "out", tmp_path / "folder", tmp_path / "good"
@@ -426,7 +426,7 @@ def test_ctrl_c_keeps_the_previous_outputs(tmp_path):
     terminal, inner = pty.openpty()
     fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("4H", 24, 100, 0, 0))
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), "--volume", "volume.npy", "--n_passes", "20000", "--n_layers", "2",
+        [sys.executable, str(ROOT / "train.py"), "--volume", "volume.npy", "--max_seconds", "3000", "--n_layers", "2",
          "--compression_ratio", "8"],
         cwd=tmp_path, stderr=inner, stdout=subprocess.PIPE, preexec_fn=hear_ctrl_c,
     )  # fmt: skip

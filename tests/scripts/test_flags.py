@@ -24,7 +24,7 @@ from helpers.vtk import vtk_read, vtk_write
 import net_compress
 import net_decompress
 import train as train_script
-from training import fitting, long_runs, options
+from training import fitting, long_runs, options, shapes
 from training.sampler import VoxelSampler
 from utils import UserError
 
@@ -166,8 +166,8 @@ def test_lr(volume_file, tmp_path):
 @pytest.fixture
 def recipes(monkeypatch):
     """The recipe of every fit of the test."""
-    found, new_fit = [], train_script.new_fit
-    monkeypatch.setattr(train_script, "new_fit", lambda *arguments: found.append(arguments[2]) or new_fit(*arguments))
+    found, new_fit = [], shapes.new_fit
+    monkeypatch.setattr(shapes, "new_fit", lambda *arguments: found.append(arguments[2]) or new_fit(*arguments))
     return found
 
 
@@ -275,6 +275,34 @@ def test_checkpoint_and_resume(volume_file, tmp_path, monkeypatch):
         resumed = train(volume_file, tmp_path, "--n_passes", 4, *checkpoint, "--resume")
     assert len(steps) == 4 * 5 - 6
     assert distance(resumed.state, whole.state) == 0
+
+
+def test_the_chosen_depth_is_told_and_kept_when_resumed(tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "v.npy", slanted((12, 12, 12)))
+    monkeypatch.setattr(shapes, "LEAST_STEPS", 20)
+    monkeypatch.setattr(shapes, "score", lambda trial: -abs(trial.net.config.n_layers - 5))
+
+    def run(name, *flags):
+        files = ("--network", tmp_path / f"{name}.pth", "--config", tmp_path / f"{name}.json")
+        briefly = ("--n_passes", 10, "--batchSize", 864, "--compression_ratio", 0.4)
+        train_script.main([str(a) for a in ("--volume", tmp_path / "v.npy", *files, *briefly, *flags)])
+        return torch.load(tmp_path / f"{name}.pth", weights_only=True)
+
+    with watched_samples() as steps:
+        whole = run("whole")
+    assert len(steps) == 3 + 20
+    assert results(capsys.readouterr().out)["n_layers"] == "5"
+    settings = json.loads((tmp_path / "whole.json").read_text())
+    assert settings["n_layers"] == len(settings["layers"]) == 5 and settings["n_parameters"] <= 1728 / 0.4
+    checkpoint = ("--checkpoint", tmp_path / "state")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(long_runs, "CHECKPOINT_SECONDS", 0.0)
+        interrupt_at(patch, 14)
+        run("part", *checkpoint)
+    with watched_samples() as steps:
+        resumed = run("part", *checkpoint, "--resume")
+    assert len(steps) == 10
+    assert distance(resumed, whole) == 0
 
 
 def test_resume_needs_a_checkpoint(volume_file, tmp_path):
@@ -424,7 +452,7 @@ def test_help_states_the_defaults(module):
 def test_defaults():
     opt = options.build_parser().parse_args(["--volume", "v.npy"])
     assert opt.network == "thenet.pth" and opt.config == "thenet.json" and opt.vol_debug is False
-    assert opt.n_layers == 8 and opt.is_residual is True and opt.d_in is None and opt.d_out is None
+    assert opt.n_layers is None and opt.is_residual is True and opt.d_in is None and opt.d_out is None
     assert opt.grad_lambda == 0 and opt.cuda is False and opt.gid == 0
     opt = net_compress.build_parser().parse_args(["--net", "a", "--config", "b", "--compressed", "c"])
     assert opt.cluster_bits is None and opt.n_passes is None and opt.quantizer == "uniform" and opt.seed == 0
@@ -653,7 +681,7 @@ def deep(depth: int) -> list:
         {"best_loss": math.nan},
         {"n_halvings": "x"},
         {"n_recoveries": -1},
-        {"is_on_trial": 1},
+        {"start": {}},
         {"seconds": math.nan},
         {"seconds": None},
         {"best": "x"},

@@ -279,14 +279,6 @@ def test_power_schedule():
     )
 
 
-def test_the_brief_fit_has_a_schedule_of_its_own():
-    """Of 10,000 steps, 300: at their end the rate is nothing, and the fit warms up again."""
-    recipe = Recipe(n_passes=10_000, batch=60, lr=0.5)
-    assert recipe.count_steps(60) == (10_000, 300)
-    expected = [0.5 / 50, 0.5 * 0.5**2, 0.5 * (1 / 300) ** 2, 0.5 / 50 * 0.97**2, 0.5 * 0.5**2]
-    assert rates(recipe, (0, 150, 299, 300, 5000)) == pytest.approx(expected, rel=1e-12)
-
-
 @pytest.mark.parametrize("schedule", ["power", "step"])
 def test_a_recovery_halves_the_rate(schedule):
     recipe = Recipe(n_passes=100, batch=60, lr=0.5, schedule=schedule)
@@ -297,13 +289,12 @@ def test_a_recovery_halves_the_rate(schedule):
 
 
 def test_what_recovery_is_told_of_a_fit():
-    sampler, nets = slanted_sampler(), [field_net(seed=seed) for seed in range(6)]
-    for schedule, brief_steps in (("power", 300), ("step", 0)):
+    sampler, nets = slanted_sampler(), [field_net(seed=seed) for seed in range(4)]
+    for schedule in ("power", "step"):
         recipe = Recipe(n_passes=10_000, batch=60, lr=1e-3, schedule=schedule)
-        found = Fit(nets[0], sampler, recipe, seed=0, other_starts=nets[1:3], short_wave_starts=nets[3:]).recovery
+        found = Fit(nets[0], sampler, recipe, seed=0, short_wave_starts=nets[1:]).recovery
         assert found.constant_loss == pytest.approx(float(sampler.values.var(correction=0)), rel=1e-5)
-        assert (found.brief_steps, found.n_other_starts, found.n_short_wave_starts) == (brief_steps, 2, 3)
-        assert found.can_collapse == (schedule == "power") and found.is_on_trial
+        assert found.n_short_wave_starts == 3 and found.can_collapse == (schedule == "power")
 
 
 def test_muon_moves_hidden_matrices_and_adam_the_rest():
@@ -335,30 +326,6 @@ def test_a_checkpoint_continues_to_the_same_result(at):
     fit(rest, sampler, **recipe, start=states[0])
     assert distance(whole.state_dict(), rest.state_dict()) == 0
     assert distance(whole.state_dict(), part.state_dict()) > 0
-
-
-@pytest.mark.parametrize("at", [7, 15, 19, 24, 31])  # of the first, second or last trial, or after them
-def test_a_checkpoint_of_a_trial_continues_to_the_same_result(at, monkeypatch):
-    monkeypatch.setattr("training.fitting.CHECK_STEPS", 5)
-    monkeypatch.setattr("training.recipe.CHECK_STEPS", 5)
-    monkeypatch.setattr("training.recipe.BRIEF_FIT_SHARE", 0.25)
-    sampler, states = slanted_sampler(), []
-
-    def begun():
-        nets = [field_net(seed=seed) for seed in range(3)]
-        return Fit(nets[0], sampler, Recipe(n_passes=8, batch=16, lr=2e-3), seed=0, other_starts=nets[1:])
-
-    calls = itertools.count(1)
-
-    def on_step(fit):
-        return next(calls) == at and not states.append(copy.deepcopy(fit.state_dict()))
-
-    whole, rest = begun(), begun()
-    whole.run()
-    begun().run(on_step)
-    rest.load_state_dict(states[0])
-    rest.run()
-    assert distance(whole.averaged_net.state_dict(), rest.averaged_net.state_dict()) == 0
 
 
 def test_max_seconds(monkeypatch):
@@ -546,54 +513,6 @@ def test_a_fit_that_collapses_starts_again(monkeypatch):
         assert distance(weights[index], start) == 0 and moments[index] == 0
 
 
-def test_the_best_of_several_starts_goes_on(monkeypatch):
-    monkeypatch.setattr("training.recipe.BRIEF_FIT_SHARE", 0.04)
-    judged(monkeypatch, [0.5, 0.3, 0.5, 0.2, 0.5, 0.25])
-    nets = [field_net(seed=seed, n_neurons=16) for seed in range(3)]
-    starts = [copy.deepcopy(net.state_dict()) for net in nets]
-    running = Fit(nets[0], slanted_sampler(), Recipe(n_passes=60, batch=16, lr=2e-3), seed=0, other_starts=nets[1:])
-    steps, _, weights, moments = zip(*states_of(running, until=32), strict=True)
-    assert steps == (*range(10), *range(10), *range(10), 10, 11, 12)
-    assert all(distance(weights[i], start) == 0 for i, start in zip((0, 10, 20), starts, strict=True))
-    assert all(moments[i] == 0 for i in (0, 10, 20)) and moments[30] > 0
-    ends = [copy.deepcopy(weights[i]) for i in (9, 19, 29)]  # one step before the trials were judged
-    assert distance(weights[30], ends[1]) < min(distance(weights[30], end) for end in (ends[0], ends[2]))
-
-
-def test_a_long_fit_is_tried_from_several_starts_and_another_is_not():
-    sampler, config = slanted_sampler((9, 8, 7)), field_net().config
-    recipe = Recipe(n_passes=5000, batch=504, lr=2e-3)
-    assert len(new_fit(config, sampler, recipe, seed=0).other_starts) == 2
-    for change in ({"n_passes": 4999}, {"schedule": "step"}, {"max_seconds": 60.0}):
-        assert not new_fit(config, sampler, dataclasses.replace(recipe, **change), seed=0).other_starts
-    assert not new_fit(SirenConfig(25), sampler, recipe, seed=0).other_starts
-    fits = [new_fit(config, sampler, recipe, seed=seed) for seed in (0, 0, 1)]
-    drawn = [[fit.net.state_dict(), *fit.other_starts] for fit in fits]
-    assert all(distance(a, b) == 0 for a, b in zip(*drawn[:2], strict=True))
-    assert all(distance(a, b) > 0.01 for a, b in itertools.combinations([*drawn[0], *drawn[2]], 2))
-
-
-def test_only_a_long_fit_begins_with_a_brief_one():
-    recipe = Recipe(n_passes=3300, batch=2048, lr=6e-3)
-    assert recipe.count_steps(4096) == (6600, 200)
-    assert [dataclasses.replace(recipe, n_passes=n).count_steps(4096) for n in (800, 900)] == [(1600, 0), (1800, 100)]
-    for change in ({"schedule": "step"}, {"max_seconds": 60.0}):
-        assert dataclasses.replace(recipe, **change).count_steps(4096)[1] == 0
-
-
-@pytest.mark.slow
-def test_at_the_end_of_a_brief_fit_the_network_is_better_than_for_long_after_it():
-    x, y, z = np.meshgrid(*[np.linspace(-1, 1, 16)] * 3, indexing="ij")
-    sampler, config = sampler_of(np.sin(3 * x + y) * np.cos(2 * z)), SirenConfig(16, 4)
-    recipe, ratios = Recipe(n_passes=3300, batch=2048, lr=6e-3), []
-    for seed in range(5):
-        losses = {}
-        running = Fit(new_fit(config, sampler, recipe, seed=seed).net, sampler, recipe, seed=seed)
-        running.run(lambda fit, losses=losses: losses.setdefault(fit.step, fit.loss) and fit.step == 500)
-        ratios.append(losses[200] / min(losses[step] for step in (100, 300, 400, 500)))
-    assert np.median(ratios) < 0.3
-
-
 @pytest.mark.slow
 def test_a_slow_fit_of_a_rare_voxel_is_left_alone():
     """It is worse than a constant for long, but on its way; and a batch with the voxel has many times the loss."""
@@ -619,6 +538,31 @@ def test_an_interrupted_fit_ends_in_its_best_state(monkeypatch):
         running.run(on_step)
     assert running.step == 10 and running.loss == 0.01
     assert torch.equal(running.trained.averaged_weights, weights[10])
+
+
+def test_the_number_of_a_start_and_the_seed_decide_its_network():
+    sampler, recipe = slanted_sampler((7, 6, 5)), Recipe(n_passes=3, batch=60, lr=1e-3)
+    starts = [(0, 0), (0, 1), (0, 2), (1, 0)]
+    drawn = [new_fit(SirenConfig(16, 4), sampler, recipe, seed, number=n).net.state_dict() for seed, n in starts]
+    assert all(distance(a, b) > 0.01 for a, b in itertools.combinations(drawn, 2))
+    again = new_fit(SirenConfig(16, 4), sampler, recipe, 0, number=2).net.state_dict()
+    assert distance(again, drawn[2]) == 0
+
+
+def test_a_fit_continues_from_another():
+    """From its averaged network and its errors, with optimisers that remember nothing; a collapse leads back there."""
+    sampler, recipe = slanted_sampler(), Recipe(n_passes=20, batch=16, lr=2e-3)
+    trial = fit(field_net(), sampler, n_passes=5)
+    running = Fit(field_net(seed=1), sampler, recipe, seed=0)
+    running.continue_from(trial)
+    for state in (running.net.state_dict(), running.averaged_net.state_dict(), running.start["network"]):
+        assert distance(state, trial.averaged_net.state_dict()) == 0
+    assert torch.equal(running.errors, trial.errors) and running.step == 0
+    running.run()
+    resumed = Fit(field_net(seed=2), sampler, recipe, seed=0)
+    resumed.load_state_dict(running.state_dict())
+    assert distance(resumed.start["network"], trial.averaged_net.state_dict()) == 0
+    assert distance(running.net.state_dict(), trial.averaged_net.state_dict()) > 0
 
 
 def test_a_new_fit_has_networks_of_shorter_waves_to_fall_back_on():

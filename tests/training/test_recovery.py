@@ -96,26 +96,6 @@ def test_after_the_last_recovery_a_fit_goes_on_whatever_happens():
     assert seen.n_halvings == 4
 
 
-def test_the_brief_fit_is_tried_from_every_start():
-    """Each trial is judged at its end; nothing counts as a divergence before that. Then the best one goes on."""
-    seen, found = Recovery(CONSTANT, brief_steps=200, n_other_starts=2), []
-    for losses in ([0.4, 0.2], [math.nan, 0.1], [1e-6, 0.3]):
-        found += [seen.judge(CONSTANT, loss, step, step / 1000) for step, loss in zip((100, 200), losses, strict=True)]
-    assert found == [Action.GO_ON, Action.NEXT_START, Action.GO_ON, Action.NEXT_START, Action.GO_ON, Action.BEST]
-    assert not seen.is_on_trial and seen.n_recoveries == 0
-
-
-@pytest.mark.parametrize("n_other_starts", [0, 1])
-def test_what_is_worse_after_the_brief_fit_has_not_diverged(n_other_starts):
-    """The rate is high again then."""
-    seen = Recovery(CONSTANT, brief_steps=200, n_other_starts=n_other_starts)
-    ends = [seen.judge(0.1, 1e-4, 200, 0.05) for _ in range(n_other_starts + 1)]
-    assert ends == [Action.GO_ON] if n_other_starts == 0 else [Action.NEXT_START, Action.BEST]
-    assert seen.judge(1e-4, 0.1, 300, 0.1) is Action.GO_ON
-    assert seen.judge(0.1, 1e-3, 400, 0.2) is Action.GO_ON
-    assert seen.judge(1e-3, 0.1, 500, 0.3) is Action.BEST
-
-
 def test_a_state_continues_to_the_same_decisions():
     losses = [0.4, 0.5, 0.5, 1e-3, 0.5, 0.5, 0.5, 1e-6, 1.0]
     whole, _ = actions_of(losses, n_short_wave_starts=1)

@@ -1,0 +1,133 @@
+"""Which networks compete, which one goes on, and from where. The trials' losses are given where they decide."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from helpers.networks import field_net
+from helpers.volumes import slanted
+
+from siren import SirenConfig, count_parameters
+from training import shapes
+from training.fitting import Fit, new_fit
+from training.recipe import Recipe
+from training.sampler import VoxelSampler
+from training.shapes import chosen_fit, is_worth_trials, networks_for_budget
+from utils import value_range
+
+RECIPE = Recipe(n_passes=375, batch=16, lr=1e-3)  # 1,500 steps of 60 voxels
+
+
+def sampler() -> VoxelSampler:
+    array = slanted((5, 4, 3))[..., None]
+    return VoxelSampler(value_range(array).normalise(array), torch.device("cpu"))
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Trials of one step; `given(losses)` sets their losses, in the order of their runs. Returns who ran."""
+
+    def set_losses(losses):
+        remaining, ran = iter(losses), []
+
+        def run(fit, on_step=None):
+            fit._take_step(torch.arange(10))
+            fit.loss, fit.seconds = next(remaining), 2.0
+            ran.append(fit)
+
+        monkeypatch.setattr(Fit, "run", run)
+        return ran
+
+    return set_losses
+
+
+@pytest.mark.parametrize(
+    ("n_parameters", "depths"),
+    [(50_000, [3, 5, 8]), (3890, [3, 5, 8]), (3400, [3, 5, 7]), (1800, [3, 4]), (1200, [3]), (1000, [2]), (5, [1])],
+)
+def test_all_that_compete_are_within_the_budget(n_parameters, depths):
+    configs = networks_for_budget(n_parameters, None, d_in=3)
+    assert [config.n_layers for config in configs] == depths
+    assert all(count_parameters(config) <= max(n_parameters, 81) for config in configs)
+    wider = [dataclasses.replace(config, n_neurons=config.n_neurons + 1) for config in configs]
+    assert all(count_parameters(config) >= n_parameters for config in wider)
+
+
+def test_a_given_depth_has_no_other_beside_it():
+    assert [config.n_layers for config in networks_for_budget(50_000, 4, d_in=3)] == [4]
+    assert [config.n_layers for config in networks_for_budget(10, 4, d_in=3)] == [4]
+
+
+def mse_of(psnr: float) -> float:
+    return 4 * 10 ** (-psnr / 10)
+
+
+@pytest.mark.parametrize(
+    ("psnrs", "chosen"),
+    [
+        ((40, 39.5, 39), 5),  # 3 layers lead by less than they do at first in any case
+        ((40.1, 38.9, 38.5), 3),
+        ((40, 39, 38.9), 8),
+        ((40, 45, 41), 5),
+        ((float("nan"), 20, 19), 5),
+    ],
+)
+def test_the_best_of_the_trials_goes_on_from_there(psnrs, chosen, given):
+    ran = given(mse_of(psnr) for psnr in psnrs)
+    configs = [SirenConfig(6, depth) for depth in (3, 5, 8)]
+    fit = chosen_fit(configs, lambda config: RECIPE, sampler(), seed=0)
+    assert [trial.net.config.n_layers for trial in ran] == [3, 5, 8]
+    best = next(trial for trial in ran if trial.net.config.n_layers == chosen)
+    assert fit.net.config == best.net.config and fit.recipe == RECIPE and fit.step == 0 and fit.seconds == 6.0
+    weights = best.averaged_net.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in fit.net.state_dict().items())
+
+
+def test_a_trial_is_a_brief_fit_at_a_higher_rate(given):
+    ran = given([0.1] * 3)
+    chosen_fit([SirenConfig(6, 3)], lambda config: RECIPE, sampler(), seed=0)
+    assert [trial.n_steps for trial in ran] == [60] * 3  # a twenty-fifth
+    assert [trial.recipe.lr for trial in ran] == [2e-3] * 3
+
+
+def test_a_given_depth_has_three_starts_unless_the_network_is_wide(given):
+    ran = given([0.1, 0.001, 0.2])
+    fit = chosen_fit([SirenConfig(6, 3)], lambda config: RECIPE, sampler(), seed=0)
+    weights = ran[1].averaged_net.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in fit.net.state_dict().items())
+    expected = new_fit(SirenConfig(25, 3), sampler(), RECIPE, 0).net.state_dict()
+    fit = chosen_fit([SirenConfig(25, 3)], lambda config: RECIPE, sampler(), seed=0)
+    assert len(ran) == 3 and fit.seconds == 0
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in fit.net.state_dict().items())
+
+
+def test_trials_that_learned_nothing_are_forgotten(given):
+    """The fit begins from a network that was never trained."""
+    given([0.95 * sampler().variance] * 3)
+    fit = chosen_fit([SirenConfig(6, 3)], lambda config: RECIPE, sampler(), seed=0)
+    expected = new_fit(SirenConfig(6, 3), sampler(), RECIPE, 0).net.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in fit.net.state_dict().items())
+
+
+@pytest.mark.parametrize("change", [{"n_passes": 374}, {"schedule": "step"}, {"max_seconds": 60.0}])
+def test_without_trials_the_middle_depth_is_taken(change, given):
+    ran = given([])
+    recipe = dataclasses.replace(RECIPE, **change)
+    assert is_worth_trials(RECIPE, sampler()) and not is_worth_trials(recipe, sampler())
+    configs = [SirenConfig(6, depth) for depth in (3, 5, 8)]
+    assert chosen_fit(configs, lambda config: recipe, sampler(), seed=0).net.config.n_layers == shapes.MIDDLE_DEPTH
+    assert chosen_fit(configs[:1], lambda config: recipe, sampler(), seed=0).net.config.n_layers == 3
+    assert not ran
+
+
+def test_a_constant_volume_has_no_trials():
+    constant = VoxelSampler(torch.zeros(4, 4, 4, 1).numpy(), torch.device("cpu"))
+    assert not is_worth_trials(Recipe(n_passes=1e6, batch=16, lr=1e-3), constant)
+
+
+def test_a_fit_to_continue_has_no_trials(given):
+    ran = given([])
+    fit = chosen_fit([field_net().config], lambda config: RECIPE, sampler(), seed=0, has_trials=False)
+    assert not ran and fit.step == 0
