@@ -144,16 +144,16 @@ def read_vtkhdf(path: str, name: str | None = None, resample: tuple[int, ...] | 
     from vtkmodules.vtkIOHDF import vtkHDFReader
 
     from formats.vtk_grids import volume_of
-    from formats.vtk_output import output_of
+    from formats.vtk_output import output_of, read_header
 
     reader = vtkHDFReader()
     if not reader.CanReadFile(path):
         raise VolumeError(f"{path}: not a VTKHDF file")
-    data = output_of(path, reader)
+    read_header(path, reader, MAX_EXPANSION)
     if reader.GetNumberOfSteps() > 1:
         what = f"expected one time step, found {reader.GetNumberOfSteps()}"
         raise VolumeError(f"{path}: {what}: save a file for each step, and give them by a pattern")
-    return volume_of(path, data, name, resample)
+    return volume_of(path, output_of(path, reader), name, resample)
 
 
 # --- written ----------------------------------------------------------------------------------------

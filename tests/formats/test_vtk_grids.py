@@ -312,6 +312,17 @@ def test_files_that_name_other_files(suffix, way, tmp_path):
     assert way in refusal(str(tmp_path / f"a{suffix}"))
 
 
+def test_a_vtkhdf_of_several_times(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    path = write(tmp_path / "a.vtkhdf", image_of_points())
+    with h5py.File(path, "a") as file:
+        steps = file["VTKHDF"].create_group("Steps")
+        steps.attrs["NSteps"] = 2
+        steps["Values"] = [0.0, 1.0]
+    said = refusal(path)
+    assert "expected one time step, found 2" in said and "by a pattern" in said
+
+
 def test_the_scripts_resample(tmp_path, capsys):
     """train.py by --resample, and the next command too; what comes back is compared with the image."""
     path = write(tmp_path / "a.vtu", unstructured())
