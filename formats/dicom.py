@@ -7,12 +7,14 @@ World coordinates are those of the files, LPS: x, y, z point to left, posterior,
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from typing import NamedTuple
 
 import numpy as np
 
+from cli.files import read_bytes
 from formats.common import VolumeError, import_package, volume_from_axes
 from utils import Volume
 
@@ -86,10 +88,11 @@ def _is_slice(path: str) -> bool:
 def _read_slices(path: str) -> list[_Slice]:
     """The slices in a file. Where the file says no distance of voxels, it is 1."""
     pydicom = import_package("pydicom", "pydicom", path)
+    content = io.BytesIO(read_bytes(path))  # a file would be given as much memory as a length in it says
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of elements that break the standard and are not looked at
-            file = pydicom.dcmread(path)
+            file = pydicom.dcmread(content)
             n_frames = int(file.get("NumberOfFrames") or 1)
             planes = file.pixel_array if n_frames > 1 else [file.pixel_array]
             return [_slice(path, file, i, plane) for i, plane in enumerate(planes)]

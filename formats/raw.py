@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import math
 import os
 import re
@@ -15,6 +16,7 @@ from formats.common import RawLayout, VolumeError
 from formats.slabs import Frame, slabs
 from utils import DTYPES, Geometry, Volume
 
+MAX_HEADER = 1 << 16  # bytes of a .npy header; NumPy itself refuses one of more than 10,000
 LIKE_COMPONENTS = (2, 3, 4)  # lengths at which a last axis may mean components or space
 RAW_NAME = re.compile(rf"_(\d+)x(\d+)x(\d+)_({'|'.join(DTYPES)})\.raw$")
 
@@ -23,9 +25,10 @@ def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
     """A NumPy array as a memory map, with the axes of `volume_of_array`. Raises VolumeError for an unreadable file."""
     try:
         with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = reader(file)
+            start = io.BytesIO(file.read(MAX_HEADER))  # NumPy allocates what the header's length says
+        version = np.lib.format.read_magic(start)
+        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = reader(start)
         if dtype.hasobject:
             raise ValueError("holds Python objects, which are never unpickled")
         # A memory map checks the announced shape against the file's length before anything is allocated.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import os
 import sys
 
 import numpy as np
@@ -64,3 +65,18 @@ def test_a_benchmark_prints_a_table(name, arguments, benchmark, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     benchmark(name, *arguments)
     assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [("blobs", 100), ("volumes", 20), ("checkpoints", 20), ("configurations", 8), ("kills", 4), ("disk", 4)],
+)
+def test_attacks_fail(kind, count, benchmark, tmp_path, monkeypatch, capsys):
+    """Neither are all mutants refused, nor are all read."""
+    monkeypatch.chdir(tmp_path)
+    benchmark("attack", "--only", kind, "--count", count, "--seconds", 1000)
+    _, tried, refused, failed, *_ = capsys.readouterr().out.splitlines()[-1].strip("| ").split(" | ")
+    assert (int(tried), int(failed)) == (count, 0) and not (tmp_path / "attack_failed").exists()
+    assert kind in ("kills", "disk") or 0 < int(refused) < count

@@ -19,10 +19,21 @@ import pydicom
 import pytest
 import tifffile
 from helpers.scripts import ROOT, compress, decompress, train
+from helpers.volume_files import (
+    FORMATS,
+    ORIGIN,
+    SPACING,
+    dicom_slice,
+    nrrd_header,
+    tiff,
+    write_dicom,
+    write_nrrd,
+    write_raw,
+    write_tiff,
+)
 from helpers.volumes import slanted
 from helpers.vtk import vtk_image, vtk_read, vtk_write
 from vtkmodules.vtkIOHDF import vtkHDFWriter
-from vtkmodules.vtkIOImage import vtkMetaImageWriter, vtkNIFTIImageWriter, vtkTIFFWriter
 from vtkmodules.vtkIOLegacy import vtkStructuredPointsWriter
 from vtkmodules.vtkIOXML import vtkXMLImageDataWriter
 
@@ -33,7 +44,7 @@ from utils import IDENTITY, SIGNS, Geometry
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 
-SHAPE, SPACING, ORIGIN = (4, 3, 2), (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25)
+SHAPE = (4, 3, 2)
 TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
 MIRRORED = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
@@ -61,180 +72,6 @@ def refusal(path: object, *args, **keywords) -> str:
         read_volume(str(path), *args, **keywords)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-# --- writers: file names, what they keep --------------------------------------------------------------
-
-
-def by_vtk(writer_class, name: str, keeps: str, **settings):
-    """A writer of VTK's, the file's name, and what it keeps of spacing, origin, direction, name."""
-
-    def write(folder: Path, array: np.ndarray, direction=IDENTITY) -> Path:
-        writer = writer_class()
-        writer.SetFileName(str(folder / name))
-        writer.SetInputData(vtk_image(array, SPACING, ORIGIN, "rho", direction=direction))
-        for setting, values in settings.items():
-            getattr(writer, setting)(*values)
-        writer.Write()
-        return folder / name
-
-    return pytest.param(write, keeps, id=f"{name}-{'-'.join(settings)}")
-
-
-def nrrd_header(array: np.ndarray, direction=IDENTITY, **fields: str) -> bytes:
-    types = {"f": "float", "d": "double", "B": "uchar", "b": "signed char", "h": "short", "H": "ushort"}
-    steps = np.reshape(direction, (3, 3)) * SPACING
-    fields = {
-        "type": types[array.dtype.char],
-        "dimension": "3",
-        "space": "left-posterior-superior",
-        "sizes": " ".join(map(str, array.shape)),
-        "space directions": " ".join(f"({x},{y},{z})" for x, y, z in steps.T.tolist()),
-        "kinds": "domain domain domain",
-        "endian": "little",
-        "encoding": "raw",
-        "space origin": "({},{},{})".format(*ORIGIN),
-        "content": "rho",
-        "sample units": '"kg"',
-        **fields,
-    }
-    lines = ["NRRD0005", "# a comment", *(f"{key}: {value}" for key, value in fields.items()), "key:=value"]
-    return "\n".join(lines).encode() + b"\n"
-
-
-def write_nrrd(folder: Path, array: np.ndarray, direction=IDENTITY) -> Path:
-    (folder / "a.nrrd").write_bytes(nrrd_header(array, direction) + b"\n" + array.tobytes(order="F"))
-    return folder / "a.nrrd"
-
-
-def write_nhdr(folder: Path, array: np.ndarray, direction=IDENTITY) -> Path:
-    fields = {"encoding": "gzip", "endian": "big", "data file": "voxels.gz"}
-    (folder / "a.nhdr").write_bytes(nrrd_header(array, direction, **fields))
-    swapped = array.astype(array.dtype.newbyteorder(">"))
-    (folder / "voxels.gz").write_bytes(gzip.compress(swapped.tobytes(order="F")))
-    return folder / "a.nhdr"
-
-
-def dicom_element(group: int, number: int, kind: str, value: bytes | str) -> bytes:
-    """Explicit VR, little-endian."""
-    value = value.encode() if isinstance(value, str) else value
-    value += b"\0" if len(value) % 2 and kind in ("UI", "OW") else b" " if len(value) % 2 else b""
-    length = struct.pack("<2xI" if kind in ("OW", "OB") else "<H", len(value))
-    return struct.pack("<HH", group, number) + kind.encode() + length + value
-
-
-def decimals(numbers) -> str:
-    return "\\".join(f"{number:.9g}" for number in np.ravel(numbers))
-
-
-def dicom_slice(plane: np.ndarray, position, direction=IDENTITY, shift=None, **more: bytes) -> bytes:
-    """One file; plane: (x, y) of 16-bit integers."""
-    syntax = dicom_element(2, 0x10, "UI", more.get("syntax", "1.2.840.10008.1.2.1"))
-    axes = np.reshape(direction, (3, 3))
-    number = "<H"
-    elements = [
-        (0x08, 0x16, "UI", "1.2.840.10008.5.1.4.1.1.2"),
-        (0x18, 0x50, "DS", decimals(99.0)),  # thickness is not distance
-        (0x20, 0x32, "DS", decimals(position)),
-        (0x20, 0x37, "DS", decimals([axes[:, 0], axes[:, 1]])),
-        (0x28, 0x02, "US", struct.pack(number, 1)),
-        (0x28, 0x04, "CS", "MONOCHROME2"),
-        *([(0x28, 0x08, "IS", more["frames"])] if "frames" in more else []),
-        (0x28, 0x10, "US", struct.pack(number, plane.shape[1])),
-        (0x28, 0x11, "US", struct.pack(number, plane.shape[0])),
-        (0x28, 0x30, "DS", decimals([SPACING[1], SPACING[0]])),  # first from row to row
-        (0x28, 0x100, "US", struct.pack(number, 16)),
-        (0x28, 0x101, "US", struct.pack(number, 16)),
-        (0x28, 0x102, "US", struct.pack(number, 15)),
-        (0x28, 0x103, "US", struct.pack(number, plane.dtype.kind == "i")),
-        *(
-            []
-            if shift is None
-            else [(0x28, 0x1052, "DS", decimals(shift)), (0x28, 0x1053, "DS", more.get("slope", "1"))]
-        ),
-        (0x7FE0, 0x10, "OW", np.ascontiguousarray(plane.T).tobytes()),
-    ]
-    head = dicom_element(2, 0, "UL", struct.pack("<I", len(syntax))) + syntax
-    return bytes(128) + b"DICM" + head + b"".join(dicom_element(*element) for element in elements)
-
-
-def write_dicom(folder: Path, array: np.ndarray, direction=IDENTITY, order=(1, 0, 2), **more) -> Path:
-    """A folder of slices whose names are in another order than their positions, and of other files."""
-    (folder / "scan").mkdir()
-    step = np.reshape(direction, (3, 3))[:, 2] * SPACING[2]
-    for z in range(array.shape[2]):
-        data = dicom_slice(array[:, :, z], ORIGIN + z * step, direction, **more)
-        (folder / "scan" / f"{order[z]}.dcm").write_bytes(data)
-    (folder / "scan" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
-    (folder / "scan" / "notes.txt").write_text("no slice")
-    return folder / "scan"
-
-
-def tiff(array: np.ndarray, description: str = "", orientation: int = 1, endian: str = "<", packed=False) -> bytes:
-    """Plain or deflated, a page a slice, as ImageJ writes it where there is a description."""
-    kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
-    out, text = bytearray(struct.pack(endian + "2sHI", b"II" if endian == "<" else b"MM", 42, 0)), description.encode()
-    link = 4
-    for plane in np.moveaxis(array, 2, 0):
-        voxels = plane.T.astype(array.dtype.newbyteorder(endian)).tobytes()
-        voxels = zlib.compress(voxels) if packed else voxels
-        voxels += bytes(len(voxels) % 2)
-        at = len(out)
-        out += voxels + struct.pack(endian + "4I", 2, 1, 1, 2) + text + b"\0"
-        out += bytes(len(out) % 2)
-        tags = [
-            *((256, 4, 1, plane.shape[0]), (257, 4, 1, plane.shape[1]), (258, 3, 1, array.dtype.itemsize * 8)),
-            *(
-                (259, 3, 1, 8 if packed else 1),
-                (262, 3, 1, 1),
-                (270, 2, len(text) + 1, at + len(voxels) + 16),
-                (273, 4, 1, at),
-            ),
-            *((274, 3, 1, orientation), (277, 3, 1, 1), (278, 4, 1, plane.shape[1]), (279, 4, 1, len(voxels))),
-            *((282, 5, 1, at + len(voxels)), (283, 5, 1, at + len(voxels) + 8), (339, 3, 1, kind)),
-        ]
-        struct.pack_into(endian + "I", out, link, len(out))
-        out += struct.pack(endian + "H", len(tags))
-        for tag, form, count, value in tags:
-            out += struct.pack(endian + ("HHIHxx" if form == 3 else "HHII"), tag, form, count, value)
-        link = len(out)
-        out += bytes(4)
-    return bytes(out)
-
-
-def write_tiff(folder: Path, array: np.ndarray, direction=IDENTITY) -> Path:
-    (folder / "a.tif").write_bytes(tiff(array, f"ImageJ=1.54f\nimages={array.shape[2]}\nspacing=3.0\nunit=um\n"))
-    return folder / "a.tif"
-
-
-def write_raw(folder: Path, array: np.ndarray, direction=IDENTITY) -> Path:
-    path = folder / f"my_field_{'x'.join(map(str, array.shape))}_{array.dtype.name}.raw"
-    path.write_bytes(array.tobytes(order="F"))
-    return path
-
-
-# What comes back: s spacing, o origin, d direction, n name, u units.
-FORMATS = [
-    by_vtk(vtkXMLImageDataWriter, "a.vti", "sodn"),
-    by_vtk(vtkXMLImageDataWriter, "a.vti", "sodn", SetDataModeToAscii=()),
-    by_vtk(vtkXMLImageDataWriter, "a.VTI", "sodn", SetDataModeToAppended=(), EncodeAppendedDataOff=()),
-    by_vtk(vtkXMLImageDataWriter, "a.vti", "sodn", SetByteOrderToBigEndian=(), SetCompressorTypeToLZMA=()),
-    by_vtk(vtkStructuredPointsWriter, "a.vtk", "son"),
-    by_vtk(vtkStructuredPointsWriter, "a.vtk", "son", SetFileTypeToBinary=()),
-    by_vtk(vtkHDFWriter, "a.vtkhdf", "sodn"),
-    by_vtk(vtkHDFWriter, "a.hdf", "sodn"),
-    by_vtk(vtkMetaImageWriter, "a.mha", "so"),
-    by_vtk(vtkMetaImageWriter, "a.mhd", "so", SetCompression=(False,)),
-    by_vtk(vtkNIFTIImageWriter, "a.nii", "so"),
-    by_vtk(vtkNIFTIImageWriter, "a.nii.gz", "so"),
-    pytest.param(write_nrrd, "sodnu", id="a.nrrd"),
-    pytest.param(write_nhdr, "sodnu", id="a.nhdr"),
-    pytest.param(write_dicom, "sod", id="dicom"),
-    by_vtk(vtkTIFFWriter, "a.tif", ""),
-    by_vtk(vtkTIFFWriter, "a.tiff", "", SetCompressionToNoCompression=()),
-    pytest.param(write_tiff, "s", id="imagej.tif"),
-    pytest.param(write_raw, "", id="raw"),
-]
 
 
 # --- every format -----------------------------------------------------------------------------------
