@@ -474,7 +474,14 @@ class ValueRange:
     @property
     def extent(self) -> np.ndarray:
         """high - low of each component, float64."""
-        return (self.high.astype(wide_float(self.dtype)) - self.low.astype(wide_float(self.dtype))).astype(np.float64)
+        if self.dtype.kind in "iu":
+            return self._integer_extent.astype(np.float64)
+        return self.high.astype(np.float64) - self.low.astype(np.float64)
+
+    @property
+    def _integer_extent(self) -> np.ndarray:
+        """high - low of each component of integers, uint64."""
+        return self.high.astype(np.uint64) - self.low.astype(np.uint64)  # modulo 2^64
 
     def decoded_dtype(self, as_float: bool) -> np.dtype:
         """The dtype of decoded values. as_float: of integers that stay unrounded: float32, or float64 above 16 bits."""
@@ -503,19 +510,24 @@ class ValueRange:
         see `decoded_dtype`. If a decoded value happens to equal the fill value, it is replaced by the next smaller
         number, so that the voxel does not count as missing.
         """
-        wide = wide_float(self.dtype)
         unit = (np.fmin(np.fmax(values.astype(np.float64), -1.0), 1.0) + 1.0) / 2.0  # NaN becomes the least value
-        offset = unit.astype(wide) * self.extent.astype(wide)
-        low = self.low.astype(wide)
-        if as_float and self.dtype.kind in "iu":
-            return (low + offset).astype(self.decoded_dtype(as_float))
-        result = np.clip(low + offset, low, self.high.astype(wide))  # because the cast would wrap around
-        result = (result if self.dtype.kind == "f" else np.rint(result)).astype(self.dtype)
+        decoded, is_integer = self.low.astype(np.float64) + unit * self.extent, self.dtype.kind in "iu"
+        if as_float and is_integer:
+            return decoded.astype(self.decoded_dtype(as_float))
+        clipped = np.clip(decoded, self.low, self.high)  # because rounding may leave the range
+        result = self._integers(unit) if is_integer else clipped.astype(self.dtype)
         if self.fill is not None and (result == self.fill).any():
             is_float = self.dtype.kind == "f"
             below = np.nextafter(self.fill, self.low) if is_float else self.fill - (self.fill > self.low)
             result = np.where(result == self.fill, below, result)
         return result
+
+    def _integers(self, unit: np.ndarray) -> np.ndarray:
+        """The integers nearest to values from 0, the least one, to 1, the greatest. Exact in 64 bits."""
+        offset = np.rint(unit * self.extent)
+        is_inside = offset < self.extent  # in float64 the extent may be rounded up to 2^64
+        steps = np.where(is_inside, np.where(is_inside, offset, 0.0).astype(np.uint64), self._integer_extent)
+        return (self.low.astype(np.uint64) + steps).astype(self.dtype)  # modulo 2^64
 
 
 def wide_float(dtype: np.dtype) -> np.dtype:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from field import portable
 from utils import Grid, normalised_coordinates
 
 # Positions in a chunk: activations stay in a core's cache, or fill a GPU. The last chunk is padded.
@@ -73,20 +74,24 @@ class Network:
     """A network's matrices on a device. Positions lie along the last axis; a row of ones takes the biases in.
 
     On a GPU, zeros pad the rows of the matrices. layers: [W b] of every linear layer, times its factors. precision:
-    "float32" or "float64".
+    "float32", "float64", or "portable": float64 by field.portable, on the CPU, without derivatives.
     """
 
     def __init__(self, layers: list[np.ndarray], is_residual: bool, device: str, precision: str = "float32"):
-        self.is_residual, self.device, self.chunk = is_residual, device, CHUNK[device.partition(":")[0]]
-        self.precision = precision
-        self.xp, self.layers, self.n_ahead = np, [layer.astype(precision) for layer in layers], 0
+        is_portable = precision == "portable"
+        self.is_residual, self.device = is_residual, "cpu" if is_portable else device
+        self.chunk = CHUNK[self.device.partition(":")[0]]
+        self.precision = "float64" if is_portable else precision
+        self.xp, self.layers, self.n_ahead = np, [layer.astype(self.precision) for layer in layers], 0
         self.rows = len(layers[0]) + 1  # of the activations
-        if uses_torch(device):
+        if uses_torch(self.device) and not is_portable:
             import torch
 
             self.xp, self.n_ahead, self.rows = torch, 1, -(-self.rows // TILE) * TILE
             padded = [np.pad(layer, ((0, 0), (0, self.rows - layer.shape[1]))) for layer in self.layers[1:]]
             self.layers = [torch.from_numpy(layer).to(device) for layer in (self.layers[0], *padded)]
+        arithmetic = portable if is_portable else self.xp
+        self.matmul, self.sin = arithmetic.matmul, arithmetic.sin
 
     def _empty(self, *shape: int) -> object:
         place = {} if self.xp is np else {"device": self.device}
@@ -116,11 +121,11 @@ class Network:
             dh, da, db = (self._empty(d_in, width) for _ in range(3))
 
         def sine_layer(layer, source, d_source, out, d_out) -> None:
-            xp.matmul(layer, source, out=phase)
+            self.matmul(layer, source, out=phase)
             if with_slopes:
                 xp.matmul(layer[:, : d_source.shape[-2]], d_source, out=d_out)
                 d_out *= xp.cos(phase, out=out[:width])
-            xp.sin(phase, out=out[:width])
+            self.sin(phase, out=out[:width])
 
         sine_layer(first, inputs, d_inputs, h, dh)
         if self.is_residual:
@@ -135,7 +140,7 @@ class Network:
                 sine_layer(layer, h, dh, a, da)
                 h, dh, a, da = a, da, h, dh
 
-        y = xp.matmul(last, h)[:, :n]
+        y = self.matmul(last, h)[:, :n]
         dy = xp.matmul(last[:, :width], dh)[..., :n] if with_slopes else None
         return (lambda: [y, dy]) if xp is np else _fetched(y, dy)
 

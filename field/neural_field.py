@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -18,14 +19,12 @@ from cli.files import read_regular
 from field.array_interface import ArrayInterface
 from field.blob import decode_single
 from field.evaluation import CHUNK, Coordinates, Network, OnProgress, evaluate, grid_coordinates, point_coordinates
+from field.integers import evaluate_integers, largest_error, margins
 from field.layers import linear_layers
 from formats.arrays import LazyArray
 from utils import Box, Grid, Mask, VolumeHeader, voxel_grid, voxel_size
 
 MASK_POSITIONS = 1 << 20  # positions whose nearest voxels are looked up in one go
-# Share of the range. Values this close to a rounding boundary of two integers are evaluated anew in float64: float32
-# products depend on a position's place in its chunk, and a region must give the same integers as the whole.
-NEAR = 1e-5
 INSIDE = 1e-6  # voxels by which rounding may move a point on the boundary out of the field
 
 
@@ -111,30 +110,21 @@ class NeuralField(ArrayInterface):
         grid = grid or self.grid()
         dtype = self.values.decoded_dtype(as_float)
         result = np.empty((math.prod(grid.shape), self.header.n_components), dtype)
-        coordinates = grid_coordinates(self.header.shape, grid, self.device)
-        is_close = np.zeros(len(result) if result.dtype.kind in "iu" else 0, bool)
+        coordinates = partial(grid_coordinates, self.header.shape, grid)
+        if dtype.kind in "iu":
+            steps = [(self.network(precision), margin) for precision, margin in self._margins.items()]
+            steps.append((self.network("portable"), 0.0))
+            evaluate_integers(steps, self.values, self.n_threads, coordinates, result, on_progress)
+        else:
 
-        def store(part: slice, y: np.ndarray, _: None) -> None:
-            result[part] = self.values.denormalise(y.T, as_float)
-            if len(is_close):
-                is_close[part] = _is_close(y, self.values.extent).any(axis=0)
+            def store(part: slice, y: np.ndarray, _: None) -> None:
+                result[part] = self.values.denormalise(y.T, as_float)
 
-        evaluate(self.network(), self.n_threads, coordinates, len(result), store, False, on_progress)
-        for start in range(0, len(is_close), MASK_POSITIONS):  # all numbers would take more memory than the values
-            self._round_anew(result, start + np.flatnonzero(is_close[start : start + MASK_POSITIONS]), coordinates)
+            evaluate(self.network(), self.n_threads, coordinates(self.device), len(result), store, False, on_progress)
         result = result.reshape(*grid.shape, -1)
         for part, is_missing in _missing_on(self.header.missing, grid):
             result[part][is_missing] = self.header.fill if result.dtype == self.values.dtype else np.nan
         return self._shaped(result, grid.shape)
-
-    def _round_anew(self, result: np.ndarray, index: np.ndarray, coordinates: Coordinates) -> None:
-        """Put integers that are rounded from a float64 evaluation into the rows `index` of a result."""
-
-        def store(part: slice, y: np.ndarray, _: None) -> None:
-            result[index[part]] = self.values.denormalise(y.T)
-
-        network = self.network("float64")
-        evaluate(network, self.n_threads, lambda part: coordinates(index[part]), len(index), store)
 
     def gradient_on_grid(self, grid: Grid | None = None, on_progress: OnProgress = lambda fraction: None) -> np.ndarray:
         """The derivatives of the values on a grid by position, in units of value per unit of length.
@@ -199,6 +189,14 @@ class NeuralField(ArrayInterface):
 
     # --- how it is evaluated ---
 
+    @cached_property
+    def _margins(self) -> dict[str, np.ndarray]:
+        """By precision, the margins of the normalised values within which integers are not decided."""
+        header = self.header
+        coordinates = grid_coordinates(header.shape, self.grid())
+        errors = largest_error(self.layers, self.is_residual, coordinates, header.n_voxels)
+        return margins(errors, self.values.extent)
+
     def _shaped(self, result: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | np.generic:
         """Values (n, components) with the shape of their positions, and without an axis of a single component."""
         return result.reshape(shape + self.shape[len(self.header.shape) :])[()]
@@ -246,13 +244,6 @@ def _locate(header: VolumeHeader, points: np.ndarray) -> tuple[np.ndarray, np.nd
     last = np.array(header.shape) - 1.0
     is_inside = ((index >= -INSIDE) & (index <= last + INSIDE)).all(axis=1)
     return np.clip(np.nan_to_num(index), 0.0, last), is_inside, shape
-
-
-def _is_close(y: np.ndarray, extent: np.ndarray) -> np.ndarray:
-    """Which normalised values (d_out, n) lie close to the border between two integers. extent: of the range."""
-    extent = extent[:, None]
-    offset = (np.clip(y, -1.0, 1.0) + 1.0) / 2.0 * extent
-    return np.abs(offset - np.floor(offset) - 0.5) <= NEAR * extent
 
 
 def _nearest(index: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.networks import field_net, make_header
 from helpers.scripts import WELL, compress, decompress, train
+from helpers.steep import RANGES, steep_field
 
 from field.neural_field import NeuralField
 from training import long_runs
@@ -27,6 +28,12 @@ def test_a_field_is_that_of_the_cpu(is_residual):
     is_free = (np.abs(slopes) > 0) & (np.abs(found) > 0)  # a value at the end of the range is clipped, or not
     assert is_free.mean() > 0.2
     np.testing.assert_allclose(found[is_free], slopes[is_free], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", RANGES)
+def test_integers_are_those_of_the_cpu(dtype):
+    here, there = (steep_field(dtype, device=device) for device in ("cpu", CUDA))
+    np.testing.assert_array_equal(there.on_grid(), here.on_grid())
 
 
 # --- the scripts ------------------------------------------------------------------------------------
