@@ -16,6 +16,10 @@ from siren import FieldNet, linear_layers
 from training.optimizers import padded
 from training.weights import TrainedWeights
 
+# Factor of the derivatives in the backward pass, before the mean over the samples. With this one, float16 has held them
+# in a fit of bonsai_256 from its start to 41.9 dB.
+SCALE = 0.125
+
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """The product of two matrices, in float32 if both are float16."""
@@ -115,15 +119,15 @@ class PaddedGradient:
         self.squares = error.square().mean(1)
         if sample_weights is not None:
             error *= sample_weights[:, None]
-        # Without the factor 1 / n, which float16 might lose. It follows at the end.
+        # The mean over the samples follows at the end: float16 might lose so small numbers.
         upper = x.new_zeros(len(x), len(last), dtype=dtype)
-        torch.mul(error, 2 / self.d_out, out=upper[:, : self.d_out])
+        torch.mul(error, 2 * SCALE / self.d_out, out=upper[:, : self.d_out])
         self._backward(inputs, outputs, cosines, hidden, last, upper)
-        self.trained.gradient.mul_(1 / len(x))
+        self.trained.gradient.mul_(1 / (SCALE * len(x)))
         return (self.squares if sample_weights is None else self.squares * sample_weights).mean()
 
     def _backward(self, inputs, outputs, cosines, hidden, last, upper) -> None:
-        """Set the gradient of the sum over the samples. upper: the derivative of that sum by the network's outputs."""
+        """Set the gradient of the scaled sum over the samples. upper: the derivative of that sum by the outputs."""
         self._store(product(upper.mT, outputs[-1]), self.ends[1], len(hidden) + 1)
         found, grad, skipped = [], product(upper, last), None
         for k in reversed(range(self.first_trained_layer, len(hidden) + 1)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import importlib
 import sys
@@ -17,6 +18,7 @@ from helpers.volumes import slanted
 import training
 from siren import FieldNet, linear_layers
 from training import padded_gradient, replay
+from training.fitting import Fit
 from training.optimizers import TILE, Muon
 from training.padded_gradient import PaddedGradient
 from training.recipe import Recipe
@@ -177,6 +179,36 @@ def test_steps_are_those_of_the_reference(is_residual, fields, products, place, 
         for (name, p), q in zip(found.state_dict().items(), expected.state_dict().values(), strict=True):
             moved = (q - start[name]).norm()
             assert (p.cpu().double() - q).norm() <= tolerance * moved, name
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_checkpoint_continues_to_the_same_result(place, monkeypatch):
+    """In float16, and through a recovery."""
+    monkeypatch.setattr("training.step.is_for_gpu", lambda device: place != "cpu")
+    monkeypatch.setattr("training.step.has_half_products", lambda device: place != "cpu")
+    monkeypatch.setattr("training.fitting.CHECK_STEPS", 5)
+    device, grid, states = torch.device("cuda" if place == "cuda" else "cpu"), slanted((9, 7, 5))[..., None], []
+    sampler = VoxelSampler(value_range(grid).normalise(grid), device)
+
+    def judged_badly_at_15(fit: Fit, judge=Fit._judge) -> float:
+        return 100.0 if fit.step == 15 and fit.recovery.n_recoveries == 0 else judge(fit)
+
+    monkeypatch.setattr(Fit, "_judge", judged_badly_at_15)
+
+    def fitted(on_step=lambda fit: None, start: dict | None = None) -> Fit:
+        fit = Fit(field_net(n_neurons=18).to(device), sampler, Recipe(n_passes=4, batch=50, lr=1e-3), seed=0)
+        if start:
+            fit.load_state_dict(start)
+        fit.run(on_step)
+        return fit
+
+    def keep(fit: Fit) -> bool:
+        return fit.recovery.n_recoveries == 1 and fit.step == 17 and not states.append(copy.deepcopy(fit.state_dict()))
+
+    fitted(keep)
+    whole, rest = fitted(), fitted(start=states[0])
+    assert whole.recovery.n_recoveries == 1 and whole.step == rest.step == 28
+    assert torch.equal(whole.trained.averaged_weights, rest.trained.averaged_weights)
 
 
 def test_a_step_waits_for_nothing(monkeypatch):
