@@ -52,6 +52,12 @@ def test_archives_from_strangers(path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a.npy", "w") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (1 << 20,) * 3})
     contents.append(Path(path).read_bytes())
+    with zipfile.ZipFile(path, "w") as archive:  # not compressed: the array would reach into the next entry
+        with archive.open("a.npy", "w") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": SHAPE})
+        with archive.open("b.npy", "w") as file:
+            np.save(file, np.zeros(4000))
+    contents.append(Path(path).read_bytes())
     for content in contents:
         Path(path).write_bytes(content)
         with pytest.raises(VolumeError) as caught:
