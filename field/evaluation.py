@@ -152,7 +152,7 @@ def _fetched(*tensors: object) -> Callable[[], list[np.ndarray | None]]:
     copies = [None if tensor is None else tensor.to("cpu", non_blocking=True) for tensor in tensors]
     copied = torch.cuda.Event() if tensors[0].is_cuda else None
     if copied:
-        copied.record()
+        copied.record(torch.cuda.current_stream(tensors[0].device))
 
     def fetch() -> list[np.ndarray | None]:
         if copied:

@@ -11,7 +11,7 @@ BLOCK = 1024  # numbers that one program of the GPU computes
 
 @triton.jit
 def _sines(phase, added, sines, cosines, total, n, is_sum: tl.constexpr, block: tl.constexpr):
-    index = tl.program_id(0) * block + tl.arange(0, block)
+    index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     is_inside = index < n
     angle = tl.load(phase + index, mask=is_inside)
     tl.store(cosines + index, tl.cos(angle), mask=is_inside)

@@ -107,6 +107,21 @@ def test_the_fused_kernel_computes_the_same(is_sum, dtype, fused):
         assert b is None or torch.allclose(a.float(), b.float(), rtol=0, atol=tolerance)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("products", [torch.float32, torch.float16])
+def test_a_gpus_gradient_of_a_wide_network_is_that_of_the_reference(products):
+    """By the kernel that is compiled for it, where Triton is there."""
+    net = field_net(seed=2, n_neurons=FUSED_WIDTH, n_layers=4)
+    x, values, weights = samples(net)
+    reference = ReferenceStep(net).gradients(x, values, weights)
+    device = torch.device("cuda", 0)
+    gradient = PaddedGradient(net.to(device), TrainedWeights(net, "muon", 0, TILE))
+    gradient.sines = sines_for(device, FUSED_WIDTH)
+    gradient(x.to(device), values.to(device), weights.to(device), products)
+    for p, expected in zip(net.parameters(), reference, strict=True):
+        assert (p.grad.cpu().double() - expected).norm() <= TOLERANCE[products] * expected.norm()
+
+
 @pytest.mark.parametrize("products", [torch.float32, torch.float16])
 def test_the_gradient_by_the_fused_kernel_is_that_of_the_reference(products, fused):
     net = field_net(seed=2, n_neurons=18, n_layers=4)
