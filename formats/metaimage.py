@@ -60,9 +60,26 @@ def read_meta(path: str) -> Volume:
         array = np.moveaxis(array, 0, -1)
     else:
         array = volume_of(path, output_of(path, reader, expansion, source)).array
-    # The matrix has the axes' directions as rows, as in ITK. VTK takes its columns for the directions.
-    direction = np.reshape(reader.GetDataDirection(), (3, 3)).T
-    return volume_from_axes(path, array, direction * reader.GetDataSpacing(), np.array(reader.GetDataOrigin()), "LPS")
+    spacing = [step or 1.0 for step in reader.GetDataSpacing()]  # VTK has 0 for an axis that the file lacks
+    axes = _directions(path, header, reader.GetDataDirection()).T * spacing
+    return volume_from_axes(path, array, axes, np.array(reader.GetDataOrigin()), "LPS")
+
+
+def _directions(path: str, header: dict[str, str], found: tuple[float, ...]) -> np.ndarray:
+    """The directions of the three axes, as rows, as in ITK; VTK takes the columns for them. found: VTK's 9 numbers.
+
+    VTK puts the numbers of a smaller matrix into the first of the 9. Raises VolumeError.
+    """
+    if header.get("NDims") not in ("1", "2"):
+        return np.reshape(found, (3, 3))
+    n, directions = int(header["NDims"]), np.eye(3)
+    names = [name for name in ("TransformMatrix", "Rotation", "Orientation") if name in header]
+    if names:
+        directions[:n, :n] = np.reshape(found[: n * n], (n, n))
+    if abs(np.linalg.det(directions)) < 0.5:
+        hint = "VTK writes it so for images of one slice: write them as .vti or .nrrd"
+        raise VolumeError(f"{path}: expected axes at right angles, found {names[0]} = {header[names[0]]}: {hint}")
+    return directions
 
 
 def data_file(path: str) -> str:

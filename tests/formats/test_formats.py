@@ -396,6 +396,30 @@ def test_rows_of_a_meta_image_are_its_axes(keys, tmp_path):
     np.testing.assert_array_equal(volume.array, slanted(SHAPE))
 
 
+@pytest.mark.parametrize("shape", [(5, 4), (6,)])
+@pytest.mark.parametrize("matrix", [None, "turned"])
+def test_meta_image_of_two_axes_and_of_one(shape, matrix, tmp_path):
+    d_in = len(shape)
+    array = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    axes = np.eye(3)
+    fields = {"NDims": str(d_in), "ElementSpacing": " ".join(["2"] * d_in), "Offset": "5 6 7"[: 2 * d_in - 1]}
+    if matrix:
+        axes[:d_in, :d_in] = [[0.0, -1.0], [1.0, 0.0]] if d_in == 2 else [[-1.0]]
+        fields["TransformMatrix"] = " ".join(map(str, axes[:d_in, :d_in].T.ravel()))
+    write_meta(tmp_path / "a.mha", array, **fields)
+    volume = read_volume(str(tmp_path / "a.mha"), d_in)
+    np.testing.assert_array_equal(volume.array, array)
+    assert (volume.geometry.spacing, volume.geometry.origin) == ((2.0,) * d_in, (5.0, 6.0)[:d_in])
+    np.testing.assert_array_equal(np.reshape(volume.geometry.direction, (3, 3)), axes)
+
+
+def test_meta_image_of_one_slice_as_vtk_writes_it(tmp_path):
+    """VTK stores the first four of nine numbers, of which the second axis cannot be told."""
+    array = np.zeros((5, 4), np.float32)
+    write_meta(tmp_path / "a.mha", array, NDims="2", ElementSpacing="1 1", TransformMatrix="1 0 0 0")
+    assert "found TransformMatrix = 1 0 0 0: VTK writes" in refusal(tmp_path / "a.mha")
+
+
 def test_meta_image_of_components_and_of_big_endian(tmp_path):
     array = np.stack([slanted(SHAPE), -slanted(SHAPE)], axis=-1)
     write_meta(tmp_path / "a.mha", array, ElementNumberOfChannels="2")
