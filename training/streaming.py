@@ -7,6 +7,7 @@ So a batch is as mixed as one of single random voxels, but the disk reads kiloby
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import math
 import os
@@ -86,6 +87,7 @@ class StreamingSampler:
         self.stretches = boxes(original, STRETCH * original.shape[-1])
         self.n_voxels, self.mean, self.variance = self._statistics()
         self.n_refills = math.ceil(self.n_voxels / (BUFFER - KEPT))
+        self.reads_ahead = device.type == "cuda"  # a CPU's cores train meanwhile
         self.buffer: list[torch.Tensor] = []  # by place: flat indices, values, and slopes if wanted
 
     def _statistics(self) -> tuple[int, torch.Tensor, float]:
@@ -110,7 +112,7 @@ class StreamingSampler:
         values = torch.empty(0, self.original.shape[-1], device=self.device)
         order = np.random.default_rng(0).permutation(len(self.stretches))
         for start in range(0, len(order), JUDGING_STRETCHES):
-            more = self._read_all(order[start : start + JUDGING_STRETCHES])
+            more = self._there(self._columns(order[start : start + JUDGING_STRETCHES]))
             flat, values = torch.cat([flat, more[0]]), torch.cat([values, more[1]])
             if len(flat) >= JUDGING_VOXELS:
                 break
@@ -133,8 +135,8 @@ class StreamingSampler:
         order = np.random.default_rng(seeds).permutation(len(self.stretches))
         ends = [self.n_voxels * k // n_batches for k in range(n_batches + 1)]
         batch, rest = 0, None
-        for refill, chosen in enumerate(np.array_split(order, self.n_refills), 1):
-            self._fill(chosen, rest)
+        for refill, columns in enumerate(self._columns_of(np.array_split(order, self.n_refills)), 1):
+            self._fill(columns, rest)
             places = torch.randperm(len(self.buffer[0]), generator=generator, device=self.device)
             kept = KEPT if refill < self.n_refills else 0
             while batch < n_batches and ends[batch + 1] - ends[batch] + kept <= len(places):
@@ -152,17 +154,34 @@ class StreamingSampler:
         """Finite differences (n, components, d_in) of the voxels at `places`; see `finite_differences`."""
         return self.buffer[2][places]
 
-    def _fill(self, chosen: np.ndarray, rest: torch.Tensor | None) -> None:
-        """Fill the buffer with the voxels at the places `rest` and with the chosen stretches."""
+    def _columns_of(self, parts: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """`_columns` of one part of the stretches after another. A thread reads the next one while a GPU trains."""
+        if not self.reads_ahead:
+            yield from map(self._columns, parts)
+            return
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            ahead = None
+            for part in parts:
+                now, ahead = ahead, pool.submit(self._columns, part)
+                if now is not None:
+                    yield now.result()
+            yield ahead.result()
+
+    def _fill(self, columns: list[np.ndarray], rest: torch.Tensor | None) -> None:
+        """Fill the buffer with the voxels at the places `rest` and with the columns of others, which it empties."""
         kept = [] if rest is None else [[content[rest] for content in self.buffer]]
         self.buffer = []
-        kept.append(self._read_all(chosen))
+        kept.append(self._there(columns))
+        columns.clear()  # which lets their memory go now
         self.buffer = [torch.cat(column) for column in zip(*kept, strict=True)]
 
-    def _read_all(self, chosen: np.ndarray) -> list[torch.Tensor]:
+    def _columns(self, chosen: np.ndarray) -> list[np.ndarray]:
         """The columns of `_read` for all chosen stretches, in the order of the file."""
         columns = zip(*map(self._read, (self.stretches[i] for i in np.sort(chosen))), strict=True)
-        return [torch.from_numpy(np.concatenate(column)).to(self.device) for column in columns]
+        return [np.concatenate(column) for column in columns]
+
+    def _there(self, columns: list[np.ndarray]) -> list[torch.Tensor]:
+        return [torch.from_numpy(column).to(self.device) for column in columns]
 
     def _read(self, box: Box) -> list[np.ndarray]:
         """Flat indices, normalised values, and slopes if wanted, of the voxels in a box that are not missing."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import mmap
+import threading
 import tracemalloc
 
 import numpy as np
@@ -83,6 +84,25 @@ def test_parts_of_a_map_are_let_go_of(tmp_path, monkeypatch):
 
 
 # --- samples ----------------------------------------------------------------------------------------
+
+
+def test_what_is_read_ahead_is_drawn_alike(small, tmp_path):
+    """By a thread, as for a GPU: the next part of the volume is being read before the first batch of this one."""
+    array = mapped(wavy(), tmp_path)[..., None]
+    drawn = []
+    for reads_ahead in (False, True):
+        sampler, parts = make_sampler(array, value_range(array), CPU), []
+        sampler.reads_ahead, columns = reads_ahead, sampler._columns
+
+        def counted(chosen, parts=parts, columns=columns):
+            parts.append(threading.current_thread() is threading.main_thread())
+            return columns(chosen)
+
+        sampler._columns = counted
+        batches = [sampler.samples(places) for places in sampler.batches(0, 0, 13, 0)]
+        assert len(parts) == sampler.n_refills > 3 and set(parts) == {not reads_ahead}
+        drawn.append(torch.cat([torch.cat(batch, 1) for batch in batches]))
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
