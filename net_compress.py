@@ -19,12 +19,13 @@ import numpy as np
 
 from cli import arguments
 from cli.files import check_outputs, write_or_rescue
+from cli.progress import Progress
 from field.blob import decode_single, encode_blob
 from field.metrics import compare, file_ratios, measured_boxes
 from field.neural_field import NeuralField
 from formats.common import raw_layout
 from formats.reading import read_volume, source_files
-from quantising.policy import RoundingOptions, quantise_network
+from quantising.policy import RoundingOptions, measuring_work, quantise_network
 from siren import FieldNet, SirenConfig, count_parameters, weights_crc32
 from training.network_files import (
     field_header,
@@ -137,23 +138,21 @@ def main(argv: Sequence[str]) -> None:
     net.load_state_dict(state)
     device = arguments.resolve_device(opt.cuda, opt.gid)
     options = RoundingOptions(opt.cluster_bits, opt.quantizer, opt.n_passes, opt.seed, opt.num_workers)
-    layers = quantise_network(options, net, header, volume, *quality_in(settings, header), device)
-    if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):
-        raise UserError(f"{opt.net}: holds weights too large to be rounded")
-    blob = encode_blob(header, [(dataclasses.asdict(config), layers)])
-    field, figures = (
-        NeuralField(*decode_single(blob, large=True), n_threads=opt.num_workers),
-        {},
-    )  # what is written can be read
-    if volume:
-        decoded = field.lazy()
-        chosen = measured_boxes(volume.values)
-        with console.Progress("measuring") as progress:
-            metrics = compare(volume.array, decoded, found.values, progress.each(chosen))
-            if settings.get("clipped_from"):
-                clipped = compare(volume.array, decoded, header.values, progress.each(chosen))
-        figures = metrics.report(header.n_present)
-        if settings.get("clipped_from"):
+    n_measured = (1 + bool(settings.get("clipped_from"))) if volume else 0
+    per_measuring = measuring_work(net, volume) if volume else 0.0
+    figures: dict[str, str] = {}
+    with Progress("rounding", n_measured * per_measuring) as progress:
+        layers = quantise_network(options, net, header, volume, *quality_in(settings, header), device, progress)
+        if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):
+            raise UserError(f"{opt.net}: holds weights too large to be rounded")
+        blob = encode_blob(header, [(dataclasses.asdict(config), layers)])
+        field = NeuralField(*decode_single(blob, large=True), n_threads=opt.num_workers)  # what is written can be read
+        if volume:
+            decoded, chosen = field.lazy(), measured_boxes(volume.values)
+            metrics = compare(volume.array, decoded, found.values, progress.each(chosen, per_measuring))
+            figures = metrics.report(header.n_present)
+        if n_measured > 1:
+            clipped = compare(volume.array, decoded, header.values, progress.each(chosen, per_measuring))
             figures["psnr_clipped"] = f"{clipped.psnr:.3f}"
     write_or_rescue({opt.compressed: blob})
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)

@@ -1,4 +1,4 @@
-"""How a script ends, shows its progress on stderr and prints its results on stdout.
+"""How a script ends, and how it prints warnings on stderr and its results on stdout.
 
 A script imports this module first. This module handles Ctrl-C before it imports anything heavy, so that Ctrl-C gives
 one line while other modules still load.
@@ -79,18 +79,13 @@ sys.excepthook = _excepthook  # before other modules are imported
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # --num_workers sets the threads, not NumPy
 
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
-
-from tqdm import tqdm
 
 from utils import UserError
 
 MAX_MESSAGE = 1000  # characters of an error
 EXIT_ERROR = 2  # exit status after a UserError
-PLAIN_PROGRESS_SECONDS = 10.0  # least time between two plain lines
-BAR_AFTER_SECONDS = 0.5  # shorter work shows no bar
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
@@ -132,57 +127,6 @@ def printable(text: str) -> str:
 def python(*arguments: str) -> list[str]:
     """The command that starts Python as safely as this one, and never with modules of the current folder."""
     return [sys.executable, "-I" if sys.flags.isolated else "-P", *arguments]
-
-
-class Progress:
-    """A progress bar with the time left on stderr, or plain lines some seconds apart if stderr is not a terminal."""
-
-    def __init__(self, description: str, fraction: float = 0.0):
-        self.description = description
-        self.last_line = time.monotonic()
-        self.bar = None
-        if sys.stderr.isatty():
-            form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}"
-            self.bar = tqdm(total=1.0, desc=description, bar_format=form, dynamic_ncols=True, delay=BAR_AFTER_SECONDS)
-        self.start(fraction)
-
-    def start(self, fraction: float) -> None:
-        """Start the clock when `fraction` (0 to 1) of the work is done. The time left is estimated from here on."""
-        self.started, self.initial = time.monotonic(), fraction
-        if self.bar is not None:
-            self.bar.reset()
-            self.bar.initial = self.bar.n = fraction
-
-    def update(self, fraction: float, **figures: str) -> None:
-        """Show that `fraction` (0 to 1) of the work is done, with `figures`."""
-        if self.bar is not None:
-            self.bar.set_postfix(figures, refresh=False)
-            self.bar.update(fraction - self.bar.n)
-            return
-        now = time.monotonic()
-        if now - self.last_line >= PLAIN_PROGRESS_SECONDS and self.initial < fraction < 1:
-            self.last_line = now
-            left = (now - self.started) * (1 - fraction) / (fraction - self.initial)
-            shown = "".join(f", {key} {value}" for key, value in figures.items())
-            print(f"{self.description}: {fraction:.0%}{shown}, {left:.0f} s left", file=sys.stderr, flush=True)
-
-    def each(self, items: Sequence) -> Iterator:
-        """Yield the items one by one; each counts as an equal part of the work."""
-        self.start(0.0)
-        for i, item in enumerate(items):
-            yield item
-            self.update((i + 1) / len(items))
-
-    def say(self, line: str) -> None:
-        """Print a line on stderr without damage to the bar."""
-        tqdm.write(line, file=sys.stderr)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *exception) -> None:
-        if self.bar is not None:
-            self.bar.close()
 
 
 def warn(source: str, message: str) -> None:

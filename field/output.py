@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cli import console
 from cli.files import FileSet, check_space
+from cli.progress import Progress
 from field.neural_field import NeuralField
 from formats.arrays import LazyArray
 from formats.common import suffix_of
@@ -77,7 +77,7 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
     # Large volumes are not kept, so the comparison evaluates them again.
     n_evaluations = 1 + output.with_gradient + bool(is_large and on_values)
     index = "" if output.path in grids else files.add(collection_path(output.path))  # first: the index of the set
-    with console.Progress("decoding") as progress:
+    with Progress("decoding") as progress:
 
         def counted(evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray:
             nonlocal n_done

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -24,6 +24,7 @@ WIDE_BLOCK = 2048  # weights in a block if the network has more than 2 BLOCK wei
 MIN_BLOCK = 64  # weights in the smallest block
 MAX_METRIC_NUMBERS = 1 << 28  # numbers in all metrics of a network; larger networks have smaller blocks
 DAMPING = 0.02  # added to the diagonal of a metric, relative to this diagonal
+OnPairs = Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,27 +43,26 @@ class CompensationFactor:
 class CompensationFactors:
     """Iterates over the compensation factors of all weights of a network, one block at a time.
 
-    shape: of the field's grid, voxels. Each pass recomputes the factors. `list()` keeps the factors, which takes
-    2 x block size numbers for each weight.
+    shape: of the field's grid, voxels. on_pairs: `on_pairs(n)` is told of n further pairs of weights at a point. Each
+    pass recomputes the factors. `list()` keeps the factors, which takes 2 x block size numbers for each weight.
     """
 
-    def __init__(self, net: FieldNet, shape: tuple[int, ...]):
-        self.net = net
-        n = count_parameters(net.config)
-        size = BLOCK if n <= 2 * BLOCK else max(MIN_BLOCK, min(WIDE_BLOCK, MAX_METRIC_NUMBERS // (2 * n)))
-        self.blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
-        self.x, self.weights = informative_points(net, shape, POINTS_PER_WEIGHT * max(min(n, 2 * size), MIN_METRIC))
+    def __init__(self, net: FieldNet, shape: tuple[int, ...], on_pairs: OnPairs = lambda n: None):
+        self.net, self.on_pairs = net, on_pairs
+        self.blocks, n_points = metric_blocks(count_parameters(net.config))
+        self.x, self.weights = informative_points(net, shape, n_points)
 
     def __len__(self) -> int:
         return len(self.blocks)
 
     def __iter__(self) -> Iterator[CompensationFactor]:
         taps = [(a, d * self.weights.sqrt()[:, None]) for a, d in derivatives(self.net, self.x)]
-        own = compensation_metric(taps, self.blocks[0], self.blocks[0])
+        own = compensation_metric(taps, self.blocks[0], self.blocks[0], self.on_pairs)
         for block, after in itertools.zip_longest(self.blocks, self.blocks[1:]):
             metric = own
             if after:
-                side, own = compensation_metric(taps, block, after), compensation_metric(taps, after, after)
+                side = compensation_metric(taps, block, after, self.on_pairs)
+                own = compensation_metric(taps, after, after, self.on_pairs)
                 metric = torch.cat([torch.cat([metric, side], 1), torch.cat([side.T, own], 1)])
             yield CompensationFactor(block.start, compensation_matrix(metric, block.stop - block.start).cpu())
 
@@ -73,7 +73,16 @@ def compensated_sensitivities(net: FieldNet, factors: Iterable[CompensationFacto
     return [bounded(float(part.mean())) for part in costs.split(layer_sizes(net))]
 
 
-def compensation_metric(taps: Derivatives, rows: slice, columns: slice) -> torch.Tensor:
+def metric_blocks(n: int) -> tuple[list[slice], int]:
+    """The blocks of the n weights of a network, and the number of points of their metrics."""
+    size = BLOCK if n <= 2 * BLOCK else max(MIN_BLOCK, min(WIDE_BLOCK, MAX_METRIC_NUMBERS // (2 * n)))
+    blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
+    return blocks, POINTS_PER_WEIGHT * max(min(n, 2 * size), MIN_METRIC)
+
+
+def compensation_metric(
+    taps: Derivatives, rows: slice, columns: slice, on_pairs: OnPairs = lambda n: None
+) -> torch.Tensor:
     """The mean product of the output's derivatives for each pair of weights (rows, columns), a part of the metric."""
     n_points = len(taps[0][0])
     metric = taps[0][0].new_zeros(rows.stop - rows.start, columns.stop - columns.start)
@@ -82,6 +91,7 @@ def compensation_metric(taps: Derivatives, rows: slice, columns: slice) -> torch
         left = jacobian(part, rows)
         right = left if columns == rows else jacobian(part, columns)
         metric.addmm_(left.T, right, alpha=1 / n_points)
+        on_pairs(len(left) * metric.numel())
     return metric
 
 

@@ -11,15 +11,16 @@ from collections.abc import Collection
 import numpy as np
 import torch
 
-from cli import console
+from cli.progress import Progress
 from field.blob import QuantisedLayer
 from field.metrics import compare, measured_boxes
 from field.neural_field import NeuralField
-from quantising import codebooks, rounding
+from quantising import codebooks, rounding, work
 from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, count_parameters
-from training.recipe import BATCH, default_recipe, passes_for_min_steps, psnr_of
+from training.fitting import Fit
+from training.recipe import BATCH, Recipe, default_recipe, passes_for_min_steps, psnr_of
 from training.streaming import make_sampler
 from utils import Volume, VolumeHeader
 
@@ -60,46 +61,87 @@ def quantise_network(
     psnr: float,
     is_exact: bool,
     device: torch.device,
+    progress: Progress,
 ) -> list[QuantisedLayer]:
-    """The layers of the network in integers, rounded as the options ask.
+    """The layers of the network in integers, rounded as the options ask. `progress` is told of the work.
 
     volume: None for rounding without training. psnr: of the network in dB, before values are rounded to integers; NaN
     if unknown. is_exact: whether the network decodes every integer of its volume exactly.
     """
     if not header.values.extent.any():
         return rounding.zero_layers(net)
+    plan_work(options, net, header, volume, device, progress)
     error, decoded = None, math.nan
     if options.bits is not None:
         is_exact = False
     else:
         if volume:
-            psnr = decoded = measured_psnr(options, net, header, volume, device)
+            psnr = decoded = measured_psnr(options, net, header, volume, device, progress)
             is_exact = holds_integers(header) and decoded == math.inf
         if volume and holds_integers(header):
-            unrounded = measured_psnr(options, net, header, volume, device, as_float=True)
+            unrounded = measured_psnr(options, net, header, volume, device, progress, as_float=True)
             psnr = unrounded if math.isfinite(unrounded) else decoded  # inf: float64 cannot tell large integers apart
         error = 4 * 10 ** (-psnr / 10) if math.isfinite(psnr) else None
     is_trained = volume is not None and options.n_passes != 0 and not is_exact
-    factors = compensation_factors(options, copy.deepcopy(net).to(device), header.shape, is_trained)
+    factors = compensation_factors(options, copy.deepcopy(net).to(device), header.shape, is_trained, progress)
     layers = None
     if is_exact:
         layers = round_exactly(options, net, header, factors, device)
     elif is_trained:
-        layers = round_with_volume(options, net, header, volume, error, decoded, factors, device)
+        layers = round_with_volume(options, net, header, volume, error, decoded, factors, device, progress)
     return layers or round_without_volume(options, net, header.shape, error, factors)
 
 
+def plan_work(
+    options: RoundingOptions,
+    net: FieldNet,
+    header: VolumeHeader,
+    volume: Volume | None,
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Add the work that rounding will probably be to `progress`."""
+    is_trained = volume is not None and options.n_passes != 0
+    if volume and options.bits is None:
+        progress.plan((1 + holds_integers(header)) * measuring_work(net, volume))
+    if options.quantizer != "kmeans" and (is_trained or _is_narrow(net)):
+        progress.plan((1 if _is_narrow(net) else 2) * work.of_factors(net.config))
+    if is_trained:
+        progress.plan(training_work(options, net, header, device) + measuring_work(net, volume))
+
+
+def measuring_work(net: FieldNet, volume: Volume) -> float:
+    """The work of one comparison with the volume."""
+    n_voxels = sum(math.prod(cut.stop - cut.start for cut in box) for box in measured_boxes(volume.values))
+    return work.of_measuring(n_voxels, net.config)
+
+
+def training_work(options: RoundingOptions, net: FieldNet, header: VolumeHeader, device: torch.device) -> float:
+    """The work of training once while the layers are rounded."""
+    n_passes = recipe_while_rounding(options, net, header, device).n_passes
+    return work.of_training(n_passes * header.n_present, net.config)
+
+
+def recipe_while_rounding(
+    options: RoundingOptions, net: FieldNet, header: VolumeHeader, device: torch.device
+) -> Recipe:
+    """The recipe of training while rounding, with the learning rate of train.py."""
+    n_voxels, n_passes, is_gpu = header.n_present, options.n_passes, device.type == "cuda"
+    default = default_recipe(n_voxels, net.config, n_passes=n_passes if is_gpu else None, is_gpu=is_gpu)
+    if n_passes is None:  # as many steps on a GPU as on a CPU, of larger batches
+        n_passes = max(min(MAX_PASSES_WHILE_ROUNDING, TRAINED_VOXELS / n_voxels), passes_for_min_steps(n_voxels))
+        n_passes *= default.batch / BATCH
+    return dataclasses.replace(default, n_passes=n_passes)
+
+
 def compensation_factors(
-    options: RoundingOptions, net: FieldNet, shape: tuple[int, ...], is_trained: bool
+    options: RoundingOptions, net: FieldNet, shape: tuple[int, ...], is_trained: bool, progress: Progress
 ) -> Collection[CompensationFactor]:
     """The compensation factors of a network; none if each weight is rounded to the nearest."""
     if options.quantizer == "kmeans" or not (is_trained or _is_narrow(net)):
         return []
-    factors = CompensationFactors(net, shape)
-    if not _is_narrow(net):
-        return factors
-    with console.Progress("rounding") as progress:
-        return list(progress.each(factors))
+    factors = CompensationFactors(net, shape, lambda n_pairs: progress.advance(work.PER_PAIR * n_pairs))
+    return list(factors) if _is_narrow(net) else factors
 
 
 def _is_narrow(net: FieldNet) -> bool:
@@ -164,11 +206,13 @@ def measured_psnr(
     header: VolumeHeader,
     volume: Volume,
     device: torch.device,
+    progress: Progress,
     as_float: bool = False,
 ) -> float:
     """PSNR of a network in dB, over the range of the header. as_float: see `NeuralField.on_grid`."""
     chosen = measured_boxes(volume.values)
     decoded = NeuralField.of(net, header, device, options.n_threads).lazy(as_float=as_float)
+    chosen = progress.each(chosen, measuring_work(net, volume))
     return compare(volume.array, decoded, header.values, chosen).psnr
 
 
@@ -181,6 +225,7 @@ def round_with_volume(
     expected: float,
     factors: Collection[CompensationFactor],
     device: torch.device,
+    progress: Progress,
 ) -> list[QuantisedLayer] | None:
     """The layers in integers, with training between the roundings of the layers.
 
@@ -190,11 +235,6 @@ def round_with_volume(
     result is the better one of rounding with and without training.
     """
     n_voxels = header.n_present
-    n_passes, is_gpu = options.n_passes, device.type == "cuda"
-    default = default_recipe(n_voxels, net.config, n_passes=n_passes if is_gpu else None, is_gpu=is_gpu)
-    if n_passes is None:  # as many steps on a GPU as on a CPU, of larger batches
-        n_passes = max(min(MAX_PASSES_WHILE_ROUNDING, TRAINED_VOXELS / n_voxels), passes_for_min_steps(n_voxels))
-        n_passes *= default.batch / BATCH
     sampler = make_sampler(volume.values, header.values, device)
     sensitivity = compensated_sensitivities(net, factors)
     alone, tries = None, TRIED_WITH_TRAINING
@@ -202,28 +242,30 @@ def round_with_volume(
         rounded, tries = copy.deepcopy(net), TRIED_AT_GIVEN_STEPS
         alone = round_without_volume(options, rounded, header.shape, error, factors)
         rounding.load(rounded, alone)
-        expected = measured_psnr(options, rounded, header, volume, device)
+        progress.plan(measuring_work(net, volume))
+        expected = measured_psnr(options, rounded, header, volume, device, progress)
     rate = RATE * 0.5 ** (max(0.0, expected) / DB_PER_RATE_HALVING - 1)  # max() in this order turns NaN into 0.0
-    recipe = dataclasses.replace(default, n_passes=n_passes, lr=rate * default.lr)
+    recipe = recipe_while_rounding(options, net, header, device)
+    recipe = dataclasses.replace(recipe, lr=rate * recipe.lr)
     lead = expected - psnr_of(sampler.variance)
     most_lost = 0.0 if alone else max(ALWAYS_ALLOWED_DB, min(MAX_DB_LOST, MAX_LEAD_LOST * lead))
-    with console.Progress("rounding") as progress:
 
-        def on_progress(fraction: float, psnr: float) -> None:
-            progress.update(fraction, PSNR=f"{psnr:.1f} dB")
+    def on_step(fit: Fit) -> None:
+        progress.advance(work.of_training(recipe.batch, net.config), PSNR=f"{fit.psnr:.1f} dB")
 
-        for added, otherwise in tries.items():
-            fineness = {"bits": options.bits or DEFAULT_BITS} if error is None else {"error": added * error}
-            steps = choose_steps(net, sensitivity, **fineness)
-            rounded = copy.deepcopy(net).to(device)
-            layers = rounding.round_and_train(
-                rounded, sampler, steps, factors, recipe, options.seed, on_progress, options.n_threads
-            )
-            found = measured_psnr(options, rounded, header, volume, device)
-            if found >= expected - most_lost:
-                return layers
-            progress.say(f"rounding with training has cost {expected - found:.1f} dB: again {otherwise}")
-            progress.start(0.0)
+    for added, otherwise in tries.items():
+        fineness = {"bits": options.bits or DEFAULT_BITS} if error is None else {"error": added * error}
+        steps = choose_steps(net, sensitivity, **fineness)
+        rounded = copy.deepcopy(net).to(device)
+        layers = rounding.round_and_train(
+            rounded, sampler, steps, factors, recipe, options.seed, on_step, options.n_threads
+        )
+        found = measured_psnr(options, rounded, header, volume, device, progress)
+        if found >= expected - most_lost:
+            return layers
+        progress.say(f"rounding with training has cost {expected - found:.1f} dB: again {otherwise}")
+        if added != list(tries)[-1]:
+            progress.plan(training_work(options, net, header, device) + measuring_work(net, volume))
     return alone
 
 

@@ -128,22 +128,20 @@ def round_and_train(
     factors: Iterable[CompensationFactor],
     recipe: Recipe,
     seed: int,
-    on_progress: Callable[[float, float], None] = lambda fraction, psnr: None,
+    on_step: Callable[[Fit], None] = lambda fit: None,
     n_threads: int = 1,
 ) -> list[QuantisedLayer]:
     """The layers in integers. After each layer is rounded, the remaining layers are trained further. Changes `net`.
 
-    recipe: of all the training together. on_progress: `on_progress(fraction, psnr)` is called with the fraction that is
-    done, 0 to 1, and the estimated PSNR in dB.
+    recipe: of all the training together. on_step: called with the fit of the remaining layers, after each of its steps.
     """
     part = dataclasses.replace(recipe, n_passes=recipe.n_passes / max(len(steps) - 1, 1))
     errors = sampler.squared_errors(net) if isinstance(sampler, VoxelSampler) else None
 
     def train_rest(first_layer: int) -> None:
         fit = Fit(net, sampler, part, seed + first_layer, first_layer, n_threads, errors=errors)
-        fit.run()
+        fit.run(on_step)
         net.load_state_dict(fit.averaged_net.state_dict())
-        on_progress(first_layer / len(steps), fit.psnr)
 
     return round_layer_by_layer(net, steps, factors, train_rest)
 

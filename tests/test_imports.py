@@ -92,7 +92,7 @@ def without(modules: Sequence[str], program: str, folder: Path) -> subprocess.Co
 def test_a_blob_is_read_and_evaluated_without_torch(tmp_path):
     golden = ROOT / "tests" / "data" / "golden_plain.blob"
     program = f"from field.neural_field import NeuralField; NeuralField.open({str(golden)!r}).on_grid()"
-    done = without(("torch", "tqdm", "vtk", "vtkmodules"), program, tmp_path)
+    done = without(("torch", "vtk", "vtkmodules"), program, tmp_path)
     assert done.returncode == 0, done.stderr
 
 

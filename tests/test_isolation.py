@@ -84,7 +84,7 @@ else:
     import utils, field
 assert utils.WHOSE == field.WHOSE == "another plugin's" and sys.path == before
 assert sys.modules["utils"] is utils and sys.modules["field"] is field
-assert not {"formats", "cli", "field.blob", "torch", "tqdm", "vtk"} & set(sys.modules), sys.modules.keys()
+assert not {"formats", "cli", "field.blob", "torch", "vtk"} & set(sys.modules), sys.modules.keys()
 print(plugin.NeuralField.open(BLOB).on_grid().shape)
 """
 

@@ -11,13 +11,13 @@ import torch
 
 from cli import console
 from cli.files import atomic_write
+from cli.progress import Progress
 from siren import SirenConfig
 from training import processes
 from training.fitting import Fit
 from training.network_files import load_tensors
 from utils import UserError
 
-SHOW_SECONDS = 0.5  # between updates of the progress display
 CHECKPOINT_SECONDS = 60.0  # between checkpoints
 ESTIMATE_ERROR = 2.0  # by how much the estimated PSNR may be too low, dB
 MOST_LACKING = 1.0  # the next exact measurement waits for at most this growth of the estimated PSNR, dB
@@ -87,12 +87,11 @@ def saved_network(path: str, configs: Sequence[SirenConfig]) -> SirenConfig:
 def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool]) -> History:
     """Run a fit to its end, or until `is_reached(estimated PSNR in dB)`; show progress and save checkpoints."""
     history = []
-    shown = time.monotonic()
-    n_recoveries, n_halvings, latest = fit.recovery.n_recoveries, fit.recovery.n_halvings, fit.progress
-    with console.Progress("training", fit.progress) as progress:
+    n_recoveries, n_halvings, latest, done = fit.recovery.n_recoveries, fit.recovery.n_halvings, fit.step, fit.step
+    with Progress("training", *_work(fit, done)) as progress:
 
         def on_step(fit: Fit) -> bool:
-            nonlocal shown, n_recoveries, n_halvings, latest
+            nonlocal n_recoveries, n_halvings, latest, done
             recovery = fit.recovery
             if recovery.n_recoveries != n_recoveries:
                 if recovery.n_halvings != n_halvings:
@@ -100,12 +99,10 @@ def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool
                 else:
                     progress.say("training stays at a constant: back to the start, with shorter waves")
                 n_recoveries, n_halvings = recovery.n_recoveries, recovery.n_halvings
-            if fit.progress < latest:
-                progress.start(fit.progress)
-            latest = fit.progress
-            if time.monotonic() - shown > SHOW_SECONDS:
-                shown = time.monotonic()
-                progress.update(fit.progress, PSNR=f"{fit.psnr:.1f} dB")
+            done += max(fit.step - latest, 0)  # a recovery, or another start, goes back
+            latest = fit.step
+            progress.total, n_done = _work(fit, done)
+            progress.update(n_done, PSNR=f"{fit.psnr:.1f} dB")
             if fit.is_judged:
                 history.append((fit.seconds, fit.step / fit.steps_per_pass, fit.psnr))
                 if is_reached(fit.psnr):
@@ -115,6 +112,17 @@ def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool
 
         fit.run(on_step)
     return history
+
+
+def _work(fit: Fit, done: int) -> tuple[float, float]:
+    """(all of the work of a fit, what is done of it), in steps or, with a time limit, as a part of the time.
+
+    done: the steps that were taken. Those of other starts, or before a recovery, are work, too.
+    """
+    if fit.recipe.max_seconds is not None:
+        return 1.0, fit.progress
+    left = fit.n_steps - fit.step + fit.recovery.n_other_starts * fit.n_brief
+    return done + left, done
 
 
 def run_to_target(fit: Fit, checkpoint: Checkpoint, target_psnr: float | None, measure: Callable[[], float]) -> History:

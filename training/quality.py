@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-from cli import console
+from cli.progress import Progress
 from field.metrics import Metrics, combine_metrics, compare, measured_boxes
 from field.neural_field import NeuralField
 from training import processes
@@ -52,7 +52,7 @@ class Judge:
         """The compressed field of the current averaged network."""
         return NeuralField.of(self.fit.averaged_net, self.header, self.device, self.n_threads)
 
-    def metrics(self, values: ValueRange, progress: console.Progress | None = None, as_float: bool = False) -> Metrics:
+    def metrics(self, values: ValueRange, progress: Progress | None = None, as_float: bool = False) -> Metrics:
         """The errors of the decoded values, over the range `values`. as_float: before rounding to integers."""
         boxes = progress.each(self.boxes) if progress else self.boxes
         found = compare(self.volume.array, self.decoded().lazy(as_float=as_float), values, boxes)
@@ -61,9 +61,10 @@ class Judge:
     def quality(self, whole: ValueRange) -> Quality:
         """The complete quality of the network. whole: the range of the volume before --clip."""
         values = self.header.values
-        with console.Progress("measuring") as progress:
+        is_clipped, is_rounded = whole.pairs() != values.pairs(), values.dtype.kind in "iu"
+        with Progress("measuring", 1 + is_clipped + is_rounded) as progress:
             metrics = clipped = self.metrics(whole, progress)
-            if whole.pairs() != values.pairs():
+            if is_clipped:
                 clipped = self.metrics(values, progress)
-            unrounded = self.metrics(values, progress, True).psnr if values.dtype.kind in "iu" else None
+            unrounded = self.metrics(values, progress, True).psnr if is_rounded else None
         return Quality(metrics, clipped, unrounded)

@@ -185,20 +185,6 @@ def test_read_bytes_names_the_file(tmp_path):
 # --- what a run says --------------------------------------------------------------------------------
 
 
-def test_progress_without_a_terminal_is_plain_lines_on_stderr(capsys, monkeypatch):
-    monkeypatch.setattr(console, "PLAIN_PROGRESS_SECONDS", 0.0)
-    with console.Progress("training") as progress:
-        progress.update(0.25, PSNR="31.0 dB")
-        progress.update(0.5)
-        progress.update(1.0)
-    out, err = capsys.readouterr()
-    assert out == ""
-    lines = err.splitlines()
-    assert len(lines) == 2
-    assert re.fullmatch(r"training: 25%, PSNR 31\.0 dB, \d+ s left", lines[0])
-    assert re.fullmatch(r"training: 50%, \d+ s left", lines[1])
-
-
 def test_report_is_key_value_lines_on_stdout(capsys):
     console.report(psnr="31.000", bytes=7)
     assert capsys.readouterr().out == "psnr=31.000\nbytes=7\n"

@@ -12,6 +12,8 @@ from helpers.networks import chunks_of
 from helpers.scripts import compress, decompress, results, stored, train
 from helpers.volumes import labels, large_integers, noise, noisy_waves, waves
 
+import net_compress
+from cli.progress import Progress
 from field import blob as blob_format
 from quantising import policy, rounding
 
@@ -170,6 +172,22 @@ def test_how_much_rounding_with_training_may_cost(tmp_path, capsys, monkeypatch,
     monkeypatch.setattr(rounding, "round_and_train", lambda net, field, steps, *_: rounding.round_layers(net, steps))
     compress(trained, tmp_path / "b", "--volume", trained.volume)
     assert ("again with finer steps" in capsys.readouterr().err) == (beyond > 0)
+
+
+@pytest.mark.parametrize("flags", [(), ("--volume", "v.npy", "--n_passes", 2)])
+def test_the_work_of_rounding_is_known_before(flags, tmp_path, monkeypatch):
+    """So that one bar counts all of it, and the time left is true."""
+    trained = network_of("waves", waves(LARGER), tmp_path)
+    bars = []
+
+    class Watched(Progress):
+        def __exit__(self, *raised):
+            bars.append((self.description, self.done / self.total))
+            super().__exit__(*raised)
+
+    monkeypatch.setattr(net_compress, "Progress", Watched)
+    compress(trained, tmp_path / "b", *[trained.volume if flag == "v.npy" else flag for flag in flags])
+    assert bars == [("rounding", pytest.approx(1, abs=0.1))]
 
 
 def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys):

@@ -28,9 +28,9 @@ import net_compress
 import net_decompress
 import siren
 import train as train_script
-from cli import console, files
+from cli import files, progress
 from field import blob as blob_format
-from training import long_runs, network_files
+from training import network_files
 from utils import Geometry, VolumeHeader
 
 # --- bad input --------------------------------------------------------------------------------------
@@ -448,7 +448,7 @@ def test_ctrl_c_keeps_the_previous_outputs(tmp_path):
         os.close(terminal)
         process.stdout.close()
     assert status == 130
-    lines = [line for line in re.split(r"[\r\n]+", said.decode()) if line.strip() and "%|" not in line]
+    lines = [line for line in re.split(r"[\r\n]+", said.decode()) if line.strip() and "% [" not in line]
     assert lines == ["train.py: interrupted"]
     assert b"Traceback" not in said
     assert listing(tmp_path) == before
@@ -501,8 +501,7 @@ def test_interrupted_while_writing(volume_file, tmp_path, monkeypatch, written):
 
 
 def test_progress_bar_is_shown_while_training(volume_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(console, "PLAIN_PROGRESS_SECONDS", 0.0)
-    monkeypatch.setattr(long_runs, "SHOW_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     train(volume_file, tmp_path)
     out, err = capsys.readouterr()
     assert re.search(r"^training: \d+%.*s left$", err, re.MULTILINE) and "training" not in out

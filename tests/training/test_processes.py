@@ -26,9 +26,9 @@ sys.path.insert(0, {str(ROOT)!r})
 import torch
 import torch.distributed as dist
 import train, utils
-from cli import console
+from cli import console, progress
 from training import fitting, long_runs, processes, recipe
-console.PLAIN_PROGRESS_SECONDS = 0.5
+progress.PLAIN_SECONDS = 0.5
 processes.FIRST_SPEAKS = 0.5
 
 def run():

@@ -1,0 +1,109 @@
+"""Bars on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from types import SimpleNamespace
+
+import pytest
+
+from cli import progress
+from cli.progress import Progress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    def lines(self) -> list[str]:
+        """What stands on the screen: a carriage return begins the line anew, over what stands there."""
+        shown = []
+        for text in self.getvalue().split("\n"):
+            line = ""
+            for part in text.split("\r"):
+                line = part + line[len(part) :]
+            shown.append(line.rstrip())
+        return shown
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time, in seconds, which only the test moves."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal of 80 columns."""
+    terminal = Terminal()
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=terminal))
+    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
+    return terminal
+
+
+def test_without_a_terminal_there_are_plain_lines(capsys, clock, monkeypatch):
+    with Progress("training", 4) as shown:
+        for done, figures in ((1, {"PSNR": "31.0 dB"}), (1.5, {}), (2, {}), (4, {})):
+            clock[0] = 100 + 10 * done
+            shown.update(done, **figures)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == ["training: 25%, PSNR 31.0 dB, 30 s left", "training: 50%, PSNR 31.0 dB, 20 s left"]
+
+
+def test_a_bar_ends_full_and_in_a_line_of_its_own(terminal, clock):
+    with Progress("training", 200) as shown:
+        for _ in range(10):
+            clock[0] += 1
+            shown.advance(19, PSNR="31.0 dB")
+            assert all(len(line) < 80 for line in terminal.lines())
+    print("psnr=31", file=terminal)
+    assert re.fullmatch(r"training: 100% \[#+\] 0:10, 0:00 left, PSNR 31\.0 dB", terminal.lines()[0])
+    assert terminal.lines()[1:] == ["psnr=31", ""]
+
+
+def test_the_time_left_is_that_of_the_work_so_far(terminal, clock):
+    """Also where an earlier run has done a part, and where more work turns up."""
+    with Progress("training", 100, 60) as shown:
+        clock[0] += 5
+        shown.advance(10)
+        assert "0:15 left" in terminal.lines()[0] and " 70% [" in terminal.lines()[0]
+        clock[0] += 5
+        shown.plan(100)
+        shown.advance(10)
+        assert "1:00 left" in terminal.lines()[0] and " 40% [" in terminal.lines()[0]
+
+
+def test_short_work_leaves_no_trace(terminal, clock):
+    with Progress("decoding") as shown:
+        clock[0] += 0.4
+        shown.update(0.5)
+    assert terminal.getvalue() == ""
+
+
+def test_an_error_ends_the_line_where_it_was(terminal, clock):
+    with pytest.raises(ValueError), Progress("training") as shown:
+        clock[0] += 1
+        shown.update(0.25)
+        raise ValueError
+    assert " 25% [" in terminal.lines()[0] and terminal.lines()[1:] == [""]
+
+
+def test_a_line_that_is_said_stands_above_the_bar(terminal, clock):
+    with Progress("training") as shown:
+        clock[0] += 1
+        shown.update(0.25)
+        shown.say("again")
+        clock[0] += 1
+        shown.update(0.5)
+    assert terminal.lines()[0] == "again" and "100% [" in terminal.lines()[1] and len(terminal.lines()) == 3
+
+
+def test_items_are_parts_of_the_work(clock):
+    shown = Progress("measuring", 3)
+    assert list(shown.each("ab")) == ["a", "b"] and shown.done == 1
+    assert list(shown.each("abcd", 2)) == list("abcd") and shown.done == 3
