@@ -18,9 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from cli import arguments
-from cli.files import check_outputs, write_or_rescue
+from cli.files import check_outputs, read_bytes, write_or_rescue
 from cli.progress import Progress
-from field.blob import decode_single, encode_blob
+from cli.summary import summary
+from field.blob import Written, decode_single, encode_blob, is_blob
 from field.metrics import compare, file_ratios, measured_boxes
 from field.neural_field import NeuralField
 from formats.common import raw_layout
@@ -35,32 +36,26 @@ from training.network_files import (
     read_config,
     read_weights,
 )
-from utils import UserError, Volume, VolumeHeader, differences, header_of
+from utils import SUITE_VERSION, UserError, Volume, VolumeHeader, differences, header_of
 
 
 def build_parser() -> arguments.ArgumentParser:
     """The argument parser of this script."""
-    parser = arguments.ArgumentParser(__doc__)
+    parser = arguments.ArgumentParser(
+        __doc__,
+        "python net_compress.py --volume volumes/test_vol.npy",
+        "python net_compress.py --net a.pth --config a.json a.nvc",
+    )
     group = parser.add_argument_group("input and output")
-    group.add_argument("--net", required=True, help="weights that train.py wrote (.pth)")
-    group.add_argument("--config", required=True, help="configuration that train.py wrote (.json)")
-    group.add_argument("--compressed", required=True, help="file to write the blob to")
+    group.add_argument("--net", default=arguments.NETWORK, help="weights that train.py wrote (.pth)")
+    group.add_argument("--config", default=arguments.CONFIG, help="configuration that train.py wrote (.json)")
+    arguments.add_blob_arguments(group, "file to write the blob to")
     group.add_argument(
         "--volume",
         help="the original volume: trains the network on while its weights are rounded, for a smaller file; "
         "needed with files of the original scripts, which lack shape and range",
     )
     arguments.add_volume_arguments(group)
-    group = parser.add_argument_group("quantisation")
-    group.add_argument(
-        "--cluster_bits",
-        type=arguments.integer_from(1, 16),
-        help="about 2^bits values for the weights of a hidden matrix (default: as few as the network's PSNR bears, "
-        "with --quantizer kmeans 9)",
-    )
-    group.add_argument(
-        "--quantizer", choices=("uniform", "kmeans"), default="uniform", help="equal steps, or the paper's codebooks"
-    )
     group = parser.add_argument_group("optimisation")
     group.add_argument(
         "--n_passes",
@@ -72,6 +67,16 @@ def build_parser() -> arguments.ArgumentParser:
         "--seed", type=arguments.integer_from(0, 2**63 - 1), default=0, help="of the order of the samples"
     )
     parser.add_device_arguments()
+    group = parser.add_argument_group("research: how weights are rounded")
+    group.add_argument(
+        "--cluster_bits",
+        type=arguments.integer_from(1, 16),
+        help="about 2^bits values for the weights of a hidden matrix (default: as few as the network's PSNR bears, "
+        "with --quantizer kmeans 9)",
+    )
+    group.add_argument(
+        "--quantizer", choices=("uniform", "kmeans"), default="uniform", help="equal steps, or the paper's codebooks"
+    )
     return parser
 
 
@@ -79,6 +84,8 @@ def parse(argv: Sequence[str]) -> arguments.Options:
     """The options, checked together, with the defaults of --quantizer kmeans. Raises UserError."""
     opt = build_parser().parse_args(argv)
     arguments.check_volume_arguments(opt)
+    check_replaced(opt.blob)
+    arguments.settle_blob(opt)
     if opt.quantizer == "kmeans":
         if opt.n_passes:
             raise UserError("--n_passes trains with --quantizer uniform only")
@@ -87,6 +94,15 @@ def parse(argv: Sequence[str]) -> arguments.Options:
     if opt.n_passes and not opt.volume:
         raise UserError("--n_passes needs the --volume to train on")
     return arguments.Options(**vars(opt))
+
+
+def check_replaced(path: str | None) -> None:
+    """Raise UserError if a file that is no blob would be replaced, as after a forgotten flag: run/*.vti is many names.
+
+    path: the blob that was given without --compressed.
+    """
+    if path and os.path.exists(path) and not is_blob(read_bytes(path)):
+        raise UserError(f"{path}: is no blob: --compressed {path} replaces it")
 
 
 def read_volume_of(
@@ -145,26 +161,25 @@ def main(argv: Sequence[str]) -> None:
         layers = quantise_network(options, net, header, volume, *quality_in(settings, header), device, progress)
         if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):
             raise UserError(f"{opt.net}: holds weights too large to be rounded")
-        blob = encode_blob(header, [(dataclasses.asdict(config), layers)])
+        networks = [(dataclasses.asdict(config), layers)]
+        blob = encode_blob(header, networks, Written(SUITE_VERSION))
         field = NeuralField(*decode_single(blob, large=True), n_threads=opt.num_workers)  # what is written can be read
         if volume:
             decoded, chosen = field.lazy(), measured_boxes(volume.values)
             metrics = compare(volume.array, decoded, found.values, progress.each(chosen, per_measuring))
             figures = metrics.report(header.n_present)
+            blob = encode_blob(header, networks, Written(SUITE_VERSION, metrics.psnr))
         if n_measured > 1:
             clipped = compare(volume.array, decoded, header.values, progress.each(chosen, per_measuring))
             figures["psnr_clipped"] = f"{clipped.psnr:.3f}"
     write_or_rescue({opt.compressed: blob})
     n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)
-    console.report(
-        **figures,
-        bytes=len(blob),
-        bits_per_weight=f"{8 * len(blob) / n_parameters:.3f}",
-        **file_ratios(n_values, header.low.dtype, len(blob)),
-        seconds=f"{time.monotonic() - started:.1f}",
-        compressed=opt.compressed,
-    )
-    print("next:", shlex.join(["python", "net_decompress.py", "--compressed", opt.compressed]))
+    figures |= {"bytes": len(blob), "bits_per_weight": f"{8 * len(blob) / n_parameters:.3f}"}
+    figures |= file_ratios(n_values, header.dtype, len(blob))
+    figures |= {"seconds": f"{time.monotonic() - started:.1f}", "compressed": opt.compressed}
+    n_source = n_values * header.dtype.itemsize
+    console.report(summary(opt.volume or opt.net, n_source, [opt.compressed], len(blob), figures), figures)
+    print("next:", shlex.join(["python", "net_decompress.py", *arguments.unless_default(compressed=opt.compressed)]))
 
 
 if __name__ == "__main__":

@@ -17,118 +17,30 @@ import numpy as np
 
 from cli import arguments
 from cli.files import FileSet, atomic_write, check_outputs, read_bytes, write_files
+from cli.summary import Figures, summary, table
 from field import pictures, rendering
 from field.blob import BlobError
+from field.info import blob_figures
 from field.metrics import compare_steps, file_ratios, report_of_steps
 from field.neural_field import NeuralField
+from field.options import parse
 from field.original_blob import decode_either
 from field.output import Output, write_output
 from formats import points
 from formats.arrays import LazyArray, part_of
 from formats.common import raw_layout, suffix_of
 from formats.reading import read_volume, source_files
-from formats.writing import SUFFIXES, output_path
-from utils import Grid, UserError, ValueRange, Volume, differences, header_of
+from utils import Grid, UserError, ValueRange, Volume, VolumeHeader, differences, header_of
 
 warn = partial(console.warn, "net_decompress.py")
 
 
-def build_parser() -> arguments.ArgumentParser:
-    """The command line of this script."""
-    parser = arguments.ArgumentParser(__doc__)
-    add_input_and_output(parser.add_argument_group("input and output"))
-    add_what_to_evaluate(parser.add_argument_group("what to evaluate"))
-    parser.add_device_arguments()
-    return parser
-
-
-def add_input_and_output(group: arguments.ArgumentGroup) -> None:
-    """Add the options for the blob, for the volume to compare with, and for the files to write."""
-    group.add_argument("--compressed", required=True, help="blob that net_compress.py wrote")
-    arguments.add_large_argument(group)
-    group.add_argument(
-        "--recon",
-        default="recon",
-        help=f"file to write: {', '.join(SUFFIXES)}; .vti when it has no suffix; with --points .npy or .csv. A .raw "
-        "file (little-endian, x fastest) says in its name what it holds: recon_80x64x56_float32.raw. Of a time series "
-        "a .vti file a step (recon_0003.vti) and recon.pvd, which ParaView plays, or one .npy, .nc, .h5 or .zarr array",
-    )
-    group.add_argument(
-        "--volume",
-        help="the original volume, to compare with; a blob of the original scripts takes shape and range from it",
-    )
-    arguments.add_volume_arguments(group)
-    group.add_argument(
-        "--preview",
-        metavar="FILE.png",
-        help="picture to write too: slices through the middle and a rendering of what is evaluated, with --volume the "
-        "original and the error as well; of a time series the step half-way",
-    )
-    group.add_argument(
-        "--float", dest="as_float", action="store_true", default=False, help="write integer fields unrounded, as floats"
-    )
-
-
-def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
-    """Add the options that choose the part of the field and the positions."""
-    group.add_argument(
-        "--roi",
-        type=arguments.roi,
-        metavar="X0:X1,Y0:Y1,Z0:Z1",
-        help="only this box of voxels, half-open, an empty end being the volume's own",
-    )
-    group.add_argument(
-        "--time",
-        type=arguments.time_or_steps,
-        metavar="T | A:B",
-        help="of a time series only this time, in steps from 0, where 2.5 lies between two, or the steps from A up to "
-        "but not B",
-    )
-    group.add_argument(
-        "--resolution",
-        type=arguments.voxel_counts,
-        metavar="NX,NY,NZ",
-        help="that many points along each axis, from the first voxel to the last of the volume or of --roi",
-    )
-    group.add_argument(
-        "--gradient",
-        action="store_true",
-        default=False,
-        help="add the exact gradient, in units of value per unit of length (.vti, or with --points, where a time "
-        "series has a derivative by time too)",
-    )
-    group.add_argument(
-        "--points",
-        metavar="FILE",
-        help="only these positions, in the units of spacing and origin: .npy of shape (n, axes), or .csv: x,y,z; "
-        "of a time series t,x,y,z; where the first line of a .csv file holds names, the columns of these names",
-    )
-    group.add_argument(
-        "--outside",
-        choices=("error", "nan"),
-        default="error",
-        help="what a position of --points outside the volume is: an error, or NaN",
-    )
-
-
-def parse(argv: Sequence[str]) -> arguments.Options:
-    """The options, checked together, with the final name of the output. Raises UserError."""
-    opt = build_parser().parse_args(argv)
-    arguments.check_volume_arguments(opt)
-    if not os.path.basename(opt.recon):  # a name of only a suffix would be a hidden file
-        raise UserError(f"--recon: expected the name of a file to write, found {opt.recon!r}")
-    if opt.points:
-        for name in ("roi", "time", "resolution", "volume", "preview"):
-            if getattr(opt, name) is not None:
-                raise UserError(f"--points and --{name}: give one of them")
-        opt.recon = points.points_path(opt.recon, opt.points)
-        return arguments.Options(**vars(opt))
-    if opt.outside != "error":
-        raise UserError("--outside belongs to --points")
-    opt.recon = output_path(opt.recon)
-    if opt.gradient and suffix_of(opt.recon) != ".vti":
-        raise UserError(f"{opt.recon}: --gradient needs a file that holds several arrays: .vti")
-    return arguments.Options(**vars(opt))
+def decoded(path: str, data: bytes, large: bool) -> tuple[VolumeHeader | None, dict, dict[str, np.ndarray]]:
+    """Header, network and weights of a blob, as `decode_either` gives them. Raises UserError that names the file."""
+    try:
+        return decode_either(data, large)
+    except BlobError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def read_field(opt: arguments.Options, device: object) -> tuple[NeuralField, Volume | None]:
@@ -136,10 +48,7 @@ def read_field(opt: arguments.Options, device: object) -> tuple[NeuralField, Vol
 
     A blob of the original scripts has no header; shape and range then come from the volume. Raises UserError.
     """
-    try:
-        header, network, weights = decode_either(read_bytes(opt.compressed), opt.large)
-    except BlobError as error:
-        raise UserError(f"{opt.compressed}: {error}") from None
+    header, network, weights = decoded(opt.compressed, read_bytes(opt.compressed), opt.large)
     if header is None and not opt.volume:
         raise UserError(
             f"{opt.compressed}: a blob of the original scripts, without shape and range: give the volume with --volume"
@@ -175,8 +84,8 @@ def grid_of(opt: arguments.Options, field: NeuralField) -> Grid:
         raise UserError(f"{where} has shape {field.header.shape}: {error}") from None
 
 
-def write_points(opt: arguments.Options, field: NeuralField) -> str:
-    """Evaluate the field at --points, write --recon and report counts. Raises UserError for points outside."""
+def write_points(opt: arguments.Options, field: NeuralField) -> tuple[Figures, dict[str, str]]:
+    """Evaluate the field at --points and write --recon; counts, and the file by key. Raises UserError for outside."""
     positions = points.read_points(opt.points, len(field.header.shape))
     is_outside = ~field.contains(positions)
     n_outside = int(is_outside.sum())
@@ -194,14 +103,15 @@ def write_points(opt: arguments.Options, field: NeuralField) -> str:
     if field.header.missing:
         is_nan = np.isnan(values.reshape(len(positions), -1)).any(axis=1)
         counts["missing"] = np.count_nonzero(is_nan & ~is_outside)
-    console.report(**counts)
-    return opt.recon
+    return counts, {"recon": opt.recon}
 
 
-def write_volume_files(opt: arguments.Options, field: NeuralField, volume: Volume | None, inputs: list[str]) -> str:
-    """Evaluate the field on a grid, write the files and the picture, all or none, and report the metrics.
+def write_volume_files(
+    opt: arguments.Options, field: NeuralField, volume: Volume | None, inputs: list[str]
+) -> tuple[Figures, dict[str, str]]:
+    """Evaluate the field on a grid and write the files and the picture, all or none.
 
-    Returns the name of the file to open.
+    Returns the metrics and the files by key: the one to open, what lies beside it, the first and last of many.
     """
     grid = grid_of(opt, field)
     output = Output(opt.recon, grid, isinstance(opt.time, float), opt.as_float, opt.gradient)
@@ -222,14 +132,27 @@ def write_volume_files(opt: arguments.Options, field: NeuralField, volume: Volum
         if opt.preview:
             original, title = part_of(volume.array, box) if steps else None, os.path.basename(opt.compressed)
             write_files({opt.preview: pictures.preview_of(field, grid, original, steps, title, opt.as_float)}, files)
-    if steps:
-        console.report(**report_of_steps(steps, is_series=len(grid.shape) == 4))
-    return output.files()[-1]
+    *by_step, recon = output.files()
+    written = {"recon": recon} | dict(zip(("first_step", "last_step"), by_step[:: len(by_step) - 1 or 1], strict=False))
+    written |= {"voxels": beside[0]} if beside else {}
+    written |= {"preview": opt.preview} if opt.preview else {}
+    return (report_of_steps(steps, is_series=len(grid.shape) == 4) if steps else {}), written
+
+
+def show_info(opt: arguments.Options) -> None:
+    """Print what --compressed holds."""
+    data = read_bytes(opt.compressed)
+    header, network, _ = decoded(opt.compressed, data, opt.large)
+    figures = blob_figures(data, header, network)
+    console.report(table(figures), figures)
 
 
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
+    if opt.info:
+        show_info(opt)
+        return
     device = arguments.resolve_device(opt.cuda, opt.gid)
     inputs = [path for path in (opt.compressed, opt.points) if path] + (source_files(opt.volume) if opt.volume else [])
     check_outputs([opt.recon, *([opt.preview] if opt.preview else [])], inputs)
@@ -237,10 +160,15 @@ def main(argv: Sequence[str]) -> None:
         rendering.check(opt.preview)
     field, volume = read_field(opt, device)
     started = time.monotonic()
-    recon = write_points(opt, field) if opt.points else write_volume_files(opt, field, volume, inputs)
+    figures, written = write_points(opt, field) if opt.points else write_volume_files(opt, field, volume, inputs)
     header, n_bytes = field.header, os.path.getsize(opt.compressed)
-    ratios = file_ratios(header.n_voxels * header.n_components, header.dtype, n_bytes)
-    console.report(**ratios, bytes=n_bytes, seconds=f"{time.monotonic() - started:.1f}", recon=recon)
+    figures |= file_ratios(header.n_voxels * header.n_components, header.dtype, n_bytes)
+    figures |= {"bytes": n_bytes, "seconds": f"{time.monotonic() - started:.1f}", **written}
+    n_points = f"{figures['points']} points, {figures['outside']} outside" if opt.points else ""
+    line = summary(
+        opt.compressed, n_bytes, list(written.values()), os.path.getsize(written["recon"]), figures, n_points
+    )
+    console.report(line, figures)
 
 
 if __name__ == "__main__":

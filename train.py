@@ -14,8 +14,9 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 
-from cli.arguments import Options, resolve_device, to_number, volume_arguments
+from cli.arguments import Options, resolve_device, to_number, unless_default, volume_arguments
 from cli.files import check_outputs
+from cli.summary import summary
 from field import rendering
 from formats.common import raw_layout
 from formats.reading import read_volume, source_files
@@ -108,7 +109,10 @@ def results(
     }
     if header.missing:
         found["missing"] = header.missing.count
-    return found | {"seconds": f"{seconds:.1f}", "network": opt.network, "config": opt.config}
+    found |= {"seconds": f"{seconds:.1f}", "network": opt.network, "config": opt.config}
+    further = {"plot": opt.plot, "checkpoint": opt.checkpoint}
+    found |= {key: path for key, path in further.items() if path and os.path.exists(path)}
+    return found | dict(zip(("gt", "vol"), output_paths(opt)[2], strict=False))
 
 
 @processes.joined()
@@ -163,9 +167,13 @@ def main(argv: Sequence[str]) -> None:
     if opt.plot:
         plot_training(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, quality.metrics.psnr))
     warn_of_quality(opt, header, quality.clipped.psnr, psnr_of(sampler.variance))
-    console.report(**results(opt, volume, header, config, quality, fit.seconds))
-    files = ["--net", opt.network, "--config", opt.config, "--compressed", "compressed_out"]
-    print("next: python net_compress.py", shlex.join([*files, *volume_arguments(opt)]))
+    figures = results(opt, volume, header, config, quality, fit.seconds)
+    written = [*finished, *debug, *[path for path in further if os.path.exists(path)]]
+    n_source = header.n_voxels * header.n_components * header.dtype.itemsize
+    size = f"{figures['parameters']} parameters"
+    console.report(summary(opt.volume, n_source, written, None, figures, size), figures)
+    files = unless_default(net=opt.network, config=opt.config)
+    print("next:", shlex.join(["python", "net_compress.py", *files, *volume_arguments(opt)]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,10 @@ from argparse import ArgumentTypeError
 from argparse import _ArgumentGroup as ArgumentGroup
 from collections.abc import Callable, Sequence
 
-from utils import DTYPES, UserError
+from utils import DTYPES, SUITE_VERSION, UserError
+
+NETWORK, CONFIG, BLOB = "thenet.pth", "thenet.json", "compressed_out"  # files of the three scripts, by default
+DEFAULTS = {"net": NETWORK, "config": CONFIG, "compressed": BLOB}
 
 
 class Options(types.SimpleNamespace):
@@ -21,7 +24,7 @@ class Options(types.SimpleNamespace):
         raise AttributeError(f"{name}: the options of a run do not change")
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Help that shows the default of every option that has one; flags that are on or off show none."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
@@ -33,8 +36,11 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 class ArgumentParser(argparse.ArgumentParser):
     """An argument parser that raises UserError for errors and accepts no abbreviated flags."""
 
-    def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    def __init__(self, description: str, *examples: str):
+        epilog = "\n  ".join(["examples:", *examples]) if examples else None
+        super().__init__(description=description, epilog=epilog, formatter_class=HelpFormatter, allow_abbrev=False)
+        version = f"%(prog)s {'.'.join(map(str, SUITE_VERSION))}"
+        self.add_argument("--version", action="version", version=version, help="show the version and exit")
 
     def parse_args(self, args: Sequence[str]) -> argparse.Namespace:
         """Like argparse, except that negative numbers of every form are values, not options: -1e30, -5,5."""
@@ -80,6 +86,24 @@ def add_large_argument(group: ArgumentGroup) -> None:
         help="read a blob of more than 2^24 weights, or of a volume of more than 2^30 voxels with missing ones; it can "
         "take gigabytes of memory, however small the file",
     )
+
+
+def add_blob_arguments(group: ArgumentGroup, what: str) -> None:
+    """Add the blob, as an argument of its own or as --compressed. `settle_blob` makes one of both."""
+    group.add_argument("blob", nargs="?", metavar="BLOB", help=f"{what}, the same as --compressed")
+    group.add_argument("--compressed", help=f"{what} (default: {BLOB})")
+
+
+def settle_blob(opt: argparse.Namespace) -> None:
+    """Set `compressed` to the blob that was given, or to its default name. Raises UserError if two were given."""
+    if opt.blob is not None and opt.compressed is not None:
+        raise UserError(f"{opt.blob} and --compressed {opt.compressed}: give one blob")
+    opt.compressed = next(name for name in (opt.blob, opt.compressed, BLOB) if name is not None)
+
+
+def unless_default(**files: str) -> list[str]:
+    """The arguments that name these files to the next script; none for a default name."""
+    return [text for name, path in files.items() if path != DEFAULTS[name] for text in (f"--{name}", path)]
 
 
 def add_volume_arguments(group: ArgumentGroup) -> None:

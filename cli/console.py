@@ -79,7 +79,7 @@ sys.excepthook = _excepthook  # before other modules are imported
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # --num_workers sets the threads, not NumPy
 
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from utils import UserError
@@ -134,7 +134,8 @@ def warn(source: str, message: str) -> None:
     print(printable(f"{source}: warning: {message}"), file=sys.stderr)
 
 
-def report(**figures: object) -> None:
-    """Print results on stdout, one `key=value` line each."""
-    for key, value in figures.items():
-        print(printable(f"{key}={value}"), flush=True)
+def report(line: str, figures: Mapping[str, object]) -> None:
+    """Print the results on stdout: the line for people on a terminal, elsewhere the figures as `key=value` lines."""
+    lines = line.splitlines() if sys.stdout.isatty() else [f"{key}={value}" for key, value in figures.items()]
+    for text in lines:
+        print(printable(text), flush=True)

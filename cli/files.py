@@ -287,10 +287,10 @@ def check_space(path: str, n_bytes: int, what: str) -> None:
     """Raise UserError when the disk of `path` has less than `n_bytes` left. what: what needs at least so many bytes."""
     free = shutil.disk_usage(os.path.dirname(os.path.realpath(path))).free
     if n_bytes > free:
-        raise UserError(f"{path}: {what} takes at least {_size(n_bytes)}, the disk has {_size(free)} left")
+        raise UserError(f"{path}: {what} takes at least {size_text(n_bytes)}, the disk has {size_text(free)} left")
 
 
-def _size(n_bytes: float) -> str:
+def size_text(n_bytes: float) -> str:
     """The size as text, in the largest unit that gives a number of at least 1."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if n_bytes < 1000:
@@ -309,7 +309,7 @@ def read_regular(path: str) -> bytes:
     with open(path, "rb", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
-            raise OSError(errno.EINVAL, f"expected a regular file of at most {_size(MAX_BYTES)}", path)
+            raise OSError(errno.EINVAL, f"expected a regular file of at most {size_text(MAX_BYTES)}", path)
         return file.read()
 
 

@@ -20,6 +20,7 @@ that it does not know if the letter is lower-case (61 to 7A); otherwise it refus
     "d"   direction            at most one        the identity
     "w"   world axes           at most one        nothing is known of them
     "a"   attributes           at most one        no text
+    "q"   quality              at most one        nothing is known of it
     "M"   missing voxels       at most one        no voxel is missing
     "N"   network              one or more
 
@@ -63,6 +64,13 @@ Chunk a, attributes
 
 A JSON object in UTF-8. Its values are text. Keys in use: `name` of the field ("sf" when absent), `units` of the values
 ("" when absent).
+
+Chunk q, quality
+----------------
+
+    u8 u8          major and minor version of the program that wrote the file
+    i16            the PSNR in units of 0.01 dB of what the file decodes to, over the range of the original volume;
+                   32767: no error at all. These two bytes are absent if the PSNR is unknown
 
 Chunk M, missing voxels
 -----------------------
@@ -166,6 +174,7 @@ import json
 import math
 import struct
 import zlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -177,6 +186,7 @@ from utils import DTYPES, IDENTITY, SIGNS, Geometry, Mask, UserError, VolumeHead
 MAGIC = b"\x93NVC"
 VERSION = 1
 MAX_PARAMETERS = 1 << 27  # most parameters of all networks of a file; more are refused before memory is allocated
+EXACT = (1 << 15) - 1  # stands in chunk q for an infinite PSNR
 MAX_VOXELS = 1 << 40  # most voxels of a grid
 # A file of a few kilobytes can hold as many as the format allows. More than these are read only when asked for.
 USUAL_PARAMETERS = 1 << 24
@@ -185,6 +195,13 @@ USUAL_MASK_VOXELS = 1 << 30
 
 class BlobError(UserError):
     """A blob, or an input of the encoder, breaks the format. The message says what was expected and what was found."""
+
+
+class Written(NamedTuple):
+    """The program that wrote a blob, and how good the blob is. psnr: in dB, to 0.01 dB; NaN if it is unknown."""
+
+    version: tuple[int, int]
+    psnr: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,7 +293,9 @@ def _check_usual(count: int, limit: int, what: str) -> None:
 # --- writing ----------------------------------------------------------------------------------------
 
 
-def encode_blob(header: VolumeHeader, networks: list[tuple[dict, list[QuantisedLayer]]]) -> bytes:
+def encode_blob(
+    header: VolumeHeader, networks: list[tuple[dict, list[QuantisedLayer]]], written: Written | None = None
+) -> bytes:
     """The blob of a header and of networks. networks: the description and the linear layers of each network.
 
     Raises BlobError for what the format cannot hold.
@@ -300,6 +319,8 @@ def encode_blob(header: VolumeHeader, networks: list[tuple[dict, list[QuantisedL
     attributes |= {"units": geometry.units} if geometry.units else {}
     if attributes:
         chunks.append((b"a", json.dumps(attributes, separators=(",", ":")).encode()))
+    if written:
+        chunks.append((b"q", _encode_written(written)))
     if header.missing:
         chunks.append((b"M", encode_missing(header.missing)))
     chunks += [(b"N", _encode_network(network, layers)) for network, layers in networks]
@@ -313,6 +334,15 @@ def _world(geometry: Geometry) -> tuple[int | None, Geometry]:
         return None, geometry
     turned = geometry.with_signs(SIGNS["RAS"])
     return (2, turned) if turned.direction == IDENTITY else (1, geometry)
+
+
+def _encode_written(written: Written) -> bytes:
+    """The content of chunk q."""
+    version = struct.pack("2B", *written.version)
+    if math.isnan(written.psnr):
+        return version
+    hundredths = EXACT if written.psnr == math.inf else round(min(max(100 * written.psnr, -EXACT), EXACT - 1))
+    return version + struct.pack("<h", hundredths)
 
 
 def _carrier(dtype: np.dtype) -> str:
@@ -428,6 +458,8 @@ def decode_blob(data: bytes, large: bool = False) -> tuple[VolumeHeader, list[tu
                 raise BlobError(f"world axes: expected 1 or 2, found {world}")
         elif kind == "a":
             attributes = _decode_attributes(content.take(len(content.data)))
+        elif kind == "q":
+            _decode_written(content)
         elif kind == "M":
             if not large:
                 _check_usual(math.prod(shape), USUAL_MASK_VOXELS, "voxels with a mask of the missing ones")
@@ -450,14 +482,31 @@ def _chunks(reader: ByteReader) -> list[tuple[str, ByteReader]]:
         kind, length = reader.unpack("cI")
         kind = kind.decode("latin-1")
         content = ByteReader(reader.take(length), f"chunk {kind!r}")
-        if kind in "FGadwMN":
+        if kind in "FGadwqMN":
             chunks.append((kind, content))
         elif not "a" <= kind <= "z":
             raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
     kinds = "".join(kind for kind, _ in chunks)
-    if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGdawM"):
-        raise BlobError(f"expected the chunk F, at most one G, d, a, w and M, and at least one N, found {kinds!r}")
+    if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGdawqM"):
+        raise BlobError(f"expected the chunk F, at most one G, d, a, w, q and M, and at least one N, found {kinds!r}")
     return chunks
+
+
+def written_by(data: bytes) -> Written | None:
+    """What a valid blob says of the program that wrote it and of its quality; None if it says nothing."""
+    for kind, content in _chunks(ByteReader(data[9:], "blob")):
+        if kind == "q":
+            return _decode_written(content)
+    return None
+
+
+def _decode_written(content: ByteReader) -> Written:
+    """The content of chunk q. Raises BlobError."""
+    version = content.unpack("2B")
+    if content.ended:
+        return Written(version)
+    (hundredths,) = content.unpack("h")
+    return Written(version, math.inf if hundredths == EXACT else hundredths / 100)
 
 
 def decode_single(data: bytes, large: bool = False) -> tuple[VolumeHeader, dict, dict[str, np.ndarray]]:

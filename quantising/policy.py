@@ -234,7 +234,6 @@ def round_with_volume(
     result is None if both lose too much quality; the caller then rounds without training. With --cluster_bits, the
     result is the better one of rounding with and without training.
     """
-    n_voxels = header.n_present
     sampler = make_sampler(volume.values, header.values, device)
     sensitivity = compensated_sensitivities(net, factors)
     alone, tries = None, TRIED_WITH_TRAINING

@@ -98,7 +98,7 @@ def test_the_readme_leads_to_every_page():
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_exist(page):
     known = set(OTHER_FLAGS)
-    for module in ("training.options", "net_compress", "net_decompress"):
+    for module in ("training.options", "net_compress", "field.options"):
         known |= set(importlib.import_module(module).build_parser()._option_string_actions)
     assert set(re.findall(r"(?<![\w-])--[a-z]\w*(?:-\w+)*", text_of(page))) <= known
 

@@ -99,7 +99,7 @@ def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool
                 else:
                     progress.say("training stays at a constant: back to the start, with shorter waves")
                 n_recoveries, n_halvings = recovery.n_recoveries, recovery.n_halvings
-            done += max(fit.step - latest, 0)  # a recovery, or another start, goes back
+            done += max(fit.step - latest, 0)  # a recovery goes back
             latest = fit.step
             progress.total, n_done = _work(fit, done)
             progress.update(n_done, PSNR=f"{fit.psnr:.1f} dB")
@@ -117,12 +117,11 @@ def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool
 def _work(fit: Fit, done: int) -> tuple[float, float]:
     """(all of the work of a fit, what is done of it), in steps or, with a time limit, as a part of the time.
 
-    done: the steps that were taken. Those of other starts, or before a recovery, are work, too.
+    done: the steps that were taken. Those before a recovery are work, too.
     """
     if fit.recipe.max_seconds is not None:
         return 1.0, fit.progress
-    left = fit.n_steps - fit.step + fit.recovery.n_other_starts * fit.n_brief
-    return done + left, done
+    return done + fit.n_steps - fit.step, done
 
 
 def run_to_target(fit: Fit, checkpoint: Checkpoint, target_psnr: float | None, measure: Callable[[], float]) -> History:

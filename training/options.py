@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from cli.arguments import (
+    CONFIG,
+    NETWORK,
     ArgumentGroup,
     ArgumentParser,
     Options,
@@ -25,7 +27,9 @@ from utils import UserError, VolumeHeader
 def build_parser() -> ArgumentParser:
     """The argument parser of train.py."""
     parser = ArgumentParser(
-        "Fit a network to a volume: writes its weights (thenet.pth) and its configuration (thenet.json)."
+        "Fit a network to a volume: writes its weights (thenet.pth) and its configuration (thenet.json).",
+        "python train.py --volume volumes/test_vol.npy",
+        "python train.py --volume 'run/*.vti' --array pressure --compression_ratio 200 --n_layers 4",
     )
     add_input_and_output(parser.add_argument_group("input and output"))
     add_network(parser.add_argument_group("network"))
@@ -36,6 +40,7 @@ def build_parser() -> ArgumentParser:
         "--resume", action="store_true", default=False, help="continue from --checkpoint, to the same result"
     )
     parser.add_device_arguments()
+    add_research(parser.add_argument_group("research: the form of the network, the optimiser"))
     return parser
 
 
@@ -62,8 +67,8 @@ def add_input_and_output(group: ArgumentGroup) -> None:
         metavar="LO,HI",
         help="clip the values, of every component, to this interval first, where a few outliers would ruin their range",
     )
-    group.add_argument("--network", default="thenet.pth", help="file to write the weights to")
-    group.add_argument("--config", default="thenet.json", help="file to write the configuration to")
+    group.add_argument("--network", default=NETWORK, help="file to write the weights to")
+    group.add_argument("--config", default=CONFIG, help="file to write the configuration to")
     group.add_argument(
         "--enable-vol-debug",
         dest="vol_debug",
@@ -90,16 +95,6 @@ def add_network(group: ArgumentGroup) -> None:
         help="sine layers (default: the best of 3, 5 and 8 in brief trials; 5 where a fit is too short for trials)",
     )
     group.add_argument(
-        "--w0",
-        type=number_from(0, 1e6, exclusive=True),
-        help="frequency of a first layer that starts at random, as the original's with 30 "
-        "(default: it starts as waves along the axes)",
-    )
-    group.add_argument(
-        "--is-residual", dest="is_residual", action="store_true", default=True, help="residual blocks (default)"
-    )
-    group.add_argument("--not-residual", dest="is_residual", action="store_false", help="plain sine layers")
-    group.add_argument(
         "--d_in",
         type=integer_from(1, 4),
         help="number of grid axes of the volume, 4 for a time series (default: 4 for a pattern, and for a .npy array "
@@ -121,6 +116,31 @@ def add_optimisation(group: ArgumentGroup) -> None:
         help="samples / voxels (default: 32.8 million / voxels, 5 to 45, or 1,500 steps if more; "
         "with --cuda 64 (2.1 million / voxels)^0.56, at least 5, or 5,760 steps if more)",
     )
+    group.add_argument(
+        "--seed", type=integer_from(0, 2**63 - 1), default=0, help="of the weights and the order of samples"
+    )
+    group.add_argument(
+        "--target_psnr",
+        type=number_from(0, exclusive=True),
+        help="end once the volume, clipped as by --clip, has this PSNR, in dB",
+    )
+    group.add_argument(
+        "--max_seconds", type=number_from(0, exclusive=True), help="train for this time, in place of --n_passes"
+    )
+
+
+def add_research(group: ArgumentGroup) -> None:
+    """Add the options of experiments with the network and its training; few volumes need them."""
+    group.add_argument(
+        "--w0",
+        type=number_from(0, 1e6, exclusive=True),
+        help="frequency of a first layer that starts at random, as the original's with 30 "
+        "(default: it starts as waves along the axes)",
+    )
+    group.add_argument(
+        "--is-residual", dest="is_residual", action="store_true", default=True, help="residual blocks (default)"
+    )
+    group.add_argument("--not-residual", dest="is_residual", action="store_false", help="plain sine layers")
     group.add_argument("--batchSize", type=integer_from(1, 1 << 30), default=1024, help="batches of samples a step")
     group.add_argument(
         "--oversample",
@@ -156,17 +176,6 @@ def add_optimisation(group: ArgumentGroup) -> None:
         type=number_from(0, 1e6),
         default=0.0,
         help="weight of the error of the gradient, in normalised coordinates; 0 leaves the term out",
-    )
-    group.add_argument(
-        "--seed", type=integer_from(0, 2**63 - 1), default=0, help="of the weights and the order of samples"
-    )
-    group.add_argument(
-        "--target_psnr",
-        type=number_from(0, exclusive=True),
-        help="end once the volume, clipped as by --clip, has this PSNR, in dB",
-    )
-    group.add_argument(
-        "--max_seconds", type=number_from(0, exclusive=True), help="train for this time, in place of --n_passes"
     )
 
 

@@ -18,6 +18,7 @@ from helpers.scripts import ROOT, listing
 from cli import console, files
 from cli.arguments import ArgumentParser, default_workers, integer_from, number_from, resolve_device, voxel_counts
 from cli.files import atomic_write, check_outputs, read_bytes, write_files
+from cli.summary import summary
 from utils import UserError
 
 
@@ -185,9 +186,23 @@ def test_read_bytes_names_the_file(tmp_path):
 # --- what a run says --------------------------------------------------------------------------------
 
 
-def test_report_is_key_value_lines_on_stdout(capsys):
-    console.report(psnr="31.000", bytes=7)
-    assert capsys.readouterr().out == "psnr=31.000\nbytes=7\n"
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_results_are_a_line_for_people_or_key_value_lines(is_terminal, capsys, monkeypatch):
+    """On stdout; no escape sequence of a name reaches the terminal."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    figures = {"psnr": "31.04", "file_ratio": "200.2", "bytes": 7, "seconds": "9.1", "recon": "a\x1b[31m"}
+    console.report(summary("run/v.npy", 1_150_000, ["a\x1b[31m", "p.png"], 7, figures), figures)
+    expected = "psnr=31.04\nfile_ratio=200.2\nbytes=7\nseconds=9.1\nrecon=a\\x1b[31m\n"
+    if is_terminal:
+        expected = "v.npy  1.15 MB -> a\\x1b[31m  7 bytes, p.png  200 : 1  31.0 dB  in 9.1 s\n"
+    assert capsys.readouterr().out == expected
+
+
+def test_the_line_for_people_has_one_ratio_and_the_quality_of_parts():
+    figures = {"psnr": "40", "psnr_t0": "38.9", "psnr_t1": "41.2", "rmse": "0.1", "max_error": "0.5"}
+    figures |= {"file_ratio": "128.9", "source_ratio": "64.4", "seconds": "2"}
+    line = summary("v", 10, ["w"], None, figures)
+    assert line == "v  10 bytes -> w  64.4 : 1  40.0 dB  (times: 38.9 to 41.2)  rmse 0.1, largest error 0.5  in 2 s"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import lzma
+import math
 import struct
 import sys
 import zlib
@@ -138,6 +139,9 @@ def read_blob(data: bytes) -> SimpleNamespace:
             field.direction = unpack(content, "9d")
         elif kind == b"w":
             (field.world,) = unpack(content, "B")
+        elif kind == b"q":
+            field.version = unpack(content, "BB")
+            field.psnr = unpack(content, "h")[0] if length == 4 else None
         elif kind == b"M":
             (field.fill,) = unpack(content, "qqqqQQQQddd"[DTYPES.index(field.dtype)])
             field.missing = read_missing(content, field.shape)
@@ -397,9 +401,37 @@ def test_several_networks():
     assert len(blob_format.decode_blob(blob)[1]) == 3
 
 
+@pytest.mark.parametrize(
+    ("psnr", "hundredths", "back"),
+    [
+        (40.601, 4060, 40.6),
+        (-3.217, -322, -3.22),
+        (math.inf, 32767, math.inf),
+        (1e9, 32766, 327.66),
+        (math.nan, None, None),
+    ],
+)
+def test_the_writer_and_its_quality(psnr, hundredths, back):
+    """They take 9 bytes; unknown quality none of them."""
+    network = random_network(0, 5, n_layers=1)
+    plain = blob_format.encode_blob(make_header(), [network])
+    blob = blob_format.encode_blob(make_header(), [network], blob_format.Written((1, 7), psnr))
+    assert (read_blob(blob).version, read_blob(blob).psnr) == ((1, 7), hundredths)
+    assert_same(blob)
+    found = blob_format.written_by(blob)
+    assert found.version == (1, 7) and (math.isnan(found.psnr) if back is None else found.psnr == back)
+    assert len(blob) - len(plain) == (7 if back is None else 9)
+    assert blob_format.written_by(plain) is None
+    for wrong in (b"", b"\1", b"\1\0\0", b"\1\0\0\0\0"):
+        with pytest.raises(BlobError):
+            blob_format.decode_blob(with_chunk(plain, chunk(b"q", wrong)))
+    with pytest.raises(BlobError, match="at most one"):
+        blob_format.decode_blob(with_chunk(blob, chunk(b"q", b"\1\0")))
+
+
 def test_unknown_chunks():
     blob = blob_format.encode_blob(make_header(), [random_network(0, 5, n_layers=1)])
-    for kind in (b"b", b"q", b"z", b"n"):
+    for kind in (b"b", b"x", b"z", b"n"):
         extended = with_chunk(blob, chunk(kind, b"anything"))
         assert_same(extended)
         assert blob_format.decode_blob(extended)[1][0][1].keys() == blob_format.decode_blob(blob)[1][0][1].keys()

@@ -74,7 +74,7 @@ def mutate_blob(rng: np.random.Generator, blob: bytes) -> bytes:
         if change == 0:
             chunks.insert(int(rng.integers(len(chunks) + 1)), chunks[i])
         elif change == 1:
-            chunks[i] = (bytes([int(rng.choice([*b"FGadwMNxQ", 0, 170]))]), chunks[i][1])
+            chunks[i] = (bytes([int(rng.choice([*b"FGadwqMNxQ", 0, 170]))]), chunks[i][1])
         elif change == 2:
             chunks[i], chunks[-1] = chunks[-1], chunks[i]
         else:

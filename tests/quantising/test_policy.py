@@ -177,7 +177,7 @@ def test_how_much_rounding_with_training_may_cost(tmp_path, capsys, monkeypatch,
 @pytest.mark.parametrize("flags", [(), ("--volume", "v.npy", "--n_passes", 2)])
 def test_the_work_of_rounding_is_known_before(flags, tmp_path, monkeypatch):
     """So that one bar counts all of it, and the time left is true."""
-    trained = network_of("waves", waves(LARGER), tmp_path)
+    trained = network_of("waves", waves(SMALL), tmp_path)
     bars = []
 
     class Watched(Progress):

@@ -17,16 +17,19 @@ import numpy as np
 import pytest
 import torch
 from helpers.networks import watched_samples
-from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, train
+from helpers.original import original_blob
+from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, stored, train
 from helpers.volumes import psnr_of, slanted
 from helpers.vtk import vtk_read, vtk_write
 
 import net_compress
 import net_decompress
 import train as train_script
+from field import options as decompress_options
+from field.blob import QuantisedLayer, Written, encode_blob
 from training import fitting, long_runs, options, shapes
 from training.sampler import VoxelSampler
-from utils import UserError
+from utils import Geometry, UserError, VolumeHeader
 
 ORIGINAL_KEYS = [
     *("grad_lambda", "n_layers", "layers", "w0", "compression_ratio", "batchSize", "oversample", "lr"),
@@ -125,6 +128,66 @@ def test_a_ratio_out_of_reach_is_said_with_a_way_out(tmp_path, capsys):
     np.save(tmp_path / "v.npy", slanted((8, 7, 5)))
     train(tmp_path / "v.npy", tmp_path, *briefly)
     assert "is larger than the data" in capsys.readouterr().err
+
+
+def test_names_that_need_not_be_typed(tmp_path, monkeypatch, capsys):
+    """Each script finds what the one before wrote; a blob may be given without --compressed, but no other file."""
+    monkeypatch.chdir(tmp_path)
+    stored("waves", tmp_path)
+    net_compress.main(["--cluster_bits", "6"])
+    assert "next: python net_decompress.py\n" in capsys.readouterr().out
+    net_compress.main(["b.nvc", "--cluster_bits", "6"])
+    assert (tmp_path / "compressed_out").read_bytes() == (tmp_path / "b.nvc").read_bytes()
+    for blob in ([], ["b.nvc"], ["--compressed", "b.nvc"]):
+        net_decompress.main([*blob, "--recon", "r.mhd"])
+        found = results(capsys.readouterr().out)
+        assert (found["recon"], found["voxels"]) == ("r.mhd", "r.raw")
+    net_compress.main(["b.nvc", "--cluster_bits", "5"])  # replaces a blob
+    assert "is no blob" in error_of(net_compress.main, "r.raw")
+    assert "give one blob" in error_of(net_decompress.main, "b.nvc", "--compressed", "b.nvc")
+
+
+def test_info_tells_what_a_blob_holds(tmp_path, capsys):
+    """Without the files of a decoding; of a blob of the original scripts, what that holds."""
+    geometry = Geometry((2.0, 0.5, 1.5, 1.0), (3.0, -1.0, 0.0, 7.0), name="T", units="K")
+    low, high = np.array([-3], np.int16), np.array([900], np.int16)
+    network = {"n_neurons": 2, "n_layers": 1, "d_in": 4, "d_out": 1, "is_residual": True, "omega_0": 30.0}
+    layers = [
+        QuantisedLayer(np.zeros((n_out, n_in), np.int32), np.zeros(n_out, np.int32), np.float32(1.0))
+        for n_out, n_in in ((2, 4), (1, 2))
+    ]
+    header = VolumeHeader((5, 6, 4, 3), low, high, geometry)
+    data = encode_blob(header, [(network, layers)], Written((1, 0), 40.6))
+    (tmp_path / "b").write_bytes(data)
+    before = listing(tmp_path)
+    net_decompress.main([str(tmp_path / "b"), "--info"])
+    found = results(capsys.readouterr().out)
+    assert found == {
+        **{"shape": "6,4,3", "type": "int16", "name": "T", "units": "K", "spacing": "0.5,1.5,1", "origin": "-1,0,7"},
+        **{"times": "5", "first_time": "3", "last_time": "11", "range": "-3,900", "layers": "1", "width": "2"},
+        **{"parameters": "13", "bytes": str(len(data)), "bits_per_weight": f"{8 * len(data) / 13:.3f}"},
+        **{"file_ratio": f"{4 * 360 / len(data):.2f}", "source_ratio": f"{2 * 360 / len(data):.2f}"},
+        **{"psnr": "40.60", "version": "1.0"},
+    }
+    assert listing(tmp_path) == before
+    (tmp_path / "o").write_bytes(original_blob(np.random.default_rng(0), 8, 6, 3, True)[0])
+    net_decompress.main([str(tmp_path / "o"), "--info"])
+    assert results(capsys.readouterr().out)["version"] == "the original scripts"
+
+
+@pytest.mark.parametrize("script", [train_script, net_compress, net_decompress])
+def test_help_ends_with_examples_that_are_right(script, capsys):
+    for flag in ("--version", "--help"):
+        with pytest.raises(SystemExit) as ended:
+            script.main([flag])
+        assert not ended.value.code
+    said = capsys.readouterr().out
+    assert re.search(r"^\S+ \d+\.\d+$", said, re.MULTILINE)
+    examples = [shlex.split(line) for line in said.splitlines()[-2:]]
+    parse = options.parse if script is train_script else script.parse
+    for python, name, *argv in examples:
+        assert (python, name.removesuffix(".py")) == ("python", script.__name__)
+        parse(argv)
 
 
 def test_w0_is_the_frequency_of_the_first_layer(volume_file, tmp_path):
@@ -436,7 +499,7 @@ def test_vol_debug_off(volume_file, tmp_path):
     assert set(listing(tmp_path)) == {"volume.npy", "thenet.pth", "thenet.json"}
 
 
-@pytest.mark.parametrize("module", [options, net_compress, net_decompress])
+@pytest.mark.parametrize("module", [options, net_compress, decompress_options])
 def test_help_states_the_defaults(module):
     parser = module.build_parser()
     text = " ".join(parser.format_help().split())
@@ -456,7 +519,7 @@ def test_defaults():
     assert opt.grad_lambda == 0 and opt.cuda is False and opt.gid == 0
     opt = net_compress.build_parser().parse_args(["--net", "a", "--config", "b", "--compressed", "c"])
     assert opt.cluster_bits is None and opt.n_passes is None and opt.quantizer == "uniform" and opt.seed == 0
-    opt = net_decompress.build_parser().parse_args(["--compressed", "c"])
+    opt = decompress_options.build_parser().parse_args(["--compressed", "c"])
     assert opt.recon == "recon" and opt.as_float is False and opt.volume is None
 
 

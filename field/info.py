@@ -1,0 +1,59 @@
+"""What a blob holds, as figures: for `net_decompress.py --info`."""
+
+from __future__ import annotations
+
+import math
+
+from field.blob import is_blob, written_by
+from field.layers import linear_layers
+from field.metrics import file_ratios
+from utils import IDENTITY, VolumeHeader
+
+
+def blob_figures(data: bytes, header: VolumeHeader | None, network: dict) -> dict[str, object]:
+    """Shape, type, place, range, network, size and quality of a blob, by key; what is unknown has no key."""
+    n_parameters = sum((layer.n_in + 1) * layer.n_out for layer in linear_layers(**network))
+    size = {
+        "layers": network["n_layers"],
+        "width": network["n_neurons"],
+        "parameters": n_parameters,
+        "bytes": len(data),
+        "bits_per_weight": f"{8 * len(data) / n_parameters:.3f}",
+    }
+    if header is None:
+        return size | {"version": "the original scripts"}
+    ratios = file_ratios(header.n_voxels * header.n_components, header.dtype, len(data))
+    written = written_by(data) if is_blob(data) else None
+    quality = {}
+    if written:
+        quality = {} if math.isnan(written.psnr) else {"psnr": f"{written.psnr:.2f}"}
+        quality["version"] = ".".join(map(str, written.version))
+    return _header_figures(header) | size | ratios | quality
+
+
+def _header_figures(header: VolumeHeader) -> dict[str, object]:
+    """What the header says of the grid and of the values."""
+    geometry, is_series = header.geometry, len(header.shape) == 4
+    found = {"shape": _numbers(header.shape[is_series:]), "type": header.dtype.name, "name": geometry.name}
+    if header.n_components > 1:
+        found["components"] = header.n_components
+    if geometry.units:
+        found["units"] = geometry.units
+    found["spacing"], found["origin"] = _numbers(geometry.spacing[is_series:]), _numbers(geometry.origin[is_series:])
+    if geometry.direction != IDENTITY:
+        found["direction"] = _numbers(geometry.direction)
+    if geometry.space:
+        found["space"] = geometry.space
+    if is_series:
+        last = geometry.origin[0] + (header.shape[0] - 1) * geometry.spacing[0]
+        found |= {"times": header.shape[0], "first_time": f"{geometry.origin[0]:g}", "last_time": f"{last:g}"}
+    ranges = [_numbers(pair) for pair in header.values.pairs()]
+    found |= {"range": ranges[0]} if len(ranges) == 1 else {f"range_{c}": pair for c, pair in enumerate(ranges)}
+    if header.missing:
+        found |= {"missing": header.missing.count, "fill": header.fill}
+    return found
+
+
+def _numbers(values: tuple) -> str:
+    """Numbers with commas between them, each as short as it can be told."""
+    return ",".join(f"{value:.9g}" if isinstance(value, float) else str(value) for value in values)

@@ -1,0 +1,118 @@
+"""The options of net_decompress.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from cli import arguments
+from formats import points
+from formats.common import suffix_of
+from formats.writing import SUFFIXES, output_path
+from utils import UserError
+
+
+def build_parser() -> arguments.ArgumentParser:
+    """The argument parser of net_decompress.py."""
+    parser = arguments.ArgumentParser(
+        "Evaluate a blob back into a volume, or a part of it, in its original units, spacing and origin.",
+        "python net_decompress.py compressed_out --recon back.nii.gz",
+        "python net_decompress.py compressed_out --roi 0:32,:,: --resolution 64,128,112 --recon fine.vti",
+    )
+    add_input_and_output(parser.add_argument_group("input and output"))
+    add_what_to_evaluate(parser.add_argument_group("what to evaluate"))
+    parser.add_device_arguments()
+    return parser
+
+
+def add_input_and_output(group: arguments.ArgumentGroup) -> None:
+    """Add the options for the blob, for the volume to compare with, and for the files to write."""
+    arguments.add_blob_arguments(group, "blob that net_compress.py wrote")
+    arguments.add_large_argument(group)
+    group.add_argument(
+        "--info", action="store_true", default=False, help="only print what the blob holds; write and evaluate nothing"
+    )
+    group.add_argument(
+        "--recon",
+        default="recon",
+        help=f"file to write: {', '.join(SUFFIXES)}; .vti when it has no suffix; with --points .npy or .csv. A .raw "
+        "file (little-endian, x fastest) says in its name what it holds: recon_80x64x56_float32.raw. Of a time series "
+        "a .vti file a step (recon_0003.vti) and recon.pvd, which ParaView plays, or one .npy, .nc, .h5 or .zarr array",
+    )
+    group.add_argument(
+        "--volume",
+        help="the original volume, to compare with; a blob of the original scripts takes shape and range from it",
+    )
+    arguments.add_volume_arguments(group)
+    group.add_argument(
+        "--preview",
+        metavar="FILE.png",
+        help="picture to write too: slices through the middle and a rendering of what is evaluated, with --volume the "
+        "original and the error as well; of a time series the step half-way",
+    )
+    group.add_argument(
+        "--float", dest="as_float", action="store_true", default=False, help="write integer fields unrounded, as floats"
+    )
+
+
+def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
+    """Add the options that choose the part of the field and the positions."""
+    group.add_argument(
+        "--roi",
+        type=arguments.roi,
+        metavar="X0:X1,Y0:Y1,Z0:Z1",
+        help="only this box of voxels, half-open, an empty end being the volume's own",
+    )
+    group.add_argument(
+        "--time",
+        type=arguments.time_or_steps,
+        metavar="T | A:B",
+        help="of a time series only this time, in steps from 0, where 2.5 lies between two, or the steps from A up to "
+        "but not B",
+    )
+    group.add_argument(
+        "--resolution",
+        type=arguments.voxel_counts,
+        metavar="NX,NY,NZ",
+        help="that many points along each axis, from the first voxel to the last of the volume or of --roi",
+    )
+    group.add_argument(
+        "--gradient",
+        action="store_true",
+        default=False,
+        help="add the exact gradient, in units of value per unit of length (.vti, or with --points, where a time "
+        "series has a derivative by time too)",
+    )
+    group.add_argument(
+        "--points",
+        metavar="FILE",
+        help="only these positions, in the units of spacing and origin: .npy of shape (n, axes), or .csv: x,y,z; "
+        "of a time series t,x,y,z; where the first line of a .csv file holds names, the columns of these names",
+    )
+    group.add_argument(
+        "--outside",
+        choices=("error", "nan"),
+        default="error",
+        help="what a position of --points outside the volume is: an error, or NaN",
+    )
+
+
+def parse(argv: Sequence[str]) -> arguments.Options:
+    """The options, checked together, with the final name of the output. Raises UserError."""
+    opt = build_parser().parse_args(argv)
+    arguments.check_volume_arguments(opt)
+    arguments.settle_blob(opt)
+    if not os.path.basename(opt.recon):  # a name of only a suffix would be a hidden file
+        raise UserError(f"--recon: expected the name of a file to write, found {opt.recon!r}")
+    if opt.points:
+        for name in ("roi", "time", "resolution", "volume", "preview"):
+            if getattr(opt, name) is not None:
+                raise UserError(f"--points and --{name}: give one of them")
+        opt.recon = points.points_path(opt.recon, opt.points)
+        return arguments.Options(**vars(opt))
+    if opt.outside != "error":
+        raise UserError("--outside belongs to --points")
+    opt.recon = output_path(opt.recon)
+    if opt.gradient and suffix_of(opt.recon) != ".vti":
+        raise UserError(f"{opt.recon}: --gradient needs a file that holds several arrays: .vti")
+    return arguments.Options(**vars(opt))
