@@ -268,7 +268,7 @@ def test_a_full_disk_behind_a_standard_stream_ends_no_run(tmp_path):
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from cli import console, files\n"
         "def main(argv):\n"
         "    console.warn('a', 'b')\n"
-        "    console.report(bytes=1)\n"
+        "    console.report('1 byte', {'bytes': 1})\n"
         "    files.write_files({argv[0]: b'new'})\n"
         "console.run(main)"
     )
