@@ -196,5 +196,6 @@ def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys)
     alone = compress(trained, tmp_path / "b", "--cluster_bits", 16)
     capsys.readouterr()
     flags = ("--cluster_bits", 16, "--volume", trained.volume, "--n_passes", 0.2)
-    assert compress(trained, tmp_path / "b", *flags) == alone
+    again = compress(trained, tmp_path / "b", *flags)
+    assert dict(chunks_of(again))[b"N"] == dict(chunks_of(alone))[b"N"]
     assert re.search(r"rounding with training has cost \S+ dB: again without training", capsys.readouterr().err)

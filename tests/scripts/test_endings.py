@@ -104,15 +104,12 @@ def test_compress_refuses_bits_out_of_range(chain, tmp_path, bits):
 
 @pytest.mark.parametrize(
     ("script", "needed"),
-    [
-        (train_script, ["--volume"]),
-        (net_compress, ["--net", "--config", "--compressed"]),
-        (net_decompress, ["--compressed"]),
-    ],
+    [(train_script, "--volume"), (net_compress, "thenet.json"), (net_decompress, "compressed_out")],
 )
-def test_required_flags(script, needed):
-    message = error_of(script.main)
-    assert all(flag in message for flag in needed)
+def test_what_is_missing_is_named(script, needed, tmp_path, monkeypatch):
+    """The flag that is required, or the file that the script before would have written."""
+    monkeypatch.chdir(tmp_path)
+    assert needed in error_of(script.main)
 
 
 def test_no_such_gpu(chain, tmp_path):
