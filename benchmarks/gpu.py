@@ -1,7 +1,7 @@
 """What a GPU gives: training, one step against the limits of the card, tests, rounding, decoding. In eight minutes.
 
 The rows that tell most come first, and each is printed and kept as soon as it is known. A row that fails says why, and
-the others follow. Needs torch, NumPy and tqdm; the tests need pytest and hypothesis, too.
+the others follow. Needs torch and NumPy; the tests need pytest and hypothesis, too.
 
 The limits of a step are those of the same card, measured here: its rate of large float16 products and of copies. The
 arithmetic of a step is 6 operations a sample and weight of the hidden matrices. Its traffic is 12 bytes a sample and

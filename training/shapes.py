@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from cli import console
+from cli.progress import Progress
 from siren import MIN_NEURONS, SirenConfig, count_parameters, neurons_for_budget
 from training import processes
 from training.fitting import Fit, new_fit
@@ -66,7 +66,7 @@ def chosen_fit(
         return fit_of(min(starts, key=lambda start: (abs(start[0].n_layers - MIDDLE_DEPTH), start[1])))
     best, seconds = starts[0], 0.0
     best_trial = None  # the others are forgotten: each holds an error for every voxel
-    with console.Progress("trials") as progress:
+    with Progress("trials") as progress:
         for i, start in enumerate(starts):
             trial = fit_of(start, is_trial=True)
             trial.run(lambda fit, i=i: progress.update((i + fit.progress) / len(starts)))
