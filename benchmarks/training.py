@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
         n_voxels = volume.array.size
         budget = n_voxels // opt.compression_ratio
         configs, original = (networks_for_budget(budget, depth, d_in=3) for depth in (None, 8))
-        default = partial(default_recipe, n_voxels)
+        default = partial(default_recipe, n_voxels, is_gpu=opt.cuda)
         new = run_recipe(volume, default, configs, None, device)
         old = run_recipe(volume, lambda config: ORIGINAL, original, OMEGA_0, device)
         brief = partial(default, max_seconds=old.seconds[-1] / PART)
