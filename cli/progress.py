@@ -11,7 +11,7 @@ from tqdm import tqdm
 BAR_AFTER_SECONDS = 0.5  # shorter work shows no bar
 BAR_SECONDS = 0.2  # between two pictures of a bar
 PLAIN_SECONDS = 10.0  # between two plain lines
-BAR = "{desc}: {percentage:4.0f}% [{bar}] {elapsed}, {remaining} left{postfix}"
+BAR = "{desc}: {percentage:3.0f}% [{bar}] {elapsed}, {remaining} left{postfix}"
 
 
 class Progress:
