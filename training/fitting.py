@@ -20,6 +20,7 @@ from training.sampler import VoxelSampler
 from training.step import StepFunction
 
 SHORTER_WAVES = 2, 4  # factors of HIGHEST_WAVE after a collapse: fine detail is like noise to long waves
+MAX_STEP = 1 << 53  # largest number of a step in a checkpoint: a float holds it exactly
 
 
 class Fit:
@@ -185,6 +186,18 @@ class Fit:
                 tensor.copy_(saved[name])
         self.loss = state["loss"]
 
+    def _check(self, state: dict) -> None:
+        """Raise ValueError unless this may be the `_capture` of this fit: its step, its loss, finite weights."""
+        step, loss, optimizers = state["step"], state["loss"], self.trained.optimizers
+        is_sound = type(step) is int and 0 <= step <= MAX_STEP and type(loss) is float and 0 <= loss < math.inf
+        for net, found in ((self.net, state["network"]), (self.averaged_net, state["average"])):
+            own = net.state_dict()
+            is_sound = is_sound and own.keys() == found.keys() and all(is_like(own[name], found[name]) for name in own)
+        for optimizer, found in zip(optimizers, state["optimizers"], strict=True):
+            is_sound = is_sound and all(found[name].shape == own.shape for name, own in optimizer.state.items())
+        if not is_sound:
+            raise ValueError("expected a state of finite weights, found another one")
+
     def state_dict(self) -> dict:
         """Everything that `load_state_dict` needs to continue to the same result."""
         return {
@@ -201,10 +214,12 @@ class Fit:
         """Continue from the `state_dict` of a fit with the same network, volume, recipe and seed."""
         if not (isinstance(state["seconds"], float) and 0 <= state["seconds"] < math.inf):
             raise ValueError("seconds: expected a finite number, found another value")
-        if self.errors is not None and not ((state["errors"] >= 0) & (state["errors"] <= 4)).all():
+        if self.errors is not None and not is_like(self.errors, state["errors"], 0.0, 4.0):
             raise ValueError("errors: expected squares of at most 4, found others")
+        if state["density"] is not None and not is_like(self.errors, state["density"], 0.0):
+            raise ValueError("density: expected a number of at least 0 for each voxel, found others")
         for found in (state["start"], state["best"], state["now"]):
-            check_state(found)
+            self._check(found)
         self.start, self.best, self.seconds = state["start"], state["best"], state["seconds"]
         self.recovery.load_state_dict(state)
         for found in (self.start, self.best):
@@ -216,12 +231,10 @@ class Fit:
         self._restore(state["now"])
 
 
-def check_state(state: dict) -> None:
-    """Raise ValueError unless this may be a state of a fit that is saved: its step, its loss, finite weights."""
-    tensors = [*state["network"].values(), *state["average"].values()]
-    is_sound = isinstance(state["step"], int) and isinstance(state["loss"], float) and state["step"] >= 0
-    if not is_sound or not all(torch.isfinite(tensor).all() for tensor in tensors):
-        raise ValueError("expected a state of finite weights, found another one")
+def is_like(own: torch.Tensor, found: torch.Tensor, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Whether a tensor of a file may take the place of `own`: of the same shape, finite, and from `least` to `most`."""
+    is_same = found.shape == own.shape and found.dtype == own.dtype  # first: a file can say any shape
+    return is_same and bool((torch.isfinite(found) & (found >= least) & (found <= most)).all())
 
 
 def new_fit(

@@ -65,7 +65,7 @@ class Checkpoint:
         content, expected = load_tensors(self.path), self.identity(fit)
         try:
             found = content["identity"]
-            differing = [name for name in expected if expected[name] != found[name]]
+            differing = [name for name in expected if not _is_equal(expected[name], found[name])]
             if not differing:
                 fit.load_state_dict(content["fit"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
@@ -76,12 +76,21 @@ class Checkpoint:
             raise UserError(f"{self.path}: is of another run: {name} was {str(was)[:200]}, is {expected[name]}")
 
 
+def _is_equal(expected: object, found: object) -> bool:
+    """Whether a value of a file is as expected. No more of it is looked at than the expected value has."""
+    if type(found) is not type(expected):
+        return False
+    if isinstance(expected, list | tuple):
+        return len(found) == len(expected) and all(map(_is_equal, expected, found))
+    return expected == found
+
+
 def saved_network(path: str, configs: Sequence[SirenConfig]) -> SirenConfig:
     """The network, among `configs`, whose fit the checkpoint holds; the first one if the checkpoint names no other."""
     content = load_tensors(path)
     identity = content.get("identity") if isinstance(content, dict) else None
     depth = identity.get("n_layers") if isinstance(identity, dict) else None
-    return next((config for config in configs if config.n_layers == depth), configs[0])
+    return next((config for config in configs if _is_equal(config.n_layers, depth)), configs[0])
 
 
 def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool]) -> History:

@@ -89,8 +89,9 @@ class Recovery:
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from a `state_dict`. Other entries of `state` are ignored."""
-        for name in CHANGING:
+        most = math.inf, MAX_RECOVERIES, MAX_RECOVERIES, self.n_short_wave_starts
+        for name, limit in zip(CHANGING, most, strict=True):
             value, kind = state[name], type(getattr(self, name))
-            if type(value) is not kind or value != value or value < 0:
-                raise ValueError(f"{name}: expected a {kind.__name__} of at least 0, found another value")
+            if type(value) is not kind or not 0 <= value <= limit:
+                raise ValueError(f"{name}: expected a {kind.__name__} from 0 to {limit}, found another value")
             setattr(self, name, value)

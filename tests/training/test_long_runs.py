@@ -1,0 +1,103 @@
+"""Checkpoints are checked field by field: a file of a stranger is continued as it is, or refused."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+import torch
+from helpers.networks import field_net
+from helpers.volumes import slanted
+
+from training.fitting import Fit
+from training.long_runs import Checkpoint, saved_network
+from training.recipe import Recipe
+from training.sampler import VoxelSampler
+from utils import UserError
+
+OPTIONS = {"volume": "a.npy"}
+
+
+def small_fit() -> Fit:
+    sampler = VoxelSampler(slanted((4, 3, 2))[..., None] / 50, torch.device("cpu"))
+    return Fit(field_net(n_neurons=3, n_layers=2), sampler, Recipe(n_passes=40, batch=8, lr=1e-3), seed=0)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> bytes:
+    """The checkpoint of a fit in its midst."""
+    fit, path = small_fit(), tmp_path_factory.mktemp("saved") / "state"
+    fit.run(lambda fit: fit.step == 33)
+    Checkpoint(str(path), OPTIONS).save(fit)
+    return path.read_bytes()
+
+
+def endless() -> torch.Tensor:
+    """A tensor of 2^50 numbers, in a file of one."""
+    return torch.zeros(1).expand(1 << 50)
+
+
+@pytest.mark.parametrize("value", [torch.zeros(3), torch.tensor(2), endless(), [[]], "x", None, 2.0, True])
+@pytest.mark.parametrize("key", ["n_layers", "shape", "lr"])
+def test_an_identity_of_other_types(key, value, saved, tmp_path):
+    content = torch.load(io.BytesIO(saved), weights_only=True)
+    content["identity"][key] = [value, 3, 2] if key == "shape" else value
+    torch.save(content, tmp_path / "state")
+    fit, path = small_fit(), str(tmp_path / "state")
+    assert saved_network(path, [fit.net.config]) == fit.net.config
+    with pytest.raises(UserError, match=f"of another run: {key}"):
+        Checkpoint(path, OPTIONS).load(fit)
+
+
+DAMAGE = {
+    "n_halvings": [10**400, 5, True],
+    "n_recoveries": [10**400, 5],
+    "n_short_wave_starts": [1, -1],
+    "errors": [torch.zeros(1), torch.zeros(24).long(), torch.full((24,), math.nan), endless()],
+    "density": [torch.ones(1), torch.ones(23), torch.ones(24, 24), -torch.ones(24), torch.ones(24) / 0, endless()],
+}
+DAMAGE_OF_STATES = {
+    "loss": [-1.0, math.inf, math.nan, 0],
+    "step": [10**400, True, 1.0, -1],
+    "network": [{}, {"net_layers.0.linear.weight": endless()}],
+    "average": [{}],
+    "optimizers": [[], [{}]],
+}
+CASES = [((key,), value) for key, values in DAMAGE.items() for value in values]
+for state in ("now", "best", "start"):
+    CASES += [((state, key), value) for key, values in DAMAGE_OF_STATES.items() for value in values]
+
+
+@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda i: f"{i}-{'-'.join(CASES[i][0])}")
+def test_a_fit_of_other_types(case, saved, tmp_path):
+    (*states, key), value = CASES[case]
+    content = torch.load(io.BytesIO(saved), weights_only=True)
+    place = content["fit"]
+    for state in states:
+        place = place[state]
+    assert key in place
+    place[key] = value
+    torch.save(content, tmp_path / "state")
+    with pytest.raises(UserError, match="expected a checkpoint of train"):
+        Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
+
+
+@pytest.mark.parametrize("state", ["now", "best", "start"])
+def test_optimizers_of_other_shapes(state, saved, tmp_path):
+    """One number in the place of many would be copied to all of them."""
+    content = torch.load(io.BytesIO(saved), weights_only=True)
+    optimizer = content["fit"][state]["optimizers"][0]
+    name = next(name for name, tensor in optimizer.items() if tensor.numel() > 1)
+    optimizer[name] = optimizer[name].reshape(-1)[0]
+    torch.save(content, tmp_path / "state")
+    with pytest.raises(UserError, match="expected a checkpoint of train"):
+        Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
+
+
+def test_what_is_sound_goes_on(saved, tmp_path):
+    (tmp_path / "state").write_bytes(saved)
+    fit = small_fit()
+    Checkpoint(str(tmp_path / "state"), OPTIONS).load(fit)
+    assert fit.step == 33
+    fit.run(lambda fit: fit.step == 40)
