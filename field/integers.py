@@ -13,6 +13,7 @@ values. Float32 on a GPU is covered as long as its products are not rounded to T
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -76,12 +77,18 @@ def error_estimates(layers: list[np.ndarray], is_residual: bool, x: np.ndarray) 
     return np.sqrt(variance)
 
 
-def largest_error(layers: list[np.ndarray], is_residual: bool, coordinates: Coordinates, n_voxels: int) -> np.ndarray:
-    """The largest of the estimated errors at a sample of the voxels, in roundoffs: (d_out,). NaN where it overflows."""
+def sampled_voxels(shape: tuple[int, ...]) -> np.ndarray:
+    """The indices (n, d_in) of SAMPLE voxels of a grid, or of all if there are fewer."""
+    n_voxels = math.prod(shape)
     voxels = np.arange(n_voxels) if n_voxels <= SAMPLE else np.random.default_rng(0).integers(n_voxels, size=SAMPLE)
+    return np.stack(np.unravel_index(voxels, shape), axis=1)
+
+
+def largest_error(layers: list[np.ndarray], is_residual: bool, coordinates: Coordinates, n: int) -> np.ndarray:
+    """The largest of the estimated errors at n positions, in roundoffs: (d_out,). NaN where it overflows."""
     d_out, width = len(layers[-1]), len(layers[0])
     step = max(1, ACTIVATIONS // (d_out * width))
-    parts = (voxels[start : start + step] for start in range(0, len(voxels), step))
+    parts = [slice(start, min(start + step, n)) for start in range(0, n, step)]
     with np.errstate(over="ignore", invalid="ignore"):
         return np.max([error_estimates(layers, is_residual, coordinates(part)).max(axis=1) for part in parts], axis=0)
 

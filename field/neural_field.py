@@ -19,7 +19,7 @@ from cli.files import read_regular
 from field.array_interface import ArrayInterface
 from field.blob import decode_single
 from field.evaluation import CHUNK, Coordinates, Network, OnProgress, evaluate, grid_coordinates, point_coordinates
-from field.integers import evaluate_integers, largest_error, margins
+from field.integers import evaluate_integers, largest_error, margins, sampled_voxels
 from field.layers import linear_layers
 from formats.arrays import LazyArray
 from utils import Box, Grid, Mask, VolumeHeader, voxel_grid, voxel_size
@@ -193,8 +193,8 @@ class NeuralField(ArrayInterface):
     def _margins(self) -> dict[str, np.ndarray]:
         """By precision, the margins of the normalised values within which integers are not decided."""
         header = self.header
-        coordinates = grid_coordinates(header.shape, self.grid())
-        errors = largest_error(self.layers, self.is_residual, coordinates, header.n_voxels)
+        index = sampled_voxels(header.shape)
+        errors = largest_error(self.layers, self.is_residual, point_coordinates(header.shape, index), len(index))
         return margins(errors, self.values.extent)
 
     def _shaped(self, result: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | np.generic:

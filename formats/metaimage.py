@@ -42,24 +42,25 @@ def read_meta(path: str) -> Volume:
     start = end if source == path else 0
     if header.get("ElementType") in LONG:
         raise VolumeError(f"{path}: VTK does not read 64-bit integers in MetaImage, only in other formats, as .nrrd")
-    is_packed, is_text = header.get("CompressedData", "") == "True", header.get("BinaryData", "True") != "True"
-    expansion = MAX_EXPANSION if is_packed else 8 if is_text else 1
+    is_binary, is_packed = (_flag(path, header, name) for name in ("BinaryData", "CompressedData"))
+    is_big = any(_flag(path, header, name) for name in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"))
+    if is_packed and (not is_binary or "HeaderSize" in header):
+        raise VolumeError(f"{path}: expected compressed voxels in binary form and without HeaderSize")
+    expansion = MAX_EXPANSION if is_packed else 1 if is_binary else 8
     reader = vtkMetaImageReader()
-    order = header.get("BinaryDataByteOrderMSB", header.get("ElementByteOrderMSB", "False"))
-    flags = header.get("BinaryData"), header.get("CompressedData", "False")
-    is_plain = flags[0] == "True" and flags[1] in ("True", "False")
-    if is_plain and order in ("True", "False") and "HeaderSize" not in header:
+    if "HeaderSize" in header:
+        array = volume_of(path, output_of(path, reader, expansion, source)).array
+    else:
         read_header(path, reader, expansion, source)
         sizes = (reader.GetNumberOfScalarComponents(), *(last + 1 for last in reader.GetDataExtent()[1::2]))
-        is_swapped = (order == "True") != (sys.byteorder == "big")
-        if is_packed:
-            dtype = dtype_of(reader, is_swapped)
-            array = _inflated(source, start, dtype.itemsize * math.prod(sizes)).view(dtype).reshape(sizes, order="F")
-        else:
+        is_swapped = is_big != (sys.byteorder == "big")
+        if is_binary and not is_packed:
             array = mapped(source, reader, sizes, start, is_swapped)
+        else:
+            dtype = dtype_of(reader, is_swapped)
+            content = _inflated if is_packed else _numbers
+            array = content(source, start, math.prod(sizes), dtype).reshape(sizes, order="F")
         array = np.moveaxis(array, 0, -1)
-    else:
-        array = volume_of(path, output_of(path, reader, expansion, source)).array
     spacing = [step or 1.0 for step in reader.GetDataSpacing()]  # VTK has 0 for an axis that the file lacks
     axes = _directions(path, header, reader.GetDataDirection()).T * spacing
     return volume_from_axes(path, array, axes, np.array(reader.GetDataOrigin()), "LPS")
@@ -93,8 +94,17 @@ def data_file(path: str) -> str:
     return source
 
 
-def _inflated(source: str, start: int, n_bytes: int) -> np.ndarray:
-    """The n_bytes of a zlib or gzip stream, checksum and all, which VTK does not look at. Raises VolumeError."""
+def _flag(path: str, header: dict[str, str], name: str) -> bool:
+    """Whether a field says True. Raises VolumeError for what is neither True nor False."""
+    value = header.get(name, "False")
+    if value.lower() not in ("true", "t", "1", "false", "f", "0"):
+        raise VolumeError(f"{path}: {name}: expected True or False, found {value}")
+    return value.lower() in ("true", "t", "1")
+
+
+def _inflated(source: str, start: int, n: int, dtype: np.dtype) -> np.ndarray:
+    """The n voxels of a zlib or gzip stream, checksum and all, which VTK does not look at. Raises VolumeError."""
+    n_bytes = n * dtype.itemsize
     with open(source, "rb") as file:
         file.seek(start)
         inflater = zlib.decompressobj(wbits=47)  # either form
@@ -104,7 +114,20 @@ def _inflated(source: str, start: int, n_bytes: int) -> np.ndarray:
             raise VolumeError(f"{source}: its voxels are damaged: {error}") from None
     if len(found) != n_bytes or not inflater.eof:
         raise VolumeError(f"{source}: truncated: expected {n_bytes} bytes of voxels, found {len(found)}")
-    return np.frombuffer(found, np.uint8)
+    return np.frombuffer(found, dtype)
+
+
+def _numbers(source: str, start: int, n: int, dtype: np.dtype) -> np.ndarray:
+    """The n voxels of a text, of which VTK does not notice that there are fewer. Raises VolumeError."""
+    with open(source, "rb") as file:
+        file.seek(start)
+        words = file.read().split()
+    if len(words) != n:
+        raise VolumeError(f"{source}: truncated: expected {n} numbers, found {len(words)}")
+    try:
+        return np.array([dtype.type(word.decode()) for word in words], dtype)
+    except (ValueError, OverflowError) as error:
+        raise VolumeError(f"{source}: its voxels are damaged: {error}") from None
 
 
 def _read_header(path: str) -> tuple[dict[str, str], int]:

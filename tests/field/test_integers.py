@@ -9,6 +9,8 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.damage import memory_below
+from helpers.networks import field_net, make_header
 from helpers.scripts import ROOT
 from helpers.steep import RANGES, SHAPE, checksums, steep_field
 from portability import settings
@@ -16,7 +18,8 @@ from portability import settings
 from field import portable
 from field.evaluation import CHUNK, grid_coordinates
 from field.integers import ROUNDOFF, error_estimates
-from utils import voxel_grid
+from field.neural_field import NeuralField
+from utils import Grid, voxel_grid
 
 # What `checksums` returns on every machine.
 EXPECTED = ["a6578222", "9f864b48", "498ff5fd"]
@@ -45,6 +48,15 @@ def test_parts_chunks_and_threads(dtype, is_residual, monkeypatch):
     np.testing.assert_array_equal(field.on_grid(), whole)
     for box in (np.s_[3:17, 2:16, 5:9], np.s_[:, 7:8, 1:12]):
         np.testing.assert_array_equal(field.on_grid(voxel_grid(SHAPE, box)), whole[box])
+
+
+def test_a_long_axis_costs_no_memory():
+    """The voxels by which errors are estimated are drawn without the coordinates of all others."""
+    header = make_header((1 << 30, 2), low=0, high=200, dtype="uint8")
+    field = NeuralField.of(field_net(d_in=2), header)
+    with memory_below(1 << 22):
+        values = field.on_grid(Grid((np.array([0.0, 2.0**30 - 1]), np.array([1.0]))))
+    assert values.shape == (2, 1) and values.dtype == np.uint8
 
 
 def test_few_values_are_evaluated_again(monkeypatch):

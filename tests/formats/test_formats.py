@@ -435,6 +435,43 @@ def test_meta_image_of_other_than_one_data_file(data, tmp_path):
     assert refusal(tmp_path / "a.mhd").endswith(said)
 
 
+HEADER = "NDims = 3\nDimSize = 3 2 1\nElementType = MET_UCHAR\n"
+PACKED = zlib.compress(bytes(range(6))).decode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("fields", "content"),
+    [
+        ("BinaryData = False", "1 2 3\n4 5 255\n"),
+        ("", "1 2 3 4 5 255"),
+        ("BinaryData = T\nCompressedData = 1", zlib.compress(bytes([1, 2, 3, 4, 5, 255])).decode("latin-1")),
+    ],
+)
+def test_meta_image_of_text_and_short_flags(fields, content, tmp_path):
+    header = f"{HEADER}{fields}\nElementDataFile = LOCAL\n"
+    (tmp_path / "v.mha").write_bytes((header + content).encode("latin-1"))
+    assert read_volume(str(tmp_path / "v.mha")).array[..., 0].T.tolist() == [[1, 2, 3], [4, 5, 255]]
+
+
+@pytest.mark.parametrize(
+    ("fields", "content", "said"),
+    [
+        ("BinaryData = False", "1 2 3 4 5", "expected 6 numbers, found 5"),
+        ("BinaryData = False", "1 2 3 4 5 x", "damaged"),
+        ("BinaryData = False", "1 2 3 4 5 256", "damaged"),
+        ("BinaryData = T2ue\nCompressedData = True", PACKED, "BinaryData: expected True or False, found T2ue"),
+        ("CompressedData = True", PACKED, "compressed voxels in binary form"),
+        ("BinaryData = True\nCompressedData = True\nHeaderSize = -1", PACKED, "without HeaderSize"),
+    ],
+)
+def test_meta_image_that_vtk_reads_in_part(fields, content, said, tmp_path):
+    """VTK fills the voxels that it does not find with what is in memory."""
+    header = f"{HEADER}{fields}\nElementDataFile = LOCAL\n"
+    (tmp_path / "v.mha").write_bytes((header + content).encode("latin-1"))
+    with pytest.raises(VolumeError, match=said):
+        read_volume(str(tmp_path / "v.mha"))
+
+
 def test_meta_image_without_its_data_file(tmp_path):
     write_meta(tmp_path / "a.mhd", slanted(SHAPE), ElementDataFile="nowhere.raw")
     expected = f"{tmp_path / 'a.mhd'}: its data file {tmp_path / 'nowhere.raw'} does not exist"
