@@ -15,13 +15,11 @@ import shlex
 import time
 from collections.abc import Sequence
 
-import numpy as np
-
 from cli import arguments
 from cli.files import check_outputs, read_bytes, write_or_rescue
 from cli.progress import Progress
 from cli.summary import summary
-from field.blob import Written, decode_single, encode_blob, is_blob
+from field.blob import BlobError, Written, decode_single, encode_blob, is_blob
 from field.metrics import compare, file_ratios, measured_boxes
 from field.neural_field import NeuralField
 from formats.common import raw_layout
@@ -159,11 +157,13 @@ def main(argv: Sequence[str]) -> None:
     figures: dict[str, str] = {}
     with Progress("rounding", n_measured * per_measuring) as progress:
         layers = quantise_network(options, net, header, volume, *quality_in(settings, header), device, progress)
-        if not all(np.isfinite(values).all() for layer in layers for values in layer.dequantise()):
-            raise UserError(f"{opt.net}: holds weights too large to be rounded")
         networks = [(dataclasses.asdict(config), layers)]
         blob = encode_blob(header, networks, Written(SUITE_VERSION))
-        field = NeuralField(*decode_single(blob, large=True), n_threads=opt.num_workers)  # what is written can be read
+        try:
+            readable = decode_single(blob, large=True)  # what is written can be read
+        except BlobError as error:
+            raise UserError(f"{opt.net}: cannot be rounded: {error}") from None
+        field = NeuralField(*readable, n_threads=opt.num_workers)
         if volume:
             decoded, chosen = field.lazy(), measured_boxes(volume.values)
             metrics = compare(volume.array, decoded, found.values, progress.each(chosen, per_measuring))

@@ -115,7 +115,8 @@ integer. The record of a layer says what the integers stand for:
       f32          n_in = n_out = n_neurons. (The first or last layer may be such a one)
 
 An integer k of a bias stands for step k, rounded to f32. An integer k of a matrix stands for the same or, with a
-codebook, for codebook[M + k], counted from 0. All weights and biases are finite.
+codebook, for codebook[M + k], counted from 0. All weights and biases are finite, and in a sine layer at most 1e30 /
+omega_0 in magnitude, in the last layer at most 1e30: so no phase overflows an f32.
 
 The stream of integers
 ----------------------
@@ -187,6 +188,7 @@ MAGIC = b"\x93NVC"
 VERSION = 1
 MAX_PARAMETERS = 1 << 27  # most parameters of all networks of a file; more are refused before memory is allocated
 EXACT = (1 << 15) - 1  # stands in chunk q for an infinite PSNR
+MAX_FACTOR = 1e30  # largest magnitude of a weight times the frequency of its layer: no phase overflows
 MAX_VOXELS = 1 << 40  # most voxels of a grid
 # A file of a few kilobytes can hold as many as the format allows. More than these are read only when asked for.
 USUAL_PARAMETERS = 1 << 24
@@ -557,7 +559,7 @@ def _decode_network(
     if not large:
         _check_usual(count, USUAL_PARAMETERS, "weights")
     records = []
-    for name, n_out, n_in, *_ in linear_layers(**network):
+    for name, n_out, n_in, omega, _ in linear_layers(**network):
         upper, *codes = content.unpack("H4B")
         step = np.uint32(upper << 16).view(np.float32)
         if not (np.isfinite(step) and step > 0):
@@ -569,7 +571,7 @@ def _decode_network(
             codebook = content.array("<f4", 2 * entropy_coder.small_float(codes[2]) + 1)
             if not np.isfinite(codebook).all():
                 raise BlobError("a layer's codebook: expected finite values")
-        records.append((name, n_out, n_in, step, codes, codebook))
+        records.append((name, n_out, n_in, MAX_FACTOR / omega, step, codes, codebook))
     sizes = [size for _, n_out, n_in, *_ in records for size in (n_out * n_in, n_out)]
     models = [model for *_, codes, _ in records for model in (tuple(codes[:3]), (0, 0, codes[3]))]
     try:
@@ -577,10 +579,11 @@ def _decode_network(
     except entropy_coder.StreamError as error:
         raise BlobError(f"the network's stream {error}") from None
     tensors = {}
-    for name, n_out, n_in, step, _, codebook in records:
+    for name, n_out, n_in, limit, step, _, codebook in records:
         layer = QuantisedLayer(next(integers).reshape(n_out, n_in), next(integers), step, codebook)
         with np.errstate(over="ignore"):
             tensors[f"{name}.weight"], tensors[f"{name}.bias"] = layer.dequantise()
-        if not all(np.isfinite(tensors[f"{name}.{part}"]).all() for part in ("weight", "bias")):
-            raise BlobError(f"{name}: expected finite weights")
+        for tensor in (tensors[f"{name}.weight"], tensors[f"{name}.bias"]):
+            if not (-limit <= tensor.min() and tensor.max() <= limit):
+                raise BlobError(f"{name}: expected weights of magnitude at most {limit:.3g}, found too large ones")
     return network, tensors

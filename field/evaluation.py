@@ -182,6 +182,7 @@ def evaluate(
         store(part, *fetch())
         on_progress(part.stop / n)
 
+    @np.errstate(over="ignore", invalid="ignore")  # derivatives of weights of any size may overflow
     def work(on_progress: OnProgress = lambda fraction: None, most: int | None = None) -> None:
         begun = collections.deque()  # a GPU computes the next chunk while this one is stored
         for start in itertools.islice(starts, most):

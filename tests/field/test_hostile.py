@@ -30,7 +30,8 @@ import net_compress
 import net_decompress
 from field import blob as blob_format
 from field import entropy_coder
-from field.blob import BlobError, decode_blob, encode_blob
+from field.blob import BlobError, QuantisedLayer, decode_blob, decode_single, encode_blob, round_step
+from field.layers import linear_layers
 from field.neural_field import NeuralField
 from quantising.codebooks import round_to_codebooks
 from quantising.rounding import round_layers
@@ -46,7 +47,7 @@ def networks(draw):
     net = field_net(
         **shape, d_in=draw(st.integers(1, 4)), d_out=draw(st.integers(1, 3)), is_residual=draw(st.booleans())
     )
-    scale = draw(st.sampled_from([0.0, 1e-42, 1e-30, 1e-3, 1.0, 1e3, 1e30]))
+    scale = draw(st.sampled_from([0.0, 1e-42, 1e-30, 1e-3, 1.0, 1e3, 1e28]))
     elements = st.floats(-1, 1, width=32) | st.sampled_from([0.0, -0.0, 1.0, -1.0])
     for parameter in net.parameters():
         constant = draw(st.booleans())
@@ -204,6 +205,34 @@ def test_memory_of_large_masks(axis):
             data = assemble([*chunks_of(replaced(seeds()[0], b"F", 3, "III", *shape)), stream])
             read = functools.partial(decode_blob, large=True)
             assert (read_within_bounds(read, data, announced(data)) is not None) == is_read
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("is_residual", [False, True])
+@pytest.mark.parametrize("omega", [1e-5, 30.0, 1e6])
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_weights_of_any_size(dtype, omega, is_residual):
+    """Up to the limit, values are in the range; derivatives may overflow; none warns. Larger ones are refused."""
+    network = {"n_neurons": 8, "n_layers": 3, "d_in": 3, "d_out": 1, "is_residual": is_residual, "omega_0": omega}
+    rng, header = np.random.default_rng(0), make_header((4, 3, 5), high=200, dtype=dtype)
+
+    def field_of(factor: float) -> NeuralField:
+        layers = [
+            QuantisedLayer(
+                rng.choice([-100, 100], (layer.n_out, layer.n_in)),
+                rng.choice([-100, 100], layer.n_out),
+                round_step(factor * 1e28 / layer.omega),
+            )
+            for layer in linear_layers(**network)
+        ]
+        return NeuralField(*decode_single(encode_blob(header, [(network, layers)])))
+
+    field = field_of(0.99)
+    values = field[...]
+    assert ((values >= header.low) & (values <= header.high)).all()
+    field.gradient_on_grid()
+    with pytest.raises(BlobError, match="too large"):
+        field_of(1.01)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
