@@ -182,7 +182,7 @@ import numpy as np
 from field import entropy_coder
 from field.layers import linear_layers
 from field.missing import MaskError, compress_mask, decompress_mask
-from utils import DTYPES, IDENTITY, SIGNS, Geometry, Mask, UserError, VolumeHeader
+from utils import DTYPES, IDENTITY, SIGNS, Geometry, Mask, UserError, VolumeHeader, shown
 
 MAGIC = b"\x93NVC"
 VERSION = 1
@@ -238,28 +238,28 @@ def check_header(header: VolumeHeader, d_in: int, d_out: int) -> None:
         try:
             getattr(geometry, key).encode()
         except UnicodeEncodeError:
-            raise BlobError(f"{key}: expected text that UTF-8 holds, found {getattr(geometry, key)!r}") from None
+            raise BlobError(f"{key}: expected text that UTF-8 holds, found {shown(getattr(geometry, key))}") from None
     if not 1 <= d_in <= 4 or len(shape) != d_in or len(spacing) != d_in or len(origin) != d_in:
-        raise BlobError(f"expected {d_in} axes, found shape {shape}, spacing {spacing}, origin {origin}")
+        raise BlobError(f"expected {d_in} axes, found {shown((shape, spacing, origin))}")
     if any(not isinstance(n, int) or not 1 <= n < 1 << 32 for n in shape) or math.prod(shape) > MAX_VOXELS:
-        raise BlobError(f"shape {shape}: expected at least 1 voxel an axis and at most {MAX_VOXELS} in all")
+        raise BlobError(f"shape {shown(shape)}: expected at least 1 voxel an axis and at most {MAX_VOXELS} in all")
     if not all(isinstance(s, int | float) and math.isfinite(s) for s in (*spacing, *origin)):
-        raise BlobError(f"spacing {spacing}, origin {origin}: expected finite numbers")
+        raise BlobError(f"spacing {shown(spacing)}, origin {shown(origin)}: expected finite numbers")
     if not all(s > 0 for s in spacing):
-        raise BlobError(f"spacing {spacing}: expected positive numbers")
+        raise BlobError(f"spacing {shown(spacing)}: expected positive numbers")
     if len(direction) != 9 or not all(isinstance(d, int | float) and abs(d) < 2 for d in direction):
-        raise BlobError(f"direction {direction}: expected 9 numbers, 3 x 3 row by row")
+        raise BlobError(f"direction {shown(direction)}: expected 9 numbers, 3 x 3 row by row")
     if not geometry.is_orthonormal or not geometry.stays_within(d_in):
         what = "columns of unit length, at right angles, those of the axes within the first dimensions"
-        raise BlobError(f"direction {direction}: expected {what}")
+        raise BlobError(f"direction {shown(direction)}: expected {what}")
     if geometry.space not in ("", "LPS"):
-        raise BlobError(f"space: expected LPS or no text, found {geometry.space!r}")
+        raise BlobError(f"space: expected LPS or no text, found {shown(geometry.space)}")
     if header.dtype.name not in DTYPES:
         raise BlobError(f"dtype {header.dtype}: expected one of {', '.join(DTYPES)}")
     if header.low.shape != (d_out,) or header.high.shape != (d_out,):
         raise BlobError(f"expected the range of {d_out} components, found {len(header.low)}")
     if not (np.isfinite(header.low).all() and np.isfinite(header.high).all() and (header.low <= header.high).all()):
-        raise BlobError(f"range {header.low} to {header.high}: expected finite values, the lower first")
+        raise BlobError(f"range {shown(header.low)} to {shown(header.high)}: expected finite values, the lower first")
     missing = header.missing
     if missing and (missing.shape, missing.fill.dtype) != (shape, header.dtype):
         raise BlobError(f"missing voxels: of another shape or dtype: {missing.shape}, {missing.fill.dtype}")
@@ -272,7 +272,7 @@ def check_network(network: dict) -> None:
         if not 1 <= network[name] <= limit:
             raise BlobError(f"{name}: expected 1 to {limit}, found {network[name]}")
     if not isinstance(network["is_residual"], bool):
-        raise BlobError(f"is_residual: expected true or false, found {network['is_residual']!r}")
+        raise BlobError(f"is_residual: expected true or false, found {shown(network['is_residual'])}")
     if not 1e-6 <= float(np.float32(network["omega_0"])) <= 1e6:
         raise BlobError(f"omega_0: expected 1e-6 to 1e6, found {network['omega_0']}")
     check_size([network])
@@ -490,7 +490,9 @@ def _chunks(reader: ByteReader) -> list[tuple[str, ByteReader]]:
             raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
     kinds = "".join(kind for kind, _ in chunks)
     if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGdawqM"):
-        raise BlobError(f"expected the chunk F, at most one G, d, a, w, q and M, and at least one N, found {kinds!r}")
+        raise BlobError(
+            f"expected the chunk F, at most one G, d, a, w, q and M, and at least one N, found {shown(kinds)}"
+        )
     return chunks
 
 

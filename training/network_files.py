@@ -16,7 +16,7 @@ from cli.files import read_bytes, write_or_rescue
 from field.blob import check_header, check_network, decode_missing, encode_missing
 from field.layers import parameter_shapes
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
-from utils import DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader
+from utils import DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader, shown
 
 FORMAT_VERSION = 1
 
@@ -98,7 +98,7 @@ def read_config(path: str) -> dict:
     if not isinstance(settings, dict) or not {"n_layers", "layers", "is_residual"} <= settings.keys():
         raise UserError(f"{path}: not a configuration: expected the keys n_layers, layers and is_residual")
     if settings.get("format_version", 1) != 1:
-        raise UserError(f"{path}: expected format_version 1, found {settings['format_version']!r}")
+        raise UserError(f"{path}: expected format_version 1, found {shown(settings['format_version'])}")
     return settings
 
 
@@ -111,7 +111,7 @@ def network_config(path: str, settings: dict) -> SirenConfig:
         or len(layers) != n_layers
         or any(width != layers[0] for width in layers)
     ):
-        raise UserError(f"{path}: layers: expected a list of {n_layers!r} equal widths, found {layers!r}")
+        raise UserError(f"{path}: layers: expected a list of {shown(n_layers)} equal widths, found {shown(layers)}")
     fields = {
         "n_neurons": layers[0],
         "n_layers": n_layers,
@@ -179,17 +179,17 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> VolumeHeader
         return None
     try:
         if settings.get("dtype") not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {settings.get('dtype')!r}")
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {shown(settings.get('dtype'))}")
         dtype = np.dtype(settings["dtype"])
         settings = {"direction": list(IDENTITY)} | settings
         for key in ("shape", "spacing", "origin", "direction", "value_range"):
             if not isinstance(settings.get(key), list) or not settings[key]:
-                raise ValueError(f"{key}: expected a list, found {settings.get(key)!r}")
+                raise ValueError(f"{key}: expected a list, found {shown(settings.get(key))}")
         low, high = _limits("value_range", settings["value_range"], dtype)
         names = {key: settings[key] for key in ("name", "units", "space") if key in settings}
         for key, text in names.items():
             if not isinstance(text, str):
-                raise ValueError(f"{key}: expected text, found {text!r}")
+                raise ValueError(f"{key}: expected text, found {shown(text)}")
         geometry = Geometry(*(tuple(settings[key]) for key in ("spacing", "origin", "direction")), **names)
         header = VolumeHeader(tuple(settings["shape"]), low, high, geometry)
         check_header(header, config.d_in, config.d_out)
@@ -204,10 +204,10 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> VolumeHeader
 def _limits(key: str, pairs: object, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """(low, high), arrays of one value per component, from a list of [low, high]. Raises ValueError."""
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise ValueError(f"{key}: expected lists of the least and greatest value, found {pairs}")
+        raise ValueError(f"{key}: expected lists of the least and greatest value, found {shown(pairs)}")
     low, high = (np.array(limits).astype(dtype) for limits in zip(*pairs, strict=True))
     if np.stack([low, high], axis=1).tolist() != pairs:
-        raise ValueError(f"{key} {pairs} does not fit dtype {dtype}")
+        raise ValueError(f"{key} {shown(pairs)} does not fit dtype {dtype}")
     return low, high
 
 

@@ -30,12 +30,13 @@ import net_compress
 import net_decompress
 from field import blob as blob_format
 from field import entropy_coder
-from field.blob import BlobError, QuantisedLayer, decode_blob, decode_single, encode_blob, round_step
+from field.blob import BlobError, QuantisedLayer, check_header, decode_blob, decode_single, encode_blob, round_step
 from field.layers import linear_layers
 from field.neural_field import NeuralField
 from quantising.codebooks import round_to_codebooks
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities
+from training.network_files import network_config
 from utils import UserError
 
 # --- arbitrary networks -----------------------------------------------------------------------------
@@ -452,6 +453,20 @@ def test_truncated_networks(length, chain, tmp_path):
 def test_hostile_configurations(key, value, chain, tmp_path):
     (tmp_path / "odd.json").write_text(json.dumps({**chain.settings, key: value}))
     assert compress_outcome(chain.network, tmp_path / "odd.json", tmp_path) == "refused"
+
+
+def test_messages_quote_no_more_than_a_line():
+    settings = {"layers": [*range(10_000)], "n_layers": 10_000, "is_residual": True}
+    header = make_header((1,) * 3, low=2.0, d_out=255)
+    for refuse in (
+        lambda: network_config("a.json", settings),
+        lambda: network_config("a.json", settings | {"n_layers": "x" * 10_000}),
+        lambda: check_header(header, 3, 255),
+        lambda: decode_blob(assemble([chunks_of(seeds()[0])[0]] * 1000)),
+    ):
+        with pytest.raises(UserError) as caught:
+            refuse()
+        assert 20 < len(str(caught.value)) < 600
 
 
 @pytest.mark.filterwarnings("ignore")
