@@ -17,6 +17,7 @@ import sys
 
 import numpy as np
 
+from cli import console
 from cli.files import is_zarr
 from formats import dicom, hdf5, metaimage, netcdf, npz, nrrd, raw, series, tiff, vtk_process, zarr
 from formats.common import RawLayout, VolumeError, suffix_of
@@ -33,6 +34,7 @@ READERS_OF_ARRAYS = {
     **dict.fromkeys((".h5", ".hdf5", ".he5", ".mat"), hdf5.read_hdf5),
     ".npz": npz.read_npz,
 }
+HEADERS = {".nrrd": nrrd, ".nhdr": nrrd, ".mhd": metaimage, ".mha": metaimage}  # which may name a file of voxels
 SEVERAL_FILES = {  # formats whose files only name others, and what to give in place of them
     ".pvd": "give the files that it lists by a pattern, as --volume 'run_*.vti'",
     **dict.fromkeys(
@@ -51,8 +53,8 @@ def source_files(path: str) -> list[str]:
         with contextlib.suppress(VolumeError):  # `read_volume` will raise it
             if os.path.isdir(name):
                 found += zarr.files_of(name) if is_zarr(name) else dicom.slice_files(name)
-            elif suffix in (".nrrd", ".nhdr", ".mhd", ".mha") and os.path.isfile(name):
-                found.append((nrrd if suffix in (".nrrd", ".nhdr") else metaimage).data_file(name))
+            elif suffix in HEADERS and os.path.isfile(name):
+                found.append(HEADERS[suffix].data_file(name))
     return found
 
 
@@ -87,12 +89,22 @@ def read_volume(
             raise VolumeError(f"{path}: several files are a time series, of 4 axes: expected --d_in 4, found {d_in}")
         return volume
     volume = _read(path, d_in, d_out, array, layout, resample)
+    _warn_of_voxels_elsewhere(path)
     values = _native(path, volume.array)
     if fill is not None:
         volume = dataclasses.replace(volume, fill=None if fill == "none" else _fill(path, values.dtype, fill))
     volume = dataclasses.replace(volume, array=values)
     _check(path, volume, d_in or volume.geometry.d_in, d_out)
     return volume
+
+
+def _warn_of_voxels_elsewhere(path: str) -> None:
+    """Say so when a header takes its voxels from outside its folder: that of a stranger may name any file."""
+    if suffix_of(path) in HEADERS:
+        source = source_files(path)[-1]
+        folder = os.path.join(os.path.realpath(os.path.dirname(path) or "."), "")
+        if source != path and not os.path.realpath(source).startswith(folder):
+            console.warn(path, f"its voxels are read from {source}, outside its folder")
 
 
 def _read(

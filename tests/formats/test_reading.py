@@ -351,6 +351,22 @@ def test_announced_size_is_checked_before_it_is_allocated(tmp_path):
         refusal(tmp_path / "huge.npy")
 
 
+@pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
+def test_a_header_that_names_a_file_elsewhere_is_told(suffix, tmp_path, capsys):
+    """It may come from a stranger, and the file hold what is nobody's business."""
+    (tmp_path / "a").mkdir()
+    for voxels in (tmp_path / "secret", tmp_path / "a" / "v.raw"):
+        voxels.write_bytes(bytes(range(6)))
+    header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 3 2 1\nencoding: raw\ndata file: {}\n\n"
+    if suffix == ".mhd":
+        header = "NDims = 3\nDimSize = 3 2 1\nElementType = MET_UCHAR\nBinaryData = True\nElementDataFile = {}\n"
+    for name, is_told in (("v.raw", False), ("../secret", True), (str(tmp_path / "secret"), True)):
+        path = tmp_path / "a" / f"h{suffix}"
+        path.write_text(header.format(name))
+        assert read_volume(str(path)).array.size == 6
+        assert ("outside its folder" in capsys.readouterr().err) == is_told
+
+
 def test_foreign_and_damaged_vti(tmp_path, capfd):
     path = tmp_path / "a.vti"
     for content in (b"", b"hello", b"<VTKFile type='PolyData'></VTKFile>"):
