@@ -44,7 +44,8 @@ def draw_by_density(density: torch.Tensor, n_drawn: int = JUDGING_VOXELS) -> tup
         return torch.arange(n, device=density.device), torch.ones_like(density)
     ends = (density * DENSITY_UNITS).long().cumsum(0)
     at = torch.rand(n_drawn, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(density.device)
-    at = (at + torch.arange(n_drawn, device=density.device)) * (ends[-1] / n_drawn)  # one draw in each of equal parts
+    part = ends[-1].double() / n_drawn  # one draw in each of equal parts; a float32 could end beyond the last voxel
+    at = (at + torch.arange(n_drawn, device=density.device)) * part
     chosen = torch.searchsorted(ends, at.long(), right=True)
     return chosen, 1 / density[chosen]
 

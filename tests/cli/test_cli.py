@@ -86,6 +86,17 @@ def test_no_such_gpu():
         resolve_device(True, 99)
 
 
+def test_a_gpu_multiplies_float32_without_tf32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    torch.set_float32_matmul_precision("high")  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 does
+    try:
+        assert resolve_device(True, 1) == torch.device("cuda", 1)
+        assert not torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 # --- outputs ----------------------------------------------------------------------------------------
 
 
