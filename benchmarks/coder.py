@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from cli.console import report
 from field import entropy_coder
 from field.blob import decode_blob, encode_blob
 from quantising.rounding import round_layers
@@ -50,7 +49,7 @@ def main() -> None:
     net = FieldNet(config, torch.Generator().manual_seed(0))
     header = VolumeHeader(SHAPE, np.float32([0]), np.float32([1]), Geometry.plain(3))
     points = quasirandom_points(SHAPE, N_POINTS)
-    report(parameters=count_parameters(config), n_neurons=config.n_neurons)
+    print(f"parameters={count_parameters(config)}\nn_neurons={config.n_neurons}", flush=True)
     for bits in opt.bits:
         to_choose, steps = timed(lambda bits=bits: choose_steps(net, sensitivities(net, points), bits=bits))
         to_round, layers = timed(lambda steps=steps: round_layers(net, steps))
@@ -59,7 +58,8 @@ def main() -> None:
         to_decode, _ = timed(lambda blob=blob: decode_blob(blob))
         seconds = {"choose_steps": to_choose, "round": to_round, "fit_models": to_fit, "encode": to_encode}
         seconds |= {"compress": to_choose + to_round + to_encode, "decode": to_decode}
-        report(bits=bits, bytes=len(blob), **{f"{name}_s": f"{value:.3f}" for name, value in seconds.items()})
+        figures = {"bits": bits, "bytes": len(blob)} | {f"{name}_s": f"{s:.3f}" for name, s in seconds.items()}
+        print("\n".join(f"{key}={value}" for key, value in figures.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -240,7 +240,8 @@ def check_header(header: VolumeHeader, d_in: int, d_out: int) -> None:
         except UnicodeEncodeError:
             raise BlobError(f"{key}: expected text that UTF-8 holds, found {shown(getattr(geometry, key))}") from None
     if not 1 <= d_in <= 4 or len(shape) != d_in or len(spacing) != d_in or len(origin) != d_in:
-        raise BlobError(f"expected {d_in} axes, found {shown((shape, spacing, origin))}")
+        found = f"shape {shown(shape)}, spacing {shown(spacing)}, origin {shown(origin)}"
+        raise BlobError(f"expected {d_in} axes, found {found}")
     if any(not isinstance(n, int) or not 1 <= n < 1 << 32 for n in shape) or math.prod(shape) > MAX_VOXELS:
         raise BlobError(f"shape {shown(shape)}: expected at least 1 voxel an axis and at most {MAX_VOXELS} in all")
     if not all(isinstance(s, int | float) and math.isfinite(s) for s in (*spacing, *origin)):

@@ -42,7 +42,7 @@ def read_meta(path: str) -> Volume:
     start = end if source == path else 0
     if header.get("ElementType") in LONG:
         raise VolumeError(f"{path}: VTK does not read 64-bit integers in MetaImage, only in other formats, as .nrrd")
-    is_binary, is_packed = (_flag(path, header, name) for name in ("BinaryData", "CompressedData"))
+    is_binary, is_packed = _flag(path, header, "BinaryData", True), _flag(path, header, "CompressedData")
     is_big = any(_flag(path, header, name) for name in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"))
     if is_packed and (not is_binary or "HeaderSize" in header):
         raise VolumeError(f"{path}: expected compressed voxels in binary form and without HeaderSize")
@@ -94,9 +94,9 @@ def data_file(path: str) -> str:
     return source
 
 
-def _flag(path: str, header: dict[str, str], name: str) -> bool:
+def _flag(path: str, header: dict[str, str], name: str, default: bool = False) -> bool:
     """Whether a field says True. Raises VolumeError for what is neither True nor False."""
-    value = header.get(name, "False")
+    value = header.get(name, str(default))
     if value.lower() not in ("true", "t", "1", "false", "f", "0"):
         raise VolumeError(f"{path}: {name}: expected True or False, found {value}")
     return value.lower() in ("true", "t", "1")

@@ -443,7 +443,7 @@ PACKED = zlib.compress(bytes(range(6))).decode("latin-1")
     ("fields", "content"),
     [
         ("BinaryData = False", "1 2 3\n4 5 255\n"),
-        ("", "1 2 3 4 5 255"),
+        ("", bytes([1, 2, 3, 4, 5, 255]).decode("latin-1")),
         ("BinaryData = T\nCompressedData = 1", zlib.compress(bytes([1, 2, 3, 4, 5, 255])).decode("latin-1")),
     ],
 )
@@ -460,7 +460,7 @@ def test_meta_image_of_text_and_short_flags(fields, content, tmp_path):
         ("BinaryData = False", "1 2 3 4 5 x", "damaged"),
         ("BinaryData = False", "1 2 3 4 5 256", "damaged"),
         ("BinaryData = T2ue\nCompressedData = True", PACKED, "BinaryData: expected True or False, found T2ue"),
-        ("CompressedData = True", PACKED, "compressed voxels in binary form"),
+        ("BinaryData = False\nCompressedData = True", PACKED, "compressed voxels in binary form"),
         ("BinaryData = True\nCompressedData = True\nHeaderSize = -1", PACKED, "without HeaderSize"),
     ],
 )

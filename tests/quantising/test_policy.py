@@ -141,7 +141,8 @@ def test_training_while_rounding(tmp_path, capsys):
     trained = network_of("waves", waves(SMALL), tmp_path)
     flags = ("--cluster_bits", 6)
     plain = compress(trained, tmp_path / "b", *flags)
-    assert compress(trained, tmp_path / "b", *flags, "--volume", trained.volume, "--n_passes", 0) == plain
+    without_passes = compress(trained, tmp_path / "b", *flags, "--volume", trained.volume, "--n_passes", 0)
+    assert dict(chunks_of(without_passes))[b"N"] == dict(chunks_of(plain))[b"N"]
     rounded = float(results(capsys.readouterr().out)["psnr"])
     blobs = [
         compress(trained, tmp_path / "b", *flags, "--volume", trained.volume, "--n_passes", 100, "--seed", seed)

@@ -381,9 +381,9 @@ def test_training_while_rounding_draws_voxels_by_their_errors(trained, factors, 
     """At first as the network left them, then as the layers before left them."""
     began, ended, run = [], [], Fit.run
 
-    def watched(fit):
+    def watched(fit, *arguments):
         began.append(fit.errors.clone())
-        run(fit)
+        run(fit, *arguments)
         ended.append(fit.errors.clone())
 
     monkeypatch.setattr(Fit, "run", watched)

@@ -209,7 +209,8 @@ def test_points_in_npy(blob, tmp_path, capsys):
 @of_either_type
 @pytest.mark.parametrize("head", ["", "x,y,z\n", "\ufeffx, y, z\n"])
 def test_points_in_csv(blob, tmp_path, head):
-    (tmp_path / "p.csv").write_text(head + "\n".join(",".join(map(repr, map(float, row))) for row in POINTS) + "\n")
+    rows = "\n".join(",".join(map(repr, map(float, row))) for row in POINTS)
+    (tmp_path / "p.csv").write_text(f"{head}{rows}\n", encoding="utf-8")
     net_decompress.main(
         ["--compressed", str(blob), "--points", str(tmp_path / "p.csv"), "--recon", str(tmp_path / "o"), "--gradient"]
     )
