@@ -186,18 +186,6 @@ class Fit:
                 tensor.copy_(saved[name])
         self.loss = state["loss"]
 
-    def _check(self, state: dict) -> None:
-        """Raise ValueError unless this may be the `_capture` of this fit: its step, its loss, finite weights."""
-        step, loss, optimizers = state["step"], state["loss"], self.trained.optimizers
-        is_sound = type(step) is int and 0 <= step <= MAX_STEP and type(loss) is float and 0 <= loss < math.inf
-        for net, found in ((self.net, state["network"]), (self.averaged_net, state["average"])):
-            own = net.state_dict()
-            is_sound = is_sound and own.keys() == found.keys() and all(is_like(own[name], found[name]) for name in own)
-        for optimizer, found in zip(optimizers, state["optimizers"], strict=True):
-            is_sound = is_sound and all(found[name].shape == own.shape for name, own in optimizer.state.items())
-        if not is_sound:
-            raise ValueError("expected a state of finite weights, found another one")
-
     def state_dict(self) -> dict:
         """Everything that `load_state_dict` needs to continue to the same result."""
         return {
@@ -219,7 +207,7 @@ class Fit:
         if state["density"] is not None and not is_like(self.errors, state["density"], 0.0):
             raise ValueError("density: expected a number of at least 0 for each voxel, found others")
         for found in (state["start"], state["best"], state["now"]):
-            self._check(found)
+            check_state(self, found)
         self.start, self.best, self.seconds = state["start"], state["best"], state["seconds"]
         self.recovery.load_state_dict(state)
         for found in (self.start, self.best):
@@ -235,6 +223,19 @@ def is_like(own: torch.Tensor, found: torch.Tensor, least: float = -math.inf, mo
     """Whether a tensor of a file may take the place of `own`: of the same shape, finite, and from `least` to `most`."""
     is_same = found.shape == own.shape and found.dtype == own.dtype  # first: a file can say any shape
     return is_same and bool((torch.isfinite(found) & (found >= least) & (found <= most)).all())
+
+
+def check_state(fit: Fit, state: dict) -> None:
+    """Raise ValueError unless this may be the `_capture` of the fit: its step, its loss, finite weights."""
+    step, loss, optimizers = state["step"], state["loss"], fit.trained.optimizers
+    is_sound = type(step) is int and 0 <= step <= MAX_STEP and type(loss) is float and 0 <= loss < math.inf
+    for net, found in ((fit.net, state["network"]), (fit.averaged_net, state["average"])):
+        own = net.state_dict()
+        is_sound = is_sound and own.keys() == found.keys() and all(is_like(own[name], found[name]) for name in own)
+    for optimizer, found in zip(optimizers, state["optimizers"], strict=True):
+        is_sound = is_sound and all(found[name].shape == own.shape for name, own in optimizer.state.items())
+    if not is_sound:
+        raise ValueError("expected a state of finite weights, found another one")
 
 
 def new_fit(
