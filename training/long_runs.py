@@ -47,8 +47,12 @@ class Checkpoint:
         }
 
     def save_in_time(self, fit: Fit) -> None:
-        """Save the state if the last save is more than CHECKPOINT_SECONDS ago. Only the first process saves."""
-        if self.path and processes.is_first() and time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+        """Save the state if the last save is more than CHECKPOINT_SECONDS ago. Only the first process saves.
+
+        A fit that has just diverged to weights that are not finite is saved once it has been judged and has recovered.
+        """
+        is_due = self.path and processes.is_first() and time.monotonic() - self.saved > CHECKPOINT_SECONDS
+        if is_due and torch.isfinite(fit.trained.weights).all():
             try:
                 self.save(fit)
             except UserError as error:  # hours of training are not lost for it

@@ -10,6 +10,7 @@ import torch
 from helpers.networks import field_net
 from helpers.volumes import slanted
 
+from training import long_runs
 from training.fitting import Fit
 from training.long_runs import Checkpoint, saved_network
 from training.recipe import Recipe
@@ -36,6 +37,20 @@ def saved(tmp_path_factory) -> bytes:
 def endless() -> torch.Tensor:
     """A tensor of 2^50 numbers, in a file of one."""
     return torch.zeros(1).expand(1 << 50)
+
+
+def test_a_fit_that_has_just_diverged_is_not_saved(tmp_path, monkeypatch):
+    """Its checkpoint would be refused."""
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
+    fit, path = small_fit(), tmp_path / "state"
+    checkpoint = Checkpoint(str(path), OPTIONS)
+    kept = fit.trained.weights.clone()
+    fit.trained.weights[3] = math.nan
+    checkpoint.save_in_time(fit)
+    assert not path.exists()
+    fit.trained.weights.copy_(kept)
+    checkpoint.save_in_time(fit)
+    checkpoint.load(small_fit())
 
 
 @pytest.mark.parametrize("value", [torch.zeros(3), torch.tensor(2), endless(), [[]], "x", None, 2.0, True])
