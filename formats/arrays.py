@@ -15,7 +15,7 @@ class StackedSteps:
     """The steps of a time series as an array [t, ...] that is never made. All steps have one shape and type.
 
     It supports the indexing by which volumes are read: `steps[t]` is the array of step t; `steps[..., x]` is the series
-    of `[..., x]` of each step; `steps[box]` is a copy of the values in a box.
+    of `[..., x]` of each step; `steps[box]` is a copy of the values in a box, `steps[...]` of all.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray]):
@@ -27,6 +27,8 @@ class StackedSteps:
     def __getitem__(self, key: int | Box | tuple) -> np.ndarray | StackedSteps:
         if isinstance(key, int):
             return self.arrays[key]
+        if key is Ellipsis:
+            return np.stack([np.asarray(array) for array in self.arrays])
         if key[0] is Ellipsis:
             return StackedSteps([array[key] for array in self.arrays])
         chosen = self.arrays[key[0]]
@@ -34,6 +36,9 @@ class StackedSteps:
         for array in chosen:
             drop_pages(array)
         return values
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[...], dtype)
 
     def part(self, box: Box) -> StackedSteps:
         """The series of a box of each step, for the steps in it."""
@@ -45,15 +50,16 @@ def part_of(array: np.ndarray | StackedSteps, box: Box) -> np.ndarray | StackedS
     return array.part(box) if hasattr(array, "part") else array[box]
 
 
-@dataclasses.dataclass(frozen=True)
-class LazyArray:
+@dataclasses.dataclass(frozen=True, eq=False)
+class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
     """An array whose values are computed when they are asked for, and only those.
 
     shape: of the grid, followed by the number of components when there are several. evaluate(box): computes the values
     at one slice per axis of the grid. d_in: the number of grid axes; None when every axis is one.
 
     array[key] takes integers, slices of any step and `...`, as NumPy does. An integer alone gives the lazy array at
-    that index of the first axis, because that may be a whole step of a series. np.asarray(array) computes all values.
+    that index of the first axis, because that may be a whole step of a series. np.asarray(array) computes all values,
+    and so does arithmetic with the array.
     """
 
     shape: tuple[int, ...]
@@ -90,6 +96,10 @@ class LazyArray:
         if copy is False:
             raise ValueError("expected copy=True or None: the values of a lazy array are computed, not shared")
         return np.asarray(self[...], dtype)
+
+    def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: object, **keywords: object) -> object:
+        inputs = [np.asarray(value) if isinstance(value, LazyArray) else value for value in inputs]
+        return getattr(function, method)(*inputs, **keywords)
 
 
 def is_index(key: object) -> bool:

@@ -23,7 +23,8 @@ class StoredArray:
     for an axis of one voxel that the file has not. file_chunks: the lengths of a piece that is decoded at once, along
     the axes of the file.
 
-    `array[box]` with one slice per axis are values. `array[i]` and `array[..., key]` are views.
+    `array[box]` with one slice per axis are values, as is `array[...]`. `array[i]` and `array[..., key]` are views.
+    np.asarray(array) reads all values.
     """
 
     path: str
@@ -62,11 +63,18 @@ class StoredArray:
 
     def __getitem__(self, key: int | Box | tuple) -> np.ndarray | StoredArray:
         if isinstance(key, int):
+            if not -len(self) <= key < len(self):
+                raise IndexError(f"expected an index below {len(self)}, found {key}")
             return self._view((key,))
+        if key is Ellipsis:
+            return self._values()
         if key[0] is Ellipsis:
             n_used = sum(part is not None for part in key[1:])
             return self._view((slice(None),) * (self.ndim - n_used) + key[1:])
         return self._view(key)._values()
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._values(), dtype)
 
     def part(self, box: Box) -> StoredArray:
         """The view of a box of this array."""

@@ -68,6 +68,14 @@ def test_an_integer_alone_evaluates_nothing_yet():
     assert asked == [18, 1]
 
 
+def test_it_can_be_calculated_with():
+    values = np.arange(24.0).reshape(2, 3, 4)
+    array, _ = lazy(values, 3)
+    np.testing.assert_array_equal(2 * array + array, 3 * values)
+    np.testing.assert_array_equal(np.sqrt(array), np.sqrt(values))
+    assert (array == values).all()
+
+
 def test_numpy_takes_it_for_an_array():
     array = np.arange(24.0).reshape(2, 3, 4)
     found, _ = lazy(array, 3)

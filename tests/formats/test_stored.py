@@ -63,6 +63,15 @@ def test_views_are_those_of_numpy(axes, expected, key):
     np.testing.assert_array_equal(found, values)
 
 
+def test_numpy_takes_it_for_an_array():
+    """Read once, not axis by axis for ever."""
+    source = Counting(FILE, (5, 1, 7, 6))
+    array = stored(source, (0, 1, 2, 3), (5, 1, 7, 6))
+    np.testing.assert_array_equal(np.asarray(array, np.float64), FILE)
+    np.testing.assert_array_equal(array[...], FILE)
+    assert source.counts.tolist() == np.full_like(source.counts, 2).tolist() and len(list(array)) == 5
+
+
 def test_a_view_of_a_view_and_fewer_axes():
     view = stored(FILE, (3, 2, None, 0, 1)).part(np.s_[1:5, 2:, :, 1:4])
     expected = FILE.transpose(3, 2, 0, 1)[1:5, 2:, None, 1:4]

@@ -473,6 +473,17 @@ def test_a_fill_value_that_nobody_named_stops_the_training(fill, share, tmp_path
         assert results(capsys.readouterr().out).get("missing") == n_missing
 
 
+@pytest.mark.parametrize("fill", ["1e20", "nan", "5"])
+def test_a_second_fill_value_stops_the_training_too(fill, tmp_path):
+    """Also where the value that is named stands nowhere."""
+    array = (10 + np.random.default_rng(0).random((20, 10, 10))).astype(np.float32)
+    array[0], array[1] = np.float32(fill) if fill != "5" else -9999.0, -9999.0
+    np.save(tmp_path / "v.npy", array)
+    said = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--network", tmp_path / "n", "--fill", fill)
+    assert "the value -9999.0 stands in" in said
+    assert ("--fill -9999.0 if" if fill == "5" else f"write {np.float32(fill)} in its place") in said
+
+
 @pytest.mark.parametrize(
     "array",
     [
