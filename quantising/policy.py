@@ -20,7 +20,7 @@ from quantising.compensation import CompensationFactor, CompensationFactors, com
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, count_parameters
 from training.fitting import Fit
-from training.recipe import BATCH, Recipe, default_recipe, passes_for_min_steps, psnr_of
+from training.recipe import BATCH, CHECK_STEPS, Recipe, default_recipe, passes_for_min_steps, psnr_of
 from training.streaming import make_sampler
 from utils import Volume, VolumeHeader
 
@@ -250,7 +250,8 @@ def round_with_volume(
     most_lost = 0.0 if alone else max(ALWAYS_ALLOWED_DB, min(MAX_DB_LOST, MAX_LEAD_LOST * lead))
 
     def on_step(fit: Fit) -> None:
-        progress.advance(work.of_training(recipe.batch, net.config), PSNR=f"{fit.psnr:.1f} dB")
+        figures = {"PSNR": f"{fit.psnr:.1f} dB"} if fit.step >= CHECK_STEPS else {}  # it has been judged
+        progress.advance(work.of_training(recipe.batch, net.config), **figures)
 
     for added, otherwise in tries.items():
         fineness = {"bits": options.bits or DEFAULT_BITS} if error is None else {"error": added * error}
