@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from field.conversion import vtk_of, xarray_of
 from field.description import html_of, line_of
+from formats.arrays import Shaped
 from utils import Grid, Volume, VolumeHeader
 
 
-class ArrayInterface:
+class ArrayInterface(Shaped):
     """A base class of a class with `header`, `grid()`, `on_grid(grid)` and `lazy()`.
 
     The array is that of the decoded volume: [x, y, z], with t before and components after them where there are any.
@@ -31,14 +30,6 @@ class ArrayInterface:
     def dtype(self) -> np.dtype:
         """The type of the values."""
         return self.header.dtype
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
 
     @property
     def spacing(self) -> tuple[float, ...]:
@@ -66,9 +57,6 @@ class ArrayInterface:
         return html_of(self)
 
     # --- as an array ---
-
-    def __len__(self) -> int:
-        return self.shape[0]
 
     def __getitem__(self, key: object) -> np.ndarray | np.generic:
         """The values of the chosen voxels, and no others. key: integers, slices of any step and `...`, as of NumPy."""

@@ -50,8 +50,23 @@ def part_of(array: np.ndarray | StackedSteps, box: Box) -> np.ndarray | StackedS
     return array.part(box) if hasattr(array, "part") else array[box]
 
 
+class Shaped:
+    """A base class of arrays: what follows from their `shape`."""
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
+class LazyArray(Shaped, np.lib.mixins.NDArrayOperatorsMixin):
     """An array whose values are computed when they are asked for, and only those.
 
     shape: of the grid, followed by the number of components when there are several. evaluate(box): computes the values
@@ -66,17 +81,6 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
     dtype: np.dtype
     evaluate: Callable[[Box], np.ndarray]
     d_in: int | None = None
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
 
     def __getitem__(self, key: object) -> np.ndarray | np.generic | LazyArray:
         d_in = self.ndim if self.d_in is None else self.d_in

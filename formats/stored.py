@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from formats.arrays import Shaped
 from formats.common import VolumeError
 from utils import Box, drop_pages
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredArray:
+class StoredArray(Shaped):
     """A view of an array in a file, with axes of its own.
 
     path: the name of the file, for errors. source: the array in the file, read by `source[slices]`: a memory map, or a
@@ -38,17 +39,6 @@ class StoredArray:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(1 if axis is None else len(self.window[axis]) for axis in self.axes)
-
-    @property
-    def ndim(self) -> int:
-        return len(self.axes)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
 
     @property
     def chunks(self) -> tuple[int, ...]:
