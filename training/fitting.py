@@ -253,7 +253,7 @@ def new_fit(
     along the axes, which is 0.1 to 10 dB better for most volumes and at most 0.5 dB worse. number: which of the random
     networks of this seed, from 0.
     """
-    generator, mirrors = torch.Generator().manual_seed(seed), sampler.mirrors()
+    generator, mirrors = torch.Generator().manual_seed(seed), sampler.mirrors
 
     def drawn(highest_wave: float) -> FieldNet:
         net = FieldNet(config, generator, first_omega or OMEGA_0)

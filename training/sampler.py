@@ -153,6 +153,7 @@ class VoxelSampler:
         """Coordinates (n, d_in) and values (n, components), on the training device, of the voxels `flat`."""
         return flat_coordinates(self.axes, flat).to(self.device), self.values[flat].to(self.device)
 
+    @functools.cached_property
     def mirrors(self) -> list[float | None]:
         """For each axis, the normalised coordinate of a plane of mirror symmetry of the volume, or None.
 

@@ -119,6 +119,7 @@ class StreamingSampler:
         chosen, weights = draw_by_density(density_of((values - self.mean).square().mean(1), len(values)))
         return flat_coordinates(self.axes, flat[chosen]), values[chosen], weights
 
+    @property
     def mirrors(self) -> list[None]:
         """None for each axis: a search for symmetry would read scattered voxels, which takes long."""
         return [None] * len(self.shape)

@@ -135,14 +135,14 @@ def test_mirrors():
     x, y, z = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (20, 25, 16)), indexing="ij")
     grid = np.cos((x - 9.5) ** 2 / 50) + np.cos((y - 11) / 3) * np.exp(-z / 9)
     grid[2, 3, 4] = np.nan  # missing
-    found = VoxelSampler(grid[..., None] / 2, CPU).mirrors()
+    found = VoxelSampler(grid[..., None] / 2, CPU).mirrors
     assert found == [0.0, pytest.approx(11 / 12 - 1, abs=1e-6), None]
     both = np.stack([grid, z], axis=-1)  # a component that is symmetric in x and y, too
-    assert VoxelSampler(both / 20, CPU).mirrors()[:2] == found[:2]
-    assert VoxelSampler(np.stack([grid, x], axis=-1) / 20, CPU).mirrors()[0] is None
+    assert VoxelSampler(both / 20, CPU).mirrors[:2] == found[:2]
+    assert VoxelSampler(np.stack([grid, x], axis=-1) / 20, CPU).mirrors[0] is None
     noise = np.random.default_rng(0).random((20, 25, 3, 1), np.float32)
-    assert VoxelSampler(noise, CPU).mirrors() == [None] * 3
-    assert VoxelSampler(np.zeros((8, 8, 1, 1), np.float32), CPU).mirrors() == [None] * 3
+    assert VoxelSampler(noise, CPU).mirrors == [None] * 3
+    assert VoxelSampler(np.zeros((8, 8, 1, 1), np.float32), CPU).mirrors == [None] * 3
 
 
 @pytest.mark.parametrize("n_voxels", [1, 5, 40])
@@ -150,6 +150,6 @@ def test_few_voxels_are_not_symmetric_unseen(n_voxels):
     grid = np.zeros((48, 48, 48), np.float32)
     grid[10, 11, 12] = 1.0
     grid.flat[np.random.default_rng(0).choice(grid.size, n_voxels - 1, replace=False)] = 1.0
-    assert VoxelSampler(grid[..., None], CPU).mirrors() == [None] * 3
+    assert VoxelSampler(grid[..., None], CPU).mirrors == [None] * 3
     both = np.maximum(grid, grid[::-1])
-    assert VoxelSampler(both[..., None], CPU).mirrors() == [0.0, None, None]
+    assert VoxelSampler(both[..., None], CPU).mirrors == [0.0, None, None]
