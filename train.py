@@ -56,19 +56,16 @@ def read(opt: Options) -> Volume:
 
 def clipped_header(opt: Options, volume: Volume, header: VolumeHeader) -> VolumeHeader:
     """The header with the range after --clip. Warns about --fill and outliers. Raises UserError for a bad --clip."""
-    if opt.fill != "none" and opt.clip is None and (found := outliers.unnamed_fill(volume.values, header.values)):
-        value, count = found
-        way_out = f"--fill {value} if it marks missing voxels, --fill none if it is a value"
-        if header.missing:  # a volume has one fill value
-            way_out = f"write {volume.fill} in its place if it marks missing voxels too, else give the --clip of all"
-        raise UserError(f"{opt.volume}: the value {value} stands in {count} voxels, far from all others: {way_out}")
+    found = outliers.find_outliers(volume.values, header.values) if opt.clip is None else None
+    if found and found.are_marks and opt.fill != "none":
+        raise UserError(f"{opt.volume}: {found.question()}")
     if opt.fill not in (None, "none") and header.missing is None:
         warn(f"--fill {opt.fill}: no voxel of {opt.volume} has this value")
     if header.missing and header.n_components > 1 and (n_lost := count_lost(volume.values, volume.fill)):
         warn(f"--fill {volume.fill}: {n_lost} values are left out as another component of their voxel is missing")
     if opt.clip is None:
-        if message := outliers.warning(volume.values, header.values):
-            warn(f"{opt.volume}: {message}")
+        if found and not found.are_marks:
+            warn(f"{opt.volume}: {found.warning()}")
         return header
     try:
         values = header.values.clipped(*opt.clip)

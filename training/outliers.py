@@ -1,7 +1,8 @@
-"""Outliers: a few values so far away that all other values take up only a small part of the volume's range."""
+"""Outliers: values so far from all others that these take up only a small part of the volume's range."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,8 +10,135 @@ import numpy as np
 from utils import BOX_VALUES, ValueRange, is_missing, read_in_boxes
 
 MIDDLE = (0.001, 0.999)  # quantiles; values between them are no outliers
-MIN_FILL_VOXELS, MIN_FILL_SHARE = 8, 1e-3  # fewer equal values, or a smaller share of the voxels, are outliers
-WIDER = 10  # a range this many times as wide as the middle is ruined by outliers
+WIDER = 10  # a range this many times as wide as the middle is ruined; a value this many widths away is far
+MOST_MARKS = 8  # most different values that mark missing voxels
+MIN_FILL_VOXELS, MIN_FILL_SHARE = 8, 1e-3  # voxels for each of them, and part of all voxels: fewer are outliers
+
+
+@dataclasses.dataclass(frozen=True)
+class Outliers:
+    """The outliers of one component of a volume.
+
+    values: the different ones, ascending; of more than MOST_MARKS only some. count: how many there are in all. others:
+    (lowest, highest) of the other values. limits: the range of the volume. n_voxels: of the volume.
+    """
+
+    component: int
+    values: np.ndarray
+    count: int
+    others: tuple[np.generic, np.generic]
+    limits: ValueRange
+    n_voxels: int
+
+    @property
+    def are_marks(self) -> bool:
+        """Whether these probably mark missing voxels: a few exact values, each in many voxels, far from all others."""
+        needed = max(MIN_FILL_VOXELS * len(self.values), MIN_FILL_SHARE * self.n_voxels)
+        low, high = _far_from(*map(float, self.others))
+        is_far = not ((self.values >= low) & (self.values <= high)).any()
+        return is_far and len(self.values) <= MOST_MARKS and self.count >= needed
+
+    @property
+    def factor(self) -> float:
+        """The width of the range, relative to that of the other values."""
+        return float(self.limits.extent[self.component] / ValueRange(*np.reshape(self.others, (2, 1))).extent[0])
+
+    def replaced_by(self, fill: np.generic) -> str:
+        """The NumPy statement that writes `fill` in place of these values."""
+        low, high = self.others
+        array = "array" if len(self.limits.low) == 1 else f"array[..., {self.component}]"
+        is_below, is_above = self.values[0] < low, self.values[-1] > high
+        which = f"{array} < {low!s}" if is_below else f"{array} > {high!s}"
+        which = f"({which}) | ({array} > {high!s})" if is_below and is_above else which
+        return f"NumPy's {array}[{which}] = {'np.nan' if fill != fill else str(fill)}"
+
+    def question(self) -> str:
+        """One line that asks whether these values mark missing voxels, with what to type."""
+        first, fill = self.values[0], self.limits.fill
+        *most, last = map(str, self.values)  # str() gives the shortest text, an f-string all digits of a float64
+        what = f"values {', '.join(most)} and {last} stand" if most else f"value {last} stands"
+        marked, otherwise = f"--fill {first!s}", "--fill none"
+        if fill is not None:  # a volume has one fill value
+            marked, otherwise = self.replaced_by(fill), f"--clip {self.limits.low.min()!s},{self.limits.high.max()!s}"
+        elif most:
+            marked = f"{self.replaced_by(first)}, and {marked}"
+        return (
+            f"the {what} in {self.count} voxels, far from all others: {marked} if this marks missing voxels, "
+            f"{otherwise} if not"
+        )
+
+    def warning(self) -> str:
+        """One line that says how much of the range these values take, with what to type."""
+        low, high = map(str, (self.limits.low[self.component], self.limits.high[self.component]))
+        component = f"component {self.component}: " if len(self.limits.low) > 1 else ""
+        way_out, fill = f"consider --clip {','.join(map(str, self.others))}", self.limits.fill
+        if len(self.values) == 1:
+            marked = f"--fill {self.values[0]!s}" if fill is None else self.replaced_by(fill)
+            way_out += f", or {marked} if this marks missing voxels"
+        return (
+            f"{component}{self.count} of {self.n_voxels} values lie far from all others, and make the range, {low} to "
+            f"{high}, {self.factor:.0f} times as wide as these take: {way_out}"
+        )
+
+
+def find_outliers(original: np.ndarray, limits: ValueRange) -> Outliers | None:
+    """The outliers of a volume (..., components) of range `limits`; None if there are none.
+
+    Values that may mark missing voxels come first, then the outliers of the component whose range they widen most.
+    """
+    found = []
+    for c, sample in enumerate(_sample(original, limits).astype(np.float64).T):
+        ends = far_limits(sample, float(limits.extent[c]))
+        if ends and (outliers := _beyond(original, limits, c, *ends)):
+            found.append(outliers)
+    return max(found, key=lambda outliers: (outliers.are_marks, outliers.factor), default=None)
+
+
+def _sample(original: np.ndarray, limits: ValueRange) -> np.ndarray:
+    """About a million of the values (..., components), equally spaced: (n, components), without missing voxels."""
+    step = max(1, original.size // BOX_VALUES)
+    sample = np.concatenate([part.reshape(-1, part.shape[-1])[::step].copy() for _, part in read_in_boxes(original)])
+    return sample[~is_missing(sample, limits.fill)]
+
+
+@np.errstate(over="ignore")  # a limit may be infinite
+def far_limits(sample: np.ndarray, extent: float) -> tuple[float, float] | None:
+    """(low, high): values of a component beyond them are outliers. None if there are none.
+
+    sample: values of the component, (n,) float64. extent: the width of its range. A few exact values may lie far from
+    all others. If not, outliers are found where the range is over 10 times as wide as the middle 99.8 % of the sample.
+    Each limit then lies one width of this middle away from it.
+    """
+    different = np.unique(sample)
+    for n in range(min(MOST_MARKS, (len(different) - 1) // 2), 0, -1):  # the others are more
+        for n_low in range(n + 1):
+            below, others, above = np.split(different, [n_low, len(different) - n + n_low])
+            low, high = _far_from(others[0], others[-1])
+            if (below < low).all() and (above > high).all():
+                return low, high
+    a, b = np.quantile(sample, MIDDLE) if sample.size else (0.0, 0.0)
+    is_ruined = extent > WIDER * (b - a) > 0  # a == b: an object before an even background
+    return (2 * a - b, 2 * b - a) if is_ruined else None
+
+
+def _far_from(low: float, high: float) -> tuple[float, float]:
+    """The limits beyond which a value lies WIDER widths of low..high away from it."""
+    far = WIDER * (high - low)
+    return low - far, high + far
+
+
+def _beyond(original: np.ndarray, limits: ValueRange, component: int, low: float, high: float) -> Outliers | None:
+    """The values of a component beyond low..high, as outliers; None if there are none."""
+    n_voxels, count, found, ends = math.prod(original.shape[:-1]), 0, [], []
+    for _, part in read_in_boxes(original):
+        present = part[~is_missing(part, limits.fill)][:, component]
+        is_other = (present >= low) & (present <= high)
+        others, far = present[is_other], present[~is_other]
+        count += far.size
+        found.append(np.unique(far)[: MOST_MARKS + 1])
+        ends += [others.min(), others.max()] if others.size else []
+    different = np.unique(np.concatenate(found))
+    return Outliers(component, different, count, (min(ends), max(ends)), limits, n_voxels) if count else None
 
 
 def count_beyond(original: np.ndarray, low: np.ndarray, high: np.ndarray, fill: np.generic | None) -> int:
@@ -20,76 +148,3 @@ def count_beyond(original: np.ndarray, low: np.ndarray, high: np.ndarray, fill: 
         present = part[~is_missing(part, fill)]
         count += np.count_nonzero((present < low) | (present > high))
     return count
-
-
-def far_limits(original: np.ndarray, values: ValueRange) -> tuple[np.ndarray, np.ndarray]:
-    """(low, high), float64: values (..., components) beyond are outliers. A component without outliers has infinities.
-
-    A component has outliers if its range is over 10 times as wide as the middle 99.8 % of about a million values.
-    Each limit then lies one width of this middle away from it.
-    """
-    sample = _sample(original, values).astype(np.float64)
-    a, b = np.quantile(sample, MIDDLE, axis=0) if len(sample) else np.zeros((2, sample.shape[1]))
-    is_ruined = (values.extent > WIDER * (b - a)) & (b > a)  # a == b: an object before an even background
-    return np.where(is_ruined, 2 * a - b, -math.inf), np.where(is_ruined, 2 * b - a, math.inf)
-
-
-def _sample(original: np.ndarray, values: ValueRange) -> np.ndarray:
-    """About a million of the values (..., components), equally spaced: (n, components), without missing voxels."""
-    step = max(1, original.size // BOX_VALUES)
-    sample = np.concatenate([part.reshape(-1, part.shape[-1])[::step].copy() for _, part in read_in_boxes(original)])
-    return sample[~is_missing(sample, values.fill)]
-
-
-def unnamed_fill(original: np.ndarray, values: ValueRange) -> tuple[np.generic, int] | None:
-    """A value that probably marks missing voxels, and in how many it stands; None if there is none.
-
-    Such a value is an end of the range. It stands in 8 voxels or more, and in 0.1 % of all or more. It lies more than
-    10 times as far from all other values as these lie from each other.
-    """
-    for c, sample in enumerate(_sample(original, values).T):
-        for end in (values.low[c], values.high[c]):
-            if not _is_far(end, sample[sample != end]):
-                continue
-            count, ends = 0, []
-            for _, part in read_in_boxes(original[..., c : c + 1]):
-                present = part[~is_missing(part, values.fill)]
-                others = present[present != end]
-                count += present.size - others.size
-                ends += [others.min(), others.max()] if others.size else []
-            if count >= max(MIN_FILL_VOXELS, MIN_FILL_SHARE * original[..., c].size) and _is_far(end, np.array(ends)):
-                return end, count
-    return None
-
-
-def _is_far(end: np.generic, others: np.ndarray) -> bool:
-    """Whether a value lies more than WIDER times as far from the others as these lie from each other."""
-    if not others.size:
-        return False
-    low, high = float(others.min()), float(others.max())
-    return high > low and min(abs(float(end) - low), abs(float(end) - high)) > WIDER * (high - low)
-
-
-def warning(original: np.ndarray, values: ValueRange) -> str | None:
-    """A warning about outliers in a volume (..., components) of range `values`; None if there are none.
-
-    The warning is about the component whose range the outliers widen most.
-    """
-    low, high = far_limits(original, values)
-    spread = high - low
-    c = int(np.argmax(values.extent / spread))
-    if not math.isfinite(spread[c]):
-        return None
-    original, low, high = original[..., c : c + 1], low[c], high[c]
-    ends = []
-    for _, part in read_in_boxes(original):
-        others = part[(part >= low) & (part <= high) & ~is_missing(part, values.fill)[..., None]]
-        ends += [others.min(), others.max()] if len(others) else []
-    ends = np.array([min(ends), max(ends)])[:, None]
-    count, n_values = count_beyond(original, *ends, values.fill), original.size
-    factor = values.extent[c] / ValueRange(*ends).extent[0]
-    component = f"component {c}: " if len(spread) > 1 else ""
-    return (
-        f"{component}{count} of {n_values} values lie far from all others, and make the range, {values.low[c]} to "
-        f"{values.high[c]}, {factor:.0f} times as wide as these take: consider --clip {ends[0][0]},{ends[1][0]}"
-    )

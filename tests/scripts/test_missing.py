@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -465,10 +466,10 @@ def test_a_fill_value_that_nobody_named_stops_the_training(fill, share, tmp_path
     np.save(tmp_path / "v.npy", array)
     argv = ("--volume", tmp_path / "v.npy", "--network", tmp_path / "n", "--config", tmp_path / "c", "--n_passes", 1)
     said = error_of(train_script.main, *argv)
-    value = np.float32(fill)
+    value = str(np.float32(fill))
     assert f"the value {value} stands in {int(share * array.size)} voxels" in said and f"--fill {value} if" in said
     assert not (tmp_path / "n").exists()
-    for text, n_missing in ((str(value), str(int(share * array.size))), ("none", None)):
+    for text, n_missing in ((value, str(int(share * array.size))), ("none", None)):
         train_script.main([str(a) for a in (*argv, "--fill", text)])
         assert results(capsys.readouterr().out).get("missing") == n_missing
 
@@ -481,7 +482,35 @@ def test_a_second_fill_value_stops_the_training_too(fill, tmp_path):
     np.save(tmp_path / "v.npy", array)
     said = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--network", tmp_path / "n", "--fill", fill)
     assert "the value -9999.0 stands in" in said
-    assert ("--fill -9999.0 if" if fill == "5" else f"write {np.float32(fill)} in its place") in said
+    written = {"1e20": "array[array < 10.0", "nan": "] = np.nan if this marks missing", "5": "--fill -9999.0 if"}
+    assert written[fill] in said
+
+
+@pytest.mark.parametrize("codes", [(-9999, -9998), (-9999, 9999), (-1e30, -9999, 1e20)])
+def test_several_fill_values_stop_it_together(codes, tmp_path, capsys):
+    """As NumPy's statement in the message makes them one, the training runs."""
+    array = (10 + np.random.default_rng(0).random((20, 10, 10))).astype(np.float32)
+    array[: len(codes)] = np.reshape(codes, (-1, 1, 1))
+    np.save(tmp_path / "v.npy", array)
+    argv = ("--volume", tmp_path / "v.npy", "--network", tmp_path / "n", "--config", tmp_path / "c", "--n_passes", 1)
+    said = error_of(train_script.main, *argv)
+    named = " and ".join(", ".join(str(np.float32(code)) for code in sorted(codes)).rsplit(", ", 1))
+    assert f"the values {named} stand in {100 * len(codes)} voxels" in said
+    statement, fill = re.search(r"NumPy's (array\[.*\] = .*), and --fill (\S+) if", said).groups()
+    exec(statement, {}, {"array": array})
+    np.save(tmp_path / "v.npy", array)
+    train_script.main([str(a) for a in (*argv, "--fill", fill)])
+    assert results(capsys.readouterr().out)["missing"] == str(100 * len(codes))
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_few_voxels_of_one_far_value_are_warned_of_with_both_ways_out(n, tmp_path, capsys):
+    array = (10 + np.random.default_rng(0).random((20, 10, 10))).astype(np.float32)
+    array.ravel()[:n] = -9999
+    np.save(tmp_path / "v.npy", array)
+    train(tmp_path / "v.npy", tmp_path, "--n_passes", 1)
+    expected = rf"{n} of 2000 values lie far .* --clip 10\.\d+,10\.\d+, or --fill -9999.0 if this marks"
+    assert re.search(expected, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(
