@@ -42,6 +42,7 @@ SEVERAL_FILES = {  # formats whose files only name others, and what to give in p
         "open it in ParaView, apply Resample To Image, and save the result as .vti",
     ),
 }
+MOST_LISTED = 5  # files of a folder in a message
 
 
 def source_files(path: str) -> list[str]:
@@ -170,12 +171,35 @@ def _read_folder(folder: str) -> Volume:
     found = f"{len(entries) - len(folders)} files and {len(folders)} folders, none of them a volume"
     if volumes:
         ending = collections.Counter(path[-len(suffix_of(path)) :] for path in volumes).most_common(1)[0][0]
-        alike = [path for path in volumes if path.endswith(ending)]
-        pattern = alike[0] if len(alike) == 1 else os.path.join(glob.escape(folder), f"*{ending}")
-        found = f"{len(alike)} {ending} files: --volume {shlex.quote(pattern)} reads {'them' if alike[1:] else 'it'}"
+        found = _volumes_of(folder, ending, [path for path in volumes if path.endswith(ending)])
     elif folders:
         found += f": --volume {shlex.quote(folders[0])} looks there"
     raise VolumeError(f"{folder}: expected a folder of DICOM slices, found {found}")
+
+
+def _volumes_of(folder: str, ending: str, paths: list[str]) -> str:
+    """A text: the files of this ending in a folder, and what to type for as many as one volume can be made of."""
+    forms = {path: _form(path) for path in paths}
+    found, pattern, alike = f"{len(paths)} {ending} files", os.path.join(glob.escape(folder), f"*{ending}"), paths
+    if len(set(forms.values())) > 1:
+        listed = [f"{os.path.basename(path)} {forms[path]}" for path in paths]
+        more = ["..."] * (len(listed) > MOST_LISTED)
+        found += f" of different shapes or types ({', '.join([*listed[:MOST_LISTED], *more])})"
+        patterns = {path: series.pattern_of(path) for path in paths}
+        form, pattern = collections.Counter((forms[path], patterns[path]) for path in paths).most_common(1)[0][0]
+        alike = [path for path in paths if (forms[path], patterns[path]) == (form, pattern)]
+        alike = alike if sorted(glob.glob(pattern)) == alike else alike[:1]
+    which = f"{len(alike)} of them" if len(alike) < len(paths) else "them" if len(alike) > 1 else "it"
+    return f"{found}: --volume {shlex.quote(pattern if len(alike) > 1 else alike[0])} reads {which}"
+
+
+def _form(path: str) -> str:
+    """The shape and the type of a .npy file; of any other, "": to read its header may take a second."""
+    with contextlib.suppress(VolumeError):
+        if suffix_of(path) == ".npy":
+            array = raw.read_npy(path, 3, None).array
+            return f"{array.shape} {array.dtype}"
+    return ""
 
 
 def _with_axes(path: str, volume: Volume, d_in: int) -> Volume:

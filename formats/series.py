@@ -38,6 +38,15 @@ def files_of(path: str) -> list[str]:
     return sorted(sorted(glob.glob(path)), key=natural) if is_pattern(path) else [path]
 
 
+def pattern_of(path: str) -> str:
+    """The pattern of the files that are named like this one but for the last number; the name where it has none."""
+    folder, name = os.path.split(path)
+    stem, suffix = os.path.splitext(name)
+    found = re.fullmatch(r"(.*?)\d+(\D*)", stem)
+    stem = f"{glob.escape(found[1])}[0-9]*{glob.escape(found[2])}" if found else glob.escape(stem)
+    return os.path.join(glob.escape(folder), stem + suffix)
+
+
 def read_files(pattern: str, read: Callable[[str], Volume], is_series: bool) -> Volume:
     """The files of a pattern as one volume. `read(path)` reads one file.
 
@@ -82,7 +91,8 @@ def _check_alike(path: str, volume: Volume, first_path: str, first: Volume) -> N
         pairs.append((key, getattr(volume.geometry, key), getattr(first.geometry, key)))
     for key, found, expected in pairs:
         if found != expected:
-            raise VolumeError(f"{path}: expected {key} {expected}, as in {first_path}, found {found}")
+            what = f"expected {key} {expected}, as in {first_path}, found {found}"
+            raise VolumeError(f"{path}: {what}: a pattern is for files that are alike")
 
 
 def steps_of_time(pattern: str, times: list[float | None]) -> tuple[float, float]:

@@ -200,6 +200,21 @@ def test_a_folder_says_what_it_holds_and_what_to_type(tmp_path):
         assert read_volume(path).array.shape == ((4, 3, 2) if n_steps == 1 else (2, 4, 3, 2))
 
 
+@pytest.mark.parametrize(("n_steps", "shape"), [(3, (3, 4, 3, 2)), (1, (4, 3, 5))])
+def test_a_folder_of_files_that_are_not_alike_says_so(n_steps, shape, tmp_path):
+    """What it proposes is read: the steps of a series beside other arrays, or one array."""
+    saved(tmp_path, slanted((4, 3, 5)), "mask.npy")
+    for k in range(n_steps):
+        saved(tmp_path, slanted((4, 3, 2)), f"step_{k}.npy")
+    saved(tmp_path, slanted((4, 3, 2)).astype(np.uint8), "step_labels.npy")
+    message = refusal(tmp_path)
+    assert "mask.npy (4, 3, 5) float32, step_0.npy (4, 3, 2) float32" in message
+    assert message.endswith(f"reads {n_steps} of them")
+    assert read_volume(shlex.split(message[message.index("--volume") :])[1]).array.shape == shape
+    with pytest.raises(VolumeError, match="a pattern is for files that are alike"):
+        read_volume(f"{tmp_path}/*.npy")
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything")
 def test_unreadable_file(tmp_path):
     path = saved(tmp_path, np.ones((2, 2, 2)))
