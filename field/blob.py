@@ -180,7 +180,7 @@ from typing import NamedTuple
 import numpy as np
 
 from field import entropy_coder
-from field.layers import linear_layers
+from field.layers import layer_table
 from field.missing import MaskError, compress_mask, decompress_mask
 from utils import DTYPES, IDENTITY, SIGNS, Geometry, Mask, UserError, VolumeHeader, shown
 
@@ -281,7 +281,7 @@ def check_network(network: dict) -> None:
 
 def check_size(networks: list[dict]) -> int:
     """The number of parameters of all networks of a file. Raises BlobError when it is above MAX_PARAMETERS."""
-    count = sum((layer.n_in + 1) * layer.n_out for network in networks for layer in linear_layers(**network))
+    count = sum((layer.n_in + 1) * layer.n_out for network in networks for layer in layer_table(**network))
     if count > MAX_PARAMETERS:
         raise BlobError(f"expected at most {MAX_PARAMETERS} parameters in all, found {count}")
     return count
@@ -364,7 +364,7 @@ def _encode_network(network: dict, layers: list[QuantisedLayer]) -> bytes:
     flags = network["is_residual"] | has_codebooks << 1
     parts = [struct.pack("<2BHf", flags, network["n_layers"], network["n_neurons"], network["omega_0"])]
     groups, models = [], []
-    for layer, (_, n_out, n_in, *_) in zip(layers, linear_layers(**network), strict=True):
+    for layer, (_, n_out, n_in, *_) in zip(layers, layer_table(**network), strict=True):
         if layer.weights.shape != (n_out, n_in) or layer.biases.shape != (n_out,):
             raise BlobError(f"expected a layer {n_in} -> {n_out}, found {layer.weights.shape}, {layer.biases.shape}")
         if max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) > entropy_coder.MAX_MAGNITUDE:
@@ -562,7 +562,7 @@ def _decode_network(
     if not large:
         _check_usual(count, USUAL_PARAMETERS, "weights")
     records = []
-    for name, n_out, n_in, omega, _ in linear_layers(**network):
+    for name, n_out, n_in, omega, _ in layer_table(**network):
         upper, *codes = content.unpack("H4B")
         step = np.uint32(upper << 16).view(np.float32)
         if not (np.isfinite(step) and step > 0):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 from field.blob import is_blob, written_by
-from field.layers import linear_layers
+from field.layers import layer_table
 from field.metrics import file_ratios
 from utils import IDENTITY, VolumeHeader
 
 
 def blob_figures(data: bytes, header: VolumeHeader | None, network: dict) -> dict[str, object]:
     """Shape, type, place, range, network, size and quality of a blob, by key; what is unknown has no key."""
-    n_parameters = sum((layer.n_in + 1) * layer.n_out for layer in linear_layers(**network))
+    n_parameters = sum((layer.n_in + 1) * layer.n_out for layer in layer_table(**network))
     size = {
         "layers": network["n_layers"],
         "width": network["n_neurons"],

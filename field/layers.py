@@ -19,7 +19,7 @@ class LinearLayer(NamedTuple):
     scale: float
 
 
-def linear_layers(
+def layer_table(
     n_neurons: int, n_layers: int, d_in: int, d_out: int, is_residual: bool, omega_0: float
 ) -> list[LinearLayer]:
     """The layers of a network, in the order of its state dict. The arguments are fields of SirenConfig.
@@ -40,7 +40,7 @@ def linear_layers(
 def parameter_shapes(**network) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter tensor by its name, in the order of the network's state dict."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for layer in linear_layers(**network):
+    for layer in layer_table(**network):
         shapes[f"{layer.name}.weight"] = (layer.n_out, layer.n_in)
         shapes[f"{layer.name}.bias"] = (layer.n_out,)
     return shapes

@@ -20,7 +20,7 @@ from field.array_interface import ArrayInterface
 from field.blob import decode_single
 from field.evaluation import CHUNK, Coordinates, Network, OnProgress, evaluate, grid_coordinates, point_coordinates
 from field.integers import evaluate_integers, largest_error, margins, sampled_voxels
-from field.layers import linear_layers
+from field.layers import layer_table
 from formats.arrays import LazyArray
 from utils import Box, Grid, Mask, VolumeHeader, voxel_grid, voxel_size
 
@@ -51,7 +51,7 @@ class NeuralField(ArrayInterface):
         self.values = header.values
         self.is_residual = network["is_residual"] and network["n_layers"] > 1
         self.layers = []  # [W b] of every layer, times its factors
-        for layer in linear_layers(**network):
+        for layer in layer_table(**network):
             weight = weights[f"{layer.name}.weight"].astype(np.float64) * (layer.omega * layer.scale)
             bias = weights[f"{layer.name}.bias"].astype(np.float64) * layer.omega
             self.layers.append(np.column_stack([weight, bias]).astype(np.float32))

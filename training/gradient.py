@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from field.layers import linear_layers as layers_of
+from field.layers import layer_table
 from siren import FieldNet, SirenConfig, linear_layers
 
 LEAST_PART = 36_000, 512  # smallest part of a batch: its neurons x samples, its samples
@@ -40,7 +40,7 @@ class LossGradient:
         self.first_trained_layer = first_trained_layer  # the linear layers before this one get no gradient
         self.is_residual = config.is_residual and config.n_layers > 1
         like = layers[0].weight.detach()
-        table = layers_of(**dataclasses.asdict(config))
+        table = layer_table(**dataclasses.asdict(config))
         self.factors = [(layer.omega * layer.scale, layer.omega) for layer in table]  # (of weights, of biases)
         for parameter in (p for layer in layers[first_trained_layer:] for p in layer.parameters()):
             if parameter.grad is None:

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from field.layers import linear_layers as layers_of
+from field.layers import layer_table
 from siren import FieldNet, linear_layers
 from training.optimizers import padded
 from training.weights import TrainedWeights
@@ -54,7 +54,7 @@ class PaddedGradient:
         config, layers = net.config, linear_layers(net)
         self.is_residual = config.is_residual and config.n_layers > 1
         self.width, self.d_out = n, d_out = config.n_neurons, config.d_out
-        self.ends, table = (layers[0], layers[-1]), layers_of(**dataclasses.asdict(config))
+        self.ends, table = (layers[0], layers[-1]), layer_table(**dataclasses.asdict(config))
         self.factors = [(layer.omega * layer.scale, layer.omega) for layer in table]
         like = layers[0].weight.detach()
         size = padded(n + 1)

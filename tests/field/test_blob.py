@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from field import blob as blob_format
 from field.blob import BlobError, QuantisedLayer, decode_blob, encode_blob, is_blob, round_step
-from field.layers import linear_layers
+from field.layers import layer_table
 from field.original_blob import decode_original
 from siren import FieldNet, SirenConfig
 from utils import DTYPES, Geometry, VolumeHeader
@@ -126,7 +126,7 @@ def test_header_round_trip(header):
     network |= {"omega_0": 30.0, "is_residual": False}
     layers = [
         QuantisedLayer(np.ones((layer.n_out, layer.n_in), np.int32), np.zeros(layer.n_out, np.int32), round_step(0.1))
-        for layer in linear_layers(**network)
+        for layer in layer_table(**network)
     ]
     same_header(decode_blob(encode_blob(header, [(network, layers)]))[0], header)
 

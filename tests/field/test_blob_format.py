@@ -188,7 +188,7 @@ from helpers.networks import field_net, make_header  # noqa: E402
 from field import blob as blob_format  # noqa: E402
 from field.blob import BlobError, QuantisedLayer, round_step  # noqa: E402
 from field.entropy_coder import frequencies  # noqa: E402
-from field.layers import linear_layers  # noqa: E402
+from field.layers import layer_table  # noqa: E402
 from field.neural_field import NeuralField  # noqa: E402
 from quantising.codebooks import round_to_codebooks  # noqa: E402
 from quantising.rounding import round_layers  # noqa: E402
@@ -219,7 +219,7 @@ def random_network(seed: int, largest: int, codebooks: bool = False, **config) -
         return found
 
     layers = []
-    for _, n_out, n_in, *_ in linear_layers(**network):
+    for _, n_out, n_in, *_ in layer_table(**network):
         has_codebook = codebooks and n_out == n_in == network["n_neurons"]
         codebook = np.sort(rng.standard_normal(2 * largest + 1)).astype(np.float32) if has_codebook else None
         layers.append(

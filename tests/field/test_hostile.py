@@ -31,7 +31,7 @@ import net_decompress
 from field import blob as blob_format
 from field import entropy_coder
 from field.blob import BlobError, QuantisedLayer, check_header, decode_blob, decode_single, encode_blob, round_step
-from field.layers import linear_layers
+from field.layers import layer_table
 from field.neural_field import NeuralField
 from quantising.codebooks import round_to_codebooks
 from quantising.rounding import round_layers
@@ -224,7 +224,7 @@ def test_weights_of_any_size(dtype, omega, is_residual):
                 rng.choice([-100, 100], layer.n_out),
                 round_step(factor * 1e28 / layer.omega),
             )
-            for layer in linear_layers(**network)
+            for layer in layer_table(**network)
         ]
         return NeuralField(*decode_single(encode_blob(header, [(network, layers)])))
 
