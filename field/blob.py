@@ -289,7 +289,7 @@ def check_size(networks: list[dict]) -> int:
 
 def _check_usual(count: int, limit: int, what: str) -> None:
     if count > limit:
-        way_out = "--large reads it, large=True in Python"
+        way_out = "--large reads it, large=True in Python, Large in ParaView"
         raise BlobError(f"holds {count} {what}, more than {limit}: it can take gigabytes of memory: {way_out}")
 
 

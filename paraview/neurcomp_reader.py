@@ -74,7 +74,7 @@ class NeurcompReader(VTKPythonAlgorithmBase):
 
     def __init__(self):
         super().__init__(nInputPorts=0, nOutputPorts=1, outputType="vtkImageData")
-        self._path, self._field, self._with_gradient, self._level = "", None, 0, 0
+        self._path, self._field, self._with_gradient, self._level, self._large = "", None, 0, 0, 0
 
     # --- properties ---
 
@@ -101,6 +101,16 @@ class NeurcompReader(VTKPythonAlgorithmBase):
     )
     def SetResolution(self, level):
         self._level = level
+        self.Modified()
+
+    @smproperty.intvector(name="Large", default_values=0, panel_visibility="advanced")
+    @smdomain.xml(
+        '<BooleanDomain name="bool"/>'
+        "<Documentation>Open a blob that can take gigabytes of memory: of more than 2^24 weights, or with a mask of more "
+        "than 2^30 voxels.</Documentation>"
+    )
+    def SetLarge(self, large):
+        self._large, self._field = large, None
         self.Modified()
 
     @smproperty.doublevector(
@@ -136,7 +146,7 @@ class NeurcompReader(VTKPythonAlgorithmBase):
         for key in (Pipeline.TIME_STEPS(), Pipeline.TIME_RANGE()):  # left by a previous file
             info.Remove(key)
         if self._field is None:
-            self._field = NeuralField.open(self._path, n_threads=os.cpu_count() or 1)
+            self._field = NeuralField.open(self._path, n_threads=os.cpu_count() or 1, large=bool(self._large))
         header, grid = self._field.header, self._grid(0.0)
         geometry = grid.geometry(header.geometry)
         info.Set(Pipeline.WHOLE_EXTENT(), [end for n in in_space(grid.shape, 1) for end in (0, n - 1)], 6)

@@ -379,6 +379,23 @@ def test_bad_input_is_one_line_and_no_data(told):
 
 
 @part(
+    {"field": make_header((9, 7, 5))},
+    """
+limits = NeuralField.open.__func__.__globals__["decode_single"].__globals__
+usual, limits["USUAL_PARAMETERS"] = limits["USUAL_PARAMETERS"], 10
+reader, result["counts"] = NeurcompReader(FileName="field.nvc"), []
+for reader.Large in (0, 1, 0):
+    reader.UpdatePipeline()
+    result["counts"].append(reader.GetDataInformation().GetNumberOfPoints())
+limits["USUAL_PARAMETERS"] = usual
+""",
+)
+def test_a_large_blob_is_opened_where_it_is_asked_for(told):
+    assert told.counts == [0, 9 * 7 * 5, 0]
+    assert told.output.count("field.nvc: holds ") == 2 and "Large in ParaView" in told.output
+
+
+@part(
     {"field": make_header((60, 60, 60))},
     """
 os.cpu_count = lambda: 1  # so that all of the work is told of, in order
