@@ -106,8 +106,8 @@ class NeurcompReader(VTKPythonAlgorithmBase):
     @smproperty.intvector(name="Large", default_values=0, panel_visibility="advanced")
     @smdomain.xml(
         '<BooleanDomain name="bool"/>'
-        "<Documentation>Open a blob that can take gigabytes of memory: of more than 2^24 weights, or with a mask of more "
-        "than 2^30 voxels.</Documentation>"
+        "<Documentation>Open a blob that can take gigabytes of memory: of more than 2^24 weights, or with a mask of "
+        "more than 2^30 voxels.</Documentation>"
     )
     def SetLarge(self, large):
         self._large, self._field = large, None
