@@ -162,7 +162,7 @@ def main(argv: Sequence[str]) -> None:
     for path, array in zip(debug, (volume.array, judge.decoded().lazy()), strict=False):
         write_volume(path, dataclasses.replace(volume, array=array))
     if opt.plot:
-        plot_training(opt.plot, history, (fit.seconds, fit.step / fit.steps_per_pass, quality.metrics.psnr))
+        plot_training(opt.plot, history, (fit.seconds, quality.metrics.psnr), fit.step / fit.steps_per_pass)
     warn_of_quality(opt, header, quality.clipped.psnr, psnr_of(sampler.variance))
     figures = results(opt, volume, header, config, quality, fit.seconds)
     written = [*finished, *debug, *[path for path in further if os.path.exists(path)]]

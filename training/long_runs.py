@@ -22,7 +22,7 @@ CHECKPOINT_SECONDS = 60.0  # between checkpoints
 ESTIMATE_ERROR = 2.0  # by how much the estimated PSNR may be too low, dB
 MOST_LACKING = 1.0  # the next exact measurement waits for at most this growth of the estimated PSNR, dB
 
-History = list[tuple[float, float, float]]  # one entry per judged step: (seconds, passes, estimated PSNR in dB)
+History = list[tuple[float, float]]  # one entry per judged step: (seconds, estimated PSNR in dB)
 
 
 class Checkpoint:
@@ -117,7 +117,7 @@ def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool
             progress.total, n_done = _work(fit, done)
             progress.update(n_done, PSNR=f"{fit.psnr:.1f} dB")
             if fit.is_judged:
-                history.append((fit.seconds, fit.step / fit.steps_per_pass, fit.psnr))
+                history.append((fit.seconds, fit.psnr))
                 if is_reached(fit.psnr):
                     return True
             checkpoint.save_in_time(fit)

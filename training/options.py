@@ -80,7 +80,7 @@ def add_input_and_output(group: ArgumentGroup) -> None:
     group.add_argument(
         "--plot",
         metavar="FILE.png",
-        help="picture to write too: the PSNR over seconds and over passes; after --resume from there on",
+        help="picture to write too: the PSNR over the seconds of training; after --resume from there on",
     )
 
 

@@ -1,4 +1,4 @@
-"""A picture of a training: its PSNR over seconds and over passes. VTK draws the charts."""
+"""A picture of a training: its PSNR over the seconds. VTK draws the chart."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import Sequence
 import numpy as np
 
 from cli.files import write_files
-from field.drawing import PANEL, TEXT, page
+from field.drawing import MIN_WIDTH, TEXT, page
 from field.rendering import rendered_by
 
+HEIGHT = MIN_WIDTH * 9 // 16  # of the chart, pixels
 
-def plot_training(path: str, history: Sequence[tuple[float, float, float]], final: tuple[float, float, float]) -> None:
-    """Write a picture of a training: the estimated PSNR over seconds and over passes, and the exact PSNR at the end.
 
-    history, final: (seconds, passes, PSNR in dB). Raises UserError when the file cannot be written.
+def plot_training(path: str, history: Sequence[tuple[float, float]], final: tuple[float, float], passes: float) -> None:
+    """Write a picture of a training: the estimated PSNR over the seconds, and the exact PSNR at the end.
+
+    history, final: (seconds, PSNR in dB). passes: of the whole training. Raises UserError when the file cannot be
+    written.
     """
-    known = [point for point in history if math.isfinite(point[2])]
-    charts = []
-    for k, name in enumerate(("seconds", "passes over the volume")):
-        line = [(point[k], point[2]) for point in known]
-        charts.append(chart_of(name, line, (final[k], final[2]) if math.isfinite(final[2]) else None))
-    title = f"PSNR {final[2]:.2f} dB after {final[0]:.1f} s, {final[1]:.1f} passes"
+    line = [point for point in history if math.isfinite(point[1])]
+    seconds, psnr = final
+    title = f"PSNR {psnr:.2f} dB after {seconds:.1f} s, {passes:.1f} passes over the volume"
     if not history:
-        title = "A constant volume: nothing to train" if final[2] == math.inf else f"{title}, too short for a curve"
-    charts = np.concatenate(rendered_by(charts, 2 * PANEL, 3 * PANEL // 2), axis=1)
-    write_files({path: page(title, charts)})
+        title = "A constant volume: nothing to train" if psnr == math.inf else f"{title}, too short for a curve"
+    (chart,) = rendered_by([chart_of(line, final if math.isfinite(psnr) else None)], MIN_WIDTH, HEIGHT)
+    write_files({path: page(title, chart)})
 
 
-def chart_of(name: str, line: list[tuple[float, float]], final: tuple[float, float] | None) -> object:
-    """The vtkRenderer of a chart of the PSNR. name: the title of the horizontal axis."""
+def chart_of(line: list[tuple[float, float]], final: tuple[float, float] | None) -> object:
+    """The vtkRenderer of a chart of the PSNR. line, final: as in `plot_training`, of finite numbers."""
     import vtkmodules.vtkRenderingContextOpenGL2  # noqa: F401
     from vtkmodules.util.numpy_support import numpy_to_vtk
     from vtkmodules.vtkChartsCore import vtkAxis, vtkChart, vtkChartLegend, vtkChartXY, vtkPlotPoints
@@ -58,7 +58,7 @@ def chart_of(name: str, line: list[tuple[float, float]], final: tuple[float, flo
         if kind == vtkChart.POINTS:
             drawn.SetMarkerStyle(vtkPlotPoints.CIRCLE)
     bottom, left = chart.GetAxis(vtkAxis.BOTTOM), chart.GetAxis(vtkAxis.LEFT)
-    for axis, title in ((bottom, name), (left, "PSNR in dB")):
+    for axis, title in ((bottom, "training time in seconds"), (left, "PSNR in dB")):
         axis.SetTitle(title)
         axis.GetTitleProperties().BoldOff()
         for style in (axis.GetTitleProperties(), axis.GetLabelProperties()):
