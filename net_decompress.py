@@ -153,7 +153,7 @@ def main(argv: Sequence[str]) -> None:
     if opt.info:
         show_info(opt)
         return
-    device = arguments.resolve_device(opt.cuda, opt.gid)
+    device = arguments.resolve_device(True, opt.gid) if opt.cuda else "cpu"  # without torch, which loads for a second
     inputs = [path for path in (opt.compressed, opt.points) if path] + (source_files(opt.volume) if opt.volume else [])
     check_outputs([opt.recon, *([opt.preview] if opt.preview else [])], inputs)
     if opt.preview:

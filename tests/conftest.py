@@ -54,7 +54,11 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` are skipped where there is no GPU."""
+    """Tests marked `gpu` are skipped where there is no GPU. Those that share the work of many seconds come first.
+
+    pytest-xdist takes tests from the end of one process to the next, which would do that work again.
+    """
+    items.sort(key=lambda item: not {"parts", "pairs"} & set(item.fixturenames))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -107,6 +111,15 @@ def quick_vtk(request, monkeypatch):
 
         forked = SimpleNamespace(Popen=request.getfixturevalue("vtk_processes"), PIPE=None, DEVNULL=None)
         monkeypatch.setattr(vtk_process, "subprocess", forked)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Rounding is faster: fewer weights have a metric together."""
+    from quantising import compensation
+
+    for size in ("BLOCK", "WIDE_BLOCK"):
+        monkeypatch.setattr(compensation, size, 256)
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,6 @@ from helpers.original import original_blob
 from helpers.scripts import stored
 
 from formats.reading import read_volume
-from quantising import compensation
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -203,10 +202,8 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_blocks_in_order(page, folder, capsys, monkeypatch):
+def test_blocks_in_order(page, folder, capsys, small_blocks):
     """Commands run; those after a dollar sign print what is shown; Python runs where its packages are there."""
-    for size in ("BLOCK", "WIDE_BLOCK"):  # of metrics: the fewer weights have one together, the faster is rounding
-        monkeypatch.setattr(compensation, size, 256)
     if page in GIVEN:
         GIVEN[page](folder)
     for language, block in blocks_of(page):

@@ -89,9 +89,9 @@ def without(modules: Sequence[str], program: str, folder: Path) -> subprocess.Co
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_blob_is_read_and_evaluated_without_torch(tmp_path):
-    golden = ROOT / "tests" / "data" / "golden_plain.blob"
-    program = f"from field.neural_field import NeuralField; NeuralField.open({str(golden)!r}).on_grid()"
+def test_a_blob_is_decoded_without_torch(tmp_path):
+    flags = ["--compressed", str(ROOT / "tests" / "data" / "golden_plain.blob"), "--recon", str(tmp_path / "r.npy")]
+    program = f"import net_decompress; net_decompress.main({flags})"
     done = without(("torch", "vtk", "vtkmodules"), program, tmp_path)
     assert done.returncode == 0, done.stderr
 

@@ -86,11 +86,10 @@ def vtk_write(path: Path, *args, **keywords) -> None:
 
 # A process that has loaded VTK, and forks one of its own for each file to be read: its path, and where the volume goes.
 FORKING = """
-import json, os, signal, socket, sys
+import contextlib, json, os, socket, sys
 sys.path.insert(0, sys.argv[1])
 from formats import vtk_process, vtk_output
 import vtkmodules.vtkIOHDF, vtkmodules.vtkIOImage, vtkmodules.vtkIOLegacy, vtkmodules.vtkIOXML
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 requests = socket.socket(fileno=0)
 while True:
     request, (*out,), *_ = socket.recv_fds(requests, 1 << 16, 1)
@@ -105,6 +104,9 @@ while True:
         finally:
             os._exit(0)
     os.close(out[0])
+    with contextlib.suppress(ChildProcessError):  # those that have ended, so that their time counts
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 """
 
 

@@ -34,34 +34,33 @@ def psnr_of(volume: np.ndarray, decoded: np.ndarray) -> float:
     return 20 * np.log10(float(np.ptp(volume)) / rmse)
 
 
-def test_cluster_bits(tmp_path):
+def test_cluster_bits(tmp_path, small_blocks):
     trained = stored("waves", tmp_path)
     sizes = [len(compress(trained, tmp_path / "blob", "--cluster_bits", bits)) for bits in (1, 4, 8, 12)]
     assert sizes == sorted(set(sizes))
 
 
-@pytest.mark.parametrize("quality", [{}, {"psnr": 20.0, "psnr_clipped": 49.0}, {"psnr": "inf", "psnr_unrounded": 49}])
-def test_default_rounding_costs_a_tenth_of_a_decibel(tmp_path, quality):
-    """Without --cluster_bits the steps follow from the PSNR in the configuration: 2 % more squared error."""
+def test_the_steps_follow_from_the_quality(tmp_path):
+    """That in the configuration: rounding adds 2 % to the squared error, a tenth of a decibel.
+
+    A network of unknown quality is rounded to 9 bits, as is one without any error. Older configurations have null for
+    both.
+    """
     volume = noisy_waves(SMALL)
     trained = network_of("noisy_waves", volume, tmp_path)
-    trained.config.write_text(json.dumps(trained.settings | quality))
-    blob = compress(trained, tmp_path / "blob")
-    psnr = psnr_of(volume, decompress(tmp_path / "blob", tmp_path / "r.npy"))
-    assert psnr > trained.settings["psnr"] - 0.2
     nine, ten = (compress(trained, tmp_path / "blob", "--cluster_bits", bits) for bits in (9, 10))
-    assert len(blob) < len(ten) and blob != nine  # no finer than that takes
+    for quality in ({}, {"psnr": 20.0, "psnr_clipped": 49.0}, {"psnr": "inf", "psnr_unrounded": 49}):
+        trained.config.write_text(json.dumps(trained.settings | quality))
+        blob = compress(trained, tmp_path / "blob")
+        psnr = psnr_of(volume, decompress(tmp_path / "blob", tmp_path / "r.npy"))
+        assert psnr > trained.settings["psnr"] - 0.2
+        assert len(blob) < len(ten) and blob != nine, quality  # no finer than that takes
+    for unknown in (None, "inf", "nan", True, -3):
+        trained.config.write_text(json.dumps(trained.settings | {"psnr": unknown}))
+        assert compress(trained, tmp_path / "blob") == nine, unknown
 
 
-@pytest.mark.parametrize("unknown", [None, "inf", "nan", True, -3])
-def test_a_network_of_unknown_quality_is_rounded_to_9_bits(tmp_path, unknown):
-    """As is one without any error. Older configurations have null for both."""
-    trained = stored("noisy_waves", tmp_path)
-    trained.config.write_text(json.dumps(trained.settings | {"psnr": unknown}))
-    assert compress(trained, tmp_path / "blob") == compress(trained, tmp_path / "blob", "--cluster_bits", 9)
-
-
-def test_only_with_the_volume_are_errors_of_a_large_network_carried_over(tmp_path, monkeypatch):
+def test_only_with_the_volume_are_errors_of_a_large_network_carried_over(tmp_path, monkeypatch, small_blocks):
     trained = network_of("waves", waves(SMALL), tmp_path)
     carried_over = Mock(wraps=rounding.round_layer_by_layer)
     monkeypatch.setattr(rounding, "round_layer_by_layer", carried_over)
@@ -77,17 +76,25 @@ def test_only_with_the_volume_are_errors_of_a_large_network_carried_over(tmp_pat
     assert compress(trained, tmp_path / "b", "--cluster_bits", 8, *with_volume) != large
 
 
-@pytest.mark.parametrize("with_volume", [False, True])
-def test_integers_that_come_back_exactly_do_so_from_a_small_file(with_volume, tmp_path, monkeypatch):
-    """As coarsely as that allows, whatever the PSNR of the values before that, which may be infinite."""
+def test_integers_that_come_back_exactly_do_so_from_a_small_file(tmp_path, monkeypatch, small_blocks):
+    """As coarsely as that allows, whatever the PSNR of the values before that, which may be infinite.
+
+    Without such a rounding, or such a network, the steps follow from that PSNR.
+    """
     monkeypatch.setattr("utils.BOX_VALUES", 500)  # voxels compared at a time
     volume = labels(SMALL)
     trained = network_of("labels_exact", volume, tmp_path)
     assert trained.settings["is_exact"] is True
-    given = ("--volume", trained.volume) if with_volume else ()
-    sizes = [len(compress(trained, tmp_path / "blob", *given, *bits)) for bits in (("--cluster_bits", 9), ())]
-    np.testing.assert_array_equal(decompress(tmp_path / "blob", tmp_path / "r.npy"), volume)
-    assert sizes[1] < 0.75 * sizes[0]
+    nine = compress(trained, tmp_path / "blob", "--cluster_bits", 9)
+    for given in (("--volume", trained.volume), ()):
+        exact = compress(trained, tmp_path / "blob", *given)
+        np.testing.assert_array_equal(decompress(tmp_path / "blob", tmp_path / "r.npy"), volume)
+        assert len(exact) < 0.75 * len(nine)
+    with monkeypatch.context() as patched:
+        patched.setattr(policy, "MAX_HALVINGS", 1)  # no rounding so coarse leaves them as they are
+        found = compress(trained, tmp_path / "blob")
+    trained.config.write_text(json.dumps({**trained.settings, "is_exact": None}))
+    assert compress(trained, tmp_path / "blob") == found != exact
 
 
 def test_large_integers_are_not_taken_for_exact(tmp_path):
@@ -97,7 +104,7 @@ def test_large_integers_are_not_taken_for_exact(tmp_path):
     assert settings["is_exact"] is False and settings["psnr_unrounded"] == "inf" and settings["psnr"] < 70
 
 
-def test_large_integers_are_rounded_like_small_ones(tmp_path):
+def test_large_integers_are_rounded_like_small_ones(tmp_path, small_blocks):
     """By the PSNR after they are rounded, that in the configuration or that of the volume; without one it is 9 bits."""
     trained = network_of("large_integers", large_integers(SMALL), tmp_path)
     settings = trained.settings
@@ -113,16 +120,6 @@ def test_large_integers_are_rounded_like_small_ones(tmp_path):
     assert len(measured) == pytest.approx(len(small), rel=0.2)
 
 
-def test_integers_that_rounding_would_change_are_rounded_by_the_psnr(tmp_path, monkeypatch):
-    trained = stored("labels_exact", tmp_path)
-    exact = compress(trained, tmp_path / "blob")
-    with monkeypatch.context() as patched:
-        patched.setattr(policy, "MAX_HALVINGS", 1)  # no rounding so coarse leaves them as they are
-        found = compress(trained, tmp_path / "blob")
-    trained.config.write_text(json.dumps({**trained.settings, "is_exact": None}))
-    assert compress(trained, tmp_path / "blob") == found != exact
-
-
 def test_quantizer(tmp_path):
     """Codebooks hold at most 2^bits values a matrix, as the original's do; both kinds decode."""
     trained = stored("waves", tmp_path)
@@ -136,7 +133,7 @@ def test_quantizer(tmp_path):
         assert np.abs(tensors[name] - weights).mean() < 0.08 * np.abs(weights).max()
 
 
-def test_training_while_rounding(tmp_path, capsys):
+def test_training_while_rounding(tmp_path, capsys, small_blocks):
     """With --volume the same steps decode to a better volume; without passes to the same one as without it."""
     trained = network_of("waves", waves(SMALL), tmp_path)
     flags = ("--cluster_bits", 6)
@@ -152,7 +149,7 @@ def test_training_while_rounding(tmp_path, capsys):
     assert blobs[0] == blobs[1] != blobs[2]
 
 
-def test_rounding_that_costs_too_much_is_done_again_with_finer_steps(tmp_path, capsys):
+def test_rounding_that_costs_too_much_is_done_again_with_finer_steps(tmp_path, capsys, small_blocks):
     """So short a training while rounding does more harm than good; without it the loss is small."""
     trained = network_of("waves_briefly", waves(LARGER), tmp_path)
     compress(trained, tmp_path / "b", "--volume", trained.volume, "--n_passes", 0.2)
@@ -165,7 +162,7 @@ def test_rounding_that_costs_too_much_is_done_again_with_finer_steps(tmp_path, c
 
 @pytest.mark.parametrize(("psnr", "most_lost"), [(10.0, 0.1), (17.0, 0.1), (20.7, 1.0), (24.3, 1.9), (60.0, 2.0)])
 @pytest.mark.parametrize("beyond", [-0.05, 0.05])
-def test_how_much_rounding_with_training_may_cost(tmp_path, capsys, monkeypatch, psnr, most_lost, beyond):
+def test_how_much_rounding_with_training_may_cost(tmp_path, capsys, monkeypatch, psnr, most_lost, beyond, small_blocks):
     """2 dB, at most a quarter of what the network is better than a constant, which has 16.7 dB here, and always 0.1."""
     trained = network_of("noise", noise((12, 12, 12)), tmp_path)
     found = iter([psnr, psnr - most_lost - beyond, psnr])
@@ -191,7 +188,7 @@ def test_the_work_of_rounding_is_known_before(flags, tmp_path, monkeypatch):
     assert bars == [("rounding", pytest.approx(1, abs=0.1))]
 
 
-def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys):
+def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys, small_blocks):
     """The steps are given: what so short a training makes worse than rounding alone is rounded alone."""
     trained = network_of("waves_briefly", waves(LARGER), tmp_path)
     alone = compress(trained, tmp_path / "b", "--cluster_bits", 16)
