@@ -9,8 +9,9 @@ sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # python -P and
 from cli import console  # first, to handle Ctrl-C while the other modules load
 
 # isort: split
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -30,15 +31,16 @@ from formats import points
 from formats.arrays import LazyArray, part_of
 from formats.common import raw_layout, suffix_of
 from formats.reading import read_volume, source_files
-from utils import Grid, UserError, ValueRange, Volume, VolumeHeader, differences, header_of
+from utils import Grid, UserError, ValueRange, Volume, differences, header_of
 
 warn = partial(console.warn, "net_decompress.py")
 
 
-def decoded(path: str, data: bytes, large: bool) -> tuple[VolumeHeader | None, dict, dict[str, np.ndarray]]:
-    """Header, network and weights of a blob, as `decode_either` gives them. Raises UserError that names the file."""
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Make a BlobError of the block a UserError that names the file. The networks of bricks are decoded late."""
     try:
-        return decode_either(data, large)
+        yield
     except BlobError as error:
         raise UserError(f"{path}: {error}") from None
 
@@ -48,7 +50,8 @@ def read_field(opt: arguments.Options, device: object) -> tuple[NeuralField, Vol
 
     A blob of the original scripts has no header; shape and range then come from the volume. Raises UserError.
     """
-    header, network, weights = decoded(opt.compressed, read_bytes(opt.compressed), opt.large)
+    with naming(opt.compressed):
+        header, bricks = decode_either(read_bytes(opt.compressed), opt.large)
     if header is None and not opt.volume:
         raise UserError(
             f"{opt.compressed}: a blob of the original scripts, without shape and range: give the volume with --volume"
@@ -56,7 +59,7 @@ def read_field(opt: arguments.Options, device: object) -> tuple[NeuralField, Vol
     volume = None
     if opt.volume:
         layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-        d_in, d_out, fill = network["d_in"], network["d_out"], header and header.fill_option
+        d_in, d_out, fill = len(bricks.counts), bricks.low.shape[1], header and header.fill_option
         volume = read_volume(opt.volume, d_in, d_out, opt.array, layout, fill, opt.resample)
         found = header_of(volume)
         header = header or found
@@ -71,7 +74,7 @@ def read_field(opt: arguments.Options, device: object) -> tuple[NeuralField, Vol
             warn(f"{opt.volume}: {what}")
         if "missing" in differing:
             warn(f"{opt.volume}: other voxels are missing than in {opt.compressed}, left out in either")
-    return NeuralField(header, network, weights, device, opt.num_workers), volume
+    return NeuralField.of_bricks(header, bricks, device, opt.num_workers), volume
 
 
 def grid_of(opt: arguments.Options, field: NeuralField) -> Grid:
@@ -142,8 +145,8 @@ def write_volume_files(
 def show_info(opt: arguments.Options) -> None:
     """Print what --compressed holds."""
     data = read_bytes(opt.compressed)
-    header, network, _ = decoded(opt.compressed, data, opt.large)
-    figures = blob_figures(data, header, network)
+    with naming(opt.compressed):
+        figures = blob_figures(data, *decode_either(data, opt.large))
     console.report(table(figures), figures)
 
 
@@ -160,7 +163,8 @@ def main(argv: Sequence[str]) -> None:
         rendering.check(opt.preview)
     field, volume = read_field(opt, device)
     started = time.monotonic()
-    figures, written = write_points(opt, field) if opt.points else write_volume_files(opt, field, volume, inputs)
+    with naming(opt.compressed):
+        figures, written = write_points(opt, field) if opt.points else write_volume_files(opt, field, volume, inputs)
     header, n_bytes = field.header, os.path.getsize(opt.compressed)
     figures |= file_ratios(header.n_voxels * header.n_components, header.dtype, n_bytes)
     figures |= {"bytes": n_bytes, "seconds": f"{time.monotonic() - started:.1f}", **written}

@@ -49,7 +49,7 @@ from helpers.damage import (
     mutate_json,
     seeds,
 )
-from helpers.networks import field_net
+from helpers.networks import chunks_of, field_net
 from helpers.original import original_blob
 from helpers.scripts import compress, stored
 from helpers.volume_files import FORMATS, write_dicom
@@ -58,7 +58,7 @@ from helpers.vtk import forked_readers
 from interruptions import run_and_check, write_full_disk, write_kill
 
 from cli import console
-from field.blob import check_header, check_network, decode_blob
+from field.blob import check_header, check_network, decode_blob, decode_field
 from field.neural_field import NeuralField
 from field.original_blob import decode_original
 from formats import vtk_process
@@ -109,6 +109,8 @@ def read_blob(folder: Path) -> object:
         check_header(header, network["d_in"], network["d_out"])
         check_network(network)
         assert all(np.isfinite(tensor).all() for tensor in tensors.values())
+    if any(kind == b"B" for kind, _ in chunks_of(data)):
+        return few_voxels(NeuralField.of_bricks(*decode_field(data)))
     return [few_voxels(NeuralField(header, network, tensors)) for network, tensors in networks]
 
 

@@ -22,7 +22,9 @@ that it does not know if the letter is lower-case (61 to 7A); otherwise it refus
     "a"   attributes           at most one        no text
     "q"   quality              at most one        nothing is known of it
     "M"   missing voxels       at most one        no voxel is missing
-    "N"   network              one or more
+    "B"   bricks               at most one,       one brick: the whole field
+                               before any N
+    "N"   network              one a brick        the brick is constant
 
 Chunk F, field
 --------------
@@ -87,6 +89,24 @@ axes after the k-th: bit number i is stored xor bit number i - s, for i >= s. (A
 the next then becomes nearly all zeros.)
 
 A missing voxel has the fill value in every component, whatever the networks say.
+
+Chunk B, bricks
+---------------
+
+    d_in x u16     the number of bricks along each axis
+    for each brick, in C order (the last axis varies fastest):
+      d_out x f32  low: of each component. -1 <= low <= high <= 1, in the normalised values of the whole field
+      d_out x f32  high
+
+An axis of n voxels is cut into k bricks, 1 <= k <= max(n - 1, 1), at the voxels
+
+    c(i) = (2 i (n - 1) + k) div (2 k)     for i = 0 to k
+
+Brick i of an axis holds the voxels c(i) to c(i+1), both included: neighbours share a layer of voxels. There are at most
+2^20 bricks. A brick whose low equals its high in every component is constant; it has no network. Each of the others has
+one chunk N. These chunks are in the order of the bricks.
+
+Without this chunk there is one brick, the whole field, of low -1 and high 1, and one chunk N.
 
 Chunk N, network
 ----------------
@@ -164,39 +184,57 @@ voxel lies at 0. The network maps x to y:
                                                                         a = 1/2 in the last of these, 1 in the others
     y = W h + b                                                         the last layer
 
-The value is least + (clip(y, -1, 1) + 1) / 2 (greatest - least). Integers are rounded to the nearest one. Weights are
+A brick's share of the field's normalised value is g = low + (clip(y, -1, 1) + 1) / 2 (high - low). For a brick, n and N
+above are those of the brick's own voxels, and i is counted from its first voxel; i may be a fraction.
+
+Where bricks meet, their values are blended. At a cut c of an axis (c(1) to c(k-1)), for a position p along this axis,
+in voxels, with c - 1/2 < p < c + 1/2:
+
+    t = p - c + 1/2     the upper brick has the weight t t (3 - 2 t), the lower one has 1 less this
+
+Everywhere else along the axis one brick has the weight 1: brick i from c(i) + 1/2 to c(i+1) - 1/2, the first brick from
+0 on, the last one up to n - 1. The weight of a brick is the product of its weights along the axes, G is the sum of all
+bricks' weight times g.
+
+The value is least + (clip(G, -1, 1) + 1) / 2 (greatest - least). Integers are rounded to the nearest one. Weights are
 exact, the same for every reader; the rounding of this arithmetic is the reader's choice.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import struct
 import zlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from field import entropy_coder
-from field.layers import layer_table
+from field.binary import BlobError as BlobError
+from field.binary import ByteReader as ByteReader
+from field.bricks import MAX_BRICKS, Bricks, Cut, check_cut
 from field.missing import MaskError, compress_mask, decompress_mask
-from utils import DTYPES, IDENTITY, SIGNS, Geometry, Mask, UserError, VolumeHeader, shown
+from field.network_chunk import MAX_PARAMETERS as MAX_PARAMETERS
+from field.network_chunk import QuantisedLayer as QuantisedLayer
+from field.network_chunk import (
+    StoredNetworks,
+    check_size,
+    decode_description,
+    decode_weights,
+    encode_network,
+)
+from field.network_chunk import check_network as check_network
+from field.network_chunk import round_step as round_step
+from utils import DTYPES, IDENTITY, SIGNS, Geometry, Mask, VolumeHeader, shown
 
 MAGIC = b"\x93NVC"
 VERSION = 1
-MAX_PARAMETERS = 1 << 27  # most parameters of all networks of a file; more are refused before memory is allocated
 EXACT = (1 << 15) - 1  # stands in chunk q for an infinite PSNR
-MAX_FACTOR = 1e30  # largest magnitude of a weight times the frequency of its layer: no phase overflows
 MAX_VOXELS = 1 << 40  # most voxels of a grid
 # A file of a few kilobytes can hold as many as the format allows. More than these are read only when asked for.
 USUAL_PARAMETERS = 1 << 24
 USUAL_MASK_VOXELS = 1 << 30
-
-
-class BlobError(UserError):
-    """A blob, or an input of the encoder, breaks the format. The message says what was expected and what was found."""
 
 
 class Written(NamedTuple):
@@ -204,30 +242,6 @@ class Written(NamedTuple):
 
     version: tuple[int, int]
     psnr: float = math.nan
-
-
-@dataclasses.dataclass(frozen=True)
-class QuantisedLayer:
-    """A linear layer in integers."""
-
-    weights: np.ndarray  # (n_out, n_in), of magnitude at most 30720
-    biases: np.ndarray  # (n_out,), of magnitude at most 30720
-    step: np.float32  # its lower 16 bits are zero, see `round_step`
-    codebook: np.ndarray | None = None  # float32 values of the weights -M to M, where M = len(codebook) // 2
-
-    def dequantise(self) -> tuple[np.ndarray, np.ndarray]:
-        """The float32 weights and biases of this layer, the same on every machine."""
-        biases = self.step * self.biases.astype(np.float32)
-        if self.codebook is not None:
-            return self.codebook[self.weights + len(self.codebook) // 2], biases
-        return self.step * self.weights.astype(np.float32), biases
-
-
-def round_step(step: float) -> np.float32:
-    """The nearest float32 to a positive `step` that the format can hold: its lower 16 bits are zero."""
-    bits = np.float32(min(step, 3e38)).view(np.uint32).astype(np.int64)
-    bits = min(max((int(bits) + 0x8000) >> 16, 0x0001), 0x7F7F)
-    return np.uint32(bits << 16).view(np.float32)
 
 
 def check_header(header: VolumeHeader, d_in: int, d_out: int) -> None:
@@ -266,27 +280,6 @@ def check_header(header: VolumeHeader, d_in: int, d_out: int) -> None:
         raise BlobError(f"missing voxels: of another shape or dtype: {missing.shape}, {missing.fill.dtype}")
 
 
-def check_network(network: dict) -> None:
-    """Raise BlobError unless a network's description (the fields of SirenConfig) is within the format's limits."""
-    limits = {"n_layers": 255, "n_neurons": 65535, "d_in": 4, "d_out": 255}
-    for name, limit in limits.items():
-        if not 1 <= network[name] <= limit:
-            raise BlobError(f"{name}: expected 1 to {limit}, found {network[name]}")
-    if not isinstance(network["is_residual"], bool):
-        raise BlobError(f"is_residual: expected true or false, found {shown(network['is_residual'])}")
-    if not 1e-6 <= float(np.float32(network["omega_0"])) <= 1e6:
-        raise BlobError(f"omega_0: expected 1e-6 to 1e6, found {network['omega_0']}")
-    check_size([network])
-
-
-def check_size(networks: list[dict]) -> int:
-    """The number of parameters of all networks of a file. Raises BlobError when it is above MAX_PARAMETERS."""
-    count = sum((layer.n_in + 1) * layer.n_out for network in networks for layer in layer_table(**network))
-    if count > MAX_PARAMETERS:
-        raise BlobError(f"expected at most {MAX_PARAMETERS} parameters in all, found {count}")
-    return count
-
-
 def _check_usual(count: int, limit: int, what: str) -> None:
     if count > limit:
         way_out = "--large reads it, large=True in Python, Large in ParaView"
@@ -297,17 +290,24 @@ def _check_usual(count: int, limit: int, what: str) -> None:
 
 
 def encode_blob(
-    header: VolumeHeader, networks: list[tuple[dict, list[QuantisedLayer]]], written: Written | None = None
+    header: VolumeHeader,
+    networks: Sequence[tuple[dict, list[QuantisedLayer]]],
+    written: Written | None = None,
+    bricks: Cut | None = None,
 ) -> bytes:
     """The blob of a header and of networks. networks: the description and the linear layers of each network.
 
-    Raises BlobError for what the format cannot hold.
+    bricks: how the field is cut; then there is a network for each brick that is not constant, in the order of the
+    bricks. Raises BlobError for what the format cannot hold.
     """
-    d_in, d_out = networks[0][0]["d_in"], networks[0][0]["d_out"]
-    if any((network["d_in"], network["d_out"]) != (d_in, d_out) for network, _ in networks):
+    descriptions = [network for network, _ in networks]
+    d_in, d_out = len(header.shape), header.n_components
+    if bricks is None:
+        d_in, d_out = descriptions[0]["d_in"], descriptions[0]["d_out"]
+    if any((network["d_in"], network["d_out"]) != (d_in, d_out) for network in descriptions):
         raise BlobError("expected networks of the same d_in and d_out")
     check_header(header, d_in, d_out)
-    check_size([network for network, _ in networks])
+    check_size(descriptions)
     dtype, (world, geometry) = header.dtype, _world(header.geometry)
     limits = np.stack([header.low, header.high], axis=1).astype(_carrier(dtype))
     field = struct.pack(f"<3B{d_in}I", d_in, d_out, DTYPES.index(dtype.name), *header.shape) + limits.tobytes()
@@ -326,7 +326,9 @@ def encode_blob(
         chunks.append((b"q", _encode_written(written)))
     if header.missing:
         chunks.append((b"M", encode_missing(header.missing)))
-    chunks += [(b"N", _encode_network(network, layers)) for network, layers in networks]
+    if bricks is not None:
+        chunks.append((b"B", _encode_cut(Cut(*bricks), header, len(networks))))
+    chunks += [(b"N", encode_network(network, layers)) for network, layers in networks]
     body = b"".join(kind + struct.pack("<I", len(content)) + content for kind, content in chunks)
     return MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
 
@@ -358,61 +360,23 @@ def encode_missing(missing: Mask) -> bytes:
     return missing.fill.astype(_carrier(missing.fill.dtype)).tobytes() + compress_mask(missing)
 
 
-def _encode_network(network: dict, layers: list[QuantisedLayer]) -> bytes:
-    check_network(network)
-    has_codebooks = any(layer.codebook is not None for layer in layers)
-    flags = network["is_residual"] | has_codebooks << 1
-    parts = [struct.pack("<2BHf", flags, network["n_layers"], network["n_neurons"], network["omega_0"])]
-    groups, models = [], []
-    for layer, (_, n_out, n_in, *_) in zip(layers, layer_table(**network), strict=True):
-        if layer.weights.shape != (n_out, n_in) or layer.biases.shape != (n_out,):
-            raise BlobError(f"expected a layer {n_in} -> {n_out}, found {layer.weights.shape}, {layer.biases.shape}")
-        if max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) > entropy_coder.MAX_MAGNITUDE:
-            raise BlobError(f"expected integers of magnitude at most {entropy_coder.MAX_MAGNITUDE}")
-        weights, biases = layer.weights.ravel(), layer.biases
-        a, b, largest = entropy_coder.fit_model(weights)
-        bias_code = entropy_coder.small_float_code(int(np.abs(biases).max()))
-        parts.append(struct.pack("<H4B", int(layer.step.view(np.uint32)) >> 16, a, b, largest, bias_code))
-        if has_codebooks and (n_out, n_in) == (network["n_neurons"],) * 2:
-            # The model may allow a few integers that do not occur. The codebook has an entry for each of them too.
-            half = entropy_coder.small_float(largest)
-            values = [layer.codebook[min(max(k + len(layer.codebook) // 2, 0), len(layer.codebook) - 1)]
-                      for k in range(-half, half + 1)]  # fmt: skip
-            parts.append(np.array(values, "<f4").tobytes())
-        groups += [weights, biases]
-        models += [(a, b, largest), (0, 0, bias_code)]
-    return b"".join([*parts, entropy_coder.encode(groups, models)])
+def _encode_cut(cut: Cut, header: VolumeHeader, n_networks: int) -> bytes:
+    """The content of chunk B."""
+    cut = Cut(tuple(cut.counts), np.asarray(cut.low, np.float32), np.asarray(cut.high, np.float32))
+    check_cut(cut, header.shape, header.n_components)
+    _check_number(cut, n_networks)
+    counts = struct.pack(f"<{len(cut.counts)}H", *cut.counts)
+    return counts + np.stack([cut.low, cut.high], axis=1).astype("<f4").tobytes()
+
+
+def _check_number(cut: Cut, n_networks: int) -> None:
+    """Raise BlobError unless every brick that is not constant has a network."""
+    expected = np.count_nonzero(~cut.is_constant)
+    if n_networks != expected:
+        raise BlobError(f"expected {expected} networks, one for each brick that is not constant, found {n_networks}")
 
 
 # --- reading ----------------------------------------------------------------------------------------
-
-
-class ByteReader:
-    """Bytes that are read in order. Each length is checked before it is trusted."""
-
-    def __init__(self, data: bytes, what: str):
-        self.data, self.position, self.what = data, 0, what
-
-    def take(self, length: int) -> bytes:
-        found = len(self.data) - self.position
-        if length > found:
-            raise BlobError(f"truncated: expected {length} more bytes of {self.what}, found {found}")
-        self.position += length
-        return self.data[self.position - length : self.position]
-
-    def unpack(self, form: str) -> tuple:
-        return struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))
-
-    def array(self, dtype: str, count: int) -> np.ndarray:
-        return np.frombuffer(self.take(np.dtype(dtype).itemsize * count), dtype)
-
-    @property
-    def ended(self) -> bool:
-        return self.position == len(self.data)
-
-    def end(self) -> None:
-        if not self.ended:
-            raise BlobError(f"{len(self.data) - self.position} unexpected bytes after the {self.what}")
 
 
 def is_blob(data: bytes) -> bool:
@@ -420,11 +384,43 @@ def is_blob(data: bytes) -> bool:
     return data[:4] == MAGIC
 
 
-def decode_blob(data: bytes, large: bool = False) -> tuple[VolumeHeader, list[tuple[dict, dict[str, np.ndarray]]]]:
-    """The header and the networks (description, float32 tensors by name) of a blob.
+def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks]:
+    """The header and the bricks of a blob; a field that is not cut is one brick. Networks are decoded on access.
 
     Raises BlobError unless the blob is complete and valid, and, unless `large`, of at most USUAL_PARAMETERS weights and
     biases and a mask of at most USUAL_MASK_VOXELS voxels. tests/field/test_hostile.py limits the memory that it takes.
+    The integers of a network are read, and BlobError raised for wrong ones, when it is decoded: of a field that is not
+    cut at once.
+    """
+    header, cut, networks = _decode_header(data, large)
+    if cut:
+        return header, Bricks(*cut, StoredNetworks(cut.is_constant, networks))
+    if len(networks) != 1:
+        raise BlobError(f"expected one network, found {len(networks)}: written by a newer version")
+    ((network, content),) = networks
+    return header, Bricks.whole(network, decode_weights(content, network))
+
+
+def decode_blob(data: bytes, large: bool = False) -> tuple[VolumeHeader, list[tuple[dict, dict[str, np.ndarray]]]]:
+    """The header and all networks (description, float32 tensors by name) of a blob. Raises BlobError.
+
+    Of a field that is cut: those of its bricks in order, without the constant ones. See `decode_field`.
+    """
+    header, _, networks = _decode_header(data, large)
+    return header, [(network, decode_weights(content, network)) for network, content in networks]
+
+
+def network_descriptions(data: bytes) -> list[dict]:
+    """The descriptions of all networks of a valid blob."""
+    chunks = _chunks(ByteReader(data[9:], "blob"))
+    d_in, d_out = chunks[0][1].unpack("2B")
+    return [decode_description(content, d_in, d_out) for kind, content in chunks if kind == "N"]
+
+
+def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, list[tuple[dict, bytes]]]:
+    """Header, cut, and the description and the chunk of each network of a blob. Raises BlobError.
+
+    large: see `decode_field`.
     """
     reader = ByteReader(data, "blob")
     if reader.take(4) != MAGIC:
@@ -449,7 +445,7 @@ def decode_blob(data: bytes, large: bool = False) -> tuple[VolumeHeader, list[tu
         if not np.array_equal(np.stack([low, high], axis=1).astype(limits.dtype), limits):
             raise BlobError(f"range {limits.tolist()}: does not fit dtype {dtype}")
     spacing, origin, direction, attributes = (1.0,) * d_in, (0.0,) * d_in, IDENTITY, {}
-    missing, networks, world = None, [], None
+    missing, networks, world, cut = None, [], None, None
     for kind, content in chunks:
         if kind == "G":
             spacing, origin = content.unpack(f"{d_in}d"), content.unpack(f"{d_in}d")
@@ -467,15 +463,23 @@ def decode_blob(data: bytes, large: bool = False) -> tuple[VolumeHeader, list[tu
             if not large:
                 _check_usual(math.prod(shape), USUAL_MASK_VOXELS, "voxels with a mask of the missing ones")
             missing = decode_missing(content.take(len(content.data)), dtype, shape)
+        elif kind == "B":
+            cut = _decode_cut(content, shape, d_out)
         elif kind == "N":
-            networks.append(_decode_network(content, d_in, d_out, [network for network, _ in networks], large))
+            networks.append((decode_description(content, d_in, d_out), content.data))
+            continue
         content.end()
+    count = check_size([network for network, _ in networks])
+    if not large:
+        _check_usual(count, USUAL_PARAMETERS, "weights")
+    if cut:
+        _check_number(cut, len(networks))
     names = attributes.get("name", "sf"), attributes.get("units", "")
     geometry = Geometry(spacing, origin, direction, *names, "LPS" if world else "")
     geometry = geometry.with_signs(SIGNS["RAS"]) if world == 2 else geometry
     header = VolumeHeader(shape, low, high, geometry, missing)
     check_header(header, d_in, d_out)
-    return header, networks
+    return header, cut, networks
 
 
 def _chunks(reader: ByteReader) -> list[tuple[str, ByteReader]]:
@@ -485,15 +489,16 @@ def _chunks(reader: ByteReader) -> list[tuple[str, ByteReader]]:
         kind, length = reader.unpack("cI")
         kind = kind.decode("latin-1")
         content = ByteReader(reader.take(length), f"chunk {kind!r}")
-        if kind in "FGadwqMN":
+        if kind in "FGadwqMBN":
             chunks.append((kind, content))
         elif not "a" <= kind <= "z":
             raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
     kinds = "".join(kind for kind, _ in chunks)
-    if kinds[:1] != "F" or "N" not in kinds or any(kinds.count(kind) > 1 for kind in "FGdawqM"):
-        raise BlobError(
-            f"expected the chunk F, at most one G, d, a, w, q and M, and at least one N, found {shown(kinds)}"
-        )
+    before, _, after = kinds.rpartition("B")
+    is_known = "N" not in before and (before or "N" in after)
+    if kinds[:1] != "F" or not is_known or any(kinds.count(kind) > 1 for kind in "FGdawqMB"):
+        what = "the chunk F, at most one G, d, a, w, q and M, and at least one N or, before all N, one B"
+        raise BlobError(f"expected {what}, found {shown(kinds)}")
     return chunks
 
 
@@ -515,14 +520,26 @@ def _decode_written(content: ByteReader) -> Written:
 
 
 def decode_single(data: bytes, large: bool = False) -> tuple[VolumeHeader, dict, dict[str, np.ndarray]]:
-    """Header, network and weights of a blob. Raises BlobError unless it has one network, as the scripts write it.
+    """Header, network and weights of a blob. Raises BlobError unless it has one network and no bricks.
 
-    large: see `decode_blob`.
+    large: see `decode_field`.
     """
-    header, networks = decode_blob(data, large)
-    if len(networks) != 1:
-        raise BlobError(f"expected one network, found {len(networks)}: written by a newer version")
-    return header, *networks[0]
+    header, bricks = decode_field(data, large)
+    if not bricks.is_whole:
+        raise BlobError(f"expected one network, found {len(bricks.low)} bricks")
+    return header, *bricks.networks[0]
+
+
+def _decode_cut(content: ByteReader, shape: tuple[int, ...], d_out: int) -> Cut:
+    """The content of chunk B. Raises BlobError."""
+    counts = content.unpack(f"{len(shape)}H")
+    n_bricks = math.prod(counts)
+    if n_bricks > MAX_BRICKS:
+        raise BlobError(f"expected at most {MAX_BRICKS} bricks, found {n_bricks}")
+    low, high = content.array("<f4", 2 * n_bricks * d_out).reshape(n_bricks, 2, d_out).transpose(1, 0, 2)
+    cut = Cut(counts, low.astype(np.float32), high.astype(np.float32))
+    check_cut(cut, shape, d_out)
+    return cut
 
 
 def decode_missing(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> Mask:
@@ -547,46 +564,3 @@ def _decode_attributes(text: bytes) -> dict[str, str]:
     if not isinstance(attributes, dict) or not all(isinstance(value, str) for value in attributes.values()):
         raise BlobError("attributes: expected a JSON object of text by key")
     return attributes
-
-
-def _decode_network(
-    content: ByteReader, d_in: int, d_out: int, others: list[dict], large: bool
-) -> tuple[dict, dict[str, np.ndarray]]:
-    flags, n_layers, n_neurons, omega_0 = content.unpack("2BHf")
-    if flags > 3:
-        raise BlobError(f"flags: expected 0 to 3, found {flags}")
-    network = {"n_neurons": n_neurons, "n_layers": n_layers, "d_in": d_in, "d_out": d_out}
-    network |= {"is_residual": bool(flags & 1), "omega_0": omega_0}
-    check_network(network)
-    count = check_size([*others, network])
-    if not large:
-        _check_usual(count, USUAL_PARAMETERS, "weights")
-    records = []
-    for name, n_out, n_in, omega, _ in layer_table(**network):
-        upper, *codes = content.unpack("H4B")
-        step = np.uint32(upper << 16).view(np.float32)
-        if not (np.isfinite(step) and step > 0):
-            raise BlobError(f"a layer's step: expected a positive number, found {step}")
-        if entropy_coder.small_float(max(codes[2:])) > entropy_coder.MAX_MAGNITUDE:
-            raise BlobError(f"expected integers of magnitude at most {entropy_coder.MAX_MAGNITUDE}")
-        codebook = None
-        if flags & 2 and n_out == n_in == n_neurons:
-            codebook = content.array("<f4", 2 * entropy_coder.small_float(codes[2]) + 1)
-            if not np.isfinite(codebook).all():
-                raise BlobError("a layer's codebook: expected finite values")
-        records.append((name, n_out, n_in, MAX_FACTOR / omega, step, codes, codebook))
-    sizes = [size for _, n_out, n_in, *_ in records for size in (n_out * n_in, n_out)]
-    models = [model for *_, codes, _ in records for model in (tuple(codes[:3]), (0, 0, codes[3]))]
-    try:
-        integers = iter(entropy_coder.decode(content.take(len(content.data) - content.position), sizes, models))
-    except entropy_coder.StreamError as error:
-        raise BlobError(f"the network's stream {error}") from None
-    tensors = {}
-    for name, n_out, n_in, limit, step, _, codebook in records:
-        layer = QuantisedLayer(next(integers).reshape(n_out, n_in), next(integers), step, codebook)
-        with np.errstate(over="ignore"):
-            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = layer.dequantise()
-        for tensor in (tensors[f"{name}.weight"], tensors[f"{name}.bias"]):
-            if not (-limit <= tensor.min() and tensor.max() <= limit):
-                raise BlobError(f"{name}: expected weights of magnitude at most {limit:.3g}, found too large ones")
-    return network, tensors

@@ -6,6 +6,8 @@ systems", 2013 (the coder); Giesen, "Interleaved entropy coders", 2014 (several 
 
 from __future__ import annotations
 
+import array
+import bisect
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +16,7 @@ TABLE_BITS = 16  # the frequencies of a table sum to 2^16
 MAX_MAGNITUDE = 15 << 11  # largest magnitude of an integer: the largest small float below 2^15
 MAX_LANES = 2048  # most rANS states of a stream
 SYMBOLS_A_LANE = 8192  # least symbols per state; with fewer, the 4 bytes of a state cost more than the time it saves
+FEW_LANES = 16  # most states of a stream that is decoded symbol by symbol
 FIXED_POINT = 24  # fraction bits of the two rates of a model
 # 2^30 x 2^-(2^-i) for i = 1 to 16, rounded: 2^-fraction is the product of the factors of the fraction's 1 bits
 POWERS = (759250125, 902905651, 984625594, 1028218693, 1050733751, 1062175491, 1067942999, 1070838486,
@@ -109,8 +112,15 @@ def decode(data: bytes, sizes: Sequence[int], models: Sequence[Model]) -> list[n
     lanes = _count_lanes(sum(sizes))
     if len(data) < 4 * lanes or len(data) % 2:
         raise StreamError(f"expected at least {4 * lanes} bytes, an even number, found {len(data)}")
-    state = np.frombuffer(data, "<u4", lanes).astype(np.int64)
-    words = np.frombuffer(data, "<u2", offset=4 * lanes).astype(np.int64)
+    states, words = np.frombuffer(data, "<u4", lanes), np.frombuffer(data, "<u2", offset=4 * lanes)
+    return (_decode_few if lanes <= FEW_LANES else _decode_many)(states, words, sizes, models)
+
+
+def _decode_many(
+    states: np.ndarray, words: np.ndarray, sizes: Sequence[int], models: Sequence[Model]
+) -> list[np.ndarray]:
+    """As `decode`: a symbol of each state at a time."""
+    state, words, lanes = states.astype(np.int64), words.astype(np.int64), len(states)
     position = 0
     groups = []
     for size, model in zip(sizes, models, strict=True):
@@ -132,5 +142,34 @@ def decode(data: bytes, sizes: Sequence[int], models: Sequence[Model]) -> list[n
             state[: len(x)] = x
         groups.append(group - len(table) // 2)
     if position != len(words) or (state != 1 << 16).any():
+        raise StreamError("does not end where its last integer does")
+    return groups
+
+
+def _decode_few(
+    states: np.ndarray, words: np.ndarray, sizes: Sequence[int], models: Sequence[Model]
+) -> list[np.ndarray]:
+    """As `decode`: symbol by symbol, in Python's integers. With few states, NumPy's calls would take longer."""
+    state, words, lanes = states.tolist(), memoryview(words.astype(np.uint16)), len(states)
+    position = 0
+    groups = []
+    for size, model in zip(sizes, models, strict=True):
+        table = frequencies(model)
+        starts, table = (np.cumsum(table) - table).tolist(), table.tolist()
+        group, half = array.array("i"), len(table) // 2
+        for i in range(size):
+            x = state[i % lanes]
+            low = x & 0xFFFF
+            symbol = bisect.bisect_right(starts, low) - 1
+            group.append(symbol - half)
+            x = table[symbol] * (x >> TABLE_BITS) + low - starts[symbol]
+            if x < 1 << 16:
+                if position == len(words):
+                    raise StreamError(f"ends after {sum(map(len, groups)) + i} of {sum(sizes)} integers")
+                x = x << 16 | words[position]
+                position += 1
+            state[i % lanes] = x
+        groups.append(np.array(group, np.int32))
+    if position != len(words) or any(x != 1 << 16 for x in state):
         raise StreamError("does not end where its last integer does")
     return groups

@@ -8,11 +8,13 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
 from field import portable
+from field.layers import layer_table
 from utils import Grid, normalised_coordinates
 
 # Positions in a chunk: activations stay in a core's cache, or fill a GPU. The last chunk is padded.
@@ -21,6 +23,8 @@ TILE = 16  # a GPU multiplies matrices whose rows are multiples of this much fas
 # Positions by number -> (d_in, positions), normalised: a NumPy array, or a tensor on a GPU.
 Coordinates = Callable[[slice | np.ndarray], object]
 OnProgress = Callable[[float], None]
+# Takes the numbers of positions, their values (d_out, positions), and what else is asked for, such as derivatives.
+Store = Callable[[slice | np.ndarray, np.ndarray, np.ndarray | None], None]
 
 
 def uses_torch(device: str) -> bool:
@@ -70,17 +74,40 @@ def point_coordinates(shape: tuple[int, ...], index: np.ndarray) -> Coordinates:
     return coordinates
 
 
+def is_residual(network: dict) -> bool:
+    """Whether a network, by its description, has residual blocks."""
+    return network["is_residual"] and network["n_layers"] > 1
+
+
+def scaled_layers(network: dict, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """[W b] of every linear layer of a network, times its factors: float32, as Network takes them."""
+    layers = []
+    for layer in layer_table(**network):
+        weight = weights[f"{layer.name}.weight"].astype(np.float64) * (layer.omega * layer.scale)
+        bias = weights[f"{layer.name}.bias"].astype(np.float64) * layer.omega
+        layers.append(np.column_stack([weight, bias]).astype(np.float32))
+    return layers
+
+
 class Network:
     """A network's matrices on a device. Positions lie along the last axis; a row of ones takes the biases in.
 
     On a GPU, zeros pad the rows of the matrices. layers: [W b] of every linear layer, times its factors. precision:
-    "float32", "float64", or "portable": float64 by field.portable, on the CPU, without derivatives.
+    "float32", "float64", or "portable": float64 by field.portable, on the CPU, without derivatives. n: the number of
+    positions, where it is known and small: the chunks are then of such a size that little is padded.
     """
 
-    def __init__(self, layers: list[np.ndarray], is_residual: bool, device: str, precision: str = "float32"):
+    def __init__(
+        self,
+        layers: list[np.ndarray],
+        is_residual: bool,
+        device: str,
+        precision: str = "float32",
+        n: int | None = None,
+    ):
         is_portable = precision == "portable"
         self.is_residual, self.device = is_residual, "cpu" if is_portable else device
-        self.chunk = CHUNK[self.device.partition(":")[0]]
+        self.chunk = _chunk(CHUNK[self.device.partition(":")[0]], n)
         self.precision = "float64" if is_portable else precision
         self.xp, self.layers, self.n_ahead = np, [layer.astype(self.precision) for layer in layers], 0
         self.rows = len(layers[0]) + 1  # of the activations
@@ -145,6 +172,14 @@ class Network:
         return (lambda: [y, dy]) if xp is np else _fetched(y, dy)
 
 
+def _chunk(most: int, n: int | None) -> int:
+    """Positions in a chunk, at most `most`, so that n positions nearly fill the last one. No multiple of 64."""
+    if n is None:
+        return most
+    even = -(-n // -(-n // most) // 16) * 16
+    return min(even + 16 * (even % 64 == 0), most)
+
+
 def _fetched(*tensors: object) -> Callable[[], list[np.ndarray | None]]:
     """What waits for the copies of tensors to the host. The copies begin now, and other work may go on meanwhile."""
     import torch
@@ -167,7 +202,7 @@ def evaluate(
     n_threads: int,
     coordinates: Coordinates,
     n: int,
-    store: Callable[[slice, np.ndarray, np.ndarray | None], None],
+    store: Store,
     with_slopes: bool = False,
     on_progress: OnProgress = lambda fraction: None,
 ) -> None:
@@ -194,13 +229,20 @@ def evaluate(
             end(part, fetch, on_progress)
 
     work(on_progress, 1)  # which may be all
-    n_helpers = n_threads - 1 if network.xp is np else 0
-    with concurrent.futures.ThreadPoolExecutor(max(n_helpers, 1)) as pool:
-        helpers = [pool.submit(work) for _ in range(n_helpers)]
+    share(starts, partial(work, on_progress), work, n_threads - 1 if network.xp is np else 0)
+    on_progress(1.0)
+
+
+def share(jobs: Iterator, work: Callable[[], None], help_with: Callable[[], None], n_helpers: int) -> None:
+    """Do `work` here and `help_with` on so many threads. Each takes jobs from the iterator until none is left."""
+    if n_helpers < 1:
+        work()
+        return
+    with concurrent.futures.ThreadPoolExecutor(n_helpers) as pool:
+        helpers = [pool.submit(help_with) for _ in range(n_helpers)]
         try:
-            work(on_progress)
+            work()
         finally:  # after an error, or Ctrl-C, nothing is left for the helpers to begin
-            collections.deque(starts, maxlen=0)
+            collections.deque(jobs, maxlen=0)
         for helper in helpers:
             helper.result()
-    on_progress(1.0)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 
-from field.blob import is_blob, written_by
+from field.blob import is_blob, network_descriptions, written_by
+from field.bricks import Bricks
 from field.layers import layer_table
 from field.metrics import file_ratios
 from utils import IDENTITY, VolumeHeader
 
 
-def blob_figures(data: bytes, header: VolumeHeader | None, network: dict) -> dict[str, object]:
+def blob_figures(data: bytes, header: VolumeHeader | None, bricks: Bricks) -> dict[str, object]:
     """Shape, type, place, range, network, size and quality of a blob, by key; what is unknown has no key."""
-    n_parameters = sum((layer.n_in + 1) * layer.n_out for layer in layer_table(**network))
-    size = {
-        "layers": network["n_layers"],
-        "width": network["n_neurons"],
-        "parameters": n_parameters,
-        "bytes": len(data),
-        "bits_per_weight": f"{8 * len(data) / n_parameters:.3f}",
-    }
+    networks = [bricks.networks[0][0]] if header is None else network_descriptions(data)
+    n_parameters = sum((layer.n_in + 1) * layer.n_out for network in networks for layer in layer_table(**network))
+    size = {} if bricks.is_whole else {"bricks": _numbers(bricks.counts)}
+    if len(bricks.low) > len(networks):
+        size["constant_bricks"] = len(bricks.low) - len(networks)
+    for key, field in (("layers", "n_layers"), ("width", "n_neurons")):
+        if networks:
+            size[key] = _span([network[field] for network in networks])
+    size |= {"parameters": n_parameters, "bytes": len(data)}
+    if n_parameters:
+        size["bits_per_weight"] = f"{8 * len(data) / n_parameters:.3f}"
     if header is None:
         return size | {"version": "the original scripts"}
     ratios = file_ratios(header.n_voxels * header.n_components, header.dtype, len(data))
@@ -52,6 +56,11 @@ def _header_figures(header: VolumeHeader) -> dict[str, object]:
     if header.missing:
         found |= {"missing": header.missing.count, "fill": header.fill}
     return found
+
+
+def _span(values: list[int]) -> str | int:
+    """The values as "least-greatest", or the value if there is one."""
+    return min(values) if min(values) == max(values) else f"{min(values)}-{max(values)}"
 
 
 def _numbers(values: tuple) -> str:

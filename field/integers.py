@@ -14,13 +14,16 @@ values. Float32 on a GPU is covered as long as its products are not rounded to T
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from field.evaluation import Coordinates, Network, OnProgress, evaluate
-from utils import ValueRange
+from field.evaluation import Coordinates, OnProgress
+from utils import Grid, ValueRange
+
+if TYPE_CHECKING:
+    from field.blending import Blend
+    from field.one_network import OneNetwork
 
 ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53}  # largest relative error of a sum or a product
 SINE = 4.0  # error of a library's sine, in roundoffs of 1
@@ -77,10 +80,10 @@ def error_estimates(layers: list[np.ndarray], is_residual: bool, x: np.ndarray) 
     return np.sqrt(variance)
 
 
-def sampled_voxels(shape: tuple[int, ...]) -> np.ndarray:
-    """The indices (n, d_in) of SAMPLE voxels of a grid, or of all if there are fewer."""
+def sampled_voxels(shape: tuple[int, ...], n: int = SAMPLE) -> np.ndarray:
+    """The indices (n, d_in) of n voxels of a grid, or of all if there are fewer."""
     n_voxels = math.prod(shape)
-    voxels = np.arange(n_voxels) if n_voxels <= SAMPLE else np.random.default_rng(0).integers(n_voxels, size=SAMPLE)
+    voxels = np.arange(n_voxels) if n_voxels <= n else np.random.default_rng(0).integers(n_voxels, size=n)
     return np.stack(np.unravel_index(voxels, shape), axis=1)
 
 
@@ -104,37 +107,30 @@ def margins(errors: np.ndarray, extent: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def evaluate_integers(
-    steps: list[tuple[Network, np.ndarray | float]],
+    evaluator: OneNetwork | Blend,
+    positions: Grid | np.ndarray,
     values: ValueRange,
-    n_threads: int,
-    coordinates: Callable[[str], Coordinates],
     result: np.ndarray,
     on_progress: OnProgress,
 ) -> None:
     """Put the integers at all positions into `result` (positions, components).
 
-    steps: networks, and the margins of their values. The first network evaluates all positions; each of the others
-    those that the one before left within its margin. coordinates: by device.
+    The first of the evaluator's precisions evaluates all positions; each of the others those that the one before left
+    within its margin.
     """
     n, is_open = len(result), np.ones(len(result), bool)
 
-    def tell(start: int, size: int, fraction: float) -> None:
-        on_progress(min((start + fraction * size) / n, 1.0))
+    def store(part: slice | np.ndarray, y: np.ndarray, margin: np.ndarray) -> None:
+        result[part] = values.denormalise(y.T)
+        is_open[part] = is_close(y, values.extent, margin).any(axis=0)
 
-    def evaluate_at(index: np.ndarray, network: Network, margin: np.ndarray | float, on_progress: OnProgress) -> None:
-        there = coordinates(network.device)
-
-        def store(part: slice, y: np.ndarray, _: None) -> None:
-            result[index[part]] = values.denormalise(y.T)
-            is_open[index[part]] = is_close(y, values.extent, margin).any(axis=0)
-
-        evaluate(network, n_threads, lambda part: there(index[part]), len(index), store, False, on_progress)
-
-    for k, (network, margin) in enumerate(steps):
+    first, *others = evaluator.precisions
+    evaluator.evaluate(positions, store, first, also="margins", on_progress=on_progress)
+    for precision in others:
         for start in range(0, n, POSITIONS):  # the numbers of all positions would take more memory than the values
-            index = start + np.flatnonzero(is_open[start : start + POSITIONS])
-            if len(index):
-                evaluate_at(index, network, margin, partial(tell, start if k == 0 else n, len(index)))
+            chosen = start + np.flatnonzero(is_open[start : start + POSITIONS])
+            if len(chosen):
+                evaluator.evaluate(positions, store, precision, chosen, "margins", lambda fraction: on_progress(1.0))
 
 
 def is_close(y: np.ndarray, extent: np.ndarray, margin: np.ndarray | float) -> np.ndarray:

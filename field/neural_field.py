@@ -11,16 +11,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from functools import cached_property, partial
 
 import numpy as np
 
 from cli.files import read_regular
 from field.array_interface import ArrayInterface
-from field.blob import decode_single
-from field.evaluation import CHUNK, Coordinates, Network, OnProgress, evaluate, grid_coordinates, point_coordinates
-from field.integers import evaluate_integers, largest_error, margins, sampled_voxels
-from field.layers import layer_table
+from field.blending import Blend
+from field.blob import decode_field
+from field.bricks import Bricks
+from field.evaluation import CHUNK, OnProgress
+from field.integers import evaluate_integers
+from field.one_network import OneNetwork
 from formats.arrays import LazyArray
 from utils import Box, Grid, Mask, VolumeHeader, voxel_grid, voxel_size
 
@@ -45,34 +46,39 @@ class NeuralField(ArrayInterface):
         device: object = "cpu",
         n_threads: int = 1,
     ):
+        self._hold(header, device, n_threads)
+        self.evaluator = OneNetwork(network, weights, header.shape, self.values.extent, self.device, n_threads)
+
+    def _hold(self, header: VolumeHeader, device: object, n_threads: int) -> None:
         self.header, self.device, self.n_threads = header, str(device), n_threads
         if self.device.partition(":")[0] not in CHUNK:
             raise ValueError(f"device: expected cpu or cuda, found {self.device}")
         self.values = header.values
-        self.is_residual = network["is_residual"] and network["n_layers"] > 1
-        self.layers = []  # [W b] of every layer, times its factors
-        for layer in layer_table(**network):
-            weight = weights[f"{layer.name}.weight"].astype(np.float64) * (layer.omega * layer.scale)
-            bias = weights[f"{layer.name}.bias"].astype(np.float64) * layer.omega
-            self.layers.append(np.column_stack([weight, bias]).astype(np.float32))
 
     @classmethod
     def open(cls, path: str, device: object = "cpu", n_threads: int = 1, large: bool = False) -> NeuralField:
         """The field in a blob. Raises OSError when the file cannot be read, BlobError when it is no blob.
 
+        The networks of bricks are decoded when they are needed. So a blob with wrong ones may raise BlobError later.
         large: also a blob of more than 2^24 weights, or with a mask of more than 2^30 voxels.
         """
-        return cls(*decode_single(read_regular(path), large), device, n_threads)
+        return cls.of_bricks(*decode_field(read_regular(path), large), device, n_threads)
+
+    @classmethod
+    def of_bricks(cls, header: VolumeHeader, bricks: Bricks, device: object = "cpu", n_threads: int = 1) -> NeuralField:
+        """The field that the networks of bricks hold."""
+        if bricks.is_whole:
+            return cls(header, *bricks.networks[0], device, n_threads)
+        field = cls.__new__(cls)
+        field._hold(header, device, n_threads)
+        field.evaluator = Blend(bricks, header.shape, field.values.extent, field.device, n_threads)
+        return field
 
     @classmethod
     def of(cls, net: object, header: VolumeHeader, device: object = "cpu", n_threads: int = 1) -> NeuralField:
         """The field that a siren.FieldNet holds now; later changes of the network do not change it."""
         weights = {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}
         return cls(header, dataclasses.asdict(net.config), weights, device, n_threads)
-
-    def network(self, precision: str = "float32") -> Network:
-        """The network on the device, ready to be evaluated."""
-        return Network(self.layers, self.is_residual, self.device, precision)
 
     # --- on a grid ---
 
@@ -110,17 +116,14 @@ class NeuralField(ArrayInterface):
         grid = grid or self.grid()
         dtype = self.values.decoded_dtype(as_float)
         result = np.empty((math.prod(grid.shape), self.header.n_components), dtype)
-        coordinates = partial(grid_coordinates, self.header.shape, grid)
         if dtype.kind in "iu":
-            steps = [(self.network(precision), margin) for precision, margin in self._margins.items()]
-            steps.append((self.network("portable"), 0.0))
-            evaluate_integers(steps, self.values, self.n_threads, coordinates, result, on_progress)
+            evaluate_integers(self.evaluator, grid, self.values, result, on_progress)
         else:
 
-            def store(part: slice, y: np.ndarray, _: None) -> None:
+            def store(part: slice | np.ndarray, y: np.ndarray, _: None) -> None:
                 result[part] = self.values.denormalise(y.T, as_float)
 
-            evaluate(self.network(), self.n_threads, coordinates(self.device), len(result), store, False, on_progress)
+            self.evaluator.evaluate(grid, store, on_progress=on_progress)
         result = result.reshape(*grid.shape, -1)
         for part, is_missing in _missing_on(self.header.missing, grid):
             result[part][is_missing] = self.header.fill if result.dtype == self.values.dtype else np.nan
@@ -133,7 +136,7 @@ class NeuralField(ArrayInterface):
         `gradient_at`.
         """
         grid = grid or self.grid()
-        result = self._gradient(grid_coordinates(self.header.shape, grid, self.device), grid.shape, on_progress)
+        result = self._gradient(grid, grid.shape, on_progress)
         for part, is_missing in _missing_on(self.header.missing, grid):
             result[part][is_missing] = np.nan
         return result
@@ -158,10 +161,10 @@ class NeuralField(ArrayInterface):
         index, is_inside, shape = _locate(self.header, points)
         result = np.empty((len(index), self.header.n_components), self.values.decoded_dtype(as_float=True))
 
-        def store(part: slice, y: np.ndarray, _: None) -> None:
+        def store(part: slice | np.ndarray, y: np.ndarray, _: None) -> None:
             result[part] = self.values.denormalise(y.T, True)
 
-        evaluate(self.network(), self.n_threads, point_coordinates(self.header.shape, index), len(result), store)
+        self.evaluator.evaluate(index, store)
         result[~is_inside | _missing_at(self.header.missing, index)] = np.nan
         return self._shaped(result, shape)
 
@@ -183,19 +186,11 @@ class NeuralField(ArrayInterface):
         voxel; NaN outside the field, and where the nearest voxel is missing. Same floats as `at`.
         """
         index, is_inside, shape = _locate(self.header, points)
-        result = self._gradient(point_coordinates(self.header.shape, index), (len(index),))
+        result = self._gradient(index, (len(index),))
         result[~is_inside | _missing_at(self.header.missing, index)] = np.nan
         return result.reshape(*shape, *result.shape[1:])
 
     # --- how it is evaluated ---
-
-    @cached_property
-    def _margins(self) -> dict[str, np.ndarray]:
-        """By precision, the margins of the normalised values within which integers are not decided."""
-        header = self.header
-        index = sampled_voxels(header.shape)
-        errors = largest_error(self.layers, self.is_residual, point_coordinates(header.shape, index), len(index))
-        return margins(errors, self.values.extent)
 
     def _shaped(self, result: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | np.generic:
         """Values (n, components) with the shape of their positions, and without an axis of a single component."""
@@ -203,7 +198,7 @@ class NeuralField(ArrayInterface):
 
     def _gradient(
         self,
-        coordinates: Coordinates,
+        positions: Grid | np.ndarray,
         shape: tuple[int, ...],
         on_progress: OnProgress = lambda fraction: None,
     ) -> np.ndarray:
@@ -216,11 +211,11 @@ class NeuralField(ArrayInterface):
         per_length = np.where(np.array(grid) > 1, per_index / self.header.geometry.spacing, 0.0)
         directions = self.header.geometry.axis_directions
 
-        def store(part: slice, y: np.ndarray, slopes: np.ndarray) -> None:
+        def store(part: slice | np.ndarray, y: np.ndarray, slopes: np.ndarray) -> None:
             is_free = np.abs(y.T) <= 1
             result[part] = (slopes.transpose(2, 1, 0) * per_length * is_free[..., None]) @ directions.T
 
-        evaluate(self.network(), self.n_threads, coordinates, len(result), store, True, on_progress)
+        self.evaluator.evaluate(positions, store, also="slopes", on_progress=on_progress)
         result = result.reshape(*shape, d_out, d_in)
         return result[..., 0, :] if d_out == 1 else result
 

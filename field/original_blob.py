@@ -6,19 +6,22 @@ import math
 
 import numpy as np
 
-from field.blob import BlobError, ByteReader, check_network, decode_single, is_blob
+from field.binary import BlobError, ByteReader
+from field.blob import decode_field, is_blob
+from field.bricks import Bricks
 from field.layers import parameter_shapes
+from field.network_chunk import check_network
 from utils import VolumeHeader
 
 ORIGINAL_BITS = (4, *range(6, 17))  # bits per index; the original reader garbles indices of 1, 2, 3 and 5 bits
 
 
-def decode_either(data: bytes, large: bool = False) -> tuple[VolumeHeader | None, dict, dict[str, np.ndarray]]:
-    """Header, network and weights of a blob of either kind; the header is None in an original one. Raises BlobError.
+def decode_either(data: bytes, large: bool = False) -> tuple[VolumeHeader | None, Bricks]:
+    """Header and bricks of a blob of either kind; the header is None in an original one. Raises BlobError.
 
-    large: see `decode_blob`. An original blob is as long as what it holds, and needs no such limit.
+    large: see `decode_field`. An original blob is as long as what it holds, and needs no such limit.
     """
-    return decode_single(data, large) if is_blob(data) else (None, *decode_original(data))
+    return decode_field(data, large) if is_blob(data) else (None, Bricks.whole(*decode_original(data)))
 
 
 def decode_original(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:

@@ -75,8 +75,8 @@ def test_errors_are_about_as_large_as_estimated(gain, is_residual):
     """The largest gain amplifies errors a thousand times as much as the least."""
     field = steep_field("uint8", gain, is_residual)
     x = grid_coordinates(SHAPE, field.grid())(np.arange(0, math.prod(SHAPE), 5))
-    estimate = error_estimates(field.layers, is_residual, x)
-    float32, float64 = (field.network(precision)(x, False)()[0] for precision in ROUNDOFF)
+    estimate = error_estimates(field.evaluator.layers, is_residual, x)
+    float32, float64 = (field.evaluator.network(precision)(x, False)()[0] for precision in ROUNDOFF)
     error = np.abs(float32 - float64) / ROUNDOFF["float32"]
     assert 0.05 < np.quantile(error, 0.9) / np.quantile(estimate, 0.9) < 1.0
     assert (error < 8 * estimate).all()

@@ -64,7 +64,7 @@ def test_what_a_gpu_computes_is_what_a_cpu_computes(n_layers, is_residual, dtype
 
     here = found()
     monkeypatch.setattr("field.evaluation.uses_torch", lambda device: True)
-    assert field.network().xp is torch and CHUNK["cpu"] < len(points)
+    assert field.evaluator.network().xp is torch and CHUNK["cpu"] < len(points)
     for expected, values in zip(here, found(), strict=True):
         assert values.dtype == expected.dtype and values.shape == expected.shape
         np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)

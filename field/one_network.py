@@ -1,0 +1,86 @@
+"""A field that one network holds: its normalised values at any positions."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import numpy as np
+
+from field.evaluation import (
+    Network,
+    OnProgress,
+    Store,
+    evaluate,
+    grid_coordinates,
+    is_residual,
+    point_coordinates,
+    scaled_layers,
+)
+from field.integers import largest_error, margins, sampled_voxels
+from utils import Grid
+
+
+class OneNetwork:
+    """Evaluates a network over a whole field. See field/blending.py for a field that is cut into bricks.
+
+    shape: voxels of the field. extent: of the range of the values, (d_out,). device, n_threads: as of NeuralField.
+    """
+
+    def __init__(
+        self,
+        network: dict,
+        weights: dict[str, np.ndarray],
+        shape: tuple[int, ...],
+        extent: np.ndarray,
+        device: str,
+        n_threads: int,
+    ):
+        self.layers, self.is_residual = scaled_layers(network, weights), is_residual(network)
+        self.shape, self.extent, self.device, self.n_threads = shape, extent, device, n_threads
+
+    def network(self, precision: str = "float32") -> Network:
+        """The network on the device, ready to be evaluated."""
+        return Network(self.layers, self.is_residual, self.device, precision)
+
+    @cached_property
+    def margins(self) -> dict[str, np.ndarray]:
+        """By precision, the margins of the normalised values within which integers are not decided."""
+        index = sampled_voxels(self.shape)
+        coordinates = point_coordinates(self.shape, index)
+        return margins(largest_error(self.layers, self.is_residual, coordinates, len(index)), self.extent)
+
+    @property
+    def precisions(self) -> list[str]:
+        """Those in which integers are evaluated, the fastest first."""
+        return [*self.margins, "portable"]
+
+    def evaluate(
+        self,
+        positions: Grid | np.ndarray,
+        store: Store,
+        precision: str = "float32",
+        chosen: np.ndarray | None = None,
+        also: str = "",
+        on_progress: OnProgress = lambda fraction: None,
+    ) -> None:
+        """Evaluate the field at the positions of a grid, or at some (n, d_in) in voxels: `store(part, y, more)`.
+
+        part: numbers of positions, a slice or an array. y: their normalised values, (d_out, positions). chosen: numbers
+        of the positions that are evaluated, all by default. also: what `more` is. "slopes": the derivatives by the
+        normalised coordinates, (d_in, d_out, positions). "margins": see integers.margins. Else it is None.
+        """
+        network = self.network(precision)
+        if isinstance(positions, Grid):
+            n, coordinates = math.prod(positions.shape), grid_coordinates(self.shape, positions, network.device)
+        else:
+            n, coordinates = len(positions), point_coordinates(self.shape, positions)
+        margin = self.margins.get(precision, 0.0) if also == "margins" else None
+
+        def keep(part: slice, y: np.ndarray, slopes: np.ndarray | None) -> None:
+            store(part if chosen is None else chosen[part], y, slopes if margin is None else margin)
+
+        if chosen is not None:
+            n, of_all = len(chosen), coordinates
+            coordinates = lambda part: of_all(chosen[part])  # noqa: E731
+        evaluate(network, self.n_threads, coordinates, n, keep, also == "slopes", on_progress)

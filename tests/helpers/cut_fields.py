@@ -1,0 +1,92 @@
+"""Fields that are cut into bricks of random networks, and what they come to, computed plainly."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import torch
+
+from field.blob import encode_blob
+from field.bricks import Bricks, Cut, cuts
+from field.neural_field import NeuralField
+from helpers.networks import arrays, field_net, make_header
+from helpers.original import original_forward
+from quantising.rounding import round_layers
+from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities
+from siren import FieldNet, SirenConfig
+
+
+def random_bricks(shape, counts, seed=0, d_out=1, constant=(), **network) -> Bricks:
+    """Random networks, each over a range of its own. constant: numbers of the constant bricks."""
+    rng, n = np.random.default_rng(seed), math.prod(counts)
+    ends = np.sort(rng.uniform(-1, 1, (2, n, d_out)), axis=0).astype(np.float32)
+    nets = [field_net(seed=1000 * seed + k, d_in=len(shape), d_out=d_out, **network) for k in range(n)]
+    networks = [(dataclasses.asdict(net.config), arrays(net)) for net in nets]
+    for k in constant:
+        ends[1, k], networks[k] = ends[0, k], None
+    return Bricks(tuple(counts), *ends, networks)
+
+
+def cut_field(shape, counts, low=-2.0, high=3.0, dtype="float32", n_threads=1, header=None, **how) -> NeuralField:
+    """A field of random bricks. how: of random_bricks, and `geometry`."""
+    geometry = how.pop("geometry", {})
+    bricks = random_bricks(shape, counts, **how)
+    header = header or make_header(shape, low, high, dtype, bricks.low.shape[1], **geometry)
+    return NeuralField.of_bricks(header, bricks, n_threads=n_threads)
+
+
+def cut_blob(shape, counts, seed=0, constant=(), header=None, bits=6, **network) -> bytes:
+    """A blob of rounded random networks, each over a range of its own."""
+    bricks = random_bricks(shape, counts, seed, constant=constant, **{"n_neurons": 3, "n_layers": 2} | network)
+    networks = []
+    for found in filter(None, bricks.networks):
+        net = FieldNet(SirenConfig(**found[0]))
+        net.load_state_dict({name: torch.from_numpy(weight) for name, weight in found[1].items()})
+        steps = choose_steps(net, sensitivities(net, quasirandom_points(shape, 32)), bits=bits)
+        networks.append((found[0], round_layers(net, steps)))
+    header = header or make_header(shape, d_out=bricks.low.shape[1])
+    return encode_blob(header, networks, bricks=Cut(bricks.counts, bricks.low, bricks.high))
+
+
+def weights_along(p: float, n: int, k: int) -> list[float]:
+    """The weight of each of the k bricks of an axis of n voxels at position p."""
+    weights = [0.0] * k
+    for i, c in enumerate(cuts(n, k)[1:-1]):
+        if c - 0.5 < p < c + 0.5:
+            t = p - c + 0.5
+            weights[i], weights[i + 1] = 1 - t * t * (3 - 2 * t), t * t * (3 - 2 * t)
+            return weights
+    weights[sum(p >= c + 0.5 for c in cuts(n, k)[1:-1])] = 1.0
+    return weights
+
+
+def expected_at(shape, bricks: Bricks, p: np.ndarray) -> np.ndarray:
+    """The normalised values at one position in voxels, by the specification, in float64."""
+    along = [weights_along(x, n, k) for x, n, k in zip(p, shape, bricks.counts, strict=True)]
+    total = np.zeros(bricks.low.shape[1])
+    for number, index in enumerate(itertools.product(*map(range, bricks.counts))):
+        weight = math.prod(axis[i] for axis, i in zip(along, index, strict=True))
+        if not weight:
+            continue
+        low, high = bricks.low[number].astype(float), bricks.high[number].astype(float)
+        y = np.zeros(len(total))
+        if bricks.networks[number]:
+            edges = [cuts(n, k)[i : i + 2] for n, k, i in zip(shape, bricks.counts, index, strict=True)]
+            sizes = [b - a + 1 for a, b in edges]
+            scales = [max(max(sizes[-3:]) - 1, 1)] * len(sizes)
+            scales[0] = max(sizes[0] - 1, 1) if len(sizes) == 4 else scales[0]
+            x = [(2 * (q - a) - (m - 1)) / s for q, (a, _), m, s in zip(p, edges, sizes, scales, strict=True)]
+            network, weights = bricks.networks[number]
+            y = original_forward(weights, network["n_layers"], network["is_residual"], np.array([x]))[0]
+        total += weight * (low + (np.clip(y, -1, 1) + 1) / 2 * (high - low))
+    return total
+
+
+def expected_values(field: NeuralField, index: np.ndarray) -> np.ndarray:
+    """The values (n, components), before rounding, at positions (n, axes) in voxels."""
+    low, high = field.header.low.astype(float), field.header.high.astype(float)
+    g = np.array([expected_at(field.header.shape, field.evaluator.bricks, p) for p in index])
+    return low + (np.clip(g, -1, 1) + 1) / 2 * (high - low)
