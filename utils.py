@@ -19,6 +19,7 @@ import numpy as np
 
 SUITE_VERSION = 1, 0  # major and minor; a blob says which version wrote it
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
+AXIS_ATTRIBUTES = ("units_t", "units_x", "units_y", "units_z", "calendar")
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 SIGNS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0), "LAS": (1.0, -1.0, 1.0)}  # of x, y, z: to LPS and back
 MAX_SKEW = 1e-3  # most that a dot product of two axis directions may differ from the exact 0 or 1
@@ -48,6 +49,8 @@ class Geometry:
     by row. Its columns are the directions of the grid's axes in space, without time. Voxel i lies at origin + direction
     (spacing i). name: the name of the values. units: the units of the values, "" when unknown. space: "LPS" when x, y
     and z of space are known to point to left, posterior and superior, in mm; "" when they may point anywhere.
+    axis_attributes: what the file says of its coordinates, as far as it does, by AXIS_ATTRIBUTES: their units, such as
+    degrees_north or hours since 2001-01-01, and the calendar of the times.
     """
 
     spacing: tuple[float, ...]
@@ -56,6 +59,7 @@ class Geometry:
     name: str = "sf"
     units: str = ""
     space: str = ""
+    axis_attributes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def plain(cls, d_in: int) -> Geometry:
@@ -95,6 +99,13 @@ class Geometry:
         """Whether the directions have unit length and are at right angles, within MAX_SKEW."""
         matrix = np.reshape(self.direction, (3, 3))
         return bool(np.abs(matrix.T @ matrix - np.eye(3)).max() <= MAX_SKEW)
+
+    def attributes_of(self, axis: str) -> dict[str, str]:
+        """The attributes of a coordinate, as the CF conventions name them. axis: one of t, x, y, z."""
+        mm = "mm" if self.space and axis != "t" else ""
+        found = {"units": self.axis_attributes.get(f"units_{axis}", mm)}
+        found |= {"calendar": self.axis_attributes.get("calendar", "")} if axis == "t" else {}
+        return {name: text for name, text in found.items() if text}
 
     def stays_within(self, d_in: int) -> bool:
         """Whether the first `d_in` axes of space lie in its first d_in dimensions, and so say all about a place."""

@@ -65,7 +65,8 @@ Chunk a, attributes
 -------------------
 
 A JSON object in UTF-8. Its values are text. Keys in use: `name` of the field ("sf" when absent), `units` of the values
-("" when absent).
+("" when absent); and of the axes as far as known: `units_t`, `units_x`, `units_y`, `units_z`, the units of the
+coordinates as the CF conventions write them, and `calendar`, that of the times.
 
 Chunk q, quality
 ----------------
@@ -226,7 +227,7 @@ from field.network_chunk import (
 )
 from field.network_chunk import check_network as check_network
 from field.network_chunk import round_step as round_step
-from utils import DTYPES, IDENTITY, SIGNS, Geometry, Mask, VolumeHeader, shown
+from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, SIGNS, Geometry, Mask, VolumeHeader, shown
 
 MAGIC = b"\x93NVC"
 VERSION = 1
@@ -248,11 +249,11 @@ def check_header(header: VolumeHeader, d_in: int, d_out: int) -> None:
     """Raise BlobError unless the header describes a possible field of `d_in` axes and `d_out` components."""
     shape, geometry = header.shape, header.geometry
     spacing, origin, direction = geometry.spacing, geometry.origin, geometry.direction
-    for key in ("name", "units"):
+    for key, text in {"name": geometry.name, "units": geometry.units, **geometry.axis_attributes}.items():
         try:
-            getattr(geometry, key).encode()
+            text.encode()
         except UnicodeEncodeError:
-            raise BlobError(f"{key}: expected text that UTF-8 holds, found {shown(getattr(geometry, key))}") from None
+            raise BlobError(f"{key}: expected text that UTF-8 holds, found {shown(text)}") from None
     if not 1 <= d_in <= 4 or len(shape) != d_in or len(spacing) != d_in or len(origin) != d_in:
         found = f"shape {shown(shape)}, spacing {shown(spacing)}, origin {shown(origin)}"
         raise BlobError(f"expected {d_in} axes, found {found}")
@@ -319,7 +320,7 @@ def encode_blob(
     if world:
         chunks.append((b"w", struct.pack("B", world)))
     attributes = {"name": geometry.name} if geometry.name != "sf" else {}
-    attributes |= {"units": geometry.units} if geometry.units else {}
+    attributes |= ({"units": geometry.units} if geometry.units else {}) | geometry.axis_attributes
     if attributes:
         chunks.append((b"a", json.dumps(attributes, separators=(",", ":")).encode()))
     if written:
@@ -475,7 +476,8 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
     if cut:
         _check_number(cut, len(networks))
     names = attributes.get("name", "sf"), attributes.get("units", "")
-    geometry = Geometry(spacing, origin, direction, *names, "LPS" if world else "")
+    said = {key: attributes[key] for key in AXIS_ATTRIBUTES if key in attributes}
+    geometry = Geometry(spacing, origin, direction, *names, "LPS" if world else "", said)
     geometry = geometry.with_signs(SIGNS["RAS"]) if world == 2 else geometry
     header = VolumeHeader(shape, low, high, geometry, missing)
     check_header(header, d_in, d_out)

@@ -11,7 +11,7 @@ from utils import Volume
 
 
 def xarray_of(volume: Volume) -> object:
-    """The xarray.DataArray of a volume, with a coordinate per axis; see Geometry.axis_positions.
+    """The xarray.DataArray of a volume, with a coordinate per axis, and its units; see Geometry.axis_positions.
 
     The axes are x, y, z, before them t, after them component. Attributes: units; _FillValue, the value of missing
     voxels; origin and direction where the axes are turned.
@@ -28,7 +28,7 @@ def xarray_of(volume: Volume) -> object:
         attributes |= {"origin": list(geometry.origin), "direction": list(geometry.direction)}
     return xarray.DataArray(
         volume.array,
-        dict(zip(axes, positions, strict=True)),
+        {axis: (axis, found, geometry.attributes_of(axis)) for axis, found in zip(axes, positions, strict=True)},
         axes + ("component",) * (volume.array.ndim > geometry.d_in),
         geometry.name,
         attributes,

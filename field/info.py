@@ -44,6 +44,7 @@ def _header_figures(header: VolumeHeader) -> dict[str, object]:
     if geometry.units:
         found["units"] = geometry.units
     found["spacing"], found["origin"] = _numbers(geometry.spacing[is_series:]), _numbers(geometry.origin[is_series:])
+    found |= geometry.axis_attributes
     if geometry.direction != IDENTITY:
         found["direction"] = _numbers(geometry.direction)
     if geometry.space:

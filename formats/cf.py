@@ -6,6 +6,7 @@ Source: cfconventions.org, sections 2.5.1, 4, 5 and 8.1. The readers of NetCDF, 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,10 +15,10 @@ import numpy as np
 
 from formats.common import VolumeError, volume_from_axes
 from formats.raw import LIKE_COMPONENTS
-from formats.series import steps_of_time
+from formats.series import with_times
 from formats.slabs import printable
 from formats.stored import StoredArray
-from utils import Volume
+from utils import Volume, shown
 
 UNEVEN = 1e-3  # most that a coordinate may be off equal steps, in steps
 ULPS = 4  # most that a coordinate may be off equal steps, in units of its last place
@@ -100,7 +101,10 @@ def volume_of(
     directions = np.reshape(turned, (3, 3)) * steps if len(turned) == 9 else np.diag(steps)
     label = name.rsplit("/", 1)[-1] or "sf"
     volume = volume_from_axes(path, array, directions, origin, name=label, units=variable.text("units"))
-    geometry = dataclasses.replace(volume.geometry, space="LPS" if variable.text("space") == "LPS" else "")
+    space = "LPS" if variable.text("space") == "LPS" else ""
+    said = _axis_attributes(variable, coordinates, roles)
+    said = {key: text for key, text in said.items() if not space or text != "mm"}  # which LPS implies
+    geometry = dataclasses.replace(volume.geometry, space=space, axis_attributes=said)
     if len(turned) == 9:
         geometry = dataclasses.replace(geometry, direction=tuple(map(float, turned)))
     volume = dataclasses.replace(volume, geometry=geometry)
@@ -108,8 +112,7 @@ def volume_of(
     times = None if times is None else _positions(path, times).tolist()
     if not is_series:
         return dataclasses.replace(volume, fill=fill, time=times[0] if times else None)
-    step, start = steps_of_time(path, times or [None])
-    return dataclasses.replace(volume, fill=fill, geometry=volume.geometry.with_time(step, start))
+    return dataclasses.replace(volume, fill=fill, geometry=with_times(path, volume.geometry, times or [None]))
 
 
 # --- which array --------------------------------------------------------------------------------------
@@ -202,6 +205,16 @@ def _role(dim: str, coordinate: Variable | None) -> str | None:
     return NAMES.get(dim.rsplit("/", 1)[-1].lower())
 
 
+def _axis_attributes(
+    variable: Variable, coordinates: Mapping[str, Variable], roles: Mapping[str, int]
+) -> dict[str, str]:
+    """The units of the coordinates and the calendar, as `Geometry.axis_attributes` has them."""
+    axes = {role: coordinates.get(variable.dims[axis]) for role, axis in roles.items() if role in "txyz"}
+    found = {f"units_{role}": coordinate.text("units") for role, coordinate in axes.items() if coordinate}
+    found |= {"calendar": axes["t"].text("calendar")} if axes.get("t") else {}
+    return {key: text for key, text in found.items() if text}
+
+
 def _steps(path: str, dim: str, coordinate: Variable) -> tuple[float, float]:
     """The step of a coordinate, which may be negative, and its start. Raises VolumeError unless the steps are equal."""
     found = _positions(path, coordinate)
@@ -227,7 +240,8 @@ def _positions(path: str, coordinate: Variable) -> np.ndarray:
     """All values of a coordinate, float64."""
     if coordinate.refusal:
         raise VolumeError(coordinate.refusal)
-    _, decode, _ = _decoding(path, coordinate)
+    said = {key: text for key, text in coordinate.attributes.items() if not key.startswith("valid_")}
+    _, decode, _ = _decoding(path, coordinate._replace(attributes=said))
     stored = np.asarray(coordinate.source[...])
     return (decode(stored) if decode else stored).astype(np.float64)
 
@@ -274,32 +288,79 @@ def _decoding(
     if any(len(numbers) > 1 for numbers in packing):
         raise VolumeError(f"{path}: expected one scale_factor and one add_offset, found {packing}")
     scale, offset = (float((*numbers, default)[0]) for numbers, default in zip(packing, (1, 0), strict=True))
-    if (scale, offset) == (1, 0):
-        fill, others = (marks[0], marks[1:]) if marks else (None, [])
+    is_packed = (scale, offset) != (1, 0)
+    low, high = _valid_range(path, variable, kept, scale, offset)
+    is_limited = (low, high) != (-math.inf, math.inf)
+
+    def missing(stored: np.ndarray) -> np.ndarray:
+        found = (stored < low) | (stored > high)
+        for mark in marks:
+            found |= _is(stored, mark)
+        return found
+
+    if not is_packed:
+        fill = marks[0] if marks else _unused(kept, low, high)
 
         def replaced(stored: np.ndarray) -> np.ndarray:
             values = stored.astype(kept)
-            for mark in others:
-                values[_is(values, mark)] = fill
+            values[missing(values)] = fill
             return values
 
-        return kept, replaced if others else None, fill
+        return kept, replaced if is_limited or marks[1:] else None, fill
     dtype = np.dtype(np.float32 if kept.itemsize <= 2 or kept == np.float32 else np.float64)
 
     def unpacked(stored: np.ndarray) -> np.ndarray:
         stored = stored.astype(kept, copy=False)
         values = (stored * np.float64(scale) + offset).astype(dtype)
-        for mark in marks:
-            values[_is(stored, mark)] = np.nan
+        values[missing(stored)] = np.nan
         return values
 
-    return dtype, unpacked, dtype.type(np.nan) if marks else None
+    return dtype, unpacked, dtype.type(np.nan) if marks or is_limited else None
+
+
+def _valid_range(path: str, variable: Variable, dtype: np.dtype, scale: float, offset: float) -> tuple[float, float]:
+    """(least, greatest) stored value that is not missing, by valid_range, valid_min and valid_max; infinite if unsaid.
+
+    Floats that limit packed integers are of the unpacked values, as the NetCDF User Guide has it.
+    """
+    given = variable.numbers("valid_range")
+    if given and len(given) != 2:
+        raise VolumeError(f"{path}: expected a valid_range of two numbers, found {shown(given)}")
+    ends = given or [(*variable.numbers(name), math.nan)[0] for name in ("valid_min", "valid_max")]
+    if dtype.kind == "f":
+        ends = [_stored(end, dtype) for end in ends]
+    elif any(isinstance(end, float) and math.isfinite(end) for end in ends):
+        ends = [round((end - offset) / scale) if math.isfinite(end) else end for end in ends][:: 1 if scale > 0 else -1]
+    elif variable.text("_Unsigned").lower() == "true":
+        ends = [_stored(end, dtype) for end in ends]
+    low, high = (end if math.isfinite(end) else unsaid for end, unsaid in zip(ends, (-math.inf, math.inf), strict=True))
+    if dtype.kind == "f":
+        return low, high
+    limits = np.iinfo(dtype)
+    return low if low > limits.min else -math.inf, high if high < limits.max else math.inf
+
+
+def _unused(dtype: np.dtype, low: float, high: float) -> np.generic | None:
+    """A value beyond low..high, which marks missing voxels where the file names none; None if nothing lies beyond."""
+    if (low, high) == (-math.inf, math.inf):
+        return None
+    if dtype.kind == "f":
+        return dtype.type(np.nan)
+    limits = np.iinfo(dtype)
+    return dtype.type(min(low - 1, limits.max) if low > limits.min else max(high + 1, limits.min))
+
+
+def _stored(number: float, dtype: np.dtype) -> float:
+    """A number of an attribute as values of that type have it: unsigned, or rounded as floats are."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return float(dtype.type(number))
+    return number % (1 << 8 * dtype.itemsize) if dtype.kind == "u" and number < 0 else number
 
 
 def _marks(variable: Variable, name: str, dtype: np.dtype) -> list[np.generic]:
     """The values that an attribute declares missing, as far as the dtype has them."""
-    numbers = [number % (1 << 8 * dtype.itemsize) if dtype.kind == "u" and number == number and number < 0 else number
-               for number in variable.numbers(name)]  # fmt: skip
+    numbers = [_stored(number, dtype) for number in variable.numbers(name)]
     with np.errstate(all="ignore"):
         found = [np.array(number).astype(dtype)[()] for number in numbers]
     pairs = zip(found, numbers, strict=True)
@@ -334,13 +395,17 @@ def description(volume: Volume, dtype: np.dtype) -> Description:
     signs = np.sign(np.diag(directions))
     is_turned = not np.array_equal(directions, np.diag(signs))
     coordinates = {}
+
+    def said_of(axis: str) -> dict[str, str]:
+        texts = geometry.attributes_of(axis)
+        return {"axis": axis.upper(), **{name: printable(text) for name, text in texts.items()}}
+
     for axis, n, step, start in zip(axes, shape, geometry.spacing, geometry.origin, strict=False):
         sign = 1.0 if axis == "t" or is_turned else signs["xyz".index(axis)]
-        units = {"units": "mm"} if geometry.space and axis != "t" else {}
-        coordinates[axis] = start + sign * step * np.arange(n), {"axis": axis.upper(), **units}
+        coordinates[axis] = start + sign * step * np.arange(n), said_of(axis)
     dims = (*(["t"] if d_in == 4 else []), *[axis for axis in reversed(axes) if axis != "t"])
     if volume.time is not None and d_in < 4:
-        dims, coordinates["t"] = ("t", *dims), (np.array([volume.time]), {"axis": "T"})
+        dims, coordinates["t"] = ("t", *dims), (np.array([volume.time]), said_of("t"))
     if len(shape) > d_in:
         dims = (*dims, "component")
     attributes: dict[str, Any] = {"units": printable(geometry.units)} if geometry.units else {}

@@ -16,7 +16,7 @@ import numpy as np
 
 from formats.arrays import StackedSteps
 from formats.common import VolumeError
-from utils import Volume
+from utils import Geometry, Volume
 
 UNEVEN = 1e-3  # most that a time may be off equal steps, in steps
 OTHER_FILES = 256  # open files that the process may need besides the steps
@@ -60,16 +60,19 @@ def read_files(pattern: str, read: Callable[[str], Volume], is_series: bool) -> 
         raise VolumeError(f"{pattern}: expected files of that pattern, found none")
     _allow_open_files(len(paths))
     first = read(paths[0])
-    arrays, times = [], []
+    arrays, times, has_one_moment = [], [], True
     for i, path in enumerate(paths):
         volume = read(path) if i else first
         _check_alike(path, volume, paths[0], first)
         arrays.append(volume.array)
         times.append(volume.time)
+        has_one_moment &= volume.geometry.attributes_of("t") == first.geometry.attributes_of("t")
     if not is_series and len(arrays) > 1 and first.geometry.d_in == 3 and arrays[0].shape[2] == 1:
         return dataclasses.replace(first, array=np.concatenate(arrays, axis=2))
-    step, start = steps_of_time(pattern, times)
-    geometry = first.geometry.with_time(step, start)
+    if not has_one_moment:
+        times = [None]
+        print(f"warning: {pattern}: its times do not count from one moment: taken as 0, 1, 2, ...", file=sys.stderr)
+    geometry = with_times(pattern, first.geometry, times)
     return dataclasses.replace(first, array=StackedSteps(arrays), geometry=geometry, time=None)
 
 
@@ -95,16 +98,18 @@ def _check_alike(path: str, volume: Volume, first_path: str, first: Volume) -> N
             raise VolumeError(f"{path}: {what}: a pattern is for files that are alike")
 
 
-def steps_of_time(pattern: str, times: list[float | None]) -> tuple[float, float]:
-    """The step and the start of the time of a series; 1 and 0 unless the times are in equal steps."""
+def with_times(pattern: str, space: Geometry, times: list[float | None]) -> Geometry:
+    """The geometry of a series. Times that are not in equal steps are counted 0, 1, 2, ..., and have no units then."""
+    said = {key: text for key, text in space.axis_attributes.items() if key not in ("units_t", "calendar")}
+    counted = dataclasses.replace(space, axis_attributes=said).with_time(1.0, 0.0)
     if None in times:
-        return 1.0, 0.0
+        return counted
     step = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
     even = times[0] + step * np.arange(len(times))
     if math.isfinite(step) and step > 0 and (np.abs(even - times) <= UNEVEN * step).all():
-        return step, times[0]
+        return space.with_time(step, times[0])
     print(f"warning: {pattern}: its times are not in equal steps: taken as 0, 1, 2, ...", file=sys.stderr)
-    return 1.0, 0.0
+    return counted
 
 
 # --- written ----------------------------------------------------------------------------------------

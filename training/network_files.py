@@ -16,7 +16,7 @@ from cli.files import read_bytes, write_or_rescue
 from field.blob import check_header, check_network, decode_missing, encode_missing
 from field.layers import parameter_shapes
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
-from utils import DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader, shown
+from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader, shown
 
 FORMAT_VERSION = 1
 
@@ -187,10 +187,14 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> VolumeHeader
                 raise ValueError(f"{key}: expected a list, found {shown(settings.get(key))}")
         low, high = _limits("value_range", settings["value_range"], dtype)
         names = {key: settings[key] for key in ("name", "units", "space") if key in settings}
-        for key, text in names.items():
+        said = settings.get("axis_attributes", {})
+        if not isinstance(said, dict) or not said.keys() <= set(AXIS_ATTRIBUTES):
+            raise ValueError(f"axis_attributes: expected any of {', '.join(AXIS_ATTRIBUTES)}, found {shown(said)}")
+        for key, text in (names | said).items():
             if not isinstance(text, str):
                 raise ValueError(f"{key}: expected text, found {shown(text)}")
-        geometry = Geometry(*(tuple(settings[key]) for key in ("spacing", "origin", "direction")), **names)
+        place = (tuple(settings[key]) for key in ("spacing", "origin", "direction"))
+        geometry = Geometry(*place, **names, axis_attributes=said)
         header = VolumeHeader(tuple(settings["shape"]), low, high, geometry)
         check_header(header, config.d_in, config.d_out)
         if settings.get("missing") is None:

@@ -240,6 +240,8 @@ def assert_same(blob: bytes) -> None:
     assert (ours.origin[-3:] * signs[: ours.d_in] == header.geometry.origin[-3:]).all()
     assert ours.attributes.get("name", "sf") == header.geometry.name
     assert ours.attributes.get("units", "") == header.geometry.units
+    said = {key: text for key, text in ours.attributes.items() if key[:6] == "units_" or key == "calendar"}
+    assert said == header.geometry.axis_attributes
     assert (ours.missing is None) == (header.missing is None)
     if header.missing:
         np.testing.assert_array_equal(ours.missing, header.missing.at(np.ix_(*map(range, ours.shape))))
@@ -274,15 +276,17 @@ def test_decoders_agree(n_layers, d_in, d_out, largest, is_residual, codebooks):
 @pytest.mark.parametrize("name", ["sf", "T"])
 @pytest.mark.parametrize("units", ["", "K", "µm/s²"])
 @pytest.mark.parametrize("direction", [IDENTITY, TURNED, (1.0, 0.0, 0.0, 0.0, 0.0, -1.0, 0.0, -1.0, 0.0)])
-def test_direction_and_units(direction, units, name):
+@pytest.mark.parametrize("said", [{}, {"units_t": "days since 2001-1-1", "calendar": "noleap", "units_y": "°N"}])
+def test_direction_and_units(said, direction, units, name):
     network = random_network(0, 5, n_layers=1)
-    blob = blob_format.encode_blob(make_header(name=name, direction=direction, units=units), [network])
+    geometry = {"name": name, "direction": direction, "units": units, "axis_attributes": said}
+    blob = blob_format.encode_blob(make_header(**geometry), [network])
     assert_same(blob)
     header, _ = blob_format.decode_blob(blob)
     assert (header.geometry.direction, header.geometry.units, header.geometry.name) == (direction, units, name)
     plain = blob_format.encode_blob(make_header(), [network])
     more = 77 * (direction != IDENTITY)
-    attributes = ({"name": name} if name != "sf" else {}) | ({"units": units} if units else {})
+    attributes = ({"name": name} if name != "sf" else {}) | ({"units": units} if units else {}) | said
     more += 5 + len(json.dumps(attributes, separators=(",", ":"))) if attributes else 0
     assert len(blob) == len(plain) + more
 

@@ -447,6 +447,10 @@ def test_truncated_networks(length, chain, tmp_path):
         ("units", "\ud800"),
         ("name", 3),
         ("name", "\ud800"),
+        ("axis_attributes", ["units_x"]),
+        ("axis_attributes", {"name": "v"}),
+        ("axis_attributes", {"units_x": 3}),
+        ("axis_attributes", {"units_x": "\ud800"}),
     ],
     ids=lambda value: str(value)[:20],
 )

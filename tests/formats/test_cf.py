@@ -11,8 +11,11 @@ import pytest
 from helpers.scripts import decompress, listing, results, train
 from helpers.volumes import slanted
 
+import net_compress
+import net_decompress
 from formats.common import VolumeError
 from formats.reading import read_volume
+from utils import is_missing
 
 xarray = pytest.importorskip("xarray")
 for package in ("h5netcdf", "scipy", "zarr"):
@@ -135,6 +138,34 @@ def test_several_marks_become_one(tmp_path):
         assert volume.fill == -1 and np.count_nonzero(whole(volume.array) == -1) == 3
 
 
+@pytest.mark.parametrize("mark", [None, -7])
+@pytest.mark.parametrize(
+    ("dtype", "limits", "low", "high"),
+    [
+        ("int16", {"valid_range": np.array([2, 30], np.int16)}, 2, 30),
+        ("uint8", {"valid_max": np.uint8(30)}, -1e9, 30),
+        ("float32", {"valid_min": 20.5}, 20.5, 1e9),
+        ("float64", {"valid_range": [np.nan, 30.0]}, -1e9, 30),
+        ("int16", {"valid_range": np.array([20, 300], np.int16), "scale_factor": 0.1, "add_offset": 0.0}, 2, 30),
+        ("int16", {"valid_range": [2.0, 30.0], "scale_factor": -0.1, "add_offset": 40.0}, 2, 30),  # of unpacked values
+    ],
+)
+def test_values_beyond_the_valid_range_are_missing(tmp_path, dtype, limits, low, high, mark):
+    """Where no fill value is declared, too. It may lie beyond the range itself."""
+    stored = np.rint(10 * slanted(SHAPE) if "scale_factor" in limits else slanted(SHAPE)).astype(dtype)
+    attributes = limits | ({} if mark is None or dtype == "uint8" else {"missing_value": np.dtype(dtype).type(mark)})
+    if "missing_value" in attributes:
+        stored[0, 0, 0] = mark
+    volume = read_volume(write(tmp_path, "nc3" if dtype == "int16" else "nc4", grid(stored, attributes=attributes)))
+    exact = stored.astype(float) * limits.get("scale_factor", 1) + limits.get("add_offset", 0)
+    is_gone = (exact < low - 1e-6) | (exact > high + 1e-6)
+    is_gone[0, 0, 0] |= "missing_value" in attributes
+    found = whole(volume.array)
+    assert 0 < is_gone.sum() < is_gone.size
+    np.testing.assert_array_equal(is_missing(found[..., None], volume.fill), is_gone)
+    np.testing.assert_allclose(found[~is_gone], exact[~is_gone], rtol=1e-6)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_time_axis_is_a_series(tmp_path, kind):
     array = slanted((*SHAPE, 4))
@@ -145,9 +176,22 @@ def test_a_time_axis_is_a_series(tmp_path, kind):
 
 
 def test_times_in_unequal_steps_are_counted(tmp_path, capsys):
-    data = grid(slanted((*SHAPE, 3)), ("time", "z", "y", "x"), time=([0.0, 31.0, 59.0], {}))
-    assert read_volume(write(tmp_path, "nc4", data)).geometry.spacing[0] == 1.0
+    """They have no units then: nothing says what step 1 is."""
+    said = {"units": "days since 2001-01-01", "calendar": "noleap"}
+    data = grid(slanted((*SHAPE, 3)), ("time", "z", "y", "x"), time=([0.0, 31.0, 59.0], said))
+    geometry = read_volume(write(tmp_path, "nc4", data)).geometry
+    assert geometry.spacing[0] == 1.0 and geometry.attributes_of("t") == {}
     assert "its times are not in equal steps" in capsys.readouterr().err
+
+
+def test_files_whose_times_count_from_different_moments(tmp_path, capsys):
+    for k in range(3):
+        said = {"units": f"hours since 2001-01-0{k + 1}"}
+        data = grid(slanted((*SHAPE, 1)), ("t", "z", "y", "x"), t=([6.0 * k], said), z=(np.arange(5), {"units": "m"}))
+        data.to_netcdf(tmp_path / f"s{k}.nc", engine="h5netcdf")
+    geometry = read_volume(str(tmp_path / "s*.nc")).geometry
+    assert geometry.spacing[0] == 1.0 and geometry.axis_attributes == {"units_z": "m"}
+    assert "its times do not count from one moment" in capsys.readouterr().err
 
 
 def test_a_file_a_step(tmp_path):
@@ -236,17 +280,25 @@ def test_damage_is_one_line(tmp_path, kind):
 
 
 def test_from_a_file_to_a_comparison_with_it(tmp_path, capsys):
-    """The fill value that the file declares, and its chunks, through the scripts."""
-    array = slanted(SHAPE)
+    """The fill value that the file declares, its chunks and the units of its coordinates, through the scripts."""
+    array = np.stack([slanted(SHAPE)] * 2, axis=-1)
     array[0, :2] = np.nan
-    path = write(tmp_path, "nc4 chunks", grid(array, attributes={"units": "K"}))
+    axes = {"lat": (50 - np.arange(6) / 2, {"units": "degrees_north"}), "lev": (np.arange(5.0), {"units": "hPa"})}
+    axes["time"] = np.arange(2) * 6.0, {"units": "hours since 2001-01-01", "calendar": "noleap"}
+    path = write(tmp_path, "nc4 chunks", grid(array, ("time", "lev", "lat", "lon"), {"units": "K"}, **axes))
     trained = train(path, tmp_path)
-    assert trained.settings["units"] == "K" and results(capsys.readouterr().out)["missing"] == "10"
-    import net_compress
-
+    assert trained.settings["units"] == "K" and results(capsys.readouterr().out)["missing"] == "20"
     blob = tmp_path / "blob"
     arguments = ("--net", trained.network, "--config", trained.config, "--compressed", blob, "--volume", path)
     net_compress.main([*map(str, arguments), "--n_passes", "1"])
     decoded = decompress(blob, tmp_path / "out.npy", "--volume", path)
     assert "warning" not in capsys.readouterr().err
-    np.testing.assert_array_equal(np.isnan(decoded), np.isnan(array))
+    np.testing.assert_array_equal(np.isnan(decoded), np.isnan(np.moveaxis(array, 3, 0)))
+    source = read_volume(path).geometry
+    assert len(source.axis_attributes) == 4
+    for name in ("out.nc", "out.zarr"):
+        net_decompress.main(["--compressed", str(blob), "--recon", str(tmp_path / name)])
+        assert read_volume(str(tmp_path / name)).geometry == source
+    net_decompress.main(["--compressed", str(blob), "--recon", str(tmp_path / "step.nc"), "--time", "1"])
+    with xarray.open_dataset(tmp_path / "step.nc", engine="h5netcdf") as step:
+        assert str(step.t.values[0]) == "2001-01-01 06:00:00" and step.y.units == "degrees_north"

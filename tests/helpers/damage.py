@@ -142,7 +142,7 @@ def mask_of(shape: tuple[int, ...], fill: float, dtype: str = "float32") -> Mask
 def seeds() -> tuple[bytes, ...]:
     """Sound blobs, small so that many variants can be read."""
     blobs, turned = [], (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
-    geometry = Geometry((1.0, 0.5, 2.0), (0.0, -1.0, 3.0), turned, "density", "kg", "LPS")
+    geometry = Geometry((1.0, 0.5, 2.0), (0.0, -1.0, 3.0), turned, "density", "kg", "LPS", {"units_x": "km"})
     header = VolumeHeader((4, 3, 2), np.int16([-3]), np.int16([9]), geometry)
     for fields, head, bits, kmeans in (
         ({"n_neurons": 3, "n_layers": 2}, make_header(), 5, False),
