@@ -202,7 +202,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_blocks_in_order(page, folder, capsys, small_blocks):
+def test_blocks_in_order(page, folder, capsys, small_blocks, quick_vtk):
     """Commands run; those after a dollar sign print what is shown; Python runs where its packages are there."""
     if page in GIVEN:
         GIVEN[page](folder)

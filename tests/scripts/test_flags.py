@@ -31,6 +31,7 @@ from training import fitting, long_runs, options, shapes
 from training.sampler import VoxelSampler
 from utils import Geometry, UserError, VolumeHeader
 
+pytestmark = pytest.mark.usefixtures("quick_vtk")
 ORIGINAL_KEYS = [
     *("grad_lambda", "n_layers", "layers", "w0", "compression_ratio", "batchSize", "oversample", "lr"),
     *("n_passes", "pass_decay", "lr_decay", "is_residual", "is_cuda", "time"),

@@ -21,6 +21,7 @@ from formats.reading import read_volume
 from formats.writing import write_volume
 from utils import Geometry, Volume
 
+pytestmark = pytest.mark.usefixtures("quick_vtk")
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 FLOATS = ("float16", "float32", "float64")
 

@@ -19,6 +19,7 @@ from field.neural_field import NeuralField
 from formats import vtk_images
 from formats.reading import read_volume
 
+pytestmark = pytest.mark.usefixtures("quick_vtk")
 SHAPE = (4, 5, 3, 2)
 SPACING, ORIGIN = (0.25, 0.5, 2.0, 1.25), (7.0, 10.0, -4.0, 0.25)
 TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
