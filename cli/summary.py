@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 
 from cli.files import size_text
@@ -11,12 +12,21 @@ Figures = Mapping[str, object]
 
 
 def summary(source: str, n_source: int, made: Sequence[str], n_made: int | None, figures: Figures, *more: str) -> str:
-    """One line: the source and its bytes, the files that were made and the first one's bytes, ratio, more, time."""
+    """One line: the source and its bytes, the files that were made and the first one's bytes, ratio, more, time.
+
+    On a terminal that is too narrow for it, further lines; parts stay whole.
+    """
     first, *others = made
     target = ", ".join([first if n_made is None else f"{first}  {size_text(n_made)}", *others])
     parts = [f"{os.path.basename(source)}  {size_text(n_source)} -> {target}", _ratio(figures), *more]
-    parts += [_quality(figures), f"in {figures['seconds']} s"]
-    return "  ".join(part for part in parts if part)
+    parts += [*_quality(figures), f"in {figures['seconds']} s"]
+    lines, width = [parts[0]], shutil.get_terminal_size().columns
+    for part in filter(None, parts[1:]):
+        if len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(f"  {part}")
+    return "\n".join(lines)
 
 
 def _ratio(figures: Figures) -> str:
@@ -25,7 +35,7 @@ def _ratio(figures: Figures) -> str:
     return "" if ratio is None else f"{float(ratio):.3g} : 1" if float(ratio) < 100 else f"{float(ratio):.0f} : 1"
 
 
-def _quality(figures: Figures) -> str:
+def _quality(figures: Figures) -> list[str]:
     """The PSNR, that of parts, and the errors, as far as they are known."""
     psnr = figures.get("psnr", figures.get("psnr_estimate"))
     parts = {key.split("_", 1)[1]: float(value) for key, value in figures.items() if key.startswith("psnr_")}
@@ -36,7 +46,7 @@ def _quality(figures: Figures) -> str:
     found += [f"(components: {', '.join(components)})"] if components else []
     found += [f"(clipped: {parts['clipped']:.1f})"] if "clipped" in parts else []
     found += [f"rmse {figures['rmse']}, largest error {figures['max_error']}"] if "rmse" in figures else []
-    return "  ".join(found)
+    return found
 
 
 def table(figures: Figures) -> str:

@@ -209,11 +209,13 @@ def test_results_are_a_line_for_people_or_key_value_lines(is_terminal, capsys, m
     assert capsys.readouterr().out == expected
 
 
-def test_the_line_for_people_has_one_ratio_and_the_quality_of_parts():
+def test_the_line_for_people_has_one_ratio_and_the_quality_of_parts(monkeypatch):
     figures = {"psnr": "40", "psnr_t0": "38.9", "psnr_t1": "41.2", "rmse": "0.1", "max_error": "0.5"}
     figures |= {"file_ratio": "128.9", "source_ratio": "64.4", "seconds": "2"}
-    line = summary("v", 10, ["w"], None, figures)
-    assert line == "v  10 bytes -> w  64.4 : 1  40.0 dB  (times: 38.9 to 41.2)  rmse 0.1, largest error 0.5  in 2 s"
+    parts = ["v  10 bytes -> w  64.4 : 1  40.0 dB  (times: 38.9 to 41.2)", "rmse 0.1, largest error 0.5  in 2 s"]
+    for width, between in ((98, "  "), (80, "\n  ")):  # a narrower terminal gets two lines
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert summary("v", 10, ["w"], None, figures) == between.join(parts)
 
 
 @pytest.mark.parametrize(
