@@ -58,7 +58,8 @@ from helpers.vtk import forked_readers
 from interruptions import run_and_check, write_full_disk, write_kill
 
 from cli import console
-from field.blob import check_header, check_network, decode_blob, decode_field
+from field.blob import check_header, decode_blob, decode_field
+from field.network_chunk import check_network
 from field.neural_field import NeuralField
 from field.original_blob import decode_original
 from formats import vtk_process

@@ -16,6 +16,8 @@ class BlobError(UserError):
 class ByteReader:
     """Bytes that are read in order. Each length is checked before it is trusted."""
 
+    __slots__ = ("data", "position", "what")  # a file can hold very many chunks
+
     def __init__(self, data: bytes, what: str):
         self.data, self.position, self.what = data, 0, what
 

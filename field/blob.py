@@ -212,21 +212,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from field.binary import BlobError as BlobError
-from field.binary import ByteReader as ByteReader
+from field.binary import BlobError, ByteReader
 from field.bricks import MAX_BRICKS, Bricks, Cut, check_cut
 from field.missing import MaskError, compress_mask, decompress_mask
-from field.network_chunk import MAX_PARAMETERS as MAX_PARAMETERS
-from field.network_chunk import QuantisedLayer as QuantisedLayer
 from field.network_chunk import (
+    HEAD,
+    QuantisedLayer,
     StoredNetworks,
     check_size,
     decode_description,
     decode_weights,
     encode_network,
 )
-from field.network_chunk import check_network as check_network
-from field.network_chunk import round_step as round_step
 from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, SIGNS, Geometry, Mask, VolumeHeader, shown
 
 MAGIC = b"\x93NVC"
@@ -447,6 +444,7 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
             raise BlobError(f"range {limits.tolist()}: does not fit dtype {dtype}")
     spacing, origin, direction, attributes = (1.0,) * d_in, (0.0,) * d_in, IDENTITY, {}
     missing, networks, world, cut = None, [], None, None
+    descriptions: dict[bytes, dict] = {}  # by their bytes: the networks of bricks are often alike, and many
     for kind, content in chunks:
         if kind == "G":
             spacing, origin = content.unpack(f"{d_in}d"), content.unpack(f"{d_in}d")
@@ -467,7 +465,10 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
         elif kind == "B":
             cut = _decode_cut(content, shape, d_out)
         elif kind == "N":
-            networks.append((decode_description(content, d_in, d_out), content.data))
+            head = content.data[:HEAD]
+            if head not in descriptions:
+                descriptions[head] = decode_description(content, d_in, d_out)
+            networks.append((descriptions[head], content.data))
             continue
         content.end()
     count = check_size([network for network, _ in networks])
@@ -487,21 +488,23 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
 def _chunks(reader: ByteReader) -> list[tuple[str, ByteReader]]:
     """The type and the content of each known chunk. Raises BlobError unless there are as many of each as there may."""
     chunks: list[tuple[str, ByteReader]] = []
+    kinds = ""  # of chunks, N once
     while not reader.ended:
         kind, length = reader.unpack("cI")
         kind = kind.decode("latin-1")
         content = ByteReader(reader.take(length), f"chunk {kind!r}")
         if kind in "FGadwqMBN":
             chunks.append((kind, content))
+            kinds += kind if kind != "N" or "N" not in kinds else ""
         elif not "a" <= kind <= "z":
             raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
-    kinds = "".join(kind for kind, _ in chunks)
-    before, _, after = kinds.rpartition("B")
-    is_known = "N" not in before and (before or "N" in after)
-    if kinds[:1] != "F" or not is_known or any(kinds.count(kind) > 1 for kind in "FGdawqMB"):
-        what = "the chunk F, at most one G, d, a, w, q and M, and at least one N or, before all N, one B"
-        raise BlobError(f"expected {what}, found {shown(kinds)}")
-    return chunks
+        if len(set(kinds)) != len(kinds) or kinds[:1] not in ("F", "") or "B" in kinds.partition("N")[2]:
+            break
+    else:
+        if kinds and ("N" in kinds or "B" in kinds):
+            return chunks
+    what = "the chunk F, at most one G, d, a, w, q and M, and at least one N or, before all N, one B"
+    raise BlobError(f"expected {what}, found {shown(kinds)}")
 
 
 def written_by(data: bytes) -> Written | None:

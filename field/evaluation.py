@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -22,6 +23,7 @@ CHUNK = {"cpu": 1072, "cuda": 1 << 18}  # of a CPU: rows a power of two apart wo
 TILE = 16  # a GPU multiplies matrices whose rows are multiples of this much faster
 # Positions by number -> (d_in, positions), normalised: a NumPy array, or a tensor on a GPU.
 Coordinates = Callable[[slice | np.ndarray], object]
+Positions = Grid | np.ndarray  # those of a grid, or (n, d_in); in voxels
 OnProgress = Callable[[float], None]
 # Takes the numbers of positions, their values (d_out, positions), and what else is asked for, such as derivatives.
 Store = Callable[[slice | np.ndarray, np.ndarray, np.ndarray | None], None]
@@ -72,6 +74,17 @@ def point_coordinates(shape: tuple[int, ...], index: np.ndarray) -> Coordinates:
         return np.stack(axes).astype(np.float32)
 
     return coordinates
+
+
+def coordinates_of(positions: Positions, shape: tuple[int, ...], device: str) -> Coordinates:
+    """The normalised coordinates of positions. shape: voxels of the field."""
+    if isinstance(positions, Grid):
+        return grid_coordinates(shape, positions, device)
+    return point_coordinates(shape, positions)
+
+
+def count_positions(positions: Positions) -> int:
+    return math.prod(positions.shape) if isinstance(positions, Grid) else len(positions)
 
 
 def is_residual(network: dict) -> bool:

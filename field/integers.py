@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from field.evaluation import Coordinates, OnProgress
-from utils import Grid, ValueRange
+from field.evaluation import Coordinates, OnProgress, Positions
+from utils import ValueRange
 
 if TYPE_CHECKING:
     from field.blending import Blend
@@ -108,7 +108,7 @@ def margins(errors: np.ndarray, extent: np.ndarray) -> dict[str, np.ndarray]:
 
 def evaluate_integers(
     evaluator: OneNetwork | Blend,
-    positions: Grid | np.ndarray,
+    positions: Positions,
     values: ValueRange,
     result: np.ndarray,
     on_progress: OnProgress,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import struct
 from collections.abc import Sequence
 
@@ -56,13 +56,14 @@ def check_network(network: dict) -> None:
     check_size([network])
 
 
-def check_size(networks: list[dict]) -> int:
+@functools.lru_cache(64)  # the networks of bricks are often alike, and many
+def _count_parameters(**network) -> int:
+    return sum((layer.n_in + 1) * layer.n_out for layer in layer_table(**network))
+
+
+def check_size(networks: Sequence[dict]) -> int:
     """The number of parameters of all networks of a file. Raises BlobError when it is above MAX_PARAMETERS."""
-    alike = collections.Counter(tuple(network.items()) for network in networks)  # those of bricks: often, and many
-    count = sum(
-        times * sum((layer.n_in + 1) * layer.n_out for layer in layer_table(**dict(fields)))
-        for fields, times in alike.items()
-    )
+    count = sum(_count_parameters(**network) for network in networks)
     if count > MAX_PARAMETERS:
         raise BlobError(f"expected at most {MAX_PARAMETERS} parameters in all, found {count}")
     return count

@@ -19,7 +19,7 @@ from field.array_interface import ArrayInterface
 from field.blending import Blend
 from field.blob import decode_field
 from field.bricks import Bricks
-from field.evaluation import CHUNK, OnProgress
+from field.evaluation import CHUNK, OnProgress, Positions
 from field.integers import evaluate_integers
 from field.one_network import OneNetwork
 from formats.arrays import LazyArray
@@ -198,7 +198,7 @@ class NeuralField(ArrayInterface):
 
     def _gradient(
         self,
-        positions: Grid | np.ndarray,
+        positions: Positions,
         shape: tuple[int, ...],
         on_progress: OnProgress = lambda fraction: None,
     ) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cached_property
 
 import numpy as np
@@ -10,15 +9,15 @@ import numpy as np
 from field.evaluation import (
     Network,
     OnProgress,
+    Positions,
     Store,
+    coordinates_of,
+    count_positions,
     evaluate,
-    grid_coordinates,
     is_residual,
-    point_coordinates,
     scaled_layers,
 )
 from field.integers import largest_error, margins, sampled_voxels
-from utils import Grid
 
 
 class OneNetwork:
@@ -47,7 +46,7 @@ class OneNetwork:
     def margins(self) -> dict[str, np.ndarray]:
         """By precision, the margins of the normalised values within which integers are not decided."""
         index = sampled_voxels(self.shape)
-        coordinates = point_coordinates(self.shape, index)
+        coordinates = coordinates_of(index, self.shape, "cpu")
         return margins(largest_error(self.layers, self.is_residual, coordinates, len(index)), self.extent)
 
     @property
@@ -57,7 +56,7 @@ class OneNetwork:
 
     def evaluate(
         self,
-        positions: Grid | np.ndarray,
+        positions: Positions,
         store: Store,
         precision: str = "float32",
         chosen: np.ndarray | None = None,
@@ -71,10 +70,7 @@ class OneNetwork:
         normalised coordinates, (d_in, d_out, positions). "margins": see integers.margins. Else it is None.
         """
         network = self.network(precision)
-        if isinstance(positions, Grid):
-            n, coordinates = math.prod(positions.shape), grid_coordinates(self.shape, positions, network.device)
-        else:
-            n, coordinates = len(positions), point_coordinates(self.shape, positions)
+        n, coordinates = count_positions(positions), coordinates_of(positions, self.shape, network.device)
         margin = self.margins.get(precision, 0.0) if also == "margins" else None
 
         def keep(part: slice, y: np.ndarray, slopes: np.ndarray | None) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from field.blob import QuantisedLayer, round_step
+from field.network_chunk import QuantisedLayer, round_step
 from quantising.compensation import CompensationFactor, compensated_sensitivities, layer_sizes
 from quantising.sensitivity import MAX_STEPS, N_POINTS, choose_steps, informative_points
 from siren import FieldNet, linear_layers

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from field.blob import round_step
+from field.network_chunk import round_step
 from siren import FieldNet, count_parameters, linear_layers
 from training.sampler import density_of, draw_by_density
 from utils import normalised_coordinates

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from cli.files import read_bytes, write_or_rescue
-from field.blob import check_header, check_network, decode_missing, encode_missing
+from field.blob import check_header, decode_missing, encode_missing
 from field.layers import parameter_shapes
+from field.network_chunk import check_network
 from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
 from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader, shown
 

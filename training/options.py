@@ -17,7 +17,8 @@ from cli.arguments import (
     interval,
     number_from,
 )
-from field.blob import BlobError, check_network
+from field.binary import BlobError
+from field.network_chunk import check_network
 from siren import MIN_NEURONS, SirenConfig, count_parameters
 from training.recipe import BATCH, Recipe, default_recipe
 from training.shapes import networks_for_budget

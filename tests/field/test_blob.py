@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from field import blob as blob_format
-from field.blob import BlobError, QuantisedLayer, decode_blob, encode_blob, is_blob, round_step
+from field.blob import BlobError, QuantisedLayer, decode_blob, encode_blob, is_blob
 from field.layers import layer_table
+from field.network_chunk import round_step
 from field.original_blob import decode_original
 from siren import FieldNet, SirenConfig
 from utils import DTYPES, Geometry, VolumeHeader

@@ -186,9 +186,10 @@ def evaluate(field: SimpleNamespace) -> np.ndarray:
 from helpers.networks import field_net, make_header  # noqa: E402
 
 from field import blob as blob_format  # noqa: E402
-from field.blob import BlobError, QuantisedLayer, round_step  # noqa: E402
+from field.blob import BlobError, QuantisedLayer  # noqa: E402
 from field.entropy_coder import frequencies  # noqa: E402
 from field.layers import layer_table  # noqa: E402
+from field.network_chunk import round_step  # noqa: E402
 from field.neural_field import NeuralField  # noqa: E402
 from quantising.codebooks import round_to_codebooks  # noqa: E402
 from quantising.rounding import round_layers  # noqa: E402

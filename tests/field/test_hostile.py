@@ -30,8 +30,9 @@ import net_compress
 import net_decompress
 from field import blob as blob_format
 from field import entropy_coder
-from field.blob import BlobError, QuantisedLayer, check_header, decode_blob, decode_single, encode_blob, round_step
+from field.blob import BlobError, QuantisedLayer, check_header, decode_blob, decode_single, encode_blob
 from field.layers import layer_table
+from field.network_chunk import MAX_PARAMETERS, round_step
 from field.neural_field import NeuralField
 from quantising.codebooks import round_to_codebooks
 from quantising.rounding import round_layers
@@ -328,7 +329,7 @@ def test_many_large_networks_are_refused():
     """The limit on parameters is one on all networks together."""
     field = chunks_of(seeds()[0])[0]
     data = assemble([field, (b"N", lazy_network(200, 3)), (b"N", lazy_network(11580, 2))])
-    assert announced(data) > blob_format.MAX_PARAMETERS
+    assert announced(data) > MAX_PARAMETERS
     with memory_traced(), pytest.raises(BlobError, match=r"at most .* parameters in all"):
         decode_blob(data)
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from field import blob as blob_format
 from field.blob import encode_blob
+from field.network_chunk import MAX_PARAMETERS
 from helpers.cut_fields import cut_blob
 from helpers.networks import chunks_of, field_net, make_header
 from quantising.codebooks import round_to_codebooks
@@ -92,7 +93,7 @@ def announced(data: bytes) -> int:
             if kind == b"N" and len(content) >= 8:
                 flags, n_layers, n = struct.unpack_from("<BBH", content)
                 count = (d_in + 1) * n + (n_layers - 1) * (1 + flags % 2) * n * (n + 1) + d_out * (n + 1)
-                total += count if 0 < count <= blob_format.MAX_PARAMETERS else 0
+                total += count if 0 < count <= MAX_PARAMETERS else 0
         return total
     return 0
 

@@ -13,7 +13,7 @@ from helpers.networks import arrays, field_net
 from helpers.scripts import stored_state
 from helpers.volumes import wave
 
-from field.blob import QuantisedLayer, round_step
+from field.network_chunk import QuantisedLayer, round_step
 from quantising import compensation
 from quantising.codebooks import kmeans, round_to_codebooks
 from quantising.compensation import (
