@@ -24,7 +24,7 @@ WIDE_BLOCK = 2048  # weights in a block if the network has more than 2 BLOCK wei
 MIN_BLOCK = 64  # weights in the smallest block
 MAX_METRIC_NUMBERS = 1 << 28  # numbers in all metrics of a network; larger networks have smaller blocks
 DAMPING = 0.02  # added to the diagonal of a metric, relative to this diagonal
-OnPairs = Callable[[int], None]
+OnProducts = Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,13 @@ class CompensationFactor:
 class CompensationFactors:
     """Iterates over the compensation factors of all weights of a network, one block at a time.
 
-    shape: of the field's grid, voxels. on_pairs: `on_pairs(n)` is told of n further pairs of weights at a point. Each
-    pass recomputes the factors. `list()` keeps the factors, which takes 2 x block size numbers for each weight.
+    shape: of the field's grid, voxels. on_products: `on_products(n)` is told of n further products of two numbers; they
+    are most of the work. Each pass recomputes the factors. `list()` keeps the factors, which takes 2 x block size
+    numbers for each weight.
     """
 
-    def __init__(self, net: FieldNet, shape: tuple[int, ...], on_pairs: OnPairs = lambda n: None):
-        self.net, self.on_pairs = net, on_pairs
+    def __init__(self, net: FieldNet, shape: tuple[int, ...], on_products: OnProducts = lambda n: None):
+        self.net, self.on_products = net, on_products
         self.blocks, n_points = metric_blocks(count_parameters(net.config))
         self.x, self.weights = informative_points(net, shape, n_points)
 
@@ -57,14 +58,17 @@ class CompensationFactors:
 
     def __iter__(self) -> Iterator[CompensationFactor]:
         taps = [(a, d * self.weights.sqrt()[:, None]) for a, d in derivatives(self.net, self.x)]
-        own = compensation_metric(taps, self.blocks[0], self.blocks[0], self.on_pairs)
+        own = compensation_metric(taps, self.blocks[0], self.blocks[0], self.on_products)
         for block, after in itertools.zip_longest(self.blocks, self.blocks[1:]):
             metric = own
             if after:
-                side = compensation_metric(taps, block, after, self.on_pairs)
-                own = compensation_metric(taps, after, after, self.on_pairs)
+                side = compensation_metric(taps, block, after, self.on_products)
+                own = compensation_metric(taps, after, after, self.on_products)
                 metric = torch.cat([torch.cat([metric, side], 1), torch.cat([side.T, own], 1)])
-            yield CompensationFactor(block.start, compensation_matrix(metric, block.stop - block.start).cpu())
+            n = block.stop - block.start
+            factor = CompensationFactor(block.start, compensation_matrix(metric, n).cpu())
+            self.on_products(products_of_matrix(n, len(metric)))
+            yield factor
 
 
 def compensated_sensitivities(net: FieldNet, factors: Iterable[CompensationFactor]) -> list[float]:
@@ -81,7 +85,7 @@ def metric_blocks(n: int) -> tuple[list[slice], int]:
 
 
 def compensation_metric(
-    taps: Derivatives, rows: slice, columns: slice, on_pairs: OnPairs = lambda n: None
+    taps: Derivatives, rows: slice, columns: slice, on_products: OnProducts = lambda n: None
 ) -> torch.Tensor:
     """The mean product of the output's derivatives for each pair of weights (rows, columns), a part of the metric."""
     n_points = len(taps[0][0])
@@ -91,7 +95,7 @@ def compensation_metric(
         left = jacobian(part, rows)
         right = left if columns == rows else jacobian(part, columns)
         metric.addmm_(left.T, right, alpha=1 / n_points)
-        on_pairs(len(left) * metric.numel())
+        on_products(len(left) * metric.numel())
     return metric
 
 
@@ -121,6 +125,11 @@ def compensation_matrix(metric: torch.Tensor, n: int) -> torch.Tensor:
     upper = torch.linalg.cholesky(metric.flip(0, 1)).flip(0, 1)
     first = torch.eye(n, len(metric), dtype=metric.dtype, device=metric.device)
     return torch.linalg.solve_triangular(upper, first, upper=True, left=False) * scale
+
+
+def products_of_matrix(n: int, size: int) -> int:
+    """The products of two numbers that `compensation_matrix` takes for the first n weights of a metric of `size`."""
+    return size**3 // 3 + n * size**2
 
 
 def layer_sizes(net: FieldNet) -> list[int]:

@@ -16,7 +16,7 @@ from field.blob import QuantisedLayer
 from field.metrics import compare, measured_boxes
 from field.neural_field import NeuralField
 from quantising import codebooks, rounding, work
-from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities
+from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities, layer_sizes
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, count_parameters
 from training.fitting import Fit
@@ -119,7 +119,9 @@ def measuring_work(net: FieldNet, volume: Volume) -> float:
 def training_work(options: RoundingOptions, net: FieldNet, header: VolumeHeader, device: torch.device) -> float:
     """The work of training once while the layers are rounded."""
     n_passes = recipe_while_rounding(options, net, header, device).n_passes
-    return work.of_training(n_passes * header.n_present, net.config)
+    sizes = np.array(layer_sizes(net))
+    trained = [1 - done / sizes.sum() for done in np.cumsum(sizes)[:-1]]  # after each layer that is rounded
+    return work.of_training(n_passes * header.n_present, net.config, float(np.mean(trained)) if trained else 1.0)
 
 
 def recipe_while_rounding(
@@ -140,7 +142,7 @@ def compensation_factors(
     """The compensation factors of a network; none if each weight is rounded to the nearest."""
     if options.quantizer == "kmeans" or not (is_trained or _is_narrow(net)):
         return []
-    factors = CompensationFactors(net, shape, lambda n_pairs: progress.advance(work.PER_PAIR * n_pairs))
+    factors = CompensationFactors(net, shape, lambda n: progress.advance(work.PER_PRODUCT * n))
     return list(factors) if _is_narrow(net) else factors
 
 
@@ -251,7 +253,8 @@ def round_with_volume(
 
     def on_step(fit: Fit) -> None:
         figures = {"PSNR": f"{fit.psnr:.1f} dB"} if fit.step >= CHECK_STEPS else {}  # it has been judged
-        progress.advance(work.of_training(recipe.batch, net.config), **figures)
+        trained = fit.trained.weights.numel() / count_parameters(net.config)
+        progress.advance(work.of_training(recipe.batch, net.config, trained), **figures)
 
     for added, otherwise in tries.items():
         fineness = {"bits": options.bits or DEFAULT_BITS} if error is None else {"error": added * error}

@@ -1,22 +1,25 @@
 """How much work the parts of rounding are, so that one progress bar is true for all of them.
 
-The unit is one weight in the training at one sample. The factors were measured on one core, with networks of 1,300 to
-5,400 weights; they need not be exact.
+The unit is one weight in the training of all layers at one sample. The factors were measured on one core, with networks
+of 1,300 to 5,400 weights; they need not be exact.
 """
 
 from __future__ import annotations
 
-from quantising.compensation import metric_blocks
+from quantising.compensation import metric_blocks, products_of_matrix
 from siren import SirenConfig, count_parameters
 
 SAMPLE_OVERHEAD = 5000.0  # a sample takes as long as this many weights more than the network has
-PER_PAIR = 0.12  # of a pair of weights at one point of a compensation metric
+PER_PRODUCT = 0.08  # of a product of two numbers in the compensation factors
 PER_VOXEL = 0.5  # of a voxel that is compared, relative to a sample that is trained on
 
 
-def of_training(n_samples: float, config: SirenConfig) -> float:
-    """The work of training with so many samples."""
-    return n_samples * (count_parameters(config) + SAMPLE_OVERHEAD)
+def of_training(n_samples: float, config: SirenConfig, trained: float = 1.0) -> float:
+    """The work of training with so many samples.
+
+    trained: the part of the weights that is trained. Half of the work does not depend on it, as the network's output.
+    """
+    return n_samples * (count_parameters(config) + SAMPLE_OVERHEAD) * (1 + trained) / 2
 
 
 def of_measuring(n_voxels: int, config: SirenConfig) -> float:
@@ -28,4 +31,5 @@ def of_factors(config: SirenConfig) -> float:
     """The work of one pass over the compensation factors."""
     blocks, n_points = metric_blocks(count_parameters(config))
     sizes = [block.stop - block.start for block in blocks]
-    return PER_PAIR * n_points * sum(a * (a + b) for a, b in zip(sizes, [*sizes[1:], 0], strict=True))
+    pairs = [(a, a + b) for a, b in zip(sizes, [*sizes[1:], 0], strict=True)]
+    return PER_PRODUCT * sum(n_points * a * size + products_of_matrix(a, size) for a, size in pairs)

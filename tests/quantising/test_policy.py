@@ -8,14 +8,16 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from helpers.networks import chunks_of
+import torch
+from helpers.networks import chunks_of, field_net, make_header
 from helpers.scripts import compress, decompress, results, stored, train
 from helpers.volumes import labels, large_integers, noise, noisy_waves, waves
 
 import net_compress
 from cli.progress import Progress
 from field import blob as blob_format
-from quantising import policy, rounding
+from quantising import policy, rounding, work
+from quantising.policy import RoundingOptions, training_work
 
 QUANTIZERS = ("uniform", "kmeans")
 SMALL, LARGER = (20, 16, 12), (30, 24, 20)
@@ -186,6 +188,16 @@ def test_the_work_of_rounding_is_known_before(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(net_compress, "Progress", Watched)
     compress(trained, tmp_path / "b", *[trained.volume if flag == "v.npy" else flag for flag in flags])
     assert bars == [("rounding", pytest.approx(1, abs=0.1))]
+
+
+def test_a_step_of_training_is_less_work_where_layers_are_rounded():
+    """Their gradient is not needed; their output is."""
+    net = field_net(n_neurons=24, n_layers=5)
+    none, half, all_layers = (work.of_training(1, net.config, trained) for trained in (0.0, 0.5, 1.0))
+    assert none == pytest.approx(2 * half - all_layers) and 0.3 * all_layers < none < all_layers
+    header, options = make_header((40, 40, 40)), RoundingOptions(n_passes=2)
+    parts = training_work(options, net, header, torch.device("cpu")) / header.n_voxels / 2
+    assert none < parts < all_layers
 
 
 def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys, small_blocks):
