@@ -13,24 +13,29 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from cli import arguments
 from cli.files import check_outputs, read_bytes, write_or_rescue
 from cli.progress import Progress
 from cli.summary import summary
-from field.blob import BlobError, Written, decode_single, encode_blob, is_blob
+from field.blob import BlobError, Written, decode_field, encode_blob, is_blob
+from field.bricks import Bricks
 from field.metrics import compare, file_ratios, measured_boxes
 from field.neural_field import NeuralField
 from formats.common import raw_layout
 from formats.reading import read_volume, source_files
+from quantising.bricks import quantise_bricks
 from quantising.policy import RoundingOptions, measuring_work, quantise_network
-from siren import FieldNet, SirenConfig, count_parameters, weights_crc32
+from siren import FieldNet, SirenConfig, weights_crc32
 from training.network_files import (
+    brick_state,
     field_header,
     header_before_clipping,
     network_config,
     quality_in,
+    read_bricks,
     read_config,
     read_weights,
 )
@@ -130,6 +135,40 @@ def read_volume_of(
     return volume, found
 
 
+def read_networks(
+    opt: arguments.Options, settings: dict, config: SirenConfig, header: VolumeHeader | None
+) -> FieldNet | Bricks:
+    """The trained network, or those of all bricks. Raises UserError unless they are those of the configuration."""
+    if settings.get("bricks") is None:
+        networks = FieldNet(config)
+        networks.load_state_dict(read_weights(opt.net, opt.config, config))
+        state = networks.state_dict()
+    else:
+        networks = read_bricks(opt.net, opt.config, settings, header, config)
+        state = brick_state(networks)
+    if settings.get("weights_crc32", weights_crc32(state)) != weights_crc32(state):
+        raise UserError(f"{opt.config}: belongs to other weights than {opt.net}: their checksums differ")
+    return networks
+
+
+def rounded(
+    opt: arguments.Options,
+    networks: FieldNet | Bricks,
+    header: VolumeHeader,
+    volume: Volume | None,
+    quality: tuple[float, bool],
+    progress: Progress,
+) -> Callable[[Written], bytes]:
+    """Rounds the weights. Returns what gives the blob for a chunk q. quality: of `quality_in`."""
+    device = arguments.resolve_device(opt.cuda, opt.gid)
+    options = RoundingOptions(opt.cluster_bits, opt.quantizer, opt.n_passes, opt.seed, opt.num_workers)
+    if isinstance(networks, Bricks):
+        found = quantise_bricks(options, networks, header, volume, quality[0], device, progress)
+        return partial(encode_blob, header, found, bricks=networks.cut)
+    layers = quantise_network(options, networks, header, volume, *quality, device, progress)
+    return partial(encode_blob, header, [(dataclasses.asdict(networks.config), layers)])
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
@@ -137,10 +176,8 @@ def main(argv: Sequence[str]) -> None:
     check_outputs([opt.compressed], inputs=[opt.net, opt.config, *volumes])
     settings = read_config(opt.config)
     config = network_config(opt.config, settings)
-    state = read_weights(opt.net, opt.config, config)
-    if settings.get("weights_crc32", weights_crc32(state)) != weights_crc32(state):
-        raise UserError(f"{opt.config}: belongs to other weights than {opt.net}: their checksums differ")
     header = field_header(opt.config, settings, config)
+    networks = read_networks(opt, settings, config, header)
     whole = header_before_clipping(opt.config, settings, header)
     volume, found = read_volume_of(opt, config, whole)
     if header is None and volume is None:
@@ -148,32 +185,27 @@ def main(argv: Sequence[str]) -> None:
     header = header or found
 
     started = time.monotonic()
-    net = FieldNet(config)
-    net.load_state_dict(state)
-    device = arguments.resolve_device(opt.cuda, opt.gid)
-    options = RoundingOptions(opt.cluster_bits, opt.quantizer, opt.n_passes, opt.seed, opt.num_workers)
     n_measured = (1 + bool(settings.get("clipped_from"))) if volume else 0
-    per_measuring = measuring_work(net, volume) if volume else 0.0
+    per_measuring = measuring_work(networks, volume) if volume else 0.0
     figures: dict[str, str] = {}
     with Progress("rounding", n_measured * per_measuring) as progress:
-        layers = quantise_network(options, net, header, volume, *quality_in(settings, header), device, progress)
-        networks = [(dataclasses.asdict(config), layers)]
-        blob = encode_blob(header, networks, Written(SUITE_VERSION))
+        encoded = rounded(opt, networks, header, volume, quality_in(settings, header), progress)
+        blob = encoded(Written(SUITE_VERSION))
         try:
-            readable = decode_single(blob, large=True)  # what is written can be read
+            readable = decode_field(blob, large=True)  # what is written can be read
         except BlobError as error:
             raise UserError(f"{opt.net}: cannot be rounded: {error}") from None
-        field = NeuralField(*readable, n_threads=opt.num_workers)
+        field = NeuralField.of_bricks(*readable, n_threads=opt.num_workers)
         if volume:
             decoded, chosen = field.lazy(), measured_boxes(volume.values)
             metrics = compare(volume.array, decoded, found.values, progress.each(chosen, per_measuring))
             figures = metrics.report(header.n_present)
-            blob = encode_blob(header, networks, Written(SUITE_VERSION, metrics.psnr))
+            blob = encoded(Written(SUITE_VERSION, metrics.psnr))
         if n_measured > 1:
             clipped = compare(volume.array, decoded, header.values, progress.each(chosen, per_measuring))
             figures["psnr_clipped"] = f"{clipped.psnr:.3f}"
     write_or_rescue({opt.compressed: blob})
-    n_values, n_parameters = math.prod(header.shape) * config.d_out, count_parameters(config)
+    n_values, n_parameters = math.prod(header.shape) * config.d_out, max(networks.n_parameters, 1)
     figures |= {"bytes": len(blob), "bits_per_weight": f"{8 * len(blob) / n_parameters:.3f}"}
     figures |= file_ratios(n_values, header.dtype, len(blob))
     figures |= {"seconds": f"{time.monotonic() - started:.1f}", "compressed": opt.compressed}

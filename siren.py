@@ -132,6 +132,11 @@ class FieldNet(nn.Module):
         self.net_layers = nn.ModuleList(layers)
         self.initialise(generator, first_omega)
 
+    @property
+    def n_parameters(self) -> int:
+        """The number of weights and biases."""
+        return count_parameters(self.config)
+
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None, first_omega: float) -> None:
         """SIREN initialisation, with all phases equally likely and the smallest biases for this.

@@ -10,6 +10,7 @@ from cli import console  # first, to handle Ctrl-C while the other modules load
 
 # isort: split
 import dataclasses
+import math
 import shlex
 from collections.abc import Sequence
 from functools import partial
@@ -22,11 +23,22 @@ from formats.common import raw_layout
 from formats.reading import read_volume, source_files
 from formats.series import is_pattern
 from formats.writing import write_volume
-from siren import SirenConfig, count_parameters
+from siren import count_parameters
 from training import outliers, processes
-from training.long_runs import Checkpoint, run_to_target, saved_network
+from training.bricks import BrickedFit
+from training.fitting import Fit
+from training.long_runs import Checkpoint, run_bricks, run_to_target, saved_network
 from training.network_files import configuration, write_network
-from training.options import MUST_MATCH, networks_for, parse, recipe_for, settled, size_messages
+from training.options import (
+    MUST_MATCH,
+    brick_recipe_for,
+    bricks_for,
+    networks_for,
+    parse,
+    recipe_for,
+    settled,
+    size_messages,
+)
 from training.plot import plot_training
 from training.quality import Judge, Quality
 from training.recipe import psnr_of
@@ -91,25 +103,47 @@ def warn_of_quality(opt: Options, header: VolumeHeader, psnr: float, constant: f
 
 
 def results(
-    opt: Options, volume: Volume, header: VolumeHeader, config: SirenConfig, quality: Quality, seconds: float
+    opt: Options, volume: Volume, header: VolumeHeader, fit: Fit | BrickedFit, quality: Quality
 ) -> dict[str, object]:
     """The results to print, by key."""
-    n_parameters = count_parameters(config)
+    bricks = fit.bricks()
+    n_parameters = bricks.n_parameters if bricks else count_parameters(fit.config)
     found: dict[str, object] = quality.metrics.report(header.n_present)
     if opt.clip:
         found["psnr_clipped"] = f"{quality.clipped.psnr:.3f}"
         found["clipped"] = outliers.count_beyond(volume.values, header.low, header.high, header.fill)
+    if bricks:
+        found["bricks"] = ",".join(map(str, bricks.counts))
     found |= {
-        "n_layers": config.n_layers,
+        "n_layers": fit.config.n_layers,
         "parameters": n_parameters,
-        "compression_ratio": f"{header.n_voxels / n_parameters:.2f}",
+        "compression_ratio": f"{header.n_voxels / max(n_parameters, 1):.2f}",
     }
     if header.missing:
         found["missing"] = header.missing.count
-    found |= {"seconds": f"{seconds:.1f}", "network": opt.network, "config": opt.config}
+    found |= {"seconds": f"{fit.seconds:.1f}", "network": opt.network, "config": opt.config}
     further = {"plot": opt.plot, "checkpoint": opt.checkpoint}
     found |= {key: path for key, path in further.items() if path and os.path.exists(path)}
     return found | dict(zip(("gt", "vol"), output_paths(opt)[2], strict=False))
+
+
+def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) -> Fit | BrickedFit:
+    """The fit that the options ask for: of one network, or of one for each brick. Raises UserError."""
+    counts = bricks_for(opt, header)
+    if math.prod(counts) > 1:
+        fields = {"d_in": len(header.shape), "d_out": header.n_components, "is_residual": opt.is_residual}
+        fields |= {"n_layers": opt.n_layers} if opt.n_layers else {}
+        recipe, n_parameters = partial(brick_recipe_for, opt), header.n_voxels / opt.compression_ratio
+        limits = opt.seed, opt.w0, opt.target_psnr, opt.num_workers, device
+        return BrickedFit(volume, header, counts, recipe, n_parameters, fields, *limits)
+    configs = networks_for(opt, header)
+    for message in size_messages(opt.compression_ratio, header, configs[0]):
+        warn(message)
+    sampler = make_sampler(volume.values, header.values, device, opt.grad_lambda > 0)
+    if opt.resume:
+        configs = [saved_network(opt.checkpoint, configs)]
+    recipe = partial(recipe_for, opt, sampler.n_voxels)
+    return chosen_fit(configs, recipe, sampler, opt.seed, opt.w0, opt.num_workers, has_trials=not opt.resume)
 
 
 @processes.joined()
@@ -126,28 +160,23 @@ def main(argv: Sequence[str]) -> None:
     volume = read(opt)
     whole = header_of(volume)
     header = clipped_header(opt, volume, whole)
-    configs = networks_for(opt, header)
-    for message in size_messages(opt.compression_ratio, header, configs[0]):
-        warn(message)
-    sampler = make_sampler(volume.values, header.values, device, opt.grad_lambda > 0)
-    if opt.resume:
-        configs = [saved_network(opt.checkpoint, configs)]
-    recipe = partial(recipe_for, opt, sampler.n_voxels)
-    fit = chosen_fit(configs, recipe, sampler, opt.seed, opt.w0, opt.num_workers, has_trials=not opt.resume)
-    config = fit.net.config
-    options = settled(opt, fit.recipe, config)
+    fit = new_fit(opt, volume, header, device)
+    options = settled(opt, fit.recipe, fit.config)
     checkpoint = Checkpoint(opt.checkpoint, {name: options[name] for name in MUST_MATCH})
     if opt.resume:
         checkpoint.load(fit)
-    judge = Judge(fit, volume, header, device, opt.num_workers)
+    judge = Judge(volume, header, lambda: fit.field(header, device, opt.num_workers))
 
     def write(paths: tuple[str, str], quality: Quality) -> None:
-        settings = configuration(options, header, whole.values, config, quality.figures(bool(opt.clip)))
-        write_network(paths, fit.averaged_net, settings, fit.seconds)
+        figures = quality.figures(bool(opt.clip))
+        settings = configuration(options, header, whole.values, fit.config, figures, fit.bricks())
+        write_network(paths, fit.weights(), settings, fit.seconds)
 
     history = []
     try:
-        if header.values.extent.any():  # a constant volume needs no fit: its range describes it
+        if isinstance(fit, BrickedFit):
+            history = run_bricks(fit, checkpoint)
+        elif header.values.extent.any():  # a constant volume needs no fit: its range describes it
             history = run_to_target(fit, checkpoint, opt.target_psnr, lambda: judge.metrics(header.values).psnr)
         quality = judge.quality(whole.values)
         if not processes.is_first():
@@ -162,9 +191,9 @@ def main(argv: Sequence[str]) -> None:
     for path, array in zip(debug, (volume.array, judge.decoded().lazy()), strict=False):
         write_volume(path, dataclasses.replace(volume, array=array))
     if opt.plot:
-        plot_training(opt.plot, history, (fit.seconds, quality.metrics.psnr), fit.step / fit.steps_per_pass)
-    warn_of_quality(opt, header, quality.clipped.psnr, psnr_of(sampler.variance))
-    figures = results(opt, volume, header, config, quality, fit.seconds)
+        plot_training(opt.plot, history, (fit.seconds, quality.metrics.psnr), fit.n_passes)
+    warn_of_quality(opt, header, quality.clipped.psnr, psnr_of(fit.variance))
+    figures = results(opt, volume, header, fit, quality)
     written = [*finished, *debug, *[path for path in further if os.path.exists(path)]]
     n_source = header.n_voxels * header.n_components * header.dtype.itemsize
     size = f"{figures['parameters']} parameters"

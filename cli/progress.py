@@ -80,3 +80,16 @@ class Progress:
             if kind is None:
                 self.bar.n = self.bar.total = self.total
             self.bar.close()
+
+
+class NoProgress(Progress):
+    """Shows nothing: the progress of a part, of which the whole tells."""
+
+    def __init__(self):
+        super().__init__("")
+
+    def update(self, done: float, **figures: str) -> None:
+        self.done = done
+
+    def say(self, line: str) -> None:
+        pass

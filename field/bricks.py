@@ -54,6 +54,16 @@ class Bricks:
         return cls((1,) * network["d_in"], *ends, [(network, weights)])
 
     @property
+    def cut(self) -> Cut:
+        """How the field is cut."""
+        return Cut(self.counts, self.low, self.high)
+
+    @property
+    def n_parameters(self) -> int:
+        """The number of weights and biases of all networks. It decodes them."""
+        return sum(array.size for network in self.networks if network for array in network[1].values())
+
+    @property
     def is_whole(self) -> bool:
         """Whether one network holds the whole field as it is."""
         return len(self.low) == 1 and bool((self.low == -1).all() and (self.high == 1).all())

@@ -45,12 +45,15 @@ class CompensationFactors:
 
     shape: of the field's grid, voxels. on_products: `on_products(n)` is told of n further products of two numbers; they
     are most of the work. Each pass recomputes the factors. `list()` keeps the factors, which takes 2 x block size
-    numbers for each weight.
+    numbers for each weight. n_all: the number of weights of all networks that are rounded together; None if this is the
+    only one.
     """
 
-    def __init__(self, net: FieldNet, shape: tuple[int, ...], on_products: OnProducts = lambda n: None):
+    def __init__(
+        self, net: FieldNet, shape: tuple[int, ...], on_products: OnProducts = lambda n: None, n_all: int | None = None
+    ):
         self.net, self.on_products = net, on_products
-        self.blocks, n_points = metric_blocks(count_parameters(net.config))
+        self.blocks, n_points = metric_blocks(count_parameters(net.config), n_all)
         self.x, self.weights = informative_points(net, shape, n_points)
 
     def __len__(self) -> int:
@@ -77,9 +80,10 @@ def compensated_sensitivities(net: FieldNet, factors: Iterable[CompensationFacto
     return [bounded(float(part.mean())) for part in costs.split(layer_sizes(net))]
 
 
-def metric_blocks(n: int) -> tuple[list[slice], int]:
-    """The blocks of the n weights of a network, and the number of points of their metrics."""
-    size = BLOCK if n <= 2 * BLOCK else max(MIN_BLOCK, min(WIDE_BLOCK, MAX_METRIC_NUMBERS // (2 * n)))
+def metric_blocks(n: int, n_all: int | None = None) -> tuple[list[slice], int]:
+    """The blocks of the n weights of a network, and the number of points of their metrics. n_all: see above."""
+    n_all = n if n_all is None else n_all
+    size = BLOCK if n_all <= 2 * BLOCK else max(MIN_BLOCK, min(WIDE_BLOCK, MAX_METRIC_NUMBERS // (2 * n_all)))
     blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
     return blocks, POINTS_PER_WEIGHT * max(min(n, 2 * size), MIN_METRIC)
 

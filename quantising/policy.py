@@ -13,6 +13,7 @@ import torch
 
 from cli.progress import Progress
 from field.blob import QuantisedLayer
+from field.bricks import Bricks
 from field.metrics import compare, measured_boxes
 from field.neural_field import NeuralField
 from quantising import codebooks, rounding, work
@@ -35,6 +36,7 @@ TRIED_AT_GIVEN_STEPS = {1.0: "without training"}  # for --cluster_bits; the key 
 MAX_DB_LOST = 2.0  # most that rounding with training may lose, dB
 MAX_LEAD_LOST = 0.25  # most that rounding with training may lose, as a part of the network's lead in dB over a constant
 ALWAYS_ALLOWED_DB = 0.1  # loss that is always allowed, dB: rounding without training costs as much
+MOST_ERROR = 4.0  # most that RoundingOptions.error may be, relative to the network's own
 MAX_COMPENSATED = 1 << 19  # most weights to compensate without training: they take up to a minute and a gigabyte
 TRAINED_VOXELS = 1.25e7  # samples that training while rounding uses by default
 MAX_PASSES_WHILE_ROUNDING = 48.0  # most passes that training while rounding uses by default
@@ -44,13 +46,19 @@ DB_PER_RATE_HALVING = 30.0  # gain in PSNR that halves RATE, dB: a better networ
 
 @dataclasses.dataclass(frozen=True)
 class RoundingOptions:
-    """The user's options for rounding. bits, n_passes: None if left open. quantizer: "uniform" or "kmeans"."""
+    """The options for rounding. bits, n_passes: None if left open. quantizer: "uniform" or "kmeans".
+
+    error: of a part of a field: the mean squared error, of normalised values, that sets the steps in place of the
+    network's own. n_all: the number of weights of all parts together.
+    """
 
     bits: int | None = None
     quantizer: str = "uniform"
     n_passes: float | None = None
     seed: int = 0
     n_threads: int = 1
+    error: float | None = None
+    n_all: int | None = None
 
 
 def quantise_network(
@@ -82,6 +90,8 @@ def quantise_network(
             unrounded = measured_psnr(options, net, header, volume, device, progress, as_float=True)
             psnr = unrounded if math.isfinite(unrounded) else decoded  # inf: float64 cannot tell large integers apart
         error = 4 * 10 ** (-psnr / 10) if math.isfinite(psnr) else None
+        if options.error is not None:
+            error = min(options.error, MOST_ERROR * error) if volume and error else options.error
     is_trained = volume is not None and options.n_passes != 0 and not is_exact
     factors = compensation_factors(options, copy.deepcopy(net).to(device), header.shape, is_trained, progress)
     layers = None
@@ -110,10 +120,11 @@ def plan_work(
         progress.plan(training_work(options, net, header, device) + measuring_work(net, volume))
 
 
-def measuring_work(net: FieldNet, volume: Volume) -> float:
+def measuring_work(networks: FieldNet | Bricks, volume: Volume) -> float:
     """The work of one comparison with the volume."""
     n_voxels = sum(math.prod(cut.stop - cut.start for cut in box) for box in measured_boxes(volume.values))
-    return work.of_measuring(n_voxels, net.config)
+    n_bricks = len(networks.networks) if isinstance(networks, Bricks) else 1
+    return work.of_measuring(n_voxels, networks.n_parameters / n_bricks)
 
 
 def training_work(options: RoundingOptions, net: FieldNet, header: VolumeHeader, device: torch.device) -> float:
@@ -121,7 +132,7 @@ def training_work(options: RoundingOptions, net: FieldNet, header: VolumeHeader,
     n_passes = recipe_while_rounding(options, net, header, device).n_passes
     sizes = np.array(layer_sizes(net))
     trained = [1 - done / sizes.sum() for done in np.cumsum(sizes)[:-1]]  # after each layer that is rounded
-    return work.of_training(n_passes * header.n_present, net.config, float(np.mean(trained)) if trained else 1.0)
+    return work.of_training(n_passes * header.n_present, net.n_parameters, float(np.mean(trained)) if trained else 1.0)
 
 
 def recipe_while_rounding(
@@ -142,7 +153,11 @@ def compensation_factors(
     """The compensation factors of a network; none if each weight is rounded to the nearest."""
     if options.quantizer == "kmeans" or not (is_trained or _is_narrow(net)):
         return []
-    factors = CompensationFactors(net, shape, lambda n: progress.advance(work.PER_PRODUCT * n))
+
+    def on_products(n: int) -> None:
+        progress.advance(work.PER_PRODUCT * n)
+
+    factors = CompensationFactors(net, shape, on_products, options.n_all)
     return list(factors) if _is_narrow(net) else factors
 
 
@@ -250,11 +265,13 @@ def round_with_volume(
     recipe = dataclasses.replace(recipe, lr=rate * recipe.lr)
     lead = expected - psnr_of(sampler.variance)
     most_lost = 0.0 if alone else max(ALWAYS_ALLOWED_DB, min(MAX_DB_LOST, MAX_LEAD_LOST * lead))
+    if options.error is not None and error:  # a part may lose what coarser steps than its own error gives must cost
+        most_lost += 10 * math.log10(1 + error / 4 * 10 ** (expected / 10))
 
     def on_step(fit: Fit) -> None:
         figures = {"PSNR": f"{fit.psnr:.1f} dB"} if fit.step >= CHECK_STEPS else {}  # it has been judged
-        trained = fit.trained.weights.numel() / count_parameters(net.config)
-        progress.advance(work.of_training(recipe.batch, net.config, trained), **figures)
+        trained = fit.trained.weights.numel() / net.n_parameters
+        progress.advance(work.of_training(recipe.batch, net.n_parameters, trained), **figures)
 
     for added, otherwise in tries.items():
         fineness = {"bits": options.bits or DEFAULT_BITS} if error is None else {"error": added * error}

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from quantising.compensation import metric_blocks, products_of_matrix
 from siren import SirenConfig, count_parameters
+from training.recipe import SAMPLE_OVERHEAD
 
-SAMPLE_OVERHEAD = 5000.0  # a sample takes as long as this many weights more than the network has
 PER_PRODUCT = 0.08  # of a product of two numbers in the compensation factors
 PER_VOXEL = 0.5  # of a voxel that is compared, relative to a sample that is trained on
 
 
-def of_training(n_samples: float, config: SirenConfig, trained: float = 1.0) -> float:
-    """The work of training with so many samples.
+def of_training(n_samples: float, n_parameters: float, trained: float = 1.0) -> float:
+    """The work of training a network of so many weights and biases with so many samples.
 
     trained: the part of the weights that is trained. Half of the work does not depend on it, as the network's output.
     """
-    return n_samples * (count_parameters(config) + SAMPLE_OVERHEAD) * (1 + trained) / 2
+    return n_samples * (n_parameters + SAMPLE_OVERHEAD) * (1 + trained) / 2
 
 
-def of_measuring(n_voxels: int, config: SirenConfig) -> float:
+def of_measuring(n_voxels: int, n_parameters: float) -> float:
     """The work of comparing so many voxels with those that a network decodes to."""
-    return PER_VOXEL * of_training(n_voxels, config)
+    return PER_VOXEL * of_training(n_voxels, n_parameters)
 
 
 def of_factors(config: SirenConfig) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+import os
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -14,6 +15,7 @@ from cli.files import atomic_write
 from cli.progress import Progress
 from siren import SirenConfig
 from training import processes
+from training.bricks import BrickedFit
 from training.fitting import Fit
 from training.network_files import load_tensors
 from utils import UserError
@@ -35,49 +37,58 @@ class Checkpoint:
         self.path, self.options = path, options
         self.saved = time.monotonic()
 
-    def identity(self, fit: Fit) -> dict:
+    def identity(self, fit: Fit | BrickedFit) -> dict:
         """Everything that must be equal when a fit continues: options, volume, network, recipe and seed."""
-        return {
-            **self.options,
-            "shape": list(fit.sampler.shape),
-            "values_crc32": fit.sampler.crc32,
-            **dataclasses.asdict(fit.net.config),
-            **dataclasses.asdict(fit.recipe),
-            "seed": fit.seed,
-        }
+        return {**self.options, **fit.identity()}
 
-    def save_in_time(self, fit: Fit) -> None:
-        """Save the state if the last save is more than CHECKPOINT_SECONDS ago. Only the first process saves.
+    def save_in_time(self, fit: Fit | BrickedFit) -> None:
+        """Save the state if the last save is more than CHECKPOINT_SECONDS ago.
+
+        The first process saves; of bricks, which only one process has, each process saves its own.
 
         A fit that has just diverged to weights that are not finite is saved once it has been judged and has recovered.
         """
-        is_due = self.path and processes.is_first() and time.monotonic() - self.saved > CHECKPOINT_SECONDS
-        if is_due and torch.isfinite(fit.trained.weights).all():
+        is_own = processes.is_first() or isinstance(fit, BrickedFit)
+        is_due = self.path and is_own and time.monotonic() - self.saved > CHECKPOINT_SECONDS
+        if is_due and fit.is_finite:
             try:
                 self.save(fit)
             except UserError as error:  # hours of training are not lost for it
                 console.warn("train.py", f"{error}: the training goes on")
             self.saved = time.monotonic()
 
-    def save(self, fit: Fit) -> None:
-        """Write the state of the fit to `path`."""
-        with atomic_write(self.path) as path, open(path, "wb") as file:
+    def save(self, fit: Fit | BrickedFit) -> None:
+        """Write the state of the fit to `path`; a process after the first one adds its number to the name."""
+        with (
+            atomic_write(self.path + (f".{processes.number()}" if processes.number() else "")) as path,
+            open(path, "wb") as file,
+        ):
             torch.save({"identity": self.identity(fit), "fit": fit.state_dict()}, file)
 
-    def load(self, fit: Fit) -> None:
-        """Continue the fit from the file. Raises UserError unless the file has the same `identity` as the fit."""
-        content, expected = load_tensors(self.path), self.identity(fit)
+    def load(self, fit: Fit | BrickedFit) -> None:
+        """Continue the fit from the file. Raises UserError unless the file has the same `identity` as the fit.
+
+        Of bricks, what all processes of the earlier run had is taken together.
+        """
+        further = re.compile(re.escape(os.path.basename(self.path)) + r"\.[1-9][0-9]*")
+        names = os.listdir(os.path.dirname(self.path) or ".") if isinstance(fit, BrickedFit) else []
+        paths = [os.path.join(os.path.dirname(self.path), name) for name in names if further.fullmatch(name)]
+        for path in [self.path, *sorted(paths)]:
+            self._load(path, fit)
+
+    def _load(self, path: str, fit: Fit | BrickedFit) -> None:
+        content, expected = load_tensors(path), self.identity(fit)
         try:
             found = content["identity"]
             differing = [name for name in expected if not _is_equal(expected[name], found[name])]
             if not differing:
                 fit.load_state_dict(content["fit"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
-            raise UserError(f"{self.path}: expected a checkpoint of train.py, found something else") from None
+            raise UserError(f"{path}: expected a checkpoint of train.py, found something else") from None
         if differing:
             name = differing[0]
             was = found[name] if isinstance(found[name], int | float | str | None) else "something else"
-            raise UserError(f"{self.path}: is of another run: {name} was {str(was)[:200]}, is {expected[name]}")
+            raise UserError(f"{path}: is of another run: {name} was {str(was)[:200]}, is {expected[name]}")
 
 
 def _is_equal(expected: object, found: object) -> bool:
@@ -135,6 +146,18 @@ def _work(fit: Fit, done: int) -> tuple[float, float]:
     if fit.recipe.max_seconds is not None:
         return 1.0, fit.progress
     return done + fit.n_steps - fit.step, done
+
+
+def run_bricks(fit: BrickedFit, checkpoint: Checkpoint) -> History:
+    """Train the bricks that are not done, and save checkpoints."""
+    history = []
+
+    def on_done(fit: BrickedFit) -> None:
+        history.append((fit.seconds, fit.psnr))
+        checkpoint.save_in_time(fit)
+
+    fit.run(on_done)
+    return history
 
 
 def run_to_target(fit: Fit, checkpoint: Checkpoint, target_psnr: float | None, measure: Callable[[], float]) -> History:

@@ -14,9 +14,10 @@ import torch
 
 from cli.files import read_bytes, write_or_rescue
 from field.blob import check_header, decode_missing, encode_missing
+from field.bricks import Bricks, Cut, check_cut
 from field.layers import parameter_shapes
-from field.network_chunk import check_network
-from siren import OMEGA_0, FieldNet, SirenConfig, count_parameters, weights_crc32
+from field.network_chunk import check_network, check_size
+from siren import OMEGA_0, SirenConfig, count_parameters, weights_crc32
 from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader, shown
 
 FORMAT_VERSION = 1
@@ -30,12 +31,14 @@ def configuration(
     whole: ValueRange,
     config: SirenConfig,
     quality: dict[str, float],
+    bricks: Bricks | None = None,
 ) -> dict:
     """The content of thenet.json: first the keys of the original scripts, then the keys that later stages need.
 
     The key missing is a blob's chunk M, in base64. The key clipped_from is the value range before --clip. `quality` has
     psnr; with --clip psnr_clipped, of the clipped values; for integers psnr_unrounded, before they are rounded, and
-    is_exact, whether all are decoded exactly. A PSNR is "inf" if there is no error, and null if it is unknown.
+    is_exact, whether all are decoded exactly. A PSNR is "inf" if there is no error, and null if it is unknown. bricks:
+    how the field is cut; `config` is then that of the widest network.
     """
     missing = base64.b64encode(encode_missing(header.missing)).decode() if header.missing else None
     same = ("compression_ratio", "batchSize", "oversample", "lr", "n_passes", "pass_decay", "lr_decay")
@@ -59,13 +62,23 @@ def configuration(
         "missing": missing,
         "clipped_from": whole.pairs() if options["clip"] else None,
         "seed": options["seed"],
-        "n_parameters": count_parameters(config),
+        "n_parameters": count_parameters(config) if bricks is None else bricks.n_parameters,
+        **({} if bricks is None else {"bricks": _in_settings(bricks)}),
         **{name: _in_json(figure) for name, figure in quality.items()},
         "seconds": None,
         "torch_version": torch.__version__,
         "weights_crc32": None,
         "options": options,
     }
+
+
+def _in_settings(bricks: Bricks) -> dict:
+    """The entry "bricks" of thenet.json: their number along each axis, and of each its width, 0 if constant; its range
+    in normalised values of the whole field.
+    """
+    widths = [network[0]["n_neurons"] if network else 0 for network in bricks.networks]
+    ends = {name: getattr(bricks, name).tolist() for name in ("low", "high")}
+    return {"counts": list(bricks.counts), "widths": widths} | ends
 
 
 def _in_json(figure: float) -> float | str | None:
@@ -75,14 +88,23 @@ def _in_json(figure: float) -> float | str | None:
     return figure if math.isfinite(figure) else str(figure)
 
 
-def write_network(paths: tuple[str, str], net: FieldNet, settings: dict, seconds: float) -> None:
+def brick_state(bricks: Bricks) -> dict[str, torch.Tensor]:
+    """The weights of all bricks as one state dict: those of brick 3 are bricks.3.net_layers.0.linear.weight, ..."""
+    return {
+        f"bricks.{number}.{name}": torch.from_numpy(weights)
+        for number, network in enumerate(bricks.networks)
+        for name, weights in (network[1] if network else {}).items()
+    }
+
+
+def write_network(paths: tuple[str, str], state: dict[str, torch.Tensor], settings: dict, seconds: float) -> None:
     """Write the weights and the configuration; first add training time (`seconds`) and checksum to `settings`.
 
     Raises UserError when they cannot be written to `paths`; it says where they are instead.
     """
-    settings |= {"time": seconds, "seconds": seconds, "weights_crc32": weights_crc32(net.state_dict())}
+    settings |= {"time": seconds, "seconds": seconds, "weights_crc32": weights_crc32(state)}
     weights = io.BytesIO()  # torch.save would store the whole vector that parameters are views of, hence clone()
-    torch.save({name: tensor.cpu().clone() for name, tensor in net.state_dict().items()}, weights)
+    torch.save({name: tensor.cpu().clone() for name, tensor in state.items()}, weights)
     config = json.dumps(settings, indent=1, allow_nan=False).encode()
     write_or_rescue({paths[1]: config, paths[0]: weights.getvalue()})  # the configuration is the index of the two
 
@@ -131,10 +153,43 @@ def network_config(path: str, settings: dict) -> SirenConfig:
 
 def read_weights(path: str, config_path: str, config: SirenConfig) -> dict[str, torch.Tensor]:
     """The state dict in `path`, float32 on the CPU. Raises UserError unless it is finite and fits the configuration."""
+    return _read_state(path, config_path, parameter_shapes(**dataclasses.asdict(config)))
+
+
+def read_bricks(
+    path: str, config_path: str, settings: dict, header: VolumeHeader | None, config: SirenConfig
+) -> Bricks:
+    """The bricks of a configuration with their weights in `path`. Raises UserError for what does not fit.
+
+    config: as of `network_config`, that of the widest network.
+    """
+    entry = settings["bricks"]
+    try:
+        if header is None:
+            raise ValueError("the shape and the range of the field are not there")
+        ends = (np.array(entry[name], np.float32) for name in ("low", "high"))
+        cut, widths = Cut(tuple(entry["counts"]), *ends), entry["widths"]
+        check_cut(cut, header.shape, header.n_components)
+        configs = [dataclasses.replace(config, n_neurons=width) if width else None for width in widths]
+        if [config is None for config in configs] != cut.is_constant.tolist():
+            raise ValueError("widths: expected one for each brick that is not constant, 0 for the others")
+        networks = [config and dataclasses.asdict(config) for config in configs]
+        check_size([network for network in networks if network])
+    except (UserError, KeyError, ValueError, TypeError, OverflowError) as error:
+        raise UserError(f"{config_path}: bricks: does not describe the bricks of a field: {error}") from None
+    shapes = [parameter_shapes(**network) if network else {} for network in networks]
+    expected = {f"bricks.{k}.{name}": shape for k, found in enumerate(shapes) for name, shape in found.items()}
+    state = _read_state(path, config_path, expected)
+    weights = [{name: state[f"bricks.{k}.{name}"].numpy() for name in found} for k, found in enumerate(shapes)]
+    both = zip(networks, weights, strict=True)
+    return Bricks(*cut, [(network, tensors) if network else None for network, tensors in both])
+
+
+def _read_state(path: str, config_path: str, expected: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """The state dict in `path`, float32 on the CPU. expected: the shape of each tensor. Raises UserError."""
     state = load_tensors(path)
     if not isinstance(state, dict) or not all(_is_plain(value) for value in state.values()):
         raise UserError(f"{path}: expected a state dict of dense tensors of floats")
-    expected = parameter_shapes(**dataclasses.asdict(config))
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
         name = next(n for n in (*expected, *found) if expected.get(n) != found.get(n))

@@ -16,10 +16,13 @@ from cli.arguments import (
     integer_from,
     interval,
     number_from,
+    voxel_counts,
 )
 from field.binary import BlobError
 from field.network_chunk import check_network
 from siren import MIN_NEURONS, SirenConfig, count_parameters
+from training.bricks import PASSES
+from training.cutting import counts_for
 from training.recipe import BATCH, Recipe, default_recipe
 from training.shapes import networks_for_budget
 from utils import UserError, VolumeHeader
@@ -91,6 +94,14 @@ def add_network(group: ArgumentGroup) -> None:
         "--compression_ratio", type=number_from(0, exclusive=True), default=50.0, help="voxels / network parameters"
     )
     group.add_argument(
+        "--bricks",
+        type=brick_counts,
+        default="auto",
+        metavar="NX,NY,NZ",
+        help="cut the volume into so many boxes, each with a network of its own; none: one network, which the original "
+        "scripts can read; auto: bricks where one network would take more than some ten minutes",
+    )
+    group.add_argument(
         "--n_layers",
         type=integer_from(1, 255),
         help="sine layers (default: the best of 3, 5 and 8 in brief trials; 5 where a fit is too short for trials)",
@@ -107,6 +118,11 @@ def add_network(group: ArgumentGroup) -> None:
         help="values per voxel: length of the last axis when above 1 (default: those of the array in a .vti file, or "
         "the length of the axis after those of --d_in)",
     )
+
+
+def brick_counts(text: str) -> str | tuple[int, ...]:
+    """An argparse type: none, auto, or the number of bricks along each axis of space."""
+    return text if text in ("none", "auto") else voxel_counts(text)
 
 
 def add_optimisation(group: ArgumentGroup) -> None:
@@ -198,8 +214,21 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 MUST_MATCH = (  # in the run that continues a checkpoint
-    *("fill", "clip", "compression_ratio", "n_layers", "is_residual", "d_in", "d_out", "w0", "seed", "optimizer"),
-    *("schedule", "pass_decay", "lr_decay", "n_passes", "max_seconds", "batchSize", "oversample", "lr", "grad_lambda"),
+    *(
+        "fill",
+        "clip",
+        "compression_ratio",
+        "bricks",
+        "n_layers",
+        "is_residual",
+        "d_in",
+        "d_out",
+        "w0",
+        "seed",
+        "optimizer",
+    ),
+    *("schedule", "pass_decay", "lr_decay", "n_passes", "max_seconds", "batchSize", "oversample", "lr"),
+    "grad_lambda",
 )
 
 
@@ -219,6 +248,27 @@ def networks_for(opt: Options, header: VolumeHeader) -> list[SirenConfig]:
     except BlobError as error:
         raise UserError(f"--compression_ratio {opt.compression_ratio:g} gives a network with {error}") from None
     return configs
+
+
+def bricks_for(opt: Options, header: VolumeHeader) -> tuple[int, ...]:
+    """The number of bricks along each axis that the options ask for. Raises UserError for impossible ones."""
+    shape, n_space = header.shape, min(len(header.shape), 3)
+    if opt.bricks == "none" or not header.values.extent.any():
+        return (1,) * len(shape)
+    if opt.bricks == "auto":
+        n_parameters = header.n_voxels / opt.compression_ratio
+        return counts_for(shape, n_parameters, opt.n_passes, "cuda" if opt.cuda else "cpu")
+    counts = (1,) * (len(shape) - n_space) + opt.bricks
+    if len(counts) != len(shape) or any(count > max(n - 1, 1) for count, n in zip(counts, shape, strict=True)):
+        expected = f"{n_space} numbers, each less than the voxels along its axis, {shape[-n_space:]}"
+        raise UserError(f"--bricks {','.join(map(str, opt.bricks))}: {opt.volume}: expected {expected}")
+    return counts
+
+
+def brick_recipe_for(opt: Options, n_voxels: int, config: SirenConfig) -> Recipe:
+    """The recipe of a brick. On a CPU, bricks have fewer passes than a volume of their size."""
+    passes = opt.n_passes if opt.n_passes or opt.max_seconds or opt.cuda else PASSES
+    return recipe_for(Options(**vars(opt) | {"n_passes": passes}), n_voxels, config)
 
 
 def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> list[str]:

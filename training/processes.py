@@ -7,6 +7,7 @@ processes base a decision on the same number. In a run of one process, the funct
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import datetime
 import os
 import sys
@@ -20,6 +21,9 @@ from utils import UserError
 
 TIMEOUT = datetime.timedelta(minutes=30)  # how long a process waits for the others
 FIRST_SPEAKS = 30.0  # seconds by which the other processes delay their errors: torchrun ends them meanwhile
+
+
+_is_apart = contextvars.ContextVar("is_apart", default=False)
 
 
 class RankError(UserError):
@@ -49,14 +53,29 @@ def joined() -> Iterator[None]:
     os._exit(0)  # without clean-up: the end of gloo's threads has aborted processes after their work was done
 
 
+@contextlib.contextmanager
+def apart() -> Iterator[None]:
+    """Work that this process does by itself: meanwhile it counts as the only process of the run."""
+    token = _is_apart.set(True)
+    try:
+        yield
+    finally:
+        _is_apart.reset(token)
+
+
 def count() -> int:
-    """The number of processes in this run."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """The number of processes in this run that work together."""
+    return dist.get_world_size() if dist.is_initialized() and not _is_apart.get() else 1
 
 
 def is_first() -> bool:
     """Whether this is the process that prints and writes."""
     return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def number() -> int:
+    """This process's number in the run, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def on_this_machine() -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from cli.progress import Progress
 from field.metrics import Metrics, combine_metrics, compare, measured_boxes
 from field.neural_field import NeuralField
 from training import processes
-from training.fitting import Fit
 from utils import ValueRange, Volume, VolumeHeader
 
 
@@ -37,20 +37,17 @@ class Quality(NamedTuple):
 
 @dataclasses.dataclass
 class Judge:
-    """Compares the network of a fit with the volume. header: the volume's header, with the range after --clip."""
+    """Compares what a fit has reached with the volume.
 
-    fit: Fit
+    header: the volume's header, with the range after --clip. decoded: gives the compressed field of the fit now.
+    """
+
     volume: Volume
     header: VolumeHeader
-    device: object
-    n_threads: int
+    decoded: Callable[[], NeuralField]
 
     def __post_init__(self) -> None:
         self.boxes = processes.split_items(measured_boxes(self.volume.values))
-
-    def decoded(self) -> NeuralField:
-        """The compressed field of the current averaged network."""
-        return NeuralField.of(self.fit.averaged_net, self.header, self.device, self.n_threads)
 
     def metrics(self, values: ValueRange, progress: Progress | None = None, as_float: bool = False) -> Metrics:
         """The errors of the decoded values, over the range `values`. as_float: before rounding to integers."""

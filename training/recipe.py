@@ -18,6 +18,7 @@ MIN_STEPS = 1_500  # steps of the default fit of the smallest volumes, for which
 GPU_BATCH = 16_384
 GPU_PASSES, GPU_VOXELS, GPU_EXPONENT = 64, 1 << 21, -0.56
 GPU_MIN_STEPS = 5_760
+SAMPLE_OVERHEAD = 5_000  # a sample takes as long as this many weights more than the network has, on one core
 WARM_UP_STEPS = 50  # steps over which the learning rate rises
 TRIAL_SHARE = 0.04  # length of a trial / length of the fit
 TRIAL_RATE = 2.0  # learning rate of a trial / learning rate of the fit: a short fit gains decibels from a higher one

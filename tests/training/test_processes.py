@@ -80,6 +80,8 @@ def spoil(case, rank):
     if case == "target":  # its losses, of which only the first process's count
         fitting.CHECK_STEPS = recipe.CHECK_STEPS = 5
         fitting.Fit._judge = lambda fit, judge=fitting.Fit._judge: judge(fit) * (1 + 30 * rank)
+    if case == "bricks":
+        long_runs.CHECKPOINT_SECONDS = -1.0
     if case == "timed":  # its time
         ticks = itertools.count()
         fitting.time = types.SimpleNamespace(monotonic=lambda: next(ticks) * (1 + rank) / 64)
@@ -124,6 +126,7 @@ CASES = {
     "fails": ("--n_passes", 50),
     "hangs": ("--n_passes", 50),
     "refused": ("--volume", "nowhere.npy"),
+    "bricks": ("--bricks", "3,1,1", "--n_passes", 1, "--num_workers", 1, "--checkpoint", "bricks.state"),
 }
 
 
@@ -132,7 +135,7 @@ def pairs(tmp_path_factory):
     """The folder in which all cases ran, and by case the exit statuses of its processes."""
     folder = tmp_path_factory.mktemp("pairs")
     np.save(folder / "volume.npy", slanted(SHAPE))
-    program = PAIRS.replace("CASES", repr(CASES)).replace("ALONE", repr([*ALONE]))
+    program = PAIRS.replace("CASES", repr(CASES)).replace("ALONE", repr([*ALONE, "bricks"]))
     run = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     lines = [line.split() for line in run.stdout.splitlines()]
@@ -181,6 +184,16 @@ def test_both_processes_measure_and_one_speaks(pairs):
         volume = slanted(SHAPE)
         decoded = NeuralField.of(net, make_header(SHAPE, volume.min(), volume.max())).on_grid()
         assert settings["psnr"] == pytest.approx(compare(volume, decoded).psnr, abs=1e-3)
+
+
+def test_two_processes_share_the_bricks(pairs):
+    """What each of them has done can be continued by one."""
+    assert pairs.statuses["bricks"] == [0, 0, 0]
+    found = [json.loads((pairs.folder / f"{case}.json").read_text()) for case in ("bricks", "bricks_alone")]
+    assert found[0]["weights_crc32"] == found[1]["weights_crc32"] and found[0]["psnr"] == found[1]["psnr"]
+    states = [torch.load(pairs.folder / name, weights_only=True) for name in ("bricks.state", "bricks.state.1")]
+    done = [set(state["fit"]["done"]) for state in states]
+    assert done[0] | done[1] == {0, 1, 2} and not done[0] & done[1]
 
 
 @pytest.mark.parametrize(("case", "status"), [("fails", 2), ("hangs", -signal.SIGKILL)])

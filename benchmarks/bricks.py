@@ -1,0 +1,131 @@
+"""Bricks against one network: seconds, memory, PSNR and seams, by the scripts as a user runs them.
+
+A volume is a file, or `field:N`: N^3 voxels of a random field (see `random_field`). Its finest detail has the same size
+in voxels for every N, as in simulations of the same resolution and different size. Prints one row per volume and way of
+cutting it, as soon as it is known: what train.py takes, and with --file what net_compress.py --volume makes of it.
+
+The seams compare the error of the decoded volume in the layers that bricks share with that in the layers in the middle
+between two of them, as ratios of RMS values: of the error; of its difference from one layer to the next (a jump); of
+its second difference (a kink). Without seams, all three are 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from inputs import ROOT, read_scalar
+
+from cli import console
+from field.bricks import cuts
+from field.neural_field import NeuralField
+from utils import UserError
+
+FINEST = 8.0  # length in voxels of the waves at which the spectrum of `random_field` ends
+HEAD = ["volume", "ratio", "bricks", "parameters", "s", "CPU s", "MB", "dB"]
+FILE_HEAD = ["bytes", "dB in the file", "s", "CPU s"]
+
+
+def random_field(n: int, seed: int = 0) -> np.ndarray:
+    """n^3 float32: exp(g), where g is a Gaussian field with the spectrum k^-5/3, cut off at waves of FINEST voxels."""
+    k = [np.fft.fftfreq(n).astype(np.float32)] * 2 + [np.fft.rfftfreq(n).astype(np.float32)]
+    size = np.sqrt(sum(np.square(part) for part in np.ix_(*k)))
+    size[0, 0, 0] = 1.0
+    amplitude = size ** np.float32(-11 / 6) * np.exp(-np.square(size * np.float32(FINEST)))
+    amplitude[0, 0, 0] = 0.0
+    noise = np.random.default_rng(seed).standard_normal((n, n, n), np.float32)
+    wave = np.fft.rfftn(noise).astype(np.complex64)
+    del noise
+    field = np.fft.irfftn(wave * amplitude, s=(n, n, n), axes=(0, 1, 2)).astype(np.float32)
+    return np.exp(field / field.std())
+
+
+def run(script: str, *arguments: object) -> tuple[dict[str, str], float, float]:
+    """Results, CPU seconds and MB of memory (of its largest process) of one script."""
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
+        error = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise UserError(f"{' '.join(command)}: {error}")
+        out.seek(0)
+        found = dict(re.findall(r"^(\w+)=(.*)$", out.read(), re.M))
+    return found, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def seams(original: np.ndarray, field: NeuralField, counts: tuple[int, ...]) -> list[float]:
+    """The three ratios of the module's text, over all axes that are cut."""
+    at_cuts, between = np.zeros(3), np.zeros(3)
+    extent = float(original.max()) - float(original.min())
+    for axis, (n, k) in enumerate(zip(original.shape, counts, strict=True)):
+        ends = cuts(n, k)
+        middles = [(a + b) // 2 for a, b in itertools.pairwise(ends)]
+        for total, layers in ((at_cuts, ends[1:-1]), (between, middles if k > 1 else [])):
+            for layer in layers:
+                box = tuple(slice(layer - 1, layer + 2) if a == axis else slice(None) for a in range(3))
+                error = np.moveaxis(field.on_grid(field.grid(box), as_float=True) - original[box].astype(np.float64),
+                                    axis, 0) / extent  # fmt: skip
+                found = error[1], np.diff(error, axis=0), np.diff(error, 2, axis=0)
+                total += np.array([np.square(part).mean() for part in found]) / max(len(layers), 1)
+    return np.sqrt(at_cuts / np.maximum(between, 1e-300)).tolist()
+
+
+def measured(path: str, volume: np.ndarray, ratio: float, bricks: str, passes: float | None, with_file: bool) -> list:
+    """The figures of one row, after the volume's name."""
+    with tempfile.TemporaryDirectory() as name:
+        network = "--network", f"{name}/n.pth", "--config", f"{name}/n.json"
+        more = ("--n_passes", passes) if passes else ()
+        size = "--compression_ratio", ratio, "--bricks", bricks
+        found, cpu, memory = run("train.py", "--volume", path, *network, *size, *more)
+        row = [f"{ratio:g}", found.get("bricks", "1"), found["parameters"], found["seconds"], f"{cpu:.0f}"]
+        row += [f"{memory:.0f}", found["psnr"]]
+        flags = ("--volume", path) if with_file else ()
+        files = "--net", f"{name}/n.pth", "--config", f"{name}/n.json", "--compressed", f"{name}/blob"
+        packed, cpu, _ = run("net_compress.py", *files, *flags)
+        if with_file:
+            row += [packed["bytes"], next(v for k, v in packed.items() if k.startswith("psnr")), packed["seconds"]]
+            row += [f"{cpu:.0f}"]
+        counts = tuple(map(int, found.get("bricks", "1,1,1").split(",")))
+        ratios = seams(volume, NeuralField.open(f"{name}/blob", n_threads=os.cpu_count() or 1), counts)
+        return [*row, *(f"{ratio:.2f}" if math.prod(counts) > 1 else "" for ratio in ratios)]
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measure all volumes in all ways."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("volumes", nargs="+", metavar="VOLUME")
+    parser.add_argument("--compression_ratio", type=float, nargs="+", default=[50.0], help="(default: 50)")
+    parser.add_argument("--bricks", nargs="+", default=["none", "auto"], help="as of train.py (default: none auto)")
+    parser.add_argument("--n_passes", type=float, help="as of train.py")
+    parser.add_argument("--file", action="store_true", help="round with the volume too")
+    opt = parser.parse_args(argv)
+    head = HEAD + (FILE_HEAD if opt.file else []) + ["error", "jump", "kink"]
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name in opt.volumes:
+            path = name
+            if name.startswith("field:"):
+                path = f"{folder}/field_{name[6:]}.npy"
+                np.save(path, random_field(int(name[6:])))
+            volume = read_scalar(path).array
+            for ratio in opt.compression_ratio:
+                for bricks in opt.bricks:
+                    row = measured(path, volume, ratio, bricks, opt.n_passes, opt.file)
+                    print(f"| {Path(name).name} | " + " | ".join(row) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    console.run(main)

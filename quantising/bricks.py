@@ -1,0 +1,80 @@
+"""Rounds the networks of all bricks, each in a process of its own, with one policy for the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+
+from cli.progress import NoProgress, Progress
+from field.blob import QuantisedLayer
+from field.bricks import Bricks, brick_boxes
+from quantising import work
+from quantising.policy import RoundingOptions, quantise_network
+from siren import FieldNet, SirenConfig, count_parameters
+from training.cutting import brick_volume, error_scale
+from training.workers import each_done
+from utils import Geometry, Volume, VolumeHeader, header_of
+
+PASSES = 8.0  # over each brick while it is rounded, by default
+
+
+def quantise_bricks(
+    options: RoundingOptions,
+    bricks: Bricks,
+    header: VolumeHeader,
+    volume: Volume | None,
+    psnr: float,
+    device: torch.device,
+    progress: Progress,
+) -> list[tuple[dict, list[QuantisedLayer]]]:
+    """The description and the layers in integers of every brick that has a network, in order.
+
+    psnr: of the whole field, in dB; NaN if unknown. The other arguments are as of `quantise_network`.
+
+    One more bit for each weight of a network takes three quarters of what its rounding adds to the error. So for the
+    least bytes, rounding adds to each brick a squared error in proportion to its weights, not to its voxels.
+    """
+    passes = PASSES if volume and options.n_passes is None and options.quantizer == "uniform" else options.n_passes
+    n_processes = options.n_threads if device.type == "cpu" else 1
+    options = dataclasses.replace(options, n_passes=passes, n_threads=1, n_all=bricks.n_parameters)
+    boxes = brick_boxes(header.shape, bricks.counts)
+    configs = {k: SirenConfig(**network[0]) for k, network in enumerate(bricks.networks) if network}
+    sizes = {k: math.prod(cut.stop - cut.start for cut in boxes[k]) for k in configs}
+    training = {k: work.of_training((passes or 0.0) * sizes[k], count_parameters(configs[k])) for k in configs}
+    progress.plan(sum(training.values()))
+    per_weight = math.nan  # squared error that rounding may add, for each weight
+    if math.isfinite(psnr):
+        per_weight = 4 * 10 ** (-psnr / 10) * header.n_present / bricks.n_parameters
+
+    def arguments(k: int) -> tuple:
+        if volume:
+            brick = brick_volume(volume, header.values, boxes[k])
+            own = header_of(brick)
+        else:
+            shape = tuple(cut.stop - cut.start for cut in boxes[k])
+            brick, own = None, VolumeHeader(shape, bricks.low[k], bricks.high[k], Geometry.plain(len(shape)))
+        error = per_weight * count_parameters(configs[k]) / sizes[k] / error_scale(bricks.low[k], bricks.high[k])
+        part = dataclasses.replace(options, error=None if math.isnan(error) else error, seed=options.seed + k)
+        return part, configs[k], bricks.networks[k][1], own, brick, device
+
+    found = {}
+    tasks = ((k, arguments(k)) for k in sorted(training, key=lambda k: (-training[k], k)))
+    for k, layers in each_done(_quantise_brick, tasks, n_processes):
+        found[k] = layers
+        progress.advance(training[k], bricks=f"{len(found)} of {len(training)}")
+    return [(dataclasses.asdict(configs[k]), found[k]) for k in sorted(found)]
+
+
+def _quantise_brick(
+    options: RoundingOptions,
+    config: SirenConfig,
+    weights: dict,
+    header: VolumeHeader,
+    brick: Volume | None,
+    device: torch.device,
+) -> list[QuantisedLayer]:
+    net = FieldNet(config)
+    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
+    return quantise_network(options, net, header, brick, math.nan, False, device, NoProgress())

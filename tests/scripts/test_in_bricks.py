@@ -1,0 +1,147 @@
+"""The three scripts with --bricks: what is written and printed, whatever the volume."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import numpy as np
+import pytest
+from helpers.scripts import compress, decompress, error_of, results, train
+from helpers.volumes import psnr_of, slanted
+
+import net_compress
+import train as train_script
+from field.neural_field import NeuralField
+from training import long_runs, workers
+from training.bricks import BrickedFit
+
+SMALL = ("--bricks", "2,2,1", "--compression_ratio", 2, "--n_passes", 20, "--num_workers", 1)
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """A network of four bricks, and a blob of it that was rounded with the volume; not to be changed."""
+    folder = tmp_path_factory.mktemp("cut")
+    np.save(folder / "volume.npy", slanted((13, 9, 7)))
+    trained = train(folder / "volume.npy", folder, *SMALL)
+    compress(trained, folder / "blob", "--volume", folder / "volume.npy", "--n_passes", 2, "--num_workers", 1)
+    trained.folder, trained.volume, trained.blob = folder, folder / "volume.npy", folder / "blob"
+    return trained
+
+
+def test_what_train_writes(cut):
+    entry = cut.settings["bricks"]
+    assert entry["counts"] == [2, 2, 1] and len(entry["widths"]) == 4
+    assert {name.split(".")[1] for name in cut.state} == {"0", "1", "2", "3"}
+    assert cut.settings["n_parameters"] == sum(tensor.numel() for tensor in cut.state.values())
+    assert cut.settings["n_parameters"] == pytest.approx(13 * 9 * 7 / 2, rel=0.5)
+
+
+def test_the_way_through_the_scripts(cut, tmp_path, capsys):
+    volume = np.load(cut.volume)
+    whole = decompress(cut.blob, tmp_path / "whole.npy", "--volume", cut.volume)
+    assert whole.dtype == volume.dtype and float(results(capsys.readouterr().out)["psnr"]) == pytest.approx(
+        psnr_of(volume, whole), abs=1e-3
+    )
+    part = decompress(cut.blob, tmp_path / "part.npy", "--roi", "3:11,2:8,1:6")
+    np.testing.assert_allclose(part, whole[3:11, 2:8, 1:6], rtol=0, atol=1e-5 * np.ptp(volume))
+    decompress(cut.blob, tmp_path / "whole.vti", "--gradient")
+
+
+def test_info_counts_bricks(cut, tmp_path, capsys):
+    import net_decompress
+
+    net_decompress.main([str(cut.blob), "--info"])
+    found = results(capsys.readouterr().out)
+    assert found["bricks"] == "2,2,1" and found["parameters"] == str(cut.settings["n_parameters"])
+
+
+def test_rounding_alone_loses_little(cut, tmp_path, capsys):
+    compress(cut, tmp_path / "blob", "--num_workers", 1)
+    decoded = NeuralField.open(str(tmp_path / "blob"))[...]
+    volume = np.load(cut.volume)
+    assert psnr_of(volume, decoded) > cut.settings["psnr"] - 1
+
+
+def test_any_volume_is_cut(tmp_path):
+    """Constant bricks, missing voxels, several components, integers."""
+    array = np.stack([slanted((13, 9, 7)), -slanted((13, 9, 7))], axis=-1)
+    array = np.rint(array).astype(np.int16)
+    array[:7] = 3
+    array[9, 3] = -99
+    np.save(tmp_path / "v.npy", array)
+    trained = train(tmp_path / "v.npy", tmp_path, *SMALL, "--fill", -99, "--d_out", 2)
+    assert trained.settings["bricks"]["widths"][:2] == [0, 0]
+    compress(trained, tmp_path / "blob", "--num_workers", 1)
+    decoded = decompress(tmp_path / "blob", tmp_path / "out.npy")
+    assert decoded.dtype == np.int16 and (decoded[:6] == 3).all() and (decoded[9, 3] == -99).all()
+    assert ((decoded == -99) == (array == -99)).all()
+
+
+def test_a_time_series_is_cut_in_space(tmp_path):
+    array = np.stack([slanted((7, 6, 5)) * t for t in (1, 2, 3)])
+    np.save(tmp_path / "v.npy", array)
+    trained = train(tmp_path / "v.npy", tmp_path, *SMALL, "--d_in", 4)
+    assert trained.settings["bricks"]["counts"] == [1, 2, 2, 1]
+    compress(trained, tmp_path / "blob", "--num_workers", 1)
+    assert decompress(tmp_path / "blob", tmp_path / "out.npy").shape == array.shape
+
+
+def test_a_constant_volume_in_bricks(tmp_path):
+    np.save(tmp_path / "v.npy", np.full((5, 5, 5), 2.5, np.float32))
+    trained = train(tmp_path / "v.npy", tmp_path, "--bricks", "2,1,1")
+    blob = compress(trained, tmp_path / "blob")
+    assert len(blob) < 120 and (decompress(tmp_path / "blob", tmp_path / "out.npy") == 2.5).all()
+
+
+@pytest.mark.parametrize("counts", ["2,2", "13,1,1", "1,1,1,1", "2,0,1", "x"])
+def test_impossible_counts_are_refused(counts, volume_file, tmp_path):
+    argv = "--volume", volume_file, "--network", tmp_path / "n.pth", "--config", tmp_path / "n.json"
+    assert "--bricks" in error_of(train_script.main, *argv, "--bricks", counts)
+
+
+def test_none_is_one_network(volume_file, tmp_path):
+    assert "bricks" not in train(volume_file, tmp_path, "--bricks", "none").settings
+
+
+def test_workers_change_nothing(cut, tmp_path, monkeypatch):
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: context)
+    again = train(cut.volume, tmp_path, *SMALL, "--num_workers", 2)
+    assert again.settings["weights_crc32"] == cut.settings["weights_crc32"]
+    flags = "--volume", cut.volume, "--n_passes", 2, "--num_workers"
+    assert compress(again, tmp_path / "blob", *flags, 2) == cut.blob.read_bytes()
+
+
+def test_an_interrupted_run_leaves_what_is_done_and_goes_on(cut, tmp_path, monkeypatch):
+    """A brick that is not done is its mean."""
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(train_script, "LONG_SECONDS", 0.0)
+    run, flags = BrickedFit.run, (*SMALL, "--checkpoint", tmp_path / "state")
+
+    def interrupted(fit, on_done):
+        def stop(fit):
+            on_done(fit)
+            if len(fit.done) == 2:
+                raise KeyboardInterrupt
+
+        run(fit, stop)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt, match=r"interrupted\.pth"):
+        patch.setattr(BrickedFit, "run", interrupted)
+        train(cut.volume, tmp_path, *flags)
+    names = "--net", tmp_path / "thenet.interrupted.pth", "--config", tmp_path / "thenet.interrupted.json"
+    net_compress.main([str(a) for a in (*names, "--compressed", tmp_path / "half")])
+    half, volume = NeuralField.open(str(tmp_path / "half"))[...], np.load(cut.volume)
+    assert sum(len(np.unique(half[box])) == 1 for box in ((slice(k, k + 1), slice(m, m + 1)) for k in (2, 10)
+               for m in (2, 7))) == 2  # fmt: skip
+    assert psnr_of(volume, half) < cut.settings["psnr"]
+    resumed = train(cut.volume, tmp_path, *flags, "--resume")
+    assert resumed.settings["weights_crc32"] == cut.settings["weights_crc32"]
+
+
+def test_a_target_ends_each_brick(cut, tmp_path):
+    """When it was judged to have reached it."""
+    flags = (*SMALL, "--n_passes", 100)
+    early = train(cut.volume, tmp_path, *flags, "--target_psnr", 20)
+    assert 20 <= early.settings["psnr"] < train(cut.volume, tmp_path, *flags).settings["psnr"]

@@ -1,0 +1,131 @@
+"""The fit of a volume in bricks: what each brick is given, the sum of it, and its checkpoints."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers.volumes import slanted
+
+from siren import count_parameters
+from training.bricks import BrickedFit
+from training.long_runs import Checkpoint
+from training.recipe import Recipe
+from utils import Geometry, UserError, Volume, header_of
+
+OPTIONS = {"volume": "a.npy"}
+FIELDS = {"n_layers": 2, "d_in": 3, "d_out": 1}
+
+
+def small_fit(array: np.ndarray | None = None, **keywords) -> BrickedFit:
+    """A fit in 2 x 2 bricks, of one step each."""
+    recipe = keywords.pop("recipe", Recipe(n_passes=0.1, batch=8, lr=1e-3))
+    array = slanted((13, 9, 5)) if array is None else array
+    volume = Volume(array, Geometry.plain(3))
+    given = {"n_parameters": 400, "fields": FIELDS, "seed": 0} | keywords
+    return BrickedFit(volume, header_of(volume), (2, 2, 1), lambda n_voxels, config: recipe, **given)
+
+
+def test_the_errors_of_bricks_add_up():
+    """The PSNR of all bricks is that of the volume, whose shared layers count more than once."""
+    fit = small_fit()
+    fit.run()
+    field, volume = fit.field(fit.header, torch.device("cpu"), 1), fit.volume.array
+    squares = [np.square(field[box] - volume[box]) for box in fit.boxes]
+    error = sum(part.sum() for part in squares) / sum(part.size for part in squares)
+    expected = 20 * math.log10(np.ptp(volume)) - 10 * math.log10(error)
+    assert fit.psnr == pytest.approx(expected, abs=1.5)  # in the shared layers the field is the mean of both bricks
+    assert fit.progress == 1 and sorted(fit.done) == [0, 1, 2, 3]
+
+
+def test_a_brick_with_more_detail_gets_more():
+    array = slanted((33, 29, 5))
+    array[18:, 16:] += np.random.default_rng(0).normal(size=(15, 13, 5)) * 5
+    fit = small_fit(array.astype(np.float32), n_parameters=600)
+    fit.plan()
+    sizes = [count_parameters(config) for config in fit.configs]
+    assert sizes[3] > max(sizes[:3]) and sum(sizes) == pytest.approx(600, rel=0.3)
+
+
+def test_a_time_limit_is_shared_out_by_the_work():
+    fit = small_fit(recipe=Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=10.0), n_processes=2)
+    fit.plan()
+    limits = [fit._recipe(k, config).max_seconds for k, config in enumerate(fit.configs)]
+    assert sum(limits) == pytest.approx(2 * 10.0, rel=0.1)  # less what has passed
+    work = [fit._work(k, config) for k, config in enumerate(fit.configs)]
+    assert np.argmax(limits) == np.argmax(work)
+
+
+def test_bricks_that_are_not_done_are_their_mean():
+    fit = small_fit()
+    fit.plan()
+    bricks = fit.bricks()
+    assert bricks.networks == [None] * 4
+    np.testing.assert_array_equal(bricks.low, fit.survey.mean)
+    np.testing.assert_array_equal(bricks.high, fit.survey.mean)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> bytes:
+    """The checkpoint of a fit with one brick done."""
+    fit, path = small_fit(), tmp_path_factory.mktemp("saved") / "state"
+
+    def stop(fit):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit.run(stop)
+    Checkpoint(str(path), OPTIONS).save(fit)
+    return path.read_bytes()
+
+
+def test_a_checkpoint_gives_the_same_result(saved, tmp_path):
+    (tmp_path / "state").write_bytes(saved)
+    fit, again = small_fit(), small_fit()
+    Checkpoint(str(tmp_path / "state"), OPTIONS).load(again)
+    assert len(again.done) == 1
+    fit.run()
+    again.run()
+    for k in range(4):
+        for name, weights in fit.done[k][0].items():
+            np.testing.assert_array_equal(weights, again.done[k][0][name])
+
+
+DAMAGE = {
+    "seconds": [-1.0, math.nan, "x"],
+    "widths": [[], [4, 4, 4], [4, 4, 4, 0], [4, 4, 4, -1], [4, 4, 4, 10**9], [True] * 4, None],
+    "done": [{9: ({}, 0.0)}, {0: ({}, 0.0)}, {0: None}, [], {"x": ({}, 0.0)}],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in DAMAGE.items() for value in values])
+def test_damaged_checkpoints_are_refused(key, value, saved, tmp_path):
+    content = torch.load(io.BytesIO(saved), weights_only=True)
+    content["fit"][key] = value
+    torch.save(content, tmp_path / "state")
+    with pytest.raises(UserError, match="expected a checkpoint"):
+        Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_weights_and_errors_of_a_checkpoint_are_finite(value, saved, tmp_path):
+    for change in ("weights", "error"):
+        content = torch.load(io.BytesIO(saved), weights_only=True)
+        ((number, (net, error)),) = content["fit"]["done"].items()
+        if change == "weights" and value is not None:
+            next(iter(net.values()))[0] = value
+        else:
+            error = value
+        content["fit"]["done"][number] = (net, error)
+        torch.save(content, tmp_path / "state")
+        with pytest.raises(UserError, match="expected a checkpoint"):
+            Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
+
+
+def test_the_checkpoint_of_another_volume_is_refused(saved, tmp_path):
+    (tmp_path / "state").write_bytes(saved)
+    with pytest.raises(UserError, match="of another run: values_crc32"):
+        Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit(slanted((13, 9, 5)) ** 2))

@@ -1,0 +1,102 @@
+"""How a volume is cut, and what each brick gets."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from helpers.volumes import slanted
+
+from cli.progress import NoProgress
+from field.bricks import brick_boxes
+from siren import SirenConfig, count_parameters
+from training.cutting import PARAMETERS, brick_volume, counts_for, detail, shared_out, survey
+from utils import Geometry, Volume, header_of
+
+FIELDS = {"n_layers": 3, "d_in": 3, "d_out": 1}
+
+
+@pytest.mark.parametrize(
+    ("shape", "ratio", "counts"),
+    [
+        ((128, 128, 128), 50, (1, 1, 1)),  # minutes
+        ((256, 256, 256), 50, (3, 3, 3)),
+        ((256, 256, 256), 1000, (1, 1, 1)),  # few parameters: minutes
+        ((41, 512, 512), 50, (1, 5, 5)),  # a thin axis is not cut
+        ((10, 128, 128, 128), 50, (1, 3, 3, 3)),  # nor is time
+        ((50_000_000,), 50, (100,)),
+        ((1, 1, 30_000_000), 50, (1, 1, 60)),
+    ],
+)
+def test_auto_cuts_what_would_take_long(shape, ratio, counts):
+    assert counts_for(shape, math.prod(shape) / ratio, None, "cpu") == counts
+
+
+def test_auto_cuts_more_the_longer_the_fit():
+    assert counts_for((128,) * 3, 42_000, 100.0, "cpu") == (2, 2, 2)
+    assert counts_for((256,) * 3, 336_000, None, "cuda") == (1, 1, 1)
+
+
+@pytest.mark.parametrize("shape", [(1024,) * 3, (700, 90, 333), (4000, 3000)])
+def test_bricks_have_about_as_many_parameters_as_wanted(shape):
+    counts = counts_for(shape, math.prod(shape) / 20, None, "cpu")
+    assert 0.5 < math.prod(shape) / 20 / math.prod(counts) / PARAMETERS < 2
+
+
+def test_detail_is_what_planes_leave():
+    x, y, z = np.mgrid[:8, :12, :5].astype(np.float32)
+    assert detail((x - 2 * y + 3 * z + 1)[..., None]) == pytest.approx(0, abs=1e-3)
+    assert detail((x * y)[..., None]) == pytest.approx(1.25**2 * 8 * 12 * 4, rel=1e-3)
+    noise = np.random.default_rng(0).normal(size=(40, 40, 40, 1)).astype(np.float32)
+    assert detail(noise) == pytest.approx(40**3 * 60 / 64, rel=0.02)  # a plane takes 4 of 64 degrees of freedom
+    assert detail(2 * noise) == pytest.approx(4 * detail(noise), rel=1e-3)
+
+
+def test_detail_of_missing_voxels_and_thin_grids():
+    noise = np.random.default_rng(0).normal(size=(8, 8, 8, 1)).astype(np.float32)
+    half = noise.copy()
+    half[:4] = np.nan
+    assert detail(half) == pytest.approx(detail(noise[4:]), rel=1e-5)
+    assert detail(noise[:1, :1, :1]) == 0 and np.isfinite(detail(noise[:3, :1, :5]))
+
+
+def test_a_survey_tells_the_ends_of_each_brick():
+    array = slanted((9, 7, 5))
+    array[:5, :4] = 3.0  # a constant brick
+    array[8, 6, 4] = np.nan
+    volume = Volume(array, Geometry.plain(3), fill=np.float32(np.nan))
+    header, counts = header_of(volume), (2, 2, 1)
+    boxes = brick_boxes(header.shape, counts)
+    found = survey(volume, header.values, boxes, NoProgress())
+    assert found.is_constant.tolist() == [True, False, False, False]
+    assert found.n_voxels.tolist() == [5 * 4 * 5] * 3 + [5 * 4 * 5 - 1]
+    for k, box in enumerate(boxes):
+        brick = brick_volume(volume, header.values, box).array
+        assert [found.low[k], found.high[k]] == [np.nanmin(brick), np.nanmax(brick)]
+    changed = Volume(array + (array == 3.0), volume.geometry, volume.fill)
+    assert survey(changed, header.values, boxes, NoProgress()).crc32 != found.crc32
+
+
+def test_a_survey_of_missing_voxels_alone():
+    array = slanted((9, 7, 5))
+    array[:5] = np.nan
+    volume = Volume(array, Geometry.plain(3), fill=np.float32(np.nan))
+    values = header_of(volume).values
+    found = survey(volume, values, brick_boxes((9, 7, 5), (2, 1, 1)), NoProgress())
+    assert found.is_constant.tolist() == [True, False] and found.n_voxels[0] == 0
+    assert 0 < found.variance < 4
+
+
+def test_parameters_go_where_they_are_needed():
+    need, n_voxels = np.array([0.0, 1.0, 2.0, 4.0, 1e-9]), np.full(5, 100_000)
+    configs = shared_out(20_000, need, n_voxels, FIELDS)
+    sizes = [count_parameters(config) if config else 0 for config in configs]
+    assert sizes[0] == 0 and sizes[4] == count_parameters(SirenConfig(4, **FIELDS))
+    assert sum(sizes) == pytest.approx(20_000, rel=0.05)
+    assert sizes[2] / sizes[1] == pytest.approx(2, rel=0.15) and sizes[3] / sizes[2] == pytest.approx(2, rel=0.15)
+
+
+def test_a_small_brick_gets_no_more_than_its_share():
+    sizes = [count_parameters(c) for c in shared_out(1e9, np.array([1.0, 1.0]), np.array([4_000, 40_000]), FIELDS)]
+    assert sizes == pytest.approx([1_000, 10_000], rel=0.1)

@@ -1,0 +1,131 @@
+"""Cuts a volume into bricks, and shares its parameters out to them by what each of them needs."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cli.progress import Progress
+from siren import SirenConfig, count_parameters
+from training.recipe import SAMPLE_OVERHEAD, default_passes
+from utils import Box, Geometry, ValueRange, Volume
+
+PARAMETERS = 10_000  # of a brick's network, in the mean. Of 5,000 and 12,000 the larger is as fast, and has fewer seams
+LEAST_NEURONS = 4  # least width of a brick's network
+MOST_SHARE = 0.25  # most parameters of a brick's network / its voxels
+# `--bricks auto` cuts a volume whose single network would take longer than this: samples x (parameters +
+# SAMPLE_OVERHEAD). On one core, 1e12 are 3 minutes.
+MOST_WORK = {"cpu": 4e12, "cuda": 4e14}
+BLOCK = 4  # side of the blocks of voxels that `detail` compares with planes
+
+
+def counts_for(shape: tuple[int, ...], n_parameters: float, passes: float | None, device: str) -> tuple[int, ...]:
+    """The number of bricks along each axis by `--bricks auto`: 1 each where one network takes minutes.
+
+    n_parameters: of all networks. passes: over the volume, None for the default. device: "cpu" or "cuda".
+    """
+    n_voxels = math.prod(shape)
+    n_samples = n_voxels * (passes or default_passes(n_voxels, device == "cuda"))
+    if n_samples * (n_parameters + SAMPLE_OVERHEAD) <= MOST_WORK[device]:
+        return (1,) * len(shape)
+    space = shape[-3:]
+    n_bricks, left = max(n_parameters / PARAMETERS, 1.0), sorted(space)
+    side = (math.prod(left) / n_bricks) ** (1 / len(left))
+    while left[0] < side:  # a thin axis is not cut, and the others so much the more
+        left.pop(0)
+        side = (math.prod(left) / n_bricks) ** (1 / len(left))
+    counts = tuple(max(1, min(round((n - 1) / side), n - 1)) for n in space)
+    return (1,) * (len(shape) - len(space)) + counts
+
+
+def brick_volume(volume: Volume, values: ValueRange, box: Box) -> Volume:
+    """A brick as a volume: normalised values of the whole volume, float32, NaN where missing."""
+    fill = None if values.fill is None else np.float32(np.nan)
+    return Volume(values.normalise(volume.values[box]), Geometry.plain(len(box)), fill)
+
+
+def error_scale(low: np.ndarray, high: np.ndarray) -> float:
+    """A squared error of the whole volume's normalised values / one of a brick's own. low, high: of the brick."""
+    return float(np.square((high.astype(np.float64) - low) / 2).mean())
+
+
+def detail(normalised: np.ndarray) -> float:
+    """What is finer than a few voxels: the squared error that a plane leaves in each block, summed over all blocks.
+
+    normalised: (grid..., components). A block has BLOCK voxels a side. Blocks with a missing voxel count as 0.
+    """
+    *grid, d_out = normalised.shape
+    sides = [min(BLOCK, n) for n in grid]
+    whole = normalised[tuple(slice(n // side * side) for n, side in zip(grid, sides, strict=True))]
+    blocks = whole.reshape(*(part for n, side in zip(grid, sides, strict=True) for part in (n // side, side)), d_out)
+    within = tuple(range(1, 2 * len(grid), 2))
+    rest = blocks - blocks.mean(axis=within, keepdims=True)
+    left = np.square(rest).sum(axis=within)
+    for axis, side in zip(within, sides, strict=True):
+        along = np.arange(side, dtype=np.float32) - np.float32((side - 1) / 2)
+        along = along.reshape([side if k == axis else 1 for k in range(blocks.ndim)])
+        square = np.square(along).sum() * math.prod(sides) / side
+        left -= np.square((rest * along).sum(axis=within)) / max(square, 1.0)
+    return float(np.fmax(left, 0.0).sum(dtype=np.float64))
+
+
+class Survey(NamedTuple):
+    """What one pass over the volume tells of each brick. low, high, mean: (bricks, components), normalised values."""
+
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    detail: np.ndarray
+    n_voxels: np.ndarray  # that are not missing
+    variance: float  # of all values
+    crc32: int  # of all values
+
+    @property
+    def is_constant(self) -> np.ndarray:
+        """Whether a brick needs no network, (bricks,)."""
+        return (self.low == self.high).all(axis=1)
+
+
+def survey(volume: Volume, values: ValueRange, boxes: Sequence[Box], progress: Progress) -> Survey:
+    """The Survey of a volume. A brick without a voxel that is not missing counts as constant."""
+    columns, crc32 = [], 0
+    for box in boxes:
+        brick = brick_volume(volume, values, box).values
+        crc32 = zlib.crc32(np.ascontiguousarray(brick), crc32)
+        present = brick[~np.isnan(brick).any(axis=-1)]
+        present = present if len(present) else np.zeros((1, brick.shape[-1]), np.float32)
+        ends = present.min(axis=0), present.max(axis=0), present.mean(axis=0), present.var(axis=0, dtype=np.float64)
+        columns.append((*ends, detail(brick), np.count_nonzero(~np.isnan(brick).any(axis=-1))))
+        progress.advance(1 / len(boxes))
+    low, high, mean, variances, details, n_voxels = map(np.array, zip(*columns, strict=True))
+    weights = n_voxels[:, None] / n_voxels.sum()
+    between = np.square(mean - (weights * mean).sum(axis=0))
+    variance = float((weights * (variances + between)).sum(axis=0).mean())
+    return Survey(low, high, mean, details, n_voxels, variance, crc32)
+
+
+def shared_out(n_parameters: float, need: np.ndarray, n_voxels: np.ndarray, fields: dict) -> list[SirenConfig | None]:
+    """The network of each brick. All of them together have about `n_parameters`; a brick that needs 0 has none.
+
+    need: what each brick needs of them, in any unit. n_voxels: of each brick. fields: of SirenConfig, but the width.
+    """
+    least = count_parameters(SirenConfig(LEAST_NEURONS, **fields))
+    most = np.maximum(MOST_SHARE * n_voxels, least)
+    low, high = 0.0, n_parameters / max(need[need > 0].min(initial=math.inf), 1e-300)
+    for _ in range(100):  # the share of each need that uses up the parameters
+        share = (low + high) / 2
+        sizes = np.where(need > 0, np.clip(share * need, least, most), 0.0)
+        low, high = (share, high) if sizes.sum() < n_parameters else (low, share)
+    return [SirenConfig(width_for(size, fields), **fields) if size else None for size in sizes]
+
+
+def width_for(n_parameters: float, fields: dict) -> int:
+    """The width, at least LEAST_NEURONS, whose network has the number of parameters nearest to `n_parameters`."""
+    width = LEAST_NEURONS
+    while sum(count_parameters(SirenConfig(width + k, **fields)) for k in (0, 1)) / 2 < n_parameters:
+        width += 1
+    return width
