@@ -193,7 +193,7 @@ def test_the_work_of_rounding_is_known_before(flags, tmp_path, monkeypatch):
 def test_a_step_of_training_is_less_work_where_layers_are_rounded():
     """Their gradient is not needed; their output is."""
     net = field_net(n_neurons=24, n_layers=5)
-    none, half, all_layers = (work.of_training(1, net.config, trained) for trained in (0.0, 0.5, 1.0))
+    none, half, all_layers = (work.of_training(1, net.n_parameters, trained) for trained in (0.0, 0.5, 1.0))
     assert none == pytest.approx(2 * half - all_layers) and 0.3 * all_layers < none < all_layers
     header, options = make_header((40, 40, 40)), RoundingOptions(n_passes=2)
     parts = training_work(options, net, header, torch.device("cpu")) / header.n_voxels / 2
