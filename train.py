@@ -25,6 +25,7 @@ from formats.series import is_pattern
 from formats.writing import write_volume
 from siren import count_parameters
 from training import outliers, processes
+from training.brick_fits import BrickFits
 from training.bricks import BrickedFit
 from training.fitting import Fit
 from training.long_runs import Checkpoint, run_bricks, run_to_target, saved_network
@@ -133,9 +134,9 @@ def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) 
     if math.prod(counts) > 1:
         fields = {"d_in": len(header.shape), "d_out": header.n_components, "is_residual": opt.is_residual}
         fields |= {"n_layers": opt.n_layers} if opt.n_layers else {}
-        recipe, n_parameters = partial(brick_recipe_for, opt), header.n_voxels / opt.compression_ratio
-        limits = opt.seed, opt.w0, opt.target_psnr, opt.num_workers, device
-        return BrickedFit(volume, header, counts, recipe, n_parameters, fields, *limits)
+        how = opt.seed, opt.w0, opt.target_psnr, opt.num_workers, device
+        fits = BrickFits(volume, header, counts, partial(brick_recipe_for, opt), *how)
+        return BrickedFit(fits, header.n_voxels / opt.compression_ratio, fields)
     configs = networks_for(opt, header)
     for message in size_messages(opt.compression_ratio, header, configs[0]):
         warn(message)

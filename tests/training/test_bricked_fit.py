@@ -11,7 +11,8 @@ import torch
 from helpers.volumes import slanted
 
 from siren import count_parameters
-from training.bricks import BrickedFit
+from training.brick_fits import BrickFits
+from training.bricks import BRICK_DEPTHS, BrickedFit
 from training.long_runs import Checkpoint
 from training.recipe import Recipe
 from utils import Geometry, UserError, Volume, header_of
@@ -25,16 +26,17 @@ def small_fit(array: np.ndarray | None = None, **keywords) -> BrickedFit:
     recipe = keywords.pop("recipe", Recipe(n_passes=0.1, batch=8, lr=1e-3))
     array = slanted((13, 9, 5)) if array is None else array
     volume = Volume(array, Geometry.plain(3))
-    given = {"n_parameters": 400, "fields": FIELDS, "seed": 0} | keywords
-    return BrickedFit(volume, header_of(volume), (2, 2, 1), lambda n_voxels, config: recipe, **given)
+    n_parameters, fields = keywords.pop("n_parameters", 400), keywords.pop("fields", FIELDS)
+    fits = BrickFits(volume, header_of(volume), (2, 2, 1), lambda n_voxels, config: recipe, 0, **keywords)
+    return BrickedFit(fits, n_parameters, fields)
 
 
 def test_the_errors_of_bricks_add_up():
     """The PSNR of all bricks is that of the volume, whose shared layers count more than once."""
     fit = small_fit()
     fit.run()
-    field, volume = fit.field(fit.header, torch.device("cpu"), 1), fit.volume.array
-    squares = [np.square(field[box] - volume[box]) for box in fit.boxes]
+    field, volume = fit.field(fit.fits.header, torch.device("cpu"), 1), fit.fits.volume.array
+    squares = [np.square(field[box] - volume[box]) for box in fit.fits.boxes]
     error = sum(part.sum() for part in squares) / sum(part.size for part in squares)
     expected = 20 * math.log10(np.ptp(volume)) - 10 * math.log10(error)
     assert fit.psnr == pytest.approx(expected, abs=1.5)  # in the shared layers the field is the mean of both bricks
@@ -53,10 +55,24 @@ def test_a_brick_with_more_detail_gets_more():
 def test_a_time_limit_is_shared_out_by_the_work():
     fit = small_fit(recipe=Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=10.0), n_processes=2)
     fit.plan()
-    limits = [fit._recipe(k, config).max_seconds for k, config in enumerate(fit.configs)]
-    assert sum(limits) == pytest.approx(2 * 10.0, rel=0.1)  # less what has passed
-    work = [fit._work(k, config) for k, config in enumerate(fit.configs)]
-    assert np.argmax(limits) == np.argmax(work)
+    configs = dict(enumerate(fit.configs))
+    limits = {k: recipe.max_seconds for k, recipe in fit.fits.recipes(configs, seconds=4.0).items()}
+    assert sum(limits.values()) == pytest.approx(2 * (10.0 - 4.0))
+    assert max(limits, key=limits.get) == max(configs, key=lambda k: fit.fits.work(k, configs[k]))
+
+
+def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
+    """A shallow one learns faster at first, and has to be that much better."""
+    for lead, depth in ((0.9, 5), (1.1, 3)):
+        fit = small_fit(fields={"d_in": 3, "d_out": 1})
+
+        def pilots(configs, what, lead=lead):
+            return {k: 10 ** (-lead / 10) if config.n_layers == 3 else 1.0 for k, config in configs.items()}
+
+        monkeypatch.setattr(fit.fits, "pilots", pilots)
+        fit.plan()
+        assert fit.n_layers == depth and {config.n_layers for config in fit.configs} == {depth}
+    assert sorted(BRICK_DEPTHS) == [3, 5]
 
 
 def test_bricks_that_are_not_done_are_their_mean():
@@ -96,6 +112,7 @@ def test_a_checkpoint_gives_the_same_result(saved, tmp_path):
 
 DAMAGE = {
     "seconds": [-1.0, math.nan, "x"],
+    "n_layers": [3, 2.5, None],
     "widths": [[], [4, 4, 4], [4, 4, 4, 0], [4, 4, 4, -1], [4, 4, 4, 10**9], [True] * 4, None],
     "done": [{9: ({}, 0.0)}, {0: ({}, 0.0)}, {0: None}, [], {"x": ({}, 0.0)}],
 }

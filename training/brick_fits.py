@@ -1,0 +1,137 @@
+"""Fits single bricks of a volume, in processes, one a core."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+
+from cli.progress import Progress
+from field.bricks import brick_boxes
+from siren import SirenConfig, count_parameters
+from training import processes
+from training.cutting import brick_volume, error_scale, survey
+from training.fitting import Fit, new_fit
+from training.recipe import BATCH, SAMPLE_OVERHEAD, Recipe, psnr_of
+from training.streaming import make_sampler, unpacked
+from training.workers import each_done
+from utils import Volume, VolumeHeader, header_of
+
+PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rate / that of the fit
+Trained = tuple[dict[str, np.ndarray], float]  # weights by name; mean squared error of the brick's normalised values
+RecipeFor = Callable[[int, SirenConfig], Recipe]  # voxels, network -> recipe
+
+
+def fit_brick(
+    brick: Volume,
+    config: SirenConfig,
+    recipe: Recipe,
+    seed: int,
+    first_omega: float | None,
+    target_psnr: float | None,
+    device: torch.device,
+) -> Trained:
+    """The network of one brick. target_psnr: of the brick's normalised values, in dB, at which the fit ends."""
+    sampler = make_sampler(brick.values, header_of(brick).values, device, recipe.grad_lambda > 0)
+    fit = new_fit(config, sampler, recipe, seed, first_omega)
+
+    def error() -> float:
+        return float(sampler.squared_errors(fit.averaged_net).sum(dtype=torch.float64)) / sampler.n_voxels
+
+    def is_reached(fit: Fit) -> bool:
+        is_near = target_psnr is not None and fit.is_judged and fit.psnr >= target_psnr
+        return is_near and psnr_of(error()) >= target_psnr
+
+    with processes.apart():
+        fit.run(is_reached)
+    return {name: tensor.cpu().numpy().copy() for name, tensor in fit.averaged_net.state_dict().items()}, error()
+
+
+class BrickFits:
+    """The bricks of a volume, and how each is fitted.
+
+    header: of the volume, with the range after --clip. counts: bricks along each axis. recipe_for: the recipe of a
+    brick. n_processes: they do not change the result.
+    """
+
+    def __init__(
+        self,
+        volume: Volume,
+        header: VolumeHeader,
+        counts: tuple[int, ...],
+        recipe_for: RecipeFor,
+        seed: int,
+        first_omega: float | None = None,
+        target_psnr: float | None = None,
+        n_processes: int = 1,
+        device: torch.device | None = None,
+    ):
+        if math.prod(getattr(volume.values, "chunks", ())) > 1:
+            volume = Volume(unpacked(volume.values), volume.geometry, volume.fill)
+        self.volume, self.header, self.counts, self.boxes = volume, header, counts, brick_boxes(header.shape, counts)
+        self.recipe_for, self.seed, self.first_omega, self.target_psnr = recipe_for, seed, first_omega, target_psnr
+        self.device = device or torch.device("cpu")
+        self.n_processes = n_processes if self.device.type == "cpu" else 1
+        with Progress("looking at the bricks") as progress:
+            self.survey = survey(volume, header.values, self.boxes, progress)
+
+    def scale(self, number: int) -> float:
+        """A squared error of the whole volume's normalised values / one of a brick's own."""
+        return error_scale(self.survey.low[number], self.survey.high[number])
+
+    def work(self, number: int, config: SirenConfig) -> float:
+        """How much work a pass over a brick is."""
+        return float(self.survey.n_voxels[number]) * (count_parameters(config) + SAMPLE_OVERHEAD)
+
+    def recipes(self, configs: Mapping[int, SirenConfig], seconds: float) -> dict[int, Recipe]:
+        """The recipe of each brick. A time limit is shared out by the work. seconds: that have passed."""
+        found = {k: self.recipe_for(int(self.survey.n_voxels[k]), config) for k, config in configs.items()}
+        work = {k: self.work(k, config) for k, config in configs.items()}
+        for k, recipe in found.items():
+            if recipe.max_seconds is not None:
+                left = max(recipe.max_seconds - seconds, 0.0) * self.n_processes * processes.count()
+                found[k] = dataclasses.replace(recipe, max_seconds=left * work[k] / sum(work.values()))
+        return found
+
+    def pilots(self, configs: Mapping[int, SirenConfig], what: str) -> dict[int, float]:
+        """The sum of the squared errors, of the whole volume's normalised values, of a brief fit of each brick."""
+        brief = {"batch": BATCH // 2, "max_seconds": None}
+        recipes = {}
+        for k, config in configs.items():
+            recipe = self.recipe_for(int(self.survey.n_voxels[k]), config)
+            rate, passes = PILOT_RATE * recipe.lr, min(PILOT_PASSES, recipe.n_passes)
+            recipes[k] = dataclasses.replace(recipe, lr=rate, n_passes=passes, **brief)
+        found = self.trained(configs, recipes, what)
+        return {k: error * float(self.survey.n_voxels[k]) * self.scale(k) for k, (_, error) in found.items()}
+
+    def trained(
+        self,
+        configs: Mapping[int, SirenConfig],
+        recipes: Mapping[int, Recipe],
+        what: str,
+        on_done: Callable[[int, Trained], dict[str, str]] = lambda number, trained: {},
+    ) -> dict[int, Trained]:
+        """The networks of these bricks by number. Each process of the run fits a share, the most work first.
+
+        on_done: called with each brick of this process's share; it returns what to show.
+        """
+        work = {k: self.work(k, config) for k, config in configs.items()}
+        own = processes.split_items(sorted(work, key=lambda k: (-work[k], k)))
+        found = {}
+        with Progress(what, sum(work[k] for k in own)) as progress:
+            tasks = ((k, self._arguments(k, configs[k], recipes[k])) for k in own)
+            for number, trained in each_done(fit_brick, tasks, self.n_processes):
+                found[number] = trained
+                shown = on_done(number, trained)
+                progress.advance(work[number], bricks=f"{len(found)} of {len(own)}", **shown)
+        return {number: trained for part in processes.gather(found) for number, trained in part.items()}
+
+    def _arguments(self, number: int, config: SirenConfig, recipe: Recipe) -> tuple:
+        """The arguments of `fit_brick`."""
+        brick = brick_volume(self.volume, self.header.values, self.boxes[number])
+        seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
+        target = self.target_psnr and self.target_psnr + 10 * math.log10(self.scale(number))
+        return brick, config, recipe, seed, self.first_omega, target, self.device
