@@ -17,7 +17,7 @@ from training.cutting import brick_volume, error_scale
 from training.workers import each_done
 from utils import Geometry, Volume, VolumeHeader, header_of
 
-PASSES = 8.0  # over each brick while it is rounded, by default
+PASSES = 4.0  # over each brick while it is rounded, by default; 16 instead of 4 gain 0.2 dB, in three times as long
 
 
 def quantise_bricks(
