@@ -120,7 +120,7 @@ def headers(draw):
     return VolumeHeader(shape, low, high, geometry)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(headers())
 def test_header_round_trip(header):
     network = {"n_neurons": 1, "n_layers": 1, "d_in": len(header.shape), "d_out": len(header.low)}

@@ -6,14 +6,11 @@ import copy
 import dataclasses
 import itertools
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from helpers.networks import field_net, fit, watched_samples
-from helpers.scripts import ROOT
 from helpers.volumes import slanted
 
 from siren import HIGHEST_WAVE, SirenConfig
@@ -426,24 +423,6 @@ def test_adam_moves_weights_as_torchs_own(betas):
         adam.step(0.01, k + 1)
         reference.step()
     np.testing.assert_allclose(ours, torchs.detach(), rtol=1e-5, atol=1e-6)
-
-
-FIT = """
-import sys, numpy, torch
-from siren import SirenConfig
-from training.fitting import new_fit
-from training.recipe import Recipe
-from training.sampler import VoxelSampler
-
-sampler = VoxelSampler(numpy.eye(8, dtype="f").reshape(4, 4, 4, 1), torch.device("cpu"))
-new_fit(SirenConfig(6), sampler, Recipe(2, 8, 1e-3), 0).run()
-assert "torch._dynamo" not in sys.modules
-"""
-
-
-def test_no_compiler_is_imported():
-    """It takes seconds."""
-    subprocess.run([sys.executable, "-c", FIT], cwd=ROOT, check=True)
 
 
 def test_hidden_matrices_keep_within_their_norm():

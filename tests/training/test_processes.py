@@ -121,7 +121,7 @@ ALONE = {  # one step each
 }
 CASES = {
     **{name: (*flags, "--oversample", 1, "--n_passes", 0.001) for name, flags in ALONE.items()},
-    "target": ("--batchSize", 16, "--optimizer", "adam", "--lr", 5e-3, "--target_psnr", 18, "--n_passes", 100),
+    "target": ("--batchSize", 16, "--optimizer", "adam", "--lr", 5e-3, "--target_psnr", 18, "--n_passes", 30),
     "timed": ("--batchSize", 16, "--max_seconds", 0.5, "--fill", -999),
     "fails": ("--n_passes", 50),
     "hangs": ("--n_passes", 50),
