@@ -381,7 +381,7 @@ def test_bad_input_is_one_line_and_no_data(told):
 @part(
     {"field": make_header((9, 7, 5))},
     """
-limits = NeuralField.open.__func__.__globals__["decode_single"].__globals__
+limits = NeuralField.open.__func__.__globals__["decode_field"].__globals__
 usual, limits["USUAL_PARAMETERS"] = limits["USUAL_PARAMETERS"], 10
 reader, result["counts"] = NeurcompReader(FileName="field.nvc"), []
 for reader.Large in (0, 1, 0):
