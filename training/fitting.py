@@ -6,27 +6,25 @@ Source: Lu et al. 2021, section 3 (the loss with its gradient term).
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
 
 import torch
 
-from field.neural_field import NeuralField
 from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, start_as_axis_waves
 from training import processes
+from training.outcome import Outcome
 from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler
 from training.step import StepFunction
-from utils import VolumeHeader
 
 SHORTER_WAVES = 2, 4  # factors of HIGHEST_WAVE after a collapse: fine detail is like noise to long waves
 MAX_STEP = 1 << 53  # largest number of a step in a checkpoint: a float holds it exactly
 
 
-class Fit:
+class Fit(Outcome):
     """The fit of a network to the samples of a volume, on one device.
 
     The fit trains `net` in place, except for the linear layers before `first_trained_layer`. The result, at any time,
@@ -119,32 +117,6 @@ class Fit:
         """PSNR of `averaged_net` in dB, estimated every CHECK_STEPS steps from a few thousand voxels."""
         return psnr_of(self.loss)
 
-    @property
-    def n_passes(self) -> float:
-        """The passes over the volume so far."""
-        return self.step / self.steps_per_pass
-
-    @property
-    def variance(self) -> float:
-        """The mean squared error of a constant, of normalised values."""
-        return self.sampler.variance
-
-    @property
-    def config(self) -> SirenConfig:
-        """The network's settings."""
-        return self.net.config
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The result so far, as thenet.pth holds it."""
-        return self.averaged_net.state_dict()
-
-    def field(self, header: VolumeHeader, device: torch.device, n_threads: int) -> NeuralField:
-        """The result so far as a compressed field. header: of the volume."""
-        return NeuralField.of(self.averaged_net, header, device, n_threads)
-
-    def bricks(self) -> None:
-        """One network has no bricks."""
-
     def _rate(self) -> float:
         """The learning rate of this step: that of the recipe, halved for each halving by a recovery."""
         return self.recipe.rate(self.step, self.sampler.n_voxels, self.progress) * 0.5**self.recovery.n_halvings
@@ -214,16 +186,6 @@ class Fit:
             for name, tensor in optimizer.state.items():
                 tensor.copy_(saved[name])
         self.loss = state["loss"]
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether no weight has just diverged."""
-        return bool(torch.isfinite(self.trained.weights).all())
-
-    def identity(self) -> dict:
-        """What must be equal when the fit continues: volume, network, recipe and seed."""
-        volume = {"shape": list(self.sampler.shape), "values_crc32": self.sampler.crc32}
-        return volume | dataclasses.asdict(self.net.config) | dataclasses.asdict(self.recipe) | {"seed": self.seed}
 
     def state_dict(self) -> dict:
         """Everything that `load_state_dict` needs to continue to the same result."""
