@@ -64,7 +64,7 @@ def build_parser() -> arguments.ArgumentParser:
         "--n_passes",
         type=arguments.number_from(0, 1e6),
         help="passes over --volume while rounding, 0 for none "
-        "(default: 12.5 million / voxels, at most 48, or 1,500 steps if more; 4 in bricks)",
+        "(default: 12.5 million / voxels, at most 48, or 1,500 steps if more; in bricks a quarter of train.py's)",
     )
     group.add_argument(
         "--seed", type=arguments.integer_from(0, 2**63 - 1), default=0, help="of the order of the samples"

@@ -32,7 +32,7 @@ from training.long_runs import Checkpoint, run_bricks, run_to_target, saved_netw
 from training.network_files import configuration, write_network
 from training.options import (
     MUST_MATCH,
-    brick_recipe_for,
+    brick_recipes,
     bricks_for,
     networks_for,
     parse,
@@ -134,9 +134,10 @@ def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) 
     if math.prod(counts) > 1:
         fields = {"d_in": len(header.shape), "d_out": header.n_components, "is_residual": opt.is_residual}
         fields |= {"n_layers": opt.n_layers} if opt.n_layers else {}
+        n_parameters = header.n_voxels / opt.compression_ratio
+        recipes = brick_recipes(opt, header.n_present, n_parameters, math.prod(counts))
         how = opt.seed, opt.w0, opt.target_psnr, opt.num_workers, device
-        fits = BrickFits(volume, header, counts, partial(brick_recipe_for, opt), *how)
-        return BrickedFit(fits, header.n_voxels / opt.compression_ratio, fields)
+        return BrickedFit(BrickFits(volume, header, counts, recipes, *how), n_parameters, fields)
     configs = networks_for(opt, header)
     for message in size_messages(opt.compression_ratio, header, configs[0]):
         warn(message)

@@ -25,7 +25,6 @@ from training.recipe import psnr_of
 from training.shapes import HEAD_START, MIDDLE_DEPTH
 from utils import VolumeHeader
 
-PASSES = 16.0  # over each brick, by default
 BRICK_DEPTHS, SAMPLE = (5, 3), 4  # layers that compete, and bricks in which they do
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cli.progress import Progress
 from siren import SirenConfig, count_parameters
-from training.recipe import SAMPLE_OVERHEAD, default_passes
+from training.recipe import MAX_PASSES, SAMPLE_OVERHEAD, default_passes, passes_for_min_steps
 from utils import Box, Geometry, ValueRange, Volume
 
 PARAMETERS = 10_000  # of a brick's network, in the mean. Of 5,000 and 12,000 the larger is as fast, and has fewer seams
@@ -20,6 +20,7 @@ MOST_SHARE = 0.25  # most parameters of a brick's network / its voxels
 # `--bricks auto` cuts a volume whose single network would take longer than this: samples x (parameters +
 # SAMPLE_OVERHEAD). On one core, 1e12 are 3 minutes.
 MOST_WORK = {"cpu": 4e12, "cuda": 4e14}
+LEAST_PASSES = 16.0  # over each brick, by default
 BLOCK = 4  # side of the blocks of voxels that `detail` compares with planes
 
 
@@ -40,6 +41,16 @@ def counts_for(shape: tuple[int, ...], n_parameters: float, passes: float | None
         side = (math.prod(left) / n_bricks) ** (1 / len(left))
     counts = tuple(max(1, min(round((n - 1) / side), n - 1)) for n in space)
     return (1,) * (len(shape) - len(space)) + counts
+
+
+def passes_for(n_voxels: int, n_parameters: float, n_bricks: int) -> float:
+    """The number of passes over each brick by default: as many as MOST_WORK allows on a CPU, within limits.
+
+    The limits are LEAST_PASSES and the passes of a volume of a brick's size. n_parameters: of all networks.
+    """
+    allowed = MOST_WORK["cpu"] / (n_voxels * (n_parameters / n_bricks + SAMPLE_OVERHEAD))
+    most = max(MAX_PASSES, passes_for_min_steps(math.ceil(n_voxels / n_bricks)))
+    return round(min(max(allowed, LEAST_PASSES), most), 1)
 
 
 def brick_volume(volume: Volume, values: ValueRange, box: Box) -> Volume:

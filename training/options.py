@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from cli.arguments import (
     CONFIG,
@@ -21,8 +22,7 @@ from cli.arguments import (
 from field.binary import BlobError
 from field.network_chunk import check_network
 from siren import MIN_NEURONS, SirenConfig, count_parameters
-from training.bricks import PASSES
-from training.cutting import counts_for
+from training.cutting import counts_for, passes_for
 from training.recipe import BATCH, Recipe, default_recipe
 from training.shapes import networks_for_budget
 from utils import UserError, VolumeHeader
@@ -130,7 +130,7 @@ def add_optimisation(group: ArgumentGroup) -> None:
     group.add_argument(
         "--n_passes",
         type=number_from(0, 1e6, exclusive=True),
-        help="samples / voxels (default: 32.8 million / voxels, 5 to 45, or 1,500 steps if more; "
+        help="samples / voxels (default: 32.8 million / voxels, 5 to 45, or 1,500 steps if more; in bricks 16 or more; "
         "with --cuda 64 (2.1 million / voxels)^0.56, at least 5, or 5,760 steps if more)",
     )
     group.add_argument(
@@ -265,10 +265,13 @@ def bricks_for(opt: Options, header: VolumeHeader) -> tuple[int, ...]:
     return counts
 
 
-def brick_recipe_for(opt: Options, n_voxels: int, config: SirenConfig) -> Recipe:
-    """The recipe of a brick. On a CPU, bricks have fewer passes than a volume of their size."""
-    passes = opt.n_passes if opt.n_passes or opt.max_seconds or opt.cuda else PASSES
-    return recipe_for(Options(**vars(opt) | {"n_passes": passes}), n_voxels, config)
+def brick_recipes(
+    opt: Options, n_voxels: int, n_parameters: float, n_bricks: int
+) -> Callable[[int, SirenConfig], Recipe]:
+    """What gives the recipe of a brick for its voxels and its network. The arguments are those of `passes_for`."""
+    is_open = opt.n_passes is None and opt.max_seconds is None and not opt.cuda
+    passes = passes_for(n_voxels, n_parameters, n_bricks) if is_open else opt.n_passes
+    return partial(recipe_for, Options(**vars(opt) | {"n_passes": passes}))
 
 
 def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> list[str]:

@@ -11,7 +11,7 @@ from helpers.volumes import slanted
 from cli.progress import NoProgress
 from field.bricks import brick_boxes
 from siren import SirenConfig, count_parameters
-from training.cutting import PARAMETERS, brick_volume, counts_for, detail, shared_out, survey
+from training.cutting import PARAMETERS, brick_volume, counts_for, detail, passes_for, shared_out, survey
 from utils import Geometry, Volume, header_of
 
 FIELDS = {"n_layers": 3, "d_in": 3, "d_out": 1}
@@ -42,6 +42,19 @@ def test_auto_cuts_more_the_longer_the_fit():
 def test_bricks_have_about_as_many_parameters_as_wanted(shape):
     counts = counts_for(shape, math.prod(shape) / 20, None, "cpu")
     assert 0.5 < math.prod(shape) / 20 / math.prod(counts) / PARAMETERS < 2
+
+
+@pytest.mark.parametrize(
+    ("voxels", "parameters", "bricks", "passes"),
+    [
+        (512**3, 512**3 / 50, 216, 16),
+        (180**3, 180**3 / 50, 8, 35.3),  # between: as long as one network of the largest volume that is not cut
+        (128**3, 128**3 / 50, 8, 45),
+        (16**3, 16**3 / 50, 8, 1500),  # a step a pass
+    ],
+)
+def test_passes_follow_from_the_work(voxels, parameters, bricks, passes):
+    assert passes_for(voxels, parameters, bricks) == pytest.approx(passes, rel=0.01)
 
 
 def test_detail_is_what_planes_leave():
