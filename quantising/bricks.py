@@ -38,7 +38,7 @@ def quantise_bricks(
     """
     passes = options.n_passes
     if volume and passes is None and options.quantizer == "uniform":
-        passes = PASSES * passes_for(header.n_present, bricks.n_parameters, len(bricks.networks))
+        passes = PASSES * passes_for(header.n_present, bricks.n_parameters, len(bricks.networks), device.type)
     n_processes = options.n_threads if device.type == "cpu" else 1
     options = dataclasses.replace(options, n_passes=passes, n_threads=1, n_all=bricks.n_parameters)
     boxes = brick_boxes(header.shape, bricks.counts)

@@ -43,12 +43,12 @@ def counts_for(shape: tuple[int, ...], n_parameters: float, passes: float | None
     return (1,) * (len(shape) - len(space)) + counts
 
 
-def passes_for(n_voxels: int, n_parameters: float, n_bricks: int) -> float:
-    """The number of passes over each brick by default: as many as MOST_WORK allows on a CPU, within limits.
+def passes_for(n_voxels: int, n_parameters: float, n_bricks: int, device: str) -> float:
+    """The number of passes over each brick by default: as many as MOST_WORK allows on the device, within limits.
 
     The limits are LEAST_PASSES and the passes of a volume of a brick's size. n_parameters: of all networks.
     """
-    allowed = MOST_WORK["cpu"] / (n_voxels * (n_parameters / n_bricks + SAMPLE_OVERHEAD))
+    allowed = MOST_WORK[device] / (n_voxels * (n_parameters / n_bricks + SAMPLE_OVERHEAD))
     most = max(MAX_PASSES, passes_for_min_steps(math.ceil(n_voxels / n_bricks)))
     return round(min(max(allowed, LEAST_PASSES), most), 1)
 

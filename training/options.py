@@ -268,9 +268,9 @@ def bricks_for(opt: Options, header: VolumeHeader) -> tuple[int, ...]:
 def brick_recipes(
     opt: Options, n_voxels: int, n_parameters: float, n_bricks: int
 ) -> Callable[[int, SirenConfig], Recipe]:
-    """What gives the recipe of a brick for its voxels and its network. The arguments are those of `passes_for`."""
-    is_open = opt.n_passes is None and opt.max_seconds is None and not opt.cuda
-    passes = passes_for(n_voxels, n_parameters, n_bricks) if is_open else opt.n_passes
+    """What gives the recipe of a brick for its voxels and its network. The other arguments: see `passes_for`."""
+    is_open, device = opt.n_passes is None and opt.max_seconds is None, "cuda" if opt.cuda else "cpu"
+    passes = passes_for(n_voxels, n_parameters, n_bricks, device) if is_open else opt.n_passes
     return partial(recipe_for, Options(**vars(opt) | {"n_passes": passes}))
 
 

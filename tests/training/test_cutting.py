@@ -54,7 +54,8 @@ def test_bricks_have_about_as_many_parameters_as_wanted(shape):
     ],
 )
 def test_passes_follow_from_the_work(voxels, parameters, bricks, passes):
-    assert passes_for(voxels, parameters, bricks) == pytest.approx(passes, rel=0.01)
+    assert passes_for(voxels, parameters, bricks, "cpu") == pytest.approx(passes, rel=0.01)
+    assert passes_for(voxels, parameters, bricks, "cuda") == max(45, passes)
 
 
 def test_detail_is_what_planes_leave():
