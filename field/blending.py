@@ -26,14 +26,14 @@ from field.evaluation import (
     scaled_layers,
     share,
 )
-from field.integers import ROUNDOFF, SAMPLE, largest_error, margins, sampled_voxels
+from field.integers import MOST_AGAIN, ROUNDOFF, SAMPLE, largest_error, margins, sampled_voxels
 from field.pieces import Piece, boxes_of, pieces_of_grid, pieces_of_points
 from utils import Box, Grid, voxel_size
 
 MAX_VALUES = 1 << 20  # values of a box
 MIN_POSITIONS = 1 << 14  # of a box, if threads can share several
 STORED = 1 << 13  # positions whose values are handed on at a time, to stay in a core's cache
-KEPT = 4096  # bricks whose networks stay decoded
+KEPT = 1 << 14  # bricks whose networks stay decoded
 SAMPLED = 64  # voxels of a brick for each one at which the rounding errors are estimated
 LEAST_SAMPLE = 64  # of them
 BLEND = 16.0  # largest error of a value by the arithmetic of the blend, in roundoffs
@@ -96,8 +96,6 @@ class Brick:
 class Blend:
     """Evaluates the bricks of a field. The arguments are those of one_network.OneNetwork. It can be pickled."""
 
-    precisions = (*ROUNDOFF, "portable")  # in which integers are evaluated, the fastest first
-
     def __init__(self, bricks: Bricks, shape: tuple[int, ...], extent: np.ndarray, device: str, n_threads: int):
         self.bricks, self.shape, self.extent, self.device, self.n_threads = bricks, shape, extent, device, n_threads
         self.cuts = [np.array(cuts(n, k)) for n, k in zip(shape, bricks.counts, strict=True)]
@@ -105,6 +103,12 @@ class Blend:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_kept": {}}
+
+    @property
+    def precisions(self) -> list[str]:
+        """Those in which integers are evaluated, the fastest first: without any that decides next to none of them."""
+        most = MOST_AGAIN / max(float(self.extent.max()), 1.0)
+        return [*(name for name, roundoff in ROUNDOFF.items() if BLEND * roundoff <= most), "portable"]
 
     def brick(self, place: tuple[int, ...]) -> Brick:
         """The brick of these numbers along the axes, decoded. Raises BlobError.

@@ -16,28 +16,33 @@ import numpy as np
 from utils import Box, Grid
 
 
-class Split(NamedTuple):
-    """The bricks of positions along an axis."""
+def bricks_along(p: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The brick of each position along an axis, in a cut zone the lower one; and whether the position lies in a zone.
 
-    lower: np.ndarray  # the brick of each position; in a cut zone the lower one of the two
-    weight: np.ndarray  # of the upper brick; 0 outside the cut zones
-    slope: np.ndarray  # the derivative of this weight by the position
-
-    def of(self, brick: int, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The weight of a brick at some of the positions, at which it has one, and the derivative of this weight."""
-        is_upper, weight, slope = self.lower[index] < brick, self.weight[index], self.slope[index]
-        return np.where(is_upper, weight, 1.0 - weight), np.where(is_upper, slope, -slope)
-
-
-def split(p: np.ndarray, cuts: np.ndarray) -> Split:
-    """The bricks of positions along an axis. p: in voxels, float64. cuts: bricks.cuts of the axis."""
+    p: in voxels, float64. cuts: bricks.cuts of the axis.
+    """
     inner = cuts[1:-1]
-    if not len(inner):
-        return Split(np.zeros(len(p), np.int64), np.zeros(len(p)), np.zeros(len(p)))
     lower = np.searchsorted(inner + 0.5, p, side="right")
-    t = p - inner[np.minimum(lower, len(inner) - 1)] + 0.5
-    t = np.where(lower < len(inner), np.maximum(t, 0.0), 0.0)
-    return Split(lower, t * t * (3.0 - 2.0 * t), 6.0 * t * (1.0 - t))
+    return lower, p > np.append(inner - 0.5, np.inf)[lower]
+
+
+def weight_along(p: np.ndarray, cuts: np.ndarray, brick: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The weight along an axis of one of its bricks at positions of the brick, and the derivative of this weight.
+
+    Both None: 1 and 0 at all positions.
+    """
+    factors, slopes = [], []
+    if brick > 0:
+        t = np.clip(p - cuts[brick] + 0.5, 0.0, 1.0)
+        if (t < 1.0).any():
+            factors.append(t * t * (3.0 - 2.0 * t))
+            slopes.append(6.0 * t * (1.0 - t))
+    if brick < len(cuts) - 2:
+        t = np.clip(p - cuts[brick + 1] + 0.5, 0.0, 1.0)
+        if (t > 0.0).any():
+            factors.append(1.0 - t * t * (3.0 - 2.0 * t))
+            slopes.append(-6.0 * t * (1.0 - t))
+    return (math.prod(factors), sum(slopes)) if factors else (None, None)  # a position lies in one zone at most
 
 
 class Piece(NamedTuple):
@@ -76,7 +81,7 @@ def boxes_of(grid: Grid, cuts: list[np.ndarray], most: int) -> list[Box]:
 
     The fewer boxes share a brick, the fewer small pieces there are.
     """
-    lower = [split(axis, at).lower for axis, at in zip(grid.axes, cuts, strict=True)]
+    lower = [bricks_along(axis, at)[0] for axis, at in zip(grid.axes, cuts, strict=True)]
     borders = [np.flatnonzero(np.diff(bricks)) + 1 for bricks in lower]
     found, left = [], [tuple(slice(0, n) for n in grid.shape)]
     while left:
@@ -121,18 +126,22 @@ class _Side(NamedTuple):
 
 def _sides(p: np.ndarray, cuts: np.ndarray) -> list[_Side]:
     """The bricks along an axis that have a weight at any of the positions p, in order."""
-    found, sides, n = split(p, cuts), [], len(p)
-    is_in = [found.weight < 1, found.weight > 0]  # the lower brick, the upper one
-    key = np.sort(np.concatenate([(found.lower + k) * n + np.arange(n) for k in (0, 1)])[np.concatenate(is_in)])
-    bricks, indices = key // n, key % n
-    starts = np.flatnonzero(np.diff(bricks, prepend=-1)).tolist()
-    for start, stop in itertools.pairwise([*starts, len(key)]):
-        brick, index = int(bricks[start]), indices[start:stop]
-        of_brick = found.of(brick, index) if found.weight[index].any() else (None, None)
+    (lower, is_blended), sides, n = bricks_along(p, cuts), [], len(p)
+    upper = np.flatnonzero(is_blended)
+    pairs = np.sort(np.concatenate([lower * n + np.arange(n), (lower[upper] + 1) * n + upper]))
+    bricks, indices = pairs // n, pairs % n
+    for part in _runs(bricks):
+        brick, index = int(bricks[part.start]), indices[part]
         first, last = int(index[0]), int(index[-1])
         place = slice(first, last + 1) if last + 1 - first == len(index) else index
-        sides.append(_Side(brick, place, p[index] - cuts[brick], *of_brick))
+        sides.append(_Side(brick, place, p[index] - cuts[brick], *weight_along(p[index], cuts, brick)))
     return sides
+
+
+def _runs(ascending: np.ndarray) -> list[slice]:
+    """The runs of equal numbers."""
+    starts = np.flatnonzero(np.diff(ascending, prepend=-1)).tolist()
+    return [slice(*pair) for pair in itertools.pairwise([*starts, len(ascending)])]
 
 
 # --- at points --------------------------------------------------------------------------------------
@@ -140,19 +149,21 @@ def _sides(p: np.ndarray, cuts: np.ndarray) -> list[_Side]:
 
 def pieces_of_points(points: np.ndarray, cuts: list[np.ndarray]) -> Iterator[Piece]:
     """The pieces of positions (n, d_in) in voxels, in the order of the bricks."""
-    axes, counts = [split(p, at) for p, at in zip(points.T, cuts, strict=True)], [len(at) - 1 for at in cuts]
-    found = []
-    for corner in itertools.product((0, 1), repeat=len(axes)):
-        is_in = [axis.weight > 0 if is_upper else axis.weight < 1 for is_upper, axis in zip(corner, axes, strict=True)]
-        index = np.flatnonzero(np.all(is_in, axis=0))
-        bricks = [axis.lower[index] + is_upper for is_upper, axis in zip(corner, axes, strict=True)]
-        found.append((np.ravel_multi_index(bricks, counts), index))
-    numbers, indices = (np.concatenate(column) for column in zip(*found, strict=True))
-    order = np.argsort(numbers, kind="stable")
+    counts, n_bricks = [len(at) - 1 for at in cuts], math.prod(len(at) - 1 for at in cuts)
+    lower, is_blended = zip(*(bricks_along(p, at) for p, at in zip(points.T, cuts, strict=True)), strict=True)
+    first = np.ravel_multi_index(lower, counts)
+    numbers, indices = [first], [np.arange(len(points))]
+    for corner in itertools.product((0, 1), repeat=len(cuts)):
+        upper = [axis for axis, is_upper in enumerate(corner) if is_upper]
+        if upper:
+            indices.append(np.flatnonzero(np.logical_and.reduce([is_blended[axis] for axis in upper])))
+            numbers.append(first[indices[-1]] + sum(math.prod(counts[axis + 1 :]) for axis in upper))
+    numbers, indices = np.concatenate(numbers), np.concatenate(indices)
+    order = np.argsort(numbers.astype(np.uint16 if n_bricks <= 1 << 16 else np.int64), kind="stable")
     numbers, indices = numbers[order], indices[order]
-    starts = np.flatnonzero(np.diff(numbers, prepend=-1)).tolist()
-    for start, stop in itertools.pairwise([*starts, len(numbers)]):
-        brick, index = tuple(map(int, np.unravel_index(numbers[start], counts))), indices[start:stop]
-        local = points[index] - [at[i] for at, i in zip(cuts, brick, strict=True)]
-        along = [axis.of(i, index) for axis, i in zip(axes, brick, strict=True)]
-        yield Piece(brick, (index,), local, *map(list, zip(*along, strict=True)))
+    points = points[indices]
+    for part in _runs(numbers):
+        brick, p = tuple(map(int, np.unravel_index(numbers[part.start], counts))), points[part]
+        along = [weight_along(x, at, i) for x, at, i in zip(p.T, cuts, brick, strict=True)]
+        local = p - [at[i] for at, i in zip(cuts, brick, strict=True)]
+        yield Piece(brick, (indices[part],), local, *map(list, zip(*along, strict=True)))
