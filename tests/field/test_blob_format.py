@@ -122,6 +122,7 @@ def read_blob(data: bytes) -> SimpleNamespace:
     assert data[:5] == bytes.fromhex("934E564301")
     assert struct.unpack_from("<I", data, 5)[0] == zlib.crc32(data[9:])
     stream, field = io.BytesIO(data[9:]), SimpleNamespace(networks=[], attributes={}, missing=None, world=None)
+    field.counts = None
     while stream.tell() < len(data) - 9:
         kind, length = unpack(stream, "cI")
         content = io.BytesIO(stream.read(length))
@@ -147,23 +148,55 @@ def read_blob(data: bytes) -> SimpleNamespace:
             field.missing = read_missing(content, field.shape)
         elif kind == b"a":
             field.attributes = json.loads(content.read().decode("utf-8"))
+        elif kind == b"B":
+            assert field.counts is None and not field.networks
+            field.counts = unpack(content, f"{field.d_in}H")
+            ranges = [unpack(content, f"{2 * field.d_out}f") for _ in range(math.prod(field.counts))]
+            field.brick_low, field.brick_high = np.split(np.array(ranges), 2, axis=1)
         elif kind == b"N":
             field.networks.append(read_network(content, field.d_in, field.d_out))
         else:
             assert b"a" <= kind <= b"z", "a chunk that may not be skipped"
             continue
         assert not content.read()
+    if field.counts is None:
+        field.counts = (1,) * field.d_in
+        field.brick_low, field.brick_high = (np.full((1, field.d_out), end) for end in (-1.0, 1.0))
     return field
 
 
 def evaluate(field: SimpleNamespace) -> np.ndarray:
-    """All values of the first network, (voxels, d_out), before rounding."""
-    net = field.networks[0]
-    longest = [max(*field.shape[-3:], 2)] * len(field.shape)
-    if field.d_in == 4:
-        longest[0] = max(field.shape[0], 2)
-    axes = [(2 * np.arange(n) - (n - 1)) / (most - 1) for n, most in zip(field.shape, longest, strict=True)]
-    h = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, field.d_in)
+    """All values, (voxels, d_out), before rounding. A voxel at a cut is half of either brick."""
+    networks, total = iter(field.networks), np.zeros((*field.shape, field.d_out))
+    cuts = [
+        [(2 * i * (n - 1) + k) // (2 * k) for i in range(k + 1)] for n, k in zip(field.shape, field.counts, strict=True)
+    ]
+    for number, index in enumerate(itertools.product(*map(range, field.counts))):
+        ends = [(at[i], at[i + 1]) for at, i in zip(cuts, index, strict=True)]
+        shape, weight = [last - first + 1 for first, last in ends], np.ones(1)
+        for n, i, k in zip(shape, index, field.counts, strict=True):
+            along = np.ones(n)
+            along[0] *= 0.5 if i > 0 else 1
+            along[-1] *= 0.5 if i < k - 1 else 1
+            weight = np.multiply.outer(weight, along)
+        low, high = field.brick_low[number], field.brick_high[number]
+        g = np.full((math.prod(shape), field.d_out), low)
+        if (low < high).any():
+            g = low + (np.clip(outputs(next(networks), shape), -1, 1) + 1) / 2 * (high - low)
+        box = tuple(slice(first, last + 1) for first, last in ends)
+        total[box] += weight[0][..., None] * g.reshape(*shape, -1)
+    assert next(networks, None) is None
+    low, high = np.array(field.low, float), np.array(field.high, float)
+    return (low + (np.clip(total, -1, 1) + 1) / 2 * (high - low)).reshape(-1, field.d_out)
+
+
+def outputs(net: SimpleNamespace, shape: list[int]) -> np.ndarray:
+    """What a network maps the voxels of its own field to, (voxels, d_out)."""
+    longest = [max(*shape[-3:], 2)] * len(shape)
+    if len(shape) == 4:
+        longest[0] = max(shape[0], 2)
+    axes = [(2 * np.arange(n) - (n - 1)) / (most - 1) for n, most in zip(shape, longest, strict=True)]
+    h = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(shape))
 
     def sine(x: np.ndarray, layer: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         return np.sin(net.omega_0 * (x @ layer[0].T.astype(float) + layer[1]))
@@ -176,17 +209,17 @@ def evaluate(field: SimpleNamespace) -> np.ndarray:
             h = a * (h + sine(sine(c * h, hidden[2 * i]), hidden[2 * i + 1]))
         else:
             h = sine(h, hidden[i])
-    y = h @ weights.T.astype(float) + bias
-    low, high = np.array(field.low, float), np.array(field.high, float)
-    return low + (np.clip(y, -1, 1) + 1) / 2 * (high - low)
+    return h @ weights.T.astype(float) + bias
 
 
 # --- agreement --------------------------------------------------------------------------------------
 
-from helpers.networks import field_net, make_header  # noqa: E402
+from helpers.cut_fields import cut_blob  # noqa: E402
+from helpers.networks import chunks_of, field_net, make_header  # noqa: E402
 
 from field import blob as blob_format  # noqa: E402
 from field.blob import BlobError, QuantisedLayer  # noqa: E402
+from field.bricks import Cut  # noqa: E402
 from field.entropy_coder import frequencies  # noqa: E402
 from field.layers import layer_table  # noqa: E402
 from field.network_chunk import round_step  # noqa: E402
@@ -247,6 +280,10 @@ def assert_same(blob: bytes) -> None:
     if header.missing:
         np.testing.assert_array_equal(ours.missing, header.missing.at(np.ix_(*map(range, ours.shape))))
         assert header.missing.fill.tobytes() == np.array(ours.fill).astype(ours.dtype).tobytes()
+    if any(kind == b"B" for kind, _ in chunks_of(blob)):
+        _, bricks = blob_format.decode_field(blob)
+        assert ours.counts == bricks.counts
+        np.testing.assert_array_equal([ours.brick_low, ours.brick_high], [bricks.low, bricks.high])
     for net, (network, tensors) in zip(ours.networks, networks, strict=True):
         assert network == {
             "n_neurons": net.n_neurons,
@@ -477,10 +514,55 @@ def test_values_are_those_specified(shape, d_out, n_layers, is_residual):
     np.testing.assert_allclose(values_of(blob), evaluate(read_blob(blob)), rtol=0, atol=8e-5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "counts", "d_out"),
+    [((9, 7, 5), (3, 1, 2), 1), ((5, 8), (4, 7), 2), ((3, 6, 4, 5), (1, 2, 1, 2), 1), ((4, 4, 4, 4), (2, 1, 2, 1), 1)],
+)
+def test_values_of_bricks_are_those_specified(shape, counts, d_out):
+    blob = cut_blob(shape, counts, constant=(1,), d_out=d_out, bits=9)
+    assert_same(blob)
+    np.testing.assert_allclose(values_of(blob), evaluate(read_blob(blob)), rtol=0, atol=1e-5)
+
+
+def test_every_brick_may_be_constant():
+    blob = cut_blob((5, 4, 3), (2, 1, 1), constant=(0, 1))
+    assert_same(blob)
+    assert read_blob(blob).networks == [] and len(np.unique(values_of(blob))) == 3
+
+
+@pytest.mark.parametrize(
+    ("cut", "match"),
+    [
+        (Cut((3, 1, 1), np.zeros((3, 1)), np.ones((3, 1))), "expected 3 networks"),
+        (Cut((2, 1, 1), np.zeros((2, 1)), np.zeros((2, 1))), "expected 0 networks"),
+        (Cut((4, 1, 1), np.zeros((4, 1)), np.ones((4, 1))), r"expected 1 to \[3, 2, 1\]"),
+        (Cut((0, 1, 1), np.zeros((0, 1)), np.ones((0, 1))), "expected 1 to"),
+        (Cut((2, 1), np.zeros((2, 1)), np.ones((2, 1))), "expected 1 to"),
+        (Cut((2, 1, 1), np.zeros((3, 1)), np.ones((3, 1))), "ranges of 2 bricks"),
+        (Cut((2, 1, 1), np.zeros((2, 2)), np.ones((2, 2))), "of 1 components"),
+        (Cut((2, 1, 1), np.ones((2, 1)), np.zeros((2, 1))), "the lower first"),
+        (Cut((2, 1, 1), np.zeros((2, 1)), np.full((2, 1), 1.1)), "-1 to 1"),
+        (Cut((2, 1, 1), np.full((2, 1), np.nan), np.ones((2, 1))), "-1 to 1"),
+    ],
+)
+def test_impossible_bricks_are_not_written(cut, match):
+    networks = [random_network(k, 5, n_layers=1) for k in range(2)]
+    with pytest.raises(BlobError, match=match):
+        blob_format.encode_blob(make_header(), networks, bricks=cut)
+
+
+def test_bricks_of_other_axes_or_components_are_not_written():
+    cut = Cut((2, 1, 1), np.zeros((2, 1)), np.ones((2, 1)))
+    for fields in ({"d_in": 2}, {"d_out": 2}):
+        networks = [random_network(0, 5, n_layers=1), random_network(1, 5, n_layers=1, **fields)]
+        with pytest.raises(BlobError, match="same d_in and d_out"):
+            blob_format.encode_blob(make_header(), networks, bricks=cut)
+
+
 def values_of(blob: bytes) -> np.ndarray:
     """What the project decodes a blob to, (voxels, d_out)."""
-    header, ((network, tensors),) = blob_format.decode_blob(blob)
-    return NeuralField(header, network, tensors).on_grid().reshape(-1, network["d_out"])
+    header, bricks = blob_format.decode_field(blob)
+    return NeuralField.of_bricks(header, bricks).on_grid().reshape(-1, header.n_components)
 
 
 # --- golden files -----------------------------------------------------------------------------------
@@ -488,15 +570,22 @@ def values_of(blob: bytes) -> np.ndarray:
 
 def fingerprint(blob: bytes) -> dict:
     """What a blob must decode to for ever: the header, the weights' CRC-32, and every 11th value."""
-    header, ((network, tensors),) = blob_format.decode_blob(blob)
+    header, networks = blob_format.decode_blob(blob)
     missing = {"missing": [header.missing.count, zlib.crc32(header.missing.bits)]} if header.missing else {}
-    return missing | {
-        "header": [header.shape, header.low.dtype.name, header.low.tolist(), header.high.tolist()],
-        "geometry": [header.geometry.spacing, header.geometry.origin, header.geometry.name],
-        "network": network,
-        "crc32": zlib.crc32(b"".join(tensor.astype("<f4").tobytes() for tensor in tensors.values())),
-        "values": values_of(blob)[::11].astype(float).tolist(),
-    }
+    tensors = [tensor for _, weights in networks for tensor in weights.values()]
+    _, bricks = blob_format.decode_field(blob)
+    ranges = {} if bricks.is_whole else {"bricks": [bricks.counts, bricks.low.tolist(), bricks.high.tolist()]}
+    return (
+        missing
+        | ranges
+        | {
+            "header": [header.shape, header.low.dtype.name, header.low.tolist(), header.high.tolist()],
+            "geometry": [header.geometry.spacing, header.geometry.origin, header.geometry.name],
+            "network": networks[0][0],
+            "crc32": zlib.crc32(b"".join(tensor.astype("<f4").tobytes() for tensor in tensors)),
+            "values": values_of(blob)[::11].astype(float).tolist(),
+        }
+    )
 
 
 def write_golden() -> None:
@@ -531,10 +620,15 @@ def write_golden() -> None:
         blob = blob_format.encode_blob(headers[name], [(dataclasses.asdict(net.config), layers)])
         (GOLDEN / f"golden_{name}.blob").write_bytes(blob)
         expected[name] = fingerprint(blob)
+    blob = cut_blob(
+        (12, 9, 7), (3, 1, 2), 4, (2,), make_header((12, 9, 7), -300, 700, "int16"), 7, n_neurons=10, gain=6
+    )
+    (GOLDEN / "golden_bricks.blob").write_bytes(blob)
+    expected["bricks"] = fingerprint(blob)
     (GOLDEN / "golden_expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
-@pytest.mark.parametrize("name", ["residual", "plain", "codebooks", "missing"])
+@pytest.mark.parametrize("name", ["residual", "plain", "codebooks", "missing", "bricks"])
 def test_golden(name):
     blob = (GOLDEN / f"golden_{name}.blob").read_bytes()
     expected = json.loads((GOLDEN / "golden_expected.json").read_text())[name]

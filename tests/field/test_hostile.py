@@ -30,7 +30,7 @@ import net_compress
 import net_decompress
 from field import blob as blob_format
 from field import entropy_coder
-from field.blob import BlobError, QuantisedLayer, check_header, decode_blob, decode_single, encode_blob
+from field.blob import BlobError, QuantisedLayer, check_header, decode_blob, decode_field, decode_single, encode_blob
 from field.layers import layer_table
 from field.network_chunk import MAX_PARAMETERS, round_step
 from field.neural_field import NeuralField
@@ -247,6 +247,91 @@ def test_hostile_codebooks(value):
     for i in range(count):
         with pytest.raises(BlobError, match=r"codebook: .*finite"):
             decode_blob(replaced(blob, b"N", at + 4 * i, "f", value))
+
+
+# --- bricks -----------------------------------------------------------------------------------------
+
+CUT = b"B", 0, "HHH"
+HOSTILE_BRICKS = {
+    "none": (*CUT, 0, 1, 2),
+    "more than voxels": (*CUT, 5, 1, 2),
+    "all the numbers": (*CUT, 65535, 65535, 65535),
+    "fewer": (*CUT, 2, 1, 1),
+    "more": (*CUT, 4, 1, 2),
+    "low NaN": (b"B", 6, "f", math.nan),
+    "low below -1": (b"B", 6, "f", -1.1),
+    "high infinite": (b"B", 10, "f", math.inf),
+    "high below low": (b"B", 10, "f", -1.0),
+    "one constant, with its network": (b"B", 6, "ff", 0.5, 0.5),
+    "flags of a network": (b"N", 0, "B", 4),
+    "no layers": (b"N", 1, "B", 0),
+    "65535 neurons": (b"N", 2, "H", 65535),
+    "omega NaN": (b"N", 4, "f", math.nan),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_BRICKS)
+def test_hostile_bricks(what):
+    """Found when the blob is opened, before any network is decoded."""
+    data = replaced(seeds()[-1], *HOSTILE_BRICKS[what])
+    with memory_traced():
+        for read in (decode_blob, decode_field):
+            assert read_within_bounds(read, data, 0) is None
+
+
+def test_chunks_of_bricks_out_of_place():
+    field, cut, *networks = chunks_of(seeds()[-1])
+    decode_field(assemble([field, cut, *networks]))
+    for chunks in (
+        [field, *networks],
+        [field, *networks, cut],
+        [field, networks[0], cut, *networks[1:]],
+        [field, cut, cut, *networks],
+        [field, cut, *networks[1:]],
+        [field, cut, *networks, networks[0]],
+        [cut, field, *networks],
+        [field, cut],
+        [field, (b"B", cut[1][:-1]), *networks],
+        [field, (b"B", cut[1] + b"x"), *networks],
+    ):
+        with pytest.raises(BlobError):
+            decode_field(assemble(chunks))
+
+
+def test_memory_of_many_bricks():
+    """Of networks of a neuron each, all of other descriptions; and of constant bricks. What a brick takes is bounded."""
+    grid = replaced(seeds()[0], b"F", 3, "III", 1 << 15, 2, 2)
+    field, n = chunks_of(grid)[0], 20_000
+    network, cut = lazy_network(1, 1), struct.pack("<HHH", n, 1, 1)
+    networks = [(b"N", network[:4] + struct.pack("<f", 1 + k / n) + network[8:]) for k in range(n)]
+    many = assemble([field, (b"B", cut + struct.pack("<ff", -1, 1) * n), *networks])
+    constant = assemble([field, (b"B", cut + bytes(8 * n))])
+    with memory_traced():
+        for data in (many, constant):
+            header, bricks = read_within_bounds(decode_field, data, announced(data))
+            assert len(bricks.networks) == n
+    assert NeuralField.of_bricks(header, bricks)[::4096, 0, 0].tolist() == [0.5] * 8
+    repeated = assemble([field, *[(b"G", b"")] * 500_000])
+    with memory_traced():
+        assert read_within_bounds(decode_field, repeated, 0) is None
+
+
+@pytest.mark.parametrize("recon", ["r.npy", "r.vti", "r.mhd"])
+def test_a_wrong_network_that_is_found_late(recon, tmp_path):
+    """One line that names file and brick, and nothing is written; bricks elsewhere are read."""
+    *others, (kind, last) = chunks_of(seeds()[-1])
+    data = assemble([*others, (kind, last[:-2] + b"xx")])
+    blob = tmp_path / "blob"
+    blob.write_bytes(data)
+    flags = ("--compressed", blob, "--recon", tmp_path / recon)
+    assert f"{blob}: brick 3: the network's stream" in error_of(net_decompress.main, *flags)
+    assert os.listdir(tmp_path) == ["blob"]
+    field = NeuralField.open(blob)
+    assert np.isfinite(field[:2, :, 0]).all()
+    with pytest.raises(BlobError, match="brick 3"):
+        field[...]
+    with pytest.raises(BlobError):
+        decode_blob(data)
 
 
 def test_geometry_of_another_length():

@@ -18,13 +18,17 @@ from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, SirenConfig
 
+CLIPPED = {"gain": 8.0}  # networks whose values leave -1 to 1
 
-def random_bricks(shape, counts, seed=0, d_out=1, constant=(), **network) -> Bricks:
-    """Random networks, each over a range of its own. constant: numbers of the constant bricks."""
+
+def random_bricks(shape, counts, seed=0, d_out=1, constant=(), gain=1.0, **network) -> Bricks:
+    """Random networks, each over a range of its own. constant: numbers of the constant bricks. gain: of the values."""
     rng, n = np.random.default_rng(seed), math.prod(counts)
     ends = np.sort(rng.uniform(-1, 1, (2, n, d_out)), axis=0).astype(np.float32)
     nets = [field_net(seed=1000 * seed + k, d_in=len(shape), d_out=d_out, **network) for k in range(n)]
     networks = [(dataclasses.asdict(net.config), arrays(net)) for net in nets]
+    for network, weights in networks:
+        weights[f"net_layers.{network['n_layers']}.weight"] *= np.float32(gain)
     for k in constant:
         ends[1, k], networks[k] = ends[0, k], None
     return Bricks(tuple(counts), *ends, networks)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers.cut_fields import cut_blob
 from helpers.networks import watched_samples
 from helpers.original import original_blob
 from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, stored, train
@@ -174,6 +175,11 @@ def test_info_tells_what_a_blob_holds(tmp_path, capsys):
     (tmp_path / "o").write_bytes(original_blob(np.random.default_rng(0), 8, 6, 3, True)[0])
     net_decompress.main([str(tmp_path / "o"), "--info"])
     assert results(capsys.readouterr().out)["version"] == "the original scripts"
+    (tmp_path / "c").write_bytes(cut_blob((9, 7, 5), (2, 1, 3), constant=(0, 4)))
+    net_decompress.main([str(tmp_path / "c"), "--info"])
+    found = results(capsys.readouterr().out)
+    assert (found["bricks"], found["constant_bricks"], found["width"]) == ("2,1,3", "2", "3")
+    assert found["parameters"] == str(4 * (3 * 4 + 2 * 3 * 4 + 4))
 
 
 @pytest.mark.parametrize("script", [train_script, net_compress, net_decompress])
