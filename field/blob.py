@@ -213,7 +213,7 @@ from typing import NamedTuple
 import numpy as np
 
 from field.binary import BlobError, ByteReader
-from field.bricks import MAX_BRICKS, Bricks, Cut, check_cut
+from field.bricks import Bricks, Cut, check_cut
 from field.missing import MaskError, compress_mask, decompress_mask
 from field.network_chunk import (
     HEAD,
@@ -539,8 +539,6 @@ def _decode_cut(content: ByteReader, shape: tuple[int, ...], d_out: int) -> Cut:
     """The content of chunk B. Raises BlobError."""
     counts = content.unpack(f"{len(shape)}H")
     n_bricks = math.prod(counts)
-    if n_bricks > MAX_BRICKS:
-        raise BlobError(f"expected at most {MAX_BRICKS} bricks, found {n_bricks}")
     low, high = content.array("<f4", 2 * n_bricks * d_out).reshape(n_bricks, 2, d_out).transpose(1, 0, 2)
     cut = Cut(counts, low.astype(np.float32), high.astype(np.float32))
     check_cut(cut, shape, d_out)

@@ -166,10 +166,14 @@ def test_one_brick_of_the_whole_range_is_the_field_itself():
     np.testing.assert_allclose(inner.on_grid(), whole.on_grid() * 0.75, rtol=0, atol=1e-6)
 
 
-def test_constant_bricks():
-    """They have no network, and no slope but where they are blended."""
-    field = cut_field((9, 5, 5), (2, 1, 1), constant=(0, 1), low=0, high=1)
-    ends = (field.evaluator.bricks.low[:, 0] + 1) / 2
+@pytest.mark.parametrize("is_clipped", [False, True])
+def test_constant_bricks(is_clipped):
+    """They have no slope but where they are blended; nor has one whose network leaves the range everywhere."""
+    bricks = random_bricks((9, 5, 5), (2, 1, 1), constant=() if is_clipped else (0, 1))
+    if is_clipped:
+        for _, weights in bricks.networks:
+            weights["net_layers.3.bias"] += 5
+    field, ends = NeuralField.of_bricks(make_header((9, 5, 5)), bricks), (bricks.high[:, 0] + 1) / 2
     np.testing.assert_allclose(field[0:4], ends[0], rtol=1e-6)
     np.testing.assert_allclose(field[5:], ends[1], rtol=1e-6)
     np.testing.assert_allclose(field[4], ends.mean(), rtol=1e-6)
@@ -203,6 +207,16 @@ def test_integers_are_the_nearest_to_those_specified():
     assert (np.abs(found - expected) < 0.5 + 1e-6).all()
     floats = field.on_grid(as_float=True)
     np.testing.assert_allclose(floats.reshape(-1, 1), expected, rtol=0, atol=0.02)
+
+
+def test_halves_are_rounded_as_in_float64():
+    """Where bricks meet. Float32 rounds a few of so many to the other side."""
+    n = 3000
+    low = np.random.default_rng(0).uniform(-1, 1, (n, 1)).astype(np.float32)
+    field = NeuralField.of_bricks(make_header((2 * n + 1,), 0, 500_000, "int32"), Bricks((n,), low, low, [None] * n))
+    g = low.astype(float).ravel()
+    between = ((g[:-1] + g[1:]) / 2 + 1) / 2 * 500_000
+    np.testing.assert_array_equal(field[2:-1:2], np.rint(between))
 
 
 def test_few_integers_are_evaluated_again():

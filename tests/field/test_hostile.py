@@ -299,7 +299,7 @@ def test_chunks_of_bricks_out_of_place():
 
 
 def test_memory_of_many_bricks():
-    """Of networks of a neuron each, all of other descriptions; and of constant bricks. What a brick takes is bounded."""
+    """Networks of a neuron each, no two of one description; constant bricks."""
     grid = replaced(seeds()[0], b"F", 3, "III", 1 << 15, 2, 2)
     field, n = chunks_of(grid)[0], 20_000
     network, cut = lazy_network(1, 1), struct.pack("<HHH", n, 1, 1)

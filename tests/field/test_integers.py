@@ -12,10 +12,11 @@ import pytest
 from helpers.damage import memory_below
 from helpers.networks import field_net, make_header
 from helpers.scripts import ROOT
-from helpers.steep import RANGES, SHAPE, checksums, steep_field
+from helpers.steep import RANGES, SHAPE, checksums, steep_cut_field, steep_field
 from portability import settings
 
-from field import portable
+from field import blending, portable
+from field.blending import Blend
 from field.evaluation import CHUNK, grid_coordinates
 from field.integers import ROUNDOFF, error_estimates
 from field.neural_field import NeuralField
@@ -48,6 +49,19 @@ def test_parts_chunks_and_threads(dtype, is_residual, monkeypatch):
     np.testing.assert_array_equal(field.on_grid(), whole)
     for box in (np.s_[3:17, 2:16, 5:9], np.s_[:, 7:8, 1:12]):
         np.testing.assert_array_equal(field.on_grid(voxel_grid(SHAPE, box)), whole[box])
+
+
+@pytest.mark.parametrize("dtype", RANGES)
+def test_integers_of_bricks_are_those_of_portable_arithmetic(dtype, monkeypatch):
+    """For a part, other chunks and threads too."""
+    whole = steep_cut_field(dtype).on_grid()
+    monkeypatch.setitem(CHUNK, "cpu", 333)
+    monkeypatch.setattr(blending, "MAX_VALUES", 200)
+    found = steep_cut_field(dtype, n_threads=2)
+    np.testing.assert_array_equal(found.on_grid(), whole)
+    np.testing.assert_array_equal(found[3:9, ::-1, 2:5], whole[3:9, ::-1, 2:5])
+    monkeypatch.setattr(Blend, "precisions", ["portable"])
+    np.testing.assert_array_equal(steep_cut_field(dtype).on_grid(), whole)
 
 
 def test_a_long_axis_costs_no_memory():
