@@ -12,7 +12,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers.networks import field_net, make_blob, make_header
+from helpers.cut_fields import cut_blob
+from helpers.damage import assemble
+from helpers.networks import chunks_of, field_net, make_blob, make_header
 from helpers.scripts import ROOT, decompress
 from helpers.vtk import vtk_read
 from vtkmodules.util.numpy_support import vtk_to_numpy
@@ -376,6 +378,31 @@ def test_bad_input_is_one_line_and_no_data(told):
         assert line.startswith(f"{name}.nvc: {message}")
     assert told.counts == [0] * len(MESSAGES) + [9 * 7 * 5]
     assert told.part == [5, 6, 7, 9, 8, 8]
+
+
+def cut_blobs() -> dict[str, bytes]:
+    """A field that is cut into bricks, one of them constant; the same, but for the last network, which is wrong."""
+    good = cut_blob((9, 7, 5), (2, 1, 2), constant=(1,))
+    *others, (kind, last) = chunks_of(good)
+    return {"cut": good, "wrong": assemble([*others, (kind, last[:-2] + b"xx")])}
+
+
+@part(
+    cut_blobs(),
+    """
+result["whole"] = dump(NeurcompReader(FileName="cut.nvc"))
+reader = NeurcompReader(FileName="wrong.nvc")
+result["part"] = dump(ExtractSubset(Input=reader, VOI=[0, 3, 2, 6, 0, 1]))
+NeurcompReader(FileName="wrong.nvc").UpdatePipeline()
+""",
+)
+def test_a_field_in_bricks(told):
+    """A wrong network is told of in one line, when its brick is asked for."""
+    expected = vtk_read_of(told.folder / "cut.nvc").array
+    assert_close(values(told.whole, "sf"), expected)
+    assert_close(values(told.part, "sf"), expected[:4, 2:, :2])
+    (line,) = told.output.splitlines()
+    assert line.startswith("wrong.nvc: brick 3: the network's stream")
 
 
 @part(
