@@ -32,6 +32,7 @@ from training.long_runs import Checkpoint, run_bricks, run_to_target, saved_netw
 from training.network_files import configuration, write_network
 from training.options import (
     MUST_MATCH,
+    brick_messages,
     brick_recipes,
     bricks_for,
     networks_for,
@@ -114,7 +115,7 @@ def results(
         found["psnr_clipped"] = f"{quality.clipped.psnr:.3f}"
         found["clipped"] = outliers.count_beyond(volume.values, header.low, header.high, header.fill)
     if bricks:
-        found["bricks"] = ",".join(map(str, bricks.counts))
+        found["bricks"] = ",".join(map(str, bricks.counts[-3:]))
     found |= {
         "n_layers": fit.config.n_layers,
         "parameters": n_parameters,
@@ -137,7 +138,10 @@ def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) 
         n_parameters = header.n_voxels / opt.compression_ratio
         recipes = brick_recipes(opt, header.n_present, n_parameters, math.prod(counts))
         how = opt.seed, opt.w0, opt.target_psnr, opt.num_workers, device
-        return BrickedFit(BrickFits(volume, header, counts, recipes, *how), n_parameters, fields)
+        fit = BrickedFit(BrickFits(volume, header, counts, recipes, *how), n_parameters, fields)
+        for message in brick_messages(opt.compression_ratio, header, fit):
+            warn(message)
+        return fit
     configs = networks_for(opt, header)
     for message in size_messages(opt.compression_ratio, header, configs[0]):
         warn(message)

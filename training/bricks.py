@@ -116,6 +116,13 @@ class BrickedFit:
         return sum(work[number] for number in self.done) / max(sum(work.values()), 1.0)
 
     @property
+    def least_parameters(self) -> int:
+        """The number of parameters of all networks where each has the least width."""
+        depth = self.n_layers if "n_layers" in self.fields else min(BRICK_DEPTHS)
+        smallest = SirenConfig(LEAST_NEURONS, **self.fields | {"n_layers": depth})
+        return int(np.count_nonzero(~self.survey.is_constant)) * count_parameters(smallest)
+
+    @property
     def n_passes(self) -> float:
         """The passes over the volume so far."""
         return self.progress * self.recipe.n_passes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -56,6 +57,12 @@ class Checkpoint:
             except UserError as error:  # hours of training are not lost for it
                 console.warn("train.py", f"{error}: the training goes on")
             self.saved = time.monotonic()
+
+    def save_at_last(self, fit: BrickedFit) -> None:
+        """Save the bricks that are done, if there are any. The error that ends the run is what is told."""
+        if self.path and fit.done:
+            with contextlib.suppress(UserError):
+                self.save(fit)
 
     def save(self, fit: Fit | BrickedFit) -> None:
         """Write the state of the fit to `path`; a process after the first one adds its number to the name."""
@@ -156,7 +163,11 @@ def run_bricks(fit: BrickedFit, checkpoint: Checkpoint) -> History:
         history.append((fit.seconds, fit.psnr))
         checkpoint.save_in_time(fit)
 
-    fit.run(on_done)
+    try:
+        fit.run(on_done)
+    except BaseException:
+        checkpoint.save_at_last(fit)
+        raise
     return history
 
 

@@ -89,12 +89,15 @@ def _in_json(figure: float) -> float | str | None:
 
 
 def brick_state(bricks: Bricks) -> dict[str, torch.Tensor]:
-    """The weights of all bricks as one state dict: those of brick 3 are bricks.3.net_layers.0.linear.weight, ..."""
-    return {
-        f"bricks.{number}.{name}": torch.from_numpy(weights)
-        for number, network in enumerate(bricks.networks)
-        for name, weights in (network[1] if network else {}).items()
-    }
+    """How the field is cut, and the weights of all bricks, as one state dict of float32 tensors.
+
+    The weights of brick 3 are bricks.3.net_layers.0.linear.weight, ...
+    """
+    state = {f"cut.{name}": torch.tensor(np.array(part, np.float32)) for name, part in bricks.cut._asdict().items()}
+    for number, network in enumerate(bricks.networks):
+        for name, weights in (network[1] if network else {}).items():
+            state[f"bricks.{number}.{name}"] = torch.from_numpy(weights)
+    return state
 
 
 def write_network(paths: tuple[str, str], state: dict[str, torch.Tensor], settings: dict, seconds: float) -> None:
@@ -167,19 +170,27 @@ def read_bricks(
     try:
         if header is None:
             raise ValueError("the shape and the range of the field are not there")
-        ends = (np.array(entry[name], np.float32) for name in ("low", "high"))
+        with np.errstate(over="ignore"):
+            ends = [np.array(entry[name], np.float32) for name in ("low", "high")]
         cut, widths = Cut(tuple(entry["counts"]), *ends), entry["widths"]
+        if not all(type(number) is int for number in (*cut.counts, *widths)):
+            raise ValueError("counts, widths: expected whole numbers")
         check_cut(cut, header.shape, header.n_components)
         configs = [dataclasses.replace(config, n_neurons=width) if width else None for width in widths]
         if [config is None for config in configs] != cut.is_constant.tolist():
             raise ValueError("widths: expected one for each brick that is not constant, 0 for the others")
         networks = [config and dataclasses.asdict(config) for config in configs]
         check_size([network for network in networks if network])
-    except (UserError, KeyError, ValueError, TypeError, OverflowError) as error:
+    except KeyError as error:
+        raise UserError(f"{config_path}: bricks: expected the keys counts, widths, low and high, not {error}") from None
+    except (UserError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{config_path}: bricks: does not describe the bricks of a field: {error}") from None
     shapes = [parameter_shapes(**network) if network else {} for network in networks]
-    expected = {f"bricks.{k}.{name}": shape for k, found in enumerate(shapes) for name, shape in found.items()}
+    expected = {f"cut.{name}": np.shape(part) for name, part in cut._asdict().items()}
+    expected |= {f"bricks.{k}.{name}": shape for k, found in enumerate(shapes) for name, shape in found.items()}
     state = _read_state(path, config_path, expected)
+    if any(not np.array_equal(state[f"cut.{name}"].numpy(), part) for name, part in cut._asdict().items()):
+        raise UserError(f"{config_path}: belongs to other weights than {path}: these are of a field cut otherwise")
     weights = [{name: state[f"bricks.{k}.{name}"].numpy() for name in found} for k, found in enumerate(shapes)]
     both = zip(networks, weights, strict=True)
     return Bricks(*cut, [(network, tensors) if network else None for network, tensors in both])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -22,6 +23,7 @@ from cli.arguments import (
 from field.binary import BlobError
 from field.network_chunk import check_network
 from siren import MIN_NEURONS, SirenConfig, count_parameters
+from training.bricks import BrickedFit
 from training.cutting import counts_for, passes_for
 from training.recipe import BATCH, Recipe, default_recipe
 from training.shapes import networks_for_budget
@@ -122,7 +124,12 @@ def add_network(group: ArgumentGroup) -> None:
 
 def brick_counts(text: str) -> str | tuple[int, ...]:
     """An argparse type: none, auto, or the number of bricks along each axis of space."""
-    return text if text in ("none", "auto") else voxel_counts(text)
+    if text in ("none", "auto"):
+        return text
+    try:
+        return voxel_counts(text)
+    except ArgumentTypeError:
+        raise ArgumentTypeError(f"expected none, auto or numbers of bricks NX,NY,NZ, found {text!r}") from None
 
 
 def add_optimisation(group: ArgumentGroup) -> None:
@@ -260,7 +267,8 @@ def bricks_for(opt: Options, header: VolumeHeader) -> tuple[int, ...]:
         return counts_for(shape, n_parameters, opt.n_passes, "cuda" if opt.cuda else "cpu")
     counts = (1,) * (len(shape) - n_space) + opt.bricks
     if len(counts) != len(shape) or any(count > max(n - 1, 1) for count, n in zip(counts, shape, strict=True)):
-        expected = f"{n_space} numbers, each less than the voxels along its axis, {shape[-n_space:]}"
+        most = ",".join(str(max(n - 1, 1)) for n in shape[-n_space:])
+        expected = f"{n_space} numbers of bricks along the axes of space, {most} at most"
         raise UserError(f"--bricks {','.join(map(str, opt.bricks))}: {opt.volume}: expected {expected}")
     return counts
 
@@ -272,6 +280,19 @@ def brick_recipes(
     is_open, device = opt.n_passes is None and opt.max_seconds is None, "cuda" if opt.cuda else "cpu"
     passes = passes_for(n_voxels, n_parameters, n_bricks, device) if is_open else opt.n_passes
     return partial(recipe_for, Options(**vars(opt) | {"n_passes": passes}))
+
+
+def brick_messages(ratio: float, header: VolumeHeader, fit: BrickedFit) -> list[str]:
+    """As `size_messages`, of the networks of bricks."""
+    least, found = fit.least_parameters, []
+    n_bricks, n_values = len(fit.survey.low), header.n_voxels * header.n_components
+    if least > header.n_voxels / ratio:
+        what = f"the smallest networks of {n_bricks} bricks have {least} parameters, a ratio of"
+        reached = f"{header.n_voxels / least:.3g}: fewer --bricks, or fewer --n_layers, give more"
+        found.append(f"--compression_ratio {ratio:g} is out of reach: {what} {reached}")
+    if least > n_values:
+        found.append(f"the networks, of {least} parameters, are larger than the data, of {n_values} values")
+    return found
 
 
 def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> list[str]:

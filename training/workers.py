@@ -33,11 +33,11 @@ def each_done(
             while pipes and (task := next(tasks, None)) is not None:
                 pipe = pipes.pop()
                 busy[pipe] = task[0]
-                _answering(pipe.send, task[1])
+                _answering(task[0], pipe.send, task[1])
             if not busy:
                 return
             for pipe in connection.wait(list(busy)):
-                result, error = _answering(pipe.recv)
+                result, error = _answering(busy[pipe], pipe.recv)
                 if isinstance(error, UserError):
                     raise error
                 if error:
@@ -88,9 +88,10 @@ def _work(pipe: connection.Connection, function: Callable[..., object]) -> None:
             pipe.send((result, error))
 
 
-def _answering(talk: Callable[..., object], *content: object) -> object:
+def _answering(number: int, talk: Callable[..., object], *content: object) -> object:
+    """What `talk(*content)` returns, to or from the process that does task `number`."""
     try:
         return talk(*content)
     except (EOFError, OSError):
         way_out = "perhaps memory ran out: fewer --num_workers take less"
-        raise UserError(f"a process of this run was killed: {way_out}") from None
+        raise UserError(f"the process that worked on brick {number} was killed: {way_out}") from None

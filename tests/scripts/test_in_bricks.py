@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import re
 
 import numpy as np
 import pytest
@@ -32,8 +34,9 @@ def cut(tmp_path_factory):
 def test_what_train_writes(cut):
     entry = cut.settings["bricks"]
     assert entry["counts"] == [2, 2, 1] and len(entry["widths"]) == 4
-    assert {name.split(".")[1] for name in cut.state} == {"0", "1", "2", "3"}
-    assert cut.settings["n_parameters"] == sum(tensor.numel() for tensor in cut.state.values())
+    weights = {name: tensor for name, tensor in cut.state.items() if name.startswith("bricks.")}
+    assert {name.split(".")[1] for name in weights} == {"0", "1", "2", "3"}
+    assert cut.settings["n_parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert cut.settings["n_parameters"] == pytest.approx(13 * 9 * 7 / 2, rel=0.5)
 
 
@@ -92,6 +95,32 @@ def test_a_constant_volume_in_bricks(tmp_path):
     trained = train(tmp_path / "v.npy", tmp_path, "--bricks", "2,1,1")
     blob = compress(trained, tmp_path / "blob")
     assert len(blob) < 120 and (decompress(tmp_path / "blob", tmp_path / "out.npy") == 2.5).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("counts", [4, 1, 1], "belongs to other weights"),
+        ("counts", [2.0, 2, 1], "expected whole numbers"),
+        ("counts", [True, 4, 1], "expected whole numbers"),
+        ("counts", None, "does not describe the bricks"),
+        ("low", [[-1e300]] * 4, "does not describe the bricks"),
+        ("high", [[0.25]] * 4, "the bricks|belongs to other weights"),
+        ("widths", [10**9] * 4, "does not describe the bricks"),
+        ("widths", "left out", "expected the keys"),
+    ],
+)
+def test_another_cut_is_refused(key, value, said, cut, tmp_path):
+    bricks = cut.settings["bricks"] | {key: value}
+    bricks = {name: entry for name, entry in bricks.items() if entry != "left out"}
+    (tmp_path / "c.json").write_text(json.dumps(cut.settings | {"bricks": bricks}))
+    argv = "--net", cut.network, "--config", tmp_path / "c.json", "--compressed", tmp_path / "blob"
+    assert re.search(said, error_of(net_compress.main, *argv))
+
+
+def test_a_ratio_out_of_reach_is_told(volume_file, tmp_path, capsys):
+    train(volume_file, tmp_path, "--bricks", "2,2,1", "--n_passes", 0.1, "--num_workers", 1)
+    assert "--compression_ratio 50 is out of reach: the smallest networks of 4 bricks have" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("counts", ["2,2", "13,1,1", "1,1,1,1", "2,0,1", "x"])

@@ -64,7 +64,7 @@ def test_tasks_are_drawn_when_a_process_is_free():
 @pytest.mark.parametrize(
     ("what", "error", "said"),
     [("user", UserError, "a.npy: is bad"), ("bug", RuntimeError, "ZeroDivisionError: of a task"),
-     ("killed", UserError, "a process of this run was killed")],
+     ("killed", UserError, r"the process that worked on brick [01] was killed")],
 )  # fmt: skip
 def test_errors_of_a_process_end_the_run(what, error, said):
     with pytest.raises(error, match=said):
