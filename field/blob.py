@@ -420,28 +420,9 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
 
     large: see `decode_field`.
     """
-    reader = ByteReader(data, "blob")
-    if reader.take(4) != MAGIC:
-        raise BlobError("not a blob: expected it to start with 93 4E 56 43")
-    version, checksum = reader.unpack("BI")
-    if version != VERSION:
-        raise BlobError(f"expected a blob of version {VERSION}, found version {version}")
-    if zlib.crc32(data[9:]) != checksum:
-        raise BlobError("corrupted or truncated: its checksum does not fit its content")
-    chunks = _chunks(reader)
-    field = chunks[0][1]
-    d_in, d_out, code = field.unpack("3B")
-    if not 1 <= d_in <= 4 or d_out < 1 or code >= len(DTYPES):
-        raise BlobError(
-            f"d_in, d_out, dtype: expected 1 to 4, 1 to 255, below {len(DTYPES)}, found {d_in}, {d_out}, {code}"
-        )
-    dtype = np.dtype(DTYPES[code])
-    shape = field.unpack(f"{d_in}I")
-    limits = field.array(_carrier(dtype), 2 * d_out).reshape(d_out, 2)
-    with np.errstate(over="ignore", invalid="ignore"):
-        low, high = limits.T.astype(dtype)
-        if not np.array_equal(np.stack([low, high], axis=1).astype(limits.dtype), limits):
-            raise BlobError(f"range {limits.tolist()}: does not fit dtype {dtype}")
+    chunks = _sound_chunks(data)
+    shape, low, high = _decode_grid(chunks[0][1])
+    d_in, d_out, dtype = len(shape), len(low), low.dtype
     spacing, origin, direction, attributes = (1.0,) * d_in, (0.0,) * d_in, IDENTITY, {}
     missing, networks, world, cut = None, [], None, None
     descriptions: dict[bytes, dict] = {}  # by their bytes: the networks of bricks are often alike, and many
@@ -483,6 +464,19 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
     header = VolumeHeader(shape, low, high, geometry, missing)
     check_header(header, d_in, d_out)
     return header, cut, networks
+
+
+def _sound_chunks(data: bytes) -> list[tuple[str, ByteReader]]:
+    """The chunks of a blob. Raises BlobError unless magic bytes, version and checksum are right."""
+    reader = ByteReader(data, "blob")
+    if reader.take(4) != MAGIC:
+        raise BlobError("not a blob: expected it to start with 93 4E 56 43")
+    version, checksum = reader.unpack("BI")
+    if version != VERSION:
+        raise BlobError(f"expected a blob of version {VERSION}, found version {version}")
+    if zlib.crc32(data[9:]) != checksum:
+        raise BlobError("corrupted or truncated: its checksum does not fit its content")
+    return _chunks(reader)
 
 
 def _chunks(reader: ByteReader) -> list[tuple[str, ByteReader]]:
@@ -557,6 +551,23 @@ def decode_missing(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> M
         return Mask(shape, fill, decompress_mask(content[8:], shape))
     except MaskError as error:
         raise BlobError(f"missing voxels: {error}") from None
+
+
+def _decode_grid(content: ByteReader) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
+    """Shape, least and greatest values from the content of chunk F. Raises BlobError."""
+    d_in, d_out, code = content.unpack("3B")
+    if not 1 <= d_in <= 4 or d_out < 1 or code >= len(DTYPES):
+        raise BlobError(
+            f"d_in, d_out, dtype: expected 1 to 4, 1 to 255, below {len(DTYPES)}, found {d_in}, {d_out}, {code}"
+        )
+    dtype = np.dtype(DTYPES[code])
+    shape = content.unpack(f"{d_in}I")
+    limits = content.array(_carrier(dtype), 2 * d_out).reshape(d_out, 2)
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = limits.T.astype(dtype)
+        if not np.array_equal(np.stack([low, high], axis=1).astype(limits.dtype), limits):
+            raise BlobError(f"range {limits.tolist()}: does not fit dtype {dtype}")
+    return shape, low, high
 
 
 def _decode_attributes(text: bytes) -> dict[str, str]:
