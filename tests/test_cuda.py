@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from helpers.cut_fields import random_bricks
 from helpers.networks import field_net, make_header
 from helpers.scripts import WELL, compress, decompress, train
-from helpers.steep import RANGES, steep_field
+from helpers.steep import RANGES, steep_cut_field, steep_field
 
 from field.neural_field import NeuralField
 from training import long_runs
@@ -34,6 +35,16 @@ def test_a_field_is_that_of_the_cpu(is_residual):
 def test_integers_are_those_of_the_cpu(dtype):
     here, there = (steep_field(dtype, device=device) for device in ("cpu", CUDA))
     np.testing.assert_array_equal(there.on_grid(), here.on_grid())
+
+
+def test_a_field_in_bricks_is_that_of_the_cpu():
+    bricks, header = random_bricks((30, 20, 10), (3, 2, 1), d_out=2, constant=(1,)), make_header((30, 20, 10), d_out=2)
+    here, there = (NeuralField.of_bricks(header, bricks, device) for device in ("cpu", CUDA))
+    np.testing.assert_allclose(there.on_grid(), here.on_grid(), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(there.gradient_on_grid(), here.gradient_on_grid(), rtol=0, atol=1e-4)
+    for dtype in RANGES:
+        here, there = (steep_cut_field(dtype, device=device) for device in ("cpu", CUDA))
+        np.testing.assert_array_equal(there.on_grid(), here.on_grid())
 
 
 # --- the scripts ------------------------------------------------------------------------------------
