@@ -44,11 +44,12 @@ def quantise_bricks(
     boxes = brick_boxes(header.shape, bricks.counts)
     configs = {k: SirenConfig(**network[0]) for k, network in enumerate(bricks.networks) if network}
     sizes = {k: math.prod(cut.stop - cut.start for cut in boxes[k]) for k in configs}
-    training = {k: work.of_training((passes or 0.0) * sizes[k], count_parameters(configs[k])) for k in configs}
-    progress.plan(sum(training.values()))
+    shares = {k: work.of_training((passes or 0.0) * sizes[k], count_parameters(config))
+              + work.of_factors(config, options.n_all) for k, config in configs.items()}  # fmt: skip
+    progress.plan(sum(shares.values()))
     per_weight = math.nan  # squared error that rounding may add, for each weight
     if math.isfinite(psnr):
-        per_weight = 4 * 10 ** (-psnr / 10) * header.n_present / bricks.n_parameters
+        per_weight = 4 * 10 ** (-psnr / 10) * header.n_present / max(bricks.n_parameters, 1)
 
     def arguments(k: int) -> tuple:
         if volume:
@@ -62,10 +63,10 @@ def quantise_bricks(
         return part, configs[k], bricks.networks[k][1], own, brick, device
 
     found = {}
-    tasks = ((k, arguments(k)) for k in sorted(training, key=lambda k: (-training[k], k)))
+    tasks = ((k, arguments(k)) for k in sorted(shares, key=lambda k: (-shares[k], k)))
     for k, layers in each_done(_quantise_brick, tasks, n_processes):
         found[k] = layers
-        progress.advance(training[k], bricks=f"{len(found)} of {len(training)}")
+        progress.advance(shares[k], bricks=f"{len(found)} of {len(shares)}")
     return [(dataclasses.asdict(configs[k]), found[k]) for k in sorted(found)]
 
 

@@ -27,9 +27,9 @@ def of_measuring(n_voxels: int, n_parameters: float) -> float:
     return PER_VOXEL * of_training(n_voxels, n_parameters)
 
 
-def of_factors(config: SirenConfig) -> float:
-    """The work of one pass over the compensation factors."""
-    blocks, n_points = metric_blocks(count_parameters(config))
+def of_factors(config: SirenConfig, n_all: int | None = None) -> float:
+    """The work of one pass over the compensation factors. n_all: see CompensationFactors."""
+    blocks, n_points = metric_blocks(count_parameters(config), n_all)
     sizes = [block.stop - block.start for block in blocks]
     pairs = [(a, a + b) for a, b in zip(sizes, [*sizes[1:], 0], strict=True)]
     return PER_PRODUCT * sum(n_points * a * size + products_of_matrix(a, size) for a, size in pairs)
