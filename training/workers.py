@@ -66,7 +66,7 @@ def _processes(function: Callable[..., object], n: int) -> Iterator[list[connect
         yield pipes
     finally:
         for process in processes:
-            process.terminate()
+            process.kill()  # a process that has only just started would not hear SIGTERM; none leaves anything behind
         for process in processes:
             process.join()
 
@@ -74,7 +74,6 @@ def _processes(function: Callable[..., object], n: int) -> Iterator[list[connect
 def _work(pipe: connection.Connection, function: Callable[..., object]) -> None:
     """Do the tasks that come through a pipe, until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
         while True:
