@@ -23,7 +23,6 @@ from formats.common import raw_layout
 from formats.reading import read_volume, source_files
 from formats.series import is_pattern
 from formats.writing import write_volume
-from siren import count_parameters
 from training import outliers, processes
 from training.brick_fits import BrickFits
 from training.bricks import BrickedFit
@@ -35,6 +34,7 @@ from training.options import (
     brick_messages,
     brick_recipes,
     bricks_for,
+    network_fields,
     networks_for,
     parse,
     recipe_for,
@@ -108,18 +108,16 @@ def results(
     opt: Options, volume: Volume, header: VolumeHeader, fit: Fit | BrickedFit, quality: Quality
 ) -> dict[str, object]:
     """The results to print, by key."""
-    bricks = fit.bricks()
-    n_parameters = bricks.n_parameters if bricks else count_parameters(fit.config)
     found: dict[str, object] = quality.metrics.report(header.n_present)
     if opt.clip:
         found["psnr_clipped"] = f"{quality.clipped.psnr:.3f}"
         found["clipped"] = outliers.count_beyond(volume.values, header.low, header.high, header.fill)
-    if bricks:
-        found["bricks"] = ",".join(map(str, bricks.counts[-3:]))
+    if isinstance(fit, BrickedFit):
+        found["bricks"] = ",".join(map(str, fit.fits.counts[-3:]))
     found |= {
         "n_layers": fit.config.n_layers,
-        "parameters": n_parameters,
-        "compression_ratio": f"{header.n_voxels / max(n_parameters, 1):.2f}",
+        "parameters": fit.n_parameters,
+        "compression_ratio": f"{header.n_voxels / max(fit.n_parameters, 1):.2f}",
     }
     if header.missing:
         found["missing"] = header.missing.count
@@ -133,8 +131,7 @@ def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) 
     """The fit that the options ask for: of one network, or of one for each brick. Raises UserError."""
     counts = bricks_for(opt, header)
     if math.prod(counts) > 1:
-        fields = {"d_in": len(header.shape), "d_out": header.n_components, "is_residual": opt.is_residual}
-        fields |= {"n_layers": opt.n_layers} if opt.n_layers else {}
+        fields = network_fields(opt, header) | ({"n_layers": opt.n_layers} if opt.n_layers else {})
         n_parameters = header.n_voxels / opt.compression_ratio
         recipes = brick_recipes(opt, header.n_present, n_parameters, math.prod(counts))
         how = opt.seed, opt.w0, opt.target_psnr, opt.num_workers, device

@@ -231,6 +231,11 @@ def header_of(volume: Volume) -> VolumeHeader:
 Box = tuple[slice, ...]
 
 
+def shape_of(box: Box) -> tuple[int, ...]:
+    """The number of voxels of a box along each axis."""
+    return tuple(cut.stop - cut.start for cut in box)
+
+
 def boxes(values: np.ndarray, n: int | None = None, order: Iterable[int] | None = None) -> list[Box]:
     """Split the grid of values (..., components) into boxes of nearly equal size.
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils import Box, Grid
+from utils import Box, Grid, shape_of
 
 
 def bricks_along(p: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +86,7 @@ def boxes_of(grid: Grid, cuts: list[np.ndarray], most: int) -> list[Box]:
     found, left = [], [tuple(slice(0, n) for n in grid.shape)]
     while left:
         box = left.pop()
-        lengths = [part.stop - part.start for part in box]
+        lengths = shape_of(box)
         if math.prod(lengths) <= most:
             found.append(box)
             continue

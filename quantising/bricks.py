@@ -8,14 +8,14 @@ import math
 import torch
 
 from cli.progress import NoProgress, Progress
-from field.blob import QuantisedLayer
 from field.bricks import Bricks, brick_boxes
+from field.network_chunk import QuantisedLayer
 from quantising import work
 from quantising.policy import RoundingOptions, quantise_network
 from siren import FieldNet, SirenConfig, count_parameters
 from training.cutting import brick_volume, error_scale, passes_for
 from training.workers import each_done
-from utils import Geometry, Volume, VolumeHeader, header_of
+from utils import Geometry, Volume, VolumeHeader, header_of, shape_of
 
 PASSES = 0.25  # over each brick while it is rounded / while it is trained, by default: more gain 0.2 dB at most
 
@@ -43,7 +43,7 @@ def quantise_bricks(
     options = dataclasses.replace(options, n_passes=passes, n_threads=1, n_all=bricks.n_parameters)
     boxes = brick_boxes(header.shape, bricks.counts)
     configs = {k: SirenConfig(**network[0]) for k, network in enumerate(bricks.networks) if network}
-    sizes = {k: math.prod(cut.stop - cut.start for cut in boxes[k]) for k in configs}
+    sizes = {k: math.prod(shape_of(boxes[k])) for k in configs}
     shares = {k: work.of_training((passes or 0.0) * sizes[k], count_parameters(config))
               + work.of_factors(config, options.n_all) for k, config in configs.items()}  # fmt: skip
     progress.plan(sum(shares.values()))
@@ -56,7 +56,7 @@ def quantise_bricks(
             brick = brick_volume(volume, header.values, boxes[k])
             own = header_of(brick)
         else:
-            shape = tuple(cut.stop - cut.start for cut in boxes[k])
+            shape = shape_of(boxes[k])
             brick, own = None, VolumeHeader(shape, bricks.low[k], bricks.high[k], Geometry.plain(len(shape)))
         error = per_weight * count_parameters(configs[k]) / sizes[k] / error_scale(bricks.low[k], bricks.high[k])
         part = dataclasses.replace(options, error=None if math.isnan(error) else error, seed=options.seed + k)

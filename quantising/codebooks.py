@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from field.blob import QuantisedLayer
+from field.network_chunk import QuantisedLayer
 from quantising.rounding import round_layers
 from quantising.sensitivity import MAX_STEPS
 from siren import FieldNet, linear_layers

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from cli.progress import Progress
-from field.blob import QuantisedLayer
 from field.bricks import Bricks
 from field.metrics import compare, measured_boxes
+from field.network_chunk import QuantisedLayer
 from field.neural_field import NeuralField
 from quantising import codebooks, rounding, work
 from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities, layer_sizes
@@ -23,7 +23,7 @@ from siren import FieldNet, count_parameters
 from training.fitting import Fit
 from training.recipe import BATCH, CHECK_STEPS, Recipe, default_recipe, passes_for_min_steps, psnr_of
 from training.streaming import make_sampler
-from utils import Volume, VolumeHeader
+from utils import Volume, VolumeHeader, shape_of
 
 MSE_ADDED_BY_ROUNDING = 0.02  # relative to the network's own mean squared error; 0.02 costs 0.1 dB
 DEFAULT_BITS = 9  # bits for a value of a hidden matrix if the network's PSNR is unknown
@@ -122,7 +122,7 @@ def plan_work(
 
 def measuring_work(networks: FieldNet | Bricks, volume: Volume) -> float:
     """The work of one comparison with the volume."""
-    n_voxels = sum(math.prod(cut.stop - cut.start for cut in box) for box in measured_boxes(volume.values))
+    n_voxels = sum(math.prod(shape_of(box)) for box in measured_boxes(volume.values))
     n_bricks = len(networks.networks) if isinstance(networks, Bricks) else 1
     return work.of_measuring(n_voxels, networks.n_parameters / n_bricks)
 

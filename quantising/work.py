@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from quantising.compensation import metric_blocks, products_of_matrix
 from siren import SirenConfig, count_parameters
-from training.recipe import SAMPLE_OVERHEAD
+from training.recipe import training_work
 
 PER_PRODUCT = 0.08  # of a product of two numbers in the compensation factors
 PER_VOXEL = 0.5  # of a voxel that is compared, relative to a sample that is trained on
@@ -19,7 +19,7 @@ def of_training(n_samples: float, n_parameters: float, trained: float = 1.0) -> 
 
     trained: the part of the weights that is trained. Half of the work does not depend on it, as the network's output.
     """
-    return n_samples * (n_parameters + SAMPLE_OVERHEAD) * (1 + trained) / 2
+    return training_work(n_samples, n_parameters) * (1 + trained) / 2
 
 
 def of_measuring(n_voxels: int, n_parameters: float) -> float:

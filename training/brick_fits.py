@@ -15,7 +15,7 @@ from siren import SirenConfig, count_parameters
 from training import processes
 from training.cutting import brick_volume, error_scale, survey
 from training.fitting import Fit, new_fit
-from training.recipe import BATCH, SAMPLE_OVERHEAD, Recipe, psnr_of
+from training.recipe import BATCH, Recipe, psnr_of, training_work
 from training.streaming import make_sampler, unpacked
 from training.workers import each_done
 from utils import Volume, VolumeHeader, header_of
@@ -84,7 +84,7 @@ class BrickFits:
 
     def work(self, number: int, config: SirenConfig) -> float:
         """How much work a pass over a brick is."""
-        return float(self.survey.n_voxels[number]) * (count_parameters(config) + SAMPLE_OVERHEAD)
+        return training_work(float(self.survey.n_voxels[number]), count_parameters(config))
 
     def recipes(self, configs: Mapping[int, SirenConfig], seconds: float) -> dict[int, Recipe]:
         """The recipe of each brick. A time limit is shared out by the work. seconds: that have passed."""

@@ -31,18 +31,18 @@ BRICK_DEPTHS, SAMPLE = (5, 3), 4  # layers that compete, and bricks in which the
 class BrickedFit:
     """The fit of a volume in bricks. `run` trains what is not `done` yet; `bricks` is the result so far.
 
-    n_parameters: of all networks. fields: of the networks' SirenConfig, but the width. Without the depth, the best of
-    BRICK_DEPTHS is chosen in a few bricks with much detail.
+    budget: the parameters that all networks may have together. fields: of the networks' SirenConfig, but the width.
+    Without the depth, the best of BRICK_DEPTHS is chosen in a few bricks with much detail.
     """
 
-    def __init__(self, fits: BrickFits, n_parameters: float, fields: dict):
-        self.fits, self.survey, self.n_parameters, self.fields = fits, fits.survey, n_parameters, fields
+    def __init__(self, fits: BrickFits, budget: float, fields: dict):
+        self.fits, self.survey, self.budget, self.fields = fits, fits.survey, budget, fields
         self.n_layers = fields.get("n_layers", MIDDLE_DEPTH)
         self.configs: list[SirenConfig | None] = []
         self.done: dict[int, Trained] = {}
         self.seconds = 0.0
         n_trained = max(np.count_nonzero(~self.survey.is_constant), 1)
-        typical = self._config(width_for(n_parameters / n_trained, self._form))
+        typical = self._config(width_for(budget / n_trained, self._form))
         self.recipe = fits.recipe_for(int(self.survey.n_voxels.mean()), typical)  # of a brick in the middle
 
     # --- the training ---
@@ -73,23 +73,31 @@ class BrickedFit:
             return
         need = np.where(self.survey.is_constant, 0.0, np.sqrt(self.survey.detail + 1e-12))
         if self.recipe.max_seconds is None:
-            if "n_layers" not in self.fields:
-                self.n_layers = max(BRICK_DEPTHS, key=lambda depth: self._score(depth, need))
+            errors = {} if "n_layers" in self.fields else self._choose_depth(need)
             pilots = {k: config for k, config in enumerate(self._shared_out(need)) if config}
-            for k, error in self.fits.pilots(pilots, "what each brick needs").items():
+            left = {k: config for k, config in pilots.items() if k not in errors}
+            errors |= self.fits.pilots(left, "what each brick needs")
+            for k, error in errors.items():
                 need[k] = math.sqrt((error + 1e-12) * count_parameters(pilots[k]))
         self.configs = self._shared_out(need)
 
-    def _score(self, depth: int, need: np.ndarray) -> float:
-        """How good networks of this depth are in the bricks with the most detail, dB; see training/shapes.py."""
-        self.n_layers = depth
-        configs = self._shared_out(need)
-        most = [k for k in np.argsort(-need, kind="stable")[:SAMPLE].tolist() if configs[k]]
-        errors = self.fits.pilots({k: configs[k] for k in most}, f"{depth} layers")
-        return psnr_of(sum(errors.values())) - HEAD_START.get(depth, 0.0)
+    def _choose_depth(self, need: np.ndarray) -> dict[int, float]:
+        """Settle the depth: the best in the bricks with the most detail. Returns their errors; see BrickFits.pilots."""
+        found = {}
+        for depth in BRICK_DEPTHS:
+            self.n_layers = depth
+            configs = self._shared_out(need)
+            most = [k for k in np.argsort(-need, kind="stable")[:SAMPLE].tolist() if configs[k]]
+            found[depth] = self.fits.pilots({k: configs[k] for k in most}, f"{depth} layers")
+
+        def score(depth: int) -> float:  # a shallow network learns faster at first, see training/shapes.py
+            return psnr_of(sum(found[depth].values())) - HEAD_START.get(depth, 0.0)
+
+        self.n_layers = max(BRICK_DEPTHS, key=score)
+        return found[self.n_layers]
 
     def _shared_out(self, need: np.ndarray) -> list[SirenConfig | None]:
-        return shared_out(self.n_parameters, need, self.survey.n_voxels, self._form)
+        return shared_out(self.budget, need, self.survey.n_voxels, self._form)
 
     @property
     def _form(self) -> dict:
@@ -138,6 +146,11 @@ class BrickedFit:
         found = [config for config in self.configs if config]
         return max(found, key=lambda config: config.n_neurons, default=self._config(LEAST_NEURONS))
 
+    @property
+    def n_parameters(self) -> int:
+        """The number of weights and biases of the networks so far."""
+        return sum(count_parameters(self.configs[number]) for number in self.done)
+
     def bricks(self) -> Bricks:
         """The networks so far. A brick that is not done is constant: its mean."""
         numbers = range(len(self.survey.low))
@@ -181,7 +194,7 @@ class BrickedFit:
         if not (isinstance(seconds, float) and 0 <= seconds < math.inf):
             raise ValueError("seconds: expected a finite number, found another value")
         self.n_layers = n_layers
-        most = max(width_for(self.n_parameters, self._form), LEAST_NEURONS)
+        most = max(width_for(self.budget, self._form), LEAST_NEURONS)
         if [0 < width <= most for width in widths] != (~self.survey.is_constant).tolist():
             raise ValueError("expected a width for each brick that is not constant")
         configs = [self._config(width) if width else None for width in widths]

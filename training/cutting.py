@@ -11,14 +11,13 @@ import numpy as np
 
 from cli.progress import Progress
 from siren import SirenConfig, count_parameters
-from training.recipe import MAX_PASSES, SAMPLE_OVERHEAD, default_passes, passes_for_min_steps
+from training.recipe import MAX_PASSES, default_passes, passes_for_min_steps, training_work
 from utils import Box, Geometry, ValueRange, Volume
 
 PARAMETERS = 10_000  # of a brick's network, in the mean. Of 5,000 and 12,000 the larger is as fast, and has fewer seams
 LEAST_NEURONS = 4  # least width of a brick's network
 MOST_SHARE = 0.25  # most parameters of a brick's network / its voxels
-# `--bricks auto` cuts a volume whose single network would take longer than this: samples x (parameters +
-# SAMPLE_OVERHEAD). On one core, 1e12 are 3 minutes.
+# `--bricks auto` cuts a volume whose single network would be more `training_work`. On one core, 1e12 are 3 minutes.
 MOST_WORK = {"cpu": 4e12, "cuda": 4e14}
 LEAST_PASSES = 16.0  # over each brick, by default
 BLOCK = 4  # side of the blocks of voxels that `detail` compares with planes
@@ -31,7 +30,7 @@ def counts_for(shape: tuple[int, ...], n_parameters: float, passes: float | None
     """
     n_voxels = math.prod(shape)
     n_samples = n_voxels * (passes or default_passes(n_voxels, device == "cuda"))
-    if n_samples * (n_parameters + SAMPLE_OVERHEAD) <= MOST_WORK[device]:
+    if training_work(n_samples, n_parameters) <= MOST_WORK[device]:
         return (1,) * len(shape)
     space = shape[-3:]
     n_bricks, left = max(n_parameters / PARAMETERS, 1.0), sorted(space)
@@ -48,7 +47,7 @@ def passes_for(n_voxels: int, n_parameters: float, n_bricks: int, device: str) -
 
     The limits are LEAST_PASSES and the passes of a volume of a brick's size. n_parameters: of all networks.
     """
-    allowed = MOST_WORK[device] / (n_voxels * (n_parameters / n_bricks + SAMPLE_OVERHEAD))
+    allowed = MOST_WORK[device] / training_work(n_voxels, n_parameters / n_bricks)
     most = max(MAX_PASSES, passes_for_min_steps(math.ceil(n_voxels / n_bricks)))
     return round(min(max(allowed, LEAST_PASSES), most), 1)
 
@@ -108,9 +107,10 @@ def survey(volume: Volume, values: ValueRange, boxes: Sequence[Box], progress: P
         brick = brick_volume(volume, values, box).values
         crc32 = zlib.crc32(np.ascontiguousarray(brick), crc32)
         present = brick[~np.isnan(brick).any(axis=-1)]
-        present = present if len(present) else np.zeros((1, brick.shape[-1]), np.float32)
+        n_present = len(present)
+        present = present if n_present else np.zeros((1, brick.shape[-1]), np.float32)
         ends = present.min(axis=0), present.max(axis=0), present.mean(axis=0), present.var(axis=0, dtype=np.float64)
-        columns.append((*ends, detail(brick), np.count_nonzero(~np.isnan(brick).any(axis=-1))))
+        columns.append((*ends, detail(brick), n_present))
         progress.advance(1 / len(boxes))
     low, high, mean, variances, details, n_voxels = map(np.array, zip(*columns, strict=True))
     weights = n_voxels[:, None] / n_voxels.sum()

@@ -221,21 +221,9 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 MUST_MATCH = (  # in the run that continues a checkpoint
-    *(
-        "fill",
-        "clip",
-        "compression_ratio",
-        "bricks",
-        "n_layers",
-        "is_residual",
-        "d_in",
-        "d_out",
-        "w0",
-        "seed",
-        "optimizer",
-    ),
-    *("schedule", "pass_decay", "lr_decay", "n_passes", "max_seconds", "batchSize", "oversample", "lr"),
-    "grad_lambda",
+    *("fill", "clip", "compression_ratio", "bricks", "n_layers", "is_residual", "d_in", "d_out", "w0", "seed"),
+    *("optimizer", "schedule", "pass_decay", "lr_decay", "n_passes", "max_seconds", "batchSize", "oversample"),
+    *("lr", "grad_lambda"),
 )
 
 
@@ -245,9 +233,14 @@ def settled(opt: Options, recipe: Recipe, config: SirenConfig) -> dict[str, obje
     return vars(opt) | chosen | {"d_in": config.d_in, "d_out": config.d_out}
 
 
+def network_fields(opt: Options, header: VolumeHeader) -> dict[str, object]:
+    """The fields of SirenConfig that the options and the volume settle, whatever the size of the network."""
+    return {"d_in": len(header.shape), "d_out": header.n_components, "is_residual": opt.is_residual}
+
+
 def networks_for(opt: Options, header: VolumeHeader) -> list[SirenConfig]:
     """The networks that compete to be the one that the options ask for. Raises UserError if a blob cannot hold one."""
-    fields = {"d_in": len(header.shape), "d_out": header.n_components, "is_residual": opt.is_residual}
+    fields = network_fields(opt, header)
     configs = networks_for_budget(header.n_voxels // opt.compression_ratio, opt.n_layers, **fields)
     try:
         for config in configs:

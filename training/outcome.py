@@ -29,6 +29,11 @@ class Outcome:
         """The network's settings."""
         return self.net.config
 
+    @property
+    def n_parameters(self) -> int:
+        """The number of weights and biases."""
+        return self.net.n_parameters
+
     def weights(self) -> dict[str, torch.Tensor]:
         """The result so far, as thenet.pth holds it."""
         return self.averaged_net.state_dict()

@@ -110,6 +110,11 @@ def passes_for_min_steps(n_voxels: int) -> int:
     return math.ceil(MIN_STEPS / math.ceil(n_voxels / BATCH))
 
 
+def training_work(n_samples: float, n_parameters: float) -> float:
+    """The work of training a network of so many weights and biases with so many samples: in weights at a sample."""
+    return n_samples * (n_parameters + SAMPLE_OVERHEAD)
+
+
 def psnr_of(error: float) -> float:
     """PSNR in dB of a mean squared error of normalised values, whose range is 2."""
     return 10 * math.log10(4 / error) if error else math.inf
