@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 
@@ -86,10 +87,11 @@ from utils import UserError
 
 MAX_MESSAGE = 1000  # characters of an error
 EXIT_ERROR = 2  # exit status after a UserError
+NO_GPU_MEMORY = re.compile("CUDA.*(out of memory|ALLOC_FAILED)")  # in the messages of torch's errors
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a script's `main(argv)`. A UserError gives one line and status 2.
+    """Run a script's `main(argv)`. A UserError gives one line and status 2, and so does a GPU without free memory.
 
     Ctrl-C gives status 130, SIGTERM 143, a closed terminal 129. Any other exception is a bug and keeps its traceback.
     When the results cannot be printed: one line and status 2; status 1 when their reader, such as `head`, has ended.
@@ -103,6 +105,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         sys.stdout.flush()
     except UserError as error:
         _end_with(" ".join(line.strip() for line in str(error).splitlines()))
+    except RuntimeError as error:
+        if not NO_GPU_MEMORY.search(str(error)):
+            raise
+        way_out = "end other programs on it, choose another one with --gid, or leave out --cuda"
+        _end_with(f"the memory of the GPU is full: {way_out}")
     except KeyboardInterrupt as interrupt:  # its argument, if any, says what the script leaves behind
         sys.stdout.flush()
         _end_interrupted(*map(str, interrupt.args))

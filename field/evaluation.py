@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import itertools
 import math
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -185,6 +187,23 @@ class Network:
         return (lambda: [y, dy]) if xp is np else _fetched(y, dy)
 
 
+_setting = threading.Lock()  # of `full_float32`, as it is a setting of the process
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Within, a GPU does not round products of float32 to TF32, whatever the process has asked for."""
+    import torch
+
+    products = torch.backends.cuda.matmul
+    with _setting:
+        kept, products.fp32_precision = products.fp32_precision, "ieee"
+        try:
+            yield
+        finally:
+            products.fp32_precision = kept
+
+
 def _chunk(most: int, n: int | None) -> int:
     """Positions in a chunk, at most `most`, so that n positions nearly fill the last one. No multiple of 64."""
     if n is None:
@@ -233,9 +252,12 @@ def evaluate(
     @np.errstate(over="ignore", invalid="ignore")  # derivatives of weights of any size may overflow
     def work(on_progress: OnProgress = lambda fraction: None, most: int | None = None) -> None:
         begun = collections.deque()  # a GPU computes the next chunk while this one is stored
+        precisely = contextlib.nullcontext if network.xp is np else full_float32
         for start in itertools.islice(starts, most):
             part = slice(start, min(start + network.chunk, n))
-            begun.append((part, network(coordinates(part), with_slopes)))
+            x = coordinates(part)
+            with precisely():
+                begun.append((part, network(x, with_slopes)))
             if len(begun) > network.n_ahead:
                 end(*begun.popleft(), on_progress)
         for part, fetch in begun:

@@ -220,7 +220,13 @@ def test_the_line_for_people_has_one_ratio_and_the_quality_of_parts(monkeypatch)
 
 @pytest.mark.parametrize(
     ("error", "status", "said"),
-    [(UserError("a  b.npy:\n too bad"), 2, "error: a  b.npy: too bad\n"), (KeyError("unlisted"), None, "")],
+    [
+        (UserError("a  b.npy:\n too bad"), 2, "error: a  b.npy: too bad\n"),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0"), 2, "leave out --cuda\n"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 2, "leave out --cuda\n"),
+        (KeyError("unlisted"), None, ""),
+        (RuntimeError("CUDA error: an illegal memory access"), None, ""),
+    ],
 )
 def test_run_turns_user_errors_into_one_line(capsys, error, status, said):
     def main(argv):

@@ -70,6 +70,18 @@ def test_what_a_gpu_computes_is_what_a_cpu_computes(n_layers, is_residual, dtype
         np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_gpu_rounds_no_products_to_tf32_whatever_the_process_asks_for(monkeypatch):
+    products, matmul, seen = torch.backends.cuda.matmul, torch.matmul, set()
+    monkeypatch.setattr("field.evaluation.uses_torch", lambda device: True)
+    monkeypatch.setattr(torch, "matmul", lambda *a, **b: seen.add(products.fp32_precision) or matmul(*a, **b))
+    torch.set_float32_matmul_precision("high")
+    try:
+        neural_field().on_grid()
+        assert seen == {"ieee"} and torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 # --- values -----------------------------------------------------------------------------------------
 
 
