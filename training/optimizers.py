@@ -13,6 +13,9 @@ import math
 import torch
 
 TILE = 16  # a GPU multiplies matrices whose sizes are multiples of this several times as fast
+# Once a gradient is exactly zero, the momentum fades away. Of numbers below 1e-19, float32 holds no squares, so the norm
+# of a matrix of them is zero, too, and the matrix divided by nearly nothing would be infinite after a few products.
+LEAST_NORM = 1e-16
 
 
 def padded(size: int, tile: int = TILE) -> int:
@@ -60,7 +63,7 @@ class Muon:
         n, dtype = self.weights.shape[-1], self.weights.dtype
         velocity = self.state["velocity"].lerp_(self.gradient, 1 - self.momentum)
         x = torch.lerp(self.gradient, velocity, self.momentum)  # Nesterov momentum
-        x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + 1e-30
+        x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + LEAST_NORM
         if self.size > n or (products or dtype) != dtype:
             whole = x.new_zeros(len(x), self.size, self.size, dtype=products or dtype)
             whole[:, :n, :n] = x

@@ -258,6 +258,15 @@ def test_muon_on_padded_matrices_moves_alike(n, products):
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-2 * float(weights[0].abs().max()))
 
 
+def test_muon_bears_gradients_that_vanish():
+    """As over a background that is learned exactly. The momentum then fades to the smallest numbers there are."""
+    gradient = torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(0))
+    for exponent in range(-45, 20):
+        weights = torch.zeros(1, 6, 6)
+        Muon(weights, gradient * 10.0**exponent).step(1.0)
+        assert weights.norm() < 2, exponent  # all singular values are about sqrt(6) / 8 at most
+
+
 # --- the CUDA graph ---------------------------------------------------------------------------------
 
 
