@@ -17,13 +17,18 @@ BAR = "{desc}: {percentage:3.0f}% [{bar}] {elapsed}, {remaining} left{postfix}"
 class Progress:
     """A bar on a terminal, in a line of its own; elsewhere plain lines, some seconds apart.
 
-    total: all of the work, in any unit. done: what an earlier run has done of it. The time left is that of equal work
-    at the speed so far.
+    total: all of the work, in any unit. done: what is done of it. seconds: that this took just before; 0 where an
+    earlier run did it. The time left is that of equal work at the speed so far. is_part: the bar gives its place to
+    that of another Progress, which goes on with the same work.
     """
 
-    def __init__(self, description: str, total: float = 1.0, done: float = 0.0):
-        self.description, self.total, self.done, self.first = description, total, done, done
-        self.started = self.shown = time.monotonic()
+    def __init__(
+        self, description: str, total: float = 1.0, done: float = 0.0, seconds: float = 0.0, is_part: bool = False
+    ):
+        self.description, self.total, self.done, self.is_part = description, total, done, is_part
+        self.first = 0.0 if seconds else done
+        self.shown = time.monotonic()
+        self.started = self.shown - seconds
         self.figures: dict[str, str] = {}
         self.bar: tqdm | None = None
 
@@ -75,8 +80,9 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_) -> None:
-        """End the bar's line. It is full, unless an error ended the work."""
+        """End the bar's line. It is full, unless an error ended the work. The line of a part is wiped out."""
         if self.bar is not None:
+            self.bar.leave = not self.is_part or kind is not None
             if kind is None:
                 self.bar.n = self.bar.total = self.total
             self.bar.close()

@@ -58,6 +58,7 @@ class Fit(Outcome):
         self.trained, self.averaged_net = self.step_function.trained, self.step_function.trained.averaged_net
         self.judging_voxels = sampler.judging_voxels()  # which judge `averaged_net`
         self.step, self.seconds = 0, 0.0
+        self.trial_steps = 0.0  # steps that take as long as the trials before the fit took
         self.loss = sampler.variance  # MSE of `averaged_net` when last judged; at first the MSE of a constant
         self.start = self._capture()
         self.best = self.start  # the best state that was judged

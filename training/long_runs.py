@@ -119,7 +119,8 @@ def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool
     """Run a fit to its end, or until `is_reached(estimated PSNR in dB)`; show progress and save checkpoints."""
     history = []
     n_recoveries, n_halvings, latest, done = fit.recovery.n_recoveries, fit.recovery.n_halvings, fit.step, fit.step
-    with Progress("training", *_work(fit, done)) as progress:
+    trial_seconds = fit.seconds if fit.trial_steps else 0.0
+    with Progress("training", *_work(fit, done), trial_seconds) as progress:
 
         def on_step(fit: Fit) -> bool:
             nonlocal n_recoveries, n_halvings, latest, done
@@ -145,13 +146,14 @@ def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool
     return history
 
 
-def _work(fit: Fit, done: int) -> tuple[float, float]:
+def _work(fit: Fit, done: float) -> tuple[float, float]:
     """(all of the work of a fit, what is done of it), in steps or, with a time limit, as a part of the time.
 
-    done: the steps that were taken. Those before a recovery are work, too.
+    done: the steps that were taken. Those before a recovery are work, too, and so are trials.
     """
     if fit.recipe.max_seconds is not None:
         return 1.0, fit.progress
+    done += fit.trial_steps
     return done + fit.n_steps - fit.step, done
 
 

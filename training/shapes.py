@@ -13,7 +13,7 @@ from cli.progress import Progress
 from siren import MIN_NEURONS, SirenConfig, count_parameters, neurons_for_budget
 from training import processes
 from training.fitting import Fit, new_fit
-from training.recipe import Recipe
+from training.recipe import TRIAL_SHARE, Recipe
 from training.recovery import COLLAPSED_FACTOR
 from training.sampler import VoxelSampler
 
@@ -66,10 +66,10 @@ def chosen_fit(
         return fit_of(min(starts, key=lambda start: (abs(start[0].n_layers - MIDDLE_DEPTH), start[1])))
     best, seconds = starts[0], 0.0
     best_trial = None  # the others are forgotten: each holds an error for every voxel
-    with Progress("trials") as progress:
+    with Progress("training", len(starts) + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
         for i, start in enumerate(starts):
             trial = fit_of(start, is_trial=True)
-            trial.run(lambda fit, i=i: progress.update((i + fit.progress) / len(starts)))
+            trial.run(lambda fit, i=i: progress.update(i + fit.progress))
             trial.loss, trial.seconds = map(processes.broadcast_first, (trial.loss, trial.seconds))
             seconds += trial.seconds
             if best_trial is None or score(trial) > score(best_trial):
@@ -78,6 +78,7 @@ def chosen_fit(
     if best_trial.loss < COLLAPSED_FACTOR * sampler.variance:
         fit.continue_from(best_trial)
     fit.seconds = seconds
+    fit.trial_steps = seconds * best_trial.step / (best_trial.seconds or 1.0)
     return fit
 
 

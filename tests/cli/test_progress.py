@@ -79,6 +79,20 @@ def test_the_time_left_is_that_of_the_work_so_far(terminal, clock):
         assert "01:00 left" in terminal.lines()[0] and " 40% [" in terminal.lines()[0]
 
 
+def test_one_bar_goes_on_where_that_of_a_part_ended(terminal, clock):
+    """Its time is that of all the work, and nothing of the other one stays."""
+    with Progress("training", 100, is_part=True) as shown:
+        clock[0] += 5
+        shown.update(10)
+        assert " 10% [" in terminal.lines()[0] and "00:45 left" in terminal.lines()[0]
+    assert terminal.lines() == [""]
+    with Progress("training", 100, 10, seconds=5) as shown:
+        clock[0] += 5
+        shown.update(20)
+        assert " 20% [" in terminal.lines()[0] and "00:10, 00:40 left" in terminal.lines()[0]
+    assert len(terminal.lines()) == 2
+
+
 def test_short_work_leaves_no_trace(terminal, clock):
     with Progress("decoding") as shown:
         clock[0] += 0.4

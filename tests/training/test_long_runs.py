@@ -10,9 +10,10 @@ import torch
 from helpers.networks import field_net
 from helpers.volumes import slanted
 
+from cli.progress import NoProgress
 from training import long_runs
 from training.fitting import Fit
-from training.long_runs import Checkpoint, saved_network
+from training.long_runs import Checkpoint, run_fit, saved_network
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
 from utils import UserError
@@ -32,6 +33,26 @@ def saved(tmp_path_factory) -> bytes:
     fit.run(lambda fit: fit.step == 33)
     Checkpoint(str(path), OPTIONS).save(fit)
     return path.read_bytes()
+
+
+def test_the_bar_counts_the_trials(monkeypatch):
+    """Those of a fit of 120 steps took as long as 40 of its steps, in 8 s."""
+    begun, shown = [], []
+
+    class Recorded(NoProgress):
+        def __init__(self, *arguments):
+            begun.append(arguments)
+            super().__init__()
+
+        def update(self, done, **figures):
+            shown.append((done, self.total))
+
+    monkeypatch.setattr(long_runs, "Progress", Recorded)
+    fit = small_fit()
+    fit.trial_steps, fit.seconds = 40.0, 8.0
+    run_fit(fit, Checkpoint(None, OPTIONS), lambda psnr: False)
+    assert begun == [("training", 160, 40, 8.0)]
+    assert shown[0] == (41, 160) and shown[-1] == (160, 160)
 
 
 def endless() -> torch.Tensor:

@@ -80,7 +80,8 @@ def test_the_best_of_the_trials_goes_on_from_there(psnrs, chosen, given):
     fit = chosen_fit(configs, lambda config: RECIPE, sampler(), seed=0)
     assert [trial.net.config.n_layers for trial in ran] == [3, 5, 8]
     best = next(trial for trial in ran if trial.net.config.n_layers == chosen)
-    assert fit.net.config == best.net.config and fit.recipe == RECIPE and fit.step == 0 and fit.seconds == 6.0
+    assert fit.net.config == best.net.config and fit.recipe == RECIPE and fit.step == 0
+    assert fit.seconds == 6.0 and fit.trial_steps == 3  # each trial took 2 s for a step
     weights = best.averaged_net.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in fit.net.state_dict().items())
 
