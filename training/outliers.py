@@ -77,7 +77,7 @@ class Outliers:
             way_out += f", or {marked} if this marks missing voxels"
         return (
             f"{component}{self.count} of {self.n_voxels} values lie far from all others, and make the range, {low} to "
-            f"{high}, {self.factor:.0f} times as wide as these take: {way_out}"
+            f"{high}, {np.rint(self.factor):.7g} times as wide as these take: {way_out}"
         )
 
 

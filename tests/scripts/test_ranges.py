@@ -124,10 +124,11 @@ def test_outliers_are_warned_of_with_the_numbers(tmp_path, capsys):
     [
         ("int32", -90_000, 90_000, "6 of 4096 .* -90000 to 90000, 1800 times .* --clip 0,100"),
         ("uint16", 0, 60_000, "3 of 4096 .* 0 to 60000, 600 times .* --clip 0,100"),
-        ("int64", 2**60, -(2**62), f"6 of 4096 .* {-(2**62)} to {2**60}, 57646075230342352 times .* --clip 0,100"),
+        ("int64", 2**60, -(2**62), f"6 of 4096 .* {-(2**62)} to {2**60}, 5.764608e\\+16 times .* --clip 0,100"),
+        ("float64", -300, 1.7e308, r"6 of 4096 .* -300.0 to 1.7e\+308, 1.7e\+308 times .* --clip 0.0,1.0"),
     ],
 )
-def test_outliers_among_integers(dtype, low, high, expected, tmp_path, capsys):
+def test_outliers_are_counted_in_few_digits(dtype, low, high, expected, tmp_path, capsys):
     np.save(tmp_path / "v.npy", spiked(low, high, dtype))
     train(tmp_path / "v.npy", tmp_path)
     assert re.search(expected, capsys.readouterr().err)
