@@ -6,7 +6,7 @@ import bisect
 import copy
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
@@ -268,11 +268,7 @@ def round_with_volume(
     if options.error is not None and error:  # a part may lose what coarser steps than its own error gives must cost
         most_lost += 10 * math.log10(1 + error / 4 * 10 ** (expected / 10))
 
-    def on_step(fit: Fit) -> None:
-        figures = {"PSNR": f"{fit.psnr:.1f} dB"} if fit.step >= CHECK_STEPS else {}  # it has been judged
-        trained = fit.trained.weights.numel() / net.n_parameters
-        progress.advance(work.of_training(recipe.batch, net.n_parameters, trained), **figures)
-
+    on_step = telling(progress)
     for added, otherwise in tries.items():
         fineness = {"bits": options.bits or DEFAULT_BITS} if error is None else {"error": added * error}
         steps = choose_steps(net, sensitivity, **fineness)
@@ -287,6 +283,23 @@ def round_with_volume(
         if added != list(tries)[-1]:
             progress.plan(training_work(options, net, header, device) + measuring_work(net, volume))
     return alone
+
+
+def telling(progress: Progress) -> Callable[[Fit], None]:
+    """What tells `progress` of a step of training. Steps that a recovery takes back are further work."""
+    latest = 0
+
+    def on_step(fit: Fit) -> None:
+        nonlocal latest
+        trained = fit.trained.weights.numel() / fit.net.n_parameters
+        step_work = work.of_training(fit.recipe.batch, fit.net.n_parameters, trained)
+        if fit.step != 1:  # a new fit begins with step 1; a recovery goes back to one that was judged
+            progress.plan((latest + 1 - fit.step) * step_work)
+        figures = {"PSNR": f"{fit.psnr:.1f} dB"} if fit.step >= CHECK_STEPS else {}  # it has been judged
+        progress.advance(step_work, **figures)
+        latest = fit.step
+
+    return on_step
 
 
 def holds_integers(header: VolumeHeader) -> bool:

@@ -14,7 +14,7 @@ from helpers.scripts import compress, decompress, results, stored, train
 from helpers.volumes import labels, large_integers, noise, noisy_waves, waves
 
 import net_compress
-from cli.progress import Progress
+from cli.progress import NoProgress, Progress
 from field import blob as blob_format
 from quantising import policy, rounding, work
 from quantising.policy import RoundingOptions, training_work
@@ -188,6 +188,18 @@ def test_the_work_of_rounding_is_known_before(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(net_compress, "Progress", Watched)
     compress(trained, tmp_path / "b", *[trained.volume if flag == "v.npy" else flag for flag in flags])
     assert bars == [("rounding", pytest.approx(1, abs=0.1))]
+
+
+def test_steps_that_are_taken_again_are_further_work():
+    """Two layers are trained for 6 steps each. The first one goes back to its start after 4 of them."""
+    progress, parts = NoProgress(), Mock(net=Mock(n_parameters=100), psnr=30.0)
+    parts.recipe.batch, parts.trained.weights.numel.return_value = 8, 50
+    progress.total = 12 * work.of_training(8, 100, 0.5)
+    on_step = policy.telling(progress)
+    for parts.step in (1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6):
+        assert progress.done < progress.total
+        on_step(parts)
+    assert progress.done == pytest.approx(progress.total) == 16 * work.of_training(8, 100, 0.5)
 
 
 def test_a_step_of_training_is_less_work_where_layers_are_rounded():
