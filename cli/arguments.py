@@ -215,14 +215,15 @@ def number_from(low: float, high: float = math.inf, *, exclusive: bool = False) 
 
 
 def roi(text: str) -> tuple[slice, ...]:
-    """An argparse type: one range a:b of voxels per axis. Either end of a range may be left out."""
+    """An argparse type: one range a:b of voxels per axis, or one voxel a. Either end of a range may be left out."""
     try:
         ranges = [part.split(":") for part in text.split(",")]
         ends = [[int(end) if end else None for end in pair] for pair in ranges]
+        ends = [[a, a + 1] if (a := pair[0]) is not None and len(pair) == 1 else pair for pair in ends]
         if any(len(pair) != 2 for pair in ends) or any(end is not None and end < 0 for pair in ends for end in pair):
             raise ValueError
     except ValueError:
-        expected = "ranges of voxels as in 0:16,8:24,:, without negative indices"
+        expected = "ranges of voxels as in 0:16,8:24,: or 0:16,:,5, without negative indices"
         raise ArgumentTypeError(f"expected {expected}, found {text!r}") from None
     return tuple(slice(*pair) for pair in ends)
 

@@ -61,7 +61,7 @@ def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
         "--roi",
         type=arguments.roi,
         metavar="X0:X1,Y0:Y1,Z0:Z1",
-        help="only this box of voxels, half-open, an empty end being the volume's own",
+        help="only this box of voxels, half-open, an empty end being the volume's own; a single index is a slice",
     )
     group.add_argument(
         "--time",
