@@ -1,22 +1,24 @@
-"""Fits single bricks of a volume, in processes, one a core."""
+"""Fits single bricks of a volume: in processes, one a core; on a GPU in stacks."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from cli.progress import Progress
 from field.bricks import brick_boxes
-from siren import SirenConfig, count_parameters
+from siren import FieldNet, SirenConfig, count_parameters
 from training import processes
 from training.cutting import brick_volume, error_scale, survey
 from training.fitting import Fit, new_fit
 from training.recipe import BATCH, Recipe, psnr_of, training_work
-from training.streaming import make_sampler, unpacked
+from training.stacks import Member, StackedFit, memory_for_stacks, stacks_of
+from training.step import is_for_gpu
+from training.streaming import make_sampler, normalised, read_ahead, unpacked
 from training.workers import each_done
 from utils import Volume, VolumeHeader, header_of
 
@@ -38,16 +40,18 @@ def fit_brick(
     sampler = make_sampler(brick.values, header_of(brick).values, device, recipe.grad_lambda > 0)
     fit = new_fit(config, sampler, recipe, seed, first_omega)
 
-    def error() -> float:
-        return float(sampler.squared_errors(fit.averaged_net).sum(dtype=torch.float64)) / sampler.n_voxels
-
     def is_reached(fit: Fit) -> bool:
         is_near = target_psnr is not None and fit.is_judged and fit.psnr >= target_psnr
-        return is_near and psnr_of(error()) >= target_psnr
+        return is_near and psnr_of(sampler.mean_squared_error(fit.averaged_net)) >= target_psnr
 
     with processes.apart():
         fit.run(is_reached)
-    return {name: tensor.cpu().numpy().copy() for name, tensor in fit.averaged_net.state_dict().items()}, error()
+    return arrays_of(fit.averaged_net), sampler.mean_squared_error(fit.averaged_net)
+
+
+def arrays_of(net: FieldNet) -> dict[str, np.ndarray]:
+    """A copy of the weights of a network, by name."""
+    return {name: tensor.cpu().numpy().copy() for name, tensor in net.state_dict().items()}
 
 
 class BrickFits:
@@ -74,7 +78,8 @@ class BrickFits:
         self.volume, self.header, self.counts, self.boxes = volume, header, counts, brick_boxes(header.shape, counts)
         self.recipe_for, self.seed, self.first_omega, self.target_psnr = recipe_for, seed, first_omega, target_psnr
         self.device = device or torch.device("cpu")
-        self.n_processes = n_processes if self.device.type == "cpu" else 1
+        self.has_stacks = is_for_gpu(self.device)
+        self.n_processes = 1 if self.has_stacks else n_processes
         with Progress("looking at the bricks") as progress:
             self.survey = survey(volume, header.values, self.boxes, progress)
 
@@ -122,12 +127,46 @@ class BrickFits:
         own = processes.split_items(sorted(work, key=lambda k: (-work[k], k)))
         found = {}
         with Progress(what, sum(work[k] for k in own)) as progress:
-            tasks = ((k, self._arguments(k, configs[k], recipes[k])) for k in own)
-            for number, trained in each_done(fit_brick, tasks, self.n_processes):
+            for number, trained in self._each_done(own, configs, recipes, work, progress):
                 found[number] = trained
                 shown = on_done(number, trained)
-                progress.advance(work[number], bricks=f"{len(found)} of {len(own)}", **shown)
+                progress.update(sum(work[k] for k in found), bricks=f"{len(found)} of {len(own)}", **shown)
         return {number: trained for part in processes.gather(found) for number, trained in part.items()}
+
+    def _each_done(
+        self,
+        own: Sequence[int],
+        configs: Mapping[int, SirenConfig],
+        recipes: Mapping[int, Recipe],
+        work: Mapping[int, float],
+        progress: Progress,
+    ) -> Iterator[tuple[int, Trained]]:
+        """The number and the network of each brick of `own`, as they are done."""
+        stacks = []
+        if self.has_stacks:
+            sizes = {k: math.prod(part.stop - part.start for part in self.boxes[k]) for k in own}
+            stacks = stacks_of({k: configs[k] for k in own}, recipes, sizes, memory_for_stacks(self.device))
+
+        def members(stack: list[int]) -> list[Member]:
+            return [self._member(k, configs[k], recipes[k]) for k in stack]
+
+        for stack, read in zip(stacks, read_ahead(members, stacks), strict=True):
+            done, share = progress.done, sum(work[k] for k in stack)
+            with processes.apart():
+                fit = StackedFit(read, self.device, self.first_omega)
+                fit.run(lambda part, done=done, share=share: progress.update(done + part * share))
+                found = [(k, (arrays_of(fit.network(i)), fit.error(i))) for i, k in enumerate(stack)]
+            del fit  # whose memory the next one needs
+            progress.update(done)
+            yield from found
+        stacked = {k for stack in stacks for k in stack}
+        tasks = ((k, self._arguments(k, configs[k], recipes[k])) for k in own if k not in stacked)
+        yield from each_done(fit_brick, tasks, self.n_processes)
+
+    def _member(self, number: int, config: SirenConfig, recipe: Recipe) -> Member:
+        """A brick as the member of a stack."""
+        brick, *_, seed, _, target, _ = self._arguments(number, config, recipe)
+        return Member(normalised(brick.values, header_of(brick).values), config, recipe, seed, target)
 
     def _arguments(self, number: int, config: SirenConfig, recipe: Recipe) -> tuple:
         """The arguments of `fit_brick`."""

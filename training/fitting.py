@@ -240,6 +240,25 @@ def check_state(fit: Fit, state: dict) -> None:
         raise ValueError("expected a state of finite weights, found another one")
 
 
+def new_networks(
+    config: SirenConfig, mirrors: list[float | None], seed: int, first_omega: float | None = None, number: int = 0
+) -> list[FieldNet]:
+    """A new network, and the starts of shorter waves that may take its place. The arguments: see `new_fit`.
+
+    mirrors: of the volume, see `VoxelSampler.mirrors`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(highest_wave: float) -> FieldNet:
+        net = FieldNet(config, generator, first_omega or OMEGA_0)
+        if first_omega is None:
+            start_as_axis_waves(net, mirrors, highest_wave)
+        return net
+
+    *_, net = [drawn(HIGHEST_WAVE) for _ in range(number + 1)]
+    return [net, *([] if first_omega else [drawn(factor * HIGHEST_WAVE) for factor in SHORTER_WAVES])]
+
+
 def new_fit(
     config: SirenConfig,
     sampler: VoxelSampler,
@@ -255,14 +274,6 @@ def new_fit(
     along the axes, which is 0.1 to 10 dB better for most volumes and at most 0.5 dB worse. number: which of the random
     networks of this seed, from 0.
     """
-    generator, mirrors = torch.Generator().manual_seed(seed), sampler.mirrors
-
-    def drawn(highest_wave: float) -> FieldNet:
-        net = FieldNet(config, generator, first_omega or OMEGA_0)
-        if first_omega is None:
-            start_as_axis_waves(net, mirrors, highest_wave)
-        return net.to(sampler.device)
-
-    *_, net = [drawn(HIGHEST_WAVE) for _ in range(number + 1)]
-    short_wave_starts = [] if first_omega else [drawn(factor * HIGHEST_WAVE) for factor in SHORTER_WAVES]
+    nets = new_networks(config, sampler.mirrors, seed, first_omega, number)
+    net, *short_wave_starts = [net.to(sampler.device) for net in nets]
     return Fit(net, sampler, recipe, seed, n_threads=n_threads, short_wave_starts=short_wave_starts)

@@ -3,7 +3,8 @@
 torch.optim has both optimisers. But it imports a compiler, which takes two seconds and is not needed here.
 
 The learning rate and the number of a step are numbers, or scalar tensors on a GPU: a captured step then reads the
-values of the day from the same memory.
+values of the day from the same memory. Of a stack of networks, the weights have one row for each network, and the
+learning rate may be a tensor of one number for each.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ def padded(size: int, tile: int = TILE) -> int:
     return math.ceil(size / tile) * tile
 
 
+def along(rate: float | torch.Tensor, tensor: torch.Tensor) -> float | torch.Tensor:
+    """A number, or one for each network, in the shape that multiplies `tensor` (networks, ...)."""
+    if isinstance(rate, torch.Tensor) and rate.dim():
+        return rate.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 1))
+    return rate
+
+
 class Adam:
     """Adam (Kingma and Ba, 2015)."""
 
@@ -38,21 +46,30 @@ class Adam:
             self.state["square"].mul_(self.betas[1]).addcmul_(self.gradient, self.gradient, value=1 - self.betas[1])
         )
         scale = (square / (1 - self.betas[1] ** number)).sqrt_().add_(1e-8)
-        self.weights.add_((mean * (-lr / (1 - self.betas[0] ** number))).div_(scale))
+        self.weights.add_((mean * along(-lr / (1 - self.betas[0] ** number), mean)).div_(scale))
 
 
 class Muon:
-    """Muon (Jordan et al., 2024) on a stack of matrices (count, n, n): the momentum of each is orthogonalised.
+    """Muon (Jordan et al., 2024) on matrices (..., count, n, n): the momentum of each is orthogonalised.
 
     All singular values of an update are then near lr x sqrt(n) / 8. The weights move by lr / 8 in the root mean square,
     so Adam's learning rate suits Muon too. torch's Muon takes matrices one by one, which is several times as slow.
-    tile: the products are those of matrices that are padded with zeros to a multiple of `tile`.
+    tile: the products are those of matrices that are padded with zeros to a multiple of `tile`. widths: of the networks
+    of a stack, (networks,), whose matrices are padded with zeros to n.
     """
 
-    def __init__(self, weights: torch.Tensor, gradient: torch.Tensor, momentum: float = 0.95, tile: int = 1):
+    def __init__(
+        self,
+        weights: torch.Tensor,
+        gradient: torch.Tensor,
+        momentum: float = 0.95,
+        tile: int = 1,
+        widths: torch.Tensor | None = None,
+    ):
         self.weights, self.gradient, self.momentum = weights, gradient, momentum
         self.state = {"velocity": torch.zeros_like(weights)}
         self.size = padded(weights.shape[-1], tile)
+        self.scale = 0.125 * (math.sqrt(weights.shape[-1]) if widths is None else widths.sqrt())
 
     @torch.no_grad()
     def step(self, lr: float | torch.Tensor, products: torch.dtype | None = None) -> None:
@@ -62,7 +79,7 @@ class Muon:
         """
         n, dtype = self.weights.shape[-1], self.weights.dtype
         velocity = self.state["velocity"].lerp_(self.gradient, 1 - self.momentum)
-        x = torch.lerp(self.gradient, velocity, self.momentum)  # Nesterov momentum
+        x = torch.lerp(self.gradient, velocity, self.momentum).reshape(-1, n, n)  # Nesterov momentum
         x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + LEAST_NORM
         if self.size > n or (products or dtype) != dtype:
             whole = x.new_zeros(len(x), self.size, self.size, dtype=products or dtype)
@@ -71,7 +88,7 @@ class Muon:
         for _ in range(5):  # Newton-Schulz iterations bring all singular values to about 1
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-        x, rate = x[:, :n, :n].to(dtype), 0.125 * lr * math.sqrt(n)
+        x, rate = x[:, :n, :n].to(dtype).reshape(self.weights.shape), along(lr * self.scale, self.weights)
         if isinstance(rate, torch.Tensor):
             self.weights.sub_(x * rate)
         else:

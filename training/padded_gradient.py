@@ -12,7 +12,7 @@ import math
 import torch
 
 from field.layers import layer_table
-from siren import FieldNet, linear_layers
+from siren import linear_layers
 from training.optimizers import padded
 from training.weights import TrainedWeights
 
@@ -22,10 +22,12 @@ SCALE = 0.125
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The product of two matrices, in float32 if both are float16."""
+    """The product of two matrices, or of two stacks of them, in float32 if both are float16."""
     if a.dtype != torch.float16:
         return a @ b
-    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else a.float() @ b.float()
+    if not a.is_cuda:
+        return a.float() @ b.float()
+    return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out_dtype=torch.float32)
 
 
 def sines(phase: torch.Tensor, total: torch.Tensor | None, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -40,6 +42,8 @@ def sines(phase: torch.Tensor, total: torch.Tensor | None, dtype: torch.dtype) -
 class PaddedGradient:
     """Computes the mean squared error of a network over a batch, and its gradient in `trained.gradient`.
 
+    Or of all networks of a stack, each over a batch of its own: all tensors then have an axis of networks in front.
+
     A matrix is [W b], times the layer's factors, in the upper left corner of zeros. Samples lie along the first axis.
     Activation number `width` is always 1 and takes the biases in: its row of a matrix holds only pi/2 in the column of
     the biases, because sin(pi/2) = 1; at the end of a residual block it holds nothing, because the sum has that 1.
@@ -49,43 +53,45 @@ class PaddedGradient:
 
     sines = staticmethod(sines)
 
-    def __init__(self, net: FieldNet, trained: TrainedWeights, first_trained_layer: int = 0, is_clipped: bool = False):
+    def __init__(self, trained: TrainedWeights, first_trained_layer: int = 0, is_clipped: bool = False):
         self.trained, self.first_trained_layer, self.is_clipped = trained, first_trained_layer, is_clipped
-        config, layers = net.config, linear_layers(net)
+        config, layers = trained.net.config, linear_layers(trained.net)
         self.is_residual = config.is_residual and config.n_layers > 1
         self.width, self.d_out = n, d_out = config.n_neurons, config.d_out
         self.ends, table = (layers[0], layers[-1]), layer_table(**dataclasses.asdict(config))
         self.factors = [(layer.omega * layer.scale, layer.omega) for layer in table]
         like = layers[0].weight.detach()
-        size = padded(n + 1)
-        self.first = like.new_zeros(size, config.d_in + 1)  # never float16, which cannot tell coordinates apart
-        self.hidden = like.new_zeros(len(layers) - 2, size, size)
-        self.last = like.new_zeros(padded(d_out), size)
-        self.first[n, -1] = math.pi / 2
+        size, lead = padded(n + 1), trained.weights.shape[:-1]
+        self.first = like.new_zeros(*lead, size, config.d_in + 1)  # never float16, which cannot tell coordinates apart
+        self.hidden = like.new_zeros(*lead, len(layers) - 2, size, size)
+        self.last = like.new_zeros(*lead, padded(d_out), size)
+        self.first[..., n, -1] = math.pi / 2
         for k, layer in enumerate(layers[1:-1], 1):
             if not self._ends_block(k):
-                self.hidden[k - 1, n, n] = math.pi / 2
-            self._fill(self.hidden[k - 1], layer.weight, layer.bias, k)
-        self._fill(self.first, layers[0].weight, layers[0].bias, 0)
+                self.hidden[..., k - 1, n, n] = math.pi / 2
+            self._fill(self.hidden[..., k - 1, :, :], layer, k)
+        self._fill(self.first, layers[0], 0)
         self.n_frozen = max(first_trained_layer - 1, 0)  # hidden matrices that get no gradient
-        scales = [self.factors[k + 1][0] for k in range(self.n_frozen, len(self.hidden))]
+        scales = [self.factors[k + 1][0] for k in range(self.n_frozen, len(layers) - 2)]
         self.scales, self.omega = like.new_tensor(scales).view(-1, 1, 1), config.omega_0
 
     def _ends_block(self, k: int) -> bool:
         return self.is_residual and k % 2 == 0 and k > 0
 
-    def _fill(self, matrix: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, k: int) -> None:
+    def _fill(self, matrix: torch.Tensor, layer: torch.nn.Linear, k: int) -> None:
         """Put [W b] of linear layer number k, times its factors, into a padded matrix."""
-        torch.mul(weight.detach(), self.factors[k][0], out=matrix[: len(weight), : weight.shape[1]])
-        torch.mul(bias.detach(), self.factors[k][1], out=matrix[: len(bias), weight.shape[1]])
+        n_out, n_in = layer.weight.shape
+        weight, bias = map(self.trained.of_all, (layer.weight.detach(), layer.bias.detach()))
+        torch.mul(weight, self.factors[k][0], out=matrix[..., :n_out, :n_in])
+        torch.mul(bias, self.factors[k][1], out=matrix[..., :n_out, n_in])
 
     def _fill_trained(self) -> None:
-        n, hidden = self.width, self.hidden[self.n_frozen :]
-        torch.mul(self.trained.hidden, self.scales, out=hidden[:, :n, :n])
-        torch.mul(self.trained.biases, self.omega, out=hidden[:, :n, n])
+        n, hidden = self.width, self.hidden[..., self.n_frozen :, :, :]
+        torch.mul(self.trained.hidden, self.scales, out=hidden[..., :n, :n])
+        torch.mul(self.trained.biases, self.omega, out=hidden[..., :n, n])
         for matrix, layer, k in zip((self.first, self.last), self.ends, (0, len(self.factors) - 1), strict=True):
             if k >= self.first_trained_layer:
-                self._fill(matrix, layer.weight, layer.bias, k)
+                self._fill(matrix, layer, k)
 
     @torch.no_grad()
     def __call__(
@@ -102,8 +108,8 @@ class PaddedGradient:
         """
         self._fill_trained()
         dtype, total = products or x.dtype, None
-        hidden, last = self.hidden.to(dtype), self.last.to(dtype)
-        inputs = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        hidden, last = self.hidden.to(dtype).unbind(-3), self.last.to(dtype)
+        inputs = torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)
         outputs, cosines, phase = [], [], inputs @ self.first.mT
         for k in range(len(hidden) + 1):
             if k > 0:
@@ -113,18 +119,18 @@ class PaddedGradient:
             total = total if summed is None else summed
             outputs.append(h)
             cosines.append(cosine)
-        error = product(outputs[-1], last.mT)[:, : self.d_out] - values
+        error = product(outputs[-1], last.mT)[..., : self.d_out] - values
         if self.is_clipped:
             error *= (values.abs() < 1) | (error * values < 0)
-        self.squares = error.square().mean(1)
+        self.squares = error.square().mean(-1)
         if sample_weights is not None:
-            error *= sample_weights[:, None]
+            error *= sample_weights[..., None]
         # The mean over the samples follows at the end: float16 might lose so small numbers.
-        upper = x.new_zeros(len(x), len(last), dtype=dtype)
-        torch.mul(error, 2 * SCALE / self.d_out, out=upper[:, : self.d_out])
+        upper = x.new_zeros(*x.shape[:-1], last.shape[-2], dtype=dtype)
+        torch.mul(error, 2 * SCALE / self.d_out, out=upper[..., : self.d_out])
         self._backward(inputs, outputs, cosines, hidden, last, upper)
-        self.trained.gradient.mul_(1 / (SCALE * len(x)))
-        return (self.squares if sample_weights is None else self.squares * sample_weights).mean()
+        self.trained.gradient.mul_(1 / (SCALE * x.shape[-2]))
+        return (self.squares if sample_weights is None else self.squares * sample_weights).mean(-1)
 
     def _backward(self, inputs, outputs, cosines, hidden, last, upper) -> None:
         """Set the gradient of the scaled sum over the samples. upper: the derivative of that sum by the outputs."""
@@ -143,12 +149,13 @@ class PaddedGradient:
                 if self.is_residual and k % 2 == 1:
                     grad += skipped
         if found:
-            n, matrices = self.width, torch.stack(found[::-1])
-            torch.mul(matrices[:, :n, :n], self.scales, out=self.trained.hidden_gradient)
-            torch.mul(matrices[:, :n, n], self.omega, out=self.trained.biases_gradient)
+            n, matrices = self.width, torch.stack(found[::-1], dim=-3)
+            torch.mul(matrices[..., :n, :n], self.scales, out=self.trained.hidden_gradient)
+            torch.mul(matrices[..., :n, n], self.omega, out=self.trained.biases_gradient)
 
     def _store(self, matrix: torch.Tensor, layer: torch.nn.Linear, k: int) -> None:
         """Take the gradient of linear layer number k from that of its padded matrix."""
         n_out, n_in = layer.weight.shape
-        torch.mul(matrix[:n_out, :n_in], self.factors[k][0], out=layer.weight.grad)
-        torch.mul(matrix[:n_out, n_in], self.factors[k][1], out=layer.bias.grad)
+        weight, bias = map(self.trained.of_all, (layer.weight.grad, layer.bias.grad))
+        torch.mul(matrix[..., :n_out, :n_in], self.factors[k][0], out=weight)
+        torch.mul(matrix[..., :n_out, n_in], self.factors[k][1], out=bias)

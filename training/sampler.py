@@ -103,6 +103,10 @@ class VoxelSampler:
             start += len(values)
         return torch.cat(errors)
 
+    def mean_squared_error(self, net: torch.nn.Module) -> float:
+        """The mean of `squared_errors`."""
+        return float(self.squared_errors(net).sum(dtype=torch.float64)) / self.n_voxels
+
     def density(self, errors: torch.Tensor) -> torch.Tensor:
         """The `density_of` all voxels. Missing voxels have a density, too, but are never drawn."""
         return density_of(errors, self.n_voxels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.nn import functional
@@ -21,7 +21,8 @@ from training.weights import TrainedWeights
 # Up to this PSNR in dB, a GPU multiplies in float16. At 41.9 dB this has cost 0.02 dB (bonsai_256 on an H200); the
 # same noise costs 0.04 dB at 45 dB and ever more beyond.
 HALF_PSNR = 45.0
-# Least width for which a kernel of Triton is compiled: it takes a second or two, more than narrow networks gain by it.
+# Least width, of all networks together, for which a kernel of Triton is compiled: it takes a second or two, more than
+# narrow networks gain by it.
 FUSED_WIDTH = 64
 
 
@@ -53,6 +54,7 @@ def has_half_products(device: torch.device) -> bool:
     try:
         some = torch.zeros(TILE, TILE, dtype=torch.float16, device=device)
         product(some, some)
+        product(some[None], some[None])  # of a stack
     except (RuntimeError, TypeError) as error:
         say_what_is_lacking("float16 products", error)
         return False
@@ -76,26 +78,29 @@ def sines_for(device: torch.device, width: int) -> Callable:
 class StepFunction:
     """One step of a fit: samples of the drawn voxels, gradient, errors of these voxels, update of the weights.
 
-    trained: the weights. errors: (voxels,) squared error of each voxel when it was last drawn, or None. density: by
-    which the voxels of the current pass are drawn, or None. Both stay in place for the CUDA graphs.
+    net: or a stack of networks, with widths: see `TrainedWeights`; each of them then has a batch of its own, a row of
+    the batch. trained: the weights. errors: (voxels,) squared error of each voxel when it was last drawn, or None.
+    density: by which the voxels of the current pass are drawn, or None. Both stay in place for the CUDA graphs.
     """
 
     def __init__(
         self,
-        net: FieldNet,
+        net: FieldNet | Sequence[FieldNet],
         sampler: VoxelSampler,
         recipe: Recipe,
         first_trained_layer: int,
         n_threads: int,
         errors: torch.Tensor | None,
+        widths: torch.Tensor | None = None,
     ):
         self.net, self.sampler, self.grad_lambda = net, sampler, recipe.grad_lambda
         device, is_clipped = sampler.device, recipe.schedule == "power"
-        tile = TILE if is_for_gpu(device) else 1
-        self.trained = TrainedWeights(net, recipe.optimizer, first_trained_layer, tile)
-        if is_for_gpu(device):
-            self.loss_gradient = PaddedGradient(net, self.trained, first_trained_layer, is_clipped)
-            self.loss_gradient.sines = sines_for(device, net.config.n_neurons)
+        is_padded = is_for_gpu(device) or widths is not None
+        self.trained = TrainedWeights(net, recipe.optimizer, first_trained_layer, TILE if is_padded else 1, widths)
+        if is_padded:
+            self.loss_gradient = PaddedGradient(self.trained, first_trained_layer, is_clipped)
+            n_networks = 1 if widths is None else len(widths)
+            self.loss_gradient.sines = sines_for(device, n_networks * self.trained.net.config.n_neurons)
         else:
             batch = math.ceil(sampler.n_voxels / math.ceil(sampler.n_voxels / recipe.batch))
             self.loss_gradient = LossGradient(net, batch, first_trained_layer, n_threads, is_clipped)

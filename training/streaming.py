@@ -13,7 +13,8 @@ import math
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ MAX_VOXELS_IN_MEMORY = 1 << 27  # voxels: training takes 12 bytes for each, besi
 BUFFER = 1 << 24  # voxels
 KEPT = BUFFER // 4 * 3  # voxels left in the buffer when it is refilled
 STRETCH = 1 << 10  # voxels in a stretch; in a longer one the voxels are more alike, which costs quality
+Item, Found = TypeVar("Item"), TypeVar("Found")
 JUDGING_STRETCHES = 256  # stretches that are read at a time for the judgement of a fit
 
 
@@ -48,10 +50,15 @@ def make_sampler(
         if math.prod(getattr(original, "chunks", ())) > 1:
             original = unpacked(original)
         return StreamingSampler(original, values, device, with_slopes)
-    normalised = np.empty(original.shape, np.float32)
+    return VoxelSampler(normalised(original, values), device)
+
+
+def normalised(original: np.ndarray, values: ValueRange) -> np.ndarray:
+    """The normalised values of a volume (grid..., components) in memory: float32, NaN where missing."""
+    found = np.empty(original.shape, np.float32)
     for box, part in read_in_boxes(original):
-        normalised[box] = values.normalise(part)
-    return VoxelSampler(normalised, device)
+        found[box] = values.normalise(part)
+    return found
 
 
 def unpacked(original: np.ndarray) -> np.memmap:
@@ -70,6 +77,18 @@ def unpacked(original: np.ndarray) -> np.memmap:
             copy[box] = part
             drop_pages(copy)
     return copy
+
+
+def read_ahead(read: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    """`read(item)` of each item. A thread reads the next one while the caller works with the latest."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        ahead = None
+        for item in items:
+            now, ahead = ahead, pool.submit(read, item)
+            if now is not None:
+                yield now.result()
+        if ahead is not None:
+            yield ahead.result()
 
 
 class StreamingSampler:
@@ -157,16 +176,7 @@ class StreamingSampler:
 
     def _columns_of(self, parts: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """`_columns` of one part of the stretches after another. A thread reads the next one while a GPU trains."""
-        if not self.reads_ahead:
-            yield from map(self._columns, parts)
-            return
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            ahead = None
-            for part in parts:
-                now, ahead = ahead, pool.submit(self._columns, part)
-                if now is not None:
-                    yield now.result()
-            yield ahead.result()
+        yield from (read_ahead if self.reads_ahead else map)(self._columns, parts)
 
     def _fill(self, columns: list[np.ndarray], rest: torch.Tensor | None) -> None:
         """Fill the buffer with the voxels at the places `rest` and with the columns of others, which it empties."""

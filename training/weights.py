@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from siren import FieldNet, linear_layers
-from training.optimizers import Adam, Muon
+from training.optimizers import Adam, Muon, along
 
 AVERAGED_STEPS = 50  # time constant of the running average of the weights, steps
 NORM_LIMIT = 1.3  # largest Frobenius norm of a hidden matrix, relative to the norm at initialisation
 
 
-def in_one_vector(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """One vector of the values of all tensors. The tensors become views of it: a change of one changes both."""
+def in_one_vector(tensors: list[torch.Tensor], n_rows: int | None = None) -> torch.Tensor:
+    """One vector of the values of all tensors. The tensors become views of it: a change of one changes both.
+
+    n_rows: if given, a matrix of so many rows like this vector; the tensors are views of the first one.
+    """
     vector = torch.cat([tensor.detach().flatten() for tensor in tensors])
-    parts = vector.split([tensor.numel() for tensor in tensors])
+    whole = vector if n_rows is None else vector.repeat(n_rows, 1)
+    parts = (whole if n_rows is None else whole[0]).split([tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):
         tensor.data = part.view_as(tensor)
-    return vector
+    return whole
 
 
 def trained_parameters(net: FieldNet, first_trained_layer: int) -> tuple[list[nn.Parameter], int]:
@@ -32,6 +37,11 @@ def trained_parameters(net: FieldNet, first_trained_layer: int) -> tuple[list[nn
     return hidden + [p for layer in live for p in layer.parameters() if id(p) not in chosen], len(hidden)
 
 
+def vector_of(net: FieldNet) -> torch.Tensor:
+    """All weights of a network, in the order of TrainedWeights."""
+    return torch.cat([parameter.detach().flatten() for parameter in trained_parameters(net, 0)[0]])
+
+
 class TrainedWeights:
     """The weights of `net` from linear layer `first_trained_layer` on, their gradient, and their average.
 
@@ -40,31 +50,58 @@ class TrainedWeights:
     1992). hidden, biases: the trained hidden matrices (count, n, n) and their biases (count, n), views too.
 
     optimizer: "muon" (Muon for the hidden matrices, Adam for the rest) or "adam". tile: see `Muon`.
+
+    net: or a stack of networks, one for each row of the weights; all tensors then have an axis of networks in front,
+    and the networks' parameters are those of the first row. widths: (networks,) of the networks, whose further neurons
+    have no weights but zeros. They stay zeros, as their gradients are. rates: (networks,) factors of the learning rate.
     """
 
-    def __init__(self, net: FieldNet, optimizer: str, first_trained_layer: int = 0, tile: int = 1):
+    def __init__(
+        self,
+        net: FieldNet | Sequence[FieldNet],
+        optimizer: str,
+        first_trained_layer: int = 0,
+        tile: int = 1,
+        widths: torch.Tensor | None = None,
+    ):
+        nets = None if isinstance(net, FieldNet) else net
+        self.net = net = nets[0] if nets else net
         self.averaged_net = copy.deepcopy(net)
         parameters, n_hidden = trained_parameters(net, first_trained_layer)
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
-        self.weights = in_one_vector(parameters)
-        self.gradient = in_one_vector([parameter.grad for parameter in parameters])
-        self.averaged_weights = in_one_vector(trained_parameters(self.averaged_net, first_trained_layer)[0])
+        n_rows = len(nets) if nets else None
+        self.weights = in_one_vector(parameters, n_rows)
+        self.gradient = in_one_vector([parameter.grad for parameter in parameters], n_rows)
+        self.averaged_weights = in_one_vector(trained_parameters(self.averaged_net, first_trained_layer)[0], n_rows)
+        for k, other in enumerate(nets or ()):
+            self.weights[k] = self.averaged_weights[k] = vector_of(other)
+        self.rates = None if widths is None else torch.ones_like(widths)
 
-        n = net.config.n_neurons
+        n, lead = net.config.n_neurons, self.weights.shape[:-1]
         size = n_hidden * n * n
         vectors = self.weights, self.gradient
-        self.hidden, self.hidden_gradient = (v[:size].view(n_hidden, n, n) for v in vectors)
+        self.hidden, self.hidden_gradient = (v[..., :size].view(*lead, n_hidden, n, n) for v in vectors)
         start = size + (0 if first_trained_layer else n * (net.config.d_in + 1))
-        self.biases, self.biases_gradient = (v[start : start + n_hidden * n].view(n_hidden, n) for v in vectors)
+        end = start + n_hidden * n
+        self.biases, self.biases_gradient = (v[..., start:end].view(*lead, n_hidden, n) for v in vectors)
         if optimizer == "adam":
             self.optimizers = [Adam(self.weights, self.gradient)]
         else:
-            muon = [Muon(self.hidden, self.hidden_gradient, tile=tile)] if n_hidden else []
-            self.optimizers = [Adam(self.weights[size:], self.gradient[size:], (0.9, 0.99)), *muon]
+            muon = [Muon(self.hidden, self.hidden_gradient, tile=tile, widths=widths)] if n_hidden else []
+            self.optimizers = [Adam(self.weights[..., size:], self.gradient[..., size:], (0.9, 0.99)), *muon]
         # Limits of the Frobenius norms. A matrix that starts with a larger norm may keep this norm.
-        initial = math.sqrt(2 * n) / net.config.omega_0
-        self.norm_limits = torch.linalg.vector_norm(self.hidden, dim=(1, 2), keepdim=True).clamp_(NORM_LIMIT * initial)
+        initial = (math.sqrt(2 * n) if widths is None else along((2 * widths).sqrt(), self.hidden)) / net.config.omega_0
+        self.norm_limits = torch.linalg.vector_norm(self.hidden, dim=(-2, -1), keepdim=True).clamp_(
+            NORM_LIMIT * initial
+        )
+
+    def of_all(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The same parameter, or its gradient, of all networks of a stack. tensor: that of `net` or `averaged_net`."""
+        if self.weights.dim() == 1:
+            return tensor
+        shape, stride = (len(self.weights), *tensor.shape), (self.weights.stride(0), *tensor.stride())
+        return tensor.as_strided(shape, stride)
 
     def take_step(
         self, rate: float | torch.Tensor, number: int | torch.Tensor, products: torch.dtype | None = None
@@ -73,6 +110,7 @@ class TrainedWeights:
 
         number: the step's number, from 1. products: see `Muon.step`.
         """
+        rate = rate if self.rates is None else rate * self.rates
         for optimizer in self.optimizers:
             optimizer.step(rate, number if isinstance(optimizer, Adam) else products)
         self._limit_norms()
@@ -89,5 +127,5 @@ class TrainedWeights:
         Gradient noise makes the matrices grow, until the phases are scrambled and the network can only fit a constant.
         This is the collapse of sine networks at high learning rates. The limits prevent it.
         """
-        norms = torch.linalg.vector_norm(self.hidden, dim=(1, 2), keepdim=True)
+        norms = torch.linalg.vector_norm(self.hidden, dim=(-2, -1), keepdim=True)
         self.hidden.mul_((self.norm_limits / norms).clamp_(max=1.0))

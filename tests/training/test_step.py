@@ -62,7 +62,7 @@ def test_the_padded_gradient_is_that_of_the_reference(fields, first_trained_laye
     if products == torch.float64:
         net, x, values, weights = net.double(), x.double(), values.double(), weights.double()
     trained = TrainedWeights(net, "muon", first_trained_layer, TILE)
-    gradient = PaddedGradient(net, trained, first_trained_layer, is_clipped=True)
+    gradient = PaddedGradient(trained, first_trained_layer, is_clipped=True)
     for batch in (slice(0, 7), slice(None)):  # what the first call leaves does not show in the second
         found = gradient(x[batch], values[batch], weights[batch], products)
     tolerance = TOLERANCE[products]
@@ -115,7 +115,7 @@ def test_a_gpus_gradient_of_a_wide_network_is_that_of_the_reference(products):
     x, values, weights = samples(net)
     reference = ReferenceStep(net).gradients(x, values, weights)
     device = torch.device("cuda", 0)
-    gradient = PaddedGradient(net.to(device), TrainedWeights(net, "muon", 0, TILE))
+    gradient = PaddedGradient(TrainedWeights(net.to(device), "muon", 0, TILE))
     gradient.sines = sines_for(device, FUSED_WIDTH)
     gradient(x.to(device), values.to(device), weights.to(device), products)
     for p, expected in zip(net.parameters(), reference, strict=True):
@@ -127,7 +127,7 @@ def test_the_gradient_by_the_fused_kernel_is_that_of_the_reference(products, fus
     net = field_net(seed=2, n_neurons=18, n_layers=4)
     x, values, weights = samples(net)
     reference, trained = ReferenceStep(net), TrainedWeights(net, "muon", 0, TILE)
-    gradient = PaddedGradient(net, trained)
+    gradient = PaddedGradient(trained)
     gradient.sines = fused.sines
     gradient(x, values, weights, products)
     for p, expected in zip(net.parameters(), reference.gradients(x, values, weights), strict=True):

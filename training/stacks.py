@@ -1,0 +1,297 @@
+"""Fits the bricks of a volume many at a time, for a GPU: the networks of a stack take their steps together.
+
+A step of one small network takes a GPU less time than its launches. A step of a stack has the same launches, each for
+all of its networks. A network has samples of its own brick alone, and its own density, rate and recovery.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.func import functional_call
+from torch.nn import functional
+
+from field.layers import layer_table
+from siren import FieldNet, SirenConfig
+from training.fitting import new_networks
+from training.optimizers import padded
+from training.recipe import CHECK_STEPS, Recipe, psnr_of
+from training.recovery import Action, Recovery
+from training.sampler import VoxelSampler, flat_coordinates
+from training.step import StepFunction
+from training.weights import vector_of
+
+# Samples a step of a whole stack. A GPU works on some 10^5 samples at a time: more keep it busier, up to about
+# MOST_SAMPLES, from where on two stacks, one after the other, take as long as one. A stack of fewer than ENOUGH_SAMPLES
+# waits for its launches, so it takes in narrower networks, too, though they are padded with more zeros.
+MOST_SAMPLES, ENOUGH_SAMPLES = 1 << 20, 1 << 17
+MOST_PADDING = 2.0  # the widest network of a stack / the narrowest one
+
+
+class Member(NamedTuple):
+    """A brick of a stack and its network. values: (grid..., components), normalised by the brick's own range.
+
+    target_psnr: of these values, in dB, at which the fit ends.
+    """
+
+    values: np.ndarray
+    config: SirenConfig
+    recipe: Recipe
+    seed: int
+    target_psnr: float | None = None
+
+
+def stack_width(configs: Sequence[SirenConfig]) -> int:
+    """The width to which the networks of a stack are padded: with the ones for the biases, a multiple of TILE."""
+    return max(padded(config.n_neurons + 1) for config in configs) - 1
+
+
+def bytes_needed(n_voxels: int, config: SirenConfig, batch: int) -> int:
+    """The memory that a brick takes in a stack.
+
+    Of each voxel: coordinates, values twice, error, density, and its place in the order of a pass, twice. Of each
+    sample and neuron: a sine and a cosine for every layer, and six more numbers at a time. There is room for all of
+    this once as the first step takes it, and once in the graph.
+    """
+    a_voxel = 4 * config.d_in + 8 * config.d_out + 24
+    a_sample = stack_width([config]) * (8 * len(layer_table(**dataclasses.asdict(config))) + 24)
+    return n_voxels * a_voxel + 2 * batch * a_sample
+
+
+def memory_for_stacks(device: torch.device) -> float:
+    """The memory that stacks may take, in bytes: half of what is free on a GPU."""
+    if device.type != "cuda":
+        return math.inf
+    torch.cuda.empty_cache()  # what an earlier fit has left counts as free
+    return torch.cuda.mem_get_info(device)[0] / 2
+
+
+def stacks_of(
+    configs: Mapping[int, SirenConfig], recipes: Mapping[int, Recipe], n_voxels: Mapping[int, int], free: float
+) -> list[list[int]]:
+    """The numbers of the bricks of each stack, the widest networks first. free: bytes of memory for a stack.
+
+    Bricks that are fitted alone are in none: those whose voxels are not drawn by their errors, and those too large.
+    """
+    widths = {k: padded(config.n_neurons + 1) for k, config in configs.items() if recipes[k].by_error}
+    needed = {k: bytes_needed(n_voxels[k], configs[k], recipes[k].batch) for k in widths}
+
+    def takes(stack: list[int], k: int) -> bool:
+        first, n_samples = stack[0], len(stack) * recipes[k].batch
+        has_room = n_samples + recipes[k].batch <= MOST_SAMPLES and needed[first] * (len(stack) + 1) <= free
+        is_small = n_samples < ENOUGH_SAMPLES and widths[first] <= MOST_PADDING * widths[k]
+        return has_room and (widths[k] == widths[first] or is_small)
+
+    stacks: dict[Recipe, list[list[int]]] = {}
+    for k in sorted(widths, key=lambda k: (-widths[k], k)):
+        if needed[k] <= free:
+            found = stacks.setdefault(_common(recipes[k]), [])
+            if not found or not takes(found[-1], k):
+                found.append([])
+            found[-1].append(k)
+    return [stack for found in stacks.values() for stack in found]
+
+
+def _common(recipe: Recipe) -> Recipe:
+    """What the recipes of a stack have in common."""
+    return dataclasses.replace(recipe, lr=1.0, max_seconds=None)
+
+
+def widened(net: FieldNet, width: int) -> FieldNet:
+    """The same network among zeros: as wide as `width`."""
+    wide = FieldNet(dataclasses.replace(net.config, n_neurons=width))
+    with torch.no_grad():
+        for large, small in zip(wide.parameters(), net.parameters(), strict=True):
+            large.zero_()[tuple(map(slice, small.shape))] = small
+    return wide
+
+
+class StackedSampler:
+    """The samples of all bricks of a stack, on the device. A voxel's number counts on from brick to brick."""
+
+    is_resident = True
+
+    def __init__(self, bricks: Sequence[VoxelSampler]):
+        self.bricks, self.device = bricks, bricks[0].device
+        self.sizes = [len(brick.values) for brick in bricks]
+        self.starts = np.cumsum([0, *self.sizes[:-1]]).tolist()
+        self.n_voxels = max(brick.n_voxels for brick in bricks)  # of the brick with the most, which sets the steps
+        self.values = torch.cat([brick.values.to(self.device) for brick in bricks])
+        all_of = [torch.arange(n, device=brick.values.device) for n, brick in zip(self.sizes, bricks, strict=True)]
+        coordinates = [flat_coordinates(brick.axes, flat) for flat, brick in zip(all_of, bricks, strict=True)]
+        self.coordinates = torch.cat([x.to(self.device) for x in coordinates])
+
+    def deviations(self) -> torch.Tensor:
+        """As `VoxelSampler.deviations`."""
+        return torch.cat([brick.deviations().to(self.device) for brick in self.bricks])
+
+    def density(self, errors: torch.Tensor) -> torch.Tensor:
+        """As `VoxelSampler.density`, 1 in the mean over each brick."""
+        parts = zip(self.bricks, errors.split(self.sizes), strict=True)
+        return torch.cat([brick.density(part) for brick, part in parts])
+
+    def batches(
+        self, seeds: Sequence[int], index: int, n_batches: int, density: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Pass number `index` over all bricks, in batches (bricks, samples).
+
+        All bricks have as many samples: one with fewer voxels begins its pass again.
+        """
+        n, rows = n_batches * math.ceil(self.n_voxels / n_batches), []
+        for brick, seed, part, start in zip(self.bricks, seeds, density.split(self.sizes), self.starts, strict=True):
+            order = brick.shuffled(seed, index, part.to(brick.values.device)).to(self.device) + start
+            rows.append(order.repeat(math.ceil(n / len(order)))[:n])
+        return torch.stack(rows).chunk(n_batches, dim=1)
+
+    def samples(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coordinates (..., d_in) and values (..., components) of the voxels `flat` (...)."""
+        return self.coordinates[flat], self.values[flat]
+
+    def judging_voxels(self, density: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `VoxelSampler.judging_voxels`, for each brick, in stacks. The weighted sum over a brick is its mean."""
+        parts = zip(self.bricks, density.split(self.sizes), strict=True)
+        found = [brick.judging_voxels(part.to(brick.values.device)) for brick, part in parts]
+        most = max(len(weights) for _, _, weights in found)
+        columns = []
+        for x, values, weights in found:
+            more = most - len(weights)
+            rows = (x, values, weights[:, None] / len(weights))
+            columns.append([functional.pad(row, (0, 0, 0, more)) for row in rows])
+        x, values, weights = (torch.stack(column) for column in zip(*columns, strict=True))
+        return x, values, weights[..., 0]
+
+
+class StackedFit:
+    """The fits of the networks of a stack, each to its brick. See `Fit`, which fits one network.
+
+    The passes, the batch and the schedule are common; each network has its own learning rate. A network that diverges
+    goes back to its best state, while the others go on. So it has fewer steps left than one that is fitted alone.
+    """
+
+    def __init__(self, members: Sequence[Member], device: torch.device, first_omega: float | None = None):
+        self.members, configs = members, [member.config for member in members]
+        self.sampler = StackedSampler([VoxelSampler(member.values, device) for member in members])
+        limits, bricks = [member.recipe.max_seconds for member in members], self.sampler.bricks
+        self.recipe = dataclasses.replace(
+            _common(members[0].recipe), max_seconds=None if None in limits else math.fsum(limits)
+        )
+        self.steps_per_pass = math.ceil(self.sampler.n_voxels / self.recipe.batch)
+        self.n_steps = self.recipe.count_steps(self.sampler.n_voxels)
+        starts, width = [], stack_width(configs)
+        for member, brick in zip(members, bricks, strict=True):
+            nets = new_networks(member.config, brick.mirrors, member.seed, first_omega)
+            starts.append([widened(net, width) for net in nets])
+        nets, *further = zip(*starts, strict=True)
+        self.short_wave_starts = [torch.stack([vector_of(net) for net in row]).to(device) for row in further]
+        widths = torch.tensor([float(config.n_neurons) for config in configs], device=device)
+        nets[0].to(device)
+        deviations = self.sampler.deviations()
+        self.step_function = StepFunction(nets, self.sampler, self.recipe, 0, 1, deviations, widths)
+        self.trained = trained = self.step_function.trained
+        self.averages = {name: trained.of_all(p.detach()) for name, p in trained.averaged_net.named_parameters()}
+        moments = [tensor for optimizer in trained.optimizers for tensor in optimizer.state.values()]
+        self.state = [trained.weights, trained.averaged_weights, *moments]
+        self.start, self.best = ([tensor.clone() for tensor in self.state] for _ in range(2))
+        self.recoveries = [Recovery(brick.variance, len(further)) for brick in bricks]
+        self.step, self.seconds, self.losses = 0, 0.0, [brick.variance for brick in bricks]
+        self.reached: dict[int, torch.Tensor] = {}  # averaged weights of the networks that have their target PSNR
+        self._set_rates()
+
+    @property
+    def progress(self) -> float:
+        """The fraction of the fit that is done, 0 to 1."""
+        if len(self.reached) == len(self.members):
+            return 1.0
+        if self.recipe.max_seconds is not None:
+            return min(self.seconds / max(self.recipe.max_seconds, 1e-9), 1.0)
+        return self.step / self.n_steps
+
+    @property
+    def psnr(self) -> float:
+        """The PSNR of the best network, in dB, as `Fit.psnr`: all have the products that it needs."""
+        return psnr_of(min(filter(math.isfinite, self.losses), default=4.0))
+
+    def run(self, on_judged: Callable[[float], None] = lambda progress: None) -> None:
+        """Train all networks to the end. `on_judged(progress)` is called after every judgement."""
+        started = time.monotonic()
+        while self.progress < 1:
+            density = self.sampler.density(self.step_function.errors)
+            self.step_function.set_density(density)
+            self.judging_voxels = self.sampler.judging_voxels(density)
+            seeds = [member.seed for member in self.members]
+            for batch in self.sampler.batches(seeds, self.step // self.steps_per_pass, self.steps_per_pass, density):
+                rate = self.recipe.rate(self.step, self.sampler.n_voxels, self.progress)
+                self.step += 1
+                self.step_function(batch, rate, self.step, self.psnr)
+                self.seconds = time.monotonic() - started
+                if self.step % CHECK_STEPS == 0:
+                    self._recover_if_needed()
+                    on_judged(self.progress)
+                if self.progress >= 1:
+                    break
+        if self.step:
+            diverged = [k for k, loss in enumerate(self._judge()) if self.recoveries[k].has_diverged(loss)]
+            _copy(self.state, self.best, diverged)
+        for k, weights in self.reached.items():
+            self.trained.averaged_weights[k] = weights
+
+    @torch.no_grad()
+    def _judge(self) -> list[float]:
+        """The loss of each network, as `Fit._judge` says."""
+        x, values, weights = self.judging_voxels
+        net = self.trained.averaged_net
+        outputs = torch.vmap(lambda parameters, x: functional_call(net, parameters, (x,)))(self.averages, x)
+        return ((outputs.clamp(-1, 1) - values).square().mean(-1) * weights).sum(-1).tolist()
+
+    def _recover_if_needed(self) -> None:
+        """Judge all networks, and do what the recovery of each decides."""
+        before, self.losses = self.losses, self._judge()
+        _copy(self.best, self.state, [k for k, r in enumerate(self.recoveries) if self.losses[k] < r.best_loss])
+        for k, recovery in enumerate(self.recoveries):
+            action = recovery.judge(before[k], self.losses[k], self.step, self.progress)
+            if action in (Action.START, Action.SHORTER_WAVES):
+                _copy(self.best, self.start, [k])
+            if action is Action.SHORTER_WAVES:
+                network = self.short_wave_starts[-1 - recovery.n_short_wave_starts][k]
+                self.best[0][k] = self.best[1][k] = network
+            if action is not Action.GO_ON:
+                _copy(self.state, self.best, [k])
+                self._set_rates()
+        self._keep_reached()
+
+    def _set_rates(self) -> None:
+        rates = [m.recipe.lr * 0.5**r.n_halvings for m, r in zip(self.members, self.recoveries, strict=True)]
+        self.trained.rates.copy_(torch.tensor(rates))
+
+    def _keep_reached(self) -> None:
+        """Keep the networks that have their target PSNR. They train on with the others, but to no end."""
+        for k, member in enumerate(self.members):
+            is_near = member.target_psnr is not None and psnr_of(self.losses[k]) >= member.target_psnr
+            if is_near and k not in self.reached and psnr_of(self.error(k)) >= member.target_psnr:
+                self.reached[k] = self.trained.averaged_weights[k].clone()
+
+    def network(self, k: int) -> FieldNet:
+        """The averaged network of brick number k of the stack, without the zeros."""
+        net = FieldNet(self.members[k].config)
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                parameter.copy_(self.averages[name][k][tuple(map(slice, parameter.shape))])
+        return net.to(self.sampler.device)
+
+    def error(self, k: int) -> float:
+        """The mean squared error of brick number k, of its normalised values."""
+        return self.sampler.bricks[k].mean_squared_error(self.network(k))
+
+
+def _copy(there: list[torch.Tensor], here: list[torch.Tensor], networks: list[int]) -> None:
+    """Copy the rows of these networks from one state to another."""
+    if networks:
+        rows = torch.tensor(networks, device=here[0].device)
+        for a, b in zip(there, here, strict=True):
+            a[rows] = b[rows]
