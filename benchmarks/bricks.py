@@ -12,8 +12,10 @@ its second difference (a kink). Without seams, all three are 1.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import itertools
 import math
+import multiprocessing
 import os
 import re
 import subprocess
@@ -49,6 +51,11 @@ def random_field(n: int, seed: int = 0) -> np.ndarray:
     del noise
     field = np.fft.irfftn(wave * amplitude, s=(n, n, n), axes=(0, 1, 2)).astype(np.float32)
     return np.exp(field / field.std())
+
+
+def save_random_field(path: str, n: int) -> None:
+    """Write a `random_field` to a .npy file."""
+    np.save(path, random_field(n))
 
 
 def run(script: str, *arguments: object) -> tuple[dict[str, str], float, float]:
@@ -119,7 +126,9 @@ def main(argv: Sequence[str]) -> None:
             path = name
             if name.startswith("field:"):
                 path = f"{folder}/field_{name[6:]}.npy"
-                np.save(path, random_field(int(name[6:])))
+                # In a process of its own: a script would count the memory of the process that starts it.
+                with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                    pool.submit(save_random_field, path, int(name[6:])).result()
             volume = read_scalar(path).array
             for ratio in opt.compression_ratio:
                 for bricks in opt.bricks:

@@ -19,7 +19,7 @@ LEAST_NEURONS = 4  # least width of a brick's network
 MOST_SHARE = 0.25  # most parameters of a brick's network / its voxels
 # `--bricks auto` cuts a volume whose single network would be more `training_work`. On one core, 1e12 are 3 minutes.
 MOST_WORK = {"cpu": 4e12, "cuda": 4e14}
-LEAST_PASSES = 16.0  # over each brick, by default
+LEAST_PASSES = 8.0  # over each brick, by default
 BLOCK = 4  # side of the blocks of voxels that `detail` compares with planes
 
 

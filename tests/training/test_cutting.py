@@ -47,7 +47,7 @@ def test_bricks_have_about_as_many_parameters_as_wanted(shape):
 @pytest.mark.parametrize(
     ("voxels", "parameters", "bricks", "passes"),
     [
-        (512**3, 512**3 / 50, 216, 16),
+        (512**3, 512**3 / 50, 216, 8),
         (180**3, 180**3 / 50, 8, 35.3),  # between: as long as one network of the largest volume that is not cut
         (128**3, 128**3 / 50, 8, 45),
         (16**3, 16**3 / 50, 8, 1500),  # a step a pass
