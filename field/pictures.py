@@ -18,7 +18,7 @@ from field.labels import DIFFERENCE, LabelScale, labels_in
 from field.metrics import Metrics
 from field.neural_field import NeuralField
 from field.rendering import render_solids
-from utils import Grid
+from utils import Geometry, Grid
 
 SOLID_VOXELS = 160**3  # most voxels of a rendered solid; software renders this many in a second
 SOLID_SIDE = 512  # most voxels of a solid along an axis; drivers show nothing of textures above 2048
@@ -57,12 +57,15 @@ class Cuts:
         shape = (len(range(n)[part]) for n, part in zip(self.shape, box, strict=True))
         return shown(array.reshape(*shape, -1), fill)
 
-    def slice_of(self, axis: int, values: np.ndarray, positions: list[np.ndarray]) -> Slice:
-        """The slice at right angles to an axis. values: in its box, (x, y, z). positions: along the grid's axes."""
+    def slice_of(self, axis: int, values: np.ndarray, positions: list[np.ndarray], units: str) -> Slice:
+        """The slice at right angles to an axis. values: in its box, (x, y, z). positions: along the grid's axes.
+
+        units: of the positions along this axis.
+        """
         a, b = (k for k in range(3) if k != axis)
         along = [*positions, *[np.empty(0)] * (3 - len(positions))]
         middle = self.shape[axis] // 2
-        caption = f"{'xyz'[axis]} = {along[axis][middle]:.6g}" if len(along[axis]) else ""
+        caption = f"{'xyz'[axis]} = {along[axis][middle]:.6g} {units}".rstrip() if len(along[axis]) else ""
         voxel = (self.spacing[a], self.spacing[b])
         plane = values.reshape(values.shape[a], values.shape[b])
         return Slice(plane, ("xyz"[a], "xyz"[b]), voxel, (along[a], along[b]), caption)
@@ -108,7 +111,8 @@ def preview(
     positions = geometry.axis_positions(grid.axes)[space]
     drawn = []
     for row, solid in zip(rows, solids, strict=True):
-        slices = [cuts.slice_of(axis, part, positions) for axis, part in zip(cuts.slices, row.parts, strict=False)]
+        parts = zip(cuts.slices, row.parts, strict=False)
+        slices = [cuts.slice_of(k, part, positions, _units(geometry, "xyz"[k])) for k, part in parts]
         drawn.append(draw_row(row.heading, slices, row.scale, solid, row.units))
     title += quality_of(metrics, isinstance(rows[0].scale, LabelScale))
     return page(title, np.concatenate(drawn, axis=0 if cuts.steps or len(cuts.slices) > 1 else 1))
@@ -149,6 +153,11 @@ def quality_of(metrics: Metrics | None, is_of_labels: bool) -> str:
     return f", PSNR {metrics.psnr:.2f} dB" if metrics.n_differing else ", no voxel differs"
 
 
+def _units(geometry: Geometry, axis: str) -> str:
+    """The units of the positions along an axis, as far as the source said them."""
+    return geometry.attributes_of(axis).get("units", "")
+
+
 def preview_of(
     field: NeuralField, grid: Grid, original: np.ndarray | None, steps: dict[int, Metrics], name: str, as_float: bool
 ) -> bytes:
@@ -163,7 +172,7 @@ def preview_of(
         grid = grid.part((slice(middle, middle + 1), *(slice(None),) * 3))
         step, part = grid.axes[0][0], None if original is None else original[middle]
         time = geometry.origin[0] + geometry.spacing[0] * step
-        title += f", t = {time:.6g}" + ("" if time == step else f" (step {step:g})")
+        title += f", t = {time:.6g} {_units(geometry, 't')}".rstrip() + ("" if time == step else f" (step {step:g})")
     if geometry.is_turned:
         title += ", along turned axes from the first voxel"
     return preview(field, grid, part, title, as_float, steps[int(step)] if steps else None)

@@ -32,7 +32,8 @@ NIFTI_TYPES = {
     "float64": 64,
 }
 MM = 2  # code of a unit of length
-UNIT_IN_MM, UNIT_IN_SECONDS = {1: 1e3, 3: 1e-3}, {16: 1e-3, 24: 1e-6}  # m, um; ms, us. Others are taken for mm and s
+UNIT_IN_MM = {1: 1e3, 3: 1e-3}  # m, um. Others are taken for mm
+UNIT_IN_SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # s, ms, us
 RGB_TYPES, COMPLEX_TYPES = (128, 2304), (32, 1792, 2048)  # codes of data types
 
 
@@ -65,9 +66,10 @@ def read_nifti(path: str) -> Volume:
     volume = _nifti_place(path, header, _scaled(array, header.GetSclSlope(), header.GetSclInter()))
     if sizes[3] == 1:
         return volume
-    second = UNIT_IN_SECONDS.get(header.GetXYZTUnits() & 0x38, 1.0)
-    step, start = (abs(header.GetPixDim(4)) or 1.0) * second, header.GetTOffset() * second
-    return dataclasses.replace(volume, geometry=volume.geometry.with_time(step, start))
+    second = UNIT_IN_SECONDS.get(header.GetXYZTUnits() & 0x38)
+    step, start = (part * (second or 1.0) for part in (abs(header.GetPixDim(4)) or 1.0, header.GetTOffset()))
+    space = dataclasses.replace(volume.geometry, axis_attributes={"units_t": "s"} if second else {})
+    return dataclasses.replace(volume, geometry=space.with_time(step, start))
 
 
 def _scaled(array: np.ndarray, slope: float, shift: float) -> np.ndarray | LazyArray:

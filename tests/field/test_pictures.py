@@ -108,8 +108,21 @@ def test_spacing_is_the_aspect(no_solids, tmp_path):
 def test_axes_have_coordinates_and_the_bar_has_units(no_solids, tmp_path, texts):
     """Of the voxels' middles; captions say where the slices lie."""
     place = {"spacing": (0.25, 0.5, 2.0), "origin": (100.0, -20.0, 3.0), "units": "K"}
-    preview(tmp_path / "p.png", slanted((40, 40, 40)), **place)
-    assert {"x = 105", "y = -10", "z = 43", "K", "100", "105", "-20", "-15", "20", "40", "60", "80"} <= set(texts)
+    preview(tmp_path / "p.png", slanted((40, 40, 40)), **place, axis_attributes={"units_x": "degrees_east"})
+    assert {
+        "x = 105 degrees_east",
+        "y = -10",
+        "z = 43",
+        "K",
+        "100",
+        "105",
+        "-20",
+        "-15",
+        "20",
+        "40",
+        "60",
+        "80",
+    } <= set(texts)
 
 
 def test_turned_axes_have_distances(no_solids, tmp_path, texts):

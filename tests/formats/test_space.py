@@ -214,6 +214,7 @@ def test_a_nifti_of_several_times(unit, second, tmp_path):
     nibabel.save(image, tmp_path / "a.nii")
     volume = read_volume(str(tmp_path / "a.nii"))
     assert volume.geometry.spacing[0] == pytest.approx(2.5 * second)
+    assert volume.geometry.attributes_of("t") == {"units": "s"}
     header = through_the_blob(volume)
     assert header.geometry == volume.geometry
     first = Volume(volume.array, header.geometry).at_step()
