@@ -1,6 +1,6 @@
 """Bricks against one network: seconds, memory, PSNR and seams, by the scripts as a user runs them.
 
-A volume is a file, or `field:N`: N^3 voxels of a random field (see `random_field`). Its finest detail has the same size
+A volume is a file, or `field:N`: N^3 voxels of a random field (see inputs.py). Its finest detail has the same size
 in voxels for every N, as in simulations of the same resolution and different size. Prints one row per volume and way of
 cutting it, as soon as it is known: what train.py takes, and with --file what net_compress.py --volume makes of it.
 
@@ -27,30 +27,15 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from inputs import ROOT, read_scalar
+from inputs import ROOT, random_field, read_scalar
 
 from cli import console
 from field.bricks import cuts
 from field.neural_field import NeuralField
 from utils import UserError
 
-FINEST = 8.0  # length in voxels of the waves at which the spectrum of `random_field` ends
 HEAD = ["volume", "ratio", "bricks", "parameters", "s", "CPU s", "MB", "dB"]
 FILE_HEAD = ["bytes", "dB in the file", "s", "CPU s"]
-
-
-def random_field(n: int, seed: int = 0) -> np.ndarray:
-    """n^3 float32: exp(g), where g is a Gaussian field with the spectrum k^-5/3, cut off at waves of FINEST voxels."""
-    k = [np.fft.fftfreq(n).astype(np.float32)] * 2 + [np.fft.rfftfreq(n).astype(np.float32)]
-    size = np.sqrt(sum(np.square(part) for part in np.ix_(*k)))
-    size[0, 0, 0] = 1.0
-    amplitude = size ** np.float32(-11 / 6) * np.exp(-np.square(size * np.float32(FINEST)))
-    amplitude[0, 0, 0] = 0.0
-    noise = np.random.default_rng(seed).standard_normal((n, n, n), np.float32)
-    wave = np.fft.rfftn(noise).astype(np.complex64)
-    del noise
-    field = np.fft.irfftn(wave * amplitude, s=(n, n, n), axes=(0, 1, 2)).astype(np.float32)
-    return np.exp(field / field.std())
 
 
 def save_random_field(path: str, n: int) -> None:

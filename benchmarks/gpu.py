@@ -6,6 +6,7 @@ the others follow. Needs torch and NumPy; the tests need pytest and hypothesis, 
 The limits of a step are those of the same card, measured here: its rate of large float16 products and of copies. The
 arithmetic of a step is 6 operations a sample and weight of the hidden matrices. Its traffic is 12 bytes a sample and
 sine: a sine and a cosine of float16, three accesses to each. The share is that of both together in the time of a step.
+The samples of a stack are those of all its networks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from inputs import ROOT, script
+from inputs import ROOT, random_field, script
 
 from cli import console
 from siren import FieldNet, SirenConfig, neurons_for_budget
@@ -32,14 +33,16 @@ from training import step as step_module
 from training.fitting import Fit, new_fit
 from training.recipe import default_recipe, psnr_of
 from training.sampler import VoxelSampler
+from training.stacks import Member, StackedFit
 from utils import UserError, value_range
 
 N_LAYERS, N_SINES = 8, 15
 MEASURED_STEPS = 100
-TESTS = ("tests/training/test_step.py", "tests/test_cuda.py")
+TESTS = ("tests/training/test_step.py", "tests/training/test_stacks.py", "tests/test_cuda.py")
 TRAINED = ["volume", "ratio", "dB", "s of training", "s of the process"]
-LARGE_RATIO = 200
-REFINED = 2  # the large volume has so many voxels for one, along each axis
+STACKED_LAYERS, STACKED_SIDE = 5, 32  # of the networks of a stack, and of their bricks, voxels
+STACKS = [(48, 2048), (18, 1024), (48, 1024), (18, 2048)]  # width, samples a step of each network
+BRICK, BRICKS_RATIO = 128, 200  # about the side of the bricks of a field, voxels, and the ratio
 
 
 class Report:
@@ -103,13 +106,11 @@ def rounded_and_decoded(volume: Path, folder: Path, cuda: Sequence[str]) -> list
     return [volume.stem, found["psnr"], found["bytes"], f"{seconds:.1f}", decoded["seconds"], f"{process:.1f}"]
 
 
-def enlarged(volume: Path, folder: Path, device: torch.device) -> Path:
-    """A volume of REFINED times the voxels along each axis, by trilinear interpolation."""
-    values = torch.from_numpy(np.load(volume).astype(np.float32))[None, None].to(device)
-    large = torch.nn.functional.interpolate(values, scale_factor=REFINED, mode="trilinear", align_corners=False)
-    path = folder / f"{volume.stem}_enlarged.npy"
-    np.save(path, large[0, 0].cpu().numpy())
-    return path
+def trained_in_bricks(side: int, folder: Path, cuda: Sequence[str]) -> list[object]:
+    """A row, as of `trained`, of a random field of side^3 voxels in bricks, all of which train in stacks."""
+    path, count = folder / f"field_{side}.npy", max(round(side / BRICK), 2)
+    np.save(path, random_field(side))
+    return trained(path, folder, cuda, BRICKS_RATIO, "--bricks", ",".join([str(count)] * 3))
 
 
 # --- one step ---------------------------------------------------------------------------------------
@@ -148,10 +149,10 @@ class Card:
         copies = seconds_of(lambda: copy.copy_(large), device, 20)
         return cls(2 * size**3 / products, 2 * large.nbytes / copies)
 
-    def limits(self, width: int, batch: int) -> tuple[float, float]:
+    def limits(self, width: int, samples: int, n_sines: int = N_SINES) -> tuple[float, float]:
         """Seconds that the arithmetic and the traffic of a step alone take; see above."""
-        operations = 6 * (N_SINES - 1) * width**2 * batch
-        return operations / self.operations, 12 * N_SINES * width * batch / self.bytes
+        operations = 6 * (n_sines - 1) * width**2 * samples
+        return operations / self.operations, 12 * n_sines * width * samples / self.bytes
 
 
 def begun(width: int, batch: int, device: torch.device, side: int) -> Fit:
@@ -181,6 +182,21 @@ def step_row(width: int, batch: int, card: Card, device: torch.device, side: int
     limits = card.limits(width, batch)
     cells = [width, batch, f"{1e3 * taken:.3f}", *(f"{1e3 * limit:.3f}" for limit in limits)]
     return [*cells, f"{sum(limits) / taken:.0%}", f"{batch / taken / 1e6:.1f}"]
+
+
+def stack_row(width: int, batch: int, n_networks: int, card: Card, device: torch.device) -> list[object]:
+    """A row, as of `step_row`, of a stack of networks, each with a batch of its own noise."""
+    generator, config = np.random.default_rng(0), SirenConfig(width, STACKED_LAYERS)
+    recipe = dataclasses.replace(default_recipe(STACKED_SIDE**3, config), batch=batch)
+    noise = (2 * generator.random((STACKED_SIDE,) * 3 + (1,), np.float32) - 1 for _ in range(n_networks))
+    fit = StackedFit([Member(values, config, recipe, k) for k, values in enumerate(noise)], device)
+    step, density = fit.step_function, fit.sampler.density(fit.step_function.errors)
+    step.set_density(density)
+    drawn = fit.sampler.batches(range(n_networks), 0, fit.steps_per_pass, density)[0]
+    taken = seconds_of(lambda: step(drawn, 1e-3, 1, 0.0), device, MEASURED_STEPS)
+    limits = card.limits(width, drawn.numel(), 2 * STACKED_LAYERS - 1)
+    cells = [n_networks, width, batch, f"{1e3 * taken:.3f}", *(f"{1e3 * limit:.3f}" for limit in limits)]
+    return [*cells, f"{sum(limits) / taken:.0%}", f"{drawn.numel() / taken / 1e6:.1f}"]
 
 
 def variant_row(name: str, width: int, batch: int, device: torch.device, side: int, **settings) -> list[object]:
@@ -221,8 +237,13 @@ def build_parser() -> argparse.ArgumentParser:
         "volumes", nargs="*", type=Path, default=[ROOT / "volumes" / "test_vol.npy"], metavar="VOLUME.npy"
     )
     parser.add_argument(
-        "--large", type=Path, help="volume to enlarge 8 times and to train at ratio 200 (default: none)"
+        "--fields",
+        type=int,
+        nargs="+",
+        default=[256, 512],
+        help="sides of random fields, voxels, that are trained in bricks at ratio 200 (default: 256 512)",
     )
+    parser.add_argument("--networks", type=int, default=64, help="in a stack of which a step is measured (default: 64)")
     parser.add_argument("--seconds", type=float, default=440.0, help="after which no row is begun (default: 440)")
     parser.add_argument("--out", default="gpu.md", help="file that keeps the lines (default: gpu.md)")
     parser.add_argument("--widths", type=int, nargs="+", default=[154, 64, 18])
@@ -249,14 +270,16 @@ def main(argv: Sequence[str]) -> None:
         head = ["width", "samples", "ms", "ms of arithmetic", "ms of traffic", "share", "million samples/s"]
         pairs = [(width, batch) for batch in opt.batches for width in opt.widths]
         rows = [lambda w=w, b=b: step_row(w, b, card, device, opt.side) for w, b in pairs]
-        report.table("A step, of 8 layers", head, rows)
+        report.table(f"A step, of {N_LAYERS} layers", head, rows)
+        rows = [lambda w=w, b=b: stack_row(w, b, opt.networks, card, device) for w, b in STACKS]
+        report.table(f"A step of a stack, of {STACKED_LAYERS} layers", ["networks", *head], rows)
+        rows = [lambda n=n: trained_in_bricks(n, folder, cuda) for n in opt.fields]
+        report.table("train.py, in bricks", TRAINED, rows)
         report.table("Tests marked gpu", ["result"], [lambda: tests_row(report)] if not opt.cpu else [])
         head = ["volume", "dB", "bytes", "s, net_compress.py --volume", "s, net_decompress.py", "s of its process"]
         report.table(
             "Rounding, decoding", head, [lambda v=v: rounded_and_decoded(v, folder, cuda) for v in opt.volumes]
         )
-        rows = [lambda: trained(enlarged(opt.large, folder, device), folder, cuda, LARGE_RATIO)] if opt.large else []
-        report.table(f"train.py, {REFINED**3} times the voxels", TRAINED, rows)
         rows = [lambda v=v: trained(v, folder, cuda, 50.0, "--max_seconds", 1) for v in opt.volumes]
         report.table("train.py --max_seconds 1", TRAINED, rows)
         width, batch = opt.widths[0], opt.batches[0]

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from formats.common import VolumeError
 from formats.reading import read_volume
 from utils import Volume
 
 ROOT = Path(__file__).resolve().parents[1]
+FINEST = 8.0  # length in voxels of the waves at which the spectrum of `random_field` ends
 
 
 def read_scalar(path: str) -> Volume:
@@ -23,6 +26,20 @@ def read_scalar(path: str) -> Volume:
     if volume.array.min() == volume.array.max():
         raise VolumeError(f"{path}: expected different values, found {volume.array.flat[0]} everywhere")
     return volume
+
+
+def random_field(n: int, seed: int = 0) -> np.ndarray:
+    """n^3 float32: exp(g), where g is a Gaussian field with the spectrum k^-5/3, cut off at waves of FINEST voxels."""
+    k = [np.fft.fftfreq(n).astype(np.float32)] * 2 + [np.fft.rfftfreq(n).astype(np.float32)]
+    size = np.sqrt(sum(np.square(part) for part in np.ix_(*k)))
+    size[0, 0, 0] = 1.0
+    amplitude = size ** np.float32(-11 / 6) * np.exp(-np.square(size * np.float32(FINEST)))
+    amplitude[0, 0, 0] = 0.0
+    noise = np.random.default_rng(seed).standard_normal((n, n, n), np.float32)
+    wave = np.fft.rfftn(noise).astype(np.complex64)
+    del noise
+    field = np.fft.irfftn(wave * amplitude, s=(n, n, n), axes=(0, 1, 2)).astype(np.float32)
+    return np.exp(field / field.std())
 
 
 def script(name: str, *arguments: object) -> dict[str, str]:

@@ -22,7 +22,8 @@ def printed_by(script: str, *arguments: object) -> dict[str, str]:
     brief = ("--n_passes", 1) if not is_brief and "--volume" in arguments and script != "net_decompress.py" else ()
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        importlib.import_module(script.removesuffix(".py")).main([str(a) for a in (*arguments, *brief)])
+        main = importlib.import_module(script.removesuffix(".py")).main
+        main([str(a) for a in (*arguments, *brief, "--num_workers", 1)])
     return results(out.getvalue())
 
 
@@ -63,7 +64,10 @@ def benchmark(monkeypatch, small_blocks):
         ("knobs", ("volume.npy", "--ratios", 1e9)),
         ("time_series", ("series.npy", "--ratios", 1e9)),
         ("robustness", ("volume.npy", "--seeds", 1)),
-        ("gpu", ("volume.npy", "--cpu", "--widths", 16, "--batches", 64, "--side", 6)),
+        (
+            "gpu",
+            ("volume.npy", "--cpu", "--widths", 16, "--batches", 64, "--side", 6, "--networks", 2, "--fields", 8),
+        ),
         ("shapes", ("volume.npy", "--ratios", 50, "--depths", 1)),
     ],
 )
