@@ -79,7 +79,7 @@ class LazyArray(Shaped, np.lib.mixins.NDArrayOperatorsMixin):
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    evaluate: Callable[[Box], np.ndarray]
+    evaluate: Callable[[Box], np.ndarray] = dataclasses.field(repr=False)
     d_in: int | None = None
 
     def __getitem__(self, key: object) -> np.ndarray | np.generic | LazyArray:

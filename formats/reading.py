@@ -137,7 +137,7 @@ def _read(
         volume = of_arrays(path, array, d_in, d_out)
         return volume if suffix == ".npz" else _with_axes(path, volume, d_in or 3)
     if array is not None and not is_grid:
-        raise VolumeError(f"{path}: --array picks one of several arrays by its name, this one's has none")
+        raise VolumeError(f"{path}: --array picks one of several arrays by its name, this file has one without a name")
     layout = layout or raw.layout_of_name(path)
     if is_npy:
         return raw.read_npy(path, d_in, d_out)

@@ -23,6 +23,7 @@ from utils import Volume
 ROLES = {"X": "x", "Y": "y", "Z": "z", "I": "z", "Q": "z", "T": "t", "C": "c", "S": "c"}  # I, Q: of pages without names
 BLACK_IS_ZERO, RGB = 1, 2  # values of the tag PhotometricInterpretation
 UNCOMPRESSED = 1  # value of the tag Compression
+OME_LENGTHS, NO_UNIT = {"nm", "\u00b5m", "mm", "cm", "m", "km"}, "reference frame"  # OME's words for units of length
 CLASSIC_BYTES = (1 << 32) - (1 << 25)  # most bytes of voxels in a TIFF that is no BigTIFF
 
 
@@ -44,7 +45,7 @@ def read_tiff(path: str) -> Volume:
             roles = _roles(path, image.axes, image.shape)
             # ImageJ's voxels would otherwise be read from one place on, wherever their pages lie.
             array = np.stack([page.asarray() for page in (pages if metadata else image.pages)]).reshape(image.shape)
-            spacing, time_step = _spacing(path, pages[0].tags, metadata, file.ome_metadata)
+            spacing, units, time_step = _spacing(path, pages[0].tags, metadata, file.ome_metadata)
             if told:
                 raise VolumeError(f"{path}: tifffile cannot read all of it: {told[0]}")
     except VolumeError:
@@ -54,11 +55,11 @@ def read_tiff(path: str) -> Volume:
     array = array.transpose([roles.index(role) for role in "txyzc" if role in roles])
     array = np.expand_dims(array, [i for i, role in enumerate("txyzc"["t" not in roles :]) if role not in roles])
     volume = volume_from_axes(path, array, np.diag(spacing), np.zeros(3))
-    if place := _own_description(file.ome_metadata or ""):
-        volume = dataclasses.replace(volume, geometry=dataclasses.replace(volume.geometry, **place))
-    if "t" not in roles:
-        return volume
-    return dataclasses.replace(volume, geometry=volume.geometry.with_time(time_step, 0.0))
+    place = _own_description(file.ome_metadata or "")
+    units = {} if place.get("space") else units  # lengths in a body are mm
+    said = {f"units_{axis}": unit for axis, unit in units.items() if unit not in ("", NO_UNIT)}
+    geometry = dataclasses.replace(volume.geometry, **place, axis_attributes=said)
+    return dataclasses.replace(volume, geometry=geometry.with_time(time_step, 0.0) if "t" in roles else geometry)
 
 
 def _roles(path: str, axes: str, shape: tuple[int, ...]) -> list[str]:
@@ -114,29 +115,36 @@ def _check_pages(path: str, pages: list, metadata: dict) -> None:
             raise VolumeError(f"{path}: truncated: a part of its voxels is not within its {n_bytes} bytes")
 
 
-def _spacing(path: str, tags, imagej: dict, ome: str | None) -> tuple[list[float], float]:
-    """The spacing along x, y and z, and the time between two steps; 1 where ImageJ or OME wrote no valid one."""
+def _spacing(path: str, tags, imagej: dict, ome: str | None) -> tuple[list[float], dict[str, str], float]:
+    """(spacing along x, y, z; its unit, by axis; time between two steps), 1 where ImageJ or OME wrote no valid one."""
     if ome:
         return _ome_spacing(path, ome)
     if not imagej:
-        return [1.0] * 3, 1.0
+        return [1.0] * 3, {}, 1.0
     time_step = float(imagej.get("finterval") or 1)
     try:
         across = [tags[key].value[1] / tags[key].value[0] for key in ("XResolution", "YResolution")]
-        return [*across, float(imagej.get("spacing", 1))], time_step
+        units = dict.fromkeys("xyz" if "spacing" in imagej else "xy", _unit(str(imagej.get("unit", ""))))
+        return [*across, float(imagej.get("spacing", 1))], units, time_step
     except (KeyError, ZeroDivisionError, ValueError, TypeError):
-        return [1.0] * 3, time_step
+        return [1.0] * 3, {}, time_step
 
 
-def _ome_spacing(path: str, ome: str) -> tuple[list[float], float]:
+def _unit(text: str) -> str:
+    """A unit of length, in one of the ways to write it; "" for ImageJ's pixel."""
+    text = re.sub("^([u\u03bc]|\\\\u00B5)m$|^micron$", "\u00b5m", text)
+    return "" if text == "pixel" else text
+
+
+def _ome_spacing(path: str, ome: str) -> tuple[list[float], dict[str, str], float]:
     """The same from OME's description, of which every length must have the same unit. Raises VolumeError."""
     pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", ome)
     found = dict(re.findall(r"""\b(\w+)=["']([^"']*)""", pixels[0] if pixels else ""))
-    keys = [f"PhysicalSize{axis}" for axis in "XYZ"]
-    units = {re.sub("^[u\u03bc]", "\u00b5", found.get(f"{key}Unit", "\u00b5m")) for key in keys if key in found}
-    if len(units) > 1:
-        raise VolumeError(f"{path}: expected lengths in one unit, found {', '.join(sorted(units))}")
-    return [float(found.get(key, 1)) for key in keys], float(found.get("TimeIncrement", 1))
+    sizes = {axis: found[f"PhysicalSize{axis}"] for axis in "XYZ" if f"PhysicalSize{axis}" in found}
+    units = {axis.lower(): _unit(html.unescape(found.get(f"PhysicalSize{axis}Unit", "\u00b5m"))) for axis in sizes}
+    if len({*units.values()}) > 1:
+        raise VolumeError(f"{path}: expected lengths in one unit, found {', '.join(sorted({*units.values()}))}")
+    return [float(sizes.get(axis, 1)) for axis in "XYZ"], units, float(found.get("TimeIncrement", 1))
 
 
 def _own_description(ome: str) -> dict[str, Any]:
@@ -159,7 +167,8 @@ def write_tiff(path: str, volume: Volume) -> None:
     geometry, array, d_in = volume.geometry, volume.array, volume.geometry.d_in
     dtype = without_float16(np.dtype(array.dtype))
     *grid, n_components = (*(*array.shape[:d_in], 1, 1)[:3], math.prod(array.shape[d_in:]))
-    unit = "mm" if geometry.space else "reference frame"
+    units = {geometry.attributes_of(axis).get("units") for axis in "xyz"[:d_in]}
+    unit = units.pop() if len(units) == 1 and units <= OME_LENGTHS else NO_UNIT
     metadata = {"axes": "ZYX" + "S" * (n_components > 1), "Name": printable(geometry.name)}
     for axis, step in zip("XYZ", (*geometry.spacing, 1.0, 1.0), strict=False):
         metadata |= {f"PhysicalSize{axis}": step, f"PhysicalSize{axis}Unit": unit}

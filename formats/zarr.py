@@ -126,7 +126,8 @@ def _codecs(codecs: list[dict]) -> Iterator[str]:
 
 def _scaled(group: str, scales: dict, variables: dict[str, Variable]) -> list[str]:
     """Give the levels of an OME-Zarr image their axes, with coordinates; their names."""
-    axes = [axis if isinstance(axis, str) else axis["name"] for axis in scales.get("axes") or "tczyx"]
+    said = [{"name": axis} if isinstance(axis, str) else axis for axis in scales.get("axes") or "tczyx"]
+    axes = [axis["name"] for axis in said]
     levels = []
     for level in scales["datasets"]:
         name = f"{group}/{level['path']}".strip("/")
@@ -141,7 +142,8 @@ def _scaled(group: str, scales: dict, variables: dict[str, Variable]) -> list[st
         for k, axis in enumerate(axes):
             if axis in "txyz":
                 positions = start[k] + step[k] * np.arange(variables[name].shape[k])
-                variables[f"{name}/{axis}"] = Variable((f"{name}/{axis}",), positions.dtype, {}, positions)
+                attributes = {"axis": axis.upper(), "units": said[k].get("unit", "")}
+                variables[f"{name}/{axis}"] = Variable((f"{name}/{axis}",), positions.dtype, attributes, positions)
     return levels
 
 

@@ -81,6 +81,7 @@ def test_numpy_takes_it_for_an_array():
     found, _ = lazy(array, 3)
     np.testing.assert_array_equal(np.asarray(found), array)
     assert np.asarray(found, np.float32).dtype == np.float32
+    assert repr(found) == "LazyArray(shape=(2, 3, 4), dtype=dtype('float64'), d_in=3)"
     assert np.mean(found) == array.mean() and np.shape(found) == array.shape and found.size == 24
     np.testing.assert_array_equal([part[0, 0] for part in found], array[:, 0, 0])
     with pytest.raises(ValueError, match="copy"):

@@ -40,6 +40,7 @@ from vtkmodules.vtkIOXML import vtkXMLImageDataWriter
 from formats import vtk_process
 from formats.common import RawLayout, VolumeError
 from formats.reading import read_volume, source_files
+from formats.writing import write_volume
 from utils import IDENTITY, SIGNS, Geometry
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
@@ -1021,7 +1022,7 @@ def test_axes_of_imagej_and_ome(form, axes, tmp_path):
     """Times come first, channels last; none of them is taken for slices."""
     sizes = {"T": 3, "Z": 4, "C": 2, "Y": 5, "X": 6}
     array = np.arange(np.prod([sizes[axis] for axis in axes]), dtype=np.uint16).reshape([sizes[a] for a in axes])
-    said = {"spacing": 1.5, "finterval": 7.0} if form == "imagej" else {"TimeIncrement": 7.0}
+    said = {"spacing": 1.5, "finterval": 7.0, "unit": "um"} if form == "imagej" else {"TimeIncrement": 7.0}
     said |= {f"PhysicalSize{axis}": size for axis, size in zip("XYZ", (0.25, 0.5, 1.5), strict=True) if form == "ome"}
     resolution = {"resolution": (4, 2)} if form == "imagej" else {}
     tifffile.imwrite(tmp_path / "a.tif", array, metadata={"axes": axes, **said}, **{form: True}, **resolution)
@@ -1030,6 +1031,10 @@ def test_axes_of_imagej_and_ome(form, axes, tmp_path):
     np.testing.assert_array_equal(found.array, expected if "Z" in axes else expected[..., None])
     assert found.geometry.spacing[-3:] == pytest.approx((0.25, 0.5, 1.5))
     assert found.geometry.spacing[:-3] == ((7.0,) if "T" in axes else ())
+    assert found.geometry.axis_attributes == {f"units_{axis}": "\u00b5m" for axis in "xyz"}
+    if "T" not in axes:
+        write_volume(str(tmp_path / "b.tif"), found)
+        assert read_volume(str(tmp_path / "b.tif")).geometry.attributes_of("z") == {"units": "\u00b5m"}
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_levels_of_ome_zarr(tmp_path, version):
         changes = [{"type": "scale", "scale": [1, 1, 2 * factor, 0.36 * factor, 0.36 * factor]}]
         changes += [{"type": "translation", "translation": [0, 0, factor - 1, 0, 0]}] * (k > 0)
         datasets.append({"path": str(k), "coordinateTransformations": changes})
-    axes = [{"name": axis} for axis in "tczyx"]
+    axes = [{"name": axis} for axis in "tc"] + [{"name": axis, "unit": "micrometer"} for axis in "zyx"]
     image = {"multiscales": [{"version": "0.4", "axes": axes, "datasets": datasets}]}
     if version == 2:
         (tmp_path / "a.zarr/.zgroup").write_text('{"zarr_format": 2}')
@@ -77,6 +77,7 @@ def test_levels_of_ome_zarr(tmp_path, version):
         np.testing.assert_array_equal(whole(volume.array), np.stack([level, level + 1], axis=-1))
         assert volume.geometry.spacing == (0.36 * 2**k, 0.36 * 2**k, 2.0 * 2**k)
         assert volume.geometry.origin == (0.0, 0.0, k) and volume.geometry.name == str(k)
+        assert volume.geometry.axis_attributes == {f"units_{axis}": "micrometer" for axis in "xyz"}
 
 
 # --- folders from strangers -------------------------------------------------------------------------
