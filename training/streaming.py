@@ -22,6 +22,7 @@ import torch
 from cli.files import check_space
 from training.sampler import (
     JUDGING_VOXELS,
+    SLAB,
     VoxelSampler,
     axis_tensors,
     density_of,
@@ -137,6 +138,17 @@ class StreamingSampler:
                 break
         chosen, weights = draw_by_density(density_of((values - self.mean).square().mean(1), len(values)))
         return flat_coordinates(self.axes, flat[chosen]), values[chosen], weights
+
+    @torch.no_grad()
+    def mean_squared_error(self, net: torch.nn.Module) -> float:
+        """As `VoxelSampler.mean_squared_error`."""
+        total, n_parts = 0.0, math.ceil(len(self.stretches) / JUDGING_STRETCHES)
+        for chosen in np.array_split(np.arange(len(self.stretches)), n_parts):
+            flat, values = self._there(self._columns(chosen))[:2]
+            for places, expected in zip(flat.split(SLAB), values.split(SLAB), strict=True):
+                found = net(flat_coordinates(self.axes, places)).clamp_(-1, 1)
+                total += float((found - expected).square().mean(1).sum(dtype=torch.float64))
+        return total / self.n_voxels
 
     @property
     def mirrors(self) -> list[None]:

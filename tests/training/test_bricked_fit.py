@@ -43,6 +43,13 @@ def test_the_errors_of_bricks_add_up():
     assert fit.progress == 1 and sorted(fit.done) == [0, 1, 2, 3]
 
 
+def test_a_brick_too_large_for_memory_is_fitted_too(monkeypatch):
+    monkeypatch.setattr("training.streaming.MAX_VOXELS_IN_MEMORY", 100)
+    fit = small_fit()
+    fit.run()
+    assert sorted(fit.done) == [0, 1, 2, 3] and fit.psnr > 0
+
+
 def test_a_brick_with_more_detail_gets_more():
     array = slanted((33, 29, 5))
     array[18:, 16:] += np.random.default_rng(0).normal(size=(15, 13, 5)) * 5

@@ -107,7 +107,7 @@ def test_what_is_read_ahead_is_drawn_alike(small, tmp_path):
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("n_missing", [0, 40])
-def test_a_pass_draws_every_voxel_once_in_equal_batches(small, tmp_path, order, n_missing):
+def test_a_pass_draws_every_voxel_once_in_equal_batches(small, tmp_path, monkeypatch, order, n_missing):
     array = wavy()
     array.ravel()[np.random.default_rng(1).permutation(array.size)[:n_missing]] = NAN
     fill = NAN if n_missing else None
@@ -116,6 +116,9 @@ def test_a_pass_draws_every_voxel_once_in_equal_batches(small, tmp_path, order, 
     whole = VoxelSampler(values.normalise(array[..., None]), CPU)
     assert isinstance(sampler, StreamingSampler) and sampler.n_voxels == whole.n_voxels == 315 - n_missing
     assert sampler.variance == pytest.approx(whole.variance, rel=1e-6)
+    monkeypatch.setattr(streaming, "JUDGING_STRETCHES", 9)
+    net = field_net()
+    assert sampler.mean_squared_error(net) == pytest.approx(whole.mean_squared_error(net), rel=1e-5)
 
     drawn = []
     for places in sampler.batches(0, 0, 13, 0):
