@@ -62,24 +62,24 @@ class Muon:
         self,
         weights: torch.Tensor,
         gradient: torch.Tensor,
-        momentum: float = 0.95,
         tile: int = 1,
         widths: torch.Tensor | None = None,
     ):
-        self.weights, self.gradient, self.momentum = weights, gradient, momentum
+        self.weights, self.gradient = weights, gradient
         self.state = {"velocity": torch.zeros_like(weights)}
         self.size = padded(weights.shape[-1], tile)
         self.scale = 0.125 * (math.sqrt(weights.shape[-1]) if widths is None else widths.sqrt())
 
     @torch.no_grad()
-    def step(self, lr: float | torch.Tensor, products: torch.dtype | None = None) -> None:
-        """Update the matrices by their gradients. products: type of the matrices that are multiplied; None: their own.
+    def step(self, lr: float | torch.Tensor, share: float | torch.Tensor, products: torch.dtype | None = None) -> None:
+        """Update the matrices by their gradients.
 
+        share: of the new gradient in the momentum. products: type of the matrices that are multiplied; None: their own.
         The direction of an update may be coarse: errors of 0.1 % in the products do no harm.
         """
         n, dtype = self.weights.shape[-1], self.weights.dtype
-        velocity = self.state["velocity"].lerp_(self.gradient, 1 - self.momentum)
-        x = torch.lerp(self.gradient, velocity, self.momentum).reshape(-1, n, n)  # Nesterov momentum
+        velocity = self.state["velocity"].lerp_(self.gradient, share)
+        x = torch.lerp(velocity, self.gradient, share).reshape(-1, n, n)  # Nesterov momentum
         x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + LEAST_NORM
         if self.size > n or (products or dtype) != dtype:
             whole = x.new_zeros(len(x), self.size, self.size, dtype=products or dtype)

@@ -12,7 +12,7 @@ from torch import nn
 from siren import FieldNet, linear_layers
 from training.optimizers import Adam, Muon, along
 
-AVERAGED_STEPS = 50  # time constant of the running average of the weights, steps
+AVERAGED_STEPS = 50  # time constant of the running averages, of the weights and of the gradients (momentum), steps
 NORM_LIMIT = 1.3  # largest Frobenius norm of a hidden matrix, relative to the norm at initialisation
 
 
@@ -111,14 +111,14 @@ class TrainedWeights:
         number: the step's number, from 1. products: see `Muon.step`.
         """
         rate = rate if self.rates is None else rate * self.rates
-        for optimizer in self.optimizers:
-            optimizer.step(rate, number if isinstance(optimizer, Adam) else products)
-        self._limit_norms()
         share = 10 / (9 + number)  # the first averages cover fewer steps
         if isinstance(share, torch.Tensor):
             share = share.clamp(min=1 / AVERAGED_STEPS).to(self.weights.dtype)
         else:
             share = max(1 / AVERAGED_STEPS, share)
+        for optimizer in self.optimizers:
+            optimizer.step(rate, *([number] if isinstance(optimizer, Adam) else [share, products]))
+        self._limit_norms()
         self.averaged_weights.lerp_(self.weights, share)
 
     def _limit_norms(self) -> None:

@@ -10,7 +10,10 @@ import torch
 from siren import FieldNet, linear_layers
 from training.weights import AVERAGED_STEPS, NORM_LIMIT
 
-MUON_MOMENTUM = 0.95
+
+def share_of_the_latest(number: int) -> float:
+    """The share of step `number` in the running averages."""
+    return max(1 / AVERAGED_STEPS, 10 / (9 + number))
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
@@ -54,9 +57,8 @@ class ReferenceStep:
                 p -= (self._muon if is_muons else self._adam)(p, gradient, rate, number)
             for matrix, limit in zip(self.hidden, self.limits, strict=True):
                 matrix *= min(1.0, limit / float(matrix.norm()))
-            share = max(1 / AVERAGED_STEPS, 10 / (9 + number))
             for average, p in zip(self.averaged.parameters(), self.net.parameters(), strict=True):
-                average += share * (p - average)
+                average += share_of_the_latest(number) * (p - average)
 
     def _adam(self, p: torch.Tensor, gradient: torch.Tensor, rate: float, number: int) -> torch.Tensor:
         betas = (0.9, 0.99) if self.optimizer == "muon" else (0.9, 0.999)
@@ -67,6 +69,7 @@ class ReferenceStep:
 
     def _muon(self, p: torch.Tensor, gradient: torch.Tensor, rate: float, number: int) -> torch.Tensor:
         velocity, _ = self.moments[p]
-        velocity += (1 - MUON_MOMENTUM) * (gradient - velocity)
-        update = gradient + MUON_MOMENTUM * (velocity - gradient)
+        share = share_of_the_latest(number)
+        velocity += share * (gradient - velocity)
+        update = velocity + share * (gradient - velocity)
         return 0.125 * rate * math.sqrt(len(p)) * orthogonalised(update)

@@ -403,7 +403,7 @@ def test_muon_moves_matrices_as_torchs_own():
         gradient.copy_(torch.randn(3, 6, 6, generator=generator))
         for matrix, its_gradient in zip(torchs, gradient, strict=True):
             matrix.grad = its_gradient.clone()
-        muon.step(lr)
+        muon.step(lr, 0.05)
         reference.step()
     for a, b, s in zip(ours, torchs, start, strict=True):
         moved = a - s
