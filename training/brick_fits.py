@@ -166,7 +166,8 @@ class BrickFits:
     def _member(self, number: int, config: SirenConfig, recipe: Recipe) -> Member:
         """A brick as the member of a stack."""
         brick, *_, seed, _, target, _ = self._arguments(number, config, recipe)
-        return Member(normalised(brick.values, header_of(brick).values), config, recipe, seed, target)
+        values = normalised(brick.values, header_of(brick).values)
+        return Member(values, config, recipe, seed, target, self.scale(number))
 
     def _arguments(self, number: int, config: SirenConfig, recipe: Recipe) -> tuple:
         """The arguments of `fit_brick`."""

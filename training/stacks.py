@@ -37,7 +37,8 @@ MOST_PADDING = 2.0  # the widest network of a stack / the narrowest one
 class Member(NamedTuple):
     """A brick of a stack and its network. values: (grid..., components), normalised by the brick's own range.
 
-    target_psnr: of these values, in dB, at which the fit ends.
+    target_psnr: of these values, in dB, at which the fit ends. scale: a squared error of the whole volume's normalised
+    values / one of these.
     """
 
     values: np.ndarray
@@ -45,6 +46,7 @@ class Member(NamedTuple):
     recipe: Recipe
     seed: int
     target_psnr: float | None = None
+    scale: float = 1.0
 
 
 def stack_width(configs: Sequence[SirenConfig]) -> int:
@@ -200,6 +202,7 @@ class StackedFit:
         self.start, self.best = ([tensor.clone() for tensor in self.state] for _ in range(2))
         self.recoveries = [Recovery(brick.variance, len(further)) for brick in bricks]
         self.step, self.seconds, self.losses = 0, 0.0, [brick.variance for brick in bricks]
+        self.psnr = self._joint_psnr()
         self.reached: dict[int, torch.Tensor] = {}  # averaged weights of the networks that have their target PSNR
         self._set_rates()
 
@@ -212,10 +215,13 @@ class StackedFit:
             return min(self.seconds / max(self.recipe.max_seconds, 1e-9), 1.0)
         return self.step / self.n_steps
 
-    @property
-    def psnr(self) -> float:
-        """The PSNR of the best network, in dB, as `Fit.psnr`: all have the products that it needs."""
-        return psnr_of(min(filter(math.isfinite, self.losses), default=4.0))
+    def _joint_psnr(self) -> float:
+        """The PSNR of all networks together, in dB, by which the type of their products is chosen.
+
+        What float16 costs a network of few errors does not show beside the errors of the others.
+        """
+        known = [(loss, m.scale) for loss, m in zip(self.losses, self.members, strict=True) if math.isfinite(loss)]
+        return psnr_of(sum(loss * scale for loss, scale in known) / max(sum(scale for _, scale in known), 1e-300))
 
     def run(self, on_judged: Callable[[float], None] = lambda progress: None) -> None:
         """Train all networks to the end. `on_judged(progress)` is called after every judgement."""
@@ -252,6 +258,7 @@ class StackedFit:
     def _recover_if_needed(self) -> None:
         """Judge all networks, and do what the recovery of each decides."""
         before, self.losses = self.losses, self._judge()
+        self.psnr = self._joint_psnr()
         _copy(self.best, self.state, [k for k, r in enumerate(self.recoveries) if self.losses[k] < r.best_loss])
         for k, recovery in enumerate(self.recoveries):
             action = recovery.judge(before[k], self.losses[k], self.step, self.progress)

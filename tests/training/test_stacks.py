@@ -17,7 +17,7 @@ from training import stacks
 from training.brick_fits import BrickFits
 from training.optimizers import TILE
 from training.padded_gradient import PaddedGradient
-from training.recipe import Recipe
+from training.recipe import Recipe, psnr_of
 from training.sampler import VoxelSampler
 from training.stacks import Member, StackedFit, StackedSampler, stack_width, stacks_of, widened
 from training.step import StepFunction
@@ -241,6 +241,14 @@ def test_a_network_that_has_its_target_is_kept_as_it_was():
     fit = StackedFit([member._replace(target_psnr=0.0) for member in wanted], CPU)
     fit.run()
     assert fit.step == 4 < fit.n_steps
+
+
+def test_products_are_those_that_the_networks_need_that_matter():
+    fit = StackedFit([m._replace(scale=scale) for m, scale in zip(members(), (1.0, 1e-9, 1.0), strict=True)], CPU)
+    for losses, expected in (([1e-3, 1e-9, 1e-3], 1e-3), ([1e-6, 1.0, 1e-6], 1e-6), ([1e-4, math.nan, math.nan], 1e-4)):
+        fit._judge = lambda losses=losses: losses
+        fit._recover_if_needed()
+        assert fit.psnr == pytest.approx(psnr_of(expected), abs=0.01)
 
 
 def test_a_time_limit_is_that_of_all_together():

@@ -226,14 +226,18 @@ def test_a_checkpoint_continues_to_the_same_result(place, monkeypatch):
     assert torch.equal(whole.trained.averaged_weights, rest.trained.averaged_weights)
 
 
-def test_a_step_waits_for_nothing(monkeypatch):
-    """Tensors of the device "meta" have no values: whatever asked for one would fail."""
+@pytest.mark.parametrize("n_networks", [None, 2])
+def test_a_step_waits_for_nothing(n_networks, monkeypatch):
+    """Tensors of the device "meta" have no values: whatever asked for one would fail. Of one network; of two."""
     net = field_net(n_neurons=18, n_layers=3)
     step, sampler = begun("padded", torch.float16, net, monkeypatch)
     batch = sampler.batches(0, 0, 4, 0)[0]
     sampler.values, sampler.axes = sampler.values.to("meta"), [axis.to("meta") for axis in sampler.axes]
     sampler.device = torch.device("meta")
-    there = StepFunction(net.to("meta"), sampler, Recipe(1, 100, 1e-3), 0, 1, step.errors.to("meta"))
+    net, widths = net.to("meta"), torch.ones(n_networks, device="meta") if n_networks else None
+    batch = batch.repeat(n_networks, 1) if n_networks else batch
+    nets = [net] * n_networks if n_networks else net
+    there = StepFunction(nets, sampler, Recipe(1, 100, 1e-3), 0, 1, step.errors.to("meta"), widths)
     there.set_density(step.density.to("meta"))
     there.rate, there.number = torch.zeros(2, dtype=torch.float64, device="meta")
     for products in (None, torch.float16):
