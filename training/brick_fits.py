@@ -16,7 +16,7 @@ from training import processes
 from training.cutting import brick_volume, error_scale, survey
 from training.fitting import Fit, new_fit
 from training.recipe import BATCH, Recipe, psnr_of, training_work
-from training.stacks import Member, StackedFit, memory_for_stacks, stacks_of
+from training.stacks import Member, StackedFit, memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
 from training.streaming import make_sampler, normalised, read_ahead, unpacked
 from training.workers import each_done
@@ -145,7 +145,7 @@ class BrickFits:
         stacks = []
         if self.has_stacks:
             sizes = {k: math.prod(part.stop - part.start for part in self.boxes[k]) for k in own}
-            stacks = stacks_of({k: configs[k] for k in own}, recipes, sizes, memory_for_stacks(self.device))
+            stacks = stacks_of({k: configs[k] for k in own}, recipes, sizes, memory_for_a_stack(self.device))
 
         def members(stack: list[int]) -> list[Member]:
             return [self._member(k, configs[k], recipes[k]) for k in stack]

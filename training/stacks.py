@@ -66,18 +66,18 @@ def bytes_needed(n_voxels: int, config: SirenConfig, batch: int) -> int:
     return n_voxels * a_voxel + 2 * batch * a_sample
 
 
-def memory_for_stacks(device: torch.device) -> float:
-    """The memory that stacks may take, in bytes: half of what is free on a GPU."""
-    if device.type != "cuda":
-        return math.inf
-    torch.cuda.empty_cache()  # what an earlier fit has left counts as free
-    return torch.cuda.mem_get_info(device)[0] / 2
+def memory_for_a_stack(device: torch.device) -> float:
+    """The memory that a stack may take, in bytes: a quarter of a GPU's.
+
+    What is free would change from run to run, and with it the stacks and the last digits of their results.
+    """
+    return torch.cuda.get_device_properties(device).total_memory / 4 if device.type == "cuda" else math.inf
 
 
 def stacks_of(
-    configs: Mapping[int, SirenConfig], recipes: Mapping[int, Recipe], n_voxels: Mapping[int, int], free: float
+    configs: Mapping[int, SirenConfig], recipes: Mapping[int, Recipe], n_voxels: Mapping[int, int], memory: float
 ) -> list[list[int]]:
-    """The numbers of the bricks of each stack, the widest networks first. free: bytes of memory for a stack.
+    """The numbers of the bricks of each stack, the widest networks first. memory: bytes that a stack may take.
 
     Bricks that are fitted alone are in none: those whose voxels are not drawn by their errors, and those too large.
     """
@@ -86,13 +86,13 @@ def stacks_of(
 
     def takes(stack: list[int], k: int) -> bool:
         first, n_samples = stack[0], len(stack) * recipes[k].batch
-        has_room = n_samples + recipes[k].batch <= MOST_SAMPLES and needed[first] * (len(stack) + 1) <= free
+        has_room = n_samples + recipes[k].batch <= MOST_SAMPLES and needed[first] * (len(stack) + 1) <= memory
         is_small = n_samples < ENOUGH_SAMPLES and widths[first] <= MOST_PADDING * widths[k]
         return has_room and (widths[k] == widths[first] or is_small)
 
     stacks: dict[Recipe, list[list[int]]] = {}
     for k in sorted(widths, key=lambda k: (-widths[k], k)):
-        if needed[k] <= free:
+        if needed[k] <= memory:
             found = stacks.setdefault(_common(recipes[k]), [])
             if not found or not takes(found[-1], k):
                 found.append([])

@@ -261,10 +261,10 @@ def test_a_time_limit_is_that_of_all_together():
 # --- which bricks make a stack ----------------------------------------------------------------------
 
 
-def chosen(widths: list[int], free: float = math.inf, recipes: dict[int, Recipe] | None = None) -> list[list[int]]:
+def chosen(widths: list[int], memory: float = math.inf, recipes: dict[int, Recipe] | None = None) -> list[list[int]]:
     configs = {k: SirenConfig(width, 5) for k, width in enumerate(widths)}
     recipes = {k: Recipe(10, 1 << 14, 1 / width) for k, width in enumerate(widths)} | (recipes or {})
-    return stacks_of(configs, recipes, dict.fromkeys(configs, 64**3), free)
+    return stacks_of(configs, recipes, dict.fromkeys(configs, 64**3), memory)
 
 
 def test_stacks_are_of_one_padded_width_and_fill_the_card():
