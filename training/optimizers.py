@@ -31,6 +31,12 @@ def along(rate: float | torch.Tensor, tensor: torch.Tensor) -> float | torch.Ten
     return rate
 
 
+def share_of_latest(number: int | torch.Tensor, n_steps: float, dtype: torch.dtype) -> float | torch.Tensor:
+    """The share of step `number`, from 1, in a running average over `n_steps` steps. The first averages cover fewer."""
+    share = 10 / (9 + number)
+    return share.to(dtype).clamp(min=1 / n_steps) if isinstance(share, torch.Tensor) else max(1 / n_steps, share)
+
+
 class Adam:
     """Adam (Kingma and Ba, 2015)."""
 
@@ -54,6 +60,7 @@ class Muon:
 
     All singular values of an update are then near lr x sqrt(n) / 8. The weights move by lr / 8 in the root mean square,
     so Adam's learning rate suits Muon too. torch's Muon takes matrices one by one, which is several times as slow.
+    momentum_steps: over which the momentum averages the gradients.
     tile: the products are those of matrices that are padded with zeros to a multiple of `tile`. widths: of the networks
     of a stack, (networks,), whose matrices are padded with zeros to n.
     """
@@ -62,22 +69,24 @@ class Muon:
         self,
         weights: torch.Tensor,
         gradient: torch.Tensor,
+        momentum_steps: float,
         tile: int = 1,
         widths: torch.Tensor | None = None,
     ):
-        self.weights, self.gradient = weights, gradient
+        self.weights, self.gradient, self.momentum_steps = weights, gradient, momentum_steps
         self.state = {"velocity": torch.zeros_like(weights)}
         self.size = padded(weights.shape[-1], tile)
         self.scale = 0.125 * (math.sqrt(weights.shape[-1]) if widths is None else widths.sqrt())
 
     @torch.no_grad()
-    def step(self, lr: float | torch.Tensor, share: float | torch.Tensor, products: torch.dtype | None = None) -> None:
+    def step(self, lr: float | torch.Tensor, number: int | torch.Tensor, products: torch.dtype | None = None) -> None:
         """Update the matrices by their gradients.
 
-        share: of the new gradient in the momentum. products: type of the matrices that are multiplied; None: their own.
+        number: the step's number, from 1. products: type of the matrices that are multiplied; None: their own.
         The direction of an update may be coarse: errors of 0.1 % in the products do no harm.
         """
         n, dtype = self.weights.shape[-1], self.weights.dtype
+        share = share_of_latest(number, self.momentum_steps, dtype)
         velocity = self.state["velocity"].lerp_(self.gradient, share)
         x = torch.lerp(velocity, self.gradient, share).reshape(-1, n, n)  # Nesterov momentum
         x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + LEAST_NORM

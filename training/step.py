@@ -96,7 +96,8 @@ class StepFunction:
         self.net, self.sampler, self.grad_lambda = net, sampler, recipe.grad_lambda
         device, is_clipped = sampler.device, recipe.schedule == "power"
         is_padded = is_for_gpu(device) or widths is not None
-        self.trained = TrainedWeights(net, recipe.optimizer, first_trained_layer, TILE if is_padded else 1, widths)
+        tile = TILE if is_padded else 1
+        self.trained = TrainedWeights(net, recipe.optimizer, first_trained_layer, tile, widths, recipe.momentum_steps)
         if is_padded:
             self.loss_gradient = PaddedGradient(self.trained, first_trained_layer, is_clipped)
             n_networks = 1 if widths is None else len(widths)

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from siren import FieldNet, linear_layers
-from training.optimizers import Adam, Muon, along
+from training.optimizers import Adam, Muon, along, share_of_latest
 
-AVERAGED_STEPS = 50  # time constant of the running averages, of the weights and of the gradients (momentum), steps
+AVERAGED_STEPS = 50.0  # time constant of the running average of the weights, steps
 NORM_LIMIT = 1.3  # largest Frobenius norm of a hidden matrix, relative to the norm at initialisation
 
 
@@ -49,7 +49,7 @@ class TrainedWeights:
     `averaged_net` are views of them. The average runs over the latest steps (Polyak averaging; Polyak and Juditsky,
     1992). hidden, biases: the trained hidden matrices (count, n, n) and their biases (count, n), views too.
 
-    optimizer: "muon" (Muon for the hidden matrices, Adam for the rest) or "adam". tile: see `Muon`.
+    optimizer: "muon" (Muon for the hidden matrices, Adam for the rest) or "adam". momentum_steps, tile: see `Muon`.
 
     net: or a stack of networks, one for each row of the weights; all tensors then have an axis of networks in front,
     and the networks' parameters are those of the first row. widths: (networks,) of the networks, whose further neurons
@@ -63,6 +63,7 @@ class TrainedWeights:
         first_trained_layer: int = 0,
         tile: int = 1,
         widths: torch.Tensor | None = None,
+        momentum_steps: float = 20.0,
     ):
         nets = None if isinstance(net, FieldNet) else net
         self.net = net = nets[0] if nets else net
@@ -88,7 +89,7 @@ class TrainedWeights:
         if optimizer == "adam":
             self.optimizers = [Adam(self.weights, self.gradient)]
         else:
-            muon = [Muon(self.hidden, self.hidden_gradient, tile=tile, widths=widths)] if n_hidden else []
+            muon = [Muon(self.hidden, self.hidden_gradient, momentum_steps, tile, widths)] if n_hidden else []
             self.optimizers = [Adam(self.weights[..., size:], self.gradient[..., size:], (0.9, 0.99)), *muon]
         # Limits of the Frobenius norms. A matrix that starts with a larger norm may keep this norm.
         initial = (math.sqrt(2 * n) if widths is None else along((2 * widths).sqrt(), self.hidden)) / net.config.omega_0
@@ -111,15 +112,10 @@ class TrainedWeights:
         number: the step's number, from 1. products: see `Muon.step`.
         """
         rate = rate if self.rates is None else rate * self.rates
-        share = 10 / (9 + number)  # the first averages cover fewer steps
-        if isinstance(share, torch.Tensor):
-            share = share.clamp(min=1 / AVERAGED_STEPS).to(self.weights.dtype)
-        else:
-            share = max(1 / AVERAGED_STEPS, share)
         for optimizer in self.optimizers:
-            optimizer.step(rate, *([number] if isinstance(optimizer, Adam) else [share, products]))
+            optimizer.step(rate, number, *([products] if isinstance(optimizer, Muon) else []))
         self._limit_norms()
-        self.averaged_weights.lerp_(self.weights, share)
+        self.averaged_weights.lerp_(self.weights, share_of_latest(number, AVERAGED_STEPS, self.weights.dtype))
 
     def _limit_norms(self) -> None:
         """Scale hidden matrices back to their norm limits.

@@ -8,12 +8,13 @@ import math
 import torch
 
 from siren import FieldNet, linear_layers
+from training.recipe import MOMENTUM_STEPS
 from training.weights import AVERAGED_STEPS, NORM_LIMIT
 
 
-def share_of_the_latest(number: int) -> float:
-    """The share of step `number` in the running averages."""
-    return max(1 / AVERAGED_STEPS, 10 / (9 + number))
+def share_of_latest(number: int, n_steps: float) -> float:
+    """The share of step `number` in a running average."""
+    return max(1 / n_steps, 10 / (9 + number))
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
@@ -58,7 +59,7 @@ class ReferenceStep:
             for matrix, limit in zip(self.hidden, self.limits, strict=True):
                 matrix *= min(1.0, limit / float(matrix.norm()))
             for average, p in zip(self.averaged.parameters(), self.net.parameters(), strict=True):
-                average += share_of_the_latest(number) * (p - average)
+                average += share_of_latest(number, AVERAGED_STEPS) * (p - average)
 
     def _adam(self, p: torch.Tensor, gradient: torch.Tensor, rate: float, number: int) -> torch.Tensor:
         betas = (0.9, 0.99) if self.optimizer == "muon" else (0.9, 0.999)
@@ -69,7 +70,7 @@ class ReferenceStep:
 
     def _muon(self, p: torch.Tensor, gradient: torch.Tensor, rate: float, number: int) -> torch.Tensor:
         velocity, _ = self.moments[p]
-        share = share_of_the_latest(number)
+        share = share_of_latest(number, MOMENTUM_STEPS[0])
         velocity += share * (gradient - velocity)
         update = velocity + share * (gradient - velocity)
         return 0.125 * rate * math.sqrt(len(p)) * orthogonalised(update)

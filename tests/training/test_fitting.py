@@ -16,7 +16,7 @@ from helpers.volumes import slanted
 from siren import HIGHEST_WAVE, SirenConfig
 from training import fitting, recovery
 from training.fitting import Fit, new_fit
-from training.optimizers import Adam, Muon
+from training.optimizers import Adam, Muon, share_of_latest
 from training.recipe import Recipe, default_recipe
 from training.sampler import VoxelSampler
 from training.step import loss_with_gradient
@@ -391,24 +391,34 @@ def test_a_fit_follows_the_gradient_term():
 # --- the optimiser, and what keeps a fit from going wrong ---------------------------------------------
 
 
-def test_muon_moves_matrices_as_torchs_own():
+@pytest.mark.parametrize("n_steps", [20, 50])
+def test_muon_moves_matrices_as_torchs_own(n_steps):
     """One step after another of torch.optim.Muon, which computes in bfloat16."""
     generator = torch.Generator().manual_seed(0)
     ours, gradient = torch.randn(3, 6, 6, generator=generator), torch.empty(3, 6, 6)
     torchs = [torch.nn.Parameter(matrix) for matrix in ours.clone()]
     start, lr = ours.clone(), 0.01
-    muon = Muon(ours, gradient)
-    reference = torch.optim.Muon(torchs, lr=0.125 * lr * math.sqrt(6), weight_decay=0.0, momentum=0.95)
+    muon = Muon(ours, gradient, n_steps)
+    reference = torch.optim.Muon(torchs, lr=0.125 * lr * math.sqrt(6), weight_decay=0.0, momentum=1 - 1 / n_steps)
     for _ in range(4):
         gradient.copy_(torch.randn(3, 6, 6, generator=generator))
         for matrix, its_gradient in zip(torchs, gradient, strict=True):
             matrix.grad = its_gradient.clone()
-        muon.step(lr, 0.05)
+        muon.step(lr, 1000)
         reference.step()
     for a, b, s in zip(ours, torchs, start, strict=True):
         moved = a - s
         assert float((a - b).detach().norm()) < 0.05 * float(moved.norm())
         assert 0.5 * 4 * 0.125 * lr < float(moved.square().mean().sqrt()) < 1.5 * 4 * 0.125 * lr
+
+
+def test_momentum_averages_over_more_steps_where_voxels_are_seen_often():
+    found = [Recipe(n_passes=n, batch=100, lr=1e-3).momentum_steps for n in (0.1, 8, 45, 300)]
+    assert found == [20, 20, 45, 50]
+    assert Recipe(n_passes=45, batch=100, lr=1e-3, max_seconds=9.0).momentum_steps == 20
+    shares = [share_of_latest(number, 50, torch.float32) for number in range(1, 1000)]
+    assert shares[0] == 1 and shares[-1] == 1 / 50 and shares == sorted(shares, reverse=True)
+    assert float(share_of_latest(torch.tensor(7.0), 50, torch.float64)) == pytest.approx(shares[6])
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.99)])

@@ -257,8 +257,8 @@ def test_half_products_are_for_what_bears_them(monkeypatch):
 def test_muon_on_padded_matrices_moves_alike(n, products):
     generator = torch.Generator().manual_seed(0)
     weights, gradient = torch.zeros(2, 3, n, n), torch.randn(3, n, n, generator=generator)
-    Muon(weights[0], gradient).step(0.01, 0.05)
-    Muon(weights[1], gradient, tile=TILE).step(torch.tensor(0.01), torch.tensor(0.05), products)
+    Muon(weights[0], gradient, 20).step(0.01, 1000)
+    Muon(weights[1], gradient, 20, TILE).step(torch.tensor(0.01), torch.tensor(1000), products)
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-2 * float(weights[0].abs().max()))
 
 
@@ -267,7 +267,7 @@ def test_muon_bears_gradients_that_vanish():
     gradient = torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(0))
     for exponent in range(-45, 20):
         weights = torch.zeros(1, 6, 6)
-        Muon(weights, gradient * 10.0**exponent).step(1.0, 0.05)
+        Muon(weights, gradient * 10.0**exponent, 20).step(1.0, 1000)
         assert weights.norm() < 2, exponent  # all singular values are about sqrt(6) / 8 at most
 
 
