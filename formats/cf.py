@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cli import console
 from formats.common import VolumeError, volume_from_axes
 from formats.raw import LIKE_COMPONENTS
 from formats.series import with_times
@@ -92,6 +93,7 @@ def volume_of(
     coordinates = {dim: variables[dim] for dim in variable.dims if dim in variables and variables[dim].dims == (dim,)}
     roles = _roles(path, name, variable, coordinates, d_in, d_out)
     is_series = "t" in roles and variable.shape[roles["t"]] > 1
+    _warn_of_curved_axes(path, name, variables, coordinates, roles)
     array, fill = _array(path, variable, [roles.get(role) for role in ("txyzc" if is_series else "xyzc")])
     steps, origin = np.ones(3), np.zeros(3)
     for k, role in enumerate("xyz"):
@@ -203,6 +205,32 @@ def _role(dim: str, coordinate: Variable | None) -> str | None:
         if role := next((role for pattern, role in UNITS if re.match(pattern, units)), None):
             return role
     return NAMES.get(dim.rsplit("/", 1)[-1].lower())
+
+
+def _warn_of_curved_axes(
+    path: str,
+    name: str,
+    variables: Mapping[str, Variable],
+    coordinates: Mapping[str, Variable],
+    roles: Mapping[str, int],
+) -> None:
+    """Say so when axes of space have no coordinate of their own, but the file gives their positions in another way.
+
+    Such arrays are named by the attribute coordinates (CF, section 5.2), or are longitudes and latitudes of these axes.
+    """
+    variable, parent = variables[name], name.rpartition("/")[0]
+    dims = [variable.dims[axis] for role, axis in roles.items() if role in "xyz" and variable.shape[axis] > 1]
+    bare = {dim for dim in dims if dim} - {*coordinates}
+    listed = {f"{parent}/{part}".strip("/") for part in variable.text("coordinates").split()}
+    found = [
+        key
+        for key, other in variables.items()
+        if key != name and bare & {*other.dims} and {*other.dims} <= {*variable.dims}
+        if key in listed or (len(other.dims) > 1 and _role(key, other) in ("x", "y"))
+    ]
+    if found:
+        what = f"{', '.join(found)} give positions that are no regular grid: voxel numbers are taken for them"
+        console.warn(path, f"{what}: regrid it first, as by xesmf or scipy.interpolate.griddata, if places matter")
 
 
 def _axis_attributes(

@@ -242,6 +242,18 @@ def test_unequal_steps_of_space(tmp_path, kind):
     assert "expected equal steps along z, found 1000, 925, 850, 700, 500" in message and "interp(z=" in message
 
 
+@pytest.mark.parametrize("kind", ["nc3", "nc4", "zarr3"])
+def test_positions_that_are_no_regular_grid_are_told(tmp_path, capsys, kind):
+    """Longitudes and latitudes for every voxel; not where the axes have coordinates of their own besides."""
+    data = grid(slanted(SHAPE)).assign_coords(lat=(("y", "x"), slanted(SHAPE[:2]).T), time=0.0)
+    assert read_volume(write(tmp_path, kind, data)).geometry.spacing == (1.0, 1.0, 1.0)
+    said = capsys.readouterr().err
+    assert "lat give positions that are no regular grid" in said and "regrid it" in said and said.count("\n") == 1
+    (tmp_path / "regular").mkdir()
+    read_volume(write(tmp_path / "regular", kind, data.assign_coords(x=2.0 * np.arange(7), y=np.arange(6))))
+    assert not capsys.readouterr().err
+
+
 def test_a_fifth_axis(tmp_path):
     data = grid(slanted((*SHAPE, 2)), ("member", "z", "y", "x"))
     assert "write a file with one index of member" in refusal(write(tmp_path, "nc4", data))
