@@ -7,6 +7,7 @@ World coordinates are those of the files, LPS: x, y, z point to left, posterior,
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import warnings
@@ -29,33 +30,39 @@ GROUPS = {  # where a file of several slices, an enhanced one, has what other fi
 
 
 class _Slice(NamedTuple):
-    """A slice: values (x, y, components), where the first lies, and the steps along the three axes, as columns."""
+    """A slice: values (x, y, components), where the first lies, and the steps along the three axes, as columns.
+
+    is_padding: the values, of the same shape, that the file declares to be none. padding: what marks them, rescaled.
+    """
 
     path: str
     plane: np.ndarray
+    is_padding: np.ndarray
+    padding: np.generic | None
     position: np.ndarray
     steps: np.ndarray
     series: str
 
-    def is_like(self, other: _Slice) -> bool:
-        """Whether both are of one series, size and type, equally far apart in voxels and turned alike."""
-        is_alike = (self.series, self.plane.shape, self.plane.dtype) == (
-            other.series,
-            other.plane.shape,
-            other.plane.dtype,
-        )
-        return is_alike and bool(np.abs(self.steps - other.steps).max() <= MAX_SLICE_DIFFERENCE)
+    def difference(self, other: _Slice) -> str:
+        """What tells that both are of different series; "" if nothing does."""
+        if self.plane.shape != other.plane.shape:
+            return "other size"
+        if self.plane.dtype != other.plane.dtype:
+            return "other type"
+        if np.abs(self.steps - other.steps).max() > MAX_SLICE_DIFFERENCE:
+            return "other spacing or direction"
+        return "other SeriesInstanceUID" if self.series != other.series else ""
 
 
 def read_dicom(folder: str) -> Volume:
-    """The volume whose slices lie in a folder, in the order of their positions. Values are rescaled.
+    """The volume whose slices lie in a folder, by their positions. Values are rescaled, padding is missing.
 
     Raises VolumeError when slices are of several series, and when one of them is missing.
     """
     slices = [found for path in slice_files(folder) for found in _read_slices(path)]
     for found in slices:
-        if not found.is_like(slices[0]):
-            what = f"is of another series than {slices[0].path}: other size, type, spacing or direction"
+        if difference := found.difference(slices[0]):
+            what = f"is of another series than {slices[0].path}: {difference}"
             raise VolumeError(f"{found.path}: {what}: expected a folder a series, as dcm2niix or 3D Slicer sort them")
     steps = slices[0].steps.copy()
     slices.sort(key=lambda found: found.position @ np.cross(steps[:, 0], steps[:, 1]))
@@ -67,9 +74,26 @@ def read_dicom(folder: str) -> Volume:
             what = f"expected slices of one series at equal distances, found one off by {off:.4g}"
             raise VolumeError(f"{folder}: {what}: is one missing, or are there several times?")
     array = np.stack([found.plane for found in slices], axis=2)
+    array, fill = _filled(array, np.stack([found.is_padding for found in slices], axis=2), slices)
     if array.dtype == np.int32 and np.abs(array).max() < 1 << 15:
         array = array.astype(np.int16)
-    return volume_from_axes(folder, array, steps, positions[0], "LPS")
+    volume = volume_from_axes(folder, array, steps, positions[0], "LPS")
+    return dataclasses.replace(volume, fill=None if fill is None else array.dtype.type(fill))
+
+
+def _filled(array: np.ndarray, is_padding: np.ndarray, slices: list[_Slice]) -> tuple[np.ndarray, np.generic | None]:
+    """The values with one value for all padding, and this value; None where no voxel is padding.
+
+    It is NaN for floats, and where slices are rescaled in different ways, so that their padding is of several values.
+    """
+    fills = {found.padding for found in slices if found.is_padding.any()}
+    if not fills:
+        return array, None
+    if len(fills) > 1 and array.dtype.kind != "f":
+        array = array.astype(np.float64)
+    fill = fills.pop() if array.dtype.kind != "f" else array.dtype.type(np.nan)
+    array[is_padding] = fill
+    return array, fill
 
 
 def slice_files(folder: str) -> list[str]:
@@ -123,8 +147,25 @@ def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:
         raise VolumeError(f"{path}: expected a positive spacing, found {between_rows}, {between_columns}")
     row, column = place[1].reshape(2, 3)
     steps = np.stack([row * between_columns, column * between_rows, np.cross(row, column) * between_slices], axis=1)
-    plane = _rescaled(plane.reshape(*plane.shape[:2], -1).swapaxes(0, 1), slope, shift)
-    return _Slice(path, plane, place[0], steps, str(file.get("SeriesInstanceUID")))
+    plane = plane.reshape(*plane.shape[:2], -1).swapaxes(0, 1)
+    ends = _padding(file, plane)
+    is_padding = (plane >= ends.min()) & (plane <= ends.max()) if ends.size else np.zeros(plane.shape, bool)
+    padding = _rescaled(ends, slope, shift)[0] if ends.size else None
+    series = str(file.get("SeriesInstanceUID"))
+    return _Slice(path, _rescaled(plane, slope, shift), is_padding, padding, place[0], steps, series)
+
+
+def _padding(file, plane: np.ndarray) -> np.ndarray:
+    """The stored value of padding, and the other end of its range where there is one; none where there is no padding.
+
+    Source: PS3.3, C.7.5.1.1.2. Some files write a negative number as if it were unsigned, or the other way round.
+    """
+    value, limit = file.get("PixelPaddingValue"), file.get("PixelPaddingRangeLimit")
+    dtype = plane.dtype.newbyteorder("=")
+    if not isinstance(value, int) or dtype.kind not in "iu" or plane.shape[2] > 1:
+        return np.zeros(0, dtype)
+    ends = [value, limit] if isinstance(limit, int) else [value]
+    return np.array([end % (1 << 8 * dtype.itemsize) for end in ends], f"u{dtype.itemsize}").view(dtype)
 
 
 def _rescaled(plane: np.ndarray, slope: float, shift: float) -> np.ndarray:

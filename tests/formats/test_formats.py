@@ -41,7 +41,7 @@ from formats import vtk_process
 from formats.common import RawLayout, VolumeError
 from formats.reading import read_volume, source_files
 from formats.writing import write_volume
-from utils import IDENTITY, SIGNS, Geometry
+from utils import IDENTITY, SIGNS, Geometry, is_missing
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 
@@ -944,7 +944,25 @@ def test_dicom_of_two_series(tmp_path):
     file = pydicom.dcmread(scan / "1.dcm")
     file.SeriesInstanceUID = "1.2.4"
     file.save_as(scan / "1.dcm")
-    assert "is of another series than" in refusal(scan)
+    assert f"is of another series than {scan / '0.dcm'}: other SeriesInstanceUID: " in refusal(scan)
+
+
+@pytest.mark.parametrize(("slope", "shift", "mark"), [("1", "-1024", -3024), ("0.5", "-1000", np.nan)])
+def test_dicom_padding_is_missing(slope, shift, mark, tmp_path):
+    """The value that is declared, and those up to the limit; rescaled as the values are."""
+    stored = np.arange(24).reshape(4, 3, 2).astype(np.int16)
+    stored[0, :, 0], stored[1, 2, 1] = (-2000, -1990, -1995), -2000
+    scan = write_dicom(tmp_path, stored, shift=float(shift), slope=slope)
+    for path in scan.glob("[0-9].dcm"):
+        file = pydicom.dcmread(path)
+        file.add_new("PixelPaddingValue", "SS", -2000)
+        file.add_new("PixelPaddingRangeLimit", "SS", -1990)
+        file.save_as(path)
+    volume = read_volume(str(scan))
+    np.testing.assert_array_equal(volume.fill, mark)
+    np.testing.assert_array_equal(is_missing(volume.values, volume.fill), stored < 0)
+    present = stored >= 0
+    np.testing.assert_array_equal(volume.array[present], stored[present] * float(slope) + float(shift))
 
 
 def test_a_slice_that_cannot_be_opened(tmp_path, monkeypatch):
