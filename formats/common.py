@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import re
 from types import ModuleType
 
 import numpy as np
@@ -12,6 +13,8 @@ import numpy as np
 from utils import SIGNS, Geometry, UserError, Volume
 
 MAX_EXPANSION = 10_000  # most bytes that one compressed byte can become; LZMA, the best method, reaches 7000
+
+LENGTHS_IN_MM = {"nm": 1e-6, "\u00b5m": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3, "km": 1e6}
 
 
 class VolumeError(UserError):
@@ -42,6 +45,11 @@ def raw_layout(shape: tuple[int, ...] | None, dtype: str | None, endian: str | N
     if shape is None or dtype is None:
         raise VolumeError("a headerless file: expected both --shape and --dtype (and --endian, little unless given)")
     return RawLayout(shape, dtype, endian or "little")
+
+
+def unit_of_length(text: str) -> str:
+    """A unit of length, in one of the ways to write it; another text as it is."""
+    return re.sub("^([u\u03bc]|\\\\u00B5)m$|^micron$", "\u00b5m", text)
 
 
 def suffix_of(path: str) -> str:

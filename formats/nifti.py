@@ -31,7 +31,7 @@ NIFTI_TYPES = {
     "float32": 16,
     "float64": 64,
 }
-MM = 2  # code of a unit of length
+UNIT_CODES = {"m": 1, "mm": 2, "\u00b5m": 3}
 UNIT_IN_MM = {1: 1e3, 3: 1e-3}  # m, um. Others are taken for mm
 UNIT_IN_SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # s, ms, us
 RGB_TYPES, COMPLEX_TYPES = (128, 2304), (32, 1792, 2048)  # codes of data types
@@ -129,12 +129,18 @@ def nifti_header(path: str, frame: Frame) -> bytes:
             f"{path}: spacing and origin are float32 in NIfTI, found {place.spacing}, {frame.geometry.origin}"
         )
     dtype, no_time = frame.dtype, (0.0,) * 4
+    units = {place.attributes_of(axis).get("units") for axis in "xyz"[: frame.d_in]}
     return struct.pack(
         "<i36x8h12x4h8f3f3xB128x2h6f12f16s4s4x",
         *(348, *dim),
         *(VECTOR_INTENT if c > 1 else 0, NIFTI_TYPES[dtype.name], 8 * dtype.itemsize, 0),
         *(side, *floats[:3], *no_time),
-        *(352.0, 1.0, 0.0, MM if place.space else 0),  # offset of the voxels, slope, intercept, unit
+        *(
+            352.0,
+            1.0,
+            0.0,
+            UNIT_CODES.get(units.pop(), 0) if len(units) == 1 else 0,
+        ),  # offset of the voxels, slope, intercept, unit
         *(2, 2),  # qform and sform are aligned with the anatomy
         *floats[3:],
         *(b"", b"n+1"),

@@ -15,7 +15,7 @@ import zlib
 
 import numpy as np
 
-from formats.common import MAX_EXPANSION, VolumeError, volume_from_axes
+from formats.common import LENGTHS_IN_MM, MAX_EXPANSION, VolumeError, unit_of_length, volume_from_axes
 from formats.slabs import Frame, figures
 from utils import Volume
 
@@ -67,19 +67,33 @@ def read_nrrd(path: str) -> Volume:
     array = _data(path, header, offset, dtype, sizes).transpose(*times, *grid, *components)
     lengths = [sizes[axis] for axis in (*times, *grid)] + [1] * (3 - len(grid))
     array = array.reshape(*lengths, sizes[components[0]] if components else 1)
-    matrix = np.stack([steps[axis] for axis in grid], axis=1)
+    space = SPACES.get(header.get("space", "").lower(), "") if "space directions" in header else ""
+    said = _axis_units(header, grid, times)
+    in_mm = np.array([LENGTHS_IN_MM.get(said.get(f"units_{axis}"), 1.0) if space else 1.0 for axis in "xyz"])
+    said = {key: text for key, text in said.items() if not space or key == "units_t"}
+    matrix, origin = in_mm[:, None] * np.stack([steps[axis] for axis in grid], axis=1), in_mm * origin
     if len(grid) < 3:  # the missing axes are at right angles to the others
         matrix = np.hstack([matrix, np.linalg.svd(matrix)[0][:, len(grid) :]])
     units = header.get("sample units", "").strip('"')
-    space = header.get("space", "").lower() if "space directions" in header else ""
     names = {"name": header.get("content") or "sf", "units": units}
-    volume = volume_from_axes(path, array, matrix, origin, SPACES.get(space, ""), **names)
+    volume = volume_from_axes(path, array, matrix, origin, space, **names)
+    volume = dataclasses.replace(volume, geometry=dataclasses.replace(volume.geometry, axis_attributes=said))
     if not times:
         return volume
     if len(array) == 1:
         return dataclasses.replace(volume, array=array[0])
     step = _spacings(header, len(sizes))[times[0]]
     return dataclasses.replace(volume, geometry=volume.geometry.with_time(step, 0.0))
+
+
+def _axis_units(header: dict[str, str], grid: list[int], times: list[int]) -> dict[str, str]:
+    """The units of the axes, as `Geometry.axis_attributes` has them: `units` of the file's axes, or `space units`."""
+    of_axes, of_space = (re.findall(r'"([^"]*)"', header.get(field, "")) for field in ("units", "space units"))
+    found = {f"units_{role}": text for role, text in zip("xyz", of_space, strict=False)}
+    if "space directions" not in header:
+        found = {f"units_{role}": of_axes[axis] for role, axis in zip("xyz", grid, strict=False) if axis < len(of_axes)}
+    found["units_t"] = "".join(of_axes[axis] for axis in times if axis < len(of_axes))
+    return {key: unit_of_length(text) for key, text in found.items() if text}
 
 
 def _steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
@@ -192,6 +206,8 @@ def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes
 def nrrd_header(frame: Frame) -> bytes:
     """A NRRD header that stands before raw data in the same file."""
     is_vector = frame.n_components > 1
+    units = [frame.geometry.attributes_of(axis).get("units", "").replace('"', "") for axis in "xyz"]
+    units = " ".join(f'"{unit}"' for unit in units) if any(units) and not frame.geometry.space else ""
     vectors = " ".join(f"({figures(step, ',')})" for step in frame.steps.T)
     sizes = " ".join(map(str, (*[frame.n_components] * is_vector, *frame.grid)))
     lines = [
@@ -206,6 +222,7 @@ def nrrd_header(frame: Frame) -> bytes:
         "endian: little",
         "encoding: raw",
         f"space origin: ({figures(frame.geometry.origin, ',')})",
+        *[f"space units: {units}"] * bool(units),
         *[f'sample units: "{frame.geometry.units}"'] * bool(frame.geometry.units),
     ]
     return "\n".join([*lines, "", ""]).encode()

@@ -53,6 +53,7 @@ def frame_of(volume: Volume, has_float16: bool) -> Frame:
         printable(given.name),
         printable(given.units),
         given.space,
+        {key: printable(text) for key, text in given.axis_attributes.items()},
     )
     stored = dtype.newbyteorder("<") if has_float16 else without_float16(dtype)
     return Frame(

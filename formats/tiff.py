@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 
-from formats.common import MAX_EXPANSION, VolumeError, import_package, volume_from_axes
+from formats.common import LENGTHS_IN_MM, MAX_EXPANSION, VolumeError, import_package, unit_of_length, volume_from_axes
 from formats.slabs import printable, slices_first, without_float16
 from utils import Volume
 
 ROLES = {"X": "x", "Y": "y", "Z": "z", "I": "z", "Q": "z", "T": "t", "C": "c", "S": "c"}  # I, Q: of pages without names
 BLACK_IS_ZERO, RGB = 1, 2  # values of the tag PhotometricInterpretation
 UNCOMPRESSED = 1  # value of the tag Compression
-OME_LENGTHS, NO_UNIT = {"nm", "\u00b5m", "mm", "cm", "m", "km"}, "reference frame"  # OME's words for units of length
+NO_UNIT = "reference frame"  # OME's word for a unit of length that is not known
 CLASSIC_BYTES = (1 << 32) - (1 << 25)  # most bytes of voxels in a TIFF that is no BigTIFF
 
 
@@ -35,7 +35,9 @@ def read_tiff(path: str) -> Volume:
             pages, metadata = list(file.pages), file.imagej_metadata or {}
             shapes = [entry.get("shape") for entry in file.shaped_metadata or ()]  # as tifffile itself writes it
             if shapes and shapes[0] and math.prod(shapes[0]) != sum(page.size for page in pages):
-                raise VolumeError(f"{path}: expected a page a slice, found {len(pages)} pages of shape {shapes[0]}")
+                raise VolumeError(
+                    f"{path}: truncated or damaged: expected pages of shape {shapes[0]}, found {len(pages)}"
+                )
             _check_pages(path, pages, metadata)
             image = file.series[0]
             if len(file.series) > 1 or len(image.pages) != len(pages) or None in image.pages:
@@ -124,27 +126,28 @@ def _spacing(path: str, tags, imagej: dict, ome: str | None) -> tuple[list[float
     time_step = float(imagej.get("finterval") or 1)
     try:
         across = [tags[key].value[1] / tags[key].value[0] for key in ("XResolution", "YResolution")]
-        units = dict.fromkeys("xyz" if "spacing" in imagej else "xy", _unit(str(imagej.get("unit", ""))))
+        unit = unit_of_length(str(imagej.get("unit", "")))
+        units = dict.fromkeys("xyz" if "spacing" in imagej else "xy", "" if unit == "pixel" else unit)
         return [*across, float(imagej.get("spacing", 1))], units, time_step
     except (KeyError, ZeroDivisionError, ValueError, TypeError):
         return [1.0] * 3, {}, time_step
 
 
-def _unit(text: str) -> str:
-    """A unit of length, in one of the ways to write it; "" for ImageJ's pixel."""
-    text = re.sub("^([u\u03bc]|\\\\u00B5)m$|^micron$", "\u00b5m", text)
-    return "" if text == "pixel" else text
-
-
 def _ome_spacing(path: str, ome: str) -> tuple[list[float], dict[str, str], float]:
-    """The same from OME's description, of which every length must have the same unit. Raises VolumeError."""
+    """The same from OME's description, lengths in the unit of the first one. Raises VolumeError if they cannot be."""
     pixels = re.search(r"<(?:\w+:)?Pixels\b[^>]*>", ome)
     found = dict(re.findall(r"""\b(\w+)=["']([^"']*)""", pixels[0] if pixels else ""))
     sizes = {axis: found[f"PhysicalSize{axis}"] for axis in "XYZ" if f"PhysicalSize{axis}" in found}
-    units = {axis.lower(): _unit(html.unescape(found.get(f"PhysicalSize{axis}Unit", "\u00b5m"))) for axis in sizes}
+    lengths = {axis: float(size) for axis, size in sizes.items()}
+    units = {axis: unit_of_length(html.unescape(found.get(f"PhysicalSize{axis}Unit", "\u00b5m"))) for axis in sizes}
+    unit = next(iter(units.values()), "")
     if len({*units.values()}) > 1:
-        raise VolumeError(f"{path}: expected lengths in one unit, found {', '.join(sorted({*units.values()}))}")
-    return [float(sizes.get(axis, 1)) for axis in "XYZ"], units, float(found.get("TimeIncrement", 1))
+        if not {*units.values()} <= {*LENGTHS_IN_MM}:
+            raise VolumeError(f"{path}: expected lengths in one unit, found {', '.join(sorted({*units.values()}))}")
+        factors = {axis: LENGTHS_IN_MM[units[axis]] / LENGTHS_IN_MM[unit] for axis in units}
+        lengths = {axis: float(f"{size * factors[axis]:.15g}") for axis, size in lengths.items()}
+    spacing = [lengths.get(axis, 1.0) for axis in "XYZ"]
+    return spacing, {axis.lower(): unit for axis in units}, float(found.get("TimeIncrement", 1))
 
 
 def _own_description(ome: str) -> dict[str, Any]:
@@ -168,7 +171,7 @@ def write_tiff(path: str, volume: Volume) -> None:
     dtype = without_float16(np.dtype(array.dtype))
     *grid, n_components = (*(*array.shape[:d_in], 1, 1)[:3], math.prod(array.shape[d_in:]))
     units = {geometry.attributes_of(axis).get("units") for axis in "xyz"[:d_in]}
-    unit = units.pop() if len(units) == 1 and units <= OME_LENGTHS else NO_UNIT
+    unit = units.pop() if len(units) == 1 and units <= {*LENGTHS_IN_MM} else NO_UNIT
     metadata = {"axes": "ZYX" + "S" * (n_components > 1), "Name": printable(geometry.name)}
     for axis, step in zip("XYZ", (*geometry.spacing, 1.0, 1.0), strict=False):
         metadata |= {f"PhysicalSize{axis}": step, f"PhysicalSize{axis}Unit": unit}

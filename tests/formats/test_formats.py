@@ -1029,7 +1029,7 @@ def test_tiff_of_one_bit(tmp_path):
 
 def test_tiff_of_which_one_page_stands_for_all(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", slanted((9, 8, 6)).T.copy(), photometric="minisblack", truncate=True)
-    assert "expected a page a slice, found 1 pages of shape" in refusal(tmp_path / "a.tif")
+    assert "expected a page a slice, found 1 of shape [6, 8, 9]: truncated?" in refusal(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "a.tif", slanted((9, 8, 6)).T.copy(), photometric="minisblack")
     np.testing.assert_array_equal(read_volume(str(tmp_path / "a.tif")).array, slanted((9, 8, 6)))
 
@@ -1060,13 +1060,21 @@ def test_axes_of_imagej_and_ome(form, axes, tmp_path):
     [
         ({"imagej": True}, "axes of space, time and channels, found CYX"),  # as tifffile writes slices without names
         ({"photometric": "miniswhite"}, "tifffile.imwrite(..., photometric='minisblack')"),
-        ({"ome": True, "metadata": {"axes": "ZYX", "PhysicalSizeX": 1, "PhysicalSizeZ": 1, "PhysicalSizeZUnit": "nm"}},
-         "lengths in one unit, found nm, µm"),
+        ({"ome": True,
+          "metadata": {"axes": "ZYX", "PhysicalSizeX": 1, "PhysicalSizeZ": 1, "PhysicalSizeZUnit": "pixel"}},
+         "lengths in one unit, found pixel, µm"),
     ],
 )  # fmt: skip
 def test_tiff_whose_refusal_names_the_way_out(how, said, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 6, 5), np.uint16), **how)
     assert said in refusal(tmp_path / "a.tif")
+
+
+def test_ome_lengths_of_several_units(tmp_path):
+    said = {"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 500, "PhysicalSizeYUnit": "nm", "PhysicalSizeZ": 1}
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 6, 5), np.uint16), ome=True, metadata=said)
+    geometry = read_volume(str(tmp_path / "a.tif")).geometry
+    assert geometry.spacing == (0.25, 0.5, 1.0) and geometry.attributes_of("y") == {"units": "\u00b5m"}
 
 
 def test_no_other_file_that_ome_names_is_read(tmp_path):

@@ -165,6 +165,25 @@ def test_the_space_of_a_nrrd(space, tmp_path):
     assert_same_places(seen_by_sitk(tmp_path / "b.nrrd"), seen_by_sitk(path))
 
 
+@pytest.mark.parametrize("space", ["space: left-posterior-superior", "space dimension: 3"])
+def test_the_units_of_a_nrrd(space, tmp_path):
+    """A world of anatomy is in mm, as that of a NIfTI; the units of another one stay with it."""
+    path = write_source(tmp_path, "nrrd", OBLIQUE)
+    plain = read_volume(str(path)).geometry
+    said = f'{space}\nspace units: "um" "um" "um"'.encode()
+    path.write_bytes(path.read_bytes().replace(b"space: left-posterior-superior", said))
+    volume = read_volume(str(path))
+    factor = 1e-3 if volume.geometry.space else 1.0
+    np.testing.assert_allclose(volume.geometry.spacing, factor * np.array(plain.spacing))
+    np.testing.assert_allclose(volume.geometry.origin, factor * np.array(plain.origin))
+    write_volume(str(tmp_path / "b.nrrd"), volume)
+    again = read_volume(str(tmp_path / "b.nrrd")).geometry
+    assert again == volume.geometry
+    assert again.attributes_of("x") == {"units": "mm" if again.space else "\u00b5m"}
+    write_volume(str(tmp_path / "b.nii"), volume)
+    np.testing.assert_allclose(read_volume(str(tmp_path / "b.nii")).geometry.spacing, 1e-3 * np.array(plain.spacing))
+
+
 @pytest.mark.parametrize("letters", ["RAI", "LPS", "RAS", "???"])
 def test_a_meta_image_is_placed_by_its_matrix_alone(letters, tmp_path):
     """As ITK does it: of its letters there are two readings."""
