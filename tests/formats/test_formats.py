@@ -1029,7 +1029,7 @@ def test_tiff_of_one_bit(tmp_path):
 
 def test_tiff_of_which_one_page_stands_for_all(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", slanted((9, 8, 6)).T.copy(), photometric="minisblack", truncate=True)
-    assert "expected a page a slice, found 1 of shape [6, 8, 9]: truncated?" in refusal(tmp_path / "a.tif")
+    assert "truncated or damaged: expected pages of shape [6, 8, 9], found 1" in refusal(tmp_path / "a.tif")
     tifffile.imwrite(tmp_path / "a.tif", slanted((9, 8, 6)).T.copy(), photometric="minisblack")
     np.testing.assert_array_equal(read_volume(str(tmp_path / "a.tif")).array, slanted((9, 8, 6)))
 
