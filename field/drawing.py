@@ -85,6 +85,8 @@ def axis_ticks(positions: np.ndarray, length: int, distance: int) -> list[tuple[
         return []
     first, per_voxel = positions[0], (positions[-1] - positions[0]) / (n - 1)
     ticks = round_ticks(first, positions[-1], most)
+    if len(ticks) < 2:  # one figure gives no scale
+        ticks = [(value, f"{value:.6g}") for value in (first, positions[-1])]
     return [(round(((value - first) / per_voxel + 0.5) * length / n), text) for value, text in ticks]
 
 

@@ -1,6 +1,7 @@
 """Pictures of a decoded volume beside its original: slices through the middle, and a rendering.
 
-The axes of a slice show coordinates in space, or along turned axes the distance from the first voxel.
+The axes of a slice show coordinates in space, or along turned axes the distance from the first voxel. They grow to
+the right and upwards, also where the file stores them falling: north lies above south.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from utils import Geometry, Grid
 SOLID_VOXELS = 160**3  # most voxels of a rendered solid; software renders this many in a second
 SOLID_SIDE = 512  # most voxels of a solid along an axis; drivers show nothing of textures above 2048
 
+SHORT_UNITS = {"degrees_north": "°N", "degrees_east": "°E", "degrees": "°"}  # at axes
+
 
 @dataclasses.dataclass(frozen=True)
 class Cuts:
@@ -32,6 +35,7 @@ class Cuts:
     spacing: tuple[float, ...]  # always of three axes
     slices: tuple[int, ...]  # axes that have a slice at right angles to them
     steps: tuple[int, ...]  # from a voxel of the solid to the next, in voxels of the volume; () without a solid
+    order: tuple[slice, ...] = (slice(None),) * 3  # turns around the axes along which coordinates fall
 
     @classmethod
     def of(cls, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Cuts:
@@ -52,23 +56,29 @@ class Cuts:
             boxes.append(tuple(slice(middle, middle + 1) if k == axis else slice(None) for k in range(3)))
         return boxes + [tuple(slice(None, None, step) for step in self.steps)] * bool(self.steps)
 
+    def along(self, positions: list[np.ndarray]) -> Cuts:
+        """The same for these coordinates along the grid's axes: what is shown runs from the least to the greatest."""
+        order = [slice(None, None, -1 if len(p) > 1 and p[-1] < p[0] else 1) for p in positions]
+        return dataclasses.replace(self, order=(*order, *self.order[len(order) :]))
+
     def values(self, array: np.ndarray, box: tuple[slice, ...], fill: np.generic | None) -> np.ndarray:
         """The values in a box, float64 (x, y, z, components), NaN in voxels that are missing or not finite."""
         shape = (len(range(n)[part]) for n, part in zip(self.shape, box, strict=True))
-        return shown(array.reshape(*shape, -1), fill)
+        return shown(array.reshape(*shape, -1), fill)[self.order]
 
-    def slice_of(self, axis: int, values: np.ndarray, positions: list[np.ndarray], units: str) -> Slice:
+    def slice_of(self, axis: int, values: np.ndarray, positions: list[np.ndarray], units: list[str]) -> Slice:
         """The slice at right angles to an axis. values: in its box, (x, y, z). positions: along the grid's axes.
 
-        units: of the positions along this axis.
+        units: of the positions along x, y and z.
         """
         a, b = (k for k in range(3) if k != axis)
         along = [*positions, *[np.empty(0)] * (3 - len(positions))]
         middle = self.shape[axis] // 2
-        caption = f"{'xyz'[axis]} = {along[axis][middle]:.6g} {units}".rstrip() if len(along[axis]) else ""
+        caption = f"{'xyz'[axis]} = {along[axis][middle]:.6g} {units[axis]}".rstrip() if len(along[axis]) else ""
         voxel = (self.spacing[a], self.spacing[b])
         plane = values.reshape(values.shape[a], values.shape[b])
-        return Slice(plane, ("xyz"[a], "xyz"[b]), voxel, (along[a], along[b]), caption)
+        names = (_label("xyz"[a], units[a]), _label("xyz"[b], units[b]))
+        return Slice(plane, names, voxel, (along[a][self.order[a]], along[b][self.order[b]]), caption)
 
 
 class Row(NamedTuple):
@@ -94,7 +104,8 @@ def preview(
     metrics: of the whole grid.
     """
     geometry, fill, space = field.header.geometry, field.values.fill, slice(-3, None)  # the axes of space
-    cuts = Cuts.of(grid.shape[space], grid.geometry(geometry).spacing[space])
+    positions = geometry.axis_positions(grid.axes)[space]
+    cuts = Cuts.of(grid.shape[space], grid.geometry(geometry).spacing[space]).along(positions)
     decoded, originals = [], []
     for box in cuts.boxes():
         part = box[: len(grid.shape)]
@@ -108,11 +119,10 @@ def preview(
     if cuts.steps:
         lengths = np.array(cuts.shape) * cuts.spacing
         solids = render_solids([row.parts[-1] for row in rows], [row.scale for row in rows], lengths)
-    positions = geometry.axis_positions(grid.axes)[space]
-    drawn = []
+    drawn, axis_units = [], [_units(geometry, axis) for axis in "xyz"]
     for row, solid in zip(rows, solids, strict=True):
         parts = zip(cuts.slices, row.parts, strict=False)
-        slices = [cuts.slice_of(k, part, positions, _units(geometry, "xyz"[k])) for k, part in parts]
+        slices = [cuts.slice_of(k, part, positions, axis_units) for k, part in parts]
         drawn.append(draw_row(row.heading, slices, row.scale, solid, row.units))
     title += quality_of(metrics, isinstance(rows[0].scale, LabelScale))
     return page(title, np.concatenate(drawn, axis=0 if cuts.steps or len(cuts.slices) > 1 else 1))
@@ -156,6 +166,12 @@ def quality_of(metrics: Metrics | None, is_of_labels: bool) -> str:
 def _units(geometry: Geometry, axis: str) -> str:
     """The units of the positions along an axis, as far as the source said them."""
     return geometry.attributes_of(axis).get("units", "")
+
+
+def _label(axis: str, units: str) -> str:
+    """The name of an axis with its units, where there is room for these; the captions have them in full."""
+    units = SHORT_UNITS.get(units, units)
+    return f"{axis} [{units}]" if 0 < len(units) <= 3 else axis
 
 
 def preview_of(

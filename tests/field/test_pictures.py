@@ -125,6 +125,21 @@ def test_axes_have_coordinates_and_the_bar_has_units(no_solids, tmp_path, texts)
     } <= set(texts)
 
 
+def test_falling_axes_are_turned_around(no_solids, tmp_path, texts, monkeypatch):
+    """The greater coordinate lies to the right and above, in slices and in the solid. The units stand at the axes."""
+    solids = []
+    monkeypatch.setattr(
+        pictures, "render_solids", lambda parts, *_: solids.extend(parts) or [np.full((PANEL, PANEL, 3), 255, np.uint8)]
+    )
+    north = np.broadcast_to(80 - 10 * np.arange(17.0)[:, None], (20, 17, 9)).astype(np.float32)
+    place = {"spacing": (1.0, -10.0, 1.0), "origin": (0.0, 80.0, 0.0)}
+    image = preview(tmp_path / "p.png", north, **place, axis_attributes={"units_y": "degrees_north", "units_x": "m"})
+    shown = slice_in(image, 0, 3)
+    assert is_red(shown[0]).all() and is_blue(shown[-1]).all()
+    assert (np.diff(solids[0], axis=1) > 0).all()
+    assert {"x [m]", "y [°N]", "z", "y = 0 degrees_north"} <= set(texts)
+
+
 def test_turned_axes_have_distances(no_solids, tmp_path, texts):
     """Their voxels have no single x, y or z."""
     turn = (0.6, -0.8, 0.0, 0.8, 0.6, 0.0, 0.0, 0.0, 1.0)
@@ -141,6 +156,7 @@ def test_turned_axes_have_distances(no_solids, tmp_path, texts):
         (np.arange(2) * 1e-9, 300, [(75, "0"), (150, "5e-10"), (225, "1e-09")]),
         (np.arange(3) + 1e7, 180, [(30, "10000000"), (90, "10000001"), (150, "10000002")]),
         (np.arange(10.0), 30, []),
+        (80 - 10 * np.arange(17.0), 60, [(2, "80"), (58, "-80")]),
         (np.zeros(1), 300, []),
         (np.empty(0), 300, []),
     ],
