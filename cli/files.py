@@ -43,7 +43,8 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
             if inside:
                 raise UserError(f"{path}: would remove {inside[0]}, choose another name")
         if os.path.exists(real) and not os.path.isfile(real) and not is_replaced:
-            raise UserError(f"{path}: cannot be written: exists and is not a regular file")
+            what = "is a folder" if os.path.isdir(real) else "exists and is not a regular file"
+            raise UserError(f"{path}: cannot be written: {what}: choose another name")
         folder = os.path.dirname(real)
         if not os.path.isdir(folder):
             raise UserError(f"{path}: cannot be written: the folder {folder} does not exist")

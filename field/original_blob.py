@@ -21,6 +21,8 @@ def decode_either(data: bytes, large: bool = False) -> tuple[VolumeHeader | None
 
     large: see `decode_field`. An original blob is as long as what it holds, and needs no such limit.
     """
+    if not data:
+        raise BlobError("is empty: expected a blob, found a file of 0 bytes")
     return decode_field(data, large) if is_blob(data) else (None, Bricks.whole(*decode_original(data)))
 
 

@@ -126,6 +126,8 @@ def chosen(path: str, variables: Mapping[str, Variable], name: str | None) -> st
         if name.strip("/") in variables:
             return name.strip("/")
         raise VolumeError(f"{path}: holds no array {name!r}, only {_listed(variables)}")
+    if not variables:
+        raise VolumeError(f"{path}: expected arrays of numbers, found none")
     n_axes = {name: min(sum(n > 1 for n in found.shape), 3) for name, found in variables.items()}
     most = [name for name, n in n_axes.items() if n == max(n_axes.values())]
     if len(most) != 1:
@@ -246,6 +248,9 @@ def _axis_attributes(
 def _steps(path: str, dim: str, coordinate: Variable) -> tuple[float, float]:
     """The step of a coordinate, which may be negative, and its start. Raises VolumeError unless the steps are equal."""
     found = _positions(path, coordinate)
+    if not np.isfinite(found).all():
+        what = f"expected numbers along {dim}, found {_shortened(found)}"
+        raise VolumeError(f"{path}: {what}: write a file whose coordinate has them, or without the coordinate")
     if len(found) == 1:
         return 1.0, float(found[0])
     eps = np.finfo(coordinate.dtype if coordinate.dtype.kind == "f" else np.float64).eps

@@ -23,6 +23,9 @@ NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"  # what Ne
 def read_hdf5(path: str, name: str | None, d_in: int | None, d_out: int | None) -> Volume:
     """The volume of an array in an HDF5 file. The file stays open as long as the array is used. Raises VolumeError."""
     h5py = import_package("h5py", "h5py", path)
+    with open(path, "rb") as file:
+        if file.read(10) == b"MATLAB 5.0":
+            raise VolumeError(f"{path}: expected a MATLAB 7.3 file, found an older one: MATLAB's save -v7.3 writes it")
     try:
         found: dict[str, Variable] = {}
 

@@ -60,9 +60,10 @@ def read_nrrd(path: str) -> Volume:
     times = [axis for axis, kind in enumerate(kinds[: len(sizes)]) if kind == "time" and axis not in grid]
     components = [axis for axis in range(len(sizes)) if axis not in (*grid, *times)]
     if not 1 <= len(grid) <= 3 or len(times) > 1 or len(components) > 1 or not is_spatial:
+        way_out = ": a field like kinds: domain domain domain time (or vector) says it" if not kinds else ""
         raise VolumeError(
             f"{path}: expected up to three axes in space, one of time and one of components, as its kinds or space "
-            f"directions say, found sizes {header['sizes']}, kinds {' '.join(kinds) or 'not given'}"
+            f"directions say, found sizes {header['sizes']}, kinds {' '.join(kinds) or 'not given'}{way_out}"
         )
     array = _data(path, header, offset, dtype, sizes).transpose(*times, *grid, *components)
     lengths = [sizes[axis] for axis in (*times, *grid)] + [1] * (3 - len(grid))

@@ -125,6 +125,8 @@ def _read(
             start = file.read(8)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
+    if not (start or is_folder or layout or raw.layout_of_name(path)):
+        raise VolumeError(f"{path}: is empty: expected a volume, found a file of 0 bytes")
     is_npy = start[:6] == b"\x93NUMPY"
     of_arrays = READERS_OF_ARRAYS.get(suffix) if not is_folder else zarr.read_zarr if is_zarr(path) else None
     reader = _read_folder if is_folder else READERS.get(suffix)
@@ -172,6 +174,8 @@ def _read_folder(folder: str) -> Volume:
     if volumes:
         ending = collections.Counter(path[-len(suffix_of(path)) :] for path in volumes).most_common(1)[0][0]
         found = _volumes_of(folder, ending, [path for path in volumes if path.endswith(ending)])
+    elif not entries:
+        raise VolumeError(f"{folder}: is empty: expected a folder of DICOM or Zarr files")
     elif folders:
         found += f": --volume {shlex.quote(folders[0])} looks there"
     raise VolumeError(f"{folder}: expected a folder of DICOM slices, found {found}")
@@ -224,7 +228,8 @@ def _native(path: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "b":
         array = array.view(np.uint8)
     if array.dtype.kind not in "iuf":
-        raise VolumeError(f"{path}: expected integers or floats, found dtype {array.dtype}")
+        way_out = ": NumPy's abs(array) or array.real makes floats of them" if array.dtype.kind == "c" else ""
+        raise VolumeError(f"{path}: expected integers or floats, found dtype {array.dtype}{way_out}")
     dtype = array.dtype.newbyteorder("=")
     if dtype.itemsize > 8:  # long double: neither our file formats nor a network hold it
         dtype = np.dtype(np.float64)
@@ -265,7 +270,8 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
     expected = d_in + (d_out > 1)
     if array.ndim != expected or (d_out > 1 and array.shape[-1] != d_out):
         form = f"{d_in} axes" + (f" and {d_out} components" if d_out > 1 else "")
-        raise VolumeError(f"{path}: expected {form}, found shape {array.shape}")
+        way_out = ": --d_in 2 reads an image" if array.ndim == 2 and d_out == 1 else ""
+        raise VolumeError(f"{path}: expected {form}, found shape {array.shape}{way_out}")
     if array.size == 0:
         raise VolumeError(f"{path}: is empty: shape {array.shape}")
     if not all(0 < s < math.inf for s in volume.geometry.spacing):
@@ -281,7 +287,10 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
         raise VolumeError(f"{path}: expected finite values, found {_not_finite(volume.values, volume.fill)}")
     with np.errstate(over="ignore"):
         if not np.isfinite(float(high.max()) - float(low.min())):
-            raise VolumeError(f"{path}: the range of its values, {low.min()} to {high.max()}, overflows float64")
+            what = f"the range of its values, {low.min()} to {high.max()}, overflows float64"
+            raise VolumeError(
+                f"{path}: {what}: if they mark missing voxels, train.py --fill VALUE takes one as missing"
+            )
 
 
 def _not_finite(values: np.ndarray, fill: np.generic | None) -> str:

@@ -99,7 +99,7 @@ def _check_alike(path: str, volume: Volume, first_path: str, first: Volume) -> N
 
 
 def with_times(pattern: str, space: Geometry, times: list[float | None]) -> Geometry:
-    """The geometry of a series. Times that are not in equal steps are counted 0, 1, 2, ..., and have no units then."""
+    """The geometry of a series. Times that do not rise in equal steps are counted 0, 1, 2, ..., without units."""
     said = {key: text for key, text in space.axis_attributes.items() if key not in ("units_t", "calendar")}
     counted = dataclasses.replace(space, axis_attributes=said).with_time(1.0, 0.0)
     if None in times:
@@ -108,7 +108,8 @@ def with_times(pattern: str, space: Geometry, times: list[float | None]) -> Geom
     even = times[0] + step * np.arange(len(times))
     if math.isfinite(step) and step > 0 and (np.abs(even - times) <= UNEVEN * step).all():
         return space.with_time(step, times[0])
-    print(f"warning: {pattern}: its times are not in equal steps: taken as 0, 1, 2, ...", file=sys.stderr)
+    what = "fall" if (np.diff(times) < 0).all() else "are not in equal steps"
+    print(f"warning: {pattern}: its times {what}: taken as 0, 1, 2, ...", file=sys.stderr)
     return counted
 
 

@@ -118,7 +118,7 @@ def test_check_outputs_folder_is_a_file(tmp_path):
 
 
 def test_check_outputs_target_is_a_folder(tmp_path):
-    with pytest.raises(UserError, match="not a regular file"):
+    with pytest.raises(UserError, match="is a folder: choose another name"):
         check_outputs([str(tmp_path)])
 
 

@@ -19,7 +19,7 @@ from field import blob as blob_format
 from field.blob import BlobError, QuantisedLayer, decode_blob, encode_blob, is_blob
 from field.layers import layer_table
 from field.network_chunk import round_step
-from field.original_blob import decode_original
+from field.original_blob import decode_either, decode_original
 from siren import FieldNet, SirenConfig
 from utils import DTYPES, Geometry, VolumeHeader
 
@@ -279,6 +279,11 @@ def test_original_truncated_or_extended(bits):
             decode_original(data[:length])
     with pytest.raises(BlobError, match="1 unexpected byte"):
         decode_original(data + b"\0")
+
+
+def test_nothing_is_no_original_blob():
+    with pytest.raises(BlobError, match="is empty"):
+        decode_either(b"")
 
 
 def test_original_with_impossible_content():

@@ -184,6 +184,12 @@ def test_times_in_unequal_steps_are_counted(tmp_path, capsys):
     assert "its times are not in equal steps" in capsys.readouterr().err
 
 
+def test_times_that_fall_are_told(tmp_path, capsys):
+    data = grid(slanted((*SHAPE, 3)), ("time", "z", "y", "x"), time=([3.0, 2.0, 1.0], {}))
+    assert read_volume(write(tmp_path, "nc4", data)).geometry.spacing[0] == 1.0
+    assert "its times fall: taken as 0, 1, 2" in capsys.readouterr().err
+
+
 def test_files_whose_times_count_from_different_moments(tmp_path, capsys):
     for k in range(3):
         said = {"units": f"hours since 2001-01-0{k + 1}"}
@@ -240,6 +246,11 @@ def test_unequal_steps_of_space(tmp_path, kind):
     data = grid(slanted(SHAPE), z=([1000.0, 925.0, 850.0, 700.0, 500.0], {"units": "hPa"}))
     message = refusal(write(tmp_path, kind, data))
     assert "expected equal steps along z, found 1000, 925, 850, 700, 500" in message and "interp(z=" in message
+
+
+def test_a_coordinate_that_is_no_number(tmp_path):
+    message = refusal(write(tmp_path, "nc4", grid(slanted(SHAPE), z=([1.0, np.nan, 3.0, 4.0, 5.0], {}))))
+    assert "expected numbers along z, found 1, nan" in message and "interp" not in message
 
 
 @pytest.mark.parametrize("kind", ["nc3", "nc4", "zarr3"])

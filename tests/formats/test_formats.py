@@ -255,7 +255,7 @@ def test_a_process_that_dies(said, tmp_path, monkeypatch):
     said = b'{"shape": [4, 3, 2, 1], "dtype": "<f4"}\n' + bytes(4 * 24 - 1) if said is None else said
     child = contextlib.nullcontext(SimpleNamespace(stdout=io.BytesIO(said), kill=lambda: None))
     monkeypatch.setattr(vtk_process.subprocess, "Popen", lambda *_, **__: child)
-    (tmp_path / "a.vti").touch()
+    (tmp_path / "a.vti").write_bytes(b"damaged")
     assert "damaged, or larger than the memory" in refusal(tmp_path / "a.vti")
 
 
@@ -582,7 +582,7 @@ def test_nrrd_of_time_steps(is_oriented, axis, tmp_path):
 def test_nrrd_of_four_axes_of_which_nothing_is_said(tmp_path):
     header = b"NRRD0004\ntype: float\ndimension: 4\nsizes: 4 3 2 2\nencoding: raw\nendian: little\n\n"
     (tmp_path / "a.nrrd").write_bytes(header + bytes(4 * 48))
-    assert refusal(tmp_path / "a.nrrd").endswith("found sizes 4 3 2 2, kinds not given")
+    assert refusal(tmp_path / "a.nrrd").endswith("a field like kinds: domain domain domain time (or vector) says it")
     (tmp_path / "a.nrrd").write_bytes(header.replace(b"enc", b"kinds: domain domain time vector\nenc") + bytes(4 * 48))
     assert read_volume(str(tmp_path / "a.nrrd"), 4, 2).array.shape == (2, 4, 3, 1, 2)
 

@@ -83,7 +83,7 @@ def test_no_other_file_is_read(path, tmp_path):
     assert "made of the data of other files" in refusal(path, "virtual")
     assert "its data are in another file" in refusal(path, "far")
     assert read_volume(path, array="own").array.shape == SHAPE[::-1]
-    with pytest.raises(VolumeError, match="none of numbers"):
+    with pytest.raises(VolumeError, match="arrays of numbers, found none"):
         read_volume(path[:-3] + "2.h5")
 
 
@@ -116,5 +116,13 @@ def test_a_damaged_chunk(path):
 
 @pytest.mark.parametrize("name", ["a.h5", "a.mat", "a.nc"])
 def test_not_hdf5(tmp_path, name):
-    (tmp_path / name).write_bytes(b"MATLAB 5.0 MAT-file" * 40)
+    (tmp_path / name).write_bytes(b"no HDF5" * 40)
     assert "h5py cannot read it" in refusal(str(tmp_path / name))
+    (tmp_path / name).write_bytes(b"MATLAB 5.0 MAT-file" * 40)
+    assert "save -v7.3" in refusal(str(tmp_path / name))
+
+
+def test_a_file_without_arrays_of_numbers(path):
+    with h5py.File(path, "w") as file:
+        file["text"] = "no number"
+    assert refusal(path).endswith("expected arrays of numbers, found none")

@@ -296,7 +296,7 @@ def test_a_zarr_folder_is_the_old_one_or_the_new_one(tmp_path, monkeypatch, at_o
     for child in (*path.iterdir(),):
         if child.name == "zarr.json":
             child.rename(path / "precious")
-    with pytest.raises(UserError, match="not a regular file"):
+    with pytest.raises(UserError, match="is a folder: choose another name"):
         files.check_outputs([str(path)])
     with pytest.raises(UserError, match="cannot be written"):
         write_volume(str(path), volume_of(slanted(SHAPE)))

@@ -98,7 +98,7 @@ def test_nothing_is_unpickled(tmp_path):
         (path / ".zarray").write_text(json.dumps(settings | change))
         assert "expected codecs of Zarr's own, found pickle" in refusal(path)
     (path / ".zarray").write_text(json.dumps(settings | {"dtype": "|O", "filters": [{"id": "pickle"}]}))
-    assert "none of numbers" in refusal(path)
+    assert "arrays of numbers, found none" in refusal(path)
     assert not (tmp_path / "was run").exists()
 
 
