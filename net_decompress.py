@@ -21,7 +21,7 @@ from cli.files import FileSet, atomic_write, check_outputs, read_bytes, write_fi
 from cli.summary import Figures, summary, table
 from field import pictures, rendering
 from field.blob import BlobError
-from field.info import blob_figures
+from field.info import blob_figures, stored_psnr
 from field.metrics import compare_steps, file_ratios, report_of_steps
 from field.neural_field import NeuralField
 from field.options import parse
@@ -165,6 +165,9 @@ def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
     with naming(opt.compressed):
         figures, written = write_points(opt, field) if opt.points else write_volume_files(opt, field, volume, inputs)
+    is_part = any(value is not None for value in (opt.points, opt.roi, opt.resolution, opt.time))
+    if volume is None and not is_part:
+        figures |= stored_psnr(read_bytes(opt.compressed), "psnr_when_written")
     header, n_bytes = field.header, os.path.getsize(opt.compressed)
     figures |= file_ratios(header.n_voxels * header.n_components, header.dtype, n_bytes)
     figures |= {"bytes": n_bytes, "seconds": f"{time.monotonic() - started:.1f}", **written}

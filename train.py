@@ -95,11 +95,15 @@ def output_paths(opt: Options) -> tuple[tuple[str, str], tuple[str, str], list[s
     return (opt.network, opt.config), (f"{stem}.interrupted.pth", f"{stem}.interrupted.json"), debug
 
 
-def warn_of_quality(opt: Options, header: VolumeHeader, psnr: float, constant: float) -> None:
+def warn_of_quality(opt: Options, volume: Volume, header: VolumeHeader, psnr: float, constant: float) -> None:
     """Warn if the network is hardly better than a constant volume, or misses --target_psnr. psnr, constant: in dB."""
     more = "more --n_passes or a lower --compression_ratio may"
     if header.values.extent.any() and not psnr >= constant + 1:  # true for NaN
-        warn(f"the network has {psnr:.1f} dB, where a constant volume would have {constant:.1f} dB: {more} help")
+        fill = outliers.likely_fill(volume.values, header.values) if opt.fill is None and opt.clip is None else None
+        hint = (
+            "" if fill is None else f"; many voxels have the value {fill!s}: if it marks missing ones, --fill {fill!s}"
+        )
+        warn(f"the network has {psnr:.1f} dB, where a constant volume would have {constant:.1f} dB: {more} help{hint}")
     if opt.target_psnr and psnr < opt.target_psnr:
         warn(f"the network has {psnr:.1f} dB: {more} give more")
 
@@ -195,7 +199,7 @@ def main(argv: Sequence[str]) -> None:
         write_volume(path, dataclasses.replace(volume, array=array))
     if opt.plot:
         plot_training(opt.plot, history, (fit.seconds, quality.metrics.psnr), fit.n_passes)
-    warn_of_quality(opt, header, quality.clipped.psnr, psnr_of(fit.variance))
+    warn_of_quality(opt, volume, header, quality.clipped.psnr, psnr_of(fit.variance))
     figures = results(opt, volume, header, fit, quality)
     written = [*finished, *debug, *[path for path in further if os.path.exists(path)]]
     n_source = header.n_voxels * header.n_components * header.dtype.itemsize

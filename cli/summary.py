@@ -42,6 +42,7 @@ def _quality(figures: Figures) -> list[str]:
     times = [value for key, value in parts.items() if key[:1] == "t" and key[1:].isdigit()]
     components = [f"{value:.1f}" for key, value in parts.items() if key.replace("estimate_", "").isdigit()]
     found = [] if psnr is None else [f"{float(psnr):.1f} dB"]
+    found += [f"{parts['when_written']:.1f} dB when written"] if "when_written" in parts else []
     found += [f"(times: {min(times):.1f} to {max(times):.1f})"] if times else []
     found += [f"(components: {', '.join(components)})"] if components else []
     found += [f"(clipped: {parts['clipped']:.1f})"] if "clipped" in parts else []

@@ -65,7 +65,7 @@ def draw_slice(row: np.ndarray, part: Slice, scale: Scale | LabelScale, left: in
     write_text(row, part.caption, x + width // 2, y - 12, TEXT, "centre")
     before_caption = min(0, width // 2 - LETTER * len(part.caption) // 2)
     write_text(row, up, x + before_caption - 8, y - 12, TEXT, "right")
-    write_text(row, right, x + width + 12, y + height + 14, TEXT)
+    write_text(row, right, x + width, y + height + 32, TEXT, "right")
     for place, text in axis_ticks(part.positions[0], width, TICK_WIDTH):
         row[y + height + 1 : y + height + 5, x + place] = INK
         write_text(row, text, x + place, y + height + 14, SMALL, "centre")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from field.blob import is_blob, network_descriptions, written_by
 from field.bricks import Bricks
 from field.layers import layer_table
@@ -28,11 +30,14 @@ def blob_figures(data: bytes, header: VolumeHeader | None, bricks: Bricks) -> di
         return size | {"version": "the original scripts"}
     ratios = file_ratios(header.n_voxels * header.n_components, header.dtype, len(data))
     written = written_by(data) if is_blob(data) else None
-    quality = {}
-    if written:
-        quality = {} if math.isnan(written.psnr) else {"psnr": f"{written.psnr:.2f}"}
-        quality["version"] = ".".join(map(str, written.version))
-    return _header_figures(header) | size | ratios | quality
+    version = {"version": ".".join(map(str, written.version))} if written else {}
+    return _header_figures(header) | size | ratios | stored_psnr(data, "psnr") | version
+
+
+def stored_psnr(data: bytes, key: str) -> dict[str, str]:
+    """The PSNR in dB that was measured when the blob was written, under this key; {} if the blob holds none."""
+    written = written_by(data) if is_blob(data) else None
+    return {} if written is None or math.isnan(written.psnr) else {key: f"{written.psnr:.2f}"}
 
 
 def _header_figures(header: VolumeHeader) -> dict[str, object]:
@@ -55,7 +60,7 @@ def _header_figures(header: VolumeHeader) -> dict[str, object]:
     ranges = [_numbers(pair) for pair in header.values.pairs()]
     found |= {"range": ranges[0]} if len(ranges) == 1 else {f"range_{c}": pair for c, pair in enumerate(ranges)}
     if header.missing:
-        found |= {"missing": header.missing.count, "fill": header.fill}
+        found |= {"missing": header.missing.count, "fill": str(header.fill)}
     return found
 
 
@@ -66,4 +71,11 @@ def _span(values: list[int]) -> str | int:
 
 def _numbers(values: tuple) -> str:
     """Numbers with commas between them, each as short as it can be told."""
-    return ",".join(f"{value:.9g}" if isinstance(value, float) else str(value) for value in values)
+    return ",".join(_number(value) if isinstance(value, float | np.floating) else str(value) for value in values)
+
+
+@np.errstate(over="ignore")  # a float64 may be beyond all float32
+def _number(value: float) -> str:
+    """The shortest text that gives the same float32, where the number is one; else 9 digits."""
+    single = np.float32(value)
+    return str(single).removesuffix(".0") if single == value else f"{value:.9g}"

@@ -94,6 +94,8 @@ class NeuralField(ArrayInterface):
         range of whole steps; all of them by default. Raises ValueError for what the field does not have.
         """
         shape = self.header.shape
+        if isinstance(roi, str):
+            raise ValueError(f"roi: expected slices, as of np.s_[0:5, :, :], found the text {roi!r}")
         space = voxel_grid(shape[-3:], roi, resolution)
         if len(shape) == 4:
             return Grid((_times(shape[0], time), *space.axes))
@@ -170,6 +172,8 @@ class NeuralField(ArrayInterface):
 
     def sample_line(self, a: np.ndarray, b: np.ndarray, n: int = 100) -> tuple[np.ndarray, np.ndarray]:
         """The distances in space from `a`, (n,), and the values, as of `at`, at n positions from `a` to `b`, evenly."""
+        if not isinstance(n, int | np.integer) or n < 1:
+            raise ValueError(f"n: expected a whole number of positions, at least 1, found {n}")
         points = np.linspace(a, b, n)
         values = self.at(points)
         return np.linalg.norm(points[:, -3:] - points[0, -3:], axis=1), values

@@ -13,6 +13,7 @@ MIDDLE = (0.001, 0.999)  # quantiles; values between them are no outliers
 WIDER = 10  # a range this many times as wide as the middle is ruined; a value this many widths away is far
 MOST_MARKS = 8  # most different values that mark missing voxels
 MIN_FILL_VOXELS, MIN_FILL_SHARE = 8, 1e-3  # voxels for each of them, and part of all voxels: fewer are outliers
+LIKELY_SHARE, LIKELY_GAP = 0.01, 0.25  # part of the voxels, and of the range: more of both may be a fill value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,20 @@ def find_outliers(original: np.ndarray, limits: ValueRange) -> Outliers | None:
         if ends and (outliers := _beyond(original, limits, c, *ends)):
             found.append(outliers)
     return max(found, key=lambda outliers: (outliers.are_marks, outliers.factor), default=None)
+
+
+def likely_fill(original: np.ndarray, limits: ValueRange) -> np.generic | None:
+    """A least or greatest value (..., components) that may mark missing voxels; None if there is none.
+
+    Many voxels have exactly this value, and no value lies near. It need not be far enough to be an outlier.
+    """
+    for sample, extent in zip(_sample(original, limits).T, limits.extent, strict=True):
+        values, counts = np.unique(sample, return_counts=True)
+        for end, beside in ((0, 1), (-1, -2)) if len(values) > 2 else ():
+            gap = abs(float(values[end]) - float(values[beside]))
+            if counts[end] > LIKELY_SHARE * len(sample) and gap > LIKELY_GAP * extent:
+                return values[end]
+    return None
 
 
 def _sample(original: np.ndarray, limits: ValueRange) -> np.ndarray:

@@ -176,6 +176,9 @@ def test_a_line_of_samples():
     distances, values = series.sample_line([3.0, *a], [3.2, *b], 5)
     assert distances[-1] == pytest.approx(np.linalg.norm(b - a)) and np.isfinite(values).all()
     assert np.isnan(field.sample_line(a, [1e9, 0, 0])[1]).tolist() == [False] + [True] * 99
+    for n in (0, -1, 2.5):
+        with pytest.raises(ValueError, match=f"n: expected a whole number of positions, at least 1, found {n}"):
+            field.sample_line(a, b, n)
 
 
 def test_points_of_integer_fields_are_floats():
@@ -288,6 +291,8 @@ def test_grids_that_are_none():
     ):
         with pytest.raises(ValueError, match=re.escape(f"expected a slice of step 1, found {found}")):
             field.grid(roi=roi)
+    with pytest.raises(ValueError, match="roi: expected slices"):
+        field.grid("0:5,:,:")
     for wrong in ({"roi": np.s_[3:5, ...]}, {"roi": np.s_[3:5]}, {"resolution": 5}, {"roi": ()}):
         with pytest.raises(ValueError, match="expected 3 axes, found"):
             field.grid(**wrong)

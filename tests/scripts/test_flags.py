@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.cut_fields import cut_blob
-from helpers.networks import watched_samples
+from helpers.networks import make_header, watched_samples
 from helpers.original import original_blob
 from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, stored, train
 from helpers.volumes import psnr_of, slanted
@@ -151,7 +151,7 @@ def test_names_that_need_not_be_typed(tmp_path, monkeypatch, capsys):
 
 def test_info_tells_what_a_blob_holds(tmp_path, capsys):
     """Without the files of a decoding; of a blob of the original scripts, what that holds."""
-    geometry = Geometry((2.0, 0.5, 1.5, 1.0), (3.0, -1.0, 0.0, 7.0), name="T", units="K")
+    geometry = Geometry((2.0, float(np.float32(0.8)), 1.5, 1.0), (3.0, -1.0, 0.0, 7.0), name="T", units="K")
     low, high = np.array([-3], np.int16), np.array([900], np.int16)
     network = {"n_neurons": 2, "n_layers": 1, "d_in": 4, "d_out": 1, "is_residual": True, "omega_0": 30.0}
     layers = [
@@ -165,7 +165,7 @@ def test_info_tells_what_a_blob_holds(tmp_path, capsys):
     net_decompress.main([str(tmp_path / "b"), "--info"])
     found = results(capsys.readouterr().out)
     assert found == {
-        **{"shape": "6,4,3", "type": "int16", "name": "T", "units": "K", "spacing": "0.5,1.5,1", "origin": "-1,0,7"},
+        **{"shape": "6,4,3", "type": "int16", "name": "T", "units": "K", "spacing": "0.8,1.5,1", "origin": "-1,0,7"},
         **{"times": "5", "first_time": "3", "last_time": "11", "range": "-3,900", "layers": "1", "width": "2"},
         **{"parameters": "13", "bytes": str(len(data)), "bits_per_weight": f"{8 * len(data) / 13:.3f}"},
         **{"file_ratio": f"{4 * 360 / len(data):.2f}", "source_ratio": f"{2 * 360 / len(data):.2f}"},
@@ -463,6 +463,32 @@ def test_a_network_no_better_than_a_constant_is_warned_of(tmp_path, capsys):
     np.save(tmp_path / "v.npy", slanted((9, 7, 5)))
     train(tmp_path / "v.npy", tmp_path, *WELL)
     assert "a constant volume" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mark", [255, 16, None])
+def test_a_likely_fill_value_is_named_beside_bad_quality(tmp_path, capsys, mark):
+    """Not where it is the least of values that lie close to each other."""
+    values = np.random.default_rng(0).integers(16, 50, (12, 10, 8)).astype(np.uint8)
+    if mark is not None:
+        values[:3] = mark
+    np.save(tmp_path / "v.npy", values)
+    train(tmp_path / "v.npy", tmp_path, "--n_passes", 0.1)
+    assert ("--fill 255" in (said := capsys.readouterr().err)) == (mark == 255) and "a constant volume" in said
+    assert "--fill 16" not in said
+
+
+def test_a_decoded_volume_has_the_psnr_of_its_blob(tmp_path, capsys):
+    """Under a key of its own, as this run measured nothing; not a part of the volume."""
+    network = {"n_neurons": 2, "n_layers": 1, "d_in": 3, "d_out": 1, "is_residual": True, "omega_0": 30.0}
+    layers = [
+        QuantisedLayer(np.zeros((n_out, n_in), np.int32), np.zeros(n_out, np.int32), np.float32(1.0))
+        for n_out, n_in in ((2, 3), (1, 2))
+    ]
+    (tmp_path / "b").write_bytes(encode_blob(make_header((5, 4, 3)), [(network, layers)], Written((1, 0), 40.6)))
+    for option, expected in ((), "40.60"), (("--roi", ":,1:,:"), None):
+        net_decompress.main([str(tmp_path / "b"), "--recon", str(tmp_path / "r.vti"), *option])
+        found = results(capsys.readouterr().out)
+        assert found.get("psnr_when_written") == expected and "psnr" not in found
 
 
 @pytest.mark.parametrize("option", [("--lr", 1e7), ("--w0", 1e7), ("--grad_lambda", 1e7), ("--lr_decay", 1.5)])
