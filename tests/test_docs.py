@@ -34,7 +34,17 @@ OTHER_FLAGS |= {"--only", "--count", "--seconds", "--ratios", "--low"}
 OPTIONAL = {"matplotlib", "pyvista", "xarray"}  # packages without which a block of Python is left out
 MOST_LINES = 150  # of the README: one page
 # Figures that follow from the training, or from the machine: they are there and not below zero, no more.
-MEASURED = {"psnr", "rmse", "max_error", "bytes", "bits_per_weight", "file_ratio", "source_ratio", "seconds"}
+MEASURED = {
+    "psnr",
+    "psnr_when_written",
+    "rmse",
+    "max_error",
+    "bytes",
+    "bits_per_weight",
+    "file_ratio",
+    "source_ratio",
+    "seconds",
+}
 MEASURED |= {f"psnr_t{step}" for step in range(8)} | {"n_layers", "parameters", "compression_ratio"}
 
 
