@@ -13,6 +13,8 @@ import re
 import signal
 import sys
 
+EXIT_ERROR = 2  # exit status after a UserError
+REQUIRED = {"numpy", "torch", "tqdm", "vtkmodules"}  # what requirements.txt installs
 _interruption = signal.SIGINT  # the signal that ends the run
 
 
@@ -33,6 +35,10 @@ def _end_interrupted(what_is_left: str = "") -> None:
 def _excepthook(kind, value, trace) -> None:
     if issubclass(kind, KeyboardInterrupt):
         _end_interrupted()
+    if issubclass(kind, ModuleNotFoundError) and value.name in REQUIRED:
+        name, way_out = os.path.basename(sys.argv[0]), "pip install -r requirements.txt"
+        print(f"{name}: error: {value.name} is not installed: {way_out}", file=sys.stderr, flush=True)
+        os._exit(EXIT_ERROR)
     sys.__excepthook__(kind, value, trace)
 
 
@@ -86,7 +92,6 @@ from typing import NoReturn
 from utils import UserError
 
 MAX_MESSAGE = 1000  # characters of an error
-EXIT_ERROR = 2  # exit status after a UserError
 NO_GPU_MEMORY = re.compile("CUDA.*(out of memory|ALLOC_FAILED)")  # in the messages of torch's errors
 
 

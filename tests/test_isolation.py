@@ -42,6 +42,19 @@ def test_ctrl_c_while_modules_load_is_one_line(script, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", f"{script}: interrupted\n")
 
 
+@pytest.mark.parametrize(("script", "package"), [("train.py", "torch"), ("net_decompress.py", "numpy")])
+def test_a_package_that_is_not_installed_is_named(script, package, tmp_path):
+    """In one line; a module of any other name that is missing is a bug, with a traceback."""
+    for missing, is_bug in (package, False), ("cli.summary", True):
+        code = f"import runpy, sys; sys.modules[{missing!r}] = None; sys.argv = [{script!r}]; "
+        code += f"runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
+        done = run("-c", code, folder=tmp_path)
+        assert ("Traceback" in done.stderr) == is_bug
+        if not is_bug:
+            line = f"{script}: error: {package} is not installed: pip install -r requirements.txt"
+            assert (done.returncode, done.stderr.splitlines()) == (2, [line])
+
+
 def test_modules_of_the_current_folder_are_left_alone(tmp_path):
     """What reads a volume by VTK, or tries its renderer, takes nothing from the folder of the data."""
     (tmp_path / "vtkmodules").mkdir()
