@@ -16,6 +16,7 @@ import sys
 EXIT_ERROR = 2  # exit status after a UserError
 REQUIRED = {"numpy", "torch", "tqdm", "vtkmodules"}  # what requirements.txt installs
 _interruption = signal.SIGINT  # the signal that ends the run
+when_interrupted: list[Callable[[], None]] = []  # what is called before an interrupted run ends
 
 
 def _interrupt(number: int, _) -> None:
@@ -27,6 +28,8 @@ def _interrupt(number: int, _) -> None:
 
 def _end_interrupted(what_is_left: str = "") -> None:
     """Print one line and exit at once with status 130 or 143: threads of other libraries must not delay the end."""
+    for clean_up in when_interrupted:
+        clean_up()
     line = f"{os.path.basename(sys.argv[0])}: interrupted{what_is_left and ': '}{what_is_left}"
     print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
     os._exit(128 + _interruption)

@@ -17,6 +17,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
+from cli import console
 from utils import UserError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: names are of the current folder; two names are exchanged
@@ -110,6 +111,19 @@ def _is_running(process: int) -> bool:
     return True
 
 
+_unfinished: set[str] = set()  # the temporary files of all FileSets
+
+
+def _remove_unfinished() -> None:
+    """Remove the temporary files of a run that a signal has ended just before its FileSet would have done so."""
+    for temporary in [*_unfinished]:
+        with contextlib.suppress(OSError):
+            _remove(temporary)
+
+
+console.when_interrupted.append(_remove_unfinished)
+
+
 class FileSet:
     """Files that get their names together when the block ends well: all of them, or none.
 
@@ -128,6 +142,7 @@ class FileSet:
         """The name of the temporary file to write, which is to become `path`."""
         real = os.path.realpath(path)
         self.names[real] = path, _temporary_name(real)
+        _unfinished.add(self.names[real][1])
         return self.names[real][1]
 
     def __enter__(self) -> FileSet:
@@ -148,6 +163,7 @@ class FileSet:
             for _, temporary in self.names.values():
                 with contextlib.suppress(OSError):
                     _remove(temporary)
+                _unfinished.discard(temporary)
         if isinstance(error, OSError):
             raise UserError(f"{self.latest}: cannot be written: {error.strerror or error}") from None
 

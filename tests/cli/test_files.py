@@ -147,3 +147,18 @@ def test_when_no_disk_has_room_nothing_stays(full_disk, tmp_path, monkeypatch):
         files.write_or_rescue({str(full_disk / "x"): b"1"})
     assert not listing(tmp_path)
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith("rescued")] == []
+
+
+def test_a_run_that_ends_before_its_file_set_does_leaves_no_file(tmp_path):
+    """A signal can come between the last line of the set's block and the set's own end."""
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from cli import console, files\n"
+        "def main(argv):\n"
+        "    together = files.FileSet()\n"
+        "    open(together.add(sys.argv[2]), 'w').write('half')\n"
+        "    raise KeyboardInterrupt\n"
+        "console.run(main)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(ROOT), str(tmp_path / "out.raw")], capture_output=True)
+    assert done.returncode == 130 and os.listdir(tmp_path) == []
