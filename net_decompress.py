@@ -45,13 +45,13 @@ def naming(path: str) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from None
 
 
-def read_field(opt: arguments.Options, device: object) -> tuple[NeuralField, Volume | None]:
-    """The field in --compressed, and the volume in --volume if it is given. Both have the same shape.
+def read_field(opt: arguments.Options, data: bytes, device: object) -> tuple[NeuralField, Volume | None]:
+    """The field in `data`, of --compressed, and the volume in --volume if it is given. Both have the same shape.
 
     A blob of the original scripts has no header; shape and range then come from the volume. Raises UserError.
     """
     with naming(opt.compressed):
-        header, bricks = decode_either(read_bytes(opt.compressed), opt.large)
+        header, bricks = decode_either(data, opt.large)
     if header is None and not opt.volume:
         raise UserError(
             f"{opt.compressed}: a blob of the original scripts, without shape and range: give the volume with --volume"
@@ -161,14 +161,15 @@ def main(argv: Sequence[str]) -> None:
     check_outputs([opt.recon, *([opt.preview] if opt.preview else [])], inputs)
     if opt.preview:
         rendering.check(opt.preview)
-    field, volume = read_field(opt, device)
+    data = read_bytes(opt.compressed)
+    field, volume = read_field(opt, data, device)
     started = time.monotonic()
     with naming(opt.compressed):
         figures, written = write_points(opt, field) if opt.points else write_volume_files(opt, field, volume, inputs)
     is_part = any(value is not None for value in (opt.points, opt.roi, opt.resolution, opt.time))
     if volume is None and not is_part:
-        figures |= stored_psnr(read_bytes(opt.compressed), "psnr_when_written")
-    header, n_bytes = field.header, os.path.getsize(opt.compressed)
+        figures |= stored_psnr(data, "psnr_when_written")
+    header, n_bytes = field.header, len(data)
     figures |= file_ratios(header.n_voxels * header.n_components, header.dtype, n_bytes)
     figures |= {"bytes": n_bytes, "seconds": f"{time.monotonic() - started:.1f}", **written}
     n_points = f"{figures['points']} points, {figures['outside']} outside" if opt.points else ""

@@ -107,6 +107,15 @@ class Geometry:
         found |= {"calendar": self.axis_attributes.get("calendar", "")} if axis == "t" else {}
         return {name: text for name, text in found.items() if text}
 
+    def units_of(self, axis: str) -> str:
+        """The units of a coordinate, "" when unknown. axis: one of t, x, y, z."""
+        return self.attributes_of(axis).get("units", "")
+
+    def unit_of_lengths(self, d_in: int) -> str:
+        """The unit of the first `d_in` axes of space, "" when unknown or not the same for all."""
+        units = {self.units_of(axis) for axis in "xyz"[:d_in]}
+        return units.pop() if len(units) == 1 else ""
+
     def stays_within(self, d_in: int) -> bool:
         """Whether the first `d_in` axes of space lie in its first d_in dimensions, and so say all about a place."""
         return not np.abs(np.reshape(self.direction, (3, 3))[d_in:, :d_in]).max(initial=0.0) > MAX_SKEW

@@ -19,12 +19,12 @@ from field.labels import DIFFERENCE, LabelScale, labels_in
 from field.metrics import Metrics
 from field.neural_field import NeuralField
 from field.rendering import render_solids
-from utils import Geometry, Grid
+from utils import Grid
 
 SOLID_VOXELS = 160**3  # most voxels of a rendered solid; software renders this many in a second
 SOLID_SIDE = 512  # most voxels of a solid along an axis; drivers show nothing of textures above 2048
 
-SHORT_UNITS = {"degrees_north": "°N", "degrees_east": "°E", "degrees": "°"}  # at axes
+SHORT_UNITS = {"degrees_north": "\u00b0N", "degrees_east": "\u00b0E", "degrees": "\u00b0"}  # at axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +119,7 @@ def preview(
     if cuts.steps:
         lengths = np.array(cuts.shape) * cuts.spacing
         solids = render_solids([row.parts[-1] for row in rows], [row.scale for row in rows], lengths)
-    drawn, axis_units = [], [_units(geometry, axis) for axis in "xyz"]
+    drawn, axis_units = [], [geometry.units_of(axis) for axis in "xyz"]
     for row, solid in zip(rows, solids, strict=True):
         parts = zip(cuts.slices, row.parts, strict=False)
         slices = [cuts.slice_of(k, part, positions, axis_units) for k, part in parts]
@@ -163,11 +163,6 @@ def quality_of(metrics: Metrics | None, is_of_labels: bool) -> str:
     return f", PSNR {metrics.psnr:.2f} dB" if metrics.n_differing else ", no voxel differs"
 
 
-def _units(geometry: Geometry, axis: str) -> str:
-    """The units of the positions along an axis, as far as the source said them."""
-    return geometry.attributes_of(axis).get("units", "")
-
-
 def _label(axis: str, units: str) -> str:
     """The name of an axis with its units, where there is room for these; the captions have them in full."""
     units = SHORT_UNITS.get(units, units)
@@ -188,7 +183,7 @@ def preview_of(
         grid = grid.part((slice(middle, middle + 1), *(slice(None),) * 3))
         step, part = grid.axes[0][0], None if original is None else original[middle]
         time = geometry.origin[0] + geometry.spacing[0] * step
-        title += f", t = {time:.6g} {_units(geometry, 't')}".rstrip() + ("" if time == step else f" (step {step:g})")
+        title += f", t = {time:.6g} {geometry.units_of('t')}".rstrip() + ("" if time == step else f" (step {step:g})")
     if geometry.is_turned:
         title += ", along turned axes from the first voxel"
     return preview(field, grid, part, title, as_float, steps[int(step)] if steps else None)

@@ -13,7 +13,7 @@ import struct
 import numpy as np
 
 from formats.arrays import LazyArray
-from formats.common import MAX_EXPANSION, VolumeError, volume_from_axes
+from formats.common import LENGTHS_IN_MM, MAX_EXPANSION, VolumeError, volume_from_axes
 from formats.slabs import Frame
 from utils import SIGNS, Volume
 
@@ -32,7 +32,7 @@ NIFTI_TYPES = {
     "float64": 64,
 }
 UNIT_CODES = {"m": 1, "mm": 2, "\u00b5m": 3}
-UNIT_IN_MM = {1: 1e3, 3: 1e-3}  # m, um. Others are taken for mm
+UNIT_IN_MM = {code: LENGTHS_IN_MM[unit] for unit, code in UNIT_CODES.items()}  # others are taken for mm
 UNIT_IN_SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # s, ms, us
 RGB_TYPES, COMPLEX_TYPES = (128, 2304), (32, 1792, 2048)  # codes of data types
 
@@ -129,18 +129,13 @@ def nifti_header(path: str, frame: Frame) -> bytes:
             f"{path}: spacing and origin are float32 in NIfTI, found {place.spacing}, {frame.geometry.origin}"
         )
     dtype, no_time = frame.dtype, (0.0,) * 4
-    units = {place.attributes_of(axis).get("units") for axis in "xyz"[: frame.d_in]}
+    unit = UNIT_CODES.get(place.unit_of_lengths(frame.d_in), 0)
     return struct.pack(
         "<i36x8h12x4h8f3f3xB128x2h6f12f16s4s4x",
         *(348, *dim),
         *(VECTOR_INTENT if c > 1 else 0, NIFTI_TYPES[dtype.name], 8 * dtype.itemsize, 0),
         *(side, *floats[:3], *no_time),
-        *(
-            352.0,
-            1.0,
-            0.0,
-            UNIT_CODES.get(units.pop(), 0) if len(units) == 1 else 0,
-        ),  # offset of the voxels, slope, intercept, unit
+        *(352.0, 1.0, 0.0, unit),  # offset of the voxels, slope, intercept, unit
         *(2, 2),  # qform and sform are aligned with the anatomy
         *floats[3:],
         *(b"", b"n+1"),

@@ -207,7 +207,7 @@ def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes
 def nrrd_header(frame: Frame) -> bytes:
     """A NRRD header that stands before raw data in the same file."""
     is_vector = frame.n_components > 1
-    units = [frame.geometry.attributes_of(axis).get("units", "").replace('"', "") for axis in "xyz"]
+    units = [frame.geometry.units_of(axis).replace('"', "") for axis in "xyz"]
     units = " ".join(f'"{unit}"' for unit in units) if any(units) and not frame.geometry.space else ""
     vectors = " ".join(f"({figures(step, ',')})" for step in frame.steps.T)
     sizes = " ".join(map(str, (*[frame.n_components] * is_vector, *frame.grid)))

@@ -170,8 +170,8 @@ def write_tiff(path: str, volume: Volume) -> None:
     geometry, array, d_in = volume.geometry, volume.array, volume.geometry.d_in
     dtype = without_float16(np.dtype(array.dtype))
     *grid, n_components = (*(*array.shape[:d_in], 1, 1)[:3], math.prod(array.shape[d_in:]))
-    units = {geometry.attributes_of(axis).get("units") for axis in "xyz"[:d_in]}
-    unit = units.pop() if len(units) == 1 and units <= {*LENGTHS_IN_MM} else NO_UNIT
+    unit = geometry.unit_of_lengths(d_in)
+    unit = unit if unit in LENGTHS_IN_MM else NO_UNIT
     metadata = {"axes": "ZYX" + "S" * (n_components > 1), "Name": printable(geometry.name)}
     for axis, step in zip("XYZ", (*geometry.spacing, 1.0, 1.0), strict=False):
         metadata |= {f"PhysicalSize{axis}": step, f"PhysicalSize{axis}Unit": unit}

@@ -20,7 +20,7 @@ from training.stacks import Member, StackedFit, memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
 from training.streaming import make_sampler, normalised, read_ahead, unpacked
 from training.workers import each_done
-from utils import Volume, VolumeHeader, header_of
+from utils import Volume, VolumeHeader, header_of, shape_of
 
 PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rate / that of the fit
 Trained = tuple[dict[str, np.ndarray], float]  # weights by name; mean squared error of the brick's normalised values
@@ -144,7 +144,7 @@ class BrickFits:
         """The number and the network of each brick of `own`, as they are done."""
         stacks = []
         if self.has_stacks:
-            sizes = {k: math.prod(part.stop - part.start for part in self.boxes[k]) for k in own}
+            sizes = {k: math.prod(shape_of(self.boxes[k])) for k in own}
             stacks = stacks_of({k: configs[k] for k in own}, recipes, sizes, memory_for_a_stack(self.device))
 
         def members(stack: list[int]) -> list[Member]:

@@ -278,14 +278,11 @@ def brick_recipes(
 def brick_messages(ratio: float, header: VolumeHeader, fit: BrickedFit) -> list[str]:
     """As `size_messages`, of the networks of bricks."""
     least, found = fit.least_parameters, []
-    n_bricks, n_values = len(fit.survey.low), header.n_voxels * header.n_components
     if least > header.n_voxels / ratio:
-        what = f"the smallest networks of {n_bricks} bricks have {least} parameters, a ratio of"
-        reached = f"{header.n_voxels / least:.3g}: fewer --bricks, or fewer --n_layers, give more"
-        found.append(f"--compression_ratio {ratio:g} is out of reach: {what} {reached}")
-    if least > n_values:
-        found.append(f"the networks, of {least} parameters, are larger than the data, of {n_values} values")
-    return found
+        smallest = f"the smallest networks of {len(fit.survey.low)} bricks have"
+        way_out = ": fewer --bricks, or fewer --n_layers, give more"
+        found.append(_out_of_reach(ratio, header, smallest, least, way_out))
+    return found + _larger_than_data(header, least, "networks", "are")
 
 
 def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> list[str]:
@@ -293,18 +290,25 @@ def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> li
 
     ratio: the wanted number of voxels for each parameter.
     """
-    n_voxels, n_values = header.n_voxels, header.n_voxels * header.n_components
-    n_parameters, found = count_parameters(config), []
+    n_voxels, n_parameters, found = header.n_voxels, count_parameters(config), []
     if config.n_neurons == MIN_NEURONS and n_parameters > max(n_voxels / ratio, 1):
         sizes = {n: count_parameters(dataclasses.replace(config, n_layers=n)) for n in range(1, config.n_layers)}
         fitting = max((n for n, size in sizes.items() if size <= n_voxels / ratio), default=1)
         way_out = f": --n_layers {fitting} gives {n_voxels / sizes[fitting]:.3g}" if sizes else ""
-        least = f"with --n_layers {config.n_layers}, the smallest network has {n_parameters} parameters"
-        reached = f"a ratio of {n_voxels / n_parameters:.3g}"
-        found.append(f"--compression_ratio {ratio:g} is out of reach: {least}, {reached}{way_out}")
-    if n_parameters > n_values:
-        found.append(f"the network, of {n_parameters} parameters, is larger than the data, of {n_values} values")
-    return found
+        smallest = f"with --n_layers {config.n_layers}, the smallest network has"
+        found.append(_out_of_reach(ratio, header, smallest, n_parameters, way_out))
+    return found + _larger_than_data(header, n_parameters, "network", "is")
+
+
+def _out_of_reach(ratio: float, header: VolumeHeader, smallest: str, n_parameters: int, way_out: str) -> str:
+    reached = f"{smallest} {n_parameters} parameters, a ratio of {header.n_voxels / n_parameters:.3g}"
+    return f"--compression_ratio {ratio:g} is out of reach: {reached}{way_out}"
+
+
+def _larger_than_data(header: VolumeHeader, n_parameters: int, networks: str, verb: str) -> list[str]:
+    n_values = header.n_voxels * header.n_components
+    what = f"the {networks}, of {n_parameters} parameters, {verb} larger than the data, of {n_values} values"
+    return [what] if n_parameters > n_values else []
 
 
 def recipe_for(opt: Options, n_voxels: int, config: SirenConfig) -> Recipe:
