@@ -59,7 +59,7 @@ def read_field(opt: arguments.Options, data: bytes, device: object) -> tuple[Neu
     volume = None
     if opt.volume:
         layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-        d_in, d_out, fill = len(bricks.counts), bricks.low.shape[1], header and header.fill_option
+        d_in, d_out, fill = len(bricks.cut.counts), bricks.cut.low.shape[1], header and header.fill_option
         volume = read_volume(opt.volume, d_in, d_out, opt.array, layout, fill, opt.resample)
         found = header_of(volume)
         header = header or found

@@ -26,6 +26,7 @@ from formats.writing import write_volume
 from training import outliers, processes
 from training.brick_fits import BrickFits
 from training.bricks import BrickedFit
+from training.cutting import count_held
 from training.fitting import Fit
 from training.long_runs import Checkpoint, run_bricks, run_to_target, saved_network
 from training.network_files import configuration, write_network
@@ -133,13 +134,17 @@ def results(
 
 def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) -> Fit | BrickedFit:
     """The fit that the options ask for: of one network, or of one for each brick. Raises UserError."""
-    counts = bricks_for(opt, header)
-    if math.prod(counts) > 1:
+    counts, mirrors = bricks_for(opt, volume, header)
+    if mirrors:
+        axes = " and ".join(name for name, mirror in zip("xyz", mirrors, strict=False) if mirror)
+        print(f"train.py: {opt.volume}: symmetric along {axes}: bricks hold one side", file=sys.stderr)
+    if mirrors or math.prod(counts) > 1:
         fields = network_fields(opt, header) | ({"n_layers": opt.n_layers} if opt.n_layers else {})
         n_parameters = header.n_voxels / opt.compression_ratio
-        recipes = brick_recipes(opt, header.n_present, n_parameters, math.prod(counts))
+        recipes = brick_recipes(opt, count_held(header, mirrors), n_parameters, math.prod(counts))
         how = opt.seed, opt.w0, opt.target_psnr, opt.num_workers, device
-        fit = BrickedFit(BrickFits(volume, header, counts, recipes, *how), n_parameters, fields)
+        fits = BrickFits(volume, header, counts, recipes, *how, mirrors=mirrors)
+        fit = BrickedFit(fits, n_parameters, fields)
         for message in brick_messages(opt.compression_ratio, header, fit):
             warn(message)
         return fit

@@ -1,18 +1,23 @@
-"""The depth that train.py chooses against every depth: PSNR of full fits within one budget of parameters.
+"""The depth that train.py chooses against a grid of depths, learning rates and first waves, at equal parameters.
 
-Prints a table in Markdown, a row a volume and ratio: the PSNR in dB of one fit of every depth, of 8 layers with three
-starts (the default before depths were chosen), and for every seed the depth that is chosen and what it comes to.
-Seconds are CPU time of one thread; those of the choice are part of those of the fit.
+Prints two tables in Markdown. The first has a row for each volume, ratio, rate and wave: the PSNR in dB of one full fit
+of every depth. The rates are factors of the default one, the waves are the highest frequencies of the first layer, in
+radians per unit of the normalised coordinates. The second table has a row for each volume and ratio: the best of the
+grid; 8 layers with three starts, which was the default before depths were chosen; and for every seed the depth that is
+chosen and what it comes to. Seconds, in brackets, are CPU time of one thread; the choice is part of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
@@ -20,55 +25,75 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inputs import read_scalar
 
 from cli import console
+from siren import HIGHEST_WAVE
+from training import fitting
 from training.fitting import Fit, new_fit
 from training.recipe import default_recipe, psnr_of
+from training.sampler import VoxelSampler
 from training.shapes import chosen_fit, networks_for_budget
 from training.streaming import make_sampler
 from utils import header_of
 
 
-def measured(fit: Fit, started: float) -> str:
-    """PSNR in dB, over all voxels, of a fit run to its end, and its CPU seconds in brackets."""
+def measured(fit: Fit, started: float) -> tuple[float, str]:
+    """PSNR in dB, over all voxels, of a fit run to its end; with its CPU seconds as text."""
     fit.run()
     seconds = time.process_time() - started
     psnr = psnr_of(float(fit.sampler.squared_errors(fit.averaged_net).double().mean()))
-    return f"{psnr:.2f} ({seconds:.0f})"
+    return psnr, f"{psnr:.2f} ({seconds:.0f})"
 
 
-def row(path: str, ratio: float, depths: Sequence[int], seeds: int) -> list[str]:
-    """The cells of one volume and ratio."""
-    volume = read_scalar(path)
-    sampler = make_sampler(volume.values, header_of(volume).values, torch.device("cpu"))
-    within, recipe_for = (
-        partial(networks_for_budget, sampler.n_voxels // ratio, d_in=3),
-        partial(default_recipe, sampler.n_voxels),
-    )
-    cells = [Path(path).stem, f"{ratio:g}"]
-    for depth in depths:
-        (config,), started = within(depth), time.process_time()
-        cells.append(measured(new_fit(config, sampler, recipe_for(config), 0), started))
-    for depth, seed in [(8, 0), *((None, seed) for seed in range(seeds))]:
-        started = time.process_time()
-        fit = chosen_fit(within(depth), recipe_for, sampler, seed)
-        cells.append((f"{fit.net.config.n_layers}: " if depth is None else "") + measured(fit, started))
-    return cells
+def fit_of(depth: int, rate: float, wave: float, sampler: VoxelSampler, n_parameters: float) -> tuple[float, str]:
+    """The `measured` fit of a network of so many layers, from the first seed."""
+    started = time.process_time()
+    (config,) = networks_for_budget(n_parameters, depth, d_in=len(sampler.shape))
+    recipe = default_recipe(sampler.n_voxels, config)
+    with patch.object(fitting, "HIGHEST_WAVE", wave):
+        fit = new_fit(config, sampler, dataclasses.replace(recipe, lr=rate * recipe.lr), 0)
+    return measured(fit, started)
+
+
+def row_of(cells: Sequence[object]) -> str:
+    """A row of a table in Markdown."""
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Measure and print the table."""
+    """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("volumes", nargs="+", metavar="VOLUME")
     parser.add_argument("--ratios", type=float, nargs="+", default=[50.0, 200.0], help="voxels / parameters")
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 3, 4, 5, 6, 8, 12], help="layers")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1.0], help="learning rates / the default one")
+    parser.add_argument("--waves", type=float, nargs="+", default=[HIGHEST_WAVE], help="highest frequencies at first")
     parser.add_argument("--seeds", type=int, default=1, help="choices for each volume and ratio")
     opt = parser.parse_args(argv)
     torch.set_num_threads(1)
-    head = ["volume", "ratio", *(f"{n} layers" for n in opt.depths), "8 layers, best of 3"]
+    head = ["volume", "ratio", "rate", "wave", *(f"{n} layers" for n in opt.depths)]
+    print(row_of(head), row_of(["---"] * len(head)), sep="\n", flush=True)
+    head = ["volume", "ratio", "best: layers, rate, wave", "8 layers, best of 3"]
     head += [f"chosen, seed {seed}" for seed in range(opt.seeds)]
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
-    for path in opt.volumes:
-        for ratio in opt.ratios:
-            print("| " + " | ".join(row(path, ratio, opt.depths, opt.seeds)) + " |", flush=True)
+    summary = [row_of(head), row_of(["---"] * len(head))]
+    for path, ratio in itertools.product(opt.volumes, opt.ratios):
+        volume, name = read_scalar(path), Path(path).stem
+        sampler = make_sampler(volume.values, header_of(volume).values, torch.device("cpu"))
+        n_parameters, found = sampler.n_voxels // ratio, {}
+        for rate, wave in itertools.product(opt.rates, opt.waves):
+            texts = []
+            for depth in opt.depths:
+                found[depth, rate, wave], text = fit_of(depth, rate, wave, sampler, n_parameters)
+                texts.append(text)
+            print(row_of([name, f"{ratio:g}", f"{rate:g}", f"{wave:g}", *texts]), flush=True)
+        best = max(found, key=found.get)
+        cells = [name, f"{ratio:g}", f"{found[best]:.2f}: {', '.join(f'{x:g}' for x in best)}"]
+        for depth, seed in [(8, 0), *((None, seed) for seed in range(opt.seeds))]:
+            started = time.process_time()
+            configs = networks_for_budget(n_parameters, depth, d_in=len(sampler.shape))
+            fit = chosen_fit(configs, partial(default_recipe, sampler.n_voxels), sampler, seed)
+            layers = f"{fit.net.config.n_layers}: " if depth is None else ""
+            cells.append(layers + measured(fit, started)[1])
+        summary.append(row_of(cells))
+    print("", *summary, sep="\n", flush=True)
 
 
 if __name__ == "__main__":

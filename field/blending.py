@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from field.bricks import Bricks, cuts
+from field.bricks import Bricks, cuts, reflected
 from field.evaluation import (
     Network,
     OnProgress,
@@ -45,7 +45,7 @@ class Brick:
     """A brick, ready to be evaluated: g = middle + half clip(y, -1, 1). Raises BlobError for a wrong network."""
 
     def __init__(self, bricks: Bricks, number: int, shape: tuple[int, ...]):
-        low, high = (ends[number].astype(np.float64)[:, None] for ends in (bricks.low, bricks.high))
+        low, high = (ends[number].astype(np.float64)[:, None] for ends in (bricks.cut.low, bricks.cut.high))
         self.middle, self.half, self.shape = (low + high) / 2.0, (high - low) / 2.0, shape
         found = bricks.networks[number]
         self.layers = scaled_layers(*found) if found else None
@@ -98,8 +98,9 @@ class Blend:
 
     def __init__(self, bricks: Bricks, shape: tuple[int, ...], extent: np.ndarray, device: str, n_threads: int):
         self.bricks, self.shape, self.extent, self.device, self.n_threads = bricks, shape, extent, device, n_threads
-        self.cuts = [np.array(cuts(n, k)) for n, k in zip(shape, bricks.counts, strict=True)]
-        self.d_out, self._kept = bricks.low.shape[1], {}
+        _, low, _, self.mirrors = bricks.cut
+        self.cuts = [np.array(at) for at in cuts(shape, bricks.cut.counts, self.mirrors)]
+        self.d_out, self._kept = low.shape[1], {}
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_kept": {}}
@@ -118,7 +119,7 @@ class Blend:
         kept, found = self._kept, self._kept.get(place)
         if found is None:
             shape = tuple(int(at[i + 1] - at[i]) + 1 for at, i in zip(self.cuts, place, strict=True))
-            found = Brick(self.bricks, int(np.ravel_multi_index(place, self.bricks.counts)), shape)
+            found = Brick(self.bricks, int(np.ravel_multi_index(place, self.bricks.cut.counts)), shape)
             if len(kept) >= KEPT:
                 kept = self._kept = {}
             kept[place] = found
@@ -134,6 +135,7 @@ class Blend:
         on_progress: OnProgress = lambda fraction: None,
     ) -> None:
         """As OneNetwork.evaluate. Raises BlobError for a brick whose network is wrong."""
+        positions, signs = self._reflected(positions)
         n = count_positions(positions) if chosen is None else len(chosen)
         most = max(MAX_VALUES // self.d_out, 1)
         if self.n_threads > 1:
@@ -151,12 +153,25 @@ class Blend:
                 numbers, pieces = job()
                 y, more = self._blended(pieces, numbers.shape, precision, also, _within(on_progress, k, 1, n_jobs))
                 numbers = numbers.ravel()
+                if also == "slopes":
+                    _turn(more, signs, numbers, positions)
                 for first in range(0, len(numbers), STORED):
                     part = slice(first, first + STORED)
                     store(numbers[part], y[:, part], None if more is None else more[..., part])
 
         share(jobs, partial(work, on_progress), work, self.n_threads - 1 if self.device == "cpu" else 0)
         on_progress(1.0)
+
+    def _reflected(self, positions: Positions) -> tuple[Positions, dict[int, np.ndarray]]:
+        """Positions where the bricks are that hold them, and by axis with a mirror the derivatives of this."""
+        axes = list(positions.axes if isinstance(positions, Grid) else positions.T)
+        signs = {}
+        for axis, mirror in enumerate(self.mirrors):
+            if mirror:
+                axes[axis], signs[axis] = reflected(axes[axis], self.shape[axis], mirror)
+        if not signs:
+            return positions, signs
+        return Grid(tuple(axes)) if isinstance(positions, Grid) else np.stack(axes, axis=1), signs
 
     def _of_box(self, grid: Grid, box: Box) -> Job:
         index = np.ix_(*(np.arange(part.start, part.stop) for part in box))
@@ -202,6 +217,16 @@ class Blend:
 def _float(precision: str) -> type[np.floating]:
     """The type of the sums in a precision of Network."""
     return np.float32 if precision == "float32" else np.float64
+
+
+def _turn(slopes: np.ndarray, signs: dict[int, np.ndarray], numbers: np.ndarray, positions: Positions) -> None:
+    """Make derivatives (d_in, d_out, n) by reflected positions those by the positions `numbers`. See Blend._reflected.
+
+    In place.
+    """
+    index = np.unravel_index(numbers, positions.shape) if isinstance(positions, Grid) else (numbers,) * len(slopes)
+    for axis, along in signs.items():
+        slopes[axis] *= along[index[axis]].astype(slopes.dtype)
 
 
 def _within(on_progress: OnProgress, start: float, length: float, whole: float) -> OnProgress:

@@ -22,6 +22,8 @@ that it does not know if the letter is lower-case (61 to 7A); otherwise it refus
     "a"   attributes           at most one        no text
     "q"   quality              at most one        nothing is known of it
     "M"   missing voxels       at most one        no voxel is missing
+    "S"   symmetry             at most one,       no axis has a mirror
+                               before B
     "B"   bricks               at most one,       one brick: the whole field
                                before any N
     "N"   network              one a brick        the brick is constant
@@ -91,6 +93,19 @@ the next then becomes nearly all zeros.)
 
 A missing voxel has the fill value in every component, whatever the networks say.
 
+Chunk S, symmetry
+-----------------
+
+    d_in x u64     m of each axis: the index of a voxel and that of its mirror image, added; 0 where the axis has no
+                   mirror. At most 2 n - 3 for an axis of n voxels. Not all are 0
+
+A position beyond a mirror, at p, has the value of the position m - p. The bricks hold what is not beyond:
+
+    m >= n - 1:    beyond are the positions p > m / 2; bricks hold the voxels 0 to (m + 1) div 2
+    0 < m < n - 1: beyond are the positions p < m / 2; bricks hold the voxels m div 2 to n - 1
+
+Only a file with a chunk B may have this chunk.
+
 Chunk B, bricks
 ---------------
 
@@ -99,9 +114,10 @@ Chunk B, bricks
       d_out x f32  low: of each component. -1 <= low <= high <= 1, in the normalised values of the whole field
       d_out x f32  high
 
-An axis of n voxels is cut into k bricks, 1 <= k <= max(n - 1, 1), at the voxels
+Along an axis of n voxels, the bricks hold the voxels f to l: 0 to n - 1, if there is no mirror (chunk S). The axis is
+cut into k bricks, 1 <= k <= max(l - f, 1), at the voxels
 
-    c(i) = (2 i (n - 1) + k) div (2 k)     for i = 0 to k
+    c(i) = f + (2 i (l - f) + k) div (2 k)     for i = 0 to k
 
 Brick i of an axis holds the voxels c(i) to c(i+1), both included: neighbours share a layer of voxels. There are at most
 2^20 bricks. A brick whose low equals its high in every component is constant; it has no network. Each of the others has
@@ -194,7 +210,7 @@ in voxels, with c - 1/2 < p < c + 1/2:
     t = p - c + 1/2     the upper brick has the weight t t (3 - 2 t), the lower one has 1 less this
 
 Everywhere else along the axis one brick has the weight 1: brick i from c(i) + 1/2 to c(i+1) - 1/2, the first brick from
-0 on, the last one up to n - 1. The weight of a brick is the product of its weights along the axes, G is the sum of all
+f on, the last one up to l. The weight of a brick is the product of its weights along the axes, G is the sum of all
 bricks' weight times g.
 
 The value is least + (clip(G, -1, 1) + 1) / 2 (greatest - least). Integers are rounded to the nearest one. Weights are
@@ -325,7 +341,13 @@ def encode_blob(
     if header.missing:
         chunks.append((b"M", encode_missing(header.missing)))
     if bricks is not None:
-        chunks.append((b"B", _encode_cut(Cut(*bricks), header, len(networks))))
+        cut = Cut(tuple(bricks.counts), *(np.asarray(ends, np.float32) for ends in bricks[1:3]), tuple(bricks.mirrors))
+        check_cut(cut, header.shape, d_out)
+        _check_number(cut, len(networks))
+        if cut.mirrors:
+            chunks.append((b"S", struct.pack(f"<{d_in}Q", *cut.mirrors)))
+        ranges = np.stack([cut.low, cut.high], axis=1).astype("<f4").tobytes()
+        chunks.append((b"B", struct.pack(f"<{d_in}H", *cut.counts) + ranges))
     chunks += [(b"N", encode_network(network, layers)) for network, layers in networks]
     body = b"".join(kind + struct.pack("<I", len(content)) + content for kind, content in chunks)
     return MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
@@ -358,15 +380,6 @@ def encode_missing(missing: Mask) -> bytes:
     return missing.fill.astype(_carrier(missing.fill.dtype)).tobytes() + compress_mask(missing)
 
 
-def _encode_cut(cut: Cut, header: VolumeHeader, n_networks: int) -> bytes:
-    """The content of chunk B."""
-    cut = Cut(tuple(cut.counts), np.asarray(cut.low, np.float32), np.asarray(cut.high, np.float32))
-    check_cut(cut, header.shape, header.n_components)
-    _check_number(cut, n_networks)
-    counts = struct.pack(f"<{len(cut.counts)}H", *cut.counts)
-    return counts + np.stack([cut.low, cut.high], axis=1).astype("<f4").tobytes()
-
-
 def _check_number(cut: Cut, n_networks: int) -> None:
     """Raise BlobError unless every brick that is not constant has a network."""
     expected = np.count_nonzero(~cut.is_constant)
@@ -392,7 +405,7 @@ def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks
     """
     header, cut, networks = _decode_header(data, large)
     if cut:
-        return header, Bricks(*cut, StoredNetworks(cut.is_constant, networks))
+        return header, Bricks(cut, StoredNetworks(cut.is_constant, networks))
     if len(networks) != 1:
         raise BlobError(f"expected one network, found {len(networks)}: written by a newer version")
     ((network, content),) = networks
@@ -424,7 +437,7 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
     shape, low, high = _decode_grid(chunks[0][1])
     d_in, d_out, dtype = len(shape), len(low), low.dtype
     spacing, origin, direction, attributes = (1.0,) * d_in, (0.0,) * d_in, IDENTITY, {}
-    missing, networks, world, cut = None, [], None, None
+    missing, networks, world, cut, mirrors = None, [], None, None, ()
     descriptions: dict[bytes, dict] = {}  # by their bytes: the networks of bricks are often alike, and many
     for kind, content in chunks:
         if kind == "G":
@@ -443,8 +456,10 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
             if not large:
                 _check_usual(math.prod(shape), USUAL_MASK_VOXELS, "voxels with a mask of the missing ones")
             missing = decode_missing(content.take(len(content.data)), dtype, shape)
+        elif kind == "S":
+            mirrors = content.unpack(f"{d_in}Q")
         elif kind == "B":
-            cut = _decode_cut(content, shape, d_out)
+            cut = _decode_cut(content, shape, d_out, mirrors)
         elif kind == "N":
             head = content.data[:HEAD]
             if head not in descriptions:
@@ -487,17 +502,18 @@ def _chunks(reader: ByteReader) -> list[tuple[str, ByteReader]]:
         kind, length = reader.unpack("cI")
         kind = kind.decode("latin-1")
         content = ByteReader(reader.take(length), f"chunk {kind!r}")
-        if kind in "FGadwqMBN":
+        if kind in "FGadwqMSBN":
             chunks.append((kind, content))
             kinds += kind if kind != "N" or "N" not in kinds else ""
         elif not "a" <= kind <= "z":
             raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
-        if len(set(kinds)) != len(kinds) or kinds[:1] not in ("F", "") or "B" in kinds.partition("N")[2]:
+        is_late = "B" in kinds.partition("N")[2] or "S" in kinds.partition("B")[2]
+        if len(set(kinds)) != len(kinds) or kinds[:1] not in ("F", "") or is_late:
             break
     else:
-        if kinds and ("N" in kinds or "B" in kinds):
+        if kinds and ("B" in kinds or ("N" in kinds and "S" not in kinds)):
             return chunks
-    what = "the chunk F, at most one G, d, a, w, q and M, and at least one N or, before all N, one B"
+    what = "the chunk F, at most one G, d, a, w, q and M, and at least one N or, before all N, one B or S and B"
     raise BlobError(f"expected {what}, found {shown(kinds)}")
 
 
@@ -525,16 +541,16 @@ def decode_single(data: bytes, large: bool = False) -> tuple[VolumeHeader, dict,
     """
     header, bricks = decode_field(data, large)
     if not bricks.is_whole:
-        raise BlobError(f"expected one network, found {len(bricks.low)} bricks")
+        raise BlobError(f"expected one network, found {len(bricks.networks)} bricks")
     return header, *bricks.networks[0]
 
 
-def _decode_cut(content: ByteReader, shape: tuple[int, ...], d_out: int) -> Cut:
-    """The content of chunk B. Raises BlobError."""
+def _decode_cut(content: ByteReader, shape: tuple[int, ...], d_out: int, mirrors: tuple[int, ...]) -> Cut:
+    """The content of chunk B, with that of chunk S. Raises BlobError."""
     counts = content.unpack(f"{len(shape)}H")
     n_bricks = math.prod(counts)
     low, high = content.array("<f4", 2 * n_bricks * d_out).reshape(n_bricks, 2, d_out).transpose(1, 0, 2)
-    cut = Cut(counts, low.astype(np.float32), high.astype(np.float32))
+    cut = Cut(counts, low.astype(np.float32), high.astype(np.float32), mirrors)
     check_cut(cut, shape, d_out)
     return cut
 

@@ -1,4 +1,4 @@
-"""How a field is cut into boxes (bricks), each held by a network of its own. See field/blob.py, "Chunk B, bricks"."""
+"""How a field is cut into boxes (bricks), each held by a network of its own. See field/blob.py, chunks S and B."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ class Cut(NamedTuple):
     """How a field is cut into bricks, and the range of each brick.
 
     counts: the number of bricks along each axis. low, high: float32 (bricks, components), in the normalised values of
-    the whole field; the bricks in C order. A brick whose low is its high in every component is constant.
+    the whole field; the bricks in C order. A brick whose low is its high in every component is constant. mirrors: for
+    each axis m, the sum of the indices of a voxel and of its mirror image, or 0 without a mirror; () without any.
     """
 
     counts: tuple[int, ...]
     low: np.ndarray
     high: np.ndarray
+    mirrors: tuple[int, ...] = ()
 
     @property
     def is_constant(self) -> np.ndarray:
@@ -38,25 +40,18 @@ class Cut(NamedTuple):
 class Bricks:
     """How a field is cut into bricks, and the network of each.
 
-    counts, low, high: see Cut. networks: one of each brick, None for a constant one. They may be decoded whenever they
+    cut: how the field is cut. networks: one of each brick, None for a constant one. They may be decoded whenever they
     are asked for, which may raise BlobError.
     """
 
-    counts: tuple[int, ...]
-    low: np.ndarray
-    high: np.ndarray
+    cut: Cut
     networks: Sequence[Network | None]
 
     @classmethod
     def whole(cls, network: dict, weights: dict[str, np.ndarray]) -> Bricks:
         """The one brick of a field that is not cut."""
         ends = (np.full((1, network["d_out"]), end, np.float32) for end in (-1, 1))
-        return cls((1,) * network["d_in"], *ends, [(network, weights)])
-
-    @property
-    def cut(self) -> Cut:
-        """How the field is cut."""
-        return Cut(self.counts, self.low, self.high)
+        return cls(Cut((1,) * network["d_in"], *ends), [(network, weights)])
 
     @property
     def n_parameters(self) -> int:
@@ -66,12 +61,18 @@ class Bricks:
     @property
     def is_whole(self) -> bool:
         """Whether one network holds the whole field as it is."""
-        return len(self.low) == 1 and bool((self.low == -1).all() and (self.high == 1).all())
+        counts, low, high, mirrors = self.cut
+        return math.prod(counts) == 1 and not mirrors and bool((low == -1).all() and (high == 1).all())
 
 
 def check_cut(cut: Cut, shape: tuple[int, ...], d_out: int) -> None:
     """Raise BlobError unless a field of this shape and of `d_out` components can be cut so."""
-    most = [min(max(n - 1, 1), 65535) for n in shape]
+    if cut.mirrors:
+        most = [max(2 * n - 3, 0) for n in shape]
+        is_one_each = len(cut.mirrors) == len(shape) and any(cut.mirrors)
+        if not (is_one_each and all(0 <= m <= n for m, n in zip(cut.mirrors, most, strict=True))):
+            raise BlobError(f"mirrors: expected 0 to {most}, not all of them 0, found {list(cut.mirrors)}")
+    most = [min(max(last - first, 1), 65535) for first, last in held(shape, cut.mirrors)]
     if len(cut.counts) != len(shape) or any(not 1 <= k <= n for k, n in zip(cut.counts, most, strict=True)):
         raise BlobError(f"bricks along each axis: expected 1 to {most}, found {list(cut.counts)}")
     n_bricks = math.prod(cut.counts)
@@ -83,15 +84,37 @@ def check_cut(cut: Cut, shape: tuple[int, ...], d_out: int) -> None:
         raise BlobError("ranges of bricks: expected values from -1 to 1, the lower first")
 
 
-def cuts(n: int, k: int) -> list[int]:
-    """The k + 1 voxels at which an axis of n voxels is cut into k bricks; the first and the last voxel are two."""
-    return [(2 * i * (n - 1) + k) // (2 * k) for i in range(k + 1)]
-
-
-def brick_boxes(shape: tuple[int, ...], counts: tuple[int, ...]) -> list[Box]:
-    """The voxels of every brick, in C order. Neighbours share a layer of voxels."""
-    sides = [
-        [slice(first, last + 1) for first, last in itertools.pairwise(cuts(n, k))]
-        for n, k in zip(shape, counts, strict=True)
+def held(shape: tuple[int, ...], mirrors: tuple[int, ...] = ()) -> list[tuple[int, int]]:
+    """The first and the last voxel of each axis that bricks hold: all, or the larger side of a mirror. See Cut."""
+    return [
+        (0, n - 1) if not m else (0, (m + 1) // 2) if m >= n - 1 else (m // 2, n - 1)
+        for n, m in zip(shape, mirrors or (0,) * len(shape), strict=True)
     ]
+
+
+def held_shape(shape: tuple[int, ...], mirrors: tuple[int, ...]) -> tuple[int, ...]:
+    """The number of voxels along each axis that bricks hold."""
+    return tuple(last - first + 1 for first, last in held(shape, mirrors))
+
+
+def cuts(shape: tuple[int, ...], counts: tuple[int, ...], mirrors: tuple[int, ...] = ()) -> list[list[int]]:
+    """For each axis, the k + 1 voxels at which it is cut into k bricks; the first and the last one are its ends."""
+    return [
+        [first + (2 * i * (last - first) + k) // (2 * k) for i in range(k + 1)]
+        for (first, last), k in zip(held(shape, mirrors), counts, strict=True)
+    ]
+
+
+def brick_boxes(shape: tuple[int, ...], counts: tuple[int, ...], mirrors: tuple[int, ...] = ()) -> list[Box]:
+    """The voxels of every brick, in C order. Neighbours share a layer of voxels."""
+    sides = [[slice(first, last + 1) for first, last in itertools.pairwise(at)] for at in cuts(shape, counts, mirrors)]
     return list(itertools.product(*sides))
+
+
+def reflected(p: np.ndarray, n: int, mirror: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions on an axis of n voxels, those beyond its mirror at their images; and the derivative of this, 1 or -1.
+
+    mirror: as of Cut, not 0.
+    """
+    is_beyond = 2 * p > mirror if mirror >= n - 1 else 2 * p < mirror
+    return np.where(is_beyond, mirror - p, p), np.where(is_beyond, -1.0, 1.0)

@@ -17,9 +17,11 @@ def blob_figures(data: bytes, header: VolumeHeader | None, bricks: Bricks) -> di
     """Shape, type, place, range, network, size and quality of a blob, by key; what is unknown has no key."""
     networks = [bricks.networks[0][0]] if header is None else network_descriptions(data)
     n_parameters = sum((layer.n_in + 1) * layer.n_out for network in networks for layer in layer_table(**network))
-    size = {} if bricks.is_whole else {"bricks": _numbers(bricks.counts[-3:])}
-    if len(bricks.low) > len(networks):
-        size["constant_bricks"] = len(bricks.low) - len(networks)
+    size = {} if bricks.is_whole else {"bricks": _numbers(bricks.cut.counts[-3:])}
+    if bricks.cut.mirrors:
+        size["mirrors"] = _numbers(bricks.cut.mirrors[-3:])
+    if len(bricks.networks) > len(networks):
+        size["constant_bricks"] = len(bricks.networks) - len(networks)
     for key, field in (("layers", "n_layers"), ("width", "n_neurons")):
         if networks:
             size[key] = _span([network[field] for network in networks])

@@ -13,7 +13,7 @@ from field.network_chunk import QuantisedLayer
 from quantising import work
 from quantising.policy import RoundingOptions, quantise_network
 from siren import FieldNet, SirenConfig, count_parameters
-from training.cutting import brick_volume, error_scale, passes_for
+from training.cutting import brick_volume, count_held, error_scale, passes_for
 from training.workers import each_done
 from utils import Geometry, Volume, VolumeHeader, header_of, shape_of
 
@@ -36,12 +36,13 @@ def quantise_bricks(
     One more bit for each weight of a network takes three quarters of what its rounding adds to the error. So for the
     least bytes, rounding adds to each brick a squared error in proportion to its weights, not to its voxels.
     """
-    passes = options.n_passes
+    passes, (counts, low, high, mirrors) = options.n_passes, bricks.cut
+    n_voxels = count_held(header, mirrors)
     if volume and passes is None and options.quantizer == "uniform":
-        passes = PASSES * passes_for(header.n_present, bricks.n_parameters, len(bricks.networks), device.type)
+        passes = PASSES * passes_for(n_voxels, bricks.n_parameters, len(bricks.networks), device.type)
     n_processes = options.n_threads if device.type == "cpu" else 1
     options = dataclasses.replace(options, n_passes=passes, n_threads=1, n_all=bricks.n_parameters)
-    boxes = brick_boxes(header.shape, bricks.counts)
+    boxes = brick_boxes(header.shape, counts, mirrors)
     configs = {k: SirenConfig(**network[0]) for k, network in enumerate(bricks.networks) if network}
     sizes = {k: math.prod(shape_of(boxes[k])) for k in configs}
     shares = {k: work.of_training((passes or 0.0) * sizes[k], count_parameters(config))
@@ -49,7 +50,7 @@ def quantise_bricks(
     progress.plan(sum(shares.values()))
     per_weight = math.nan  # squared error that rounding may add, for each weight
     if math.isfinite(psnr):
-        per_weight = 4 * 10 ** (-psnr / 10) * header.n_present / max(bricks.n_parameters, 1)
+        per_weight = 4 * 10 ** (-psnr / 10) * n_voxels / max(bricks.n_parameters, 1)
 
     def arguments(k: int) -> tuple:
         if volume:
@@ -57,8 +58,8 @@ def quantise_bricks(
             own = header_of(brick)
         else:
             shape = shape_of(boxes[k])
-            brick, own = None, VolumeHeader(shape, bricks.low[k], bricks.high[k], Geometry.plain(len(shape)))
-        error = per_weight * count_parameters(configs[k]) / sizes[k] / error_scale(bricks.low[k], bricks.high[k])
+            brick, own = None, VolumeHeader(shape, low[k], high[k], Geometry.plain(len(shape)))
+        error = per_weight * count_parameters(configs[k]) / sizes[k] / error_scale(low[k], high[k])
         part = dataclasses.replace(options, error=None if math.isnan(error) else error, seed=options.seed + k)
         return part, configs[k], bricks.networks[k][1], own, brick, device
 

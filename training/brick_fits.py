@@ -57,8 +57,8 @@ def arrays_of(net: FieldNet) -> dict[str, np.ndarray]:
 class BrickFits:
     """The bricks of a volume, and how each is fitted.
 
-    header: of the volume, with the range after --clip. counts: bricks along each axis. recipe_for: the recipe of a
-    brick. n_processes: they do not change the result.
+    header: of the volume, with the range after --clip. counts, recipe_for: bricks along each axis, the recipe of a
+    brick. mirrors: see field.bricks.Cut. n_processes: they do not change the result.
     """
 
     def __init__(
@@ -72,10 +72,12 @@ class BrickFits:
         target_psnr: float | None = None,
         n_processes: int = 1,
         device: torch.device | None = None,
+        mirrors: tuple[int, ...] = (),
     ):
         if math.prod(getattr(volume.values, "chunks", ())) > 1:
             volume = Volume(unpacked(volume.values), volume.geometry, volume.fill)
-        self.volume, self.header, self.counts, self.boxes = volume, header, counts, brick_boxes(header.shape, counts)
+        self.volume, self.header, self.counts, self.mirrors = volume, header, counts, mirrors
+        self.boxes = brick_boxes(header.shape, counts, mirrors)
         self.recipe_for, self.seed, self.first_omega, self.target_psnr = recipe_for, seed, first_omega, target_psnr
         self.device = device or torch.device("cpu")
         self.has_stacks = is_for_gpu(self.device)
@@ -91,6 +93,11 @@ class BrickFits:
         """How much work a pass over a brick is."""
         return training_work(float(self.survey.n_voxels[number]), count_parameters(config))
 
+    def work_of(self, configs: Mapping[int, SirenConfig], recipes: Mapping[int, Recipe]) -> dict[int, float]:
+        """How much work the fit of each brick is. A time limit is shared out by the work of a pass."""
+        passes = {k: recipe.n_passes if recipe.max_seconds is None else 1.0 for k, recipe in recipes.items()}
+        return {k: self.work(k, config) * passes[k] for k, config in configs.items()}
+
     def recipes(self, configs: Mapping[int, SirenConfig], seconds: float) -> dict[int, Recipe]:
         """The recipe of each brick. A time limit is shared out by the work. seconds: that have passed."""
         found = {k: self.recipe_for(int(self.survey.n_voxels[k]), config) for k, config in configs.items()}
@@ -101,7 +108,7 @@ class BrickFits:
                 found[k] = dataclasses.replace(recipe, max_seconds=left * work[k] / sum(work.values()))
         return found
 
-    def pilots(self, configs: Mapping[int, SirenConfig], what: str) -> dict[int, float]:
+    def pilots(self, configs: Mapping[int, SirenConfig], progress: Progress) -> dict[int, float]:
         """The sum of the squared errors, of the whole volume's normalised values, of a brief fit of each brick."""
         brief = {"batch": BATCH // 2, "max_seconds": None}
         recipes = {}
@@ -109,28 +116,27 @@ class BrickFits:
             recipe = self.recipe_for(int(self.survey.n_voxels[k]), config)
             rate, passes = PILOT_RATE * recipe.lr, min(PILOT_PASSES, recipe.n_passes)
             recipes[k] = dataclasses.replace(recipe, lr=rate, n_passes=passes, **brief)
-        found = self.trained(configs, recipes, what)
+        found = self.trained(configs, recipes, progress)
         return {k: error * float(self.survey.n_voxels[k]) * self.scale(k) for k, (_, error) in found.items()}
 
     def trained(
         self,
         configs: Mapping[int, SirenConfig],
         recipes: Mapping[int, Recipe],
-        what: str,
+        progress: Progress,
         on_done: Callable[[int, Trained], dict[str, str]] = lambda number, trained: {},
     ) -> dict[int, Trained]:
         """The networks of these bricks by number. Each process of the run fits a share, the most work first.
 
         on_done: called with each brick of this process's share; it returns what to show.
         """
-        work = {k: self.work(k, config) for k, config in configs.items()}
+        work = self.work_of(configs, recipes)
         own = processes.split_items(sorted(work, key=lambda k: (-work[k], k)))
-        found = {}
-        with Progress(what, sum(work[k] for k in own)) as progress:
-            for number, trained in self._each_done(own, configs, recipes, work, progress):
-                found[number] = trained
-                shown = on_done(number, trained)
-                progress.update(sum(work[k] for k in found), bricks=f"{len(found)} of {len(own)}", **shown)
+        found, before = {}, progress.done
+        for number, trained in self._each_done(own, configs, recipes, work, progress):
+            found[number] = trained
+            shown = on_done(number, trained)
+            progress.update(before + sum(work[k] for k in found), **shown)
         return {number: trained for part in processes.gather(found) for number, trained in part.items()}
 
     def _each_done(

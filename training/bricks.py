@@ -14,14 +14,16 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from field.bricks import Bricks
+from cli.progress import Progress
+from field.bricks import Bricks, Cut
 from field.layers import parameter_shapes
 from field.neural_field import NeuralField
 from siren import SirenConfig, count_parameters
-from training.brick_fits import BrickFits, Trained
+from training import processes
+from training.brick_fits import PILOT_PASSES, BrickFits, Trained
 from training.cutting import LEAST_NEURONS, shared_out, width_for
 from training.network_files import brick_state
-from training.recipe import psnr_of
+from training.recipe import psnr_of, training_work
 from training.shapes import HEAD_START, MIDDLE_DEPTH
 from utils import VolumeHeader
 
@@ -50,19 +52,29 @@ class BrickedFit:
     def run(self, on_done: Callable[[BrickedFit], None] = lambda fit: None) -> None:
         """Train all bricks that are not done. `on_done(self)` is called after each."""
         started = time.monotonic() - self.seconds
-        self.plan()
+        with Progress("training", self._work_ahead()) as progress:
+            self.plan(progress)
+            self.seconds = time.monotonic() - started
+            left = {k: config for k, config in enumerate(self.configs) if config and k not in self.done}
+            recipes = self.fits.recipes(left, self.seconds)
+            progress.total = progress.done + sum(self.fits.work_of(left, recipes).values()) / processes.count()
+
+            def keep(number: int, trained: Trained) -> dict[str, str]:
+                self.done[number], self.seconds = trained, time.monotonic() - started
+                on_done(self)
+                n_trained = sum(config is not None for config in self.configs)
+                return {"bricks": f"{len(self.done)} of {n_trained}", "PSNR": f"{self.psnr:.1f} dB"}
+
+            self.done |= self.fits.trained(left, recipes, progress, keep)
         self.seconds = time.monotonic() - started
-        left = {k: config for k, config in enumerate(self.configs) if config and k not in self.done}
 
-        def keep(number: int, trained: Trained) -> dict[str, str]:
-            self.done[number], self.seconds = trained, time.monotonic() - started
-            on_done(self)
-            return {"PSNR": f"{self.psnr:.1f} dB"}
+    def _work_ahead(self) -> float:
+        """About how much work the brief fits and the training are, for each process of the run."""
+        n_voxels = self.survey.n_voxels[~self.survey.is_constant]
+        passes = self.recipe.n_passes + PILOT_PASSES * (1 + SAMPLE / max(len(n_voxels), 1))
+        return training_work(passes * n_voxels.sum(), self.budget / max(len(n_voxels), 1)) / processes.count()
 
-        self.done |= self.fits.trained(left, self.fits.recipes(left, self.seconds), "training", keep)
-        self.seconds = time.monotonic() - started
-
-    def plan(self) -> None:
+    def plan(self, progress: Progress) -> None:
         """Settle the network of each brick, unless it is settled: as wide as a brief fit shows that it needs to be.
 
         The error of a network of n parameters falls about as 1 / n. The sum of all errors, for so many parameters in
@@ -73,22 +85,22 @@ class BrickedFit:
             return
         need = np.where(self.survey.is_constant, 0.0, np.sqrt(self.survey.detail + 1e-12))
         if self.recipe.max_seconds is None:
-            errors = {} if "n_layers" in self.fields else self._choose_depth(need)
+            errors = {} if "n_layers" in self.fields else self._choose_depth(need, progress)
             pilots = {k: config for k, config in enumerate(self._shared_out(need)) if config}
             left = {k: config for k, config in pilots.items() if k not in errors}
-            errors |= self.fits.pilots(left, "what each brick needs")
+            errors |= self.fits.pilots(left, progress)
             for k, error in errors.items():
                 need[k] = math.sqrt((error + 1e-12) * count_parameters(pilots[k]))
         self.configs = self._shared_out(need)
 
-    def _choose_depth(self, need: np.ndarray) -> dict[int, float]:
+    def _choose_depth(self, need: np.ndarray, progress: Progress) -> dict[int, float]:
         """Settle the depth: the best in the bricks with the most detail. Returns their errors; see BrickFits.pilots."""
         found = {}
         for depth in BRICK_DEPTHS:
             self.n_layers = depth
             configs = self._shared_out(need)
             most = [k for k in np.argsort(-need, kind="stable")[:SAMPLE].tolist() if configs[k]]
-            found[depth] = self.fits.pilots({k: configs[k] for k in most}, f"{depth} layers")
+            found[depth] = self.fits.pilots({k: configs[k] for k in most}, progress)
 
         def score(depth: int) -> float:  # a shallow network learns faster at first, see training/shapes.py
             return psnr_of(sum(found[depth].values())) - HEAD_START.get(depth, 0.0)
@@ -157,7 +169,7 @@ class BrickedFit:
         is_known = self.survey.is_constant[:, None] | np.array([[number in self.done] for number in numbers])
         ends = [np.where(is_known, end, self.survey.mean) for end in (self.survey.low, self.survey.high)]
         nets = [(dataclasses.asdict(self.configs[k]), self.done[k][0]) if k in self.done else None for k in numbers]
-        return Bricks(self.fits.counts, *ends, nets)
+        return Bricks(Cut(self.fits.counts, *ends, self.fits.mirrors), nets)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The result so far, as thenet.pth holds it."""
@@ -177,7 +189,7 @@ class BrickedFit:
     def identity(self) -> dict:
         """What must be equal when the fit continues, beside the options of the run."""
         volume = {"shape": list(self.fits.header.shape), "values_crc32": self.survey.crc32}
-        volume |= {"counts": list(self.fits.counts)}
+        volume |= {"counts": list(self.fits.counts), "mirrors": list(self.fits.mirrors)}
         return volume | self.fields | dataclasses.asdict(self.recipe) | {"seed": self.fits.seed}
 
     def state_dict(self) -> dict:

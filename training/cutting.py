@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cli.progress import Progress
+from field.bricks import held_shape
 from siren import SirenConfig, count_parameters
 from training.recipe import MAX_PASSES, default_passes, passes_for_min_steps, training_work
-from utils import Box, Geometry, ValueRange, Volume
+from utils import Box, Geometry, ValueRange, Volume, VolumeHeader
 
 PARAMETERS = 10_000  # of a brick's network, in the mean. Of 5,000 and 12,000 the larger is as fast, and has fewer seams
 LEAST_NEURONS = 4  # least width of a brick's network
@@ -50,6 +51,11 @@ def passes_for(n_voxels: int, n_parameters: float, n_bricks: int, device: str) -
     allowed = MOST_WORK[device] / training_work(n_voxels, n_parameters / n_bricks)
     most = max(MAX_PASSES, passes_for_min_steps(math.ceil(n_voxels / n_bricks)))
     return round(min(max(allowed, LEAST_PASSES), most), 1)
+
+
+def count_held(header: VolumeHeader, mirrors: tuple[int, ...]) -> int:
+    """The number of voxels that bricks hold and that are not missing. No voxel of a volume with mirrors is missing."""
+    return math.prod(held_shape(header.shape, mirrors)) if mirrors else header.n_present
 
 
 def brick_volume(volume: Volume, values: ValueRange, box: Box) -> Volume:

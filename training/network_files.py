@@ -74,11 +74,12 @@ def configuration(
 
 def _in_settings(bricks: Bricks) -> dict:
     """The entry "bricks" of thenet.json: their number along each axis, and of each its width, 0 if constant; its range
-    in normalised values of the whole field.
+    in normalised values of the whole field; the mirrors, if there are any. See field.bricks.Cut.
     """
+    counts, low, high, mirrors = bricks.cut
     widths = [network[0]["n_neurons"] if network else 0 for network in bricks.networks]
-    ends = {name: getattr(bricks, name).tolist() for name in ("low", "high")}
-    return {"counts": list(bricks.counts), "widths": widths} | ends
+    found = {"counts": list(counts), "widths": widths, "low": low.tolist(), "high": high.tolist()}
+    return found | ({"mirrors": list(mirrors)} if mirrors else {})
 
 
 def _in_json(figure: float) -> float | str | None:
@@ -93,11 +94,16 @@ def brick_state(bricks: Bricks) -> dict[str, torch.Tensor]:
 
     The weights of brick 3 are bricks.3.net_layers.0.linear.weight, ...
     """
-    state = {f"cut.{name}": torch.tensor(np.array(part, np.float32)) for name, part in bricks.cut._asdict().items()}
+    state = {name: torch.from_numpy(part) for name, part in _cut_state(bricks.cut).items()}
     for number, network in enumerate(bricks.networks):
         for name, weights in (network[1] if network else {}).items():
             state[f"bricks.{number}.{name}"] = torch.from_numpy(weights)
     return state
+
+
+def _cut_state(cut: Cut) -> dict[str, np.ndarray]:
+    """How a field is cut, in arrays of float32."""
+    return {f"cut.{name}": np.array(part, np.float32) for name, part in cut._asdict().items() if len(part)}
 
 
 def write_network(paths: tuple[str, str], state: dict[str, torch.Tensor], settings: dict, seconds: float) -> None:
@@ -172,9 +178,9 @@ def read_bricks(
             raise ValueError("the shape and the range of the field are not there")
         with np.errstate(over="ignore"):
             ends = [np.array(entry[name], np.float32) for name in ("low", "high")]
-        cut, widths = Cut(tuple(entry["counts"]), *ends), entry["widths"]
-        if not all(type(number) is int for number in (*cut.counts, *widths)):
-            raise ValueError("counts, widths: expected whole numbers")
+        cut, widths = Cut(tuple(entry["counts"]), *ends, tuple(entry.get("mirrors", ()))), entry["widths"]
+        if not all(type(number) is int for number in (*cut.counts, *cut.mirrors, *widths)):
+            raise ValueError("counts, mirrors, widths: expected whole numbers")
         check_cut(cut, header.shape, header.n_components)
         configs = [dataclasses.replace(config, n_neurons=width) if width else None for width in widths]
         if [config is None for config in configs] != cut.is_constant.tolist():
@@ -186,14 +192,14 @@ def read_bricks(
     except (UserError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{config_path}: bricks: does not describe the bricks of a field: {error}") from None
     shapes = [parameter_shapes(**network) if network else {} for network in networks]
-    expected = {f"cut.{name}": np.shape(part) for name, part in cut._asdict().items()}
+    expected = {name: part.shape for name, part in _cut_state(cut).items()}
     expected |= {f"bricks.{k}.{name}": shape for k, found in enumerate(shapes) for name, shape in found.items()}
     state = _read_state(path, config_path, expected)
-    if any(not np.array_equal(state[f"cut.{name}"].numpy(), part) for name, part in cut._asdict().items()):
+    if any(not np.array_equal(state[name].numpy(), part) for name, part in _cut_state(cut).items()):
         raise UserError(f"{config_path}: belongs to other weights than {path}: these are of a field cut otherwise")
     weights = [{name: state[f"bricks.{k}.{name}"].numpy() for name in found} for k, found in enumerate(shapes)]
     both = zip(networks, weights, strict=True)
-    return Bricks(*cut, [(network, tensors) if network else None for network, tensors in both])
+    return Bricks(cut, [(network, tensors) if network else None for network, tensors in both])
 
 
 def _read_state(path: str, config_path: str, expected: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:

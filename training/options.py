@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,13 +22,15 @@ from cli.arguments import (
     voxel_counts,
 )
 from field.binary import BlobError
+from field.bricks import held_shape
 from field.network_chunk import check_network
 from siren import MIN_NEURONS, SirenConfig, count_parameters
 from training.bricks import BrickedFit
 from training.cutting import counts_for, passes_for
+from training.mirrors import find_mirrors
 from training.recipe import BATCH, Recipe, default_recipe
 from training.shapes import networks_for_budget
-from utils import UserError, VolumeHeader
+from utils import UserError, Volume, VolumeHeader
 
 
 def build_parser() -> ArgumentParser:
@@ -250,14 +253,32 @@ def networks_for(opt: Options, header: VolumeHeader) -> list[SirenConfig]:
     return configs
 
 
-def bricks_for(opt: Options, header: VolumeHeader) -> tuple[int, ...]:
-    """The number of bricks along each axis that the options ask for. Raises UserError for impossible ones."""
-    shape, n_space = header.shape, min(len(header.shape), 3)
+def bricks_for(opt: Options, volume: Volume, header: VolumeHeader) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The number of bricks along each axis that the options ask for, and the mirrors between which they lie.
+
+    Mirrors: see field.bricks.Cut. A volume that is not cut needs none. Raises UserError for impossible bricks.
+    """
+    is_auto = opt.bricks == "auto"
+    automatic = partial(
+        counts_for,
+        n_parameters=header.n_voxels / opt.compression_ratio,
+        passes=opt.n_passes,
+        device="cuda" if opt.cuda else "cpu",
+    )
     if opt.bricks == "none" or not header.values.extent.any():
-        return (1,) * len(shape)
-    if opt.bricks == "auto":
-        n_parameters = header.n_voxels / opt.compression_ratio
-        return counts_for(shape, n_parameters, opt.n_passes, "cuda" if opt.cuda else "cpu")
+        return (1,) * len(header.shape), ()
+    counts = automatic(header.shape) if is_auto else _given_counts(opt, header.shape)
+    mirrors = find_mirrors(volume, header) if math.prod(counts) > 1 else ()
+    if not mirrors:
+        return counts, ()
+    shape = held_shape(header.shape, mirrors)
+    most = (max(n - 1, 1) for n in shape)
+    return automatic(shape) if is_auto else tuple(map(min, counts, most)), mirrors
+
+
+def _given_counts(opt: Options, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The bricks along each axis that --bricks asks for. Raises UserError for impossible ones."""
+    n_space = min(len(shape), 3)
     counts = (1,) * (len(shape) - n_space) + opt.bricks
     if len(counts) != len(shape) or any(count > max(n - 1, 1) for count, n in zip(counts, shape, strict=True)):
         most = ",".join(str(max(n - 1, 1)) for n in shape[-n_space:])

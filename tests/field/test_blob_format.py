@@ -122,7 +122,7 @@ def read_blob(data: bytes) -> SimpleNamespace:
     assert data[:5] == bytes.fromhex("934E564301")
     assert struct.unpack_from("<I", data, 5)[0] == zlib.crc32(data[9:])
     stream, field = io.BytesIO(data[9:]), SimpleNamespace(networks=[], attributes={}, missing=None, world=None)
-    field.counts = None
+    field.counts, field.mirrors = None, ()
     while stream.tell() < len(data) - 9:
         kind, length = unpack(stream, "cI")
         content = io.BytesIO(stream.read(length))
@@ -148,6 +148,9 @@ def read_blob(data: bytes) -> SimpleNamespace:
             field.missing = read_missing(content, field.shape)
         elif kind == b"a":
             field.attributes = json.loads(content.read().decode("utf-8"))
+        elif kind == b"S":
+            assert not field.mirrors and field.counts is None
+            field.mirrors = unpack(content, f"{field.d_in}Q")
         elif kind == b"B":
             assert field.counts is None and not field.networks
             field.counts = unpack(content, f"{field.d_in}H")
@@ -168,9 +171,17 @@ def read_blob(data: bytes) -> SimpleNamespace:
 def evaluate(field: SimpleNamespace) -> np.ndarray:
     """All values, (voxels, d_out), before rounding. A voxel at a cut is half of either brick."""
     networks, total = iter(field.networks), np.zeros((*field.shape, field.d_out))
-    cuts = [
-        [(2 * i * (n - 1) + k) // (2 * k) for i in range(k + 1)] for n, k in zip(field.shape, field.counts, strict=True)
-    ]
+    cuts, sources = [], []  # the voxel that each voxel has its value of
+    for n, k, m in itertools.zip_longest(field.shape, field.counts, field.mirrors, fillvalue=0):
+        first, last, source = 0, n - 1, np.arange(n)
+        if m >= n - 1:
+            last = (m + 1) // 2
+            source = np.where(2 * source > m, m - source, source)
+        elif m:
+            first = m // 2
+            source = np.where(2 * source < m, m - source, source)
+        cuts.append([first + (2 * i * (last - first) + k) // (2 * k) for i in range(k + 1)])
+        sources.append(source)
     for number, index in enumerate(itertools.product(*map(range, field.counts))):
         ends = [(at[i], at[i + 1]) for at, i in zip(cuts, index, strict=True)]
         shape, weight = [last - first + 1 for first, last in ends], np.ones(1)
@@ -187,6 +198,7 @@ def evaluate(field: SimpleNamespace) -> np.ndarray:
         total[box] += weight[0][..., None] * g.reshape(*shape, -1)
     assert next(networks, None) is None
     low, high = np.array(field.low, float), np.array(field.high, float)
+    total = total[np.ix_(*sources)]
     return (low + (np.clip(total, -1, 1) + 1) / 2 * (high - low)).reshape(-1, field.d_out)
 
 
@@ -282,8 +294,8 @@ def assert_same(blob: bytes) -> None:
         assert header.missing.fill.tobytes() == np.array(ours.fill).astype(ours.dtype).tobytes()
     if any(kind == b"B" for kind, _ in chunks_of(blob)):
         _, bricks = blob_format.decode_field(blob)
-        assert ours.counts == bricks.counts
-        np.testing.assert_array_equal([ours.brick_low, ours.brick_high], [bricks.low, bricks.high])
+        assert (ours.counts, ours.mirrors) == (bricks.cut.counts, bricks.cut.mirrors)
+        np.testing.assert_array_equal([ours.brick_low, ours.brick_high], [bricks.cut.low, bricks.cut.high])
     for net, (network, tensors) in zip(ours.networks, networks, strict=True):
         assert network == {
             "n_neurons": net.n_neurons,
@@ -524,6 +536,25 @@ def test_values_of_bricks_are_those_specified(shape, counts, d_out):
     np.testing.assert_allclose(values_of(blob), evaluate(read_blob(blob)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("shape", "counts", "mirrors"),
+    [
+        ((9, 7, 5), (1, 1, 1), (8, 6, 4)),
+        ((9, 7, 5), (2, 1, 2), (7, 0, 5)),
+        ((9, 8), (3, 4), (9, 6)),
+        ((3, 6, 4, 5), (1, 2, 1, 2), (0, 6, 3, 0)),
+    ],
+)
+def test_values_between_mirrors_are_those_specified(shape, counts, mirrors):
+    blob = cut_blob(shape, counts, mirrors=mirrors, bits=9)
+    assert_same(blob)
+    np.testing.assert_allclose(values_of(blob), evaluate(read_blob(blob)), rtol=0, atol=1e-5)
+    values = values_of(blob).reshape(shape)
+    for axis, mirror in enumerate(mirrors):
+        both = np.moveaxis(values, axis, 0)[max(mirror - shape[axis] + 1, 0) : mirror + 1]
+        np.testing.assert_allclose(both, both[::-1] if mirror else both, rtol=0, atol=1e-5)
+
+
 def test_every_brick_may_be_constant():
     blob = cut_blob((5, 4, 3), (2, 1, 1), constant=(0, 1))
     assert_same(blob)
@@ -543,6 +574,11 @@ def test_every_brick_may_be_constant():
         (Cut((2, 1, 1), np.ones((2, 1)), np.zeros((2, 1))), "the lower first"),
         (Cut((2, 1, 1), np.zeros((2, 1)), np.full((2, 1), 1.1)), "-1 to 1"),
         (Cut((2, 1, 1), np.full((2, 1), np.nan), np.ones((2, 1))), "-1 to 1"),
+        (Cut((2, 1, 1), np.zeros((2, 1)), np.ones((2, 1)), (0, 0, 0)), "not all of them 0"),
+        (Cut((2, 1, 1), np.zeros((2, 1)), np.ones((2, 1)), (2, 0)), r"expected 0 to \[5, 3, 1\]"),
+        (Cut((2, 1, 1), np.zeros((2, 1)), np.ones((2, 1)), (6, 0, 0)), r"expected 0 to \[5, 3, 1\]"),
+        (Cut((2, 1, 1), np.zeros((2, 1)), np.ones((2, 1)), (-1, 0, 0)), r"expected 0 to \[5, 3, 1\]"),
+        (Cut((3, 1, 1), np.zeros((3, 1)), np.ones((3, 1)), (3, 0, 0)), r"expected 1 to \[2, 2, 1\]"),
     ],
 )
 def test_impossible_bricks_are_not_written(cut, match):
@@ -574,7 +610,9 @@ def fingerprint(blob: bytes) -> dict:
     missing = {"missing": [header.missing.count, zlib.crc32(header.missing.bits)]} if header.missing else {}
     tensors = [tensor for _, weights in networks for tensor in weights.values()]
     _, bricks = blob_format.decode_field(blob)
-    ranges = {} if bricks.is_whole else {"bricks": [bricks.counts, bricks.low.tolist(), bricks.high.tolist()]}
+    counts, low, high, mirrors = bricks.cut
+    ranges = {} if bricks.is_whole else {"bricks": [counts, low.tolist(), high.tolist()]}
+    ranges |= {"mirrors": mirrors} if mirrors else {}
     return (
         missing
         | ranges
@@ -625,10 +663,15 @@ def write_golden() -> None:
     )
     (GOLDEN / "golden_bricks.blob").write_bytes(blob)
     expected["bricks"] = fingerprint(blob)
+    blob = cut_blob(
+        (12, 9, 7), (2, 1, 2), 5, (), make_header((12, 9, 7), -2.0, 3.0), 7, n_neurons=10, mirrors=(12, 7, 0)
+    )
+    (GOLDEN / "golden_mirrors.blob").write_bytes(blob)
+    expected["mirrors"] = fingerprint(blob)
     (GOLDEN / "golden_expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
-@pytest.mark.parametrize("name", ["residual", "plain", "codebooks", "missing", "bricks"])
+@pytest.mark.parametrize("name", ["residual", "plain", "codebooks", "missing", "bricks", "mirrors"])
 def test_golden(name):
     blob = (GOLDEN / f"golden_{name}.blob").read_bytes()
     expected = json.loads((GOLDEN / "golden_expected.json").read_text())[name]

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from field import blending
-from field.bricks import Bricks, brick_boxes, cuts
+from field.bricks import Bricks, Cut, brick_boxes, cuts, held, reflected
 from field.evaluation import CHUNK
 from field.network_chunk import StoredNetworks
 from field.neural_field import NeuralField
@@ -46,7 +46,7 @@ def some_points(shape: tuple[int, ...], n: int = 100) -> np.ndarray:
 @given(st.integers(1, 5000), st.data())
 def test_bricks_of_an_axis_are_about_equal(n, data):
     k = data.draw(st.integers(1, max(n - 1, 1)))
-    at = cuts(n, k)
+    (at,) = cuts((n,), (k,))
     assert at[0] == 0 and at[-1] == n - 1 and len(at) == k + 1
     lengths = np.diff(at)
     assert lengths.max() - lengths.min() <= 1 and (lengths.min() >= 1 or n == 1)
@@ -57,6 +57,20 @@ def test_neighbours_share_a_layer_of_voxels():
     for box in brick_boxes((9, 7), (4, 2)):
         count[box] += 1
     np.testing.assert_array_equal(count, np.outer([1, 1, 2, 1, 2, 1, 2, 1, 1], [1, 1, 1, 2, 1, 1, 1]))
+
+
+@given(st.integers(3, 50), st.data())
+def test_one_side_of_a_mirror_is_held(n, data):
+    """The larger one, with the voxel beside the mirror that is beyond it; every position has its image in it."""
+    mirror = data.draw(st.integers(1, 2 * n - 3))
+    ((first, last),) = held((n,), (mirror,))
+    p = np.arange(2 * n - 1) / 2
+    images, signs = reflected(p, n, mirror)
+    assert 0 <= first < last <= n - 1 and first <= images.min() and images.max() <= last
+    assert last - first >= (n - 1) / 2 and (np.diff(images) == signs[1:] / 2)[np.diff(signs) == 0].all()
+    is_beyond = signs < 0
+    np.testing.assert_array_equal(images, np.where(is_beyond, mirror - p, p))
+    assert (is_beyond == ((2 * p > mirror) if mirror >= n - 1 else (2 * p < mirror))).all()
 
 
 # --- weights ----------------------------------------------------------------------------------------
@@ -70,7 +84,7 @@ def places(draw):
         n = draw(st.integers(1, 12))
         k = draw(st.integers(1, max(n - 1, 1)))
         near = st.floats(0, n - 1) | st.integers(0, 2 * (n - 1)).map(lambda half: half / 2)
-        axes.append((np.array(cuts(n, k)), np.array(draw(st.lists(near, min_size=1, max_size=8)))))
+        axes.append((np.array(cuts((n,), (k,))[0]), np.array(draw(st.lists(near, min_size=1, max_size=8)))))
     return axes
 
 
@@ -108,7 +122,7 @@ def test_weights_are_a_partition_of_unity(axes):
 
 
 def test_boxes_cover_a_grid_once():
-    shape, at = (40, 30, 20), [np.array(cuts(n, k)) for n, k in zip((40, 30, 20), (4, 3, 1), strict=True)]
+    shape, at = (40, 30, 20), [np.array(at) for at in cuts((40, 30, 20), (4, 3, 1))]
     count = np.zeros(shape, int)
     for box in boxes_of(voxel_grid(shape), at, 1500):
         assert count[box].size <= 1500
@@ -146,6 +160,28 @@ def test_derivatives_are_those_of_the_values(shape, counts, d_out, network):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("shape", "counts", "mirrors"), [((9, 7, 5), (2, 1, 2), (8, 5, 0)), ((8, 6), (1, 3), (0, 6))])
+def test_between_mirrors(shape, counts, mirrors):
+    """Values on grids and at points, derivatives, integers: of a mirror image those of the other side."""
+    field = cut_field(shape, counts, mirrors=mirrors)
+    for found, index in ((field.on_grid(), voxels(shape)), (field.at(some_points(shape)), some_points(shape))):
+        np.testing.assert_allclose(found.reshape(-1, 1), expected_values(field, index), rtol=0, atol=2e-6)
+    h, points = 1e-5, np.clip(some_points(shape, 60)[30:], 1e-3, np.array(shape) - 1.001)
+    found = field.gradient_at(points)
+    for axis in range(len(shape)):
+        step = h * np.eye(len(shape))[axis]
+        ends = expected_values(field, points - step), expected_values(field, points + step)
+        difference = (ends[1] - ends[0])[:, 0] / (2 * h)
+        np.testing.assert_allclose(found[:, axis], difference, rtol=0, atol=1e-4 * np.abs(found).max())
+    np.testing.assert_allclose(
+        field.gradient_on_grid().reshape(-1, len(shape)), field.gradient_at(voxels(shape)),
+        rtol=1e-4, atol=1e-5 * np.abs(found).max(),
+    )  # fmt: skip
+    integers = cut_field(shape, counts, mirrors=mirrors, low=0, high=60_000, dtype="uint16")
+    expected = expected_values(integers, voxels(shape))
+    assert (np.abs(integers.on_grid().reshape(-1, 1) - expected) < 0.5 + 1e-6).all()
+
+
 def test_values_and_derivatives_are_continuous():
     """Across the ends of zones and across faces, along every axis."""
     field = cut_field((9, 9, 9), (2, 2, 2), omega_0=3.0, dtype="float64")
@@ -160,9 +196,9 @@ def test_values_and_derivatives_are_continuous():
 def test_one_brick_of_the_whole_range_is_the_field_itself():
     bricks = random_bricks((9, 7, 5), (1, 1, 1))
     header, ones = make_header((9, 7, 5)), np.ones((1, 1), np.float32)
-    whole = NeuralField.of_bricks(header, Bricks((1, 1, 1), -ones, ones, bricks.networks))
+    whole = NeuralField.of_bricks(header, Bricks(Cut((1, 1, 1), -ones, ones), bricks.networks))
     np.testing.assert_array_equal(whole.on_grid(), NeuralField(header, *bricks.networks[0]).on_grid())
-    inner = NeuralField.of_bricks(header, Bricks((1, 1, 1), -ones, ones / 2, bricks.networks))
+    inner = NeuralField.of_bricks(header, Bricks(Cut((1, 1, 1), -ones, ones / 2), bricks.networks))
     np.testing.assert_allclose(inner.on_grid(), whole.on_grid() * 0.75, rtol=0, atol=1e-6)
 
 
@@ -173,7 +209,7 @@ def test_constant_bricks(is_clipped):
     if is_clipped:
         for _, weights in bricks.networks:
             weights["net_layers.3.bias"] += 5
-    field, ends = NeuralField.of_bricks(make_header((9, 5, 5)), bricks), (bricks.high[:, 0] + 1) / 2
+    field, ends = NeuralField.of_bricks(make_header((9, 5, 5)), bricks), (bricks.cut.high[:, 0] + 1) / 2
     np.testing.assert_allclose(field[0:4], ends[0], rtol=1e-6)
     np.testing.assert_allclose(field[5:], ends[1], rtol=1e-6)
     np.testing.assert_allclose(field[4], ends.mean(), rtol=1e-6)
@@ -213,7 +249,8 @@ def test_halves_are_rounded_as_in_float64():
     """Where bricks meet. Float32 rounds a few of so many to the other side."""
     n = 3000
     low = np.random.default_rng(0).uniform(-1, 1, (n, 1)).astype(np.float32)
-    field = NeuralField.of_bricks(make_header((2 * n + 1,), 0, 500_000, "int32"), Bricks((n,), low, low, [None] * n))
+    bricks = Bricks(Cut((n,), low, low), [None] * n)
+    field = NeuralField.of_bricks(make_header((2 * n + 1,), 0, 500_000, "int32"), bricks)
     g = low.astype(float).ravel()
     between = ((g[:-1] + g[1:]) / 2 + 1) / 2 * 500_000
     np.testing.assert_array_equal(field[2:-1:2], np.rint(between))

@@ -282,6 +282,8 @@ def test_hostile_bricks(what):
 def test_chunks_of_bricks_out_of_place():
     field, cut, *networks = chunks_of(seeds()[-1])
     decode_field(assemble([field, cut, *networks]))
+    few = struct.pack("<3Q", 0, 0, 3)
+    assert decode_field(assemble([field, (b"S", few), cut, *networks]))[1].cut.mirrors == (0, 0, 3)
     for chunks in (
         [field, *networks],
         [field, *networks, cut],
@@ -293,6 +295,13 @@ def test_chunks_of_bricks_out_of_place():
         [field, cut],
         [field, (b"B", cut[1][:-1]), *networks],
         [field, (b"B", cut[1] + b"x"), *networks],
+        [field, cut, (b"S", few), *networks],
+        [field, (b"S", few), (b"S", few), cut, *networks],
+        [field, (b"S", few), networks[0]],
+        [field, (b"S", few[:-1]), cut, *networks],
+        [field, (b"S", few + b"x"), cut, *networks],
+        [field, (b"S", bytes(24)), cut, *networks],
+        [field, (b"S", b"\xff" * 24), cut, *networks],
     ):
         with pytest.raises(BlobError):
             decode_field(assemble(chunks))

@@ -21,7 +21,7 @@ from siren import FieldNet, SirenConfig
 CLIPPED = {"gain": 8.0}  # networks whose values leave -1 to 1
 
 
-def random_bricks(shape, counts, seed=0, d_out=1, constant=(), gain=1.0, **network) -> Bricks:
+def random_bricks(shape, counts, seed=0, d_out=1, constant=(), gain=1.0, mirrors=(), **network) -> Bricks:
     """Random networks, each over a range of its own. constant: numbers of the constant bricks. gain: of the values."""
     rng, n = np.random.default_rng(seed), math.prod(counts)
     ends = np.sort(rng.uniform(-1, 1, (2, n, d_out)), axis=0).astype(np.float32)
@@ -31,14 +31,14 @@ def random_bricks(shape, counts, seed=0, d_out=1, constant=(), gain=1.0, **netwo
         weights[f"net_layers.{network['n_layers']}.weight"] *= np.float32(gain)
     for k in constant:
         ends[1, k], networks[k] = ends[0, k], None
-    return Bricks(tuple(counts), *ends, networks)
+    return Bricks(Cut(tuple(counts), *ends, tuple(mirrors)), networks)
 
 
 def cut_field(shape, counts, low=-2.0, high=3.0, dtype="float32", n_threads=1, header=None, **how) -> NeuralField:
     """A field of random bricks. how: of random_bricks, and `geometry`."""
     geometry = how.pop("geometry", {})
     bricks = random_bricks(shape, counts, **how)
-    header = header or make_header(shape, low, high, dtype, bricks.low.shape[1], **geometry)
+    header = header or make_header(shape, low, high, dtype, bricks.cut.low.shape[1], **geometry)
     return NeuralField.of_bricks(header, bricks, n_threads=n_threads)
 
 
@@ -51,34 +51,38 @@ def cut_blob(shape, counts, seed=0, constant=(), header=None, bits=6, **network)
         net.load_state_dict({name: torch.from_numpy(weight) for name, weight in found[1].items()})
         steps = choose_steps(net, sensitivities(net, quasirandom_points(shape, 32)), bits=bits)
         networks.append((found[0], round_layers(net, steps)))
-    header = header or make_header(shape, d_out=bricks.low.shape[1])
-    return encode_blob(header, networks, bricks=Cut(bricks.counts, bricks.low, bricks.high))
+    header = header or make_header(shape, d_out=bricks.cut.low.shape[1])
+    return encode_blob(header, networks, bricks=bricks.cut)
 
 
-def weights_along(p: float, n: int, k: int) -> list[float]:
-    """The weight of each of the k bricks of an axis of n voxels at position p."""
-    weights = [0.0] * k
-    for i, c in enumerate(cuts(n, k)[1:-1]):
+def weights_along(p: float, at: list[int]) -> list[float]:
+    """The weight of each brick of an axis at position p. at: where it is cut."""
+    weights = [0.0] * (len(at) - 1)
+    for i, c in enumerate(at[1:-1]):
         if c - 0.5 < p < c + 0.5:
             t = p - c + 0.5
             weights[i], weights[i + 1] = 1 - t * t * (3 - 2 * t), t * t * (3 - 2 * t)
             return weights
-    weights[sum(p >= c + 0.5 for c in cuts(n, k)[1:-1])] = 1.0
+    weights[sum(p >= c + 0.5 for c in at[1:-1])] = 1.0
     return weights
 
 
 def expected_at(shape, bricks: Bricks, p: np.ndarray) -> np.ndarray:
     """The normalised values at one position in voxels, by the specification, in float64."""
-    along = [weights_along(x, n, k) for x, n, k in zip(p, shape, bricks.counts, strict=True)]
-    total = np.zeros(bricks.low.shape[1])
-    for number, index in enumerate(itertools.product(*map(range, bricks.counts))):
+    counts, lows, highs, mirrors = bricks.cut
+    along = itertools.zip_longest(p, shape, mirrors, fillvalue=0)
+    p = [m - x if m and (2 * x > m if m >= n - 1 else 2 * x < m) else x for x, n, m in along]
+    at = cuts(shape, counts, mirrors)
+    along = [weights_along(x, axis) for x, axis in zip(p, at, strict=True)]
+    total = np.zeros(lows.shape[1])
+    for number, index in enumerate(itertools.product(*map(range, counts))):
         weight = math.prod(axis[i] for axis, i in zip(along, index, strict=True))
         if not weight:
             continue
-        low, high = bricks.low[number].astype(float), bricks.high[number].astype(float)
+        low, high = lows[number].astype(float), highs[number].astype(float)
         y = np.zeros(len(total))
         if bricks.networks[number]:
-            edges = [cuts(n, k)[i : i + 2] for n, k, i in zip(shape, bricks.counts, index, strict=True)]
+            edges = [axis[i : i + 2] for axis, i in zip(at, index, strict=True)]
             sizes = [b - a + 1 for a, b in edges]
             scales = [max(max(sizes[-3:]) - 1, 1)] * len(sizes)
             scales[0] = max(sizes[0] - 1, 1) if len(sizes) == 4 else scales[0]

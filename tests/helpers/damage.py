@@ -76,7 +76,7 @@ def mutate_blob(rng: np.random.Generator, blob: bytes) -> bytes:
         if change == 0:
             chunks.insert(int(rng.integers(len(chunks) + 1)), chunks[i])
         elif change == 1:
-            chunks[i] = (bytes([int(rng.choice([*b"FGadwqMBNxQ", 0, 170]))]), chunks[i][1])
+            chunks[i] = (bytes([int(rng.choice([*b"FGadwqMSBNxQ", 0, 170]))]), chunks[i][1])
         elif change == 2:
             chunks[i], chunks[-1] = chunks[-1], chunks[i]
         else:
@@ -156,7 +156,8 @@ def seeds() -> tuple[bytes, ...]:
         steps = choose_steps(net, sensitivities(net, quasirandom_points(head.shape, 32)), bits=bits)
         layers = round_to_codebooks(net, bits, steps) if kmeans else round_layers(net, steps)
         blobs.append(encode_blob(head, [(dataclasses.asdict(net.config), layers)]))
-    return (*blobs, cut_blob((5, 4, 3), (2, 1, 2), constant=(1,)))
+    cuts = {"mirrors": (4, 0, 3)}, {"constant": (1,)}
+    return (*blobs, *(cut_blob((5, 4, 3), (2, 1, 2), **how) for how in cuts))
 
 
 ODD_VALUES = (

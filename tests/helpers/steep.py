@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 
-from field.bricks import Bricks
+from field.bricks import Bricks, Cut
 from field.layers import parameter_shapes
 from field.neural_field import NeuralField
 from utils import Geometry, VolumeHeader
@@ -28,7 +28,7 @@ def steep_cut_field(dtype: str, n_layers: int = 12, **how: object) -> NeuralFiel
     """The same, cut into bricks, one of which is constant."""
     ends = np.float32([[-1.0, 0.3], [-0.7, 1.0], [0.1, 0.1], [-0.9, 0.7]])
     networks = [steep_network(k, 1.2, n_layers=n_layers) if low < high else None for k, (low, high) in enumerate(ends)]
-    return NeuralField.of_bricks(header_of(SMALL, dtype), Bricks((2, 1, 2), *ends.T[..., None], networks), **how)
+    return NeuralField.of_bricks(header_of(SMALL, dtype), Bricks(Cut((2, 1, 2), *ends.T[..., None]), networks), **how)
 
 
 def header_of(shape: tuple[int, ...], dtype: str) -> VolumeHeader:

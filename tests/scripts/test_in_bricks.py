@@ -90,6 +90,29 @@ def test_a_time_series_is_cut_in_space(tmp_path):
     assert decompress(tmp_path / "blob", tmp_path / "out.npy").shape == array.shape
 
 
+def test_of_a_symmetric_volume_one_side_is_held(tmp_path, capsys):
+    """The same values, to the last bit, on the other side."""
+    half = slanted((9, 9, 7))
+    array = np.concatenate([half, half[-2::-1]])
+    np.save(tmp_path / "v.npy", array)
+    trained = train(tmp_path / "v.npy", tmp_path, *SMALL[2:], "--bricks", "2,1,1")
+    assert "symmetric along x: bricks hold one side" in capsys.readouterr().err
+    assert trained.settings["bricks"]["mirrors"] == [16, 0, 0] and trained.settings["bricks"]["counts"] == [2, 1, 1]
+    compress(trained, tmp_path / "blob", "--volume", tmp_path / "v.npy", "--n_passes", 2, "--num_workers", 1)
+    capsys.readouterr()
+    decoded = decompress(tmp_path / "blob", tmp_path / "out.npy", "--volume", tmp_path / "v.npy")
+    assert float(results(capsys.readouterr().out)["psnr"]) == pytest.approx(psnr_of(array, decoded), abs=1e-3)
+    np.testing.assert_array_equal(decoded, decoded[::-1])
+    assert psnr_of(array, decoded) > trained.settings["psnr"] - 2
+    part = decompress(tmp_path / "blob", tmp_path / "part.npy", "--roi", "5:14,2:8,1:6")
+    np.testing.assert_allclose(part, decoded[5:14, 2:8, 1:6], rtol=0, atol=1e-5 * np.ptp(array))
+    import net_decompress
+
+    capsys.readouterr()
+    net_decompress.main([str(tmp_path / "blob"), "--info"])
+    assert results(capsys.readouterr().out)["mirrors"] == "16,0,0"
+
+
 def test_a_constant_volume_in_bricks(tmp_path):
     np.save(tmp_path / "v.npy", np.full((5, 5, 5), 2.5, np.float32))
     trained = train(tmp_path / "v.npy", tmp_path, "--bricks", "2,1,1")
@@ -108,6 +131,10 @@ def test_a_constant_volume_in_bricks(tmp_path):
         ("high", [[0.25]] * 4, "the bricks|belongs to other weights"),
         ("widths", [10**9] * 4, "does not describe the bricks"),
         ("widths", "left out", "expected the keys"),
+        ("mirrors", [0, 0, 6], "cut.mirrors: expected shape"),
+        ("mirrors", [0, 0, 6.0], "expected whole numbers"),
+        ("mirrors", [0, 99, 0], "does not describe the bricks"),
+        ("mirrors", 3, "does not describe the bricks"),
     ],
 )
 def test_another_cut_is_refused(key, value, said, cut, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.volumes import slanted
 
+from cli.progress import NoProgress
 from siren import count_parameters
 from training.brick_fits import BrickFits
 from training.bricks import BRICK_DEPTHS, BrickedFit
@@ -54,14 +55,14 @@ def test_a_brick_with_more_detail_gets_more():
     array = slanted((33, 29, 5))
     array[18:, 16:] += np.random.default_rng(0).normal(size=(15, 13, 5)) * 5
     fit = small_fit(array.astype(np.float32), n_parameters=600)
-    fit.plan()
+    fit.plan(NoProgress())
     sizes = [count_parameters(config) for config in fit.configs]
     assert sizes[3] > max(sizes[:3]) and sum(sizes) == pytest.approx(600, rel=0.3)
 
 
 def test_a_time_limit_is_shared_out_by_the_work():
     fit = small_fit(recipe=Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=10.0), n_processes=2)
-    fit.plan()
+    fit.plan(NoProgress())
     configs = dict(enumerate(fit.configs))
     limits = {k: recipe.max_seconds for k, recipe in fit.fits.recipes(configs, seconds=4.0).items()}
     assert sum(limits.values()) == pytest.approx(2 * (10.0 - 4.0))
@@ -73,22 +74,22 @@ def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
     for lead, depth in ((0.9, 5), (1.1, 3)):
         fit = small_fit(fields={"d_in": 3, "d_out": 1})
 
-        def pilots(configs, what, lead=lead):
+        def pilots(configs, progress, lead=lead):
             return {k: 10 ** (-lead / 10) if config.n_layers == 3 else 1.0 for k, config in configs.items()}
 
         monkeypatch.setattr(fit.fits, "pilots", pilots)
-        fit.plan()
+        fit.plan(NoProgress())
         assert fit.n_layers == depth and {config.n_layers for config in fit.configs} == {depth}
     assert sorted(BRICK_DEPTHS) == [3, 5]
 
 
 def test_bricks_that_are_not_done_are_their_mean():
     fit = small_fit()
-    fit.plan()
+    fit.plan(NoProgress())
     bricks = fit.bricks()
     assert bricks.networks == [None] * 4
-    np.testing.assert_array_equal(bricks.low, fit.survey.mean)
-    np.testing.assert_array_equal(bricks.high, fit.survey.mean)
+    np.testing.assert_array_equal(bricks.cut.low, fit.survey.mean)
+    np.testing.assert_array_equal(bricks.cut.high, fit.survey.mean)
 
 
 @pytest.fixture(scope="module")

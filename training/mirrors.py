@@ -1,0 +1,90 @@
+"""Finds planes of mirror symmetry of a large volume, so that its bricks hold one side of them only.
+
+One network learns both sides of a symmetric volume for the price of one. Bricks do not know of each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from cli.progress import Progress
+from utils import Volume, VolumeHeader, read_in_boxes
+
+# Two sides are alike if their difference, of values of range 2, has at most this RMS and this maximum. The first
+# limits the PSNR of the other side to 80 dB; the second keeps a few voxels that differ from being lost.
+MOST_RMS, MOST_DIFFERENCE = 2e-4, 2e-2
+LINES = 32  # along each of the other axes: lines of voxels that are looked at before the whole volume is
+LEAST_VOXELS = 8  # along an axis
+
+
+def find_mirrors(volume: Volume, header: VolumeHeader) -> tuple[int, ...]:
+    """For each axis, the indices of a voxel and of its mirror image, added, or 0; () if no axis has a mirror.
+
+    Only planes near the middle are looked for, and none in a time series or where voxels are missing.
+    """
+    if len(header.shape) not in (2, 3) or header.missing:
+        return ()
+    found = []
+    with Progress("looking for symmetry", len(header.shape) + 1.0) as progress:
+        lines = _lines(volume, header)
+        progress.advance(1.0)
+        for axis, along in enumerate(lines):
+            mirror = _mirror_of(along) if len(along) >= LEAST_VOXELS else 0
+            found.append(mirror if mirror and _are_alike(_differences(volume, header, axis, mirror)) else 0)
+            progress.advance(1.0)
+    return tuple(found) if any(found) else ()
+
+
+def _lines(volume: Volume, header: VolumeHeader) -> list[np.ndarray]:
+    """Normalised values of some lines along each axis: (n, lines) for an axis of n voxels."""
+    shape, d_in = header.shape, len(header.shape)
+    steps = [[1 if k == axis else max(1, n // LINES) for k, n in enumerate(shape)] for axis in range(d_in)]
+    sizes = [[-(-n // step) for n, step in zip(shape, along, strict=True)] for along in steps]
+    lines = [np.empty((*size, header.n_components), np.float32) for size in sizes]
+    for box, values in read_in_boxes(volume.values):
+        for found, along in zip(lines, steps, strict=True):
+            place = [slice(-(-cut.start // step), -(-cut.stop // step)) for cut, step in zip(box, along, strict=True)]
+            inside = zip(place, along, box, strict=True)
+            index = [slice(lines.start * step - cut.start, None, step) for lines, step, cut in inside]
+            found[tuple(place)] = header.values.normalise(values[tuple(index)])
+    return [np.moveaxis(found, axis, 0).reshape(shape[axis], -1) for axis, found in enumerate(lines)]
+
+
+def _mirror_of(lines: np.ndarray) -> int:
+    """The mirror near the middle with the least difference of both sides; 0 if they are not alike."""
+    n = len(lines)
+    most = n // LEAST_VOXELS
+    near = sorted(range(n - 1 - most, n + most), key=lambda mirror: abs(mirror - (n - 1)))
+
+    def difference(mirror: int) -> np.ndarray:
+        both = lines[max(mirror - n + 1, 0) : mirror + 1]
+        return both - both[::-1]
+
+    best = min(near, key=lambda mirror: float(np.square(difference(mirror)).mean()))
+    return best if _are_alike([difference(best)]) else 0
+
+
+def _differences(volume: Volume, header: VolumeHeader, axis: int, mirror: int) -> Iterator[np.ndarray]:
+    """The normalised values of one side less those of the other, part by part."""
+    n = header.shape[axis]
+    for box, values in read_in_boxes(volume.values):
+        start = box[axis].start
+        first, stop = max(start, mirror - n + 1), min(box[axis].stop, mirror // 2 + 1)
+        if first < stop:
+            own = np.moveaxis(values, axis, 0)[first - start : stop - start]
+            image_box = (*box[:axis], slice(mirror - stop + 1, mirror - first + 1), *box[axis + 1 :])
+            images = np.moveaxis(volume.values[image_box], axis, 0)[::-1]
+            yield header.values.normalise(own) - header.values.normalise(images)
+
+
+def _are_alike(differences: Iterable[np.ndarray]) -> bool:
+    """Whether both sides are alike."""
+    total, count = 0.0, 0
+    for difference in differences:
+        if not np.abs(difference).max(initial=0.0) <= MOST_DIFFERENCE:
+            return False
+        total, count = total + float(np.square(difference).sum(dtype=np.float64)), count + difference.size
+    return math.sqrt(total / max(count, 1)) <= MOST_RMS
