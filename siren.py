@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-MIN_NEURONS = 16  # least width of a network, as in the original scripts
+MIN_NEURONS = 16  # least width of a network of a given depth, as in the original scripts
+LEAST_NEURONS = 4  # least width where the depth is chosen, and in bricks
 MAX_NEURONS = (1 << 16) - 1  # greatest width of a network that a blob holds
 OMEGA_0 = 30.0  # frequency factor of every sine, as in the original scripts
 HIGHEST_WAVE = 9.0  # highest frequency of `start_as_axis_waves`, radians per unit of the normalised coordinates
@@ -56,12 +57,12 @@ def count_parameters(config: SirenConfig) -> int:
     return config.d_in * n + n + hidden + n * config.d_out + config.d_out
 
 
-def neurons_for_budget(n_parameters: float, **config) -> int:
-    """The largest width whose network has fewer than `n_parameters` parameters, but at least 16 and at most 65535.
+def neurons_for_budget(n_parameters: float, least: int = MIN_NEURONS, **config) -> int:
+    """The largest width whose network has fewer than `n_parameters` parameters, from `least` to 65535.
 
     config: the other fields of SirenConfig. The rule is that of the original scripts.
     """
-    n = MIN_NEURONS
+    n = least
     while n < MAX_NEURONS and count_parameters(SirenConfig(n + 1, **config)) < n_parameters:
         n += 1
     return n

@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inputs import ROOT, random_field, read_scalar
 
 from cli import console
+from field.blob import decode_field
 from field.bricks import cuts
 from field.neural_field import NeuralField
 from utils import UserError
@@ -58,21 +59,25 @@ def run(script: str, *arguments: object) -> tuple[dict[str, str], float, float]:
     return found, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
-def seams(original: np.ndarray, field: NeuralField, counts: tuple[int, ...]) -> list[float]:
-    """The three ratios of the module's text, over all axes that are cut."""
+def seams(original: np.ndarray, blob: str) -> list[str]:
+    """The three ratios of the module's text, over all axes that are cut; empty where none is."""
+    header, bricks = decode_field(Path(blob).read_bytes(), large=True)
+    field = NeuralField.of_bricks(header, bricks, n_threads=os.cpu_count() or 1)
+    counts, _, _, mirrors = bricks.cut
+    if math.prod(counts) == 1:
+        return [""] * 3
     at_cuts, between = np.zeros(3), np.zeros(3)
     extent = float(original.max()) - float(original.min())
-    for axis, (n, k) in enumerate(zip(original.shape, counts, strict=True)):
-        ends = cuts(n, k)
+    for axis, ends in enumerate(cuts(original.shape, counts, mirrors)):
         middles = [(a + b) // 2 for a, b in itertools.pairwise(ends)]
-        for total, layers in ((at_cuts, ends[1:-1]), (between, middles if k > 1 else [])):
+        for total, layers in ((at_cuts, ends[1:-1]), (between, middles if len(middles) > 1 else [])):
             for layer in layers:
                 box = tuple(slice(layer - 1, layer + 2) if a == axis else slice(None) for a in range(3))
                 error = np.moveaxis(field.on_grid(field.grid(box), as_float=True) - original[box].astype(np.float64),
                                     axis, 0) / extent  # fmt: skip
                 found = error[1], np.diff(error, axis=0), np.diff(error, 2, axis=0)
                 total += np.array([np.square(part).mean() for part in found]) / max(len(layers), 1)
-    return np.sqrt(at_cuts / np.maximum(between, 1e-300)).tolist()
+    return [f"{ratio:.2f}" for ratio in np.sqrt(at_cuts / np.maximum(between, 1e-300))]
 
 
 def measured(path: str, volume: np.ndarray, ratio: float, bricks: str, passes: float | None, with_file: bool) -> list:
@@ -90,9 +95,7 @@ def measured(path: str, volume: np.ndarray, ratio: float, bricks: str, passes: f
         if with_file:
             row += [packed["bytes"], next(v for k, v in packed.items() if k.startswith("psnr")), packed["seconds"]]
             row += [f"{cpu:.0f}"]
-        counts = tuple(map(int, found.get("bricks", "1,1,1").split(",")))
-        ratios = seams(volume, NeuralField.open(f"{name}/blob", n_threads=os.cpu_count() or 1), counts)
-        return [*row, *(f"{ratio:.2f}" if math.prod(counts) > 1 else "" for ratio in ratios)]
+        return [*row, *seams(volume, f"{name}/blob")]
 
 
 def main(argv: Sequence[str]) -> None:

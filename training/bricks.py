@@ -18,10 +18,10 @@ from cli.progress import Progress
 from field.bricks import Bricks, Cut
 from field.layers import parameter_shapes
 from field.neural_field import NeuralField
-from siren import SirenConfig, count_parameters
+from siren import LEAST_NEURONS, SirenConfig, count_parameters
 from training import processes
 from training.brick_fits import PILOT_PASSES, BrickFits, Trained
-from training.cutting import LEAST_NEURONS, shared_out, width_for
+from training.cutting import shared_out, width_for
 from training.network_files import brick_state
 from training.recipe import psnr_of, training_work
 from training.shapes import HEAD_START, MIDDLE_DEPTH

@@ -11,12 +11,11 @@ import numpy as np
 
 from cli.progress import Progress
 from field.bricks import held_shape
-from siren import SirenConfig, count_parameters
+from siren import LEAST_NEURONS, SirenConfig, count_parameters
 from training.recipe import MAX_PASSES, default_passes, passes_for_min_steps, training_work
 from utils import Box, Geometry, ValueRange, Volume, VolumeHeader
 
 PARAMETERS = 10_000  # of a brick's network, in the mean. Of 5,000 and 12,000 the larger is as fast, and has fewer seams
-LEAST_NEURONS = 4  # least width of a brick's network
 MOST_SHARE = 0.25  # most parameters of a brick's network / its voxels
 # `--bricks auto` cuts a volume whose single network would be more `training_work`. On one core, 1e12 are 3 minutes.
 MOST_WORK = {"cpu": 4e12, "cuda": 4e14}

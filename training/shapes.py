@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from cli.progress import Progress
-from siren import MIN_NEURONS, SirenConfig, count_parameters, neurons_for_budget
+from siren import LEAST_NEURONS, MIN_NEURONS, SirenConfig, count_parameters, neurons_for_budget
 from training import processes
 from training.fitting import Fit, new_fit
 from training.recipe import TRIAL_SHARE, Recipe
@@ -26,17 +26,17 @@ TRIED_NEURONS = 24  # widest network that has several starts; the result of a wi
 
 
 def networks_for_budget(n_parameters: float, depth: int | None, **fields) -> list[SirenConfig]:
-    """The networks that compete for a budget of parameters: those of DEPTHS, or one of `depth`.
+    """The networks that compete for a budget of parameters: those of DEPTHS, or one of `depth`, at least 16 wide.
 
     The deepest network that the budget allows takes the place of deeper ones. fields: the other fields of SirenConfig.
     """
     if depth is None:
-        smallest = {n: count_parameters(SirenConfig(MIN_NEURONS, n, **fields)) for n in range(1, max(DEPTHS) + 1)}
+        smallest = {n: count_parameters(SirenConfig(LEAST_NEURONS, n, **fields)) for n in range(1, max(DEPTHS) + 1)}
         deepest = max((n for n, size in smallest.items() if size <= n_parameters), default=1)
-        depths = sorted({min(n, deepest) for n in DEPTHS})
+        depths, least = sorted({min(n, deepest) for n in DEPTHS}), LEAST_NEURONS
     else:
-        depths = [depth]
-    widths = [neurons_for_budget(n_parameters, n_layers=n, **fields) for n in depths]
+        depths, least = [depth], MIN_NEURONS
+    widths = [neurons_for_budget(n_parameters, least, n_layers=n, **fields) for n in depths]
     return [SirenConfig(width, n, **fields) for width, n in zip(widths, depths, strict=True)]
 
 
