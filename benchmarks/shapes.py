@@ -3,8 +3,8 @@
 Prints two tables in Markdown. The first has a row for each volume, ratio, rate and wave: the PSNR in dB of one full fit
 of every depth. The rates are factors of the default one, the waves are the highest frequencies of the first layer, in
 radians per unit of the normalised coordinates. The second table has a row for each volume and ratio: the best of the
-grid; 8 layers with three starts, which was the default before depths were chosen; and for every seed the depth that is
-chosen and what it comes to. Seconds, in brackets, are CPU time of one thread; the choice is part of them.
+grid, and for every seed the depth that is chosen and what it comes to. Seconds, in brackets, are CPU time of one
+thread; the choice is part of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from inputs import read_scalar
 
 from cli import console
-from siren import HIGHEST_WAVE
+from siren import HIGHEST_WAVE, LEAST_NEURONS, SirenConfig, neurons_for_budget
 from training import fitting
 from training.fitting import Fit, new_fit
 from training.recipe import default_recipe, psnr_of
@@ -46,7 +46,8 @@ def measured(fit: Fit, started: float) -> tuple[float, str]:
 def fit_of(depth: int, rate: float, wave: float, sampler: VoxelSampler, n_parameters: float) -> tuple[float, str]:
     """The `measured` fit of a network of so many layers, from the first seed."""
     started = time.process_time()
-    (config,) = networks_for_budget(n_parameters, depth, d_in=len(sampler.shape))
+    fields = {"n_layers": depth, "d_in": len(sampler.shape)}
+    config = SirenConfig(neurons_for_budget(n_parameters, LEAST_NEURONS, **fields), **fields)
     recipe = default_recipe(sampler.n_voxels, config)
     with patch.object(fitting, "HIGHEST_WAVE", wave):
         fit = new_fit(config, sampler, dataclasses.replace(recipe, lr=rate * recipe.lr), 0)
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> None:
     torch.set_num_threads(1)
     head = ["volume", "ratio", "rate", "wave", *(f"{n} layers" for n in opt.depths)]
     print(row_of(head), row_of(["---"] * len(head)), sep="\n", flush=True)
-    head = ["volume", "ratio", "best: layers, rate, wave", "8 layers, best of 3"]
+    head = ["volume", "ratio", "best: layers, rate, wave"]
     head += [f"chosen, seed {seed}" for seed in range(opt.seeds)]
     summary = [row_of(head), row_of(["---"] * len(head))]
     for path, ratio in itertools.product(opt.volumes, opt.ratios):
@@ -86,12 +87,11 @@ def main(argv: Sequence[str]) -> None:
             print(row_of([name, f"{ratio:g}", f"{rate:g}", f"{wave:g}", *texts]), flush=True)
         best = max(found, key=found.get)
         cells = [name, f"{ratio:g}", f"{found[best]:.2f}: {', '.join(f'{x:g}' for x in best)}"]
-        for depth, seed in [(8, 0), *((None, seed) for seed in range(opt.seeds))]:
+        for seed in range(opt.seeds):
             started = time.process_time()
-            configs = networks_for_budget(n_parameters, depth, d_in=len(sampler.shape))
+            configs = networks_for_budget(n_parameters, None, d_in=len(sampler.shape))
             fit = chosen_fit(configs, partial(default_recipe, sampler.n_voxels), sampler, seed)
-            layers = f"{fit.net.config.n_layers}: " if depth is None else ""
-            cells.append(layers + measured(fit, started)[1])
+            cells.append(f"{fit.net.config.n_layers}: {measured(fit, started)[1]}")
         summary.append(row_of(cells))
     print("", *summary, sep="\n", flush=True)
 

@@ -24,7 +24,7 @@ from cli.arguments import (
 from field.binary import BlobError
 from field.bricks import held_shape
 from field.network_chunk import check_network
-from siren import MIN_NEURONS, SirenConfig, count_parameters
+from siren import SirenConfig, count_parameters
 from training.bricks import BrickedFit
 from training.cutting import counts_for, passes_for
 from training.mirrors import find_mirrors
@@ -312,7 +312,7 @@ def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> li
     ratio: the wanted number of voxels for each parameter.
     """
     n_voxels, n_parameters, found = header.n_voxels, count_parameters(config), []
-    if config.n_neurons == MIN_NEURONS and n_parameters > max(n_voxels / ratio, 1):
+    if n_parameters > max(n_voxels / ratio, 1):
         sizes = {n: count_parameters(dataclasses.replace(config, n_layers=n)) for n in range(1, config.n_layers)}
         fitting = max((n for n, size in sizes.items() if size <= n_voxels / ratio), default=1)
         way_out = f": --n_layers {fitting} gives {n_voxels / sizes[fitting]:.3g}" if sizes else ""

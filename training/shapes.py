@@ -21,7 +21,7 @@ DEPTHS = 3, 5, 8  # layers of the networks that compete
 MIDDLE_DEPTH = 5  # layers of the network where no trials are worth the time
 HEAD_START = {3: 1.0, 4: 0.5, 6: -0.1, 7: -0.3, 8: -0.4}  # lead of a depth over 5 layers that the fit makes up for, dB
 LEAST_STEPS = 1_500  # steps of the shortest fit that begins with trials
-STARTS = 3  # random networks that compete where the depth is given
+TRIALS = 4  # of a fit: one of each network that competes, then further random starts of the best one
 TRIED_NEURONS = 24  # widest network that has several starts; the result of a wider one hardly depends on its start
 
 
@@ -49,9 +49,10 @@ def chosen_fit(
     n_threads: int = 1,
     has_trials: bool = True,
 ) -> Fit:
-    """The fit of the network that is best after a trial of each. See `new_fit` for first_omega and n_threads.
+    """The fit of the network, from the start that is best after a trial of each.
 
-    recipe_for: gives the recipe for a network. has_trials: False for a fit that takes its state from a checkpoint.
+    recipe_for: gives the recipe for a network. first_omega, n_threads: see `new_fit`. has_trials: False for a fit that
+    takes its state from a checkpoint.
     """
 
     def fit_of(start: tuple[SirenConfig, int], is_trial: bool = False) -> Fit:
@@ -60,20 +61,22 @@ def chosen_fit(
         return new_fit(config, sampler, recipe, seed, first_omega, n_threads, number)
 
     starts = [(config, 0) for config in configs]
-    if len(starts) == 1 and configs[0].n_neurons <= TRIED_NEURONS:
-        starts = [(configs[0], number) for number in range(STARTS)]
-    if len(starts) == 1 or not (has_trials and is_worth_trials(recipe_for(configs[0]), sampler)):
-        return fit_of(min(starts, key=lambda start: (abs(start[0].n_layers - MIDDLE_DEPTH), start[1])))
-    best, seconds = starts[0], 0.0
+    has_one = len(configs) == 1 and configs[0].n_neurons > TRIED_NEURONS
+    if has_one or not (has_trials and is_worth_trials(recipe_for(configs[0]), sampler)):
+        return fit_of(min(starts, key=lambda start: abs(start[0].n_layers - MIDDLE_DEPTH)))
+    best, n_done, seconds = starts[0], 0, 0.0
     best_trial = None  # the others are forgotten: each holds an error for every voxel
-    with Progress("training", len(starts) + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
-        for i, start in enumerate(starts):
+    with Progress("training", TRIALS + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
+        while starts:
+            start = starts.pop(0)
             trial = fit_of(start, is_trial=True)
-            trial.run(lambda fit, i=i: progress.update(i + fit.progress))
+            trial.run(lambda fit, n_done=n_done: progress.update(n_done + fit.progress))
             trial.loss, trial.seconds = map(processes.broadcast_first, (trial.loss, trial.seconds))
-            seconds += trial.seconds
+            n_done, seconds = n_done + 1, seconds + trial.seconds
             if best_trial is None or score(trial) > score(best_trial):
                 best, best_trial = start, trial
+            if n_done == len(configs) and best[0].n_neurons <= TRIED_NEURONS:
+                starts = [(best[0], number) for number in range(1, TRIALS - n_done + 1)]
     fit = fit_of(best)
     if best_trial.loss < COLLAPSED_FACTOR * sampler.variance:
         fit.continue_from(best_trial)
