@@ -30,7 +30,18 @@ EXCEPTED |= {"tests/portability.py", "volumes/make_test_vol.py"}
 EXCEPTED |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks").glob("*.py")}
 # Flags that are not of the scripts: of pytest and portability.py, torchrun, ruff, benchmarks, make_test_vol.py.
 OTHER_FLAGS = {"--perturb", "--setting", "--standalone", "--nproc_per_node", "--check", "--side", "--refine", "--steps"}
-OTHER_FLAGS |= {"--only", "--count", "--seconds", "--ratios", "--low"}
+OTHER_FLAGS |= {
+    "--only",
+    "--count",
+    "--seconds",
+    "--ratios",
+    "--low",
+    "--file",
+    "--rates",
+    "--waves",
+    "--seeds",
+    "--depths",
+}
 OPTIONAL = {"matplotlib", "pyvista", "xarray"}  # packages without which a block of Python is left out
 MOST_LINES = 150  # of the README: one page
 # Figures that follow from the training, or from the machine: they are there and not below zero, no more.
