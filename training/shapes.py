@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from cli.progress import Progress
-from siren import LEAST_NEURONS, MIN_NEURONS, SirenConfig, count_parameters, neurons_for_budget
+from siren import LEAST_NEURONS, MIN_NEURONS, SirenConfig, count_parameters, linear_layers, neurons_for_budget
 from training import processes
 from training.fitting import Fit, new_fit
 from training.recipe import TRIAL_SHARE, Recipe
@@ -20,6 +20,8 @@ from training.sampler import VoxelSampler
 DEPTHS = 3, 5, 8  # layers of the networks that compete
 MIDDLE_DEPTH = 5  # layers of the network where no trials are worth the time
 HEAD_START = {3: 1.0, 4: 0.5, 6: -0.1, 7: -0.3, 8: -0.4}  # lead of a depth over 5 layers that the fit makes up for, dB
+DB_PER_OCTAVE = 4.5  # what twice the bytes of a file gain, about
+LAYER_WEIGHTS = 10  # weights that take as many bytes as the record of a linear layer does in a file
 LEAST_STEPS = 1_500  # steps of the shortest fit that begins with trials
 TRIALS = 4  # of a fit: one of each network that competes, then further random starts of the best one
 TRIED_NEURONS = 24  # widest network that has several starts; the result of a wider one hardly depends on its start
@@ -92,5 +94,11 @@ def is_worth_trials(recipe: Recipe, sampler: VoxelSampler) -> bool:
 
 
 def score(trial: Fit) -> float:
-    """The PSNR of a trial without the head start of its depth, dB; the lowest number for a trial that diverged."""
-    return trial.psnr - HEAD_START.get(trial.net.config.n_layers, 0.0) if math.isfinite(trial.loss) else -math.inf
+    """The PSNR of a trial, dB, without the head start of its depth and without what its bytes are worth.
+
+    The lowest number for a trial that diverged.
+    """
+    config = trial.net.config
+    size = count_parameters(config) + LAYER_WEIGHTS * len(linear_layers(trial.net))
+    worth = HEAD_START.get(config.n_layers, 0.0) + DB_PER_OCTAVE * math.log2(size)
+    return trial.psnr - worth if math.isfinite(trial.loss) else -math.inf

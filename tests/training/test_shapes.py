@@ -75,7 +75,7 @@ def mse_of(psnr: float) -> float:
     ],
 )
 def test_the_best_of_the_trials_goes_on_from_there(psnrs, chosen, given):
-    configs = [SirenConfig(6, depth) for depth in (3, 5, 8)]
+    configs = [SirenConfig(width, depth) for width, depth in ((16, 3), (11, 5), (8, 8))]  # as many bytes each
     for last, is_last in ((10, False), (60, True)):  # of another start of the best depth
         ran = given(mse_of(psnr) for psnr in (*psnrs, last))
         fit = chosen_fit(configs, lambda config: RECIPE, sampler(), seed=0)
@@ -85,6 +85,14 @@ def test_the_best_of_the_trials_goes_on_from_there(psnrs, chosen, given):
         assert fit.seconds == 8.0 and fit.trial_steps == 4  # each trial took 2 s for a step
         weights = best.averaged_net.state_dict()
         assert all(torch.equal(tensor, weights[name]) for name, tensor in fit.net.state_dict().items())
+
+
+def test_of_two_networks_that_are_as_good_the_smaller_one_is_taken(given):
+    """A wider network has to be better by what its bytes are worth: 4.5 dB for twice as many."""
+    for gain, width in ((4.0, 16), (5.0, 23)):
+        given(mse_of(psnr) for psnr in (40, 40 + gain, 10, 10))
+        fit = chosen_fit([SirenConfig(16, 3), SirenConfig(23, 3)], lambda config: RECIPE, sampler(), seed=0)
+        assert fit.net.config.n_neurons == width
 
 
 def test_a_wide_network_has_one_start(given):
