@@ -136,7 +136,7 @@ def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) 
     """The fit that the options ask for: of one network, or of one for each brick. Raises UserError."""
     counts, mirrors = bricks_for(opt, volume, header)
     if mirrors:
-        axes = " and ".join(name for name, mirror in zip("xyz", mirrors, strict=False) if mirror)
+        axes = ", ".join(name for name, mirror in zip("xyz", mirrors, strict=False) if mirror)
         print(f"train.py: {opt.volume}: symmetric along {axes}: bricks hold one side", file=sys.stderr)
     if mirrors or math.prod(counts) > 1:
         fields = network_fields(opt, header) | ({"n_layers": opt.n_layers} if opt.n_layers else {})

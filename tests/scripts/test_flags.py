@@ -360,14 +360,14 @@ def test_the_chosen_depth_is_told_and_kept_when_resumed(tmp_path, monkeypatch, c
 
     with watched_samples() as steps:
         whole = run("whole")
-    assert len(steps) == 3 + 20
+    assert len(steps) == 4 + 20
     assert results(capsys.readouterr().out)["n_layers"] == "5"
     settings = json.loads((tmp_path / "whole.json").read_text())
     assert settings["n_layers"] == len(settings["layers"]) == 5 and settings["n_parameters"] <= 1728 / 0.4
     checkpoint = ("--checkpoint", tmp_path / "state")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(long_runs, "CHECKPOINT_SECONDS", 0.0)
-        interrupt_at(patch, 14)
+        interrupt_at(patch, 15)
         run("part", *checkpoint)
     with watched_samples() as steps:
         resumed = run("part", *checkpoint, "--resume")
