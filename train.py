@@ -26,7 +26,6 @@ from formats.writing import write_volume
 from training import outliers, processes
 from training.brick_fits import BrickFits
 from training.bricks import BrickedFit
-from training.cutting import count_held
 from training.fitting import Fit
 from training.long_runs import Checkpoint, run_bricks, run_to_target, saved_network
 from training.network_files import configuration, write_network
@@ -141,7 +140,7 @@ def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) 
     if mirrors or math.prod(counts) > 1:
         fields = network_fields(opt, header) | ({"n_layers": opt.n_layers} if opt.n_layers else {})
         n_parameters = header.n_voxels / opt.compression_ratio
-        recipes = brick_recipes(opt, count_held(header, mirrors), n_parameters, math.prod(counts))
+        recipes = brick_recipes(opt, header, counts, mirrors)
         how = opt.seed, opt.w0, opt.target_psnr, opt.num_workers, device
         fits = BrickFits(volume, header, counts, recipes, *how, mirrors=mirrors)
         fit = BrickedFit(fits, n_parameters, fields)

@@ -39,7 +39,8 @@ def quantise_bricks(
     passes, (counts, low, high, mirrors) = options.n_passes, bricks.cut
     n_voxels = count_held(header, mirrors)
     if volume and passes is None and options.quantizer == "uniform":
-        passes = PASSES * passes_for(n_voxels, bricks.n_parameters, len(bricks.networks), device.type)
+        n_images = header.n_present / n_voxels
+        passes = PASSES * passes_for(n_voxels, bricks.n_parameters, len(bricks.networks), device.type, n_images)
     n_processes = options.n_threads if device.type == "cpu" else 1
     options = dataclasses.replace(options, n_passes=passes, n_threads=1, n_all=bricks.n_parameters)
     boxes = brick_boxes(header.shape, counts, mirrors)

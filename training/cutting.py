@@ -42,13 +42,14 @@ def counts_for(shape: tuple[int, ...], n_parameters: float, passes: float | None
     return (1,) * (len(shape) - len(space)) + counts
 
 
-def passes_for(n_voxels: int, n_parameters: float, n_bricks: int, device: str) -> float:
+def passes_for(n_voxels: int, n_parameters: float, n_bricks: int, device: str, n_images: float = 1.0) -> float:
     """The number of passes over each brick by default: as many as MOST_WORK allows on the device, within limits.
 
-    The limits are LEAST_PASSES and the passes of a volume of a brick's size. n_parameters: of all networks.
+    The limits are LEAST_PASSES and the passes of a volume of a brick's size. n_voxels: that bricks hold. n_parameters:
+    of all networks. n_images: voxels of the volume for each voxel that is held; a pass over it then counts as many.
     """
     allowed = MOST_WORK[device] / training_work(n_voxels, n_parameters / n_bricks)
-    most = max(MAX_PASSES, passes_for_min_steps(math.ceil(n_voxels / n_bricks)))
+    most = max(n_images * MAX_PASSES, passes_for_min_steps(math.ceil(n_voxels / n_bricks)))
     return round(min(max(allowed, LEAST_PASSES), most), 1)
 
 

@@ -26,7 +26,7 @@ from field.bricks import held_shape
 from field.network_chunk import check_network
 from siren import SirenConfig, count_parameters
 from training.bricks import BrickedFit
-from training.cutting import counts_for, passes_for
+from training.cutting import count_held, counts_for, passes_for
 from training.mirrors import find_mirrors
 from training.recipe import BATCH, Recipe, default_recipe
 from training.shapes import networks_for_budget
@@ -288,11 +288,13 @@ def _given_counts(opt: Options, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def brick_recipes(
-    opt: Options, n_voxels: int, n_parameters: float, n_bricks: int
+    opt: Options, header: VolumeHeader, counts: tuple[int, ...], mirrors: tuple[int, ...]
 ) -> Callable[[int, SirenConfig], Recipe]:
-    """What gives the recipe of a brick for its voxels and its network. The other arguments: see `passes_for`."""
+    """What gives the recipe of a brick for its voxels and its network. counts, mirrors: of `bricks_for`."""
     is_open, device = opt.n_passes is None and opt.max_seconds is None, "cuda" if opt.cuda else "cpu"
-    passes = passes_for(n_voxels, n_parameters, n_bricks, device) if is_open else opt.n_passes
+    n_voxels, n_parameters = count_held(header, mirrors), header.n_voxels / opt.compression_ratio
+    default = passes_for(n_voxels, n_parameters, math.prod(counts), device, header.n_present / n_voxels)
+    passes = default if is_open else opt.n_passes
     return partial(recipe_for, Options(**vars(opt) | {"n_passes": passes}))
 
 

@@ -58,6 +58,12 @@ def test_passes_follow_from_the_work(voxels, parameters, bricks, passes):
     assert passes_for(voxels, parameters, bricks, "cuda") == max(45, passes)
 
 
+def test_a_pass_over_one_side_of_mirrors_counts_as_many_as_it_has_images():
+    assert passes_for(129**3, 42_000, 8, "cpu") == 45 < passes_for(129**3, 42_000, 8, "cpu", 4.0) == 180
+    both = [passes_for(257**3, 2.7e6, 216, "cpu", n_images) for n_images in (1.0, 8.0)]
+    assert both[0] == both[1] < 45  # ten minutes allow no more
+
+
 def test_detail_is_what_planes_leave():
     x, y, z = np.mgrid[:8, :12, :5].astype(np.float32)
     assert detail((x - 2 * y + 3 * z + 1)[..., None]) == pytest.approx(0, abs=1e-3)
