@@ -96,10 +96,12 @@ A missing voxel has the fill value in every component, whatever the networks say
 Chunk S, symmetry
 -----------------
 
-    d_in x u64     m of each axis: the index of a voxel and that of its mirror image, added; 0 where the axis has no
-                   mirror. At most 2 n - 3 for an axis of n voxels. Not all are 0
+    d_in x u64     m of each axis: the sum of the indices of a voxel and of its mirror image, so the mirror is at m / 2;
+                   0 where the axis has no mirror. At most 2 n - 3 for an axis of n voxels, so that at least one voxel
+                   lies beyond. Not all are 0
 
-A position beyond a mirror, at p, has the value of the position m - p. The bricks hold what is not beyond:
+A position p beyond a mirror has the value of the position m - p. The bricks hold the other side of the mirror, and one
+voxel beyond it if m is odd:
 
     m >= n - 1:    beyond are the positions p > m / 2; bricks hold the voxels 0 to (m + 1) div 2
     0 < m < n - 1: beyond are the positions p < m / 2; bricks hold the voxels m div 2 to n - 1
@@ -513,7 +515,7 @@ def _chunks(reader: ByteReader) -> list[tuple[str, ByteReader]]:
     else:
         if kinds and ("B" in kinds or ("N" in kinds and "S" not in kinds)):
             return chunks
-    what = "the chunk F, at most one G, d, a, w, q and M, and at least one N or, before all N, one B or S and B"
+    what = "the chunk F, at most one each of G, d, a, w, q, M, and one N; or for bricks at most one S, one B, all N"
     raise BlobError(f"expected {what}, found {shown(kinds)}")
 
 

@@ -94,9 +94,12 @@ class BrickedFit:
         self.configs = self._shared_out(need)
 
     def _choose_depth(self, need: np.ndarray, progress: Progress) -> dict[int, float]:
-        """Settle the depth: the best in the bricks with the most detail. Returns their errors; see BrickFits.pilots."""
+        """Settle the depth: the best in the bricks with the most detail. Returns their errors; see BrickFits.pilots.
+
+        Only depths that the budget allows compete.
+        """
         found = {}
-        for depth in BRICK_DEPTHS:
+        for depth in [k for k in BRICK_DEPTHS if self._least_parameters(k) <= self.budget] or [min(BRICK_DEPTHS)]:
             self.n_layers = depth
             configs = self._shared_out(need)
             most = [k for k in np.argsort(-need, kind="stable")[:SAMPLE].tolist() if configs[k]]
@@ -105,7 +108,7 @@ class BrickedFit:
         def score(depth: int) -> float:  # a shallow network learns faster at first, see training/shapes.py
             return psnr_of(sum(found[depth].values())) - HEAD_START.get(depth, 0.0)
 
-        self.n_layers = max(BRICK_DEPTHS, key=score)
+        self.n_layers = max(found, key=score)
         return found[self.n_layers]
 
     def _shared_out(self, need: np.ndarray) -> list[SirenConfig | None]:
@@ -137,8 +140,10 @@ class BrickedFit:
 
     @property
     def least_parameters(self) -> int:
-        """The number of parameters of all networks where each has the least width."""
-        depth = self.n_layers if "n_layers" in self.fields else min(BRICK_DEPTHS)
+        """The number of parameters of all networks where each has the least width and the least depth."""
+        return self._least_parameters(self.n_layers if "n_layers" in self.fields else min(BRICK_DEPTHS))
+
+    def _least_parameters(self, depth: int) -> int:
         smallest = SirenConfig(LEAST_NEURONS, **self.fields | {"n_layers": depth})
         return int(np.count_nonzero(~self.survey.is_constant)) * count_parameters(smallest)
 

@@ -21,7 +21,7 @@ LEAST_VOXELS = 8  # along an axis
 
 
 def find_mirrors(volume: Volume, header: VolumeHeader) -> tuple[int, ...]:
-    """For each axis, the indices of a voxel and of its mirror image, added, or 0; () if no axis has a mirror.
+    """For each axis, the sum of the indices of a voxel and of its mirror image, or 0; () if no axis has a mirror.
 
     Only planes near the middle are looked for, and none in a time series or where voxels are missing.
     """

@@ -140,7 +140,7 @@ def add_optimisation(group: ArgumentGroup) -> None:
     group.add_argument(
         "--n_passes",
         type=number_from(0, 1e6, exclusive=True),
-        help="samples / voxels (default: 32.8 million / voxels, 5 to 45, or 1,500 steps if more; in bricks 16 or more; "
+        help="samples / voxels (default: 32.8 million / voxels, 5 to 45, or 1,500 steps if more; in bricks 8 or more; "
         "with --cuda 64 (2.1 million / voxels)^0.56, at least 5, or 5,760 steps if more)",
     )
     group.add_argument(
@@ -303,7 +303,8 @@ def brick_messages(ratio: float, header: VolumeHeader, fit: BrickedFit) -> list[
     least, found = fit.least_parameters, []
     if least > header.n_voxels / ratio:
         smallest = f"the smallest networks of {len(fit.survey.low)} bricks have"
-        way_out = ": fewer --bricks, or fewer --n_layers, give more"
+        or_layers = ", or fewer --n_layers," if fit.fields.get("n_layers", 1) > 1 else ""
+        way_out = f": fewer --bricks{or_layers} give a higher one"
         found.append(_out_of_reach(ratio, header, smallest, least, way_out))
     return found + _larger_than_data(header, least, "networks", "are")
 
@@ -317,15 +318,19 @@ def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> li
     if n_parameters > max(n_voxels / ratio, 1):
         sizes = {n: count_parameters(dataclasses.replace(config, n_layers=n)) for n in range(1, config.n_layers)}
         fitting = max((n for n, size in sizes.items() if size <= n_voxels / ratio), default=1)
-        way_out = f": --n_layers {fitting} gives {n_voxels / sizes[fitting]:.3g}" if sizes else ""
-        smallest = f"with --n_layers {config.n_layers}, the smallest network has"
+        way_out = f": --n_layers {fitting} gives {_ratio(n_voxels / sizes[fitting])}" if sizes else ""
+        smallest = f"the smallest network of {config.n_layers} layer{'s' * (config.n_layers > 1)} has"
         found.append(_out_of_reach(ratio, header, smallest, n_parameters, way_out))
     return found + _larger_than_data(header, n_parameters, "network", "is")
 
 
 def _out_of_reach(ratio: float, header: VolumeHeader, smallest: str, n_parameters: int, way_out: str) -> str:
-    reached = f"{smallest} {n_parameters} parameters, a ratio of {header.n_voxels / n_parameters:.3g}"
+    reached = f"{smallest} {n_parameters} parameters, a ratio of {_ratio(header.n_voxels / n_parameters)}"
     return f"--compression_ratio {ratio:g} is out of reach: {reached}{way_out}"
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
 
 
 def _larger_than_data(header: VolumeHeader, n_parameters: int, networks: str, verb: str) -> list[str]:

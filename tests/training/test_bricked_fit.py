@@ -70,9 +70,9 @@ def test_a_time_limit_is_shared_out_by_the_work():
 
 
 def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
-    """A shallow one learns faster at first, and has to be that much better."""
-    for lead, depth in ((0.9, 5), (1.1, 3)):
-        fit = small_fit(fields={"d_in": 3, "d_out": 1})
+    """A shallow one learns faster at first, and has to be that much better. A deep one has to be within the budget."""
+    for lead, n_parameters, depth in ((0.9, 724, 5), (1.1, 724, 3), (0.9, 723, 3)):
+        fit = small_fit(fields={"d_in": 3, "d_out": 1}, n_parameters=n_parameters)
 
         def pilots(configs, progress, lead=lead):
             return {k: 10 ** (-lead / 10) if config.n_layers == 3 else 1.0 for k, config in configs.items()}
