@@ -16,7 +16,7 @@ from utils import Volume, VolumeHeader, read_in_boxes
 # Two sides are alike if their difference, of values of range 2, has at most this RMS and this maximum. The first
 # limits the PSNR of the other side to 80 dB; the second keeps a few voxels that differ from being lost.
 MOST_RMS, MOST_DIFFERENCE = 2e-4, 2e-2
-LINES = 32  # along each of the other axes: lines of voxels that are looked at before the whole volume is
+LINES = 32  # about so many along each other axis: lines of voxels that are looked at before the whole volume is
 LEAST_VOXELS = 8  # along an axis
 
 
@@ -47,8 +47,8 @@ def _lines(volume: Volume, header: VolumeHeader) -> list[np.ndarray]:
     for box, values in read_in_boxes(volume.values):
         for found, along in zip(lines, steps, strict=True):
             place = [slice(-(-cut.start // step), -(-cut.stop // step)) for cut, step in zip(box, along, strict=True)]
-            inside = zip(place, along, box, strict=True)
-            index = [slice(lines.start * step - cut.start, None, step) for lines, step, cut in inside]
+            firsts = [part.start * step - cut.start for part, step, cut in zip(place, along, box, strict=True)]
+            index = [slice(first, None, step) for first, step in zip(firsts, along, strict=True)]
             found[tuple(place)] = header.values.normalise(values[tuple(index)])
     return [np.moveaxis(found, axis, 0).reshape(shape[axis], -1) for axis, found in enumerate(lines)]
 
