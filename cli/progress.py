@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -67,7 +68,7 @@ class Progress:
 
     def _draw(self, now: float, shown: str) -> None:
         if self.bar is None:
-            form = {"bar_format": BAR, "ascii": ".#", "dynamic_ncols": True}
+            form = {"bar_format": BAR, "ascii": ".#", **_width()}
             often = {"mininterval": BAR_SECONDS, "miniters": 0, "smoothing": 0.0}  # the time left is by the mean speed
             first = {"initial": self.first, "delay": 1e-9}  # the first picture is that of the first update
             self.bar = tqdm(desc=self.description, total=self.total, file=sys.stderr, **form, **often, **first)
@@ -86,6 +87,15 @@ class Progress:
             if kind is None:
                 self.bar.n = self.bar.total = self.total
             self.bar.close()
+
+
+def _width() -> dict[str, object]:
+    """What makes a bar as wide as the terminal: 80 columns where it tells no size, as in some containers."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):
+        columns = 0
+    return {"dynamic_ncols": True} if columns else {"ncols": 80, "nrows": 24}
 
 
 class NoProgress(Progress):

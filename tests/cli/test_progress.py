@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from types import SimpleNamespace
 
@@ -65,6 +66,20 @@ def test_a_bar_ends_full_and_in_a_line_of_its_own(terminal, clock):
     print("psnr=31", file=terminal)
     assert re.fullmatch(r"training: 100% \[#+\] 00:10, 00:00 left, PSNR 31\.0 dB", terminal.lines()[0])
     assert terminal.lines()[1:] == ["psnr=31", ""]
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="opens a terminal")
+def test_a_terminal_without_a_size_has_a_bar_of_80_columns(clock, monkeypatch):
+    """As some containers give one."""
+    reader, writer = os.openpty()
+    with open(reader, "rb", buffering=0) as screen, open(writer, "w") as terminal:
+        monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=terminal))
+        with Progress("training", 4) as shown:
+            clock[0] += 1
+            shown.advance(4)
+        terminal.flush()
+        drawn = screen.read(4096).decode()
+    assert re.search(r"training: 100% \[#{40,60}\] 00:01, 00:00 left", drawn)
 
 
 def test_the_time_left_is_that_of_the_work_so_far(terminal, clock):
