@@ -153,7 +153,7 @@ class Blend:
                 numbers, pieces = job()
                 y, more = self._blended(pieces, numbers.shape, precision, also, _within(on_progress, k, 1, n_jobs))
                 numbers = numbers.ravel()
-                if also == "slopes":
+                if signs and also == "slopes":
                     _turn(more, signs, numbers, positions)
                 for first in range(0, len(numbers), STORED):
                     part = slice(first, first + STORED)

@@ -43,8 +43,8 @@ class BrickedFit:
         self.configs: list[SirenConfig | None] = []
         self.done: dict[int, Trained] = {}
         self.seconds = 0.0
-        n_trained = max(np.count_nonzero(~self.survey.is_constant), 1)
-        typical = self._config(width_for(budget / n_trained, self._form))
+        self.n_trained = int(np.count_nonzero(~self.survey.is_constant))  # bricks that are not constant
+        typical = self._config(width_for(budget / max(self.n_trained, 1), self._form))
         self.recipe = fits.recipe_for(int(self.survey.n_voxels.mean()), typical)  # of a brick in the middle
 
     # --- the training ---
@@ -62,17 +62,16 @@ class BrickedFit:
             def keep(number: int, trained: Trained) -> dict[str, str]:
                 self.done[number], self.seconds = trained, time.monotonic() - started
                 on_done(self)
-                n_trained = sum(config is not None for config in self.configs)
-                return {"bricks": f"{len(self.done)} of {n_trained}", "PSNR": f"{self.psnr:.1f} dB"}
+                return {"bricks": f"{len(self.done)} of {self.n_trained}", "PSNR": f"{self.psnr:.1f} dB"}
 
             self.done |= self.fits.trained(left, recipes, progress, keep)
         self.seconds = time.monotonic() - started
 
     def _work_ahead(self) -> float:
         """About how much work the brief fits and the training are, for each process of the run."""
-        n_voxels = self.survey.n_voxels[~self.survey.is_constant]
-        passes = self.recipe.n_passes + PILOT_PASSES * (1 + SAMPLE / max(len(n_voxels), 1))
-        return training_work(passes * n_voxels.sum(), self.budget / max(len(n_voxels), 1)) / processes.count()
+        n_trained, n_voxels = max(self.n_trained, 1), self.survey.n_voxels[~self.survey.is_constant].sum()
+        passes = self.recipe.n_passes + PILOT_PASSES * (1 + SAMPLE / n_trained)
+        return training_work(passes * n_voxels, self.budget / n_trained) / processes.count()
 
     def plan(self, progress: Progress) -> None:
         """Settle the network of each brick, unless it is settled: as wide as a brief fit shows that it needs to be.
@@ -145,7 +144,7 @@ class BrickedFit:
 
     def _least_parameters(self, depth: int) -> int:
         smallest = SirenConfig(LEAST_NEURONS, **self.fields | {"n_layers": depth})
-        return int(np.count_nonzero(~self.survey.is_constant)) * count_parameters(smallest)
+        return self.n_trained * count_parameters(smallest)
 
     @property
     def n_passes(self) -> float:

@@ -20,6 +20,11 @@ LINES = 32  # about so many along each other axis: lines of voxels that are look
 LEAST_VOXELS = 8  # along an axis
 
 
+def near_the_middle(n: int) -> range:
+    """The mirrors of an axis of n voxels that lie at most a sixteenth of it from its middle. See find_mirrors."""
+    return range(n - 1 - n // 8, n + n // 8)
+
+
 def find_mirrors(volume: Volume, header: VolumeHeader) -> tuple[int, ...]:
     """For each axis, the sum of the indices of a voxel and of its mirror image, or 0; () if no axis has a mirror.
 
@@ -56,8 +61,7 @@ def _lines(volume: Volume, header: VolumeHeader) -> list[np.ndarray]:
 def _mirror_of(lines: np.ndarray) -> int:
     """The mirror near the middle with the least difference of both sides; 0 if they are not alike."""
     n = len(lines)
-    most = n // LEAST_VOXELS
-    near = sorted(range(n - 1 - most, n + most), key=lambda mirror: abs(mirror - (n - 1)))
+    near = sorted(near_the_middle(n), key=lambda mirror: abs(mirror - (n - 1)))
 
     def difference(mirror: int) -> np.ndarray:
         both = lines[max(mirror - n + 1, 0) : mirror + 1]

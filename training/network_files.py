@@ -191,11 +191,11 @@ def read_bricks(
         raise UserError(f"{config_path}: bricks: expected the keys counts, widths, low and high, not {error}") from None
     except (UserError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{config_path}: bricks: does not describe the bricks of a field: {error}") from None
-    shapes = [parameter_shapes(**network) if network else {} for network in networks]
-    expected = {name: part.shape for name, part in _cut_state(cut).items()}
+    shapes, own = [parameter_shapes(**network) if network else {} for network in networks], _cut_state(cut)
+    expected = {name: part.shape for name, part in own.items()}
     expected |= {f"bricks.{k}.{name}": shape for k, found in enumerate(shapes) for name, shape in found.items()}
     state = _read_state(path, config_path, expected)
-    if any(not np.array_equal(state[name].numpy(), part) for name, part in _cut_state(cut).items()):
+    if any(not np.array_equal(state[name].numpy(), part) for name, part in own.items()):
         raise UserError(f"{config_path}: belongs to other weights than {path}: these are of a field cut otherwise")
     weights = [{name: state[f"bricks.{k}.{name}"].numpy() for name in found} for k, found in enumerate(shapes)]
     both = zip(networks, weights, strict=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from training.mirrors import near_the_middle
 from utils import axis_coordinates, voxel_size
 
 DENSITY_UNITS = 1 << 20  # integer units that represent a density of 1
@@ -170,7 +171,7 @@ class VoxelSampler:
         n, stride = self.shape[axis], math.prod(self.shape[axis + 1 :])
         index = flat // stride % n
         least, found = 4 * ASYMMETRY * self.variance, None
-        for both in range(n - 1 - n // 8, n + n // 8) if n > 3 else ():  # both = an index + its mirror image's
+        for both in near_the_middle(n) if n > 3 else ():  # both = an index + its mirror image's
             other = both - index
             is_inside = (other >= 0) & (other < n)
             pairs = flat[is_inside], (flat + (other - index) * stride)[is_inside]
