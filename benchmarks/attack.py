@@ -56,6 +56,7 @@ from helpers.volume_files import FORMATS, write_dicom
 from helpers.volumes import slanted
 from helpers.vtk import forked_readers
 from interruptions import run_and_check, write_full_disk, write_kill
+from shared import table_head, table_row
 
 from cli import console
 from field.blob import check_header, decode_blob, decode_field
@@ -293,8 +294,8 @@ class Tally:
     peak: int = 0  # bytes
 
     def row(self, kind: str) -> str:
-        figures = f"{self.worst_seconds:.2f} | {self.peak / 1e6:.0f}"
-        return f"| {kind} | {self.tried} | {self.refused} | {self.failed} | {figures} |"
+        figures = f"{self.worst_seconds:.2f}", f"{self.peak / 1e6:.0f}"
+        return table_row([kind, self.tried, self.refused, self.failed, *figures])
 
 
 class Hangs(BaseException):
@@ -355,7 +356,7 @@ def main(argv: Sequence[str]) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, _give_up)
     failed = 0
-    print("| what | tried | refused | failed | worst, s | memory, MB |\n|" + "---|" * 6, flush=True)
+    print(table_head(["what", "tried", "refused", "failed", "worst, s", "memory, MB"]), flush=True)
     with contextlib.ExitStack() as stack:
         forked = SimpleNamespace(Popen=stack.enter_context(forked_readers()), PIPE=None, DEVNULL=None)
         stack.enter_context(mock.patch.object(vtk_process, "subprocess", forked))

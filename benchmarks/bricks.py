@@ -1,6 +1,6 @@
 """Bricks against one network: seconds, memory, PSNR and seams, by the scripts as a user runs them.
 
-A volume is a file, or `field:N`: N^3 voxels of a random field (see inputs.py). Its finest detail has the same size
+A volume is a file, or `field:N`: N^3 voxels of a random field (see shared.py). Its finest detail has the same size
 in voxels for every N, as in simulations of the same resolution and different size. Prints one row per volume and way of
 cutting it, as soon as it is known: what train.py takes, and with --file what net_compress.py --volume makes of it.
 
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from inputs import ROOT, random_field, read_scalar
+from shared import ROOT, random_field, read_scalar, table_head, table_row
 
 from cli import console
 from field.blob import decode_field
@@ -108,7 +108,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--file", action="store_true", help="round with the volume too")
     opt = parser.parse_args(argv)
     head = HEAD + (FILE_HEAD if opt.file else []) + ["error", "jump", "kink"]
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
+    print(table_head(head), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in opt.volumes:
             path = name
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
             for ratio in opt.compression_ratio:
                 for bricks in opt.bricks:
                     row = measured(path, volume, ratio, bricks, opt.n_passes, opt.file)
-                    print(f"| {Path(name).name} | " + " | ".join(row) + " |", flush=True)
+                    print(table_row([Path(name).name, *row]), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shared import table_head, table_row
+
 from field.evaluation import CHUNK
 from field.neural_field import NeuralField
 from siren import FieldNet, SirenConfig
@@ -73,10 +75,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     opt = parser.parse_args()
     print(f"numpy {np.__version__}, one thread, {N_LAYERS} residual layers, {opt.side}^3 voxels")
-    print(f"| width | voxels/s | limit | share | {REGION}^3 region, ms | full, ms | gradient, times the values |")
-    print("|---|---|---|---|---|---|---|")
+    head = ["width", "voxels/s", "limit", "share", f"{REGION}^3 region, ms", "full, ms", "gradient, times the values"]
+    print(table_head(head))
     for width in opt.widths:
-        print("| " + " | ".join(measure(width, opt.side, opt.repeats)) + " |", flush=True)
+        print(table_row(measure(width, opt.side, opt.repeats)), flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from inputs import ROOT, random_field, script
+from shared import ROOT, random_field, script, table_head, table_row
 
 from cli import console
 from siren import FieldNet, SirenConfig, neurons_for_budget
@@ -62,13 +62,12 @@ class Report:
             file.write(line + "\n")
 
     def row(self, cells: Sequence[object]) -> None:
-        self.say("| " + " | ".join(map(str, cells)) + " |")
+        self.say(table_row(cells))
 
     def table(self, title: str, head: Sequence[str], rows: Sequence[Callable[[], Sequence[object]]]) -> None:
         """A table whose rows are computed one by one, while there is time."""
         self.say(f"\n{title}\n")
-        self.row(head)
-        self.say("|" + "---|" * len(head))
+        self.say(table_head(head))
         for row in rows:
             try:
                 self.row(row() if self.left > 0 else ["no time left"])

@@ -10,7 +10,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from inputs import script
+from shared import script, table_head, table_row
 
 
 def row(path: str, ratio: float) -> list[str]:
@@ -35,12 +35,11 @@ def main() -> None:
     parser.add_argument("volume", help=".npy array [x, y, z]")
     parser.add_argument("--ratios", type=float, nargs="+", default=[12.5, 25, 50, 100, 200], help="of train.py")
     opt = parser.parse_args()
-    without, with_volume = (
-        " | ".join(f"{unit}, {how}" for unit in ("dB", "bytes", "s")) for how in ("alone", "--volume")
-    )
-    print(f"| ratio | layers | parameters | s, train.py | {without} | {with_volume} |\n|{'---|' * 10}", flush=True)
+    head = ["ratio", "layers", "parameters", "s, train.py"]
+    head += [f"{unit}, {how}" for how in ("alone", "--volume") for unit in ("dB", "bytes", "s")]
+    print(table_head(head), flush=True)
     for ratio in opt.ratios:
-        print("| " + " | ".join(row(opt.volume, ratio)) + " |", flush=True)
+        print(table_row(row(opt.volume, ratio)), flush=True)
 
 
 if __name__ == "__main__":

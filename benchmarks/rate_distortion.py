@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from inputs import read_scalar, script
+from shared import read_scalar, script, table_head, table_row
 
 from cli import console
 from field.metrics import compare
@@ -266,17 +266,13 @@ def main(argv: Sequence[str]) -> None:
 
     codecs = [codec for codec in ("ours", *PEERS) if any(codec in curves for curves in tables.values())]
     ratios = (100, 200, 400, 800, 1600)
-    print(
-        "| volume | codec | " + " | ".join(f"dB at {ratio}" for ratio in ratios) + " |\n|" + "---|" * (2 + len(ratios))
-    )
+    print(table_head(["volume", "codec", *(f"dB at {ratio}" for ratio in ratios)]))
     for name, curves in tables.items():
         for codec, points in curves.items():
             found = [float(psnr_at(points, 4 * sizes[name] / ratio)) for ratio in ratios]
-            print(f"| {name} | {codec} | " + " | ".join("-" if math.isnan(p) else f"{p:.1f}" for p in found) + " |")
+            print(table_row([name, codec, *("-" if math.isnan(p) else f"{p:.1f}" for p in found)]))
     peers = codecs[1:]
-    print(
-        "\n| ours against | " + " | ".join(f"{peer} dB, bytes" for peer in peers) + " |\n|" + "---|" * (1 + len(peers))
-    )
+    print("", table_head(["ours against", *(f"{peer} dB, bytes" for peer in peers)]), sep="\n")
     deltas: dict[str, list[float]] = {peer: [] for peer in peers}
     for name, curves in tables.items():
         cells = []
@@ -286,9 +282,9 @@ def main(argv: Sequence[str]) -> None:
             rate = bd_rate(curves["ours"], curves[peer], *limits) if peer in curves else math.nan
             deltas[peer].append(gain)
             cells.append("-" if math.isnan(gain) else f"{gain:+.2f}" + ("" if math.isnan(rate) else f", {rate:+.0f} %"))
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        print(table_row([name, *cells]))
     means = [f"{np.nanmean(deltas[peer]):+.2f}" if np.isfinite(deltas[peer]).any() else "-" for peer in peers]
-    print("| mean | " + " | ".join(means) + " |")
+    print(table_row(["mean", *means]))
 
 
 if __name__ == "__main__":

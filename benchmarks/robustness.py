@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from inputs import read_scalar
+from shared import read_scalar, table_head, table_row
 
 from cli import console
 from field.metrics import compare
@@ -42,8 +42,9 @@ def row(name: str, volume: Volume, config: SirenConfig, seeds: range, passes: fl
     psnr = [p for p, _, _ in fits]
     collapsed = sum(p < constant + 1 for p, constant, _ in fits)
     figures = [f"{p:.2f}" for p in psnr]
-    print(f"| {name} | {config.n_neurons} | {config.n_layers} | {count_parameters(config)} | {' '.join(figures)} "
-          f"| {max(psnr) - min(psnr):.2f} | {sum(n for _, _, n in fits)} | {collapsed} |", flush=True)  # fmt: skip
+    cells = [name, config.n_neurons, config.n_layers, count_parameters(config), " ".join(figures)]
+    cells += [f"{max(psnr) - min(psnr):.2f}", sum(n for _, _, n in fits), collapsed]
+    print(table_row(cells), flush=True)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -55,7 +56,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--passes", type=float, help="passes of those rows (default: train.py's)")
     opt = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print("| volume | width | layers | parameters | dB | spread | recoveries | collapsed |\n|" + "---|" * 8, flush=True)
+    head = ["volume", "width", "layers", "parameters", "dB", "spread", "recoveries", "collapsed"]
+    print(table_head(head), flush=True)
     for path in opt.volumes:
         volume = read_scalar(path)
         config = SirenConfig(neurons_for_budget(volume.array.size // 50))

@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from inputs import read_scalar
+from shared import read_scalar, table_head, table_row
 
 from cli import console
 from siren import HIGHEST_WAVE, LEAST_NEURONS, SirenConfig, neurons_for_budget
@@ -54,11 +54,6 @@ def fit_of(depth: int, rate: float, wave: float, sampler: VoxelSampler, n_parame
     return measured(fit, started)
 
 
-def row_of(cells: Sequence[object]) -> str:
-    """A row of a table in Markdown."""
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
 def main(argv: Sequence[str]) -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,10 +66,10 @@ def main(argv: Sequence[str]) -> None:
     opt = parser.parse_args(argv)
     torch.set_num_threads(1)
     head = ["volume", "ratio", "rate", "wave", *(f"{n} layers" for n in opt.depths)]
-    print(row_of(head), row_of(["---"] * len(head)), sep="\n", flush=True)
+    print(table_head(head), flush=True)
     head = ["volume", "ratio", "best: layers, rate, wave"]
     head += [f"chosen, seed {seed}" for seed in range(opt.seeds)]
-    summary = [row_of(head), row_of(["---"] * len(head))]
+    summary = [table_head(head)]
     for path, ratio in itertools.product(opt.volumes, opt.ratios):
         volume, name = read_scalar(path), Path(path).stem
         sampler = make_sampler(volume.values, header_of(volume).values, torch.device("cpu"))
@@ -84,7 +79,7 @@ def main(argv: Sequence[str]) -> None:
             for depth in opt.depths:
                 found[depth, rate, wave], text = fit_of(depth, rate, wave, sampler, n_parameters)
                 texts.append(text)
-            print(row_of([name, f"{ratio:g}", f"{rate:g}", f"{wave:g}", *texts]), flush=True)
+            print(table_row([name, f"{ratio:g}", f"{rate:g}", f"{wave:g}", *texts]), flush=True)
         best = max(found, key=found.get)
         cells = [name, f"{ratio:g}", f"{found[best]:.2f}: {', '.join(f'{x:g}' for x in best)}"]
         for seed in range(opt.seeds):
@@ -92,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
             configs = networks_for_budget(n_parameters, None, d_in=len(sampler.shape))
             fit = chosen_fit(configs, partial(default_recipe, sampler.n_voxels), sampler, seed)
             cells.append(f"{fit.net.config.n_layers}: {measured(fit, started)[1]}")
-        summary.append(row_of(cells))
+        summary.append(table_row(cells))
     print("", *summary, sep="\n", flush=True)
 
 

@@ -19,6 +19,8 @@ import torch
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shared import table_head, table_row
+
 from siren import FieldNet, SirenConfig
 from training import fitting
 from training.gradient import LossGradient, padded_columns, torch_matmul
@@ -101,7 +103,7 @@ def main() -> None:
         "limit",
         "share",
     ]
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    print(table_head(head))
     for width in opt.widths:
         ms = measure(width, opt.batch, opt.num_workers)
         limit = ms["matrix products"] + ms["sines"] + ms["cosines"]
@@ -111,7 +113,7 @@ def main() -> None:
             f"{1e3 * opt.batch / limit:,.0f}",
             f"{limit / ms['step']:.0%}",
         ]
-        print(f"| {width} | " + " | ".join(figures) + " |", flush=True)
+        print(table_row([width, *figures]), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from inputs import script
+from shared import script, table_head, table_row
 
 
 def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
@@ -44,16 +44,14 @@ def main() -> None:
     opt = parser.parse_args()
     series = np.load(opt.volume, mmap_mode="r")
     extent = float(series.max()) - float(series.min())
-    print(
-        "| networks | ratio | parameters | bytes | dB | s fit | s compress |\n|---|---|---|---|---|---|---|", flush=True
-    )
+    print(table_head(["networks", "ratio", "parameters", "bytes", "dB", "s fit", "s compress"]), flush=True)
     for ratio in opt.ratios:
         for label, parts in (("one", [series]), (f"{len(series)}, one a step", list(series))):
             runs = [chain(part, ratio) for part in parts]
             parameters, n_bytes, error, fit, compress = (sum(run[key] for run in runs) for key in runs[0])
             psnr = 20 * math.log10(extent / math.sqrt(error / len(runs)))
             row = [label, f"{ratio:g}", parameters, n_bytes, f"{psnr:.2f}", f"{fit:.0f}", f"{compress:.0f}"]
-            print("| " + " | ".join(map(str, row)) + " |", flush=True)
+            print(table_row(row), flush=True)
 
 
 if __name__ == "__main__":

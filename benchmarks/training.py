@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from inputs import read_scalar
+from shared import read_scalar, table_head, table_row
 
 from cli import console
 from field.metrics import compare
@@ -107,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"{versions}; {processor()}, one thread; device {device}, ratio {opt.compression_ratio:g}\n")
     head = ["volume", "layers", "original dB", "s", "default dB", "s", "gain dB", "s to original's dB", "1 /"]
     head += [f"dB in 1/{PART}", "original voxels/s", "default voxels/s"]
-    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
+    print(table_head(head), flush=True)
     figure, panels = plt.subplots(1, len(opt.volumes), figsize=(4 * len(opt.volumes), 3.2), squeeze=False)
     for path, panel in zip(opt.volumes, panels[0], strict=True):
         volume = read_scalar(path)
@@ -124,7 +124,7 @@ def main(argv: Sequence[str]) -> None:
         row += [f"{new.psnr[-1]:.1f}", f"{new.seconds[-1]:.1f}", f"{new.psnr[-1] - old.psnr[-1]:+.1f}"]
         row += [f"{reached:.2f}", f"{old.seconds[-1] / reached:.0f}", f"{short.psnr[-1]:.1f}"]
         row += [f"{run.n_samples / run.seconds[-1]:,.0f}" for run in (old, new)]
-        print("| " + " | ".join(map(str, row)) + " |", flush=True)
+        print(table_row(row), flush=True)
         for run, label in ((old, "original recipe"), (new, "default")):
             panel.plot(run.seconds, run.psnr, label=label)
         panel.set(xscale="log", xlabel="seconds", ylabel="PSNR (dB)", title=Path(path).stem)

@@ -49,7 +49,7 @@ def benchmark(monkeypatch, small_blocks):
         if hasattr(module, "script"):
             monkeypatch.setattr(module, "script", printed_by)
         module.main(*([sys.argv[1:]] if module.main.__code__.co_argcount else []))
-        for other in (name, "inputs"):
+        for other in (name, "shared"):
             sys.modules.pop(other, None)
 
     return run

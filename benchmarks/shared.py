@@ -1,10 +1,11 @@
-"""What the benchmarks share: the volumes they read, the scripts they run."""
+"""What the benchmarks share: the volumes they read, the scripts they run, the tables they print."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,3 +50,13 @@ def script(name: str, *arguments: object) -> dict[str, str]:
     if run.returncode:
         raise SystemExit(f"{' '.join(command)}: {run.stderr}")
     return dict(re.findall(r"^(\w+)=(.*)$", run.stdout, re.M))
+
+
+def table_row(cells: Iterable[object]) -> str:
+    """A row of a table in Markdown."""
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+def table_head(names: Sequence[str]) -> str:
+    """The first two rows of a table in Markdown, with the names of its columns."""
+    return table_row(names) + "\n" + table_row("---" for _ in names)
