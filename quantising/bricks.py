@@ -11,9 +11,10 @@ from cli.progress import NoProgress, Progress
 from field.bricks import Bricks, brick_boxes
 from field.network_chunk import QuantisedLayer
 from quantising import work
-from quantising.policy import RoundingOptions, quantise_network
+from quantising.policy import RoundingOptions, error_to_add, quantise_network
 from siren import FieldNet, SirenConfig, count_parameters
-from training.cutting import brick_volume, count_held, error_scale, passes_for
+from training.cutting import brick_volume, count_held, error_scale, passes_for, survey
+from training.recipe import psnr_of
 from training.workers import each_done
 from utils import Geometry, Volume, VolumeHeader, header_of, shape_of
 
@@ -42,8 +43,15 @@ def quantise_bricks(
         n_images = header.n_present / n_voxels
         passes = PASSES * passes_for(n_voxels, bricks.n_parameters, len(bricks.networks), device.type, n_images)
     n_processes = options.n_threads if device.type == "cpu" else 1
-    options = dataclasses.replace(options, n_passes=passes, n_threads=1, n_all=bricks.n_parameters)
     boxes = brick_boxes(header.shape, counts, mirrors)
+    lead = psnr - psnr_of(survey(volume, header.values, boxes, NoProgress()).variance) if volume else math.nan
+    options = dataclasses.replace(
+        options,
+        n_passes=passes,
+        n_threads=1,
+        added=None if math.isnan(lead) else error_to_add(lead, bricks.n_parameters),
+        n_all=bricks.n_parameters,
+    )
     configs = {k: SirenConfig(**network[0]) for k, network in enumerate(bricks.networks) if network}
     sizes = {k: math.prod(shape_of(boxes[k])) for k in configs}
     shares = {k: work.of_training((passes or 0.0) * sizes[k], count_parameters(config))

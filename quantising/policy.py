@@ -25,17 +25,16 @@ from training.recipe import BATCH, CHECK_STEPS, Recipe, default_recipe, passes_f
 from training.streaming import make_sampler
 from utils import Volume, VolumeHeader, shape_of
 
-MSE_ADDED_BY_ROUNDING = 0.02  # relative to the network's own mean squared error; 0.02 costs 0.1 dB
+MSE_ADDED_BY_ROUNDING = 0.05  # relative to the network's own mean squared error; 0.05 costs 0.2 dB
 DEFAULT_BITS = 9  # bits for a value of a hidden matrix if the network's PSNR is unknown
 MAX_HALVINGS = 64  # halvings of the error that `round_exactly` tries, at most
-# The tries of rounding with training, in order. Key: the predicted error of rounding, relative to the network's own.
-# Value: what happens next if training does not make up for this error, as a text for the user. Rounding at 0.4 costs
-# about as much quality as a smaller network of equal bytes.
-TRIED_WITH_TRAINING = {0.4: "with finer steps", 0.1: "without training"}
-TRIED_AT_GIVEN_STEPS = {1.0: "without training"}  # for --cluster_bits; the key is not used
+# Limits of the error that rounding with training adds, relative to the network's own: see `error_to_add`.
+LEAST_ADDED, MOST_ADDED = 0.05, 0.4
+ADDED_PER_DB = 0.14  # of it for each decibel that a doubling of the network has gained
+FINER = 4.0  # if training does not make up for the error, a second try adds less by this factor
 MAX_DB_LOST = 2.0  # most that rounding with training may lose, dB
 MAX_LEAD_LOST = 0.25  # most that rounding with training may lose, as a part of the network's lead in dB over a constant
-ALWAYS_ALLOWED_DB = 0.1  # loss that is always allowed, dB: rounding without training costs as much
+ALWAYS_ALLOWED_DB = 0.2  # loss that is always allowed, dB: rounding without training costs as much
 MOST_ERROR = 4.0  # most that RoundingOptions.error may be, relative to the network's own
 MAX_COMPENSATED = 1 << 19  # most weights to compensate without training: they take up to a minute and a gigabyte
 TRAINED_VOXELS = 1.25e7  # samples that training while rounding uses by default
@@ -48,8 +47,8 @@ DB_PER_RATE_HALVING = 30.0  # gain in PSNR that halves RATE, dB: a better networ
 class RoundingOptions:
     """The options for rounding. bits, n_passes: None if left open. quantizer: "uniform" or "kmeans".
 
-    error: of a part of a field: the mean squared error, of normalised values, that sets the steps in place of the
-    network's own. n_all: the number of weights of all parts together.
+    Of a part of a field: error, the mean squared error, of normalised values, that sets the steps in place of the
+    network's own; added, see `error_to_add`, of all parts together; n_all, the number of their weights.
     """
 
     bits: int | None = None
@@ -58,6 +57,7 @@ class RoundingOptions:
     seed: int = 0
     n_threads: int = 1
     error: float | None = None
+    added: float | None = None
     n_all: int | None = None
 
 
@@ -253,9 +253,9 @@ def round_with_volume(
     """
     sampler = make_sampler(volume.values, header.values, device)
     sensitivity = compensated_sensitivities(net, factors)
-    alone, tries = None, TRIED_WITH_TRAINING
+    alone = None
     if error is None:
-        rounded, tries = copy.deepcopy(net), TRIED_AT_GIVEN_STEPS
+        rounded = copy.deepcopy(net)
         alone = round_without_volume(options, rounded, header.shape, error, factors)
         rounding.load(rounded, alone)
         progress.plan(measuring_work(net, volume))
@@ -269,6 +269,8 @@ def round_with_volume(
         most_lost += 10 * math.log10(1 + error / 4 * 10 ** (expected / 10))
 
     on_step = telling(progress)
+    added = error_to_add(lead, net.n_parameters) if options.added is None else options.added
+    tries = {added: "with finer steps", added / FINER: "without training"} if error else {added: "without training"}
     for added, otherwise in tries.items():
         fineness = {"bits": options.bits or DEFAULT_BITS} if error is None else {"error": added * error}
         steps = choose_steps(net, sensitivity, **fineness)
@@ -283,6 +285,17 @@ def round_with_volume(
         if added != list(tries)[-1]:
             progress.plan(training_work(options, net, header, device) + measuring_work(net, volume))
     return alone
+
+
+def error_to_add(lead: float, n_weights: int) -> float:
+    """The squared error that the steps may add, relative to the network's own, for the best quality at equal bytes.
+
+    lead: of the network, in dB over a constant. Steps that add twice the error make the file a tenth smaller. The less
+    a larger network would gain, the less these bytes are worth. What its next doubling would gain is not known, but
+    every doubling so far has gained lead / log2(n_weights) in the mean; and the next one 1.1 to 2.3 times as much, on
+    seven volumes.
+    """
+    return min(max(ADDED_PER_DB * lead / math.log2(max(n_weights, 2)), LEAST_ADDED), MOST_ADDED)
 
 
 def telling(progress: Progress) -> Callable[[Fit], None]:
