@@ -69,8 +69,9 @@ class VoxelSampler:
     """Draws training samples from a normalised volume in memory. A flat (C-order) index identifies a voxel.
 
     shape: of the grid, voxels. values: float32 tensor (voxels, components) in [-1, 1], NaN where missing. The tensor is
-    on the device, or in host memory if training would take more than half of the device's free memory. n_voxels: the
-    number of voxels that are not missing; only these are drawn. is_resident: whether `samples` reads the same memory of
+    on the device, or in host memory if training would take more than half of the device's memory: what is free of it
+    would change from run to run, and with it the order of the samples. n_voxels: the number of voxels that are not
+    missing; only these are drawn. is_resident: whether `samples` reads the same memory of
     the device at every step.
     """
 
@@ -79,7 +80,7 @@ class VoxelSampler:
         self.device = device
         values = torch.from_numpy(normalised.reshape(math.prod(self.shape), -1))
         bytes_needed = values.nbytes + 48 * len(values)  # 48 bytes a voxel: `shuffled` with a density
-        fits = device.type != "cuda" or bytes_needed < torch.cuda.mem_get_info(device)[0] // 2
+        fits = device.type != "cuda" or bytes_needed < torch.cuda.get_device_properties(device).total_memory // 2
         self.values, self.is_resident = values.to(device if fits else "cpu"), fits
         self.axes = axis_tensors(self.shape, self.values.device)
         is_missing = self.values[:, 0].isnan()
