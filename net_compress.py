@@ -163,7 +163,7 @@ def rounded(
     device = arguments.resolve_device(opt.cuda, opt.gid)
     options = RoundingOptions(opt.cluster_bits, opt.quantizer, opt.n_passes, opt.seed, opt.num_workers)
     if isinstance(networks, Bricks):
-        found = quantise_bricks(options, networks, header, volume, quality[0], device, progress)
+        found = quantise_bricks(options, networks, header, volume, *quality, device, progress)
         return partial(encode_blob, header, found, bricks=networks.cut)
     layers = quantise_network(options, networks, header, volume, *quality, device, progress)
     return partial(encode_blob, header, [(dataclasses.asdict(networks.config), layers)])

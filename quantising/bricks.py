@@ -8,10 +8,12 @@ import math
 import torch
 
 from cli.progress import NoProgress, Progress
+from field.blob import decode_field, encode_blob
 from field.bricks import Bricks, brick_boxes
 from field.network_chunk import QuantisedLayer
+from field.neural_field import NeuralField
 from quantising import work
-from quantising.policy import RoundingOptions, error_to_add, quantise_network
+from quantising.policy import RoundingOptions, coarsest_exact, error_to_add, quantise_network
 from siren import FieldNet, SirenConfig, count_parameters
 from training.cutting import brick_volume, count_held, error_scale, passes_for, survey
 from training.recipe import psnr_of
@@ -19,6 +21,7 @@ from training.workers import each_done
 from utils import Geometry, Volume, VolumeHeader, header_of, shape_of
 
 PASSES = 0.25  # over each brick while it is rounded / while it is trained, by default: more gain 0.2 dB at most
+Rounded = list[tuple[dict, list[QuantisedLayer]]]
 
 
 def quantise_bricks(
@@ -27,12 +30,42 @@ def quantise_bricks(
     header: VolumeHeader,
     volume: Volume | None,
     psnr: float,
+    is_exact: bool,
     device: torch.device,
     progress: Progress,
-) -> list[tuple[dict, list[QuantisedLayer]]]:
+) -> Rounded:
     """The description and the layers in integers of every brick that has a network, in order.
 
-    psnr: of the whole field, in dB; NaN if unknown. The other arguments are as of `quantise_network`.
+    psnr: of the whole field, in dB; NaN if unknown. is_exact: whether the whole field decodes every integer of its
+    volume exactly. The other arguments are as of `quantise_network`.
+    """
+    exact = is_exact and options.bits is None and _quantise_exactly(options, bricks, header, device, progress)
+    return exact or _quantise_all(options, bricks, header, volume, psnr, device, progress)
+
+
+def _quantise_exactly(
+    options: RoundingOptions, bricks: Bricks, header: VolumeHeader, device: torch.device, progress: Progress
+) -> Rounded | None:
+    """See `coarsest_exact`. The whole field is compared: where bricks meet, an integer depends on several of them."""
+
+    def rounded(error: float) -> tuple[Rounded, NeuralField]:
+        found = _quantise_all(options, bricks, header, None, psnr_of(error), device, progress)
+        readable = decode_field(encode_blob(header, found, bricks=bricks.cut), large=True)
+        return found, NeuralField.of_bricks(*readable, device, options.n_threads)
+
+    return coarsest_exact(NeuralField.of_bricks(header, bricks, device, options.n_threads), rounded)
+
+
+def _quantise_all(
+    options: RoundingOptions,
+    bricks: Bricks,
+    header: VolumeHeader,
+    volume: Volume | None,
+    psnr: float,
+    device: torch.device,
+    progress: Progress,
+) -> Rounded:
+    """As `quantise_bricks`, with steps that follow from the PSNR.
 
     One more bit for each weight of a network takes three quarters of what its rounding adds to the error. So for the
     least bytes, rounding adds to each brick a squared error in proportion to its weights, not to its voxels.
@@ -72,11 +105,14 @@ def quantise_bricks(
         part = dataclasses.replace(options, error=None if math.isnan(error) else error, seed=options.seed + k)
         return part, configs[k], bricks.networks[k][1], own, brick, device
 
-    found = {}
+    found, n_again = {}, 0
     tasks = ((k, arguments(k)) for k in sorted(shares, key=lambda k: (-shares[k], k)))
-    for k, layers in each_done(_quantise_brick, tasks, n_processes):
-        found[k] = layers
+    for k, (layers, is_again) in each_done(_quantise_brick, tasks, n_processes):
+        found[k], n_again = layers, n_again + is_again
         progress.advance(shares[k], bricks=f"{len(found)} of {len(shares)}")
+    if n_again:
+        what = "again with finer steps, or without training"
+        progress.say(f"rounding with training has cost too much in {n_again} of {len(found)} bricks: {what}")
     return [(dataclasses.asdict(configs[k]), found[k]) for k in sorted(found)]
 
 
@@ -87,7 +123,9 @@ def _quantise_brick(
     header: VolumeHeader,
     brick: Volume | None,
     device: torch.device,
-) -> list[QuantisedLayer]:
+) -> tuple[list[QuantisedLayer], bool]:
+    """The layers of a brick in integers, and whether it was rounded more than once."""
     net = FieldNet(config)
     net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
-    return quantise_network(options, net, header, brick, math.nan, False, device, NoProgress())
+    progress = NoProgress()
+    return quantise_network(options, net, header, brick, math.nan, False, device, progress), progress.n_said > 0

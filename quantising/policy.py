@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import math
 from collections.abc import Callable, Collection
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from utils import Volume, VolumeHeader, shape_of
 
 MSE_ADDED_BY_ROUNDING = 0.05  # relative to the network's own mean squared error; 0.05 costs 0.2 dB
 DEFAULT_BITS = 9  # bits for a value of a hidden matrix if the network's PSNR is unknown
-MAX_HALVINGS = 64  # halvings of the error that `round_exactly` tries, at most
+MAX_HALVINGS = 64  # halvings of the error that `coarsest_exact` tries, at most
 # Limits of the error that rounding with training adds, relative to the network's own: see `error_to_add`.
 LEAST_ADDED, MOST_ADDED = 0.05, 0.4
 ADDED_PER_DB = 0.14  # of it for each decibel that a doubling of the network has gained
@@ -41,6 +42,8 @@ TRAINED_VOXELS = 1.25e7  # samples that training while rounding uses by default
 MAX_PASSES_WHILE_ROUNDING = 48.0  # most passes that training while rounding uses by default
 RATE = 0.15  # learning rate while rounding a network of 30 dB, relative to train.py's
 DB_PER_RATE_HALVING = 30.0  # gain in PSNR that halves RATE, dB: a better network has less to make up for, more to undo
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,21 +200,29 @@ def round_exactly(
     factors: Collection[CompensationFactor],
     device: torch.device,
 ) -> list[QuantisedLayer] | None:
-    """The layers in integers, about as coarse as possible without a change of any decoded integer; None if impossible.
+    """The layers in integers without a change of any decoded integer; None if impossible. See `coarsest_exact`."""
 
-    The error that rounding may add is halved until no integer changes. In a large volume, only `measured_boxes` count.
+    def rounded(error: float) -> tuple[list[QuantisedLayer], NeuralField]:
+        rounded = copy.deepcopy(net)
+        layers = round_without_volume(options, rounded, header.shape, error, factors)
+        rounding.load(rounded, layers)
+        return layers, NeuralField.of(rounded, header, device, options.n_threads)
+
+    return coarsest_exact(NeuralField.of(net, header, device, options.n_threads), rounded)
+
+
+def coarsest_exact(field: NeuralField, rounded: Callable[[float], tuple[Result, NeuralField]]) -> Result | None:
+    """The coarsest rounding without a change of any integer that the field decodes to; None if there is none.
+
+    rounded: the rounding for a mean squared error of the network, and what it decodes to. The error is halved until no
+    integer changes. In a large volume, only `measured_boxes` count.
     """
-    chosen = measured_boxes(np.broadcast_to(header.low, (*header.shape, net.config.d_out)))
-    before = NeuralField.of(net, header, device, options.n_threads).lazy()
-    tried = {}
+    chosen = measured_boxes(np.broadcast_to(field.header.low, (*field.header.shape, field.header.n_components)))
+    before, tried = field.lazy(), {}
 
     def is_fine_enough(halvings: int) -> bool:
-        rounded = copy.deepcopy(net)
-        tried[halvings] = round_without_volume(
-            options, rounded, header.shape, 0.5**halvings / MSE_ADDED_BY_ROUNDING, factors
-        )
-        rounding.load(rounded, tried[halvings])
-        after = NeuralField.of(rounded, header, device, options.n_threads).lazy()
+        tried[halvings], after = rounded(0.5**halvings / MSE_ADDED_BY_ROUNDING)
+        after = after.lazy()
         return all(np.array_equal(before[box], after[box]) for box in chosen)
 
     return tried.get(bisect.bisect_left(range(MAX_HALVINGS), True, key=is_fine_enough))

@@ -1,0 +1,54 @@
+"""The rounding of a field in bricks, of random networks: what holds for the whole field."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from helpers.cut_fields import random_bricks
+from helpers.networks import make_header
+
+from cli.progress import NoProgress, Progress
+from field.blob import decode_field, encode_blob
+from field.neural_field import NeuralField
+from quantising import bricks as rounded_bricks
+from quantising.bricks import quantise_bricks
+from quantising.policy import RoundingOptions
+
+SHAPE, COUNTS = (9, 7, 5), (2, 2, 1)
+
+
+@pytest.fixture
+def bricks():
+    return random_bricks(SHAPE, COUNTS, constant=(1,), n_neurons=4, n_layers=2)
+
+
+def decoded(header, bricks, is_exact, progress=None):
+    """What the field decodes to before and after it is rounded."""
+    found = quantise_bricks(
+        RoundingOptions(), bricks, header, None, 30.0, is_exact, torch.device("cpu"), progress or NoProgress()
+    )
+    after = decode_field(encode_blob(header, found, bricks=bricks.cut))
+    return NeuralField.of_bricks(header, bricks)[...], NeuralField.of_bricks(*after)[...]
+
+
+def test_integers_that_come_back_exactly_do_so_where_bricks_meet_too(bricks):
+    header = make_header(SHAPE, 0, 40, "uint8")
+    before, after = decoded(header, bricks, is_exact=True)
+    np.testing.assert_array_equal(before, after)
+    before, after = decoded(header, bricks, is_exact=False)
+    assert (before != after).any()  # the PSNR alone asks for coarser steps
+
+
+def test_one_line_tells_how_many_bricks_are_rounded_again(bricks, monkeypatch, capsys):
+    quantise = rounded_bricks.quantise_network
+
+    def told(options, *arguments):
+        if options.seed:  # of the bricks 2 and 3, but not of brick 0
+            arguments[-1].say("again")
+            arguments[-1].say("and again")
+        return quantise(options, *arguments)
+
+    monkeypatch.setattr(rounded_bricks, "quantise_network", told)
+    decoded(make_header(SHAPE), bricks, False, Progress("rounding"))
+    assert capsys.readouterr().err.count("in 2 of 3 bricks: again") == 1
