@@ -20,7 +20,7 @@ from cli import arguments
 from cli.files import check_outputs, read_bytes, write_or_rescue
 from cli.progress import Progress
 from cli.summary import summary
-from field.blob import BlobError, Written, decode_field, encode_blob, is_blob
+from field.blob import BlobError, Written, decode_field, encode_blob, is_blob, is_usual
 from field.bricks import Bricks
 from field.metrics import compare, file_ratios, measured_boxes
 from field.neural_field import NeuralField
@@ -211,7 +211,8 @@ def main(argv: Sequence[str]) -> None:
     figures |= {"seconds": f"{time.monotonic() - started:.1f}", "compressed": opt.compressed}
     n_source = n_values * header.dtype.itemsize
     console.report(summary(opt.volume or opt.net, n_source, [opt.compressed], len(blob), figures), figures)
-    print("next:", shlex.join(["python", "net_decompress.py", *arguments.unless_default(compressed=opt.compressed)]))
+    flags = arguments.unless_default(compressed=opt.compressed) + ["--large"] * (not is_usual(header, n_parameters))
+    print("next:", shlex.join(["python", "net_decompress.py", *flags]))
 
 
 if __name__ == "__main__":

@@ -296,6 +296,11 @@ def check_header(header: VolumeHeader, d_in: int, d_out: int) -> None:
         raise BlobError(f"missing voxels: of another shape or dtype: {missing.shape}, {missing.fill.dtype}")
 
 
+def is_usual(header: VolumeHeader, n_parameters: int) -> bool:
+    """Whether a reader takes a field with so many weights and biases without `large`; see `decode_field`."""
+    return n_parameters <= USUAL_PARAMETERS and (header.missing is None or header.n_voxels <= USUAL_MASK_VOXELS)
+
+
 def _check_usual(count: int, limit: int, what: str) -> None:
     if count > limit:
         way_out = "--large reads it, large=True in Python, Large in ParaView"

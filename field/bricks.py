@@ -72,16 +72,21 @@ def check_cut(cut: Cut, shape: tuple[int, ...], d_out: int) -> None:
         is_one_each = len(cut.mirrors) == len(shape) and any(cut.mirrors)
         if not (is_one_each and all(0 <= m <= n for m, n in zip(cut.mirrors, most, strict=True))):
             raise BlobError(f"mirrors: expected 0 to {most}, not all of them 0, found {list(cut.mirrors)}")
-    most = [min(max(last - first, 1), 65535) for first, last in held(shape, cut.mirrors)]
-    if len(cut.counts) != len(shape) or any(not 1 <= k <= n for k, n in zip(cut.counts, most, strict=True)):
-        raise BlobError(f"bricks along each axis: expected 1 to {most}, found {list(cut.counts)}")
-    n_bricks = math.prod(cut.counts)
-    if n_bricks > MAX_BRICKS:
-        raise BlobError(f"expected at most {MAX_BRICKS} bricks, found {n_bricks}")
+    n_bricks = check_counts(cut.counts, shape, cut.mirrors)
     if not cut.low.shape == cut.high.shape == (n_bricks, d_out):
         raise BlobError(f"expected ranges of {n_bricks} bricks, of {d_out} components, found {cut.low.shape}")
     if not ((cut.low >= -1) & (cut.low <= cut.high) & (cut.high <= 1)).all():
         raise BlobError("ranges of bricks: expected values from -1 to 1, the lower first")
+
+
+def check_counts(counts: tuple[int, ...], shape: tuple[int, ...], mirrors: tuple[int, ...] = ()) -> int:
+    """The number of bricks. Raises BlobError unless a field of this shape can have so many along each axis."""
+    most = [min(max(last - first, 1), 65535) for first, last in held(shape, mirrors)]
+    if len(counts) != len(shape) or any(not 1 <= k <= n for k, n in zip(counts, most, strict=True)):
+        raise BlobError(f"bricks along each axis: expected 1 to {most}, found {list(counts)}")
+    if math.prod(counts) > MAX_BRICKS:
+        raise BlobError(f"expected at most {MAX_BRICKS} bricks, found {math.prod(counts)}")
+    return math.prod(counts)
 
 
 def held(shape: tuple[int, ...], mirrors: tuple[int, ...] = ()) -> list[tuple[int, int]]:

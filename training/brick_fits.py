@@ -99,12 +99,15 @@ class BrickFits:
         return {k: self.work(k, config) * passes[k] for k, config in configs.items()}
 
     def recipes(self, configs: Mapping[int, SirenConfig], seconds: float) -> dict[int, Recipe]:
-        """The recipe of each brick. A time limit is shared out by the work. seconds: that have passed."""
+        """The recipe of each brick. A time limit is shared out by the work. seconds: that have passed.
+
+        Where no time is left, each brick takes a step.
+        """
         found = {k: self.recipe_for(int(self.survey.n_voxels[k]), config) for k, config in configs.items()}
         work = {k: self.work(k, config) for k, config in configs.items()}
         for k, recipe in found.items():
             if recipe.max_seconds is not None:
-                left = max(recipe.max_seconds - seconds, 0.0) * self.n_processes * processes.count()
+                left = max(recipe.max_seconds - seconds, 1e-6) * self.n_processes * processes.count()
                 found[k] = dataclasses.replace(recipe, max_seconds=left * work[k] / sum(work.values()))
         return found
 

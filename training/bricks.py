@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -24,26 +24,27 @@ from training.brick_fits import PILOT_PASSES, BrickFits, Trained
 from training.cutting import shared_out, width_for
 from training.network_files import brick_state
 from training.recipe import psnr_of, training_work
-from training.shapes import HEAD_START, MIDDLE_DEPTH
+from training.shapes import HEAD_START
 from utils import VolumeHeader
 
-BRICK_DEPTHS, SAMPLE = (5, 3), 4  # layers that compete, and bricks in which they do
+BRICK_DEPTHS, SAMPLE = (5, 3), 4  # layers that compete, the most first, and bricks in which they do
 
 
 class BrickedFit:
     """The fit of a volume in bricks. `run` trains what is not `done` yet; `bricks` is the result so far.
 
     budget: the parameters that all networks may have together. fields: of the networks' SirenConfig, but the width.
-    Without the depth, the best of BRICK_DEPTHS is chosen in a few bricks with much detail.
+    Without the depth, the best of BRICK_DEPTHS that the budget allows is chosen in a few bricks with much detail.
     """
 
     def __init__(self, fits: BrickFits, budget: float, fields: dict):
         self.fits, self.survey, self.budget, self.fields = fits, fits.survey, budget, fields
-        self.n_layers = fields.get("n_layers", MIDDLE_DEPTH)
         self.configs: list[SirenConfig | None] = []
         self.done: dict[int, Trained] = {}
         self.seconds = 0.0
         self.n_trained = int(np.count_nonzero(~self.survey.is_constant))  # bricks that are not constant
+        self.depths = [k for k in self._all_depths if self._least_parameters(k) <= budget] or self._all_depths[-1:]
+        self.n_layers = self.depths[0]
         typical = self._config(width_for(budget / max(self.n_trained, 1), self._form))
         self.recipe = fits.recipe_for(int(self.survey.n_voxels.mean()), typical)  # of a brick in the middle
 
@@ -78,7 +79,7 @@ class BrickedFit:
 
         The error of a network of n parameters falls about as 1 / n. The sum of all errors, for so many parameters in
         all, is then least where every network has sqrt(error x n) parameters. With a time limit there are no brief
-        fits: the detail alone tells what a brick needs.
+        fits: the detail alone tells what a brick needs, and the networks are as deep as the budget allows.
         """
         if self.configs:
             return
@@ -93,12 +94,9 @@ class BrickedFit:
         self.configs = self._shared_out(need)
 
     def _choose_depth(self, need: np.ndarray, progress: Progress) -> dict[int, float]:
-        """Settle the depth: the best in the bricks with the most detail. Returns their errors; see BrickFits.pilots.
-
-        Only depths that the budget allows compete.
-        """
+        """Settle the depth: the best in the bricks with the most detail. Returns their errors; see BrickFits.pilots."""
         found = {}
-        for depth in [k for k in BRICK_DEPTHS if self._least_parameters(k) <= self.budget] or [min(BRICK_DEPTHS)]:
+        for depth in self.depths:
             self.n_layers = depth
             configs = self._shared_out(need)
             most = [k for k in np.argsort(-need, kind="stable")[:SAMPLE].tolist() if configs[k]]
@@ -140,7 +138,12 @@ class BrickedFit:
     @property
     def least_parameters(self) -> int:
         """The number of parameters of all networks where each has the least width and the least depth."""
-        return self._least_parameters(self.n_layers if "n_layers" in self.fields else min(BRICK_DEPTHS))
+        return self._least_parameters(self._all_depths[-1])
+
+    @property
+    def _all_depths(self) -> Sequence[int]:
+        """The depths that the networks may have, the most layers first."""
+        return [self.fields["n_layers"]] if "n_layers" in self.fields else BRICK_DEPTHS
 
     def _least_parameters(self, depth: int) -> int:
         smallest = SirenConfig(LEAST_NEURONS, **self.fields | {"n_layers": depth})
@@ -205,7 +208,7 @@ class BrickedFit:
     def load_state_dict(self, state: dict) -> None:
         """Add what is done in the `state_dict` of a fit with the same identity. Raises ValueError for a damaged one."""
         widths, done, seconds, n_layers = (state[name] for name in ("widths", "done", "seconds", "n_layers"))
-        if n_layers not in ([self.fields["n_layers"]] if "n_layers" in self.fields else BRICK_DEPTHS):
+        if n_layers not in self._all_depths:
             raise ValueError("n_layers: expected one that is tried, found another number")
         if not (isinstance(seconds, float) and 0 <= seconds < math.inf):
             raise ValueError("seconds: expected a finite number, found another value")

@@ -11,9 +11,10 @@ import numpy as np
 
 from cli.progress import Progress
 from field.bricks import held_shape
+from field.network_chunk import MAX_PARAMETERS
 from siren import LEAST_NEURONS, SirenConfig, count_parameters
 from training.recipe import MAX_PASSES, default_passes, passes_for_min_steps, training_work
-from utils import Box, Geometry, ValueRange, Volume, VolumeHeader
+from utils import Box, Geometry, UserError, ValueRange, Volume, VolumeHeader
 
 PARAMETERS = 10_000  # of a brick's network, in the mean. Of 5,000 and 12,000 the larger is as fast, and has fewer seams
 MOST_SHARE = 0.25  # most parameters of a brick's network / its voxels
@@ -129,6 +130,7 @@ def shared_out(n_parameters: float, need: np.ndarray, n_voxels: np.ndarray, fiel
     """The network of each brick. All of them together have about `n_parameters`; a brick that needs 0 has none.
 
     need: what each brick needs of them, in any unit. n_voxels: of each brick. fields: of SirenConfig, but the width.
+    Raises UserError for more parameters than a file can hold.
     """
     least = count_parameters(SirenConfig(LEAST_NEURONS, **fields))
     most = np.maximum(MOST_SHARE * n_voxels, least)
@@ -137,7 +139,12 @@ def shared_out(n_parameters: float, need: np.ndarray, n_voxels: np.ndarray, fiel
         share = (low + high) / 2
         sizes = np.where(need > 0, np.clip(share * need, least, most), 0.0)
         low, high = (share, high) if sizes.sum() < n_parameters else (low, share)
-    return [SirenConfig(width_for(size, fields), **fields) if size else None for size in sizes]
+    configs = [SirenConfig(width_for(size, fields), **fields) if size else None for size in sizes]
+    n_all = sum(count_parameters(config) for config in configs if config)
+    if n_all > MAX_PARAMETERS:
+        way_out = "a larger --compression_ratio or fewer --bricks give fewer"
+        raise UserError(f"bricks of {n_all} parameters in all, a file can hold at most {MAX_PARAMETERS}: {way_out}")
+    return configs
 
 
 def width_for(n_parameters: float, fields: dict) -> int:

@@ -22,7 +22,7 @@ from cli.arguments import (
     voxel_counts,
 )
 from field.binary import BlobError
-from field.bricks import held_shape
+from field.bricks import check_counts, held_shape
 from field.network_chunk import check_network
 from siren import SirenConfig, count_parameters
 from training.bricks import BrickedFit
@@ -269,11 +269,16 @@ def bricks_for(opt: Options, volume: Volume, header: VolumeHeader) -> tuple[tupl
         return (1,) * len(header.shape), ()
     counts = automatic(header.shape) if is_auto else _given_counts(opt, header.shape)
     mirrors = find_mirrors(volume, header) if math.prod(counts) > 1 else ()
-    if not mirrors:
-        return counts, ()
-    shape = held_shape(header.shape, mirrors)
-    most = (max(n - 1, 1) for n in shape)
-    return automatic(shape) if is_auto else tuple(map(min, counts, most)), mirrors
+    if mirrors:
+        shape = held_shape(header.shape, mirrors)
+        most = (max(n - 1, 1) for n in shape)
+        counts = automatic(shape) if is_auto else tuple(map(min, counts, most))
+    try:
+        check_counts(counts, header.shape, mirrors)
+    except BlobError as error:
+        way_out = "a larger --compression_ratio gives fewer" if is_auto else "expected fewer --bricks"
+        raise UserError(f"{opt.volume}: {error}: {way_out}") from None
+    return counts, mirrors
 
 
 def _given_counts(opt: Options, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -212,7 +212,7 @@ class StackedFit:
         if len(self.reached) == len(self.members):
             return 1.0
         if self.recipe.max_seconds is not None:
-            return min(self.seconds / max(self.recipe.max_seconds, 1e-9), 1.0)
+            return min(self.seconds / self.recipe.max_seconds, 1.0)
         return self.step / self.n_steps
 
     def _joint_psnr(self) -> float:

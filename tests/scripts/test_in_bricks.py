@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import re
+import shlex
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from helpers.scripts import compress, decompress, error_of, results, train
 from helpers.volumes import psnr_of, slanted
 
 import net_compress
+import net_decompress
 import train as train_script
 from field.neural_field import NeuralField
 from training import long_runs, workers
@@ -52,8 +54,6 @@ def test_the_way_through_the_scripts(cut, tmp_path, capsys):
 
 
 def test_info_counts_bricks(cut, tmp_path, capsys):
-    import net_decompress
-
     net_decompress.main([str(cut.blob), "--info"])
     found = results(capsys.readouterr().out)
     assert found["bricks"] == "2,2,1" and found["parameters"] == str(cut.settings["n_parameters"])
@@ -106,8 +106,6 @@ def test_of_a_symmetric_volume_one_side_is_held(tmp_path, capsys):
     assert psnr_of(array, decoded) > trained.settings["psnr"] - 4  # brief training while rounding does some harm
     part = decompress(tmp_path / "blob", tmp_path / "part.npy", "--roi", "5:14,2:8,1:6")
     np.testing.assert_allclose(part, decoded[5:14, 2:8, 1:6], rtol=0, atol=1e-5 * np.ptp(array))
-    import net_decompress
-
     capsys.readouterr()
     net_decompress.main([str(tmp_path / "blob"), "--info"])
     assert results(capsys.readouterr().out)["mirrors"] == "16,0,0"
@@ -154,6 +152,24 @@ def test_a_ratio_out_of_reach_is_told(volume_file, tmp_path, capsys):
 def test_impossible_counts_are_refused(counts, volume_file, tmp_path):
     argv = "--volume", volume_file, "--network", tmp_path / "n.pth", "--config", tmp_path / "n.json"
     assert "--bricks" in error_of(train_script.main, *argv, "--bricks", counts)
+
+
+def test_what_no_file_can_hold_is_refused_before_the_training(volume_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("training.brick_fits.fit_brick", lambda *_: pytest.fail("a brick is trained"))
+    argv = "--volume", volume_file, "--network", tmp_path / "n.pth", "--config", tmp_path / "n.json", "--num_workers", 1
+    monkeypatch.setattr("field.bricks.MAX_BRICKS", 3)
+    assert "at most 3 bricks" in error_of(train_script.main, *argv, "--bricks", "2,2,1")
+    for flags in (), ("--n_layers", 2), ("--max_seconds", 1):
+        monkeypatch.setattr("training.cutting.MAX_PARAMETERS", 150)
+        said = error_of(train_script.main, *argv, "--bricks", "3,1,1", *flags)
+        assert "at most 150: a larger --compression_ratio or fewer --bricks" in said
+
+
+def test_the_next_command_reads_what_is_unusual(cut, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("field.blob.USUAL_PARAMETERS", cut.settings["n_parameters"] - 1)
+    compress(cut, tmp_path / "blob")
+    command = re.search(r"^next: python net_decompress.py (.*)$", capsys.readouterr().out, re.M)[1]
+    net_decompress.main([*shlex.split(command), "--info"])
 
 
 def test_none_is_one_network(volume_file, tmp_path):

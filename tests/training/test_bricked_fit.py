@@ -69,6 +69,16 @@ def test_a_time_limit_is_shared_out_by_the_work():
     assert max(limits, key=limits.get) == max(configs, key=lambda k: fit.fits.work(k, configs[k]))
 
 
+def test_where_no_time_is_left_each_brick_takes_a_step():
+    """And the networks are as deep as the budget allows."""
+    for n_parameters, depth in ((724, 5), (723, 3)):
+        recipe = Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=1e-9)
+        fit = small_fit(recipe=recipe, fields={"d_in": 3, "d_out": 1}, n_parameters=n_parameters)
+        fit.run()
+        assert sorted(fit.done) == [0, 1, 2, 3] and math.isfinite(fit.psnr)
+        assert fit.n_layers == depth and fit.n_parameters <= n_parameters
+
+
 def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
     """A shallow one learns faster at first, and has to be that much better. A deep one has to be within the budget."""
     for lead, n_parameters, depth in ((0.9, 724, 5), (1.1, 724, 3), (0.9, 723, 3)):
