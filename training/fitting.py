@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -247,16 +247,20 @@ def new_networks(
 
     mirrors: of the volume, see `VoxelSampler.mirrors`.
     """
-    generator = torch.Generator().manual_seed(seed)
 
-    def drawn(highest_wave: float) -> FieldNet:
-        net = FieldNet(config, generator, first_omega or OMEGA_0)
-        if first_omega is None:
-            start_as_axis_waves(net, mirrors, highest_wave)
-        return net
+    def drawn(*factors: int) -> Iterator[FieldNet]:
+        """The networks that this seed gives one after another. factors: of each, its highest wave / HIGHEST_WAVE."""
+        generator = torch.Generator().manual_seed(seed)
+        for factor in factors:
+            net = FieldNet(config, generator, first_omega or OMEGA_0)
+            if first_omega is None:
+                start_as_axis_waves(net, mirrors, factor * HIGHEST_WAVE)
+            yield net
 
-    *_, net = [drawn(HIGHEST_WAVE) for _ in range(number + 1)]
-    return [net, *([] if first_omega else [drawn(factor * HIGHEST_WAVE) for factor in SHORTER_WAVES])]
+    *_, net = drawn(*[1] * (number + 1))
+    # The shorter waves do not depend on the number: a fit that continues from a checkpoint does not know it.
+    _, *shorter = drawn(1, *SHORTER_WAVES)
+    return [net, *([] if first_omega else shorter)]
 
 
 def new_fit(
