@@ -38,21 +38,21 @@ class Replay:
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device)  # for cuBLAS's workspace, the same in first calls and in captures
         self.pool = torch.cuda.graph_pool_handle()  # the graphs never run at the same time: they may share their memory
-        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[torch.Tensor]] | None] = {}
+        self.seen: set[tuple] = set()  # kinds of calls
+        self.graphs: dict[
+            tuple, tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]
+        ] = {}  # and the tensors that each reads
         self.is_possible = True
 
     def __call__(self, function: Callable[..., None], *tensors: torch.Tensor, **settings: object) -> None:
         """Call `function(*tensors, **settings)`. The settings must be hashable."""
         kind = (*(tensor.shape for tensor in tensors), *settings.items())
-        if not self.is_possible or kind not in self.graphs:
-            self.graphs[kind] = None
+        if kind in self.seen and kind not in self.graphs and self.is_possible:
+            self._capture(kind, function, *tensors, **settings)
+        if kind not in self.graphs:
+            self.seen.add(kind)
             self._call(function, *tensors, **settings)
             return
-        if self.graphs[kind] is None:
-            self.graphs[kind] = self._captured(function, *tensors, **settings)
-            if not self.is_possible:
-                self._call(function, *tensors, **settings)
-                return
         graph, inputs = self.graphs[kind]
         for there, here in zip(inputs, tensors, strict=True):
             there.copy_(here)
@@ -65,10 +65,8 @@ class Replay:
             function(*tensors, **settings)
         outside.wait_stream(self.stream)
 
-    def _captured(
-        self, function: Callable[..., None], *tensors: torch.Tensor, **settings: object
-    ) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor]] | None:
-        """(the graph of a call, the tensors that it reads), or None after a failure. Nothing is computed."""
+    def _capture(self, kind: tuple, function: Callable[..., None], *tensors: torch.Tensor, **settings: object) -> None:
+        """Make the graph of a call, if one can be made. Nothing is computed."""
         inputs, graph = [tensor.clone() for tensor in tensors], torch.cuda.CUDAGraph()
         try:
             # After an error, the outer `with` returns to the stream outside.
@@ -77,5 +75,5 @@ class Replay:
         except RuntimeError as error:
             self.is_possible = False
             say_what_is_lacking("CUDA graph", error)
-            return None
-        return graph, inputs
+        else:
+            self.graphs[kind] = graph, inputs
