@@ -44,7 +44,7 @@ from training.options import (
 from training.plot import plot_training
 from training.quality import Judge, Quality
 from training.recipe import psnr_of
-from training.shapes import chosen_fit
+from training.shapes import fit_after_trials
 from training.streaming import make_sampler
 from utils import UserError, Volume, VolumeHeader, count_lost, header_of
 
@@ -154,7 +154,7 @@ def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) 
     if opt.resume:
         configs = [saved_network(opt.checkpoint, configs)]
     recipe = partial(recipe_for, opt, sampler.n_voxels)
-    return chosen_fit(configs, recipe, sampler, opt.seed, opt.w0, opt.num_workers, has_trials=not opt.resume)
+    return fit_after_trials(configs, recipe, sampler, opt.seed, opt.w0, opt.num_workers, has_trials=not opt.resume)
 
 
 @processes.joined()

@@ -21,7 +21,7 @@ from field.metrics import compare
 from field.neural_field import NeuralField
 from siren import SirenConfig, count_parameters, neurons_for_budget
 from training.recipe import default_recipe, psnr_of
-from training.shapes import chosen_fit
+from training.shapes import fit_after_trials
 from training.streaming import make_sampler
 from utils import Volume, header_of
 
@@ -30,7 +30,8 @@ def fit_psnr(volume: Volume, config: SirenConfig, seed: int, passes: float | Non
     """(PSNR of one fit in dB, PSNR of the best constant in dB, number of recoveries of the fit)."""
     header = header_of(volume)
     sampler = make_sampler(volume.values, header.values, torch.device("cpu"))
-    fit = chosen_fit([config], lambda config: default_recipe(sampler.n_voxels, config, n_passes=passes), sampler, seed)
+    recipe = default_recipe(sampler.n_voxels, config, n_passes=passes)
+    fit = fit_after_trials([config], lambda config: recipe, sampler, seed)
     fit.run()
     psnr = compare(volume.array, NeuralField.of(fit.averaged_net, header).on_grid()).psnr
     return psnr, psnr_of(sampler.variance), fit.recovery.n_recoveries

@@ -30,7 +30,7 @@ from training import fitting
 from training.fitting import Fit, new_fit
 from training.recipe import default_recipe, psnr_of
 from training.sampler import VoxelSampler
-from training.shapes import chosen_fit, networks_for_budget
+from training.shapes import fit_after_trials, networks_for_budget
 from training.streaming import make_sampler
 from utils import header_of
 
@@ -85,7 +85,7 @@ def main(argv: Sequence[str]) -> None:
         for seed in range(opt.seeds):
             started = time.process_time()
             configs = networks_for_budget(n_parameters, None, d_in=len(sampler.shape))
-            fit = chosen_fit(configs, partial(default_recipe, sampler.n_voxels), sampler, seed)
+            fit = fit_after_trials(configs, partial(default_recipe, sampler.n_voxels), sampler, seed)
             cells.append(f"{fit.net.config.n_layers}: {measured(fit, started)[1]}")
         summary.append(table_row(cells))
     print("", *summary, sep="\n", flush=True)

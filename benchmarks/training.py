@@ -31,7 +31,7 @@ from field.neural_field import NeuralField
 from siren import OMEGA_0, SirenConfig
 from training.fitting import Fit
 from training.recipe import Recipe, default_recipe
-from training.shapes import chosen_fit, networks_for_budget
+from training.shapes import fit_after_trials, networks_for_budget
 from training.streaming import make_sampler
 from utils import Volume, header_of
 
@@ -67,7 +67,7 @@ def run_recipe(
     """Fit a new network to the volume. With `max_seconds`, a limit by the clock, only the end is evaluated."""
     header = header_of(volume)
     sampler = make_sampler(volume.values, header.values, device)
-    fit = chosen_fit(configs, recipe_for, sampler, 0, first_omega)
+    fit = fit_after_trials(configs, recipe_for, sampler, 0, first_omega)
     run = Run([], [], 0, fit.net.config.n_layers)
     paused, due = 0.0, math.inf if fit.recipe.max_seconds else fit.seconds + 0.1
 

@@ -42,7 +42,7 @@ def networks_for_budget(n_parameters: float, depth: int | None, **fields) -> lis
     return [SirenConfig(width, n, **fields) for width, n in zip(widths, depths, strict=True)]
 
 
-def chosen_fit(
+def fit_after_trials(
     configs: Sequence[SirenConfig],
     recipe_for: Callable[[SirenConfig], Recipe],
     sampler: VoxelSampler,
@@ -62,29 +62,46 @@ def chosen_fit(
         recipe = recipe_for(config).trial() if is_trial else recipe_for(config)
         return new_fit(config, sampler, recipe, seed, first_omega, n_threads, number)
 
-    starts = [(config, 0) for config in configs]
     has_one = len(configs) == 1 and configs[0].n_neurons > TRIED_NEURONS
     if has_one or not (has_trials and is_worth_trials(recipe_for(configs[0]), sampler)):
-        return fit_of(min(starts, key=lambda start: abs(start[0].n_layers - MIDDLE_DEPTH)))
-    best, n_done, seconds = starts[0], 0, 0.0
-    best_trial = None  # the others are forgotten: each holds an error for every voxel
+        middle = min(configs, key=lambda config: abs(config.n_layers - MIDDLE_DEPTH))
+        return fit_of((middle, 0))
     with Progress("training", TRIALS + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
-        while starts:
-            start = starts.pop(0)
-            trial = fit_of(start, is_trial=True)
-            trial.run(lambda fit, n_done=n_done: progress.update(n_done + fit.progress))
-            trial.loss, trial.seconds = map(processes.broadcast_first, (trial.loss, trial.seconds))
-            n_done, seconds = n_done + 1, seconds + trial.seconds
-            if best_trial is None or score(trial) > score(best_trial):
-                best, best_trial = start, trial
-            if n_done == len(configs) and best[0].n_neurons <= TRIED_NEURONS:
-                starts = [(best[0], number) for number in range(1, TRIALS - n_done + 1)]
-    fit = fit_of(best)
-    if best_trial.loss < COLLAPSED_FACTOR * sampler.variance:
-        fit.continue_from(best_trial)
-    fit.seconds = seconds
-    fit.trial_steps = seconds * best_trial.step / (best_trial.seconds or 1.0)
+        trials = Trials(fit_of, progress)
+        for config in configs:
+            trials.run((config, 0))
+        config, _ = trials.best_start
+        if config.n_neurons <= TRIED_NEURONS:
+            for number in range(1, TRIALS - len(configs) + 1):
+                trials.run((config, number))
+    fit, best = fit_of(trials.best_start), trials.best
+    if best.loss < COLLAPSED_FACTOR * sampler.variance:
+        fit.continue_from(best)
+    fit.seconds = trials.seconds
+    fit.trial_steps = trials.seconds * best.step / (best.seconds or 1.0)
     return fit
+
+
+class Trials:
+    """Trials of several starts. best: the best trial; the others are forgotten: each holds an error for every voxel.
+
+    best_start: of the best trial, its network and which of the random ones. seconds: of all trials.
+    """
+
+    def __init__(self, fit_of: Callable[..., Fit], progress: Progress):
+        self.fit_of, self.progress = fit_of, progress
+        self.best: Fit | None = None
+        self.best_start: tuple[SirenConfig, int] | None = None
+        self.n_done, self.seconds = 0, 0.0
+
+    def run(self, start: tuple[SirenConfig, int]) -> None:
+        """Try a start."""
+        trial = self.fit_of(start, is_trial=True)
+        trial.run(lambda fit: self.progress.update(self.n_done + fit.progress))
+        trial.loss, trial.seconds = map(processes.broadcast_first, (trial.loss, trial.seconds))
+        self.n_done, self.seconds = self.n_done + 1, self.seconds + trial.seconds
+        if self.best is None or score(trial) > score(self.best):
+            self.best, self.best_start = trial, start
 
 
 def is_worth_trials(recipe: Recipe, sampler: VoxelSampler) -> bool:

@@ -129,7 +129,7 @@ def test_unwritable_outputs_are_found_before_the_work_starts(chain, tmp_path, mo
     def never(*_, **__):
         raise AssertionError("the work has started")
 
-    monkeypatch.setattr(train_script, "chosen_fit", never)
+    monkeypatch.setattr(train_script, "fit_after_trials", never)
     monkeypatch.setattr(net_compress, "encode_blob", never)
     monkeypatch.setattr(net_decompress.NeuralField, "on_grid", never)
     missing, folder, good = tmp_path / "no" / "out", tmp_path / "folder", tmp_path / "good"

@@ -14,7 +14,7 @@ from training import shapes
 from training.fitting import Fit, new_fit
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
-from training.shapes import chosen_fit, is_worth_trials, networks_for_budget
+from training.shapes import fit_after_trials, is_worth_trials, networks_for_budget
 from utils import value_range
 
 RECIPE = Recipe(n_passes=375, batch=16, lr=1e-3)  # 1,500 steps of 60 voxels
@@ -78,7 +78,7 @@ def test_the_best_of_the_trials_goes_on_from_there(psnrs, chosen, given):
     configs = [SirenConfig(width, depth) for width, depth in ((16, 3), (11, 5), (8, 8))]  # as many bytes each
     for last, is_last in ((10, False), (60, True)):  # of another start of the best depth
         ran = given(mse_of(psnr) for psnr in (*psnrs, last))
-        fit = chosen_fit(configs, lambda config: RECIPE, sampler(), seed=0)
+        fit = fit_after_trials(configs, lambda config: RECIPE, sampler(), seed=0)
         assert [trial.net.config.n_layers for trial in ran] == [3, 5, 8, chosen]
         best = ran[-1] if is_last else next(trial for trial in ran if trial.net.config.n_layers == chosen)
         assert fit.net.config == best.net.config and fit.recipe == RECIPE and fit.step == 0
@@ -91,30 +91,30 @@ def test_of_two_networks_that_are_as_good_the_smaller_one_is_taken(given):
     """A wider network has to be better by what its bytes are worth: 4.5 dB for twice as many."""
     for gain, width in ((4.0, 16), (5.0, 23)):
         given(mse_of(psnr) for psnr in (40, 40 + gain, 10, 10))
-        fit = chosen_fit([SirenConfig(16, 3), SirenConfig(23, 3)], lambda config: RECIPE, sampler(), seed=0)
+        fit = fit_after_trials([SirenConfig(16, 3), SirenConfig(23, 3)], lambda config: RECIPE, sampler(), seed=0)
         assert fit.net.config.n_neurons == width
 
 
 def test_a_wide_network_has_one_start(given):
     ran = given([0.1] * 3)
-    chosen_fit([SirenConfig(25, depth) for depth in (1, 2, 3)], lambda config: RECIPE, sampler(), seed=0)
+    fit_after_trials([SirenConfig(25, depth) for depth in (1, 2, 3)], lambda config: RECIPE, sampler(), seed=0)
     assert [trial.net.config.n_layers for trial in ran] == [1, 2, 3]
 
 
 def test_a_trial_is_a_brief_fit_at_a_higher_rate(given):
     ran = given([0.1] * 4)
-    chosen_fit([SirenConfig(6, 3)], lambda config: RECIPE, sampler(), seed=0)
+    fit_after_trials([SirenConfig(6, 3)], lambda config: RECIPE, sampler(), seed=0)
     assert [trial.n_steps for trial in ran] == [60] * 4  # a twenty-fifth
     assert [trial.recipe.lr for trial in ran] == [2e-3] * 4
 
 
 def test_a_given_depth_has_four_starts_unless_the_network_is_wide(given):
     ran = given([0.1, 0.001, 0.2, 0.3])
-    fit = chosen_fit([SirenConfig(6, 3)], lambda config: RECIPE, sampler(), seed=0)
+    fit = fit_after_trials([SirenConfig(6, 3)], lambda config: RECIPE, sampler(), seed=0)
     weights = ran[1].averaged_net.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in fit.net.state_dict().items())
     expected = new_fit(SirenConfig(25, 3), sampler(), RECIPE, 0).net.state_dict()
-    fit = chosen_fit([SirenConfig(25, 3)], lambda config: RECIPE, sampler(), seed=0)
+    fit = fit_after_trials([SirenConfig(25, 3)], lambda config: RECIPE, sampler(), seed=0)
     assert len(ran) == 4 and fit.seconds == 0
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fit.net.state_dict().items())
 
@@ -122,7 +122,7 @@ def test_a_given_depth_has_four_starts_unless_the_network_is_wide(given):
 def test_trials_that_learned_nothing_are_forgotten(given):
     """The fit begins from a network that was never trained."""
     given([0.95 * sampler().variance] * 4)
-    fit = chosen_fit([SirenConfig(6, 3)], lambda config: RECIPE, sampler(), seed=0)
+    fit = fit_after_trials([SirenConfig(6, 3)], lambda config: RECIPE, sampler(), seed=0)
     expected = new_fit(SirenConfig(6, 3), sampler(), RECIPE, 0).net.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fit.net.state_dict().items())
 
@@ -133,9 +133,8 @@ def test_without_trials_the_middle_depth_is_taken(change, given):
     recipe = dataclasses.replace(RECIPE, **change)
     assert is_worth_trials(RECIPE, sampler()) and not is_worth_trials(recipe, sampler())
     configs = [SirenConfig(6, depth) for depth in (3, 5, 8)]
-    assert chosen_fit(configs, lambda config: recipe, sampler(), seed=0).net.config.n_layers == shapes.MIDDLE_DEPTH
-    assert chosen_fit(configs[:1], lambda config: recipe, sampler(), seed=0).net.config.n_layers == 3
-    assert not ran
+    found = [fit_after_trials(some, lambda config: recipe, sampler(), seed=0) for some in (configs, configs[:1])]
+    assert [fit.net.config.n_layers for fit in found] == [shapes.MIDDLE_DEPTH, 3] and not ran
 
 
 def test_a_constant_volume_has_no_trials():
@@ -145,5 +144,5 @@ def test_a_constant_volume_has_no_trials():
 
 def test_a_fit_to_continue_has_no_trials(given):
     ran = given([])
-    fit = chosen_fit([field_net().config], lambda config: RECIPE, sampler(), seed=0, has_trials=False)
+    fit = fit_after_trials([field_net().config], lambda config: RECIPE, sampler(), seed=0, has_trials=False)
     assert not ran and fit.step == 0
