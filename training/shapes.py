@@ -19,7 +19,8 @@ from training.sampler import VoxelSampler
 
 DEPTHS = 3, 5, 8  # layers of the networks that compete
 MIDDLE_DEPTH = 5  # layers of the network where no trials are worth the time
-HEAD_START = {3: 1.0, 4: 0.5, 6: -0.1, 7: -0.3, 8: -0.4}  # lead of a depth over 5 layers that the fit makes up for, dB
+HEAD_START = {3: 0.7, 4: 0.5, 6: -0.1, 7: -0.3, 8: -0.4}  # lead of a depth over 5 layers that the fit makes up for, dB
+NARROW_HEAD_START = 1.3  # further lead of a shallower network, if it is at most TRIED_NEURONS wide, dB
 DB_PER_OCTAVE = 4.5  # what twice the bytes of a file gain, about
 LAYER_WEIGHTS = 10  # weights that take as many bytes as the record of a linear layer does in a file
 LEAST_STEPS = 1_500  # steps of the shortest fit that begins with trials
@@ -118,4 +119,6 @@ def score(trial: Fit) -> float:
     config = trial.net.config
     size = count_parameters(config) + LAYER_WEIGHTS * len(linear_layers(trial.net))
     worth = HEAD_START.get(config.n_layers, 0.0) + DB_PER_OCTAVE * math.log2(size)
+    if config.n_layers < MIDDLE_DEPTH and config.n_neurons <= TRIED_NEURONS:
+        worth += NARROW_HEAD_START
     return trial.psnr - worth if math.isfinite(trial.loss) else -math.inf
