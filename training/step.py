@@ -18,8 +18,8 @@ from training.replay import Replay, say_what_is_lacking
 from training.sampler import VoxelSampler
 from training.weights import TrainedWeights
 
-# Up to this PSNR in dB, a GPU multiplies in float16. At 41.9 dB this has cost 0.02 dB (bonsai_256 on an H200); the
-# same noise costs 0.04 dB at 45 dB and ever more beyond.
+# Up to this PSNR in dB, a GPU multiplies in float16. At 41.9 dB this has cost a prototype 0.02 dB (bonsai_256, on an
+# H200); the same noise costs 0.04 dB at 45 dB and ever more beyond.
 HALF_PSNR = 45.0
 # Least width, of all networks together, for which a kernel of Triton is compiled: it takes a second or two, more than
 # narrow networks gain by it.
