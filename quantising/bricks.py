@@ -16,7 +16,7 @@ from quantising import work
 from quantising.policy import RoundingOptions, coarsest_exact, error_to_add, quantise_network
 from siren import FieldNet, SirenConfig, count_parameters
 from training.cutting import brick_volume, count_held, error_scale, passes_for, survey
-from training.recipe import psnr_of
+from training.recipe import error_of, psnr_of
 from training.workers import each_done
 from utils import Geometry, Volume, VolumeHeader, header_of, shape_of
 
@@ -92,7 +92,7 @@ def _quantise_all(
     progress.plan(sum(shares.values()))
     per_weight = math.nan  # squared error that rounding may add, for each weight
     if math.isfinite(psnr):
-        per_weight = 4 * 10 ** (-psnr / 10) * n_voxels / max(bricks.n_parameters, 1)
+        per_weight = error_of(psnr) * n_voxels / max(bricks.n_parameters, 1)
 
     def arguments(k: int) -> tuple:
         if volume:

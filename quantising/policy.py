@@ -22,7 +22,7 @@ from quantising.compensation import CompensationFactor, CompensationFactors, com
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, count_parameters
 from training.fitting import Fit
-from training.recipe import BATCH, CHECK_STEPS, Recipe, default_recipe, passes_for_min_steps, psnr_of
+from training.recipe import BATCH, CHECK_STEPS, Recipe, default_recipe, error_of, passes_for_min_steps, psnr_of
 from training.streaming import make_sampler
 from utils import Volume, VolumeHeader, shape_of
 
@@ -87,14 +87,9 @@ def quantise_network(
         is_exact = False
     else:
         if volume:
-            psnr = decoded = measured_psnr(options, net, header, volume, device, progress)
+            decoded, psnr = measured_psnrs(options, net, header, volume, device, progress)
             is_exact = holds_integers(header) and decoded == math.inf
-        if volume and holds_integers(header):
-            unrounded = measured_psnr(options, net, header, volume, device, progress, as_float=True)
-            psnr = unrounded if math.isfinite(unrounded) else decoded  # inf: float64 cannot tell large integers apart
-        error = 4 * 10 ** (-psnr / 10) if math.isfinite(psnr) else None
-        if options.error is not None:
-            error = min(options.error, MOST_ERROR * error) if volume and error else options.error
+        error = error_for_steps(options, psnr)
     is_trained = volume is not None and options.n_passes != 0 and not is_exact
     factors = compensation_factors(options, copy.deepcopy(net).to(device), header.shape, is_trained, progress)
     layers = None
@@ -103,6 +98,17 @@ def quantise_network(
     elif is_trained:
         layers = round_with_volume(options, net, header, volume, error, decoded, factors, device, progress)
     return layers or round_without_volume(options, net, header.shape, error, factors)
+
+
+def error_for_steps(options: RoundingOptions, psnr: float) -> float | None:
+    """The mean squared error, of normalised values, that sets the steps; None if it is unknown.
+
+    That of the network. Of a part of a field: RoundingOptions.error, within MOST_ERROR. psnr: of the network, dB.
+    """
+    own = error_of(psnr) if math.isfinite(psnr) else None
+    if options.error is None:
+        return own
+    return min(options.error, MOST_ERROR * own) if own else options.error
 
 
 def plan_work(
@@ -120,7 +126,7 @@ def plan_work(
     if options.quantizer != "kmeans" and (is_trained or _is_narrow(net)):
         progress.plan((1 if _is_narrow(net) else 2) * work.of_factors(net.config))
     if is_trained:
-        progress.plan(training_work(options, net, header, device) + measuring_work(net, volume))
+        progress.plan(work_while_rounding(options, net, header, device) + measuring_work(net, volume))
 
 
 def measuring_work(networks: FieldNet | Bricks, volume: Volume) -> float:
@@ -130,7 +136,7 @@ def measuring_work(networks: FieldNet | Bricks, volume: Volume) -> float:
     return work.of_measuring(n_voxels, networks.n_parameters / n_bricks)
 
 
-def training_work(options: RoundingOptions, net: FieldNet, header: VolumeHeader, device: torch.device) -> float:
+def work_while_rounding(options: RoundingOptions, net: FieldNet, header: VolumeHeader, device: torch.device) -> float:
     """The work of training once while the layers are rounded."""
     n_passes = recipe_while_rounding(options, net, header, device).n_passes
     sizes = np.array(layer_sizes(net))
@@ -228,6 +234,22 @@ def coarsest_exact(field: NeuralField, rounded: Callable[[float], tuple[Result, 
     return tried.get(bisect.bisect_left(range(MAX_HALVINGS), True, key=is_fine_enough))
 
 
+def measured_psnrs(
+    options: RoundingOptions,
+    net: FieldNet,
+    header: VolumeHeader,
+    volume: Volume,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[float, float]:
+    """PSNR in dB of what a network decodes to, and of its values before they are rounded to integers."""
+    decoded = measured_psnr(options, net, header, volume, device, progress)
+    if not holds_integers(header):
+        return decoded, decoded
+    unrounded = measured_psnr(options, net, header, volume, device, progress, as_float=True)
+    return decoded, unrounded if math.isfinite(unrounded) else decoded  # inf: float64 cannot tell large integers apart
+
+
 def measured_psnr(
     options: RoundingOptions,
     net: FieldNet,
@@ -271,19 +293,18 @@ def round_with_volume(
         rounding.load(rounded, alone)
         progress.plan(measuring_work(net, volume))
         expected = measured_psnr(options, rounded, header, volume, device, progress)
-    rate = RATE * 0.5 ** (max(0.0, expected) / DB_PER_RATE_HALVING - 1)  # max() in this order turns NaN into 0.0
     recipe = recipe_while_rounding(options, net, header, device)
-    recipe = dataclasses.replace(recipe, lr=rate * recipe.lr)
+    recipe = dataclasses.replace(recipe, lr=relative_rate(expected) * recipe.lr)
     lead = expected - psnr_of(sampler.variance)
-    most_lost = 0.0 if alone else max(ALWAYS_ALLOWED_DB, min(MAX_DB_LOST, MAX_LEAD_LOST * lead))
-    if options.error is not None and error:  # a part may lose what coarser steps than its own error gives must cost
-        most_lost += 10 * math.log10(1 + error / 4 * 10 ** (expected / 10))
-
-    on_step = telling(progress)
-    added = error_to_add(lead, net.n_parameters) if options.added is None else options.added
-    tries = {added: "with finer steps", added / FINER: "without training"} if error else {added: "without training"}
-    for added, otherwise in tries.items():
-        fineness = {"bits": options.bits or DEFAULT_BITS} if error is None else {"error": added * error}
+    most_lost = 0.0 if alone else allowed_loss(lead)
+    if options.error is not None and error:  # steps of a part that are coarser than its own error gives cost more
+        most_lost += expected - psnr_of(error_of(expected) + error)
+    on_step = step_reporter(progress)
+    finenesses = [{"bits": options.bits or DEFAULT_BITS}]
+    if error is not None:
+        added = error_to_add(lead, net.n_parameters) if options.added is None else options.added
+        finenesses = [{"error": added * error}, {"error": added / FINER * error}]
+    for n_left, fineness in zip(reversed(range(len(finenesses))), finenesses, strict=True):
         steps = choose_steps(net, sensitivity, **fineness)
         rounded = copy.deepcopy(net).to(device)
         layers = rounding.round_and_train(
@@ -292,10 +313,21 @@ def round_with_volume(
         found = measured_psnr(options, rounded, header, volume, device, progress)
         if found >= expected - most_lost:
             return layers
+        otherwise = "with finer steps" if n_left else "without training"
         progress.say(f"rounding with training has cost {expected - found:.1f} dB: again {otherwise}")
-        if added != list(tries)[-1]:
-            progress.plan(training_work(options, net, header, device) + measuring_work(net, volume))
+        if n_left:
+            progress.plan(work_while_rounding(options, net, header, device) + measuring_work(net, volume))
     return alone
+
+
+def relative_rate(psnr: float) -> float:
+    """The learning rate while rounding, relative to train.py's. psnr: of the network, dB; NaN counts as 0."""
+    return RATE * 0.5 ** (max(0.0, psnr) / DB_PER_RATE_HALVING - 1)  # max() in this order turns NaN into 0.0
+
+
+def allowed_loss(lead: float) -> float:
+    """The most that rounding with training may cost, dB. lead: of the network, in dB over a constant."""
+    return max(ALWAYS_ALLOWED_DB, min(MAX_DB_LOST, MAX_LEAD_LOST * lead))
 
 
 def error_to_add(lead: float, n_weights: int) -> float:
@@ -309,7 +341,7 @@ def error_to_add(lead: float, n_weights: int) -> float:
     return min(max(ADDED_PER_DB * lead / math.log2(max(n_weights, 2)), LEAST_ADDED), MOST_ADDED)
 
 
-def telling(progress: Progress) -> Callable[[Fit], None]:
+def step_reporter(progress: Progress) -> Callable[[Fit], None]:
     """What tells `progress` of a step of training. Steps that a recovery takes back are further work."""
     latest = 0
 

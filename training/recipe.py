@@ -12,9 +12,9 @@ STEPS = 16_000  # steps of the default fit of a large volume
 MIN_PASSES, MAX_PASSES = 5, 45  # limits of the default fit, passes: small volumes gain little from more
 MIN_STEPS = 1_500  # steps of the default fit of the smallest volumes, for which MAX_PASSES passes are too few
 # A GPU takes little longer for a larger batch, and larger batches gain more than further steps of small ones would.
-# On an H200: bonsai_256, 41.9 dB in 35 s by 20 passes of 16,384 samples a step, 39.1 dB in 40 s by 5 passes of 2,048.
-# taylor_green_128, 42.2 dB by 64 passes of 16,384. The passes of other sizes are those of a power law through these
-# two volumes, but at least as many steps as a CPU takes for a volume of 64^3 voxels.
+# By a prototype, on an H200: bonsai_256, 41.9 dB in 35 s by 20 passes of 16,384 samples a step, 39.1 dB in 40 s by 5
+# passes of 2,048; taylor_green_128, 42.2 dB by 64 passes of 16,384. The passes of other sizes are those of a power law
+# through these two volumes, but at least as many steps as a CPU takes for a volume of 64^3 voxels.
 GPU_BATCH = 16_384
 GPU_PASSES, GPU_VOXELS, GPU_EXPONENT = 64, 1 << 21, -0.56
 GPU_MIN_STEPS = 5_760
@@ -127,3 +127,8 @@ def training_work(n_samples: float, n_parameters: float) -> float:
 def psnr_of(error: float) -> float:
     """PSNR in dB of a mean squared error of normalised values, whose range is 2."""
     return 10 * math.log10(4 / error) if error else math.inf
+
+
+def error_of(psnr: float) -> float:
+    """The mean squared error of normalised values of a PSNR in dB: the inverse of `psnr_of`."""
+    return 4 * 10 ** (-psnr / 10)

@@ -17,7 +17,7 @@ import net_compress
 from cli.progress import NoProgress, Progress
 from field import blob as blob_format
 from quantising import policy, rounding, work
-from quantising.policy import RoundingOptions, training_work
+from quantising.policy import RoundingOptions, work_while_rounding
 
 QUANTIZERS = ("uniform", "kmeans")
 SMALL, LARGER = (20, 16, 12), (30, 24, 20)
@@ -212,7 +212,7 @@ def test_steps_that_are_taken_again_are_further_work():
     progress, parts = NoProgress(), Mock(net=Mock(n_parameters=100), psnr=30.0)
     parts.recipe.batch, parts.trained.weights.numel.return_value = 8, 50
     progress.total = 12 * work.of_training(8, 100, 0.5)
-    on_step = policy.telling(progress)
+    on_step = policy.step_reporter(progress)
     for parts.step in (1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6):
         assert progress.done < progress.total
         on_step(parts)
@@ -225,7 +225,7 @@ def test_a_step_of_training_is_less_work_where_layers_are_rounded():
     none, half, all_layers = (work.of_training(1, net.n_parameters, trained) for trained in (0.0, 0.5, 1.0))
     assert none == pytest.approx(2 * half - all_layers) and 0.3 * all_layers < none < all_layers
     header, options = make_header((40, 40, 40)), RoundingOptions(n_passes=2)
-    parts = training_work(options, net, header, torch.device("cpu")) / header.n_voxels / 2
+    parts = work_while_rounding(options, net, header, torch.device("cpu")) / header.n_voxels / 2
     assert none < parts < all_layers
 
 
