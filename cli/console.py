@@ -130,11 +130,11 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _end_with(message: str) -> NoReturn:
     if len(message) > MAX_MESSAGE:
         message = f"{message[: MAX_MESSAGE // 2]} ... {message[-MAX_MESSAGE // 2 :]}"  # its end says what to do
-    print(f"{os.path.basename(sys.argv[0])}: error: {printable(message)}", file=sys.stderr)
+    print(f"{os.path.basename(sys.argv[0])}: error: {escaped(message)}", file=sys.stderr)
     sys.exit(EXIT_ERROR)
 
 
-def printable(text: str) -> str:
+def escaped(text: str) -> str:
     """The text with all else than printable characters escaped: files and names may hold ESC sequences."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -146,11 +146,11 @@ def python(*arguments: str) -> list[str]:
 
 def warn(source: str, message: str) -> None:
     """Print a one-line warning on stderr. source: the script, or the file that the warning is about."""
-    print(printable(f"{source}: warning: {message}"), file=sys.stderr)
+    print(escaped(f"{source}: warning: {message}"), file=sys.stderr)
 
 
 def report(line: str, figures: Mapping[str, object]) -> None:
     """Print the results on stdout: the line for people on a terminal, elsewhere the figures as `key=value` lines."""
     lines = line.splitlines() if sys.stdout.isatty() else [f"{key}={value}" for key, value in figures.items()]
     for text in lines:
-        print(printable(text), flush=True)
+        print(escaped(text), flush=True)

@@ -21,10 +21,10 @@ from field.evaluation import (
     Store,
     coordinates_of,
     count_positions,
+    do_with_helpers,
     evaluate,
     is_residual,
     scaled_layers,
-    share,
 )
 from field.integers import MOST_AGAIN, ROUNDOFF, SAMPLE, largest_error, margins, sampled_voxels
 from field.pieces import Piece, boxes_of, pieces_of_grid, pieces_of_points
@@ -159,7 +159,7 @@ class Blend:
                     part = slice(first, first + STORED)
                     store(numbers[part], y[:, part], None if more is None else more[..., part])
 
-        share(jobs, partial(work, on_progress), work, self.n_threads - 1 if self.device == "cpu" else 0)
+        do_with_helpers(jobs, partial(work, on_progress), work, self.n_threads - 1 if self.device == "cpu" else 0)
         on_progress(1.0)
 
     def _reflected(self, positions: Positions) -> tuple[Positions, dict[int, np.ndarray]]:

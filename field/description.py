@@ -10,7 +10,7 @@ import numpy as np
 
 from field.colours import magnitude, scale_of, shown
 from field.png import png_of
-from formats.slabs import printable
+from formats.slabs import on_one_line
 
 if TYPE_CHECKING:
     from field.array_interface import ArrayInterface
@@ -27,7 +27,7 @@ def facts_of(field: ArrayInterface) -> dict[str, str]:
     return {
         "shape": " x ".join(map(str, header.shape)),
         "type": str(header.dtype) + (f", {header.n_components} components" if header.n_components > 1 else ""),
-        "range": f"{ranges} {printable(field.units)}".rstrip(),
+        "range": f"{ranges} {on_one_line(field.units)}".rstrip(),
         "spacing": ", ".join(map(_figure, field.spacing)),
         "origin": ", ".join(map(_figure, field.origin)),
     } | ({"missing": f"{n_missing:,} voxels"} if n_missing else {})
@@ -36,7 +36,7 @@ def facts_of(field: ArrayInterface) -> dict[str, str]:
 def line_of(field: ArrayInterface) -> str:
     """What is known of a field, on one line."""
     facts = facts_of(field)
-    start = f"{printable(field.name)}: {facts.pop('shape')} {facts.pop('type')}"
+    start = f"{on_one_line(field.name)}: {facts.pop('shape')} {facts.pop('type')}"
     return ", ".join([start, *(f"{name} {fact}" for name, fact in facts.items())])
 
 
@@ -44,7 +44,7 @@ def html_of(field: ArrayInterface) -> str:
     """What is known of a field as a table in HTML, and a slice through its middle."""
     facts = [(name, html.escape(fact)) for name, fact in facts_of(field).items()]
     rows = "".join(f"<tr><th {LEFT}>{name}</th><td {LEFT}>{fact}</td></tr>" for name, fact in facts)
-    caption = f"<caption {LEFT}><b>{html.escape(printable(field.name))}</b></caption>"
+    caption = f"<caption {LEFT}><b>{html.escape(on_one_line(field.name))}</b></caption>"
     return f"<div style='display:flex;gap:1em'><table>{caption}{rows}</table>{_slice_in_html(field)}</div>"
 
 

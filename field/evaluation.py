@@ -264,11 +264,11 @@ def evaluate(
             end(part, fetch, on_progress)
 
     work(on_progress, 1)  # which may be all
-    share(starts, partial(work, on_progress), work, n_threads - 1 if network.xp is np else 0)
+    do_with_helpers(starts, partial(work, on_progress), work, n_threads - 1 if network.xp is np else 0)
     on_progress(1.0)
 
 
-def share(jobs: Iterator, work: Callable[[], None], help_with: Callable[[], None], n_helpers: int) -> None:
+def do_with_helpers(jobs: Iterator, work: Callable[[], None], help_with: Callable[[], None], n_helpers: int) -> None:
     """Do `work` here and `help_with` on so many threads. Each takes jobs from the iterator until none is left."""
     if n_helpers < 1:
         work()

@@ -17,7 +17,7 @@ from cli import console
 from formats.common import VolumeError, volume_from_axes
 from formats.raw import LIKE_COMPONENTS
 from formats.series import with_times
-from formats.slabs import printable
+from formats.slabs import on_one_line
 from formats.stored import StoredArray
 from utils import Volume, shown
 
@@ -431,7 +431,7 @@ def description(volume: Volume, dtype: np.dtype) -> Description:
 
     def said_of(axis: str) -> dict[str, str]:
         texts = geometry.attributes_of(axis)
-        return {"axis": axis.upper(), **{name: printable(text) for name, text in texts.items()}}
+        return {"axis": axis.upper(), **{name: on_one_line(text) for name, text in texts.items()}}
 
     for axis, n, step, start in zip(axes, shape, geometry.spacing, geometry.origin, strict=False):
         sign = 1.0 if axis == "t" or is_turned else signs["xyz".index(axis)]
@@ -441,12 +441,12 @@ def description(volume: Volume, dtype: np.dtype) -> Description:
         dims, coordinates["t"] = ("t", *dims), (np.array([volume.time]), said_of("t"))
     if len(shape) > d_in:
         dims = (*dims, "component")
-    attributes: dict[str, Any] = {"units": printable(geometry.units)} if geometry.units else {}
+    attributes: dict[str, Any] = {"units": on_one_line(geometry.units)} if geometry.units else {}
     if volume.fill is not None:
         attributes["_FillValue"] = dtype.type(volume.fill)
     if is_turned:
         attributes["direction"] = np.array(geometry.direction)
     if geometry.space:
         attributes["space"] = geometry.space
-    name = printable(geometry.name).replace("/", "_").strip(". ") or "sf"
+    name = on_one_line(geometry.name).replace("/", "_").strip(". ") or "sf"
     return Description(name + "_" * (name in dims or name.startswith("__")), dims, attributes, coordinates)

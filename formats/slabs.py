@@ -50,10 +50,10 @@ def frame_of(volume: Volume, has_float16: bool) -> Frame:
         tuple(map(float, (*given.spacing, 1, 1)[:3])),
         tuple(map(float, (*given.origin, 0, 0)[:3])),
         given.direction,
-        printable(given.name),
-        printable(given.units),
+        on_one_line(given.name),
+        on_one_line(given.units),
         given.space,
-        {key: printable(text) for key, text in given.axis_attributes.items()},
+        {key: on_one_line(text) for key, text in given.axis_attributes.items()},
     )
     stored = dtype.newbyteorder("<") if has_float16 else without_float16(dtype)
     return Frame(
@@ -66,8 +66,8 @@ def without_float16(dtype: np.dtype) -> np.dtype:
     return np.dtype("<f4") if dtype == np.float16 else np.dtype(dtype).newbyteorder("<")
 
 
-def printable(text: str) -> str:
-    """The text on one line, so that a name from another file cannot add lines to a header."""
+def on_one_line(text: str) -> str:
+    """The printable characters on one line, so that a name from another file cannot add lines to a header."""
     return "".join(c for c in " ".join(text.split()) if c.isprintable())
 
 

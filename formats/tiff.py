@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from formats.common import LENGTHS_IN_MM, MAX_EXPANSION, VolumeError, import_package, unit_of_length, volume_from_axes
-from formats.slabs import printable, slices_first, without_float16
+from formats.slabs import on_one_line, slices_first, without_float16
 from utils import Volume
 
 ROLES = {"X": "x", "Y": "y", "Z": "z", "I": "z", "Q": "z", "T": "t", "C": "c", "S": "c"}  # I, Q: of pages without names
@@ -172,12 +172,12 @@ def write_tiff(path: str, volume: Volume) -> None:
     *grid, n_components = (*(*array.shape[:d_in], 1, 1)[:3], math.prod(array.shape[d_in:]))
     unit = geometry.unit_of_lengths(d_in)
     unit = unit if unit in LENGTHS_IN_MM else NO_UNIT
-    metadata = {"axes": "ZYX" + "S" * (n_components > 1), "Name": printable(geometry.name)}
+    metadata = {"axes": "ZYX" + "S" * (n_components > 1), "Name": on_one_line(geometry.name)}
     for axis, step in zip("XYZ", (*geometry.spacing, 1.0, 1.0), strict=False):
         metadata |= {f"PhysicalSize{axis}": step, f"PhysicalSize{axis}Unit": unit}
     place = {"origin": (*geometry.origin, 0.0, 0.0)[:3], "direction": geometry.direction}
     metadata["Description"] = json.dumps(
-        {**place, "name": printable(geometry.name), "units": printable(geometry.units), "space": geometry.space}
+        {**place, "name": on_one_line(geometry.name), "units": on_one_line(geometry.units), "space": geometry.space}
     )
     metadata["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_OID, metadata["Description"]))  # the same file every time
     shape = (*reversed(grid), *[n_components] * (n_components > 1))

@@ -18,7 +18,7 @@ import numpy as np
 
 from formats.arrays import LazyArray
 from formats.common import MAX_EXPANSION, VolumeError, suffix_of
-from formats.slabs import Frame, figures, printable, x_fastest
+from formats.slabs import Frame, figures, on_one_line, x_fastest
 from utils import Volume
 
 XML_FORMATS = {
@@ -187,7 +187,7 @@ def _vti_header(frame: Frame, arrays: Mapping[str, np.ndarray | LazyArray], offs
     """All bytes before the appended data. Their number does not depend on the offsets."""
 
     def quoted(name: str) -> str:
-        return escape(printable(name), {'"': "&quot;"})
+        return escape(on_one_line(name), {'"': "&quot;"})
 
     extent = "0 {} 0 {} 0 {}".format(*(n - 1 for n in frame.grid))
     names, place = list(map(quoted, arrays)), frame.geometry
