@@ -13,8 +13,7 @@ import dataclasses
 import math
 import shlex
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from cli import arguments
 from cli.files import check_outputs, read_bytes, write_or_rescue
@@ -23,6 +22,7 @@ from cli.summary import summary
 from field.blob import BlobError, Written, decode_field, encode_blob, is_blob, is_usual
 from field.bricks import Bricks
 from field.metrics import compare, file_ratios, measured_boxes
+from field.network_chunk import QuantisedLayer
 from field.neural_field import NeuralField
 from formats.common import raw_layout
 from formats.reading import read_volume, source_files
@@ -151,22 +151,21 @@ def read_networks(
     return networks
 
 
-def rounded(
+def rounded_networks(
     opt: arguments.Options,
     networks: FieldNet | Bricks,
     header: VolumeHeader,
     volume: Volume | None,
     quality: tuple[float, bool],
     progress: Progress,
-) -> Callable[[Written], bytes]:
-    """Rounds the weights. Returns what gives the blob for a chunk q. quality: of `quality_in`."""
+) -> list[tuple[dict, list[QuantisedLayer]]]:
+    """The networks with weights in integers, as `encode_blob` takes them. quality: of `quality_in`."""
     device = arguments.resolve_device(opt.cuda, opt.gid)
     options = RoundingOptions(opt.cluster_bits, opt.quantizer, opt.n_passes, opt.seed, opt.num_workers)
     if isinstance(networks, Bricks):
-        found = quantise_bricks(options, networks, header, volume, *quality, device, progress)
-        return partial(encode_blob, header, found, bricks=networks.cut)
+        return quantise_bricks(options, networks, header, volume, *quality, device, progress)
     layers = quantise_network(options, networks, header, volume, *quality, device, progress)
-    return partial(encode_blob, header, [(dataclasses.asdict(networks.config), layers)])
+    return [(dataclasses.asdict(networks.config), layers)]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -189,8 +188,9 @@ def main(argv: Sequence[str]) -> None:
     per_measuring = measuring_work(networks, volume) if volume else 0.0
     figures: dict[str, str] = {}
     with Progress("rounding", n_measured * per_measuring) as progress:
-        encoded = rounded(opt, networks, header, volume, quality_in(settings, header), progress)
-        blob = encoded(Written(SUITE_VERSION))
+        rounded = rounded_networks(opt, networks, header, volume, quality_in(settings, header), progress)
+        cut = networks.cut if isinstance(networks, Bricks) else None
+        blob = encode_blob(header, rounded, Written(SUITE_VERSION), cut)
         try:
             readable = decode_field(blob, large=True)  # what is written can be read
         except BlobError as error:
@@ -200,7 +200,7 @@ def main(argv: Sequence[str]) -> None:
             decoded, chosen = field.lazy(), measured_boxes(volume.values)
             metrics = compare(volume.array, decoded, found.values, progress.each(chosen, per_measuring))
             figures = metrics.report(header.n_present)
-            blob = encoded(Written(SUITE_VERSION, metrics.psnr))
+            blob = encode_blob(header, rounded, Written(SUITE_VERSION, metrics.psnr), cut)
         if n_measured > 1:
             clipped = compare(volume.array, decoded, header.values, progress.each(chosen, per_measuring))
             figures["psnr_clipped"] = f"{clipped.psnr:.3f}"
