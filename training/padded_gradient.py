@@ -107,16 +107,17 @@ class PaddedGradient:
         matrices that are multiplied; None: that of the weights.
         """
         self._fill_trained()
-        dtype, total = products or x.dtype, None
+        dtype = products or x.dtype
         hidden, last = self.hidden.to(dtype).unbind(-3), self.last.to(dtype)
         inputs = torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)
         outputs, cosines, phase = [], [], inputs @ self.first.mT
+        total = torch.zeros_like(phase) if self.is_residual else None  # the stream of the residual blocks
         for k in range(len(hidden) + 1):
             if k > 0:
                 phase = product(outputs[-1], hidden[k - 1].mT)
-            start = torch.zeros_like(phase) if k == 0 and self.is_residual else None
-            h, cosine, summed = self.sines(phase, total if self._ends_block(k) else start, dtype)
-            total = total if summed is None else summed
+            is_added = k == 0 or self._ends_block(k)
+            h, cosine, summed = self.sines(phase, total if is_added else None, dtype)
+            total = summed if is_added else total
             outputs.append(h)
             cosines.append(cosine)
         error = product(outputs[-1], last.mT)[..., : self.d_out] - values
