@@ -19,11 +19,12 @@ import torch.distributed as dist
 
 from utils import UserError
 
-TIMEOUT = datetime.timedelta(minutes=30)  # how long a process waits for the others
+TIMEOUT = datetime.timedelta(minutes=30)  # how long a process waits for the others at a step
+PATIENCE = datetime.timedelta(days=100)  # and for what they do apart. It does not wait for a process that has ended
 FIRST_SPEAKS = 30.0  # seconds by which the other processes delay their errors: torchrun ends them meanwhile
 
-
 _is_apart = contextvars.ContextVar("is_apart", default=False)
+_patient: dist.ProcessGroup | None = None  # all processes, with PATIENCE
 
 
 class RankError(UserError):
@@ -33,10 +34,12 @@ class RankError(UserError):
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Join the processes that torchrun started, if any, and leave at the end. Only the first process prints."""
+    global _patient
     if not dist.is_torchelastic_launched():
         yield
         return
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    _patient = dist.new_group(timeout=PATIENCE, backend="gloo")
     with contextlib.ExitStack() as stack:
         if dist.get_rank() > 0:
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -89,12 +92,12 @@ def split_items(items: list) -> list:
 
 
 def gather(item: object) -> list:
-    """The `item` of every process, as a list that is the same in all processes."""
+    """The `item` of every process, as a list that is the same in all. One may need far longer for it than another."""
     if count() == 1:
         return [item]
     items = [None] * count()
     with _answering():
-        dist.all_gather_object(items, item)
+        dist.all_gather_object(items, item, group=_patient)
     return items
 
 

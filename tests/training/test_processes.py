@@ -21,13 +21,13 @@ from field.neural_field import NeuralField
 from siren import FieldNet, SirenConfig
 
 PROGRAM = f"""
-import datetime, itertools, os, signal, sys, traceback, types
+import datetime, itertools, os, signal, sys, time, traceback, types
 sys.path.insert(0, {str(ROOT)!r})
 import torch
 import torch.distributed as dist
 import train, utils
 from cli import console, progress
-from training import fitting, long_runs, processes, recipe
+from training import brick_fits, fitting, long_runs, processes, recipe
 progress.PLAIN_SECONDS = 0.5
 processes.FIRST_SPEAKS = 0.5
 
@@ -82,6 +82,21 @@ def spoil(case, rank):
         fitting.Fit._judge = lambda fit, judge=fitting.Fit._judge: judge(fit) * (1 + 30 * rank)
     if case == "bricks":
         long_runs.CHECKPOINT_SECONDS = -1.0
+
+        def gather(item, gather=processes.gather):  # one waits for longer than processes may for a step
+            if rank == 1:
+                time.sleep(1.5)
+            dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=0.5 if rank == 0 else 60))
+            items = gather(item)
+            dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=60))
+            return items
+
+        brick_fits.processes = types.SimpleNamespace(**dict(vars(processes), gather=gather))
+    if case == "lost_brick" and rank == 1:
+        def fit_brick(*_):
+            raise utils.UserError("lost")
+
+        brick_fits.fit_brick = fit_brick
     if case == "timed":  # its time
         ticks = itertools.count()
         fitting.time = types.SimpleNamespace(monotonic=lambda: next(ticks) * (1 + rank) / 64)
@@ -119,6 +134,7 @@ ALONE = {  # one step each
     "single": ("--batchSize", 1),  # one voxel at a time cannot be shared
     "gradients": ("--batchSize", 17, "--grad_lambda", 0.1, "--optimizer", "adam"),
 }
+BRICKS = "--bricks", "3,1,1", "--n_passes", 1, "--num_workers", 1
 CASES = {
     **{name: (*flags, "--oversample", 1, "--n_passes", 0.001) for name, flags in ALONE.items()},
     "target": ("--batchSize", 16, "--optimizer", "adam", "--lr", 5e-3, "--target_psnr", 18, "--n_passes", 30),
@@ -126,7 +142,8 @@ CASES = {
     "fails": ("--n_passes", 50),
     "hangs": ("--n_passes", 50),
     "refused": ("--volume", "nowhere.npy"),
-    "bricks": ("--bricks", "3,1,1", "--n_passes", 1, "--num_workers", 1, "--checkpoint", "bricks.state"),
+    "bricks": (*BRICKS, "--checkpoint", "bricks.state"),
+    "lost_brick": BRICKS,
 }
 
 
@@ -187,7 +204,7 @@ def test_both_processes_measure_and_one_speaks(pairs):
 
 
 def test_two_processes_share_the_bricks(pairs):
-    """What each of them has done can be continued by one."""
+    """However long one waits for the other. What each of them has done can be continued by one."""
     assert pairs.statuses["bricks"] == [0, 0, 0]
     found = [json.loads((pairs.folder / f"{case}.json").read_text()) for case in ("bricks", "bricks_alone")]
     assert found[0]["weights_crc32"] == found[1]["weights_crc32"] and found[0]["psnr"] == found[1]["psnr"]
@@ -196,7 +213,7 @@ def test_two_processes_share_the_bricks(pairs):
     assert done[0] | done[1] == {0, 1, 2} and not done[0] & done[1]
 
 
-@pytest.mark.parametrize(("case", "status"), [("fails", 2), ("hangs", -signal.SIGKILL)])
+@pytest.mark.parametrize(("case", "status"), [("fails", 2), ("hangs", -signal.SIGKILL), ("lost_brick", 2)])
 def test_a_process_that_fails_or_hangs_ends_the_run(pairs, case, status):
     assert pairs.statuses[case] == [2, status]
     said = [(pairs.folder / f"{case}.{rank}.err").read_text() for rank in (0, 1)]
