@@ -107,7 +107,7 @@ def _quantise_all(
 
     found, n_again = {}, 0
     tasks = ((k, arguments(k)) for k in sorted(shares, key=lambda k: (-shares[k], k)))
-    for k, (layers, is_again) in each_done(_quantise_brick, tasks, n_processes):
+    for k, (layers, is_again) in each_done(_quantise_brick, tasks, min(n_processes, len(shares))):
         found[k], n_again = layers, n_again + is_again
         progress.advance(shares[k], bricks=f"{len(found)} of {len(shares)}")
     if n_again:

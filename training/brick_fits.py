@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,30 +24,41 @@ from training.workers import each_done
 from utils import Volume, VolumeHeader, header_of, shape_of
 
 PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rate / that of the fit
-Trained = tuple[dict[str, np.ndarray], float]  # weights by name; mean squared error of the brick's normalised values
 RecipeFor = Callable[[int, SirenConfig], Recipe]  # voxels, network -> recipe
 
 
-def fit_brick(
-    brick: Volume,
-    config: SirenConfig,
-    recipe: Recipe,
-    seed: int,
-    first_omega: float | None,
-    target_psnr: float | None,
-    device: torch.device,
-) -> Trained:
-    """The network of one brick. target_psnr: of the brick's normalised values, in dB, at which the fit ends."""
-    sampler = make_sampler(brick.values, header_of(brick).values, device, recipe.grad_lambda > 0)
-    fit = new_fit(config, sampler, recipe, seed, first_omega)
+class Trained(NamedTuple):
+    """The network of a brick. weights: by name. error: mean squared error of the brick's normalised values."""
 
-    def is_reached(fit: Fit) -> bool:
-        is_near = target_psnr is not None and fit.is_judged and fit.psnr >= target_psnr
-        return is_near and psnr_of(sampler.mean_squared_error(fit.averaged_net)) >= target_psnr
+    weights: dict[str, np.ndarray]
+    error: float
 
+
+class Task(NamedTuple):
+    """A fit of one brick. target_psnr: of the brick's normalised values, in dB, at which the fit ends."""
+
+    brick: Volume
+    config: SirenConfig
+    recipe: Recipe
+    seed: int
+    first_omega: float | None
+    target_psnr: float | None
+    device: torch.device
+
+
+def fit_brick(task: Task) -> Trained:
+    """The network of one brick."""
+    values, target = header_of(task.brick).values, task.target_psnr
     with processes.apart():
+        sampler = make_sampler(task.brick.values, values, task.device, task.recipe.grad_lambda > 0)
+        fit = new_fit(task.config, sampler, task.recipe, task.seed, task.first_omega)
+
+        def is_reached(fit: Fit) -> bool:
+            is_near = target is not None and fit.is_judged and fit.psnr >= target
+            return is_near and psnr_of(sampler.mean_squared_error(fit.averaged_net)) >= target
+
         fit.run(is_reached)
-    return arrays_of(fit.averaged_net), sampler.mean_squared_error(fit.averaged_net)
+        return Trained(arrays_of(fit.averaged_net), sampler.mean_squared_error(fit.averaged_net))
 
 
 def arrays_of(net: FieldNet) -> dict[str, np.ndarray]:
@@ -111,7 +123,7 @@ class BrickFits:
                 found[k] = dataclasses.replace(recipe, max_seconds=left * work[k] / sum(work.values()))
         return found
 
-    def pilots(self, configs: Mapping[int, SirenConfig], progress: Progress) -> dict[int, float]:
+    def pilot_errors(self, configs: Mapping[int, SirenConfig], progress: Progress) -> dict[int, float]:
         """The sum of the squared errors, of the whole volume's normalised values, of a brief fit of each brick."""
         brief = {"batch": BATCH // 2, "max_seconds": None}
         recipes = {}
@@ -119,10 +131,10 @@ class BrickFits:
             recipe = self.recipe_for(int(self.survey.n_voxels[k]), config)
             rate, passes = PILOT_RATE * recipe.lr, min(PILOT_PASSES, recipe.n_passes)
             recipes[k] = dataclasses.replace(recipe, lr=rate, n_passes=passes, **brief)
-        found = self.trained(configs, recipes, progress)
-        return {k: error * float(self.survey.n_voxels[k]) * self.scale(k) for k, (_, error) in found.items()}
+        found = self.train_bricks(configs, recipes, progress)
+        return {k: each.error * float(self.survey.n_voxels[k]) * self.scale(k) for k, each in found.items()}
 
-    def trained(
+    def train_bricks(
         self,
         configs: Mapping[int, SirenConfig],
         recipes: Mapping[int, Recipe],
@@ -164,23 +176,24 @@ class BrickFits:
             with processes.apart():
                 fit = StackedFit(read, self.device, self.first_omega)
                 fit.run(lambda part, done=done, share=share: progress.update(done + part * share))
-                found = [(k, (arrays_of(fit.network(i)), fit.error(i))) for i, k in enumerate(stack)]
+                found = [(k, Trained(arrays_of(fit.network(i)), fit.error(i))) for i, k in enumerate(stack)]
             del fit  # whose memory the next one needs
             progress.update(done)
             yield from found
         stacked = {k for stack in stacks for k in stack}
-        tasks = ((k, self._arguments(k, configs[k], recipes[k])) for k in own if k not in stacked)
-        yield from each_done(fit_brick, tasks, self.n_processes)
+        left = [k for k in own if k not in stacked]
+        tasks = ((k, (self._task(k, configs[k], recipes[k]),)) for k in left)
+        yield from each_done(fit_brick, tasks, min(self.n_processes, len(left)))
 
     def _member(self, number: int, config: SirenConfig, recipe: Recipe) -> Member:
         """A brick as the member of a stack."""
-        brick, *_, seed, _, target, _ = self._arguments(number, config, recipe)
-        values = normalised(brick.values, header_of(brick).values)
-        return Member(values, config, recipe, seed, target, self.scale(number))
+        task = self._task(number, config, recipe)
+        values = normalised(task.brick.values, header_of(task.brick).values)
+        return Member(values, config, recipe, task.seed, task.target_psnr, self.scale(number))
 
-    def _arguments(self, number: int, config: SirenConfig, recipe: Recipe) -> tuple:
-        """The arguments of `fit_brick`."""
+    def _task(self, number: int, config: SirenConfig, recipe: Recipe) -> Task:
+        """What `fit_brick` does for a brick."""
         brick = brick_volume(self.volume, self.header.values, self.boxes[number])
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         target = self.target_psnr and self.target_psnr + 10 * math.log10(self.scale(number))
-        return brick, config, recipe, seed, self.first_omega, target, self.device
+        return Task(brick, config, recipe, seed, self.first_omega, target, self.device)

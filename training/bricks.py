@@ -65,7 +65,7 @@ class BrickedFit:
                 on_done(self)
                 return {"bricks": f"{len(self.done)} of {self.n_trained}", "PSNR": f"{self.psnr:.1f} dB"}
 
-            self.done |= self.fits.trained(left, recipes, progress, keep)
+            self.done |= self.fits.train_bricks(left, recipes, progress, keep)
         self.seconds = time.monotonic() - started
 
     def _work_ahead(self) -> float:
@@ -88,19 +88,19 @@ class BrickedFit:
             errors = {} if "n_layers" in self.fields else self._choose_depth(need, progress)
             pilots = {k: config for k, config in enumerate(self._shared_out(need)) if config}
             left = {k: config for k, config in pilots.items() if k not in errors}
-            errors |= self.fits.pilots(left, progress)
+            errors |= self.fits.pilot_errors(left, progress)
             for k, error in errors.items():
                 need[k] = math.sqrt((error + 1e-12) * count_parameters(pilots[k]))
         self.configs = self._shared_out(need)
 
     def _choose_depth(self, need: np.ndarray, progress: Progress) -> dict[int, float]:
-        """Settle the depth: the best in the bricks with the most detail. Returns their errors; see BrickFits.pilots."""
+        """Settle the depth: the best in the bricks with the most detail. Returns their `pilot_errors`."""
         found = {}
         for depth in self.depths:
             self.n_layers = depth
             configs = self._shared_out(need)
             most = [k for k in np.argsort(-need, kind="stable")[:SAMPLE].tolist() if configs[k]]
-            found[depth] = self.fits.pilots({k: configs[k] for k in most}, progress)
+            found[depth] = self.fits.pilot_errors({k: configs[k] for k in most}, progress)
 
         def score(depth: int) -> float:  # a shallow network learns faster at first, see training/shapes.py
             return psnr_of(sum(found[depth].values())) - HEAD_START.get(depth, 0.0)
@@ -126,7 +126,7 @@ class BrickedFit:
         """PSNR in dB of the bricks that are done, over the range of the whole volume."""
         if not self.done:
             return math.nan
-        errors = [error * self.fits.scale(number) for number, (_, error) in self.done.items()]
+        errors = [trained.error * self.fits.scale(number) for number, trained in self.done.items()]
         return psnr_of(float(np.average(errors, weights=self.survey.n_voxels[[*self.done]])))
 
     @property
@@ -175,7 +175,8 @@ class BrickedFit:
         numbers = range(len(self.survey.low))
         is_known = self.survey.is_constant[:, None] | np.array([[number in self.done] for number in numbers])
         ends = [np.where(is_known, end, self.survey.mean) for end in (self.survey.low, self.survey.high)]
-        nets = [(dataclasses.asdict(self.configs[k]), self.done[k][0]) if k in self.done else None for k in numbers]
+        done = self.done
+        nets = [(dataclasses.asdict(self.configs[k]), done[k].weights) if k in done else None for k in numbers]
         return Bricks(Cut(self.fits.counts, *ends, self.fits.mirrors), nets)
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -224,4 +225,5 @@ class BrickedFit:
             if not all(w.dtype == torch.float32 and torch.isfinite(w).all() for w in net.values()):
                 raise ValueError("expected finite weights")
         self.configs, self.seconds = configs, max(seconds, self.seconds)
-        self.done |= {k: ({name: w.numpy() for name, w in net.items()}, error) for k, (net, error) in done.items()}
+        for number, (net, error) in done.items():
+            self.done[number] = Trained({name: w.numpy() for name, w in net.items()}, error)

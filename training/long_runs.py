@@ -28,6 +28,10 @@ MOST_LACKING = 1.0  # the next exact measurement waits for at most this growth o
 History = list[tuple[float, float]]  # one entry per judged step: (seconds, estimated PSNR in dB)
 
 
+class OtherRunError(UserError):
+    """A checkpoint is not of this run."""
+
+
 class Checkpoint:
     """The file that holds the state of a fit, so that the fit can continue later.
 
@@ -75,13 +79,18 @@ class Checkpoint:
     def load(self, fit: Fit | BrickedFit) -> None:
         """Continue the fit from the file. Raises UserError unless the file has the same `identity` as the fit.
 
-        Of bricks, what all processes of the earlier run had is taken together.
+        Of bricks, what all processes of the earlier run had is taken together. A run before it may have had more
+        processes: what they left is left out.
         """
         further = re.compile(re.escape(os.path.basename(self.path)) + r"\.[1-9][0-9]*")
         names = os.listdir(os.path.dirname(self.path) or ".") if isinstance(fit, BrickedFit) else []
         paths = [os.path.join(os.path.dirname(self.path), name) for name in names if further.fullmatch(name)]
-        for path in [self.path, *sorted(paths)]:
-            self._load(path, fit)
+        self._load(self.path, fit)
+        for path in sorted(paths):
+            try:
+                self._load(path, fit)
+            except OtherRunError as error:
+                console.warn("train.py", f"{error}: it is left out")
 
     def _load(self, path: str, fit: Fit | BrickedFit) -> None:
         content, expected = load_tensors(path), self.identity(fit)
@@ -95,7 +104,7 @@ class Checkpoint:
         if differing:
             name = differing[0]
             was = found[name] if isinstance(found[name], int | float | str | None) else "something else"
-            raise UserError(f"{path}: is of another run: {name} was {str(was)[:200]}, is {expected[name]}")
+            raise OtherRunError(f"{path}: is of another run: {name} was {str(was)[:200]}, is {expected[name]}")
 
 
 def _is_equal(expected: object, found: object) -> bool:

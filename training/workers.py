@@ -21,9 +21,9 @@ def each_done(
     """The number and the result, `function(*arguments)`, of each task (number, arguments), as they are done.
 
     function, arguments and results: what pickle takes. A task is drawn when a process is free for it, so few are in
-    memory at a time. With one process, all is done in this one. Raises UserError when a process has been killed.
+    memory at a time. With fewer than two processes, all is done in this one. Raises UserError when one has been killed.
     """
-    if n_processes == 1:
+    if n_processes <= 1:
         for number, arguments in tasks:
             yield number, function(*arguments)
         return

@@ -12,6 +12,7 @@ from helpers.volumes import slanted
 
 from cli.progress import NoProgress
 from siren import count_parameters
+from training import brick_fits, processes
 from training.brick_fits import BrickFits
 from training.bricks import BRICK_DEPTHS, BrickedFit
 from training.long_runs import Checkpoint
@@ -60,6 +61,29 @@ def test_a_brick_with_more_detail_gets_more():
     assert sizes[3] > max(sizes[:3]) and sum(sizes) == pytest.approx(600, rel=0.3)
 
 
+def test_a_brick_is_fitted_as_by_one_process(monkeypatch):
+    """Of several, too. So a GPU replays its steps."""
+    counts = []
+
+    def built(*arguments, build=brick_fits.new_fit):
+        counts.append(processes.count())
+        return build(*arguments)
+
+    monkeypatch.setattr(brick_fits, "new_fit", built)
+    fit = small_fit()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    brick_fits.fit_brick(fit.fits._task(0, fit._config(4), fit.recipe))
+    assert counts == [1]
+
+
+def test_no_process_is_started_without_a_brick(monkeypatch):
+    monkeypatch.setattr("training.workers._processes", lambda *_: pytest.fail("a process is started"))
+    fit = small_fit(n_processes=2)
+    assert fit.fits.pilot_errors({}, NoProgress()) == {}
+    assert len(fit.fits.pilot_errors({0: fit._config(4)}, NoProgress())) == 1
+
+
 def test_a_time_limit_is_shared_out_by_the_work():
     fit = small_fit(recipe=Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=10.0), n_processes=2)
     fit.plan(NoProgress())
@@ -84,10 +108,10 @@ def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
     for lead, n_parameters, depth in ((0.9, 724, 5), (1.1, 724, 3), (0.9, 723, 3)):
         fit = small_fit(fields={"d_in": 3, "d_out": 1}, n_parameters=n_parameters)
 
-        def pilots(configs, progress, lead=lead):
+        def pilot_errors(configs, progress, lead=lead):
             return {k: 10 ** (-lead / 10) if config.n_layers == 3 else 1.0 for k, config in configs.items()}
 
-        monkeypatch.setattr(fit.fits, "pilots", pilots)
+        monkeypatch.setattr(fit.fits, "pilot_errors", pilot_errors)
         fit.plan(NoProgress())
         assert fit.n_layers == depth and {config.n_layers for config in fit.configs} == {depth}
     assert sorted(BRICK_DEPTHS) == [3, 5]
@@ -158,6 +182,19 @@ def test_weights_and_errors_of_a_checkpoint_are_finite(value, saved, tmp_path):
         torch.save(content, tmp_path / "state")
         with pytest.raises(UserError, match="expected a checkpoint"):
             Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
+
+
+def test_what_processes_of_another_run_left_is_left_out(saved, tmp_path, capsys):
+    """A further process of this run has brick 3, that of an earlier run another volume."""
+    fit, again = small_fit(), small_fit()
+    fit.run()
+    fit.done = {3: fit.done[3]}
+    (tmp_path / "state").write_bytes(saved)
+    Checkpoint(str(tmp_path / "state.1"), OPTIONS).save(fit)
+    Checkpoint(str(tmp_path / "state.2"), OPTIONS).save(small_fit(slanted((13, 9, 5)) ** 2))
+    Checkpoint(str(tmp_path / "state"), OPTIONS).load(again)
+    assert len(again.done) == 2 and 3 in again.done
+    assert "state.2: is of another run: values_crc32" in capsys.readouterr().err
 
 
 def test_the_checkpoint_of_another_volume_is_refused(saved, tmp_path):

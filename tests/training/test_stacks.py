@@ -296,7 +296,8 @@ def test_a_volume_in_bricks_is_fitted_by_stacks_where_it_can_be(recipe, monkeypa
     monkeypatch.setattr(StackedFit, "_recover_if_needed", lambda fit: judged.append(len(fit.members)) or recover(fit))
     configs = {k: SirenConfig(width, 3) for k, width in enumerate((4, 20, 8, 6))}
     done: list[int] = []
-    found = fits.trained(configs, dict.fromkeys(configs, recipe), NoProgress(), lambda k, trained: done.append(k) or {})
+    recipes = dict.fromkeys(configs, recipe)
+    found = fits.train_bricks(configs, recipes, NoProgress(), lambda k, trained: done.append(k) or {})
     assert sorted(done) == [0, 1, 2, 3] and set(judged) == ({4} if recipe.by_error else set())
     for k, (weights, error) in found.items():
         assert weights["net_layers.3.weight"].shape == (1, configs[k].n_neurons)
