@@ -15,7 +15,7 @@ from field.neural_field import NeuralField
 from quantising import work
 from quantising.policy import RoundingOptions, coarsest_exact, error_to_add, quantise_network
 from siren import FieldNet, SirenConfig, count_parameters
-from training.cutting import brick_volume, count_held, error_scale, passes_for, survey
+from training.cutting import brick_volume, count_held, error_scale, passes_for, ready_to_cut, survey
 from training.recipe import error_of, psnr_of
 from training.workers import each_done
 from utils import Geometry, Volume, VolumeHeader, header_of, shape_of
@@ -70,6 +70,7 @@ def _quantise_all(
     One more bit for each weight of a network takes three quarters of what its rounding adds to the error. So for the
     least bytes, rounding adds to each brick a squared error in proportion to its weights, not to its voxels.
     """
+    volume = volume and ready_to_cut(volume)
     passes, (counts, low, high, mirrors) = options.n_passes, bricks.cut
     n_voxels = count_held(header, mirrors)
     if volume and passes is None and options.quantizer == "uniform":

@@ -14,12 +14,12 @@ from cli.progress import Progress
 from field.bricks import brick_boxes
 from siren import FieldNet, SirenConfig, count_parameters
 from training import processes
-from training.cutting import brick_volume, error_scale, survey
+from training.cutting import brick_volume, error_scale, ready_to_cut, survey
 from training.fitting import Fit, new_fit
 from training.recipe import BATCH, Recipe, psnr_of, training_work
 from training.stacks import Member, StackedFit, memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
-from training.streaming import make_sampler, normalised, read_ahead, unpacked
+from training.streaming import make_sampler, normalised, read_ahead
 from training.workers import each_done
 from utils import Volume, VolumeHeader, header_of, shape_of
 
@@ -86,16 +86,14 @@ class BrickFits:
         device: torch.device | None = None,
         mirrors: tuple[int, ...] = (),
     ):
-        if math.prod(getattr(volume.values, "chunks", ())) > 1:
-            volume = Volume(unpacked(volume.values), volume.geometry, volume.fill)
-        self.volume, self.header, self.counts, self.mirrors = volume, header, counts, mirrors
+        self.volume, self.header, self.counts, self.mirrors = ready_to_cut(volume), header, counts, mirrors
         self.boxes = brick_boxes(header.shape, counts, mirrors)
         self.recipe_for, self.seed, self.first_omega, self.target_psnr = recipe_for, seed, first_omega, target_psnr
         self.device = device or torch.device("cpu")
         self.has_stacks = is_for_gpu(self.device)
         self.n_processes = 1 if self.has_stacks else n_processes
         with Progress("looking at the bricks") as progress:
-            self.survey = survey(volume, header.values, self.boxes, progress)
+            self.survey = survey(self.volume, header.values, self.boxes, progress)
 
     def scale(self, number: int) -> float:
         """A squared error of the whole volume's normalised values / one of a brick's own."""

@@ -14,7 +14,8 @@ from field.bricks import held_shape
 from field.network_chunk import MAX_PARAMETERS
 from siren import LEAST_NEURONS, SirenConfig, count_parameters
 from training.recipe import MAX_PASSES, default_passes, passes_for_min_steps, training_work
-from utils import Box, Geometry, UserError, ValueRange, Volume, VolumeHeader
+from training.streaming import unpacked
+from utils import Box, Geometry, UserError, ValueRange, Volume, VolumeHeader, drop_pages
 
 PARAMETERS = 10_000  # of a brick's network, in the mean. Of 5,000 and 12,000 the larger is as fast, and has fewer seams
 MOST_SHARE = 0.25  # most parameters of a brick's network / its voxels
@@ -59,10 +60,17 @@ def count_held(header: VolumeHeader, mirrors: tuple[int, ...]) -> int:
     return math.prod(held_shape(header.shape, mirrors)) if mirrors else header.n_present
 
 
+def ready_to_cut(volume: Volume) -> Volume:
+    """The volume, its values `unpacked`: a chunk has parts of several bricks. Raises UserError."""
+    return Volume(unpacked(volume.values), volume.geometry, volume.fill)
+
+
 def brick_volume(volume: Volume, values: ValueRange, box: Box) -> Volume:
     """A brick as a volume: normalised values of the whole volume, float32, NaN where missing."""
     fill = None if values.fill is None else np.float32(np.nan)
-    return Volume(values.normalise(volume.values[box]), Geometry.plain(len(box)), fill)
+    brick = Volume(values.normalise(volume.values[box]), Geometry.plain(len(box)), fill)
+    drop_pages(volume.values)
+    return brick
 
 
 def error_scale(low: np.ndarray, high: np.ndarray) -> float:

@@ -48,9 +48,7 @@ def make_sampler(
     with_slopes: whether training needs `slopes`.
     """
     if math.prod(original.shape[:-1]) > MAX_VOXELS_IN_MEMORY:
-        if math.prod(getattr(original, "chunks", ())) > 1:
-            original = unpacked(original)
-        return StreamingSampler(original, values, device, with_slopes)
+        return StreamingSampler(unpacked(original), values, device, with_slopes)
     return VoxelSampler(normalised(original, values), device)
 
 
@@ -62,12 +60,14 @@ def normalised(original: np.ndarray, values: ValueRange) -> np.ndarray:
     return found
 
 
-def unpacked(original: np.ndarray) -> np.memmap:
-    """A copy of values (grid..., components) in a temporary file, which the system removes, memory-mapped.
+def unpacked(original: np.ndarray) -> np.ndarray:
+    """The values (grid..., components); of those in chunks a memory map: a copy in a file that the system removes.
 
-    The stretches of one chunk are read in many parts of a pass. In the copy no chunk is decoded anew for each of them.
-    Raises UserError when the disk has too little space.
+    Parts of one chunk are read at many times. In the copy no chunk is decoded anew for each of them. Raises UserError
+    when the disk has too little space.
     """
+    if math.prod(getattr(original, "chunks", ())) == 1:
+        return original
     n_bytes, folder = original.size * original.dtype.itemsize, tempfile.gettempdir()
     check_space(os.path.join(folder, "."), n_bytes, "an unpacked copy of the volume (TMPDIR names another folder)")
     with tempfile.TemporaryFile(dir=folder) as file:

@@ -7,12 +7,27 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.cut_fields import random_bricks
 from helpers.volumes import slanted
 
+from cli.progress import NoProgress
 from field.metrics import compare
 from formats.stored import StoredArray
+from quantising.bricks import quantise_bricks
+from quantising.policy import RoundingOptions
 from training import streaming
-from utils import boxes, find_missing, is_missing, read_in_boxes, value_limits, value_range
+from training.brick_fits import BrickFits
+from utils import (
+    Geometry,
+    Volume,
+    boxes,
+    find_missing,
+    header_of,
+    is_missing,
+    read_in_boxes,
+    value_limits,
+    value_range,
+)
 
 
 class Counting:
@@ -123,3 +138,15 @@ def test_a_large_volume_is_unpacked_once(monkeypatch):
         pass
     assert isinstance(sampler.original, np.memmap) and (source.counts == before).all() and (before == 2).all()
     np.testing.assert_array_equal(sampler.original[..., 0], array.T)
+
+
+def test_bricks_are_cut_out_of_an_unpacked_copy():
+    """To train them, and to round their weights: their borders are not those of the chunks."""
+    source, counts = Counting(slanted((8, 9, 10)), (4, 4, 4)), (3, 3, 2)
+    volume = Volume(stored(source, (2, 1, 0), (4, 4, 4)), Geometry.plain(3))
+    header, networks = header_of(volume), random_bricks(volume.array.shape, counts, n_neurons=4, n_layers=2)
+    BrickFits(volume, header, counts, None, 0)
+    assert (source.counts == 2).all()
+    options = RoundingOptions(n_passes=0.0)
+    quantise_bricks(options, networks, header, volume, 30.0, False, torch.device("cpu"), NoProgress())
+    assert (source.counts == 3).all()

@@ -38,7 +38,7 @@ def test_the_errors_of_bricks_add_up():
     """The PSNR of all bricks is that of the volume, whose shared layers count more than once."""
     fit = small_fit()
     fit.run()
-    field, volume = fit.field(fit.fits.header, torch.device("cpu"), 1), fit.fits.volume.array
+    field, volume = fit.field(fit.fits.header, torch.device("cpu"), 1), fit.fits.volume.values[..., 0]
     squares = [np.square(field[box] - volume[box]) for box in fit.fits.boxes]
     error = sum(part.sum() for part in squares) / sum(part.size for part in squares)
     expected = 20 * math.log10(np.ptp(volume)) - 10 * math.log10(error)

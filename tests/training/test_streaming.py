@@ -16,15 +16,18 @@ from helpers.scripts import WELL, compress, decompress, error_of, listing, resul
 from helpers.volumes import slanted
 
 import utils
+from cli.progress import NoProgress
 from field import metrics, output
+from field.bricks import brick_boxes
 from field.metrics import compare, measured_boxes
 from field.neural_field import NeuralField
 from formats import slabs
 from formats.arrays import LazyArray
 from training import long_runs, outliers, streaming
+from training.cutting import survey
 from training.sampler import VoxelSampler
 from training.streaming import StreamingSampler, make_sampler
-from utils import boxes, read_in_boxes, value_limits, value_range
+from utils import Geometry, Volume, boxes, read_in_boxes, value_limits, value_range
 
 CPU = torch.device("cpu")
 NAN = np.float32(np.nan)
@@ -81,6 +84,10 @@ def test_parts_of_a_map_are_let_go_of(tmp_path, monkeypatch):
         ):
             told.clear()
             assert read(values[..., None]) == array.size and told == expected
+        told.clear()
+        volume = Volume(values, Geometry.plain(2))
+        survey(volume, value_range(array[..., None]), brick_boxes(array.shape, (16, 1)), NoProgress())
+        assert told == expected
 
 
 # --- samples ----------------------------------------------------------------------------------------
