@@ -28,10 +28,14 @@ RecipeFor = Callable[[int, SirenConfig], Recipe]  # voxels, network -> recipe
 
 
 class Trained(NamedTuple):
-    """The network of a brick. weights: by name. error: mean squared error of the brick's normalised values."""
+    """The network of a brick. weights: by name. error: mean squared error of the brick's normalised values.
+
+    n_recoveries: of its fit, see training/recovery.py; 0 where an earlier run did it.
+    """
 
     weights: dict[str, np.ndarray]
     error: float
+    n_recoveries: int = 0
 
 
 class Task(NamedTuple):
@@ -58,7 +62,8 @@ def fit_brick(task: Task) -> Trained:
             return is_near and psnr_of(sampler.mean_squared_error(fit.averaged_net)) >= target
 
         fit.run(is_reached)
-        return Trained(arrays_of(fit.averaged_net), sampler.mean_squared_error(fit.averaged_net))
+        error = sampler.mean_squared_error(fit.averaged_net)
+        return Trained(arrays_of(fit.averaged_net), error, fit.recovery.n_recoveries)
 
 
 def arrays_of(net: FieldNet) -> dict[str, np.ndarray]:
@@ -174,7 +179,8 @@ class BrickFits:
             with processes.apart():
                 fit = StackedFit(read, self.device, self.first_omega)
                 fit.run(lambda part, done=done, share=share: progress.update(done + part * share))
-                found = [(k, Trained(arrays_of(fit.network(i)), fit.error(i))) for i, k in enumerate(stack)]
+                found = [(k, Trained(arrays_of(fit.network(i)), fit.error(i), fit.recoveries[i].n_recoveries))
+                         for i, k in enumerate(stack)]  # fmt: skip
             del fit  # whose memory the next one needs
             progress.update(done)
             yield from found

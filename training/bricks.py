@@ -202,7 +202,7 @@ class BrickedFit:
 
     def state_dict(self) -> dict:
         """Everything that `load_state_dict` needs to continue to the same result."""
-        done = {k: ({name: torch.from_numpy(w) for name, w in net.items()}, e) for k, (net, e) in self.done.items()}
+        done = {k: ({name: torch.from_numpy(w) for name, w in net.items()}, e) for k, (net, e, _) in self.done.items()}
         widths = [config.n_neurons if config else 0 for config in self.configs]
         return {"n_layers": self.n_layers, "widths": widths, "done": done, "seconds": self.seconds}
 

@@ -79,15 +79,20 @@ def error_scale(low: np.ndarray, high: np.ndarray) -> float:
 
 
 def detail(normalised: np.ndarray) -> float:
-    """What is finer than a few voxels: the squared error that a plane leaves in each block, summed over all blocks.
+    """What is finer than a few voxels: the squared error that planes leave in blocks, summed over all voxels.
 
-    normalised: (grid..., components). A block has BLOCK voxels a side. Blocks with a missing voxel count as 0.
+    normalised: (grid..., components). A block has BLOCK voxels a side. Blocks with a missing voxel count as 0. Where
+    they do not fit into a side, they overlap.
     """
     *grid, d_out = normalised.shape
     sides = [min(BLOCK, n) for n in grid]
-    whole = normalised[tuple(slice(n // side * side) for n, side in zip(grid, sides, strict=True))]
-    blocks = whole.reshape(*(part for n, side in zip(grid, sides, strict=True) for part in (n // side, side)), d_out)
+    firsts = [np.linspace(0, n - side, -(-n // side)).round() for n, side in zip(grid, sides, strict=True)]
+    places = [np.add.outer(first, np.arange(side)).astype(int) for first, side in zip(firsts, sides, strict=True)]
+    in_blocks = normalised[np.ix_(*(place.ravel() for place in places))]
+    blocks = in_blocks.reshape(*(length for place in places for length in place.shape), d_out)
     within = tuple(range(1, 2 * len(grid), 2))
+    # Offsets along the axes are orthogonal to each other and to the constant. So the least-squares plane is the mean
+    # and a slope along each axis, and each slope takes (rest . along)^2 / (along . along) off the squared error.
     rest = blocks - blocks.mean(axis=within, keepdims=True)
     left = np.square(rest).sum(axis=within)
     for axis, side in zip(within, sides, strict=True):
@@ -95,7 +100,7 @@ def detail(normalised: np.ndarray) -> float:
         along = along.reshape([side if k == axis else 1 for k in range(blocks.ndim)])
         square = np.square(along).sum() * math.prod(sides) / side
         left -= np.square((rest * along).sum(axis=within)) / max(square, 1.0)
-    return float(np.fmax(left, 0.0).sum(dtype=np.float64))
+    return float(np.fmax(left, 0.0).sum(dtype=np.float64)) * math.prod(grid) / math.prod(p.size for p in places)
 
 
 class Survey(NamedTuple):
@@ -124,8 +129,9 @@ def survey(volume: Volume, values: ValueRange, boxes: Sequence[Box], progress: P
         present = brick[~np.isnan(brick).any(axis=-1)]
         n_present = len(present)
         present = present if n_present else np.zeros((1, brick.shape[-1]), np.float32)
-        ends = present.min(axis=0), present.max(axis=0), present.mean(axis=0), present.var(axis=0, dtype=np.float64)
-        columns.append((*ends, detail(brick), n_present))
+        mean, variance = present.mean(axis=0, dtype=np.float64), present.var(axis=0, dtype=np.float64)
+        ends = present.min(axis=0), present.max(axis=0), mean.astype(np.float32)
+        columns.append((*ends, variance, detail(brick), n_present))
         progress.advance(1 / len(boxes))
     low, high, mean, variances, details, n_voxels = map(np.array, zip(*columns, strict=True))
     weights = n_voxels[:, None] / n_voxels.sum()

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -179,6 +180,8 @@ def run_bricks(fit: BrickedFit, checkpoint: Checkpoint) -> History:
     except BaseException:
         checkpoint.save_at_last(fit)
         raise
+    if n_recovered := sum(trained.n_recoveries > 0 for trained in fit.done.values()):
+        print(f"training recovered in {n_recovered} of {len(fit.done)} bricks", file=sys.stderr)
     return history
 
 

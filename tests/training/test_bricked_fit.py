@@ -15,8 +15,9 @@ from siren import count_parameters
 from training import brick_fits, processes
 from training.brick_fits import BrickFits
 from training.bricks import BRICK_DEPTHS, BrickedFit
-from training.long_runs import Checkpoint
+from training.long_runs import Checkpoint, run_bricks
 from training.recipe import Recipe
+from training.recovery import Action
 from training.shapes import HEAD_START
 from utils import Geometry, UserError, Volume, header_of
 
@@ -116,6 +117,26 @@ def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
         fit.plan(NoProgress())
         assert fit.n_layers == depth and {config.n_layers for config in fit.configs} == {depth}
     assert sorted(BRICK_DEPTHS) == [3, 5]
+
+
+@pytest.mark.parametrize("has_stacks", [False, True])
+def test_one_line_tells_how_many_bricks_recovered(has_stacks, monkeypatch, capsys):
+    monkeypatch.setattr("training.fitting.CHECK_STEPS", 1)
+    monkeypatch.setattr("training.stacks.CHECK_STEPS", 1)
+
+    judged = []
+
+    def judge(recovery, *_):
+        judged.append(recovery)
+        recovery.n_recoveries += recovery is not judged[0]  # in all bricks but one
+        return Action.GO_ON
+
+    fit = small_fit(recipe=Recipe(n_passes=0.3, batch=8, lr=1e-3))
+    fit.plan(NoProgress())
+    fit.fits.has_stacks = has_stacks
+    monkeypatch.setattr("training.recovery.Recovery.judge", judge)
+    run_bricks(fit, Checkpoint(None, OPTIONS))
+    assert capsys.readouterr().err.count("recovered in 3 of 4 bricks") == 1
 
 
 def test_bricks_that_are_not_done_are_their_mean():
