@@ -40,7 +40,9 @@ def quantise_bricks(
     volume exactly. The other arguments are as of `quantise_network`.
     """
     exact = is_exact and options.bits is None and _quantise_exactly(options, bricks, header, device, progress)
-    return exact or _quantise_all(options, bricks, header, volume, psnr, device, progress)
+    if exact:
+        return exact
+    return _quantise_all(options, bricks, header, volume and ready_to_cut(volume), psnr, device, progress)
 
 
 def _quantise_exactly(
@@ -70,7 +72,6 @@ def _quantise_all(
     One more bit for each weight of a network takes three quarters of what its rounding adds to the error. So for the
     least bytes, rounding adds to each brick a squared error in proportion to its weights, not to its voxels.
     """
-    volume = volume and ready_to_cut(volume)
     passes, (counts, low, high, mirrors) = options.n_passes, bricks.cut
     n_voxels = count_held(header, mirrors)
     if volume and passes is None and options.quantizer == "uniform":
