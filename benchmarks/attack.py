@@ -49,7 +49,7 @@ from helpers.damage import (
     mutate_json,
     seeds,
 )
-from helpers.networks import chunks_of, field_net
+from helpers.networks import chunks_of, decode_blob, field_net
 from helpers.original import original_blob
 from helpers.scripts import compress, stored
 from helpers.volume_files import FORMATS, write_dicom
@@ -59,7 +59,7 @@ from interruptions import run_and_check, write_full_disk, write_kill
 from shared import table_head, table_row
 
 from cli import console
-from field.blob import check_header, decode_blob, decode_field
+from field.blob import check_header, decode_field
 from field.network_chunk import check_network
 from field.neural_field import NeuralField
 from field.original_blob import decode_original

@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from field import entropy_coder
-from field.blob import decode_blob, encode_blob
+from field.blob import decode_field, encode_blob
 from quantising.rounding import round_layers
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget
@@ -55,7 +55,7 @@ def main() -> None:
         to_round, layers = timed(lambda steps=steps: round_layers(net, steps))
         to_fit, _ = timed(lambda layers=layers: [entropy_coder.fit_model(layer.weights) for layer in layers])
         to_encode, blob = timed(lambda layers=layers: encode_blob(header, [(dataclasses.asdict(config), layers)]))
-        to_decode, _ = timed(lambda blob=blob: decode_blob(blob))
+        to_decode, _ = timed(lambda blob=blob: decode_field(blob))
         seconds = {"choose_steps": to_choose, "round": to_round, "fit_models": to_fit, "encode": to_encode}
         seconds |= {"compress": to_choose + to_round + to_encode, "decode": to_decode}
         figures = {"bits": bits, "bytes": len(blob)} | {f"{name}_s": f"{s:.3f}" for name, s in seconds.items()}

@@ -419,15 +419,6 @@ def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks
     return header, Bricks.whole(network, decode_weights(content, network))
 
 
-def decode_blob(data: bytes, large: bool = False) -> tuple[VolumeHeader, list[tuple[dict, dict[str, np.ndarray]]]]:
-    """The header and all networks (description, float32 tensors by name) of a blob. Raises BlobError.
-
-    Of a field that is cut: those of its bricks in order, without the constant ones. See `decode_field`.
-    """
-    header, _, networks = _decode_header(data, large)
-    return header, [(network, decode_weights(content, network)) for network, content in networks]
-
-
 def network_descriptions(data: bytes) -> list[dict]:
     """The descriptions of all networks of a valid blob."""
     chunks = _chunks(ByteReader(data[9:], "blob"))
@@ -539,17 +530,6 @@ def _decode_written(content: ByteReader) -> Written:
         return Written(version)
     (hundredths,) = content.unpack("h")
     return Written(version, math.inf if hundredths == EXACT else hundredths / 100)
-
-
-def decode_single(data: bytes, large: bool = False) -> tuple[VolumeHeader, dict, dict[str, np.ndarray]]:
-    """Header, network and weights of a blob. Raises BlobError unless it has one network and no bricks.
-
-    large: see `decode_field`.
-    """
-    header, bricks = decode_field(data, large)
-    if not bricks.is_whole:
-        raise BlobError(f"expected one network, found {len(bricks.networks)} bricks")
-    return header, *bricks.networks[0]
 
 
 def _decode_cut(content: ByteReader, shape: tuple[int, ...], d_out: int, mirrors: tuple[int, ...]) -> Cut:

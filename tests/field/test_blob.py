@@ -10,13 +10,13 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from helpers.networks import arrays, field_net, make_blob, make_header
+from helpers.networks import arrays, decode_blob, field_net, make_blob, make_header
 from helpers.original import original_blob, original_coordinates, original_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from field import blob as blob_format
-from field.blob import BlobError, QuantisedLayer, decode_blob, encode_blob, is_blob
+from field.blob import BlobError, QuantisedLayer, encode_blob, is_blob
 from field.layers import layer_table
 from field.network_chunk import round_step
 from field.original_blob import decode_either, decode_original

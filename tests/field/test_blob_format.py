@@ -227,7 +227,7 @@ def outputs(net: SimpleNamespace, shape: list[int]) -> np.ndarray:
 # --- agreement --------------------------------------------------------------------------------------
 
 from helpers.cut_fields import cut_blob  # noqa: E402
-from helpers.networks import chunks_of, field_net, make_header  # noqa: E402
+from helpers.networks import chunks_of, decode_blob, field_net, make_header  # noqa: E402
 
 from field import blob as blob_format  # noqa: E402
 from field.blob import BlobError, QuantisedLayer  # noqa: E402
@@ -276,7 +276,7 @@ def random_network(seed: int, largest: int, codebooks: bool = False, **config) -
 
 def assert_same(blob: bytes) -> None:
     """Both decoders find the same in a blob, bit for bit."""
-    ours, (header, networks) = read_blob(blob), blob_format.decode_blob(blob)
+    ours, (header, networks) = read_blob(blob), decode_blob(blob)
     assert ours.shape == header.shape and ours.dtype == header.low.dtype.name
     assert list(ours.low) == header.low.tolist() and list(ours.high) == header.high.tolist()
     assert ours.spacing == header.geometry.spacing
@@ -332,7 +332,7 @@ def test_direction_and_units(said, direction, units, name):
     geometry = {"name": name, "direction": direction, "units": units, "axis_attributes": said}
     blob = blob_format.encode_blob(make_header(**geometry), [network])
     assert_same(blob)
-    header, _ = blob_format.decode_blob(blob)
+    header, _ = decode_blob(blob)
     assert (header.geometry.direction, header.geometry.units, header.geometry.name) == (direction, units, name)
     plain = blob_format.encode_blob(make_header(), [network])
     more = 77 * (direction != IDENTITY)
@@ -353,7 +353,7 @@ def test_world_axes(d_in, direction, more):
     placed = dataclasses.replace(header.geometry, direction=direction, space="LPS")
     blob = blob_format.encode_blob(dataclasses.replace(header, geometry=placed), [network])
     assert_same(blob)
-    assert blob_format.decode_blob(blob)[0].geometry == placed
+    assert decode_blob(blob)[0].geometry == placed
     assert len(blob) == len(blob_format.encode_blob(header, [network])) + more
 
 
@@ -361,13 +361,13 @@ def test_blobs_that_say_where_left_is():
     """Positions of chunk w = 2 come out with x and y reversed; without the chunk they are as written."""
     blob = blob_format.encode_blob(make_header(origin=(1.0, 2.0, 3.0)), [random_network(0, 5, n_layers=1)])
     for extra, origin, space in ((b"", (1, 2, 3), ""), (b"\1", (1, 2, 3), "LPS"), (b"\2", (-1, -2, 3), "LPS")):
-        found = blob_format.decode_blob(with_chunk(blob, chunk(b"w", extra)) if extra else blob)[0].geometry
+        found = decode_blob(with_chunk(blob, chunk(b"w", extra)) if extra else blob)[0].geometry
         assert (found.origin, found.space) == (origin, space)
     for wrong in (b"", b"\0", b"\3", b"\1\1", b"LPS"):
         with pytest.raises(BlobError):
-            blob_format.decode_blob(with_chunk(blob, chunk(b"w", wrong)))
+            decode_blob(with_chunk(blob, chunk(b"w", wrong)))
     with pytest.raises(BlobError, match="at most one"):
-        blob_format.decode_blob(with_chunk(blob, 2 * chunk(b"w", b"\1")))
+        decode_blob(with_chunk(blob, 2 * chunk(b"w", b"\1")))
 
 
 MASKS = {
@@ -389,7 +389,7 @@ def test_missing_voxels(shape, what):
         make_header(shape, missing=missing), [random_network(0, 5, n_layers=1, d_in=len(shape))]
     )
     assert_same(blob)
-    header, _ = blob_format.decode_blob(blob)
+    header, _ = decode_blob(blob)
     np.testing.assert_array_equal(header.missing.at(np.ix_(*map(range, shape))), mask)
     assert header.missing.count == missing.count == mask.sum()
     assert header.missing.bits.nbytes == -(-mask.size // 8)
@@ -402,7 +402,7 @@ def test_fill_values_of_every_dtype(dtype):
         missing = Mask.of((4, 3, 2), np.array(fill, dtype)[()], [np.arange(24) % 5 == 0])
         blob = blob_format.encode_blob(make_header(dtype=dtype, missing=missing), [random_network(0, 5, n_layers=1)])
         assert_same(blob)
-        np.testing.assert_equal(blob_format.decode_blob(blob)[0].fill, np.array(fill, dtype)[()])
+        np.testing.assert_equal(decode_blob(blob)[0].fill, np.array(fill, dtype)[()])
 
 
 def test_a_mask_that_repeats_costs_little():
@@ -450,9 +450,10 @@ def test_codebooks_where_outer_matrices_are_square_too(n_neurons):
 
 def test_several_networks():
     networks = [random_network(i, 9, i == 1, n_neurons=3 + i, is_residual=i < 2, omega_0=0.1 + i) for i in range(3)]
-    blob = blob_format.encode_blob(make_header(), networks)
+    cut = Cut((3, 1, 1), *(np.full((3, 1), end, np.float32) for end in (-1, 1)))
+    blob = blob_format.encode_blob(make_header(), networks, bricks=cut)
     assert_same(blob)
-    assert len(blob_format.decode_blob(blob)[1]) == 3
+    assert len(decode_blob(blob)[1]) == 3
 
 
 @pytest.mark.parametrize(
@@ -478,9 +479,9 @@ def test_the_writer_and_its_quality(psnr, hundredths, back):
     assert blob_format.written_by(plain) is None
     for wrong in (b"", b"\1", b"\1\0\0", b"\1\0\0\0\0"):
         with pytest.raises(BlobError):
-            blob_format.decode_blob(with_chunk(plain, chunk(b"q", wrong)))
+            decode_blob(with_chunk(plain, chunk(b"q", wrong)))
     with pytest.raises(BlobError, match="at most one"):
-        blob_format.decode_blob(with_chunk(blob, chunk(b"q", b"\1\0")))
+        decode_blob(with_chunk(blob, chunk(b"q", b"\1\0")))
 
 
 def test_unknown_chunks():
@@ -488,10 +489,10 @@ def test_unknown_chunks():
     for kind in (b"b", b"x", b"z", b"n"):
         extended = with_chunk(blob, chunk(kind, b"anything"))
         assert_same(extended)
-        assert blob_format.decode_blob(extended)[1][0][1].keys() == blob_format.decode_blob(blob)[1][0][1].keys()
+        assert decode_blob(extended)[1][0][1].keys() == decode_blob(blob)[1][0][1].keys()
     for kind in (b"A", b"Q", b"Z", b"\0", b"1", b"\xaa", b"\xe4"):  # the last two: lower-case letters in Latin-1
         with pytest.raises(BlobError, match="unknown type"):
-            blob_format.decode_blob(with_chunk(blob, chunk(kind, b"anything")))
+            decode_blob(with_chunk(blob, chunk(kind, b"anything")))
         with pytest.raises(AssertionError):
             read_blob(with_chunk(blob, chunk(kind, b"anything")))
 
@@ -507,7 +508,7 @@ def test_attributes(text):
 )
 def test_attributes_of_another_form(text):
     with pytest.raises(BlobError, match="attributes"):
-        blob_format.decode_blob(
+        decode_blob(
             with_chunk(blob_format.encode_blob(make_header(), [random_network(0, 5, n_layers=1)]), chunk(b"a", text))
         )
 
@@ -606,7 +607,7 @@ def values_of(blob: bytes) -> np.ndarray:
 
 def fingerprint(blob: bytes) -> dict:
     """What a blob must decode to for ever: the header, the weights' CRC-32, and every 11th value."""
-    header, networks = blob_format.decode_blob(blob)
+    header, networks = decode_blob(blob)
     missing = {"missing": [header.missing.count, zlib.crc32(header.missing.bits)]} if header.missing else {}
     tensors = [tensor for _, weights in networks for tensor in weights.values()]
     _, bricks = blob_format.decode_field(blob)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.damage import announced, assemble, blob_memory, memory_below, memory_traced, seeds
-from helpers.networks import arrays, chunks_of, field_net, make_header
+from helpers.networks import arrays, chunks_of, decode_blob, field_net, make_header
 from helpers.scripts import error_of
 from helpers.vtk import vtk_read
 from hypothesis import given, settings
@@ -30,7 +30,7 @@ import net_compress
 import net_decompress
 from field import blob as blob_format
 from field import entropy_coder
-from field.blob import BlobError, QuantisedLayer, check_header, decode_blob, decode_field, decode_single, encode_blob
+from field.blob import BlobError, QuantisedLayer, check_header, decode_field, encode_blob
 from field.layers import layer_table
 from field.network_chunk import MAX_PARAMETERS, round_step
 from field.neural_field import NeuralField
@@ -227,7 +227,7 @@ def test_weights_of_any_size(dtype, omega, is_residual):
             )
             for layer in layer_table(**network)
         ]
-        return NeuralField(*decode_single(encode_blob(header, [(network, layers)])))
+        return NeuralField.of_bricks(*decode_field(encode_blob(header, [(network, layers)])))
 
     field = field_of(0.99)
     values = field[...]

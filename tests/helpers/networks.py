@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from field import blob as blob_format
+from field.bricks import Network
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, sensitivities
 from siren import FieldNet, SirenConfig
@@ -62,6 +63,12 @@ def make_blob(header: VolumeHeader, net: FieldNet, bits: int = 9) -> bytes:
         header,
         [(dataclasses.asdict(net.config), round_layers(net, choose_steps(net, sensitivities(net, points), bits=bits)))],
     )
+
+
+def decode_blob(data: bytes, large: bool = False) -> tuple[VolumeHeader, list[Network]]:
+    """The header and all networks of a blob. large: see `decode_field`."""
+    header, bricks = blob_format.decode_field(data, large)
+    return header, [network for network in bricks.networks if network]
 
 
 def chunks_of(blob: bytes) -> list[tuple[bytes, bytes]]:

@@ -9,13 +9,12 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from helpers.networks import chunks_of, field_net, make_header
+from helpers.networks import chunks_of, decode_blob, field_net, make_header
 from helpers.scripts import compress, decompress, results, stored, train
 from helpers.volumes import labels, large_integers, noise, noisy_waves, waves
 
 import net_compress
 from cli.progress import NoProgress, Progress
-from field import blob as blob_format
 from quantising import policy, rounding, work
 from quantising.policy import RoundingOptions, work_while_rounding
 
@@ -128,7 +127,7 @@ def test_quantizer(tmp_path):
     uniform, kmeans = (compress(trained, tmp_path / "blob", "--cluster_bits", 4, "--quantizer", q) for q in QUANTIZERS)
     assert uniform == compress(trained, tmp_path / "blob", "--cluster_bits", 4) != kmeans
     assert [dict(chunks_of(blob))[b"N"][0] & 2 for blob in (uniform, kmeans)] == [0, 2]  # the flag of codebooks
-    tensors = blob_format.decode_blob(kmeans)[1][0][1]
+    tensors = decode_blob(kmeans)[1][0][1]
     for name in ("net_layers.1.linear_1.weight", "net_layers.1.linear_2.weight"):
         assert 8 < len(np.unique(tensors[name])) <= 16
         weights = trained.state[name].numpy()

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from helpers.networks import decode_blob
 from helpers.original import original_coordinates, original_forward
 from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, train
 from helpers.volumes import slanted
@@ -15,7 +16,6 @@ from helpers.vtk import vtk_read, vtk_write
 
 import net_decompress
 import train as train_script
-from field import blob as blob_format
 from field.original_blob import decode_original
 from formats.reading import read_volume
 from formats.writing import write_volume
@@ -206,7 +206,7 @@ def test_our_network_is_the_originals(tmp_path, volume_file, flags):
     np.testing.assert_allclose(vtk_read(tmp_path / "vol.vti").array, field, rtol=0, atol=2e-5 * 40)
 
     compress(trained, tmp_path / "blob", "--quantizer", "kmeans")
-    tensors = blob_format.decode_blob((tmp_path / "blob").read_bytes())[1][0][1]
+    tensors = decode_blob((tmp_path / "blob").read_bytes())[1][0][1]
     y = original_forward(tensors, s["n_layers"], s["is_residual"], original_coordinates((9, 7, 5)))
     field = 8 + (y.reshape(9, 7, 5).clip(-1, 1) + 1) / 2 * 40
     np.testing.assert_allclose(decompress(tmp_path / "blob", tmp_path / "r.npy"), field, rtol=0, atol=2e-5 * 40)
