@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -62,30 +63,34 @@ def round_layer_by_layer(
 
     train_rest: `train_rest(i)` is called when the layers before layer i are rounded; it may train the other layers.
     """
-    layers, factors = [], iter(factors)
-    factor = next(factors)
-    start = 0
-    for i, (layer, size, step) in enumerate(zip(linear_layers(net), layer_sizes(net), steps, strict=True)):
-        weights = _weights(net)
-        rounded = np.empty(size, np.int32)
-        done = 0
-        while done < size:  # each turn rounds the weights of one factor
-            first = start + done - factor.start
-            if first == len(factor.matrix):
-                factor = next(factors)
-                continue
-            rows = factor.matrix[first : first + size - done, first:].numpy()
-            reached = weights[start + done : factor.start + factor.matrix.shape[1]]
-            rounded[done : done + len(rows)] = _round_first(reached, rows, float(step))
-            done += len(rows)
-        start += size
-        rounded = rounded.reshape(layer.out_features, -1)
+    layers, sizes = [], layer_sizes(net)
+    pieces = _pieces(factors, sizes)
+    for i, (layer, size, step) in enumerate(zip(linear_layers(net), sizes, steps, strict=True)):
+        weights, rounded = _weights(net), []
+        while sum(map(len, rounded)) < size:
+            reached, factor = next(pieces)
+            rounded.append(_round_first(weights[reached], factor, float(step)))
+        rounded = np.concatenate(rounded).reshape(layer.out_features, -1)
         layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
         _load_weights(net, weights)
         _load_layer(layer, layers[i])
         if i + 1 < len(steps):
             train_rest(i + 1)
     return layers
+
+
+def _pieces(factors: Iterable[CompensationFactor], sizes: list[int]) -> Iterator[tuple[slice, np.ndarray]]:
+    """The weights that are rounded at a time, each time of one layer by one factor. sizes: weights of each layer.
+
+    Yields which weights the errors reach, from the first one that is rounded; and the rows of the factor of those that
+    are rounded.
+    """
+    ends = [*itertools.accumulate(sizes)]
+    for factor in factors:
+        start, (n_rows, n_reached) = factor.start, factor.matrix.shape
+        stop = start + n_rows
+        for first, last in itertools.pairwise([start, *(end for end in ends if start < end < stop), stop]):
+            yield slice(first, start + n_reached), factor.matrix[first - start : last - start, first - start :].numpy()
 
 
 def round_to_error(
