@@ -22,7 +22,7 @@ from utils import Grid, normalised_coordinates
 
 # Positions in a chunk: activations stay in a core's cache, or fill a GPU. The last chunk is padded.
 CHUNK = {"cpu": 1072, "cuda": 1 << 18}  # of a CPU: rows a power of two apart would share a few sets of its cache
-TILE = 16  # a GPU multiplies matrices whose rows are multiples of this much faster
+TILE = 16  # a GPU multiplies matrices whose sizes are multiples of this several times as fast
 # Positions by number -> (d_in, positions), normalised: a NumPy array, or a tensor on a GPU.
 Coordinates = Callable[[slice | np.ndarray], object]
 Positions = Grid | np.ndarray  # those of a grid, or (n, d_in); in voxels

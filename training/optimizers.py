@@ -13,7 +13,8 @@ import math
 
 import torch
 
-TILE = 16  # a GPU multiplies matrices whose sizes are multiples of this several times as fast
+from field.evaluation import TILE
+
 # Once a gradient is exactly zero, the momentum fades away. Of numbers below 1e-19, float32 holds no squares: the norm
 # of a matrix of them is zero, too. Divided by nearly nothing, the matrix would be infinite after a few products.
 LEAST_NORM = 1e-16

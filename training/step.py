@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
+from field.evaluation import TILE
 from siren import FieldNet
 from training import padded_gradient, processes
 from training.gradient import LossGradient
-from training.optimizers import TILE
 from training.padded_gradient import PaddedGradient, product
 from training.recipe import Recipe
 from training.replay import Replay, say_what_is_lacking

@@ -13,10 +13,10 @@ from helpers.reference import ReferenceStep
 from helpers.volumes import slanted, waves
 
 from cli.progress import NoProgress
+from field.evaluation import TILE
 from siren import SirenConfig
 from training import stacks
 from training.brick_fits import BrickFits
-from training.optimizers import TILE
 from training.padded_gradient import PaddedGradient
 from training.recipe import Recipe, psnr_of
 from training.sampler import VoxelSampler

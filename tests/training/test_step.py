@@ -16,10 +16,11 @@ from helpers.reference import ReferenceStep
 from helpers.volumes import slanted
 
 import training
+from field.evaluation import TILE
 from siren import FieldNet, linear_layers
 from training import padded_gradient, replay
 from training.fitting import Fit
-from training.optimizers import TILE, Muon
+from training.optimizers import Muon
 from training.padded_gradient import PaddedGradient
 from training.recipe import Recipe
 from training.replay import Replay
