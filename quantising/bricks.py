@@ -72,24 +72,13 @@ def _quantise_all(
     One more bit for each weight of a network takes three quarters of what its rounding adds to the error. So for the
     least bytes, rounding adds to each brick a squared error in proportion to its weights, not to its voxels.
     """
-    passes, (counts, low, high, mirrors) = options.n_passes, bricks.cut
-    n_voxels = count_held(header, mirrors)
-    if volume and passes is None and options.quantizer == "uniform":
-        n_images = header.n_present / n_voxels
-        passes = PASSES * passes_for(n_voxels, bricks.n_parameters, len(bricks.networks), device.type, n_images)
+    counts, low, high, mirrors = bricks.cut
+    n_voxels, boxes = count_held(header, mirrors), brick_boxes(header.shape, counts, mirrors)
     n_processes = options.n_threads if device.type == "cpu" else 1
-    boxes = brick_boxes(header.shape, counts, mirrors)
-    lead = psnr - psnr_of(survey(volume, header.values, boxes, NoProgress()).variance) if volume else math.nan
-    options = dataclasses.replace(
-        options,
-        n_passes=passes,
-        n_threads=1,
-        added=None if math.isnan(lead) else error_to_add(lead, bricks.n_parameters),
-        n_all=bricks.n_parameters,
-    )
+    options = _options_of_a_brick(options, bricks, header, volume, psnr, device)
     configs = {k: SirenConfig(**network[0]) for k, network in enumerate(bricks.networks) if network}
     sizes = {k: math.prod(shape_of(boxes[k])) for k in configs}
-    shares = {k: work.of_training((passes or 0.0) * sizes[k], count_parameters(config))
+    shares = {k: work.of_training((options.n_passes or 0.0) * sizes[k], count_parameters(config))
               + work.of_factors(config, options.n_all) for k, config in configs.items()}  # fmt: skip
     progress.plan(sum(shares.values()))
     per_weight = math.nan  # squared error that rounding may add, for each weight
@@ -116,6 +105,27 @@ def _quantise_all(
         what = "again with finer steps, or without training"
         progress.say(f"rounding with training has cost too much in {n_again} of {len(found)} bricks: {what}")
     return [(dataclasses.asdict(configs[k]), found[k]) for k in sorted(found)]
+
+
+def _options_of_a_brick(
+    options: RoundingOptions,
+    bricks: Bricks,
+    header: VolumeHeader,
+    volume: Volume | None,
+    psnr: float,
+    device: torch.device,
+) -> RoundingOptions:
+    """The options for every brick, but for its error and its seed. The arguments are as of `quantise_bricks`."""
+    counts, _, _, mirrors = bricks.cut
+    n_voxels, passes, added = count_held(header, mirrors), options.n_passes, None
+    if volume and passes is None and options.quantizer == "uniform":
+        n_images = header.n_present / n_voxels
+        passes = PASSES * passes_for(n_voxels, bricks.n_parameters, len(bricks.networks), device.type, n_images)
+    if volume and not math.isnan(psnr):
+        boxes = brick_boxes(header.shape, counts, mirrors)
+        lead = psnr - psnr_of(survey(volume, header.values, boxes, NoProgress()).variance)
+        added = error_to_add(lead, bricks.n_parameters)
+    return dataclasses.replace(options, n_passes=passes, n_threads=1, added=added, n_all=bricks.n_parameters)
 
 
 def _quantise_brick(
