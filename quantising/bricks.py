@@ -88,7 +88,7 @@ def _quantise_all(
     def arguments(k: int) -> tuple:
         if volume:
             brick = brick_volume(volume, header.values, boxes[k])
-            own = header_of(brick)
+            own = dataclasses.replace(header_of(brick), low=low[k], high=high[k])
         else:
             shape = shape_of(boxes[k])
             brick, own = None, VolumeHeader(shape, low[k], high[k], Geometry.plain(len(shape)))

@@ -21,7 +21,7 @@ from training.stacks import Member, StackedFit, memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
 from training.streaming import make_sampler, normalised, read_ahead
 from training.workers import each_done
-from utils import Volume, VolumeHeader, header_of, shape_of
+from utils import ValueRange, Volume, VolumeHeader, shape_of
 
 PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rate / that of the fit
 RecipeFor = Callable[[int, SirenConfig], Recipe]  # voxels, network -> recipe
@@ -39,9 +39,10 @@ class Trained(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A fit of one brick. target_psnr: of the brick's normalised values, in dB, at which the fit ends."""
+    """A fit of one brick. target_psnr: of the values normalised by its range, in dB, at which the fit ends."""
 
     brick: Volume
+    values: ValueRange
     config: SirenConfig
     recipe: Recipe
     seed: int
@@ -52,9 +53,9 @@ class Task(NamedTuple):
 
 def fit_brick(task: Task) -> Trained:
     """The network of one brick."""
-    values, target = header_of(task.brick).values, task.target_psnr
+    target = task.target_psnr
     with processes.apart():
-        sampler = make_sampler(task.brick.values, values, task.device, task.recipe.grad_lambda > 0)
+        sampler = make_sampler(task.brick.values, task.values, task.device, task.recipe.grad_lambda > 0)
         fit = new_fit(task.config, sampler, task.recipe, task.seed, task.first_omega)
 
         def is_reached(fit: Fit) -> bool:
@@ -192,7 +193,7 @@ class BrickFits:
     def _member(self, number: int, config: SirenConfig, recipe: Recipe) -> Member:
         """A brick as the member of a stack."""
         task = self._task(number, config, recipe)
-        values = normalised(task.brick.values, header_of(task.brick).values)
+        values = normalised(task.brick.values, task.values)
         return Member(values, config, recipe, task.seed, task.target_psnr, self.scale(number))
 
     def _task(self, number: int, config: SirenConfig, recipe: Recipe) -> Task:
@@ -200,4 +201,5 @@ class BrickFits:
         brick = brick_volume(self.volume, self.header.values, self.boxes[number])
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         target = self.target_psnr and self.target_psnr + 10 * math.log10(self.scale(number))
-        return Task(brick, config, recipe, seed, self.first_omega, target, self.device)
+        values = ValueRange(self.survey.low[number], self.survey.high[number], brick.fill)
+        return Task(brick, values, config, recipe, seed, self.first_omega, target, self.device)

@@ -73,6 +73,16 @@ def brick_volume(volume: Volume, values: ValueRange, box: Box) -> Volume:
     return brick
 
 
+def with_one_extent(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ranges of bricks, float32 (..., components), widened so that all components of a brick have the same extent.
+
+    An error of one component then counts as much as of another one, as in the volume. They stay within -1 to 1.
+    """
+    extent = (high.astype(np.float64) - low).max(axis=-1, keepdims=True)
+    start = np.clip((high.astype(np.float64) + low - extent) / 2, -1.0, 1.0 - extent)
+    return np.minimum(start.astype(np.float32), low), np.maximum((start + extent).astype(np.float32), high)
+
+
 def error_scale(low: np.ndarray, high: np.ndarray) -> float:
     """A squared error of the whole volume's normalised values / one of a brick's own. low, high: of the brick."""
     return float(np.square((high.astype(np.float64) - low) / 2).mean())
@@ -104,7 +114,10 @@ def detail(normalised: np.ndarray) -> float:
 
 
 class Survey(NamedTuple):
-    """What one pass over the volume tells of each brick. low, high, mean: (bricks, components), normalised values."""
+    """What one pass over the volume tells of each brick. low, high, mean: (bricks, components), normalised values.
+
+    low, high: see `with_one_extent`.
+    """
 
     low: np.ndarray
     high: np.ndarray
@@ -137,7 +150,7 @@ def survey(volume: Volume, values: ValueRange, boxes: Sequence[Box], progress: P
     weights = n_voxels[:, None] / n_voxels.sum()
     between = np.square(mean - (weights * mean).sum(axis=0))
     variance = float((weights * (variances + between)).sum(axis=0).mean())
-    return Survey(low, high, mean, details, n_voxels, variance, crc32)
+    return Survey(*with_one_extent(low, high), mean, details, n_voxels, variance, crc32)
 
 
 def shared_out(n_parameters: float, need: np.ndarray, n_voxels: np.ndarray, fields: dict) -> list[SirenConfig | None]:

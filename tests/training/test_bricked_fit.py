@@ -29,7 +29,7 @@ def small_fit(array: np.ndarray | None = None, **keywords) -> BrickedFit:
     """A fit in 2 x 2 bricks, of one step each."""
     recipe = keywords.pop("recipe", Recipe(n_passes=0.1, batch=8, lr=1e-3))
     array = slanted((13, 9, 5)) if array is None else array
-    volume = Volume(array, Geometry.plain(3))
+    volume = Volume(array, Geometry.plain(3))  # a fourth axis is that of components
     n_parameters, fields = keywords.pop("n_parameters", 400), keywords.pop("fields", FIELDS)
     fits = BrickFits(volume, header_of(volume), (2, 2, 1), lambda n_voxels, config: recipe, 0, **keywords)
     return BrickedFit(fits, n_parameters, fields)
@@ -45,6 +45,18 @@ def test_the_errors_of_bricks_add_up():
     expected = 20 * math.log10(np.ptp(volume)) - 10 * math.log10(error)
     assert fit.psnr == pytest.approx(expected, abs=1.5)  # in the shared layers the field is the mean of both bricks
     assert fit.progress == 1 and sorted(fit.done) == [0, 1, 2, 3]
+
+
+def test_components_of_a_brick_count_alike():
+    """As in the volume: by their errors in its range, however little one of them changes within a brick."""
+    array = np.stack([slanted((13, 9, 5)), np.zeros((13, 9, 5), np.float32)], axis=-1)
+    array[7:, 5:, :, 1] = 0.1 * array[7:, 5:, :, 0]
+    fit = small_fit(array, fields=FIELDS | {"d_out": 2})
+    fit.run()
+    _, low, high, _ = fit.bricks().cut
+    np.testing.assert_allclose((high - low)[:, 0], (high - low)[:, 1], rtol=1e-6)
+    field = fit.field(fit.fits.header, torch.device("cpu"), 1)
+    assert np.isfinite(field[:]).all() and field[:].shape == array.shape
 
 
 def test_a_brick_too_large_for_memory_is_fitted_too(monkeypatch):

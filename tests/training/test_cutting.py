@@ -11,7 +11,16 @@ from helpers.volumes import slanted
 from cli.progress import NoProgress
 from field.bricks import brick_boxes
 from siren import SirenConfig, count_parameters
-from training.cutting import PARAMETERS, brick_volume, counts_for, detail, passes_for, shared_out, survey
+from training.cutting import (
+    PARAMETERS,
+    brick_volume,
+    counts_for,
+    detail,
+    passes_for,
+    shared_out,
+    survey,
+    with_one_extent,
+)
 from utils import Geometry, Volume, header_of
 
 FIELDS = {"n_layers": 3, "d_in": 3, "d_out": 1}
@@ -36,6 +45,19 @@ def test_auto_cuts_what_would_take_long(shape, ratio, counts):
 def test_auto_cuts_more_the_longer_the_fit():
     assert counts_for((128,) * 3, 42_000, 100.0, "cpu") == (2, 2, 2)
     assert counts_for((256,) * 3, 336_000, None, "cuda") == (1, 1, 1)
+
+
+def test_components_of_a_brick_have_one_extent():
+    """The smaller ones get a wider range, around their own, within the limits. One component keeps its own range."""
+    low, high = np.float32([[-1, -0.1, 0.99], [0.25, -1, 0]]), np.float32([[0.5, 0.1, 1], [0.25, -1, 0]])
+    wider = with_one_extent(low, high)
+    np.testing.assert_allclose(wider[0], [[-1, -0.75, -0.5], [0.25, -1, 0]], atol=1e-6)
+    np.testing.assert_allclose(wider[1], [[0.5, 0.75, 1], [0.25, -1, 0]], atol=1e-6)
+    ends = np.sort(np.random.default_rng(0).uniform(-1, 1, (2, 1000, 1)).astype(np.float32), axis=0)
+    assert all(np.array_equal(a, b) for a, b in zip(with_one_extent(*ends), ends, strict=True))
+    low, high = np.sort(np.random.default_rng(0).uniform(-1, 1, (2, 1000, 3)).astype(np.float32), axis=0)
+    wide_low, wide_high = with_one_extent(low, high)
+    assert ((wide_low <= low) & (wide_high >= high) & (wide_low >= -1) & (wide_high <= 1)).all()
 
 
 @pytest.mark.parametrize("shape", [(1024,) * 3, (700, 90, 333), (4000, 3000)])
