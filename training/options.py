@@ -104,7 +104,7 @@ def add_network(group: ArgumentGroup) -> None:
         default="auto",
         metavar="NX,NY,NZ",
         help="cut the volume into so many boxes, each with a network of its own; none: one network, which the original "
-        "scripts can read; auto: bricks where one network would take more than some ten minutes",
+        "scripts can read; auto: bricks where one network would take more than some five minutes",
     )
     group.add_argument(
         "--n_layers",

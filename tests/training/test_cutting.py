@@ -30,6 +30,7 @@ FIELDS = {"n_layers": 3, "d_in": 3, "d_out": 1}
     ("shape", "ratio", "counts"),
     [
         ((128, 128, 128), 50, (1, 1, 1)),  # minutes
+        ((144, 144, 144), 50, (2, 2, 2)),
         ((256, 256, 256), 50, (3, 3, 3)),
         ((256, 256, 256), 1000, (1, 1, 1)),  # few parameters: minutes
         ((41, 512, 512), 50, (1, 5, 5)),  # a thin axis is not cut
@@ -70,7 +71,7 @@ def test_bricks_have_about_as_many_parameters_as_wanted(shape):
     ("voxels", "parameters", "bricks", "passes"),
     [
         (512**3, 512**3 / 50, 216, 8),
-        (180**3, 180**3 / 50, 8, 35.3),  # between: as long as one network of the largest volume that is not cut
+        (180**3, 180**3 / 50, 8, 35.3),  # between: ten minutes
         (128**3, 128**3 / 50, 8, 45),
         (16**3, 16**3 / 50, 8, 1500),  # a step a pass
     ],

@@ -96,7 +96,7 @@ def test_bricks_lie_on_one_side(monkeypatch):
 
     assert found() == found("--bricks", "none") == found("--bricks", "1,1,1") == ((1, 1, 1), ())
     assert found("--bricks", "2,16,9") == ((2, 8, 6), (20, 16, 11))
-    monkeypatch.setitem(cutting.MOST_WORK, "cpu", 8e9)
+    monkeypatch.setitem(cutting.ONE_NETWORK_WORK, "cpu", 8e9)
     monkeypatch.setattr(cutting, "PARAMETERS", 20)
     few, many = found("--compression_ratio", "10")[0], found("--compression_ratio", "1")[0]
     assert found("--compression_ratio", "10")[1] == (20, 16, 11) and math.prod(few) == 1 < math.prod(many)
