@@ -19,8 +19,9 @@ from cli import arguments
 from cli.files import check_outputs, read_bytes, write_or_rescue
 from cli.progress import Progress
 from cli.summary import summary
-from field.blob import BlobError, Written, decode_field, encode_blob, is_blob, is_usual
+from field.blob import BlobError, decode_field, encode_blob, is_blob, is_usual
 from field.bricks import Bricks
+from field.header_chunks import Written
 from field.metrics import compare, file_ratios, measured_boxes
 from field.network_chunk import QuantisedLayer
 from field.neural_field import NeuralField

@@ -59,7 +59,8 @@ from interruptions import run_and_check, write_full_disk, write_kill
 from shared import table_head, table_row
 
 from cli import console
-from field.blob import check_header, decode_field
+from field.blob import decode_field
+from field.header_chunks import check_header
 from field.network_chunk import check_network
 from field.neural_field import NeuralField
 from field.original_blob import decode_original

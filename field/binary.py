@@ -28,6 +28,9 @@ class ByteReader:
         self.position += length
         return self.data[self.position - length : self.position]
 
+    def rest(self) -> bytes:
+        return self.take(len(self.data) - self.position)
+
     def unpack(self, form: str) -> tuple:
         return struct.unpack("<" + form, self.take(struct.calcsize("<" + form)))
 
@@ -41,3 +44,8 @@ class ByteReader:
     def end(self) -> None:
         if not self.ended:
             raise BlobError(f"{len(self.data) - self.position} unexpected bytes after the {self.what}")
+
+
+def carrier(dtype: np.dtype) -> str:
+    """The little-endian type of 8 bytes that holds every value of `dtype`."""
+    return {"i": "<i8", "u": "<u8", "f": "<f8"}[dtype.kind]

@@ -1,5 +1,8 @@
 """The blob: a field's header and its quantised networks in one small file.
 
+This docstring is the specification. The code here puts the chunks together and takes them apart. Their content is made
+and read in `header_chunks` (F, G, d, w, a, q), `missing` (M), `cut_chunks` (S, B) and `network_chunk` (N).
+
 Format, version 1
 =================
 
@@ -221,18 +224,18 @@ exact, the same for every reader; the rounding of this arithmetic is the reader'
 
 from __future__ import annotations
 
-import json
-import math
+import dataclasses
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from field.binary import BlobError, ByteReader
 from field.bricks import Bricks, Cut, check_cut
-from field.missing import MaskError, compress_mask, decompress_mask
+from field.cut_chunks import decode_cut, encode_cut
+from field.header_chunks import Written, check_header, decode_header, decode_written, encode_header, encode_written
+from field.missing import decode_missing, encode_missing
 from field.network_chunk import (
     HEAD,
     QuantisedLayer,
@@ -242,58 +245,13 @@ from field.network_chunk import (
     decode_weights,
     encode_network,
 )
-from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, SIGNS, Geometry, Mask, VolumeHeader, shown
+from utils import VolumeHeader, shown
 
 MAGIC = b"\x93NVC"
 VERSION = 1
-EXACT = (1 << 15) - 1  # stands in chunk q for an infinite PSNR
-MAX_VOXELS = 1 << 40  # most voxels of a grid
 # A file of a few kilobytes can hold as many as the format allows. More than these are read only when asked for.
 USUAL_PARAMETERS = 1 << 24
 USUAL_MASK_VOXELS = 1 << 30
-
-
-class Written(NamedTuple):
-    """The program that wrote a blob, and how good the blob is. psnr: in dB, to 0.01 dB; NaN if it is unknown."""
-
-    version: tuple[int, int]
-    psnr: float = math.nan
-
-
-def check_header(header: VolumeHeader, d_in: int, d_out: int) -> None:
-    """Raise BlobError unless the header describes a possible field of `d_in` axes and `d_out` components."""
-    shape, geometry = header.shape, header.geometry
-    spacing, origin, direction = geometry.spacing, geometry.origin, geometry.direction
-    for key, text in {"name": geometry.name, "units": geometry.units, **geometry.axis_attributes}.items():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise BlobError(f"{key}: expected text that UTF-8 holds, found {shown(text)}") from None
-    if not 1 <= d_in <= 4 or len(shape) != d_in or len(spacing) != d_in or len(origin) != d_in:
-        found = f"shape {shown(shape)}, spacing {shown(spacing)}, origin {shown(origin)}"
-        raise BlobError(f"expected {d_in} axes, found {found}")
-    if any(not isinstance(n, int) or not 1 <= n < 1 << 32 for n in shape) or math.prod(shape) > MAX_VOXELS:
-        raise BlobError(f"shape {shown(shape)}: expected at least 1 voxel an axis and at most {MAX_VOXELS} in all")
-    if not all(isinstance(s, int | float) and math.isfinite(s) for s in (*spacing, *origin)):
-        raise BlobError(f"spacing {shown(spacing)}, origin {shown(origin)}: expected finite numbers")
-    if not all(s > 0 for s in spacing):
-        raise BlobError(f"spacing {shown(spacing)}: expected positive numbers")
-    if len(direction) != 9 or not all(isinstance(d, int | float) and abs(d) < 2 for d in direction):
-        raise BlobError(f"direction {shown(direction)}: expected 9 numbers, 3 x 3 row by row")
-    if not geometry.is_orthonormal or not geometry.stays_within(d_in):
-        what = "columns of unit length, at right angles, those of the axes within the first dimensions"
-        raise BlobError(f"direction {shown(direction)}: expected {what}")
-    if geometry.space not in ("", "LPS"):
-        raise BlobError(f"space: expected LPS or no text, found {shown(geometry.space)}")
-    if header.dtype.name not in DTYPES:
-        raise BlobError(f"dtype {header.dtype}: expected one of {', '.join(DTYPES)}")
-    if header.low.shape != (d_out,) or header.high.shape != (d_out,):
-        raise BlobError(f"expected the range of {d_out} components, found {len(header.low)}")
-    if not (np.isfinite(header.low).all() and np.isfinite(header.high).all() and (header.low <= header.high).all()):
-        raise BlobError(f"range {shown(header.low)} to {shown(header.high)}: expected finite values, the lower first")
-    missing = header.missing
-    if missing and (missing.shape, missing.fill.dtype) != (shape, header.dtype):
-        raise BlobError(f"missing voxels: of another shape or dtype: {missing.shape}, {missing.fill.dtype}")
 
 
 def is_usual(header: VolumeHeader, n_parameters: int) -> bool:
@@ -329,62 +287,19 @@ def encode_blob(
         raise BlobError("expected networks of the same d_in and d_out")
     check_header(header, d_in, d_out)
     check_size(descriptions)
-    dtype, (world, geometry) = header.dtype, _world(header.geometry)
-    limits = np.stack([header.low, header.high], axis=1).astype(_carrier(dtype))
-    field = struct.pack(f"<3B{d_in}I", d_in, d_out, DTYPES.index(dtype.name), *header.shape) + limits.tobytes()
-    chunks = [(b"F", field)]
-    if geometry.spacing != (1.0,) * d_in or geometry.origin != (0.0,) * d_in:
-        chunks.append((b"G", struct.pack(f"<{2 * d_in}d", *geometry.spacing, *geometry.origin)))
-    if geometry.direction != IDENTITY:
-        chunks.append((b"d", struct.pack("<9d", *geometry.direction)))
-    if world:
-        chunks.append((b"w", struct.pack("B", world)))
-    attributes = {"name": geometry.name} if geometry.name != "sf" else {}
-    attributes |= ({"units": geometry.units} if geometry.units else {}) | geometry.axis_attributes
-    if attributes:
-        chunks.append((b"a", json.dumps(attributes, separators=(",", ":")).encode()))
+    chunks = encode_header(header)
     if written:
-        chunks.append((b"q", _encode_written(written)))
+        chunks["q"] = encode_written(written)
     if header.missing:
-        chunks.append((b"M", encode_missing(header.missing)))
+        chunks["M"] = encode_missing(header.missing)
     if bricks is not None:
         cut = Cut(tuple(bricks.counts), *(np.asarray(ends, np.float32) for ends in bricks[1:3]), tuple(bricks.mirrors))
         check_cut(cut, header.shape, d_out)
         _check_number(cut, len(networks))
-        if cut.mirrors:
-            chunks.append((b"S", struct.pack(f"<{d_in}Q", *cut.mirrors)))
-        ranges = np.stack([cut.low, cut.high], axis=1).astype("<f4").tobytes()
-        chunks.append((b"B", struct.pack(f"<{d_in}H", *cut.counts) + ranges))
-    chunks += [(b"N", encode_network(network, layers)) for network, layers in networks]
-    body = b"".join(kind + struct.pack("<I", len(content)) + content for kind, content in chunks)
+        chunks |= encode_cut(cut)
+    listed = [*chunks.items(), *(("N", encode_network(network, layers)) for network, layers in networks)]
+    body = b"".join(struct.pack("<cI", kind.encode(), len(content)) + content for kind, content in listed)
     return MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
-
-
-def _world(geometry: Geometry) -> tuple[int | None, Geometry]:
-    """The content of chunk w, and the geometry in the coordinates that it names: in those that need no chunk d."""
-    if not geometry.space:
-        return None, geometry
-    turned = geometry.with_signs(SIGNS["RAS"])
-    return (2, turned) if turned.direction == IDENTITY else (1, geometry)
-
-
-def _encode_written(written: Written) -> bytes:
-    """The content of chunk q."""
-    version = struct.pack("2B", *written.version)
-    if math.isnan(written.psnr):
-        return version
-    hundredths = EXACT if written.psnr == math.inf else round(min(max(100 * written.psnr, -EXACT), EXACT - 1))
-    return version + struct.pack("<h", hundredths)
-
-
-def _carrier(dtype: np.dtype) -> str:
-    """The little-endian 8-byte type that holds every value of `dtype`."""
-    return {"i": "<i8", "u": "<u8", "f": "<f8"}[dtype.kind]
-
-
-def encode_missing(missing: Mask) -> bytes:
-    """The content of chunk M."""
-    return missing.fill.astype(_carrier(missing.fill.dtype)).tobytes() + compress_mask(missing)
 
 
 def _check_number(cut: Cut, n_networks: int) -> None:
@@ -419,68 +334,46 @@ def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks
     return header, Bricks.whole(network, decode_weights(content, network))
 
 
-def network_descriptions(data: bytes) -> list[dict]:
-    """The descriptions of all networks of a valid blob."""
-    chunks = _chunks(ByteReader(data[9:], "blob"))
-    d_in, d_out = chunks[0][1].unpack("2B")
-    return [decode_description(content, d_in, d_out) for kind, content in chunks if kind == "N"]
-
-
 def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, list[tuple[dict, bytes]]]:
     """Header, cut, and the description and the chunk of each network of a blob. Raises BlobError.
 
     large: see `decode_field`.
     """
-    chunks = _sound_chunks(data)
-    shape, low, high = _decode_grid(chunks[0][1])
-    d_in, d_out, dtype = len(shape), len(low), low.dtype
-    spacing, origin, direction, attributes = (1.0,) * d_in, (0.0,) * d_in, IDENTITY, {}
-    missing, networks, world, cut, mirrors = None, [], None, None, ()
-    descriptions: dict[bytes, dict] = {}  # by their bytes: the networks of bricks are often alike, and many
-    for kind, content in chunks:
-        if kind == "G":
-            spacing, origin = content.unpack(f"{d_in}d"), content.unpack(f"{d_in}d")
-        elif kind == "d":
-            direction = content.unpack("9d")
-        elif kind == "w":
-            (world,) = content.unpack("B")
-            if world not in (1, 2):
-                raise BlobError(f"world axes: expected 1 or 2, found {world}")
-        elif kind == "a":
-            attributes = _decode_attributes(content.take(len(content.data)))
-        elif kind == "q":
-            _decode_written(content)
-        elif kind == "M":
-            if not large:
-                _check_usual(math.prod(shape), USUAL_MASK_VOXELS, "voxels with a mask of the missing ones")
-            missing = decode_missing(content.take(len(content.data)), dtype, shape)
-        elif kind == "S":
-            mirrors = content.unpack(f"{d_in}Q")
-        elif kind == "B":
-            cut = _decode_cut(content, shape, d_out, mirrors)
-        elif kind == "N":
-            head = content.data[:HEAD]
-            if head not in descriptions:
-                descriptions[head] = decode_description(content, d_in, d_out)
-            networks.append((descriptions[head], content.data))
-            continue
+    chunks, contents = _sound_chunks(data)
+    header = decode_header(chunks)
+    if "q" in chunks:
+        decode_written(chunks["q"])
+    if "M" in chunks:
+        if not large:
+            _check_usual(header.n_voxels, USUAL_MASK_VOXELS, "voxels with a mask of the missing ones")
+        missing = decode_missing(chunks["M"].rest(), header.dtype, header.shape)
+        header = dataclasses.replace(header, missing=missing)
+    cut = decode_cut(chunks, header.shape, header.n_components) if "B" in chunks else None
+    for content in chunks.values():
         content.end()
+    networks = _decode_descriptions(contents, len(header.shape), header.n_components)
     count = check_size([network for network, _ in networks])
     if not large:
         _check_usual(count, USUAL_PARAMETERS, "weights")
     if cut:
         _check_number(cut, len(networks))
-    names = attributes.get("name", "sf"), attributes.get("units", "")
-    said = {key: attributes[key] for key in AXIS_ATTRIBUTES if key in attributes}
-    geometry = Geometry(spacing, origin, direction, *names, "LPS" if world else "", said)
-    geometry = geometry.with_signs(SIGNS["RAS"]) if world == 2 else geometry
-    header = VolumeHeader(shape, low, high, geometry, missing)
-    check_header(header, d_in, d_out)
     return header, cut, networks
 
 
-def _sound_chunks(data: bytes) -> list[tuple[str, ByteReader]]:
-    """The chunks of a blob. Raises BlobError unless magic bytes, version and checksum are right."""
+def _decode_descriptions(contents: list[ByteReader], d_in: int, d_out: int) -> list[tuple[dict, bytes]]:
+    """The description and the content of each chunk N. Raises BlobError."""
+    found: dict[bytes, dict] = {}  # by their bytes: the networks of bricks are often alike, and many
+    networks = []
+    for content in contents:
+        head = content.data[:HEAD]
+        if head not in found:
+            found[head] = decode_description(content, d_in, d_out)
+        networks.append((found[head], content.data))
+    return networks
+
+
+def _sound_chunks(data: bytes) -> tuple[dict[str, ByteReader], list[ByteReader]]:
+    """The chunks of a blob, see `_chunks`. Raises BlobError unless magic bytes, version and checksum are right."""
     reader = ByteReader(data, "blob")
     if reader.take(4) != MAGIC:
         raise BlobError("not a blob: expected it to start with 93 4E 56 43")
@@ -492,17 +385,24 @@ def _sound_chunks(data: bytes) -> list[tuple[str, ByteReader]]:
     return _chunks(reader)
 
 
-def _chunks(reader: ByteReader) -> list[tuple[str, ByteReader]]:
-    """The type and the content of each known chunk. Raises BlobError unless there are as many of each as there may."""
-    chunks: list[tuple[str, ByteReader]] = []
-    kinds = ""  # of chunks, N once
+def _chunks(reader: ByteReader) -> tuple[dict[str, ByteReader], list[ByteReader]]:
+    """The content of each known chunk by its type, and those of all chunks N. Raises BlobError.
+
+    There are as many chunks of each type as there may, and in an order that they may have.
+    """
+    chunks: dict[str, ByteReader] = {}
+    networks: list[ByteReader] = []
+    kinds = ""  # N once
     while not reader.ended:
         kind, length = reader.unpack("cI")
         kind = kind.decode("latin-1")
         content = ByteReader(reader.take(length), f"chunk {kind!r}")
-        if kind in "FGadwqMSBN":
-            chunks.append((kind, content))
-            kinds += kind if kind != "N" or "N" not in kinds else ""
+        if kind == "N":
+            networks.append(content)
+            kinds += kind if "N" not in kinds else ""
+        elif kind in "FGadwqMSB":
+            chunks[kind] = content
+            kinds += kind
         elif not "a" <= kind <= "z":
             raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
         is_late = "B" in kinds.partition("N")[2] or "S" in kinds.partition("B")[2]
@@ -510,74 +410,22 @@ def _chunks(reader: ByteReader) -> list[tuple[str, ByteReader]]:
             break
     else:
         if kinds and ("B" in kinds or ("N" in kinds and "S" not in kinds)):
-            return chunks
+            return chunks, networks
     what = "the chunk F, at most one each of G, d, a, w, q, M, and one N; or for bricks at most one S, one B, all N"
     raise BlobError(f"expected {what}, found {shown(kinds)}")
 
 
+# --- parts of a valid blob --------------------------------------------------------------------------
+
+
+def network_descriptions(data: bytes) -> list[dict]:
+    """The descriptions of all networks of a valid blob."""
+    chunks, networks = _chunks(ByteReader(data[9:], "blob"))
+    d_in, d_out = chunks["F"].unpack("2B")
+    return [decode_description(content, d_in, d_out) for content in networks]
+
+
 def written_by(data: bytes) -> Written | None:
     """What a valid blob says of the program that wrote it and of its quality; None if it says nothing."""
-    for kind, content in _chunks(ByteReader(data[9:], "blob")):
-        if kind == "q":
-            return _decode_written(content)
-    return None
-
-
-def _decode_written(content: ByteReader) -> Written:
-    """The content of chunk q. Raises BlobError."""
-    version = content.unpack("2B")
-    if content.ended:
-        return Written(version)
-    (hundredths,) = content.unpack("h")
-    return Written(version, math.inf if hundredths == EXACT else hundredths / 100)
-
-
-def _decode_cut(content: ByteReader, shape: tuple[int, ...], d_out: int, mirrors: tuple[int, ...]) -> Cut:
-    """The content of chunk B, with that of chunk S. Raises BlobError."""
-    counts = content.unpack(f"{len(shape)}H")
-    n_bricks = math.prod(counts)
-    low, high = content.array("<f4", 2 * n_bricks * d_out).reshape(n_bricks, 2, d_out).transpose(1, 0, 2)
-    cut = Cut(counts, low.astype(np.float32), high.astype(np.float32), mirrors)
-    check_cut(cut, shape, d_out)
-    return cut
-
-
-def decode_missing(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> Mask:
-    """The mask of missing voxels from the content of chunk M. Raises BlobError."""
-    reader = ByteReader(content, "missing voxels")
-    carried = reader.array(_carrier(dtype), 1)
-    with np.errstate(over="ignore", invalid="ignore"):
-        fill = carried.astype(dtype)[0]
-        if np.isinf(fill) or not np.array_equal(fill.astype(carried.dtype), carried[0], equal_nan=dtype.kind == "f"):
-            raise BlobError(f"fill value {carried[0]}: is none of dtype {dtype}")
-    try:
-        return Mask(shape, fill, decompress_mask(content[8:], shape))
-    except MaskError as error:
-        raise BlobError(f"missing voxels: {error}") from None
-
-
-def _decode_grid(content: ByteReader) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
-    """Shape, least and greatest values from the content of chunk F. Raises BlobError."""
-    d_in, d_out, code = content.unpack("3B")
-    if not 1 <= d_in <= 4 or d_out < 1 or code >= len(DTYPES):
-        raise BlobError(
-            f"d_in, d_out, dtype: expected 1 to 4, 1 to 255, below {len(DTYPES)}, found {d_in}, {d_out}, {code}"
-        )
-    dtype = np.dtype(DTYPES[code])
-    shape = content.unpack(f"{d_in}I")
-    limits = content.array(_carrier(dtype), 2 * d_out).reshape(d_out, 2)
-    with np.errstate(over="ignore", invalid="ignore"):
-        low, high = limits.T.astype(dtype)
-        if not np.array_equal(np.stack([low, high], axis=1).astype(limits.dtype), limits):
-            raise BlobError(f"range {limits.tolist()}: does not fit dtype {dtype}")
-    return shape, low, high
-
-
-def _decode_attributes(text: bytes) -> dict[str, str]:
-    try:
-        attributes = json.loads(text.decode())
-    except (ValueError, RecursionError):
-        attributes = None
-    if not isinstance(attributes, dict) or not all(isinstance(value, str) for value in attributes.values()):
-        raise BlobError("attributes: expected a JSON object of text by key")
-    return attributes
+    chunks, _ = _chunks(ByteReader(data[9:], "blob"))
+    return decode_written(chunks["q"]) if "q" in chunks else None

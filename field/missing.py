@@ -1,4 +1,4 @@
-"""The mask of missing voxels as bytes: the axis and the stream of chunk M of a blob, see field/blob.py."""
+"""What the chunk M of a blob holds: the fill value and the mask of missing voxels. See field/blob.py."""
 
 from __future__ import annotations
 
@@ -7,14 +7,27 @@ import math
 
 import numpy as np
 
-from utils import Mask, UserError
+from field.binary import BlobError, ByteReader, carrier
+from utils import Mask
 
 MAX_MASK_VOXELS = 1 << 35  # most voxels of a mask, 4 GiB of bits; a larger one is refused before memory is allocated
 FILTER = {"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}
 
 
-class MaskError(UserError):
-    """The bytes are not a mask of the given shape."""
+def encode_missing(missing: Mask) -> bytes:
+    """The content of chunk M."""
+    return missing.fill.astype(carrier(missing.fill.dtype)).tobytes() + compress_mask(missing)
+
+
+def decode_missing(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> Mask:
+    """The mask of missing voxels from the content of chunk M. Raises BlobError."""
+    reader = ByteReader(content, "missing voxels")
+    carried = reader.array(carrier(dtype), 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        fill = carried.astype(dtype)[0]
+        if np.isinf(fill) or not np.array_equal(fill.astype(carried.dtype), carried[0], equal_nan=dtype.kind == "f"):
+            raise BlobError(f"fill value {carried[0]}: is none of dtype {dtype}")
+    return Mask(shape, fill, decompress_mask(reader.rest(), shape))
 
 
 def _strides(shape: tuple[int, ...]) -> list[int]:
@@ -23,7 +36,7 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
 
 
 def compress_mask(mask: Mask) -> bytes:
-    """The u8 axis and the LZMA2 stream of chunk M, see field/blob.py. The chosen axis gives the shortest stream."""
+    """The u8 axis and the LZMA2 stream of chunk M. The chosen axis gives the shortest stream."""
     filters = [{**FILTER, "preset": 9, "lc": 0, "lp": 0, "pb": 0}]
     size, unused = len(mask.bits), -math.prod(mask.shape) % 8
     bits = int.from_bytes(mask.bits.tobytes(), "big")
@@ -35,23 +48,22 @@ def compress_mask(mask: Mask) -> bytes:
 
 
 def decompress_mask(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """The bits of the mask that `compress_mask` was given. Raises MaskError for any other bytes."""
+    """The bits of the mask that `compress_mask` was given. Raises BlobError for any other bytes."""
     n_voxels, (axis, stream) = math.prod(shape), (data[0], data[1:]) if data else (-1, b"")
     size, unused = (n_voxels + 7) // 8, -n_voxels % 8
     if not 0 <= axis <= len(shape) or n_voxels > MAX_MASK_VOXELS:
-        raise MaskError(
-            f"axis: expected 0 to {len(shape)} and at most {MAX_MASK_VOXELS} voxels, found {axis}, {n_voxels}"
-        )
+        expected = f"axis: expected 0 to {len(shape)} and at most {MAX_MASK_VOXELS} voxels"
+        raise BlobError(f"missing voxels: {expected}, found {axis}, {n_voxels}")
     decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[FILTER])
     try:
         stored = decoder.decompress(stream, size + 1)
     except lzma.LZMAError as error:
-        raise MaskError(f"its stream is damaged: {error}") from None
+        raise BlobError(f"missing voxels: its stream is damaged: {error}") from None
     if len(stored) != size or not decoder.eof or decoder.unused_data:
-        raise MaskError(f"expected a stream of {size} bytes, found another length")
+        raise BlobError(f"missing voxels: expected a stream of {size} bytes, found another length")
     bits = np.frombuffer(stored, np.uint8)
     if size and bits[-1] & ((1 << unused) - 1):
-        raise MaskError("unused bits: expected 0")
+        raise BlobError("missing voxels: unused bits: expected 0")
     bits = _undo_xor(bits, _strides(shape)[axis])
     bits[-1:] &= 0xFF >> unused << unused
     return bits

@@ -134,7 +134,7 @@ def decode_weights(data: bytes, network: dict) -> dict[str, np.ndarray]:
     sizes = [size for _, n_out, n_in, *_ in records for size in (n_out * n_in, n_out)]
     models = [model for *_, codes, _ in records for model in (tuple(codes[:3]), (0, 0, codes[3]))]
     try:
-        integers = iter(entropy_coder.decode(content.take(len(content.data) - content.position), sizes, models))
+        integers = iter(entropy_coder.decode(content.rest(), sizes, models))
     except entropy_coder.StreamError as error:
         raise BlobError(f"the network's stream {error}") from None
     tensors = {}

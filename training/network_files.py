@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from cli.files import read_bytes, write_or_rescue
-from field.blob import check_header, decode_missing, encode_missing
 from field.bricks import Bricks, Cut, check_cut
+from field.header_chunks import check_header
 from field.layers import parameter_shapes
+from field.missing import decode_missing, encode_missing
 from field.network_chunk import check_network, check_size
 from siren import OMEGA_0, SirenConfig, count_parameters, weights_crc32
 from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader, shown

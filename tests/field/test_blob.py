@@ -15,8 +15,8 @@ from helpers.original import original_blob, original_coordinates, original_forwa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from field import blob as blob_format
 from field.blob import BlobError, QuantisedLayer, encode_blob, is_blob
+from field.header_chunks import check_header
 from field.layers import layer_table
 from field.network_chunk import round_step
 from field.original_blob import decode_either, decode_original
@@ -206,7 +206,7 @@ def test_damage_beneath_a_right_checksum(small_blob):
             except BlobError:
                 refused += 1
                 continue
-            blob_format.check_header(found, network[0]["d_in"], network[0]["d_out"])
+            check_header(found, network[0]["d_in"], network[0]["d_out"])
             assert {name: tensor.shape for name, tensor in network[1].items()} == expected
             assert all(np.isfinite(tensor).all() for tensor in network[1].values())
     assert refused > len(small_blob)

@@ -233,7 +233,9 @@ from field import blob as blob_format  # noqa: E402
 from field.blob import BlobError, QuantisedLayer  # noqa: E402
 from field.bricks import Cut  # noqa: E402
 from field.entropy_coder import frequencies  # noqa: E402
+from field.header_chunks import Written  # noqa: E402
 from field.layers import layer_table  # noqa: E402
+from field.missing import encode_missing  # noqa: E402
 from field.network_chunk import round_step  # noqa: E402
 from field.neural_field import NeuralField  # noqa: E402
 from quantising.codebooks import round_to_codebooks  # noqa: E402
@@ -409,7 +411,7 @@ def test_a_mask_that_repeats_costs_little():
     """Whatever the number of voxels of a plane or step: 45 x 45 x 45 is odd."""
     step = np.random.default_rng(0).random((45, 45, 45)) < 0.5
     one, many = (Mask.of((n, 45, 45, 45), np.float32(0), [step] * n) for n in (1, 40))
-    assert len(blob_format.encode_missing(many)) < len(blob_format.encode_missing(one)) + 300
+    assert len(encode_missing(many)) < len(encode_missing(one)) + 300
 
 
 @pytest.mark.parametrize("m", [0, 9, 40, 95])
@@ -470,7 +472,7 @@ def test_the_writer_and_its_quality(psnr, hundredths, back):
     """They take 9 bytes; unknown quality none of them."""
     network = random_network(0, 5, n_layers=1)
     plain = blob_format.encode_blob(make_header(), [network])
-    blob = blob_format.encode_blob(make_header(), [network], blob_format.Written((1, 7), psnr))
+    blob = blob_format.encode_blob(make_header(), [network], Written((1, 7), psnr))
     assert (read_blob(blob).version, read_blob(blob).psnr) == ((1, 7), hundredths)
     assert_same(blob)
     found = blob_format.written_by(blob)

@@ -30,7 +30,8 @@ import net_compress
 import net_decompress
 from field import blob as blob_format
 from field import entropy_coder
-from field.blob import BlobError, QuantisedLayer, check_header, decode_field, encode_blob
+from field.blob import BlobError, QuantisedLayer, decode_field, encode_blob
+from field.header_chunks import check_header
 from field.layers import layer_table
 from field.network_chunk import MAX_PARAMETERS, round_step
 from field.neural_field import NeuralField

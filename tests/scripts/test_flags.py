@@ -27,7 +27,8 @@ import net_compress
 import net_decompress
 import train as train_script
 from field import options as decompress_options
-from field.blob import QuantisedLayer, Written, encode_blob
+from field.blob import QuantisedLayer, encode_blob
+from field.header_chunks import Written
 from training import fitting, long_runs, options, shapes
 from training.sampler import VoxelSampler
 from utils import Geometry, UserError, VolumeHeader
