@@ -1,29 +1,29 @@
-"""Variables on named dimensions as volumes, by the CF conventions: axes, coordinates, packing, missing values, units.
+"""Variables on named dimensions as volumes, and back, by the CF conventions: axes, coordinates, units.
 
-Source: cfconventions.org, sections 2.5.1, 4, 5 and 8.1. The readers of NetCDF, HDF5 and Zarr call `volume_of`.
+Source: cfconventions.org, sections 4 and 5. The readers of NetCDF, HDF5 and Zarr call `volume_of`, the writers
+`description`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cli import console
 from formats.common import VolumeError, volume_from_axes
+from formats.packing import array_of, decoding
 from formats.raw import LIKE_COMPONENTS
 from formats.series import with_times
 from formats.slabs import on_one_line
-from formats.stored import StoredArray
-from utils import Volume, shown
+from formats.variables import Variable, axes_of, chosen
+from utils import Volume
 
 UNEVEN = 1e-3  # most that a coordinate may be off equal steps, in steps
 ULPS = 4  # most that a coordinate may be off equal steps, in units of its last place
-MAX_LISTED = 20  # names in a message
 
 # What names an axis, in lower case: the attribute axis comes first, then standard_name and units, then the names.
 STANDARD_NAMES = {
@@ -47,37 +47,6 @@ NAMES = {
 }
 
 
-class Variable(NamedTuple):
-    """An array in a file, of which no value is read yet.
-
-    dims: the name of each axis, "" where it has none. source: see `StoredArray`. chunks: the lengths of a piece that is
-    decoded at once; None where any part is read as fast as another. refusal: why it is not read, "" if it is.
-    """
-
-    dims: tuple[str, ...]
-    dtype: np.dtype
-    attributes: Mapping[str, Any]
-    source: Any
-    chunks: tuple[int, ...] | None = None
-    refusal: str = ""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.source.shape)
-
-    def text(self, name: str) -> str:
-        """An attribute as text, "" where there is none."""
-        value = self.attributes.get(name, "")
-        value = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
-        value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-        return value if isinstance(value, str) else ""
-
-    def numbers(self, name: str) -> list[int | float]:
-        """The numbers of an attribute; [] where it has none."""
-        found = np.ravel(np.asarray(self.attributes.get(name, ())))
-        return found.tolist() if found.dtype.kind in "iuf" else []
-
-
 def volume_of(
     path: str, variables: Mapping[str, Variable], name: str | None, d_in: int | None, d_out: int | None
 ) -> Volume:
@@ -94,7 +63,7 @@ def volume_of(
     roles = _roles(path, name, variable, coordinates, d_in, d_out)
     is_series = "t" in roles and variable.shape[roles["t"]] > 1
     _warn_of_curved_axes(path, name, variables, coordinates, roles)
-    array, fill = _array(path, variable, [roles.get(role) for role in ("txyzc" if is_series else "xyzc")])
+    array, fill = array_of(path, variable, [roles.get(role) for role in ("txyzc" if is_series else "xyzc")])
     steps, origin = np.ones(3), np.zeros(3)
     for k, role in enumerate("xyz"):
         if role in roles and (dim := variable.dims[roles[role]]) in coordinates:
@@ -115,41 +84,6 @@ def volume_of(
     if not is_series:
         return dataclasses.replace(volume, fill=fill, time=times[0] if times else None)
     return dataclasses.replace(volume, fill=fill, geometry=with_times(path, volume.geometry, times or [None]))
-
-
-# --- which array --------------------------------------------------------------------------------------
-
-
-def chosen(path: str, variables: Mapping[str, Variable], name: str | None) -> str:
-    """The name of the array that is meant: `name`, or else the only array of most axes. Raises VolumeError."""
-    if name is not None:
-        if name.strip("/") in variables:
-            return name.strip("/")
-        raise VolumeError(f"{path}: holds no array {name!r}, only {_listed(variables)}")
-    if not variables:
-        raise VolumeError(f"{path}: expected arrays of numbers, found none")
-    n_axes = {name: min(sum(n > 1 for n in found.shape), 3) for name, found in variables.items()}
-    most = [name for name, n in n_axes.items() if n == max(n_axes.values())]
-    if len(most) != 1:
-        raise VolumeError(f"{path}: expected --array, the name of one of its arrays: {_listed(variables)}")
-    return most[0]
-
-
-def _listed(variables: Mapping[str, Variable]) -> str:
-    """The arrays of a file, those of most axes first: temperature (time 12, lat 64, lon 128; float32; K), ..."""
-    data = {name: found for name, found in variables.items() if found.dims != (name,)}  # without coordinates
-    ordered = sorted((data or variables).items(), key=lambda item: -len(item[1].shape))
-    texts = []
-    for name, found in ordered[:MAX_LISTED]:
-        texts.append(f"{name} ({'; '.join(filter(None, (_axes(found), found.dtype.name, found.text('units'))))})")
-    left = len(data or variables) - len(texts)
-    return ", ".join(texts + [f"{left} more"] * (left > 0)) or "none of numbers"
-
-
-def _axes(variable: Variable) -> str:
-    """The axes of an array with their lengths: time 12, lat 64, lon 128."""
-    names = (dim.rsplit("/", 1)[-1] for dim in variable.dims)
-    return ", ".join(f"{name} {n}".strip() for name, n in zip(names, variable.shape, strict=True))
 
 
 # --- its axes -----------------------------------------------------------------------------------------
@@ -188,7 +122,7 @@ def _roles(
             roles[role] = rest.pop()
     if any(variable.shape[axis] > 1 for axis in rest):
         raise VolumeError(
-            f"{path}: {name}: expected axes of t, x, y, z and components, found {_axes(variable)}: write a "
+            f"{path}: {name}: expected axes of t, x, y, z and components, found {axes_of(variable)}: write a "
             f"file with one index of {variable.dims[rest[-1]] or 'the others'}, as by ncks -d or xarray's isel"
         )
     return roles
@@ -274,135 +208,13 @@ def _positions(path: str, coordinate: Variable) -> np.ndarray:
     if coordinate.refusal:
         raise VolumeError(coordinate.refusal)
     said = {key: text for key, text in coordinate.attributes.items() if not key.startswith("valid_")}
-    _, decode, _ = _decoding(path, coordinate._replace(attributes=said))
+    _, decode, _ = decoding(path, coordinate._replace(attributes=said))
     stored = np.asarray(coordinate.source[...])
     return (decode(stored) if decode else stored).astype(np.float64)
 
 
 def _shortened(numbers: np.ndarray) -> str:
     return ", ".join(f"{number:g}" for number in numbers[:5]) + ", ..." * (len(numbers) > 5)
-
-
-# --- its values ---------------------------------------------------------------------------------------
-
-
-def _array(path: str, variable: Variable, axes: list[int | None]) -> tuple[np.ndarray | StoredArray, np.generic | None]:
-    """The array with these axes of the file, and its fill value: a memory map where the file is one, of the values."""
-    dtype, decode, fill = _decoding(path, variable)
-    source = variable.source
-    if isinstance(source, np.memmap) and decode is None and source.dtype == dtype:
-        used = [axis for axis in axes if axis is not None]
-        rest = [axis for axis in range(source.ndim) if axis not in used]
-        view = source.transpose(*rest, *used)[(0,) * len(rest)]
-        return view[tuple(None if axis is None else slice(None) for axis in axes)], fill
-
-    def values(stored: np.ndarray) -> np.ndarray:
-        return (decode(stored) if decode else stored).astype(dtype, copy=False)
-
-    window = tuple(map(range, variable.shape))
-    chunks = variable.chunks or (1,) * len(window)
-    return StoredArray(path, source, dtype, values, window, tuple(axes), chunks), fill
-
-
-def _decoding(
-    path: str, variable: Variable
-) -> tuple[np.dtype, Callable[[np.ndarray], np.ndarray] | None, np.generic | None]:
-    """(dtype of the values, function that makes them of the stored ones, fill value); None where there is none.
-
-    Scaled values are float32 where the stored ones have at most 16 bits, else float64. Missing ones are then NaN.
-    """
-    kept = np.dtype(np.uint8) if variable.dtype.kind == "b" else variable.dtype.newbyteorder("=")
-    kept = np.dtype(np.float64) if kept.itemsize > 8 else kept  # long double
-    if variable.text("_Unsigned").lower() == "true" and kept.kind == "i":
-        kept = np.dtype(f"u{kept.itemsize}")
-    marks = [mark for name in ("_FillValue", "missing_value") for mark in _marks(variable, name, kept)]
-    marks = [mark for k, mark in enumerate(marks) if not any(_is(mark, other) for other in marks[:k])]
-    packing = [variable.numbers(name) for name in ("scale_factor", "add_offset")]
-    if any(len(numbers) > 1 for numbers in packing):
-        raise VolumeError(f"{path}: expected one scale_factor and one add_offset, found {packing}")
-    scale, offset = (float((*numbers, default)[0]) for numbers, default in zip(packing, (1, 0), strict=True))
-    is_packed = (scale, offset) != (1, 0)
-    low, high = _valid_range(path, variable, kept, scale, offset)
-    is_limited = (low, high) != (-math.inf, math.inf)
-
-    def missing(stored: np.ndarray) -> np.ndarray:
-        found = (stored < low) | (stored > high)
-        for mark in marks:
-            found |= _is(stored, mark)
-        return found
-
-    if not is_packed:
-        fill = marks[0] if marks else _unused(kept, low, high)
-
-        def replaced(stored: np.ndarray) -> np.ndarray:
-            values = stored.astype(kept)
-            values[missing(values)] = fill
-            return values
-
-        return kept, replaced if is_limited or marks[1:] else None, fill
-    dtype = np.dtype(np.float32 if kept.itemsize <= 2 or kept == np.float32 else np.float64)
-
-    def unpacked(stored: np.ndarray) -> np.ndarray:
-        stored = stored.astype(kept, copy=False)
-        values = (stored * np.float64(scale) + offset).astype(dtype)
-        values[missing(stored)] = np.nan
-        return values
-
-    return dtype, unpacked, dtype.type(np.nan) if marks or is_limited else None
-
-
-def _valid_range(path: str, variable: Variable, dtype: np.dtype, scale: float, offset: float) -> tuple[float, float]:
-    """(least, greatest) stored value that is not missing, by valid_range, valid_min and valid_max; infinite if unsaid.
-
-    Floats that limit packed integers are of the unpacked values, as the NetCDF User Guide has it.
-    """
-    given = variable.numbers("valid_range")
-    if given and len(given) != 2:
-        raise VolumeError(f"{path}: expected a valid_range of two numbers, found {shown(given)}")
-    ends = given or [(*variable.numbers(name), math.nan)[0] for name in ("valid_min", "valid_max")]
-    if dtype.kind == "f":
-        ends = [_stored(end, dtype) for end in ends]
-    elif any(isinstance(end, float) and math.isfinite(end) for end in ends):
-        ends = [round((end - offset) / scale) if math.isfinite(end) else end for end in ends][:: 1 if scale > 0 else -1]
-    elif variable.text("_Unsigned").lower() == "true":
-        ends = [_stored(end, dtype) for end in ends]
-    low, high = (end if math.isfinite(end) else unsaid for end, unsaid in zip(ends, (-math.inf, math.inf), strict=True))
-    if dtype.kind == "f":
-        return low, high
-    limits = np.iinfo(dtype)
-    return low if low > limits.min else -math.inf, high if high < limits.max else math.inf
-
-
-def _unused(dtype: np.dtype, low: float, high: float) -> np.generic | None:
-    """A value beyond low..high, which marks missing voxels where the file names none; None if nothing lies beyond."""
-    if (low, high) == (-math.inf, math.inf):
-        return None
-    if dtype.kind == "f":
-        return dtype.type(np.nan)
-    limits = np.iinfo(dtype)
-    return dtype.type(min(low - 1, limits.max) if low > limits.min else max(high + 1, limits.min))
-
-
-def _stored(number: float, dtype: np.dtype) -> float:
-    """A number of an attribute as values of that type have it: unsigned, or rounded as floats are."""
-    if dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            return float(dtype.type(number))
-    return number % (1 << 8 * dtype.itemsize) if dtype.kind == "u" and number < 0 else number
-
-
-def _marks(variable: Variable, name: str, dtype: np.dtype) -> list[np.generic]:
-    """The values that an attribute declares missing, as far as the dtype has them."""
-    numbers = [_stored(number, dtype) for number in variable.numbers(name)]
-    with np.errstate(all="ignore"):
-        found = [np.array(number).astype(dtype)[()] for number in numbers]
-    pairs = zip(found, numbers, strict=True)
-    return [mark for mark, number in pairs if (not np.isinf(mark) if dtype.kind == "f" else mark == number)]
-
-
-def _is(values: np.ndarray | np.generic, mark: np.generic) -> np.ndarray | np.bool_:
-    """Which values are a mark, possibly NaN."""
-    return np.isnan(values) if mark != mark else values == mark
 
 
 # --- written ------------------------------------------------------------------------------------------

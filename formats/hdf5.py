@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from formats.cf import Variable, description, volume_of
+from formats.cf import description, volume_of
 from formats.common import MAX_EXPANSION, VolumeError, import_package
 from formats.slabs import slices_first, without_float16
+from formats.variables import Variable
 from utils import Volume
 
 FILTERS = (1, 2, 3, 4, 5, 6, 32000)  # deflate, shuffle, Fletcher-32, szip, n-bit, scale-offset, LZF: h5py has them all

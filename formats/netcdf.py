@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 
-from formats.cf import Variable, volume_of
+from formats.cf import volume_of
 from formats.common import VolumeError, import_package
 from formats.hdf5 import read_hdf5
+from formats.variables import Variable
 from utils import Volume
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from formats.cf import Variable, chosen
 from formats.common import MAX_EXPANSION, VolumeError
 from formats.raw import volume_of_array
+from formats.variables import Variable, chosen
 from utils import Volume
 
 LOCAL_HEADER_BYTES = 30  # before the name of an entry; two lengths are at its end

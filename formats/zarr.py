@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from formats.cf import Variable, description, volume_of
+from formats.cf import description, volume_of
 from formats.common import MAX_EXPANSION, VolumeError, import_package
 from formats.slabs import slices_first, without_float16
+from formats.variables import Variable
 from utils import Volume
 
 CHUNK = {"t": 1, "z": 16, "y": 128, "x": 128}  # voxels of a chunk that is written: 1 MiB of float32

@@ -1,0 +1,137 @@
+"""The values of a variable, made of what its file stores: scales, offsets, missing values, by the CF conventions.
+
+Source: cfconventions.org, sections 2.5.1 and 8.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from formats.common import VolumeError
+from formats.stored import StoredArray
+from formats.variables import Variable
+from utils import shown
+
+
+def array_of(
+    path: str, variable: Variable, axes: list[int | None]
+) -> tuple[np.ndarray | StoredArray, np.generic | None]:
+    """The array with these axes of the file, and its fill value: a memory map where the file is one, of the values."""
+    dtype, decode, fill = decoding(path, variable)
+    source = variable.source
+    if isinstance(source, np.memmap) and decode is None and source.dtype == dtype:
+        used = [axis for axis in axes if axis is not None]
+        rest = [axis for axis in range(source.ndim) if axis not in used]
+        view = source.transpose(*rest, *used)[(0,) * len(rest)]
+        return view[tuple(None if axis is None else slice(None) for axis in axes)], fill
+
+    def values(stored: np.ndarray) -> np.ndarray:
+        return (decode(stored) if decode else stored).astype(dtype, copy=False)
+
+    window = tuple(map(range, variable.shape))
+    chunks = variable.chunks or (1,) * len(window)
+    return StoredArray(path, source, dtype, values, window, tuple(axes), chunks), fill
+
+
+def decoding(
+    path: str, variable: Variable
+) -> tuple[np.dtype, Callable[[np.ndarray], np.ndarray] | None, np.generic | None]:
+    """(dtype of the values, function that makes them of the stored ones, fill value); None where there is none.
+
+    Scaled values are float32 where the stored ones have at most 16 bits, else float64. Missing ones are then NaN.
+    """
+    kept = np.dtype(np.uint8) if variable.dtype.kind == "b" else variable.dtype.newbyteorder("=")
+    kept = np.dtype(np.float64) if kept.itemsize > 8 else kept  # long double
+    if variable.text("_Unsigned").lower() == "true" and kept.kind == "i":
+        kept = np.dtype(f"u{kept.itemsize}")
+    marks = [mark for name in ("_FillValue", "missing_value") for mark in _marks(variable, name, kept)]
+    marks = [mark for k, mark in enumerate(marks) if not any(_is(mark, other) for other in marks[:k])]
+    packing = [variable.numbers(name) for name in ("scale_factor", "add_offset")]
+    if any(len(numbers) > 1 for numbers in packing):
+        raise VolumeError(f"{path}: expected one scale_factor and one add_offset, found {packing}")
+    scale, offset = (float((*numbers, default)[0]) for numbers, default in zip(packing, (1, 0), strict=True))
+    is_packed = (scale, offset) != (1, 0)
+    low, high = _valid_range(path, variable, kept, scale, offset)
+    is_limited = (low, high) != (-math.inf, math.inf)
+
+    def missing(stored: np.ndarray) -> np.ndarray:
+        found = (stored < low) | (stored > high)
+        for mark in marks:
+            found |= _is(stored, mark)
+        return found
+
+    if not is_packed:
+        fill = marks[0] if marks else _unused(kept, low, high)
+
+        def replaced(stored: np.ndarray) -> np.ndarray:
+            values = stored.astype(kept)
+            values[missing(values)] = fill
+            return values
+
+        return kept, replaced if is_limited or marks[1:] else None, fill
+    dtype = np.dtype(np.float32 if kept.itemsize <= 2 or kept == np.float32 else np.float64)
+
+    def unpacked(stored: np.ndarray) -> np.ndarray:
+        stored = stored.astype(kept, copy=False)
+        values = (stored * np.float64(scale) + offset).astype(dtype)
+        values[missing(stored)] = np.nan
+        return values
+
+    return dtype, unpacked, dtype.type(np.nan) if marks or is_limited else None
+
+
+def _valid_range(path: str, variable: Variable, dtype: np.dtype, scale: float, offset: float) -> tuple[float, float]:
+    """(least, greatest) stored value that is not missing, by valid_range, valid_min and valid_max; infinite if unsaid.
+
+    Floats that limit packed integers are of the unpacked values, as the NetCDF User Guide has it.
+    """
+    given = variable.numbers("valid_range")
+    if given and len(given) != 2:
+        raise VolumeError(f"{path}: expected a valid_range of two numbers, found {shown(given)}")
+    ends = given or [(*variable.numbers(name), math.nan)[0] for name in ("valid_min", "valid_max")]
+    if dtype.kind == "f":
+        ends = [_stored(end, dtype) for end in ends]
+    elif any(isinstance(end, float) and math.isfinite(end) for end in ends):
+        ends = [round((end - offset) / scale) if math.isfinite(end) else end for end in ends][:: 1 if scale > 0 else -1]
+    elif variable.text("_Unsigned").lower() == "true":
+        ends = [_stored(end, dtype) for end in ends]
+    low, high = (end if math.isfinite(end) else unsaid for end, unsaid in zip(ends, (-math.inf, math.inf), strict=True))
+    if dtype.kind == "f":
+        return low, high
+    limits = np.iinfo(dtype)
+    return low if low > limits.min else -math.inf, high if high < limits.max else math.inf
+
+
+def _unused(dtype: np.dtype, low: float, high: float) -> np.generic | None:
+    """A value beyond low..high, which marks missing voxels where the file names none; None if nothing lies beyond."""
+    if (low, high) == (-math.inf, math.inf):
+        return None
+    if dtype.kind == "f":
+        return dtype.type(np.nan)
+    limits = np.iinfo(dtype)
+    return dtype.type(min(low - 1, limits.max) if low > limits.min else max(high + 1, limits.min))
+
+
+def _stored(number: float, dtype: np.dtype) -> float:
+    """A number of an attribute as values of that type have it: unsigned, or rounded as floats are."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            return float(dtype.type(number))
+    return number % (1 << 8 * dtype.itemsize) if dtype.kind == "u" and number < 0 else number
+
+
+def _marks(variable: Variable, name: str, dtype: np.dtype) -> list[np.generic]:
+    """The values that an attribute declares missing, as far as the dtype has them."""
+    numbers = [_stored(number, dtype) for number in variable.numbers(name)]
+    with np.errstate(all="ignore"):
+        found = [np.array(number).astype(dtype)[()] for number in numbers]
+    pairs = zip(found, numbers, strict=True)
+    return [mark for mark, number in pairs if (not np.isinf(mark) if dtype.kind == "f" else mark == number)]
+
+
+def _is(values: np.ndarray | np.generic, mark: np.generic) -> np.ndarray | np.bool_:
+    """Which values are a mark, possibly NaN."""
+    return np.isnan(values) if mark != mark else values == mark

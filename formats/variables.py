@@ -1,0 +1,75 @@
+"""The arrays in a file of several: their axes and attributes, and which of them is meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from formats.common import VolumeError
+
+MAX_LISTED = 20  # names in a message
+
+
+class Variable(NamedTuple):
+    """An array in a file, of which no value is read yet.
+
+    dims: the name of each axis, "" where it has none. source: see `StoredArray`. chunks: the lengths of a piece that is
+    decoded at once; None where any part is read as fast as another. refusal: why it is not read, "" if it is.
+    """
+
+    dims: tuple[str, ...]
+    dtype: np.dtype
+    attributes: Mapping[str, Any]
+    source: Any
+    chunks: tuple[int, ...] | None = None
+    refusal: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.shape)
+
+    def text(self, name: str) -> str:
+        """An attribute as text, "" where there is none."""
+        value = self.attributes.get(name, "")
+        value = value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+        value = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        return value if isinstance(value, str) else ""
+
+    def numbers(self, name: str) -> list[int | float]:
+        """The numbers of an attribute; [] where it has none."""
+        found = np.ravel(np.asarray(self.attributes.get(name, ())))
+        return found.tolist() if found.dtype.kind in "iuf" else []
+
+
+def chosen(path: str, variables: Mapping[str, Variable], name: str | None) -> str:
+    """The name of the array that is meant: `name`, or else the only array of most axes. Raises VolumeError."""
+    if name is not None:
+        if name.strip("/") in variables:
+            return name.strip("/")
+        raise VolumeError(f"{path}: holds no array {name!r}, only {_listed(variables)}")
+    if not variables:
+        raise VolumeError(f"{path}: expected arrays of numbers, found none")
+    n_axes = {name: min(sum(n > 1 for n in found.shape), 3) for name, found in variables.items()}
+    most = [name for name, n in n_axes.items() if n == max(n_axes.values())]
+    if len(most) != 1:
+        raise VolumeError(f"{path}: expected --array, the name of one of its arrays: {_listed(variables)}")
+    return most[0]
+
+
+def _listed(variables: Mapping[str, Variable]) -> str:
+    """The arrays of a file, those of most axes first: temperature (time 12, lat 64, lon 128; float32; K), ..."""
+    data = {name: found for name, found in variables.items() if found.dims != (name,)}  # without coordinates
+    ordered = sorted((data or variables).items(), key=lambda item: -len(item[1].shape))
+    texts = []
+    for name, found in ordered[:MAX_LISTED]:
+        texts.append(f"{name} ({'; '.join(filter(None, (axes_of(found), found.dtype.name, found.text('units'))))})")
+    left = len(data or variables) - len(texts)
+    return ", ".join(texts + [f"{left} more"] * (left > 0)) or "none of numbers"
+
+
+def axes_of(variable: Variable) -> str:
+    """The axes of an array with their lengths: time 12, lat 64, lon 128."""
+    names = (dim.rsplit("/", 1)[-1] for dim in variable.dims)
+    return ", ".join(f"{name} {n}".strip() for name, n in zip(names, variable.shape, strict=True))
