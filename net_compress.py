@@ -42,6 +42,9 @@ from training.network_files import (
 )
 from utils import SUITE_VERSION, UserError, Volume, VolumeHeader, differences, header_of
 
+MOST_LOST = 6.0  # dB that rounding hardly costs a network of at most MOST_KEPT
+MOST_KEPT = 80.0  # dB; above, weights of 15 bits may cost more
+
 
 def build_parser() -> arguments.ArgumentParser:
     """The argument parser of this script."""
@@ -169,6 +172,13 @@ def rounded_networks(
     return [(dataclasses.asdict(networks.config), layers)]
 
 
+def warn_of_another_volume(path: str, psnr: float, expected: float) -> None:
+    """Warn if the volume cannot well be the network's. psnr, expected: of the blob, and of the network when trained."""
+    if psnr < min(expected, MOST_KEPT) - MOST_LOST:
+        warn = "the blob has {:.1f} dB, the network had {:.1f} dB: is it the volume that it was trained on?"
+        console.warn("net_compress.py", f"{path}: {warn.format(psnr, expected)}")
+
+
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
@@ -202,9 +212,11 @@ def main(argv: Sequence[str]) -> None:
             metrics = compare(volume.array, decoded, found.values, progress.each(chosen, per_measuring))
             figures = metrics.report(header.n_present)
             blob = encode_blob(header, rounded, Written(SUITE_VERSION, metrics.psnr), cut)
-        if n_measured > 1:
-            clipped = compare(volume.array, decoded, header.values, progress.each(chosen, per_measuring))
-            figures["psnr_clipped"] = f"{clipped.psnr:.3f}"
+            if n_measured > 1:
+                metrics = compare(volume.array, decoded, header.values, progress.each(chosen, per_measuring))
+                figures["psnr_clipped"] = f"{metrics.psnr:.3f}"
+    if volume and opt.cluster_bits is None:
+        warn_of_another_volume(opt.volume, metrics.psnr, quality_in(settings, header)[0])
     write_or_rescue({opt.compressed: blob})
     n_values, n_parameters = math.prod(header.shape) * config.d_out, max(networks.n_parameters, 1)
     figures |= {"bytes": len(blob), "bits_per_weight": f"{8 * len(blob) / n_parameters:.3f}"}

@@ -102,7 +102,7 @@ def _quantise_all(
         found[k], n_again = layers, n_again + is_again
         progress.advance(shares[k], bricks=f"{len(found)} of {len(shares)}")
     if n_again:
-        what = "again with finer steps, or without training"
+        what = "again " + "with finer steps, or " * (options.bits is None) + "without training"
         progress.say(f"rounding with training has cost too much in {n_again} of {len(found)} bricks: {what}")
     return [(dataclasses.asdict(configs[k]), found[k]) for k in sorted(found)]
 

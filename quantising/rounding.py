@@ -119,11 +119,17 @@ def round_to_error(
             if found >= (1 - TOLERANCE) * error:
                 break
         elif most < 0:
-            if found > 0.9 * least:
-                break  # a layer has the coder's finest step, and finer steps of the others hardly help
-            best, least = layers, found
+            if found > 0.9 * least and any(map(_is_finest, layers)):
+                break  # finer steps of the other layers hardly help
+            if best is None or found < least:
+                best, least = layers, found
         foretold *= min(max(error / max(found, 1e-30), 0.05), 4.0)
     return best
+
+
+def _is_finest(layer: QuantisedLayer) -> bool:
+    """Whether the layer has about the finest step that the coder takes."""
+    return max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) > 0.9 * MAX_STEPS
 
 
 def round_and_train(

@@ -21,7 +21,7 @@ from field.neural_field import NeuralField
 from siren import LEAST_NEURONS, SirenConfig, count_parameters
 from training import processes
 from training.brick_fits import PILOT_PASSES, BrickFits, Trained
-from training.cutting import shared_out, width_for
+from training.cutting import MOST_SHARE, shared_out, width_for
 from training.network_files import brick_state
 from training.recipe import psnr_of, training_work
 from training.shapes import HEAD_START
@@ -38,14 +38,15 @@ class BrickedFit:
     """
 
     def __init__(self, fits: BrickFits, budget: float, fields: dict):
-        self.fits, self.survey, self.budget, self.fields = fits, fits.survey, budget, fields
+        self.fits, self.survey, self.fields = fits, fits.survey, fields
         self.configs: list[SirenConfig | None] = []
         self.done: dict[int, Trained] = {}
         self.seconds = 0.0
         self.n_trained = int(np.count_nonzero(~self.survey.is_constant))  # bricks that are not constant
-        self.depths = [k for k in self._all_depths if self._least_parameters(k) <= budget] or self._all_depths[-1:]
+        self.budget = min(budget, max(self.most_parameters, self._least_parameters(self._all_depths[0])))
+        self.depths = [k for k in self._all_depths if self._least_parameters(k) <= self.budget] or self._all_depths[-1:]
         self.n_layers = self.depths[0]
-        typical = self._config(width_for(budget / max(self.n_trained, 1), self._form))
+        typical = self._config(width_for(self.budget / max(self.n_trained, 1), self._form))
         self.recipe = fits.recipe_for(int(self.survey.n_voxels.mean()), typical)  # of a brick in the middle
 
     # --- the training ---
@@ -141,6 +142,11 @@ class BrickedFit:
         return self._least_parameters(self._all_depths[-1])
 
     @property
+    def most_parameters(self) -> float:
+        """The number of parameters that all networks may have together, about."""
+        return MOST_SHARE * float(self.survey.n_voxels[~self.survey.is_constant].sum())
+
+    @property
     def _all_depths(self) -> Sequence[int]:
         """The depths that the networks may have, the most layers first."""
         return [self.fields["n_layers"]] if "n_layers" in self.fields else BRICK_DEPTHS
@@ -198,6 +204,7 @@ class BrickedFit:
         """What must be equal when the fit continues, beside the options of the run."""
         volume = {"shape": list(self.fits.header.shape), "values_crc32": self.survey.crc32}
         volume |= {"counts": list(self.fits.counts), "mirrors": list(self.fits.mirrors)}
+        volume |= {"target_psnr": self.fits.target_psnr}  # at which a brick that is done has ended
         return volume | self.fields | dataclasses.asdict(self.recipe) | {"seed": self.fits.seed}
 
     def state_dict(self) -> dict:

@@ -37,7 +37,7 @@ def counts_for(shape: tuple[int, ...], n_parameters: float, passes: float | None
     if training_work(n_samples, n_parameters) <= ONE_NETWORK_WORK[device]:
         return (1,) * len(shape)
     space = shape[-3:]
-    n_bricks, left = max(n_parameters / PARAMETERS, 1.0), sorted(space)
+    n_bricks, left = max(min(n_parameters, MOST_SHARE * n_voxels) / PARAMETERS, 1.0), sorted(space)
     side = (math.prod(left) / n_bricks) ** (1 / len(left))
     while left[0] < side:  # a thin axis is not cut, and the others so much the more
         left.pop(0)

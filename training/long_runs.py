@@ -96,15 +96,15 @@ class Checkpoint:
     def _load(self, path: str, fit: Fit | BrickedFit) -> None:
         content, expected = load_tensors(path), self.identity(fit)
         try:
-            found = content["identity"]
-            differing = [name for name in expected if not _is_equal(expected[name], found[name])]
+            found = dict(content["identity"])
+            differing = [name for name in expected if name not in found or not _is_equal(expected[name], found[name])]
             if not differing:
                 fit.load_state_dict(content["fit"])
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
             raise UserError(f"{path}: expected a checkpoint of train.py, found something else") from None
         if differing:
             name = differing[0]
-            was = found[name] if isinstance(found[name], int | float | str | None) else "something else"
+            was = found.get(name) if isinstance(found.get(name), int | float | str | None) else "something else"
             raise OtherRunError(f"{path}: is of another run: {name} was {str(was)[:200]}, is {expected[name]}")
 
 

@@ -15,6 +15,7 @@ from utils import Volume, VolumeHeader, read_in_boxes
 
 # Two sides are alike if their difference, of values of range 2, has at most this RMS and this maximum. The first
 # limits the PSNR of the other side to 80 dB; the second keeps a few voxels that differ from being lost.
+# Integers must be equal: they may be labels.
 MOST_RMS, MOST_DIFFERENCE = 2e-4, 2e-2
 LINES = 32  # about so many along each other axis: lines of voxels that are looked at before the whole volume is
 LEAST_VOXELS = 8  # along an axis
@@ -32,13 +33,15 @@ def find_mirrors(volume: Volume, header: VolumeHeader) -> tuple[int, ...]:
     """
     if len(header.shape) not in (2, 3) or header.missing:
         return ()
+    limits = (0.0, 0.0) if header.dtype.kind in "iu" else (MOST_RMS, MOST_DIFFERENCE)
     found = []
     with Progress("looking for symmetry", len(header.shape) + 1.0) as progress:
         lines = _lines(volume, header)
         progress.advance(1.0)
         for axis, along in enumerate(lines):
-            mirror = _mirror_of(along) if len(along) >= LEAST_VOXELS else 0
-            found.append(mirror if mirror and _are_alike(_differences(volume, header, axis, mirror)) else 0)
+            mirror = _mirror_of(along, limits) if len(along) >= LEAST_VOXELS else 0
+            is_found = mirror and _are_alike(_differences(volume, header, axis, mirror), limits)
+            found.append(mirror if is_found else 0)
             progress.advance(1.0)
     return tuple(found) if any(found) else ()
 
@@ -58,7 +61,7 @@ def _lines(volume: Volume, header: VolumeHeader) -> list[np.ndarray]:
     return [np.moveaxis(found, axis, 0).reshape(shape[axis], -1) for axis, found in enumerate(lines)]
 
 
-def _mirror_of(lines: np.ndarray) -> int:
+def _mirror_of(lines: np.ndarray, limits: tuple[float, float]) -> int:
     """The mirror near the middle with the least difference of both sides; 0 if they are not alike."""
     n = len(lines)
     near = sorted(near_the_middle(n), key=lambda mirror: abs(mirror - (n - 1)))
@@ -68,7 +71,7 @@ def _mirror_of(lines: np.ndarray) -> int:
         return both - both[::-1]
 
     best = min(near, key=lambda mirror: float(np.square(difference(mirror)).mean()))
-    return best if _are_alike([difference(best)]) else 0
+    return best if _are_alike([difference(best)], limits) else 0
 
 
 def _differences(volume: Volume, header: VolumeHeader, axis: int, mirror: int) -> Iterator[np.ndarray]:
@@ -84,11 +87,11 @@ def _differences(volume: Volume, header: VolumeHeader, axis: int, mirror: int) -
             yield header.values.normalise(own) - header.values.normalise(images)
 
 
-def _are_alike(differences: Iterable[np.ndarray]) -> bool:
-    """Whether both sides are alike."""
-    total, count = 0.0, 0
+def _are_alike(differences: Iterable[np.ndarray], limits: tuple[float, float]) -> bool:
+    """Whether both sides are alike. limits: of the RMS and of the maximum."""
+    (most_rms, most), total, count = limits, 0.0, 0
     for difference in differences:
-        if not np.abs(difference).max(initial=0.0) <= MOST_DIFFERENCE:
+        if not np.abs(difference).max(initial=0.0) <= most:
             return False
         total, count = total + float(np.square(difference).sum(dtype=np.float64)), count + difference.size
-    return math.sqrt(total / max(count, 1)) <= MOST_RMS
+    return math.sqrt(total / max(count, 1)) <= most_rms

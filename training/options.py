@@ -311,6 +311,9 @@ def brick_messages(ratio: float, header: VolumeHeader, fit: BrickedFit) -> list[
         or_layers = ", or fewer --n_layers," if fit.fields.get("n_layers", 1) > 1 else ""
         way_out = f": fewer --bricks{or_layers} give a higher one"
         found.append(_out_of_reach(ratio, header, smallest, least, way_out))
+    elif fit.n_trained and fit.budget < header.n_voxels / ratio:
+        largest, way_out = "bricks of this volume have at most", ": --bricks none gives a lower one"
+        found.append(_out_of_reach(ratio, header, largest, int(fit.budget), way_out))
     return found + _larger_than_data(header, least, "networks", "are")
 
 

@@ -332,6 +332,15 @@ def test_rounding_to_an_error(trained, factors, monkeypatch, error, foretold):
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_rounding_to_an_error_when_the_first_steps_are_far_too_coarse(trained, factors, monkeypatch):
+    """With all weights zero, finer steps may change nothing at first."""
+    told = [1e-7 * sensitivity for sensitivity in compensated_sensitivities(trained, factors)]
+    monkeypatch.setattr("quantising.rounding.compensated_sensitivities", lambda *_: told)
+    layers = round_to_error(trained, SHAPE, factors, 1e-4)
+    found = mean_squared(trained, dequantised(trained, layers), quasirandom_points(SHAPE, 2000, seed=2))
+    assert found < 1.5e-4
+
+
 @pytest.mark.parametrize(("block", "least"), [(4096, 3.5), (500, 3.5), (40, 1.5)])
 def test_compensation_beats_the_nearest(trained, monkeypatch, block, least):
     """At equal steps, whether one block or many; most so where later layers take part. The median of five roundings."""

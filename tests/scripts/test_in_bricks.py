@@ -18,6 +18,7 @@ import train as train_script
 from field.neural_field import NeuralField
 from training import long_runs, workers
 from training.bricks import BrickedFit
+from utils import UserError
 
 SMALL = ("--bricks", "2,2,1", "--compression_ratio", 2, "--n_passes", 20, "--num_workers", 1)
 
@@ -148,6 +149,17 @@ def test_a_ratio_out_of_reach_is_told(volume_file, tmp_path, capsys):
     assert "--compression_ratio 50 is out of reach: the smallest networks of 4 bricks have" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ratio", [1, 1e-9])
+@pytest.mark.parametrize("bricks", ["2,1,1", "auto"])
+def test_bricks_have_no_more_parameters_than_help(bricks, ratio, cut, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("training.cutting.ONE_NETWORK_WORK", {"cpu": 0.0})
+    monkeypatch.setattr("training.cutting.PARAMETERS", 100)
+    flags = "--bricks", bricks, "--compression_ratio", ratio, "--n_passes", 0.1, "--num_workers", 1
+    trained = train(cut.volume, tmp_path, *flags)
+    assert trained.settings["n_parameters"] == pytest.approx(13 * 9 * 7 / 4, rel=0.3)
+    assert f"--compression_ratio {ratio:g} is out of reach: bricks of this volume have" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("counts", ["2,2", "13,1,1", "1,1,1,1", "2,0,1", "x"])
 def test_impossible_counts_are_refused(counts, volume_file, tmp_path):
     argv = "--volume", volume_file, "--network", tmp_path / "n.pth", "--config", tmp_path / "n.json"
@@ -208,6 +220,9 @@ def test_an_interrupted_run_leaves_what_is_done_and_goes_on(cut, tmp_path, monke
     assert sum(len(np.unique(half[box])) == 1 for box in ((slice(k, k + 1), slice(m, m + 1)) for k in (2, 10)
                for m in (2, 7))) == 2  # fmt: skip
     assert psnr_of(volume, half) < cut.settings["psnr"]
+    for other in ("--bricks", "none"), ("--target_psnr", 30):
+        with pytest.raises(UserError, match=f"is of another run: {other[0][2:]} was"):
+            train(cut.volume, tmp_path, *flags, *other, "--resume")
     resumed = train(cut.volume, tmp_path, *flags, "--resume")
     assert resumed.settings["weights_crc32"] == cut.settings["weights_crc32"]
 

@@ -283,6 +283,15 @@ def test_compress_refuses_another_volume_than_the_clipped_one(clipped, tmp_path)
         assert "is not the volume of" in message
 
 
+def test_compress_doubts_a_volume_of_the_same_range(clipped, tmp_path, capsys):
+    np.save(tmp_path / "other.npy", spiked()[::-1])
+    flags = "--n_passes", 0, "--volume"
+    compress(clipped, tmp_path / "blob", *flags, clipped.volume)
+    assert "warning" not in capsys.readouterr().err
+    compress(clipped, tmp_path / "blob", *flags, tmp_path / "other.npy")
+    assert "is it the volume that it was trained on?" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("found", [0, "01", [1], [[1, 0]], [[-300, 1e7]], {"a": 1}, True, [[math.nan, 1]]])
 def test_hostile_ranges_in_a_configuration(found, clipped, tmp_path):
     (tmp_path / "odd.json").write_text(json.dumps({**clipped.settings, "clipped_from": found}))

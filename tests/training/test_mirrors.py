@@ -60,6 +60,15 @@ def test_integers_components_and_planes():
     assert mirrors_of(array[:, :, 3], 2) == (20, 15)
 
 
+def test_labels_are_not_merged():
+    """Two labels on either side of a mirror differ by 1 of 1000."""
+    labels = np.rint(symmetric() * 20).astype(np.int16)
+    labels[10] = 1000  # a plane that is its own image
+    assert mirrors_of(labels) == (20, 15, 0)
+    labels[3, 4, 5] += 1
+    assert mirrors_of(labels) == ()
+
+
 def test_none_is_looked_for_in_a_series_or_where_voxels_are_missing():
     array = symmetric()
     assert mirrors_of(np.stack([array] * 9), 4) == ()
