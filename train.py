@@ -48,7 +48,7 @@ from training.shapes import fit_after_trials
 from training.streaming import make_sampler
 from utils import UserError, Volume, VolumeHeader, count_lost, header_of
 
-LONG_SECONDS = 30.0  # an interrupted run writes its network if it has trained for at least this time
+LONG_SECONDS = 30.0  # a run that Ctrl-C or an error ends writes its network if it has trained for this time
 warn = partial(console.warn, "train.py")
 
 
@@ -192,11 +192,15 @@ def main(argv: Sequence[str]) -> None:
         quality = judge.quality(whole.values)
         if not processes.is_first():
             return
-    except KeyboardInterrupt:
+    except BaseException as error:  # hours of training are not lost for it
         if fit.seconds < LONG_SECONDS or not processes.is_first():
             raise
         write(interrupted, Quality())
-        raise KeyboardInterrupt(f"the network so far, {fit.progress:.0%} trained, is in {interrupted[0]}") from None
+        kept = f"the network so far, {fit.progress:.0%} trained, is in {interrupted[0]}"
+        if isinstance(error, KeyboardInterrupt | UserError):
+            raise type(error)(": ".join([*map(str, error.args), kept])) from None
+        print(f"train.py: {kept}", file=sys.stderr)
+        raise
 
     write(finished, quality)
     for path, array in zip(debug, (volume.array, judge.decoded().lazy()), strict=False):

@@ -123,7 +123,8 @@ def _options_of_a_brick(
         passes = PASSES * passes_for(n_voxels, bricks.n_parameters, len(bricks.networks), device.type, n_images)
     if volume and not math.isnan(psnr):
         boxes = brick_boxes(header.shape, counts, mirrors)
-        lead = psnr - psnr_of(survey(volume, header.values, boxes, NoProgress()).variance)
+        with Progress("looking at the bricks") as looking:
+            lead = psnr - psnr_of(survey(volume, header.values, boxes, looking).variance)
         added = error_to_add(lead, bricks.n_parameters)
     return dataclasses.replace(options, n_passes=passes, n_threads=1, added=added, n_all=bricks.n_parameters)
 

@@ -151,11 +151,10 @@ class BrickFits:
         """
         work = self.work_of(configs, recipes)
         own = processes.split_items(sorted(work, key=lambda k: (-work[k], k)))
-        found, before = {}, progress.done
+        found, before, done = {}, progress.done, 0.0
         for number, trained in self._each_done(own, configs, recipes, work, progress):
-            found[number] = trained
-            shown = on_done(number, trained)
-            progress.update(before + sum(work[k] for k in found), **shown)
+            found[number], done = trained, done + work[number]
+            progress.update(before + done, **on_done(number, trained))
         return {number: trained for part in processes.gather(found) for number, trained in part.items()}
 
     def _each_done(

@@ -22,6 +22,7 @@ from siren import LEAST_NEURONS, SirenConfig, count_parameters
 from training import processes
 from training.brick_fits import PILOT_PASSES, BrickFits, Trained
 from training.cutting import MOST_SHARE, shared_out, width_for
+from training.fitting import is_like
 from training.network_files import brick_state
 from training.recipe import psnr_of, training_work
 from training.shapes import HEAD_START
@@ -41,6 +42,7 @@ class BrickedFit:
         self.fits, self.survey, self.fields = fits, fits.survey, fields
         self.configs: list[SirenConfig | None] = []
         self.done: dict[int, Trained] = {}
+        self.n_voxels_done, self.error_done = 0, 0.0  # voxels and squared error of these bricks, summed
         self.seconds = 0.0
         self.n_trained = int(np.count_nonzero(~self.survey.is_constant))  # bricks that are not constant
         self.budget = min(budget, max(self.most_parameters, self._least_parameters(self._all_depths[0])))
@@ -62,12 +64,22 @@ class BrickedFit:
             progress.total = progress.done + sum(self.fits.work_of(left, recipes).values()) / processes.count()
 
             def keep(number: int, trained: Trained) -> dict[str, str]:
-                self.done[number], self.seconds = trained, time.monotonic() - started
+                self._add(number, trained)
+                self.seconds = time.monotonic() - started
                 on_done(self)
                 return {"bricks": f"{len(self.done)} of {self.n_trained}", "PSNR": f"{self.psnr:.1f} dB"}
 
-            self.done |= self.fits.train_bricks(left, recipes, progress, keep)
+            for number, trained in self.fits.train_bricks(left, recipes, progress, keep).items():
+                self._add(number, trained)  # those of other processes, too
         self.seconds = time.monotonic() - started
+
+    def _add(self, number: int, trained: Trained) -> None:
+        """Take a brick as done."""
+        if number not in self.done:
+            n_voxels = int(self.survey.n_voxels[number])
+            self.n_voxels_done += n_voxels
+            self.error_done += trained.error * self.fits.scale(number) * n_voxels
+        self.done[number] = trained
 
     def _work_ahead(self) -> float:
         """About how much work the brief fits and the training are, for each process of the run."""
@@ -125,10 +137,7 @@ class BrickedFit:
     @property
     def psnr(self) -> float:
         """PSNR in dB of the bricks that are done, over the range of the whole volume."""
-        if not self.done:
-            return math.nan
-        errors = [trained.error * self.fits.scale(number) for number, trained in self.done.items()]
-        return psnr_of(float(np.average(errors, weights=self.survey.n_voxels[[*self.done]])))
+        return psnr_of(self.error_done / self.n_voxels_done) if self.done else math.nan
 
     @property
     def progress(self) -> float:
@@ -209,7 +218,7 @@ class BrickedFit:
 
     def state_dict(self) -> dict:
         """Everything that `load_state_dict` needs to continue to the same result."""
-        done = {k: ({name: torch.from_numpy(w) for name, w in net.items()}, e) for k, (net, e, _) in self.done.items()}
+        done = {k: (torch.from_numpy(in_one(trained.weights)), trained.error) for k, trained in self.done.items()}
         widths = [config.n_neurons if config else 0 for config in self.configs]
         return {"n_layers": self.n_layers, "widths": widths, "done": done, "seconds": self.seconds}
 
@@ -225,12 +234,21 @@ class BrickedFit:
         if [0 < width <= most for width in widths] != (~self.survey.is_constant).tolist():
             raise ValueError("expected a width for each brick that is not constant")
         configs = [self._config(width) if width else None for width in widths]
-        for number, (net, error) in done.items():
-            shapes = parameter_shapes(**dataclasses.asdict(configs[number]))
-            if {name: tuple(w.shape) for name, w in net.items()} != shapes or not 0 <= error < math.inf:
-                raise ValueError("expected the weights of a brick")
-            if not all(w.dtype == torch.float32 and torch.isfinite(w).all() for w in net.values()):
-                raise ValueError("expected finite weights")
+        for number, (weights, error) in done.items():
+            if not (is_like(torch.empty(count_parameters(configs[number])), weights) and 0 <= error < math.inf):
+                raise ValueError("expected the finite weights of a brick and its error")
         self.configs, self.seconds = configs, max(seconds, self.seconds)
-        for number, (net, error) in done.items():
-            self.done[number] = Trained({name: w.numpy() for name, w in net.items()}, error)
+        for number, (weights, error) in done.items():
+            self._add(number, Trained(by_name(weights.numpy(), configs[number]), error))
+
+
+def in_one(weights: dict[str, np.ndarray]) -> np.ndarray:
+    """The weights of a network in one vector: a file of many bricks has far fewer arrays then."""
+    return np.concatenate([part.ravel() for part in weights.values()])
+
+
+def by_name(vector: np.ndarray, config: SirenConfig) -> dict[str, np.ndarray]:
+    """The weights of a network that are `in_one` vector."""
+    shapes = parameter_shapes(**dataclasses.asdict(config))
+    parts = np.split(vector, np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -80,14 +80,16 @@ class Checkpoint:
     def load(self, fit: Fit | BrickedFit) -> None:
         """Continue the fit from the file. Raises UserError unless the file has the same `identity` as the fit.
 
-        Of bricks, what all processes of the earlier run had is taken together. A run before it may have had more
-        processes: what they left is left out.
+        Of bricks, what all processes of the earlier run had is taken together; the first one may have had none. A run
+        before it may have had more processes: what they left is left out.
         """
         further = re.compile(re.escape(os.path.basename(self.path)) + r"\.[1-9][0-9]*")
         names = os.listdir(os.path.dirname(self.path) or ".") if isinstance(fit, BrickedFit) else []
-        paths = [os.path.join(os.path.dirname(self.path), name) for name in names if further.fullmatch(name)]
-        self._load(self.path, fit)
-        for path in sorted(paths):
+        paths = sorted(os.path.join(os.path.dirname(self.path), name) for name in names if further.fullmatch(name))
+        if os.path.exists(self.path) or not paths:
+            paths.insert(0, self.path)
+        self._load(paths[0], fit)
+        for path in paths[1:]:
             try:
                 self._load(path, fit)
             except OtherRunError as error:

@@ -671,6 +671,21 @@ def test_an_interrupted_long_run_leaves_its_network(volume_file, tmp_path, monke
     assert decompress(tmp_path / "blob", tmp_path / "r.npy").shape == np.load(volume_file).shape
 
 
+@pytest.mark.parametrize("error", [UserError("no memory"), RuntimeError("a bug")])
+def test_what_is_trained_is_not_lost_for_an_error(error, volume_file, tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(train_script, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr("training.quality.Judge.quality", fails)
+    with pytest.raises(type(error)) as found:
+        train(volume_file, tmp_path)
+    assert "the network so far, 100% trained, is in" in str(found.value) + capsys.readouterr().err
+    left = SimpleNamespace(network=tmp_path / "thenet.interrupted.pth", config=tmp_path / "thenet.interrupted.json")
+    compress(left, tmp_path / "blob")
+    assert not (tmp_path / "thenet.pth").exists()
+
+
 def test_options_that_make_no_sense_together(chain, tmp_path):
     files = ("--net", chain.network, "--config", chain.config, "--compressed", tmp_path / "b")
     assert "--volume" in error_of(net_compress.main, *files, "--n_passes", 3)

@@ -186,11 +186,12 @@ def test_a_checkpoint_gives_the_same_result(saved, tmp_path):
             np.testing.assert_array_equal(weights, again.done[k][0][name])
 
 
+NONE = torch.zeros(1)
 DAMAGE = {
     "seconds": [-1.0, math.nan, "x"],
     "n_layers": [3, 2.5, None],
     "widths": [[], [4, 4, 4], [4, 4, 4, 0], [4, 4, 4, -1], [4, 4, 4, 10**9], [True] * 4, None],
-    "done": [{9: ({}, 0.0)}, {0: ({}, 0.0)}, {0: None}, [], {"x": ({}, 0.0)}],
+    "done": [{9: (NONE, 0.0)}, {0: (NONE, 0.0)}, {0: (NONE.expand(1 << 50), 0.0)}, {0: None}, [], {"x": (NONE, 0.0)}],
 }
 
 
@@ -207,12 +208,12 @@ def test_damaged_checkpoints_are_refused(key, value, saved, tmp_path):
 def test_weights_and_errors_of_a_checkpoint_are_finite(value, saved, tmp_path):
     for change in ("weights", "error"):
         content = torch.load(io.BytesIO(saved), weights_only=True)
-        ((number, (net, error)),) = content["fit"]["done"].items()
+        ((number, (weights, error)),) = content["fit"]["done"].items()
         if change == "weights" and value is not None:
-            next(iter(net.values()))[0] = value
+            weights[0] = value
         else:
             error = value
-        content["fit"]["done"][number] = (net, error)
+        content["fit"]["done"][number] = (weights, error)
         torch.save(content, tmp_path / "state")
         with pytest.raises(UserError, match="expected a checkpoint"):
             Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
@@ -229,6 +230,15 @@ def test_what_processes_of_another_run_left_is_left_out(saved, tmp_path, capsys)
     Checkpoint(str(tmp_path / "state"), OPTIONS).load(again)
     assert len(again.done) == 2 and 3 in again.done
     assert "state.2: is of another run: values_crc32" in capsys.readouterr().err
+
+
+def test_the_first_process_may_have_done_no_brick(saved, tmp_path):
+    (tmp_path / "state.1").write_bytes(saved)
+    again = small_fit()
+    Checkpoint(str(tmp_path / "state"), OPTIONS).load(again)
+    assert len(again.done) == 1
+    with pytest.raises(UserError, match="values_crc32"):
+        Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit(slanted((13, 9, 5)) ** 2))
 
 
 def test_the_checkpoint_of_another_volume_is_refused(saved, tmp_path):
