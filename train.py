@@ -26,21 +26,20 @@ from formats.writing import write_volume
 from training import outliers, processes
 from training.brick_fits import BrickFits
 from training.bricks import BrickedFit
-from training.fitting import Fit
-from training.long_runs import Checkpoint, run_bricks, run_to_target, saved_network
-from training.network_files import configuration, write_network
-from training.options import (
-    MUST_MATCH,
+from training.choices import (
     brick_messages,
     brick_recipes,
     bricks_for,
     network_fields,
     networks_for,
-    parse,
     recipe_for,
     settled,
     size_messages,
 )
+from training.fitting import Fit
+from training.long_runs import Checkpoint, run_bricks, run_to_target, saved_network
+from training.network_files import configuration, write_network
+from training.options import MUST_MATCH, parse
 from training.plot import plot_training
 from training.quality import Judge, Quality
 from training.recipe import psnr_of

@@ -6,25 +6,27 @@ Source: Lu et al. 2021, section 3 (the loss with its gradient term).
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from field.neural_field import NeuralField
 from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, start_as_axis_waves
 from training import processes
-from training.outcome import Outcome
 from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler
 from training.step import StepFunction
+from utils import VolumeHeader
 
 SHORTER_WAVES = 2, 4  # factors of HIGHEST_WAVE after a collapse: fine detail is like noise to long waves
 MAX_STEP = 1 << 53  # largest number of a step in a checkpoint: a float holds it exactly
 
 
-class Fit(Outcome):
+class Fit:
     """The fit of a network to the samples of a volume, on one device.
 
     The fit trains `net` in place, except for the linear layers before `first_trained_layer`. The result, at any time,
@@ -140,7 +142,50 @@ class Fit(Outcome):
         if self.errors is not None:
             self.errors.copy_(trial.errors)
 
+    # --- the result so far: BrickedFit has the same properties and methods ---
+
+    @property
+    def n_passes(self) -> float:
+        """The passes over the volume so far."""
+        return self.step / self.steps_per_pass
+
+    @property
+    def variance(self) -> float:
+        """The mean squared error of a constant, of normalised values."""
+        return self.sampler.variance
+
+    @property
+    def config(self) -> SirenConfig:
+        """The network's settings."""
+        return self.net.config
+
+    @property
+    def n_parameters(self) -> int:
+        """The number of weights and biases."""
+        return self.net.n_parameters
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The result so far, as thenet.pth holds it."""
+        return self.averaged_net.state_dict()
+
+    def field(self, header: VolumeHeader, device: torch.device, n_threads: int) -> NeuralField:
+        """The result so far as a compressed field. header: of the volume."""
+        return NeuralField.of(self.averaged_net, header, device, n_threads)
+
+    def bricks(self) -> None:
+        """One network has no bricks."""
+
     # --- recovery and checkpoints ---
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no weight has just diverged."""
+        return bool(torch.isfinite(self.trained.weights).all())
+
+    def identity(self) -> dict:
+        """What must be equal when the fit continues: volume, network, recipe and seed."""
+        volume = {"shape": list(self.sampler.shape), "values_crc32": self.sampler.crc32}
+        return volume | dataclasses.asdict(self.net.config) | dataclasses.asdict(self.recipe) | {"seed": self.seed}
 
     @torch.no_grad()
     def _judge(self) -> float:

@@ -1,12 +1,9 @@
-"""The options of train.py, and the network and the recipe that they ask for."""
+"""The flags of train.py."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 from cli.arguments import (
     CONFIG,
@@ -21,16 +18,7 @@ from cli.arguments import (
     number_from,
     voxel_counts,
 )
-from field.binary import BlobError
-from field.bricks import check_counts, held_shape
-from field.network_chunk import check_network
-from siren import SirenConfig, count_parameters
-from training.bricks import BrickedFit
-from training.cutting import count_held, counts_for, passes_for
-from training.mirrors import find_mirrors
-from training.recipe import BATCH, Recipe, default_recipe
-from training.shapes import networks_for_budget
-from utils import UserError, Volume, VolumeHeader
+from utils import UserError
 
 
 def build_parser() -> ArgumentParser:
@@ -228,129 +216,3 @@ MUST_MATCH = (  # in the run that continues a checkpoint
     *("optimizer", "schedule", "pass_decay", "lr_decay", "n_passes", "max_seconds", "batchSize", "oversample"),
     *("lr", "grad_lambda"),
 )
-
-
-def settled(opt: Options, recipe: Recipe, config: SirenConfig) -> dict[str, object]:
-    """All options by the names of their flags, with what was left open as it was chosen."""
-    chosen = {"n_passes": recipe.n_passes, "oversample": recipe.batch // opt.batchSize, "lr": recipe.lr}
-    return vars(opt) | chosen | {"d_in": config.d_in, "d_out": config.d_out}
-
-
-def network_fields(opt: Options, header: VolumeHeader) -> dict[str, object]:
-    """The fields of SirenConfig that the options and the volume settle, whatever the size of the network."""
-    return {"d_in": len(header.shape), "d_out": header.n_components, "is_residual": opt.is_residual}
-
-
-def networks_for(opt: Options, header: VolumeHeader) -> list[SirenConfig]:
-    """The networks that compete to be the one that the options ask for. Raises UserError if a blob cannot hold one."""
-    fields = network_fields(opt, header)
-    configs = networks_for_budget(header.n_voxels // opt.compression_ratio, opt.n_layers, **fields)
-    try:
-        for config in configs:
-            check_network(dataclasses.asdict(config))
-    except BlobError as error:
-        raise UserError(f"--compression_ratio {opt.compression_ratio:g} gives a network with {error}") from None
-    return configs
-
-
-def bricks_for(opt: Options, volume: Volume, header: VolumeHeader) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The number of bricks along each axis that the options ask for, and the mirrors between which they lie.
-
-    Mirrors: see field.bricks.Cut. A volume that is not cut needs none. Raises UserError for impossible bricks.
-    """
-    is_auto = opt.bricks == "auto"
-    automatic = partial(
-        counts_for,
-        n_parameters=header.n_voxels / opt.compression_ratio,
-        passes=opt.n_passes,
-        device="cuda" if opt.cuda else "cpu",
-    )
-    if opt.bricks == "none" or not header.values.extent.any():
-        return (1,) * len(header.shape), ()
-    counts = automatic(header.shape) if is_auto else _given_counts(opt, header.shape)
-    mirrors = find_mirrors(volume, header) if math.prod(counts) > 1 else ()
-    if mirrors:
-        shape = held_shape(header.shape, mirrors)
-        most = (max(n - 1, 1) for n in shape)
-        counts = automatic(shape) if is_auto else tuple(map(min, counts, most))
-    try:
-        check_counts(counts, header.shape, mirrors)
-    except BlobError as error:
-        way_out = "a larger --compression_ratio gives fewer" if is_auto else "expected fewer --bricks"
-        raise UserError(f"{opt.volume}: {error}: {way_out}") from None
-    return counts, mirrors
-
-
-def _given_counts(opt: Options, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The bricks along each axis that --bricks asks for. Raises UserError for impossible ones."""
-    n_space = min(len(shape), 3)
-    counts = (1,) * (len(shape) - n_space) + opt.bricks
-    if len(counts) != len(shape) or any(count > max(n - 1, 1) for count, n in zip(counts, shape, strict=True)):
-        most = ",".join(str(max(n - 1, 1)) for n in shape[-n_space:])
-        expected = f"{n_space} numbers of bricks along the axes of space, {most} at most"
-        raise UserError(f"--bricks {','.join(map(str, opt.bricks))}: {opt.volume}: expected {expected}")
-    return counts
-
-
-def brick_recipes(
-    opt: Options, header: VolumeHeader, counts: tuple[int, ...], mirrors: tuple[int, ...]
-) -> Callable[[int, SirenConfig], Recipe]:
-    """What gives the recipe of a brick for its voxels and its network. counts, mirrors: of `bricks_for`."""
-    is_open, device = opt.n_passes is None and opt.max_seconds is None, "cuda" if opt.cuda else "cpu"
-    n_voxels, n_parameters = count_held(header, mirrors), header.n_voxels / opt.compression_ratio
-    default = passes_for(n_voxels, n_parameters, math.prod(counts), device, header.n_present / n_voxels)
-    passes = default if is_open else opt.n_passes
-    return partial(recipe_for, Options(**vars(opt) | {"n_passes": passes}))
-
-
-def brick_messages(ratio: float, header: VolumeHeader, fit: BrickedFit) -> list[str]:
-    """As `size_messages`, of the networks of bricks."""
-    least, found = fit.least_parameters, []
-    if least > header.n_voxels / ratio:
-        smallest = f"the smallest networks of {len(fit.survey.low)} bricks have"
-        or_layers = ", or fewer --n_layers," if fit.fields.get("n_layers", 1) > 1 else ""
-        way_out = f": fewer --bricks{or_layers} give a higher one"
-        found.append(_out_of_reach(ratio, header, smallest, least, way_out))
-    elif fit.n_trained and fit.budget < header.n_voxels / ratio:
-        largest, way_out = "bricks of this volume have at most", ": --bricks none gives a lower one"
-        found.append(_out_of_reach(ratio, header, largest, int(fit.budget), way_out))
-    return found + _larger_than_data(header, least, "networks", "are")
-
-
-def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> list[str]:
-    """What the user should know of the network's size: that it misses the ratio, that it is larger than the data.
-
-    ratio: the wanted number of voxels for each parameter.
-    """
-    n_voxels, n_parameters, found = header.n_voxels, count_parameters(config), []
-    if n_parameters > max(n_voxels / ratio, 1):
-        sizes = {n: count_parameters(dataclasses.replace(config, n_layers=n)) for n in range(1, config.n_layers)}
-        fitting = max((n for n, size in sizes.items() if size <= n_voxels / ratio), default=1)
-        way_out = f": --n_layers {fitting} gives {_ratio(n_voxels / sizes[fitting])}" if sizes else ""
-        smallest = f"the smallest network of {config.n_layers} layer{'s' * (config.n_layers > 1)} has"
-        found.append(_out_of_reach(ratio, header, smallest, n_parameters, way_out))
-    return found + _larger_than_data(header, n_parameters, "network", "is")
-
-
-def _out_of_reach(ratio: float, header: VolumeHeader, smallest: str, n_parameters: int, way_out: str) -> str:
-    reached = f"{smallest} {n_parameters} parameters, a ratio of {_ratio(header.n_voxels / n_parameters)}"
-    return f"--compression_ratio {ratio:g} is out of reach: {reached}{way_out}"
-
-
-def _ratio(ratio: float) -> str:
-    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
-
-
-def _larger_than_data(header: VolumeHeader, n_parameters: int, networks: str, verb: str) -> list[str]:
-    n_values = header.n_voxels * header.n_components
-    what = f"the {networks}, of {n_parameters} parameters, {verb} larger than the data, of {n_values} values"
-    return [what] if n_parameters > n_values else []
-
-
-def recipe_for(opt: Options, n_voxels: int, config: SirenConfig) -> Recipe:
-    """The recipe that the options ask for; the volume and the network determine the settings left open."""
-    default = default_recipe(n_voxels, config, opt.optimizer, opt.n_passes, opt.max_seconds, opt.cuda)
-    batch = opt.batchSize * (opt.oversample or 2 * default.batch // BATCH)
-    given = {"lr": opt.lr, "pass_decay": opt.pass_decay, "lr_decay": opt.lr_decay}
-    given = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(default, batch=batch, schedule=opt.schedule, grad_lambda=opt.grad_lambda, **given)

@@ -10,8 +10,9 @@ from helpers.volumes import slanted
 
 import utils
 from training import cutting
+from training.choices import bricks_for
 from training.mirrors import find_mirrors
-from training.options import bricks_for, parse
+from training.options import parse
 from utils import Geometry, Volume, header_of
 
 
