@@ -27,8 +27,10 @@ from field.network_chunk import QuantisedLayer
 from field.neural_field import NeuralField
 from formats.common import raw_layout
 from formats.reading import read_volume, source_files
+from quantising import work
 from quantising.bricks import quantise_bricks
-from quantising.policy import RoundingOptions, measuring_work, quantise_network
+from quantising.network import NetworkRounding
+from quantising.policy import RoundingOptions
 from siren import FieldNet, SirenConfig, weights_crc32
 from training.network_files import (
     brick_state,
@@ -168,7 +170,7 @@ def rounded_networks(
     options = RoundingOptions(opt.cluster_bits, opt.quantizer, opt.n_passes, opt.seed, opt.num_workers)
     if isinstance(networks, Bricks):
         return quantise_bricks(options, networks, header, volume, *quality, device, progress)
-    layers = quantise_network(options, networks, header, volume, *quality, device, progress)
+    layers = NetworkRounding(options, networks, header, volume, device, progress).layers(*quality)
     return [(dataclasses.asdict(networks.config), layers)]
 
 
@@ -196,7 +198,7 @@ def main(argv: Sequence[str]) -> None:
 
     started = time.monotonic()
     n_measured = (1 + bool(settings.get("clipped_from"))) if volume else 0
-    per_measuring = measuring_work(networks, volume) if volume else 0.0
+    per_measuring = work.of_comparison(networks, volume) if volume else 0.0
     figures: dict[str, str] = {}
     with Progress("rounding", n_measured * per_measuring) as progress:
         rounded = rounded_networks(opt, networks, header, volume, quality_in(settings, header), progress)

@@ -13,7 +13,8 @@ from field.bricks import Bricks, brick_boxes
 from field.network_chunk import QuantisedLayer
 from field.neural_field import NeuralField
 from quantising import work
-from quantising.policy import RoundingOptions, coarsest_exact, error_to_add, quantise_network
+from quantising.network import NetworkRounding
+from quantising.policy import RoundingOptions, coarsest_exact, error_to_add
 from siren import FieldNet, SirenConfig, count_parameters
 from training.cutting import brick_volume, count_held, error_scale, passes_for, ready_to_cut, survey
 from training.recipe import error_of, psnr_of
@@ -37,7 +38,7 @@ def quantise_bricks(
     """The description and the layers in integers of every brick that has a network, in order.
 
     psnr: of the whole field, in dB; NaN if unknown. is_exact: whether the whole field decodes every integer of its
-    volume exactly. The other arguments are as of `quantise_network`.
+    volume exactly. The other arguments are as of NetworkRounding.
     """
     exact = is_exact and options.bits is None and _quantise_exactly(options, bricks, header, device, progress)
     if exact:
@@ -141,4 +142,5 @@ def _quantise_brick(
     net = FieldNet(config)
     net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
     progress = NoProgress()
-    return quantise_network(options, net, header, brick, math.nan, False, device, progress), progress.n_said > 0
+    layers = NetworkRounding(options, net, header, brick, device, progress).layers(math.nan, False)
+    return layers, progress.n_said > 0

@@ -6,9 +6,17 @@ of 1,300 to 5,400 weights; they need not be exact.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
+from cli.progress import Progress
+from field.bricks import Bricks
+from field.metrics import measured_boxes
 from quantising.compensation import metric_blocks, products_of_matrix
-from siren import SirenConfig, count_parameters
-from training.recipe import training_work
+from siren import FieldNet, SirenConfig, count_parameters
+from training.fitting import Fit
+from training.recipe import CHECK_STEPS, training_work
+from utils import Volume, shape_of
 
 PER_PRODUCT = 0.08  # of a product of two numbers in the compensation factors
 PER_VOXEL = 0.5  # of a voxel that is compared, relative to a sample that is trained on
@@ -22,9 +30,11 @@ def of_training(n_samples: float, n_parameters: float, trained: float = 1.0) -> 
     return training_work(n_samples, n_parameters) * (1 + trained) / 2
 
 
-def of_measuring(n_voxels: int, n_parameters: float) -> float:
-    """The work of comparing so many voxels with those that a network decodes to."""
-    return PER_VOXEL * of_training(n_voxels, n_parameters)
+def of_comparison(networks: FieldNet | Bricks, volume: Volume) -> float:
+    """The work of one comparison of a volume with what the networks decode to."""
+    n_voxels = sum(math.prod(shape_of(box)) for box in measured_boxes(volume.values))
+    n_bricks = len(networks.networks) if isinstance(networks, Bricks) else 1
+    return PER_VOXEL * of_training(n_voxels, networks.n_parameters / n_bricks)
 
 
 def of_factors(config: SirenConfig, n_all: int | None = None) -> float:
@@ -33,3 +43,20 @@ def of_factors(config: SirenConfig, n_all: int | None = None) -> float:
     sizes = [block.stop - block.start for block in blocks]
     pairs = [(a, a + b) for a, b in zip(sizes, [*sizes[1:], 0], strict=True)]
     return PER_PRODUCT * sum(n_points * a * size + products_of_matrix(a, size) for a, size in pairs)
+
+
+def step_reporter(progress: Progress) -> Callable[[Fit], None]:
+    """What tells `progress` of a step of training. Steps that a recovery takes back are further work."""
+    latest = 0
+
+    def on_step(fit: Fit) -> None:
+        nonlocal latest
+        trained = fit.trained.weights.numel() / fit.net.n_parameters
+        step_work = of_training(fit.recipe.batch, fit.net.n_parameters, trained)
+        if fit.step != 1:  # a new fit begins with step 1; a recovery goes back to one that was judged
+            progress.plan((latest + 1 - fit.step) * step_work)
+        figures = {"PSNR": f"{fit.psnr:.1f} dB"} if fit.step >= CHECK_STEPS else {}  # it has been judged
+        progress.advance(step_work, **figures)
+        latest = fit.step
+
+    return on_step

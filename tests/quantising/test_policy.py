@@ -15,8 +15,9 @@ from helpers.volumes import labels, large_integers, noise, noisy_waves, waves
 
 import net_compress
 from cli.progress import NoProgress, Progress
-from quantising import policy, rounding, work
-from quantising.policy import RoundingOptions, work_while_rounding
+from quantising import network, policy, rounding, work
+from quantising.network import NetworkRounding
+from quantising.policy import RoundingOptions
 
 QUANTIZERS = ("uniform", "kmeans")
 SMALL, LARGER = (20, 16, 12), (30, 24, 20)
@@ -68,7 +69,7 @@ def test_only_with_the_volume_are_errors_of_a_large_network_carried_over(tmp_pat
     with_volume = ("--volume", trained.volume, "--n_passes", 3)
     small = compress(trained, tmp_path / "b")
     assert carried_over.called
-    monkeypatch.setattr(policy, "MAX_COMPENSATED", 100)
+    monkeypatch.setattr(network, "MAX_COMPENSATED", 100)
     carried_over.reset_mock()
     large = compress(trained, tmp_path / "b")
     assert not carried_over.called and large != small
@@ -167,7 +168,7 @@ def test_how_much_rounding_with_training_may_cost(tmp_path, capsys, monkeypatch,
     """2 dB, at most a quarter of what the network is better than a constant, which has 16.7 dB here, and always 0.2."""
     trained = network_of("noise", noise((12, 12, 12)), tmp_path)
     found = iter([psnr, psnr - most_lost - beyond, psnr])
-    monkeypatch.setattr(policy, "measured_psnr", lambda *_, **__: next(found))
+    monkeypatch.setattr(NetworkRounding, "_measured_psnr", lambda *_, **__: next(found))
     monkeypatch.setattr(rounding, "round_and_train", lambda net, field, steps, *_: rounding.round_layers(net, steps))
     compress(trained, tmp_path / "b", "--volume", trained.volume)
     assert ("again with finer steps" in capsys.readouterr().err) == (beyond > 0)
@@ -182,7 +183,7 @@ def test_the_less_a_larger_network_would_gain_the_less_error_rounding_adds():
 
 def test_steps_follow_from_the_error_to_add(tmp_path, monkeypatch):
     trained, sizes = network_of("noisy_waves", noisy_waves(SMALL), tmp_path), []
-    monkeypatch.setattr(policy, "measured_psnr", lambda *_, **__: 40.0)
+    monkeypatch.setattr(NetworkRounding, "_measured_psnr", lambda *_, **__: 40.0)
     monkeypatch.setattr(rounding, "round_and_train", lambda net, field, steps, *_: rounding.round_layers(net, steps))
     for added in (0.4, 0.1):
         monkeypatch.setattr(policy, "error_to_add", lambda *_, added=added: added)
@@ -211,7 +212,7 @@ def test_steps_that_are_taken_again_are_further_work():
     progress, parts = NoProgress(), Mock(net=Mock(n_parameters=100), psnr=30.0)
     parts.recipe.batch, parts.trained.weights.numel.return_value = 8, 50
     progress.total = 12 * work.of_training(8, 100, 0.5)
-    on_step = policy.step_reporter(progress)
+    on_step = work.step_reporter(progress)
     for parts.step in (1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 1, 2, 3, 4, 5, 6):
         assert progress.done < progress.total
         on_step(parts)
@@ -224,7 +225,8 @@ def test_a_step_of_training_is_less_work_where_layers_are_rounded():
     none, half, all_layers = (work.of_training(1, net.n_parameters, trained) for trained in (0.0, 0.5, 1.0))
     assert none == pytest.approx(2 * half - all_layers) and 0.3 * all_layers < none < all_layers
     header, options = make_header((40, 40, 40)), RoundingOptions(n_passes=2)
-    parts = work_while_rounding(options, net, header, torch.device("cpu")) / header.n_voxels / 2
+    whole = NetworkRounding(options, net, header, None, torch.device("cpu"), NoProgress())
+    parts = whole.training_work / header.n_voxels / 2
     assert none < parts < all_layers
 
 

@@ -11,8 +11,8 @@ from helpers.networks import make_header
 from cli.progress import NoProgress, Progress
 from field.blob import decode_field, encode_blob
 from field.neural_field import NeuralField
-from quantising import bricks as rounded_bricks
 from quantising.bricks import quantise_bricks
+from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions
 
 SHAPE, COUNTS = (9, 7, 5), (2, 2, 1)
@@ -41,14 +41,14 @@ def test_integers_that_come_back_exactly_do_so_where_bricks_meet_too(bricks):
 
 
 def test_one_line_tells_how_many_bricks_are_rounded_again(bricks, monkeypatch, capsys):
-    quantise = rounded_bricks.quantise_network
+    layers = NetworkRounding.layers
 
-    def told(options, *arguments):
-        if options.seed:  # of the bricks 2 and 3, but not of brick 0
-            arguments[-1].say("again")
-            arguments[-1].say("and again")
-        return quantise(options, *arguments)
+    def told(rounding, *arguments):
+        if rounding.options.seed:  # of the bricks 2 and 3, but not of brick 0
+            rounding.progress.say("again")
+            rounding.progress.say("and again")
+        return layers(rounding, *arguments)
 
-    monkeypatch.setattr(rounded_bricks, "quantise_network", told)
+    monkeypatch.setattr(NetworkRounding, "layers", told)
     decoded(make_header(SHAPE), bricks, False, Progress("rounding"))
     assert capsys.readouterr().err.count("in 2 of 3 bricks: again") == 1

@@ -221,7 +221,7 @@ def test_the_originals_network_and_configuration(tmp_path, data, monkeypatch):
     original = {"network": tmp_path / "original.pth", "config": data / "original.json"}
     trained = type("Original", (), original)
 
-    monkeypatch.setattr("quantising.policy.MAX_COMPENSATED", 0)  # it would take half a minute
+    monkeypatch.setattr("quantising.network.MAX_COMPENSATED", 0)  # it would take half a minute
     with pytest.raises(Exception, match=r"original\.json: .*--volume"):
         compress(trained, tmp_path / "blob")
     compress(trained, tmp_path / "blob", "--volume", tmp_path / "v.npy", "--n_passes", 0, "--cluster_bits", 12)

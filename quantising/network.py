@@ -1,0 +1,203 @@
+"""Rounds the weights of one network: without a change of its integers, with training on the volume, or without it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Collection
+
+import numpy as np
+import torch
+
+from cli.progress import Progress
+from field.metrics import compare, measured_boxes
+from field.network_chunk import QuantisedLayer
+from field.neural_field import NeuralField
+from quantising import codebooks, policy, rounding, work
+from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities, layer_sizes
+from quantising.policy import RoundingOptions
+from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
+from siren import FieldNet, count_parameters
+from training.recipe import Recipe, psnr_of
+from training.streaming import make_sampler
+from utils import Volume, VolumeHeader
+
+MAX_COMPENSATED = 1 << 19  # most weights to compensate without training: they take up to a minute and a gigabyte
+
+
+class NetworkRounding:
+    """The rounding of one network to integers, as the options ask.
+
+    volume: None for rounding without training. device: that trains and decodes. progress: is told of the work.
+    """
+
+    def __init__(
+        self,
+        options: RoundingOptions,
+        net: FieldNet,
+        header: VolumeHeader,
+        volume: Volume | None,
+        device: torch.device,
+        progress: Progress,
+    ):
+        self.options, self.net, self.header, self.volume = options, net, header, volume
+        self.device, self.progress = device, progress
+        self.is_trained = volume is not None and options.n_passes != 0
+        self.is_narrow = count_parameters(net.config) <= MAX_COMPENSATED
+        self.factors: Collection[CompensationFactor] = []  # none if each weight is rounded to the nearest
+
+    def layers(self, psnr: float, is_exact: bool) -> list[QuantisedLayer]:
+        """The layers in integers.
+
+        psnr: of the network in dB, before values are rounded to integers; NaN if unknown. is_exact: whether the network
+        decodes every integer of its volume exactly. With a volume, both are measured, unless bits give the steps.
+        """
+        if not self.header.values.extent.any():
+            return rounding.zero_layers(self.net)
+        self._plan_work()
+        error, decoded = None, math.nan
+        if self.options.bits is not None:
+            is_exact = False
+        else:
+            if self.volume:
+                decoded, psnr = self._measured_psnrs()
+                is_exact = policy.holds_integers(self.header) and decoded == math.inf
+            error = policy.error_for_steps(self.options, psnr)
+        is_trained = self.is_trained and not is_exact
+        self.factors = self._compensation_factors(is_trained)
+        layers = None
+        if is_exact:
+            layers = self._exactly()
+        elif is_trained:
+            layers = self._with_volume(error, decoded)
+        return layers or self._without_volume(error)
+
+    # --- the three ways ---
+
+    def _exactly(self) -> list[QuantisedLayer] | None:
+        """The layers without a change of any decoded integer; None if impossible. See `policy.coarsest_exact`."""
+
+        def rounded(error: float) -> tuple[list[QuantisedLayer], NeuralField]:
+            layers = self._without_volume(error)
+            return layers, self._field(self._loaded(layers))
+
+        return policy.coarsest_exact(self._field(self.net), rounded)
+
+    def _with_volume(self, error: float | None, expected: float) -> list[QuantisedLayer] | None:
+        """The layers, with training between the roundings of the layers.
+
+        error: the network's mean squared error, of normalised values; None if bits give the steps. expected: PSNR in dB
+        of what the network decodes to; needed if `error` is given. With `error`, coarse steps are tried first, then
+        finer ones. The result is None if both lose too much quality. With bits, the result is the better one of
+        rounding with and without training.
+        """
+        options = self.options
+        sampler = make_sampler(self.volume.values, self.header.values, self.device)
+        sensitivity = compensated_sensitivities(self.net, self.factors)
+        alone = None
+        if error is None:
+            alone = self._without_volume(error)
+            self.progress.plan(self._measuring_work)
+            expected = self._measured_psnr(self._loaded(alone))
+        recipe = self._recipe()
+        recipe = dataclasses.replace(recipe, lr=policy.relative_rate(expected) * recipe.lr)
+        lead = expected - psnr_of(sampler.variance)
+        most_lost = 0.0 if alone else policy.allowed_loss(options, lead, expected, error)
+        on_step = work.step_reporter(self.progress)
+        finenesses = policy.finenesses(options, lead, self.net.n_parameters, error)
+        for n_left, fineness in zip(reversed(range(len(finenesses))), finenesses, strict=True):
+            steps = choose_steps(self.net, sensitivity, **fineness)
+            rounded = copy.deepcopy(self.net).to(self.device)
+            layers = rounding.round_and_train(
+                rounded, sampler, steps, self.factors, recipe, options.seed, on_step, options.n_threads
+            )
+            found = self._measured_psnr(rounded)
+            if found >= expected - most_lost:
+                return layers
+            otherwise = "with finer steps" if n_left else "without training"
+            self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again {otherwise}")
+            if n_left:
+                self.progress.plan(self.training_work + self._measuring_work)
+        return alone
+
+    def _without_volume(self, error: float | None) -> list[QuantisedLayer]:
+        """The layers, without training. error: as of `_with_volume`, or the one that sets the steps of 9 bits."""
+        net, options = copy.deepcopy(self.net), self.options
+        is_compensated = len(self.factors) > 0 and self.is_narrow
+        added = None if error is None else policy.MSE_ADDED_BY_ROUNDING * error
+        if is_compensated and added is not None:
+            return rounding.round_to_error(net, self.header.shape, self.factors, added)
+        if is_compensated:
+            sensitivity = compensated_sensitivities(net, self.factors)
+        else:
+            sensitivity = sensitivities(net, quasirandom_points(self.header.shape, N_POINTS))
+        fineness = {"bits": options.bits or policy.DEFAULT_BITS} if added is None else {"error": added}
+        steps = choose_steps(net, sensitivity, **fineness)
+        if options.quantizer == "kmeans":
+            return codebooks.round_to_codebooks(net, options.bits, steps)
+        if is_compensated:
+            return rounding.round_layer_by_layer(net, steps, self.factors)
+        return rounding.round_layers(net, steps)
+
+    # --- what they need ---
+
+    def _loaded(self, layers: list[QuantisedLayer]) -> FieldNet:
+        """The network with the weights that the integers represent."""
+        net = copy.deepcopy(self.net)
+        rounding.load(net, layers)
+        return net
+
+    def _field(self, net: FieldNet) -> NeuralField:
+        return NeuralField.of(net, self.header, self.device, self.options.n_threads)
+
+    def _measured_psnr(self, net: FieldNet, as_float: bool = False) -> float:
+        """PSNR of a network in dB, over the range of the header. as_float: see `NeuralField.on_grid`."""
+        chosen, decoded = measured_boxes(self.volume.values), self._field(net).lazy(as_float=as_float)
+        chosen = self.progress.each(chosen, self._measuring_work)
+        return compare(self.volume.array, decoded, self.header.values, chosen).psnr
+
+    def _measured_psnrs(self) -> tuple[float, float]:
+        """PSNR in dB of what the network decodes to, and of its values before they are rounded to integers."""
+        decoded = self._measured_psnr(self.net)
+        if not policy.holds_integers(self.header):
+            return decoded, decoded
+        unrounded = self._measured_psnr(self.net, as_float=True)
+        return decoded, unrounded if math.isfinite(unrounded) else decoded  # inf: float64 cannot tell large ones apart
+
+    def _compensation_factors(self, is_trained: bool) -> Collection[CompensationFactor]:
+        if self.options.quantizer == "kmeans" or not (is_trained or self.is_narrow):
+            return []
+
+        def on_products(n: int) -> None:
+            self.progress.advance(work.PER_PRODUCT * n)
+
+        net = copy.deepcopy(self.net).to(self.device)
+        factors = CompensationFactors(net, self.header.shape, on_products, self.options.n_all)
+        return list(factors) if self.is_narrow else factors
+
+    def _recipe(self) -> Recipe:
+        return policy.recipe_while_rounding(self.options, self.net.config, self.header.n_present, self.device)
+
+    # --- how much work it is ---
+
+    def _plan_work(self) -> None:
+        """Add the work that rounding will probably be to the progress."""
+        if self.volume and self.options.bits is None:
+            self.progress.plan((1 + policy.holds_integers(self.header)) * self._measuring_work)
+        if self.options.quantizer != "kmeans" and (self.is_trained or self.is_narrow):
+            self.progress.plan((1 if self.is_narrow else 2) * work.of_factors(self.net.config))
+        if self.is_trained:
+            self.progress.plan(self.training_work + self._measuring_work)
+
+    @property
+    def _measuring_work(self) -> float:
+        return work.of_comparison(self.net, self.volume)
+
+    @property
+    def training_work(self) -> float:
+        """The work of training once while the layers are rounded."""
+        sizes = np.array(layer_sizes(self.net))
+        trained = [1 - done / sizes.sum() for done in np.cumsum(sizes)[:-1]]  # after each layer that is rounded
+        n_samples = self._recipe().n_passes * self.header.n_present
+        return work.of_training(n_samples, self.net.n_parameters, float(np.mean(trained)) if trained else 1.0)
