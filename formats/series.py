@@ -52,21 +52,25 @@ def read_files(pattern: str, read: Callable[[str], Volume], is_series: bool) -> 
 
     Files of one voxel along z are slices of a volume, stacked along z, unless `is_series`. All others are steps of a
     series, whose first axis is time. Memory-mapped steps stay mapped: the array is a StackedSteps. The step and the
-    start of time come from the files if their times are in equal steps; otherwise they are 1 and 0. Raises VolumeError
-    when no file matches, or when a file differs from the first one in more than values and time.
+    start of time come from the files if their times are in equal steps; otherwise they are 1 and 0. The fill value of
+    some files counts for all. Raises VolumeError when no file matches, when a file differs from the first one in more
+    than values and time, and when two files give different fill values.
     """
     paths = files_of(pattern)
     if not paths:
         raise VolumeError(f"{pattern}: expected files of that pattern, found none")
     _allow_open_files(len(paths))
     first = read(paths[0])
-    arrays, times, has_one_moment = [], [], True
+    arrays, times, fills, has_one_moment = [], [], {}, True
     for i, path in enumerate(paths):
         volume = read(path) if i else first
         _check_alike(path, volume, paths[0], first)
         arrays.append(volume.array)
         times.append(volume.time)
+        if volume.fill is not None:
+            fills[path] = volume.fill
         has_one_moment &= volume.geometry.attributes_of("t") == first.geometry.attributes_of("t")
+    first = dataclasses.replace(first, fill=_common_fill(fills))
     if not is_series and len(arrays) > 1 and first.geometry.d_in == 3 and arrays[0].shape[2] == 1:
         return dataclasses.replace(first, array=np.concatenate(arrays, axis=2))
     if not has_one_moment:
@@ -96,6 +100,16 @@ def _check_alike(path: str, volume: Volume, first_path: str, first: Volume) -> N
         if found != expected:
             what = f"expected {key} {expected}, as in {first_path}, found {found}"
             raise VolumeError(f"{path}: {what}: a pattern is for files that are alike")
+
+
+def _common_fill(fills: dict[str, np.generic]) -> np.generic | None:
+    """The fill value of all files. fills: by name, of the files that give one. Raises VolumeError where two differ."""
+    first_path = next(iter(fills), None)
+    for path, fill in fills.items():
+        if not np.array_equal(fill, fills[first_path], equal_nan=True):
+            what = f"expected fill value {fills[first_path]}, as in {first_path}, found {fill}"
+            raise VolumeError(f"{path}: {what}: train.py --fill VALUE sets one for all files")
+    return fills.get(first_path)
 
 
 def with_times(pattern: str, space: Geometry, times: list[float | None]) -> Geometry:

@@ -15,7 +15,7 @@ import net_compress
 import net_decompress
 from formats.common import VolumeError
 from formats.reading import read_volume
-from utils import is_missing
+from utils import header_of, is_missing
 
 xarray = pytest.importorskip("xarray")
 for package in ("h5netcdf", "scipy", "zarr"):
@@ -116,6 +116,30 @@ def test_a_declared_fill_value_marks_missing_voxels(tmp_path, kind, mark):
     np.testing.assert_equal(volume.fill, np.float32(mark))
     np.testing.assert_array_equal(whole(volume.array), np.where(np.isnan(array), np.float32(mark), array))
     assert read_volume(path, fill=5).fill == 5 if mark == mark else "2 NaN" in refusal(path, fill="none")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("marks", [(None, -999.0), (-999.0, None), (None, np.nan), (-999.0, -9999.0)])
+def test_the_fill_values_of_a_series(tmp_path, kind, marks):
+    """That of one file counts for all, and --fill for any."""
+    array = slanted((2, *SHAPE))
+    array[1, 1, 2, 3] = array[1, 0, 0, 0] = -999.0
+    for t, mark in enumerate(marks):
+        (tmp_path / str(t)).mkdir()
+        if mark is not None and np.isnan(mark):
+            array[t][array[t] == -999] = np.nan
+        write(tmp_path / str(t), kind, grid(array[t]), {"v": {"_FillValue": mark and np.float32(mark)}})
+    pattern, given = str(tmp_path / "?" / "a.*"), [mark for mark in marks if mark is not None]
+    if len(given) > 1:
+        assert "1/a." in (message := refusal(pattern)) and "0/a." in message and "--fill" in message
+    else:
+        header = header_of(read_volume(pattern))
+        is_gone = is_missing(array[..., None], np.float32(given[0]))
+        assert (header.low[0], header.high[0]) == (array[~is_gone].min(), array[~is_gone].max())
+        np.testing.assert_array_equal(header.missing.at(np.indices(array.shape)), is_gone)
+    if np.isfinite(given).all():
+        assert read_volume(pattern, fill=-999).fill == -999 and read_volume(pattern, fill=5).fill == 5
+        assert read_volume(pattern, fill="none").fill is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -10,8 +10,8 @@ from helpers.vtk import vtk_write
 
 from formats.common import VolumeError
 from formats.reading import read_volume
-from formats.series import files_of, is_pattern
-from utils import boxes, read_in_boxes, value_limits
+from formats.series import files_of, is_pattern, read_files
+from utils import Geometry, Volume, boxes, read_in_boxes, value_limits
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 
@@ -143,6 +143,33 @@ def test_files_that_differ_are_refused(tmp_path, key, array, keywords):
     vtk_write(tmp_path / "step_2.vti", array, **keywords)
     with pytest.raises(VolumeError, match=rf"step_2\.vti: expected {key} .*, as in .*step_0\.vti, found "):
         read_volume(pattern)
+
+
+def with_fills(folder, fills, shape=SHAPE):
+    """What `read_files` makes of files a0, a1, ... that give these fill values."""
+    for k in range(len(fills)):
+        (folder / f"a{k}").touch()
+
+    def read(path):
+        return Volume(slanted(shape), Geometry.plain(3), fills[int(path[-1])])
+
+    return read_files(str(folder / "a?"), read, False)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (4, 3, 1)], ids=["steps", "slices"])
+@pytest.mark.parametrize("fill", [np.float32(-999), np.float32(np.nan)])
+@pytest.mark.parametrize("which", [(0, 1, 1), (1, 0, 0), (0, 0, 1), (1, 1, 1)])
+def test_the_fill_value_of_some_files_counts_for_all(tmp_path, shape, fill, which):
+    volume = with_fills(tmp_path, [fill if given else None for given in which], shape)
+    np.testing.assert_equal(volume.fill, fill)
+    assert volume.geometry.d_in == (4 if shape == SHAPE else 3)
+
+
+@pytest.mark.parametrize(("a", "b"), [(-999.0, -9999.0), (np.nan, -9999.0), (-999.0, np.nan)])
+def test_files_of_different_fill_values_are_refused(tmp_path, a, b):
+    message = rf"a2: expected fill value {a}, as in .*a1, found {b}: train\.py --fill VALUE "
+    with pytest.raises(VolumeError, match=message):
+        with_fills(tmp_path, [None, np.float32(a), np.float32(b)])
 
 
 def test_pattern_without_files(tmp_path):
