@@ -490,14 +490,21 @@ class ValueRange:
         return np.stack([self.low, self.high], axis=1).tolist()
 
     def clipped(self, low: float, high: float) -> ValueRange:
-        """The range clipped to low..high. Raises ValueError if none is left, or if an integer dtype gets a fraction."""
+        """The range clipped to low..high.
+
+        Raises ValueError if none is left, if an integer dtype gets a fraction, and if an end is the fill value: no
+        decoded value but that of a missing voxel equals it.
+        """
         ends = [[max(end, low) for end in self.low.tolist()], [min(end, high) for end in self.high.tolist()]]
         if any(a > b for a, b in zip(*ends, strict=True)) or (self.extent.any() and ends[0] == ends[1]):
             spans = ", ".join(f"{a} to {b}" for a, b in self.pairs())
             raise ValueError(f"leaves no range of the values, which are from {spans}")
         if self.dtype.kind in "iu" and any(end != int(end) for end in (*ends[0], *ends[1])):
             raise ValueError(f"expected whole numbers, the values are of {self.dtype}")
-        return ValueRange(*(np.array([self.dtype.type(end) for end in part]) for part in ends), self.fill)
+        found = ValueRange(*(np.array([self.dtype.type(end) for end in part]) for part in ends), self.fill)
+        if is_missing(np.stack([found.low, found.high]), self.fill).any():
+            raise ValueError(f"expected ends other than {self.fill!s}, which marks missing voxels")
+        return found
 
     @property
     def dtype(self) -> np.dtype:

@@ -17,7 +17,7 @@ import train as train_script
 from cli.arguments import to_number
 from formats.reading import read_volume
 from training import outliers
-from utils import ValueRange, value_range
+from utils import ValueRange, is_missing, value_range
 
 UNIT = (slanted(SHAPE).astype(float) - slanted(SHAPE).min()) / np.ptp(slanted(SHAPE))  # 0 to 1
 
@@ -263,6 +263,19 @@ def test_clip_that_leaves_nothing(dtype, clip, expected, tmp_path):
     shown = ",".join(str(to_number(end)) for end in clip.split(","))
     assert message.startswith(f"--clip {shown}: {tmp_path / 'v.npy'}: ")
     assert expected in message and not (tmp_path / "n").exists()
+
+
+@pytest.mark.parametrize("dtype", ["int16", "float32"])
+@pytest.mark.parametrize("clip", ["0,50", "-4,0"])
+def test_nothing_is_clipped_to_the_fill_value(dtype, clip, tmp_path):
+    """It would count as missing."""
+    np.save(tmp_path / "v.npy", np.arange(-5, 95).reshape(5, 5, 4).astype(dtype))
+    argv = ("--volume", tmp_path / "v.npy", f"--clip={clip}", "--network", tmp_path / "n", "--fill")
+    expected = f"expected ends other than {np.dtype(dtype).type(0)!s}, which marks missing voxels"
+    assert error_of(train_script.main, *argv, 0) == f"--clip {clip}: {tmp_path / 'v.npy'}: {expected}"
+    for low, high in ((1, 50), (-4, -1), (-4, 50), (-9, 99)):
+        values = value_range(np.arange(-5, 95).astype(dtype)[:, None], np.dtype(dtype).type(0)).clipped(low, high)
+        assert not is_missing(values.denormalise(np.float32([[-1], [1]])), values.fill).any()
 
 
 @pytest.fixture(scope="module")
