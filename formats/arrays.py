@@ -15,7 +15,8 @@ class StackedSteps:
     """The steps of a time series as an array [t, ...] that is never made. All steps have one shape and type.
 
     It supports the indexing by which volumes are read: `steps[t]` is the array of step t; `steps[..., x]` is the series
-    of `[..., x]` of each step; `steps[box]` is a copy of the values in a box, `steps[...]` of all.
+    of `[..., x]` of each step; `steps[box]` is a copy of the values in a box, `steps[...]` of all. It has `chunks` if a
+    step has: of the lengths of a chunk in the steps, the longest ones.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray]):
@@ -23,6 +24,8 @@ class StackedSteps:
         self.shape = (len(arrays), *arrays[0].shape)
         self.ndim, self.size = len(self.shape), math.prod(self.shape)
         self.strides = (math.inf, *arrays[0].strides)  # time is the slowest axis
+        if chunks := [array.chunks for array in arrays if hasattr(array, "chunks")]:
+            self.chunks = (1, *map(max, zip(*chunks, strict=True)))
 
     def __getitem__(self, key: int | Box | tuple) -> np.ndarray | StackedSteps:
         if isinstance(key, int):

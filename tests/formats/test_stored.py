@@ -12,6 +12,7 @@ from helpers.volumes import slanted
 
 from cli.progress import NoProgress
 from field.metrics import compare
+from formats.arrays import StackedSteps
 from formats.stored import StoredArray
 from quantising.bricks import quantise_bricks
 from quantising.policy import RoundingOptions
@@ -138,6 +139,28 @@ def test_a_large_volume_is_unpacked_once(monkeypatch):
         pass
     assert isinstance(sampler.original, np.memmap) and (source.counts == before).all() and (before == 2).all()
     np.testing.assert_array_equal(sampler.original[..., 0], array.T)
+
+
+@pytest.mark.parametrize("chunks", [((4, 4, 4),) * 3, ((4, 4, 4), (2, 4, 1), (1, 1, 1))], ids=["alike", "unlike"])
+def test_a_large_series_is_unpacked_once(monkeypatch, chunks):
+    """Its files may have chunks of several sizes, which the largest one holds whole."""
+    monkeypatch.setattr(streaming, "MAX_VOXELS_IN_MEMORY", 100)
+    array = slanted((3, 8, 9, 10))
+    sources = [Counting(step, lengths) for step, lengths in zip(array, chunks, strict=True)]
+    steps = [stored(source, (2, 1, 0), source.chunks) for source in sources]
+    series = StackedSteps(steps)[..., None]
+    assert series.chunks == (1, 4, 4, 4, 1) and series.part(np.s_[:2, :2, :, 3:, :]).chunks == series.chunks
+    assert all(cut.start % 4 == 0 for box in boxes(series, 1) for cut in box[1:])
+    sampler = streaming.make_sampler(series, value_range(series), torch.device("cpu"))
+    for _ in sampler.batches(0, 0, 4, 0):
+        pass
+    assert isinstance(sampler.original, np.memmap) and all((source.counts == 2).all() for source in sources)
+    np.testing.assert_array_equal(sampler.original[..., 0], array.transpose(0, 3, 2, 1))
+
+
+def test_a_series_without_chunks_is_not_unpacked():
+    for steps in ([slanted((8, 9, 10))] * 2, [stored(slanted((8, 9, 10)), (2, 1, 0))] * 2):
+        assert streaming.unpacked(series := StackedSteps(steps)[..., None]) is series
 
 
 def test_bricks_are_cut_out_of_an_unpacked_copy():
