@@ -31,6 +31,7 @@ from quantising import work
 from quantising.bricks import quantise_bricks
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions
+from quantising.sensitivity import MAX_BITS
 from siren import FieldNet, SirenConfig, weights_crc32
 from training.network_files import (
     brick_state,
@@ -80,9 +81,9 @@ def build_parser() -> arguments.ArgumentParser:
     group = parser.add_argument_group("research: how weights are rounded")
     group.add_argument(
         "--cluster_bits",
-        type=arguments.integer_from(1, 16),
-        help="about 2^bits values for the weights of a hidden matrix (default: as few as the network's PSNR bears, "
-        "with --quantizer kmeans 9)",
+        type=arguments.integer_from(1, MAX_BITS),
+        help="about 2^bits values for the weights of a hidden matrix, 1 to 15 (default: as few as the network's PSNR "
+        "bears, with --quantizer kmeans 9)",
     )
     group.add_argument(
         "--quantizer", choices=("uniform", "kmeans"), default="uniform", help="equal steps, or the paper's codebooks"

@@ -42,7 +42,7 @@ def main() -> None:
     """Measure and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=float, default=1e6)
-    parser.add_argument("--bits", type=int, nargs="+", default=[4, 9, 16])
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 9, 15])
     opt = parser.parse_args()
     torch.set_num_threads(1)
     config = SirenConfig(neurons_for_budget(opt.parameters))

@@ -8,7 +8,6 @@ import numpy as np
 
 from field.network_chunk import QuantisedLayer
 from quantising.rounding import round_layers
-from quantising.sensitivity import MAX_STEPS
 from siren import FieldNet, linear_layers
 
 KMEANS_ITERATIONS = 50  # at most
@@ -20,7 +19,7 @@ def round_to_codebooks(net: FieldNet, bits: int, steps: list[np.float32]) -> lis
     for i, layer in enumerate(linear_layers(net)):
         if tuple(layer.weight.shape) == (net.config.n_neurons,) * 2:
             values = layer.weight.detach().cpu().numpy()
-            codebook = kmeans(values.ravel(), min(2**bits, 2 * MAX_STEPS))
+            codebook = kmeans(values.ravel(), 2**bits)
             if len(codebook) % 2 == 0:  # the format needs a middle value to count from
                 codebook = np.append(codebook, codebook[-1])
             nearest = np.searchsorted((codebook[1:] + codebook[:-1]) / 2, values).astype(np.int32)

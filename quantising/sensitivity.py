@@ -22,7 +22,10 @@ from utils import normalised_coordinates
 
 CANDIDATES = 8  # candidate points for each point that `informative_points` draws
 N_POINTS = 8192  # points for a mean over the domain
-MAX_STEPS = 1 << 14  # steps on either side of zero; compensation may add half as many, which the coder still takes
+MAX_BITS = 15  # for a value of a matrix
+MAX_STEPS = (
+    1 << MAX_BITS - 1
+)  # steps on either side of zero; compensation may add half as many, which the coder still takes
 
 # For each linear layer: the inputs and a 1 (points, n_in + 1), and the output's derivatives (points, n_out).
 Derivatives = list[tuple[torch.Tensor, torch.Tensor]]
@@ -101,8 +104,8 @@ def choose_steps(
 ) -> list[np.float32]:
     """The rounding step of each layer, inversely proportional to the root of its sensitivity.
 
-    bits: use the finest steps at which no hidden matrix has more than 2^bits steps. error: use the steps whose rounding
-    alone adds this mean squared error to the normalised output. One of the two must be given.
+    bits: use the finest steps at which no hidden matrix has more than 2^bits steps; at most MAX_BITS. error: use the
+    steps whose rounding alone adds this mean squared error to the normalised output. One of the two must be given.
     """
     relative = [1 / math.sqrt(s) for s in sensitivity]
     layers = linear_layers(net)
@@ -111,7 +114,7 @@ def choose_steps(
         scale = math.sqrt(12 * error * net.config.d_out / count_parameters(net.config))
     else:
         counted = range(1, len(layers) - 1) if len(layers) > 2 else range(len(layers))
-        scale = max(largest[i] / relative[i] for i in counted) / min(2 ** (bits - 1), MAX_STEPS)
+        scale = max(largest[i] / relative[i] for i in counted) / 2 ** (bits - 1)
     # No layer may have more steps than the coder takes.
     finest = [
         max(w, float(layer.bias.detach().abs().max())) / MAX_STEPS for w, layer in zip(largest, layers, strict=True)

@@ -96,10 +96,10 @@ def test_train_refuses_flags_out_of_range(volume_file, tmp_path, flags):
     assert set(listing(tmp_path)) == {"volume.npy"}
 
 
-@pytest.mark.parametrize("bits", ["0", "17", "-1", "x", "4.5"])
+@pytest.mark.parametrize("bits", ["0", "16", "-1", "x", "4.5"])
 def test_compress_refuses_bits_out_of_range(chain, tmp_path, bits):
     flags = ("--net", chain.network, "--config", chain.config, "--compressed", tmp_path / "b", "--cluster_bits", bits)
-    assert f"from 1 to 16, found '{bits}'" in error_of(net_compress.main, *flags)
+    assert f"from 1 to 15, found '{bits}'" in error_of(net_compress.main, *flags)
 
 
 @pytest.mark.parametrize(
@@ -383,7 +383,7 @@ def test_bad_input_ends_with_one_line_and_status_2(chain, tmp_path, ended):
     for command, words in (
         (("train.py", "--volume", "a b.npy"), ("a b.npy: ", "found 1 NaN", "(1, 2, 0)")),
         (("net_decompress.py", "--compressed", "blob"), ("blob: ", "truncated")),
-        (("net_compress.py", "--cluster_bits", 40), ("--cluster_bits", "from 1 to 16, found '40'")),
+        (("net_compress.py", "--cluster_bits", 16), ("--cluster_bits", "from 1 to 15, found '16'")),
     ):
         status, out, err = ended(*command)
         assert (status, out) == (2, "") and err.startswith(f"{command[0]}: error: ") and err.count("\n") == 1
