@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from helpers.networks import field_net, make_blob, make_header
 from helpers.original import original_blob
-from helpers.scripts import stored
+from helpers.scripts import results, stored
 
 from formats.reading import read_volume
 from utils import UserError
@@ -123,6 +123,12 @@ def test_flags_exist(page):
     assert set(re.findall(r"(?<![\w-])--[a-z]\w*(?:-\w+)*", text_of(page))) <= known
 
 
+def keys_explained() -> set[str]:
+    """The keys in the table of what the scripts print; of numbered ones that of number 0."""
+    section = text_of("docs/size-and-quality.md").split("## What the printed figures mean")[1]
+    return set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", section, re.M))))
+
+
 # --- what the pages do ----------------------------------------------------------------------------------
 
 
@@ -213,6 +219,31 @@ def expect_series(folder: Path) -> None:
     assert (folder / "recon.pvd").exists() and (folder / "between.vti").exists()
     before, after = np.load("ball.npy"), read_volume("ball.vti").array
     assert np.array_equal(before == -999, after == -999)
+
+
+def test_every_printed_key_is_explained(folder, capsys, small_blocks, quick_vtk):
+    """Of a volume in bricks, of positions in it, and of a series; all with components, missing and clipped voxels."""
+    array = np.random.default_rng(0).random((2, 9, 8, 7, 2)).astype(np.float16)
+    array[:, :2] = -1
+    np.save("volume.npy", array[0])
+    np.save("series.npy", array)
+    (folder / "where.csv").write_text("x,y,z\n1,2,3\n20,2,3\n")
+    flags = "--d_out 2 --fill -1 --clip 0.1,0.9"
+    files = "--checkpoint state --enable-vol-debug"
+    printed = {}
+    for command in (
+        f"train.py --volume volume.npy {flags} {files} --bricks 2,1,1 --num_workers 1",
+        "net_compress.py --volume volume.npy --num_workers 1",
+        "net_decompress.py --volume volume.npy",
+        "net_decompress.py --points where.csv --outside nan --recon values.csv",
+        f"train.py --volume series.npy {flags}",
+        "net_compress.py",
+        "net_decompress.py",
+        "net_decompress.py --volume series.npy",
+    ):
+        printed |= results(run(capsys, f"python {command}", is_shown=False))
+    assert {re.sub("[0-9]+", "0", key) for key in printed} <= keys_explained()
+    assert {"psnr_t1", "psnr_1", "clipped", "outside", "gt", "bricks", "last_step", "source_ratio"} <= printed.keys()
 
 
 EXPECTED = {
