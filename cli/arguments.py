@@ -67,7 +67,7 @@ class ArgumentParser(argparse.ArgumentParser):
             "--num_workers",
             type=integer_from(1, 1024),
             default=default_workers(),
-            help="CPU threads, by themselves one per core, up to 8; no result depends on them",
+            help="CPU threads, of 8 cores at most by default; no result depends on them",
         )
 
 
