@@ -6,7 +6,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # python -P and -I leave this folder out
-from cli import console  # first, to handle Ctrl-C while the other modules load
+import cli.startup  # noqa: F401 - first, to handle Ctrl-C while the other modules load
 
 # isort: split
 import dataclasses
@@ -15,7 +15,7 @@ import shlex
 import time
 from collections.abc import Sequence
 
-from cli import arguments
+from cli import arguments, console
 from cli.files import check_outputs, read_bytes, write_or_rescue
 from cli.progress import Progress
 from cli.summary import summary

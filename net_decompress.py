@@ -6,7 +6,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # python -P and -I leave this folder out
-from cli import console  # first, to handle Ctrl-C while the other modules load
+import cli.startup  # noqa: F401 - first, to handle Ctrl-C while the other modules load
 
 # isort: split
 import contextlib
@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from cli import arguments
+from cli import arguments, console
 from cli.files import FileSet, atomic_write, check_outputs, read_bytes, write_files
 from cli.summary import Figures, summary, table
 from field import pictures, rendering

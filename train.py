@@ -6,7 +6,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # python -P and -I leave this folder out
-from cli import console  # first, to handle Ctrl-C while the other modules load
+import cli.startup  # noqa: F401 - first, to handle Ctrl-C while the other modules load
 
 # isort: split
 import dataclasses
@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Sequence
 from functools import partial
 
+from cli import console
 from cli.arguments import Options, resolve_device, to_number, unless_default, volume_arguments
 from cli.files import check_outputs
 from cli.summary import summary

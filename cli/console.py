@@ -1,10 +1,5 @@
-"""How a script ends, and how it prints warnings on stderr and its results on stdout.
+"""How a script ends, and how it prints warnings on stderr and its results on stdout."""
 
-A script imports this module first. This module handles Ctrl-C before it imports anything heavy, so that Ctrl-C gives
-one line while other modules still load.
-"""
-
-# ruff: noqa: E402
 from __future__ import annotations
 
 import io
@@ -12,47 +7,14 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
 
-EXIT_ERROR = 2  # exit status after a UserError
-REQUIRED = {"numpy", "torch", "tqdm", "vtkmodules"}  # what requirements.txt installs
-_interruption = signal.SIGINT  # the signal that ends the run
-when_interrupted: list[Callable[[], None]] = []  # what is called before an interrupted run ends
+from cli.endings import EXIT_ERROR, end_interrupted, interrupt
+from utils import UserError
 
-
-def _interrupt(number: int, _) -> None:
-    """Handle a signal like Ctrl-C, so that temporary files are removed."""
-    global _interruption
-    _interruption = number
-    raise KeyboardInterrupt
-
-
-def _end_interrupted(what_is_left: str = "") -> None:
-    """Print one line and exit at once with status 130 or 143: threads of other libraries must not delay the end."""
-    for clean_up in when_interrupted:
-        clean_up()
-    line = f"{os.path.basename(sys.argv[0])}: interrupted{what_is_left and ': '}{what_is_left}"
-    print(f"\n{line}" if sys.stderr.isatty() else line, file=sys.stderr, flush=True)
-    os._exit(128 + _interruption)
-
-
-def _excepthook(kind, value, trace) -> None:
-    if issubclass(kind, KeyboardInterrupt):
-        _end_interrupted()
-    if issubclass(kind, ModuleNotFoundError) and value.name in REQUIRED:
-        name, way_out = os.path.basename(sys.argv[0]), "pip install -r requirements.txt"
-        print(f"{name}: error: {value.name} is not installed: {way_out}", file=sys.stderr, flush=True)
-        os._exit(EXIT_ERROR)
-    sys.__excepthook__(kind, value, trace)
-
-
-def _open_standard_streams() -> None:
-    """Open those that are closed (`2>&-`), or a file of data would get their number, and what libraries print."""
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+MAX_MESSAGE = 1000  # characters of an error
+NO_GPU_MEMORY = re.compile("CUDA.*(out of memory|ALLOC_FAILED)")  # in the messages of torch's errors
 
 
 class _Stream(io.FileIO):
@@ -84,20 +46,6 @@ def _write_with_care(name: str) -> _Stream | None:
     return raw
 
 
-_open_standard_streams()
-sys.excepthook = _excepthook  # before other modules are imported
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # --num_workers sets the threads, not NumPy
-
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
-
-from utils import UserError
-
-MAX_MESSAGE = 1000  # characters of an error
-NO_GPU_MEMORY = re.compile("CUDA.*(out of memory|ALLOC_FAILED)")  # in the messages of torch's errors
-
-
 def run(main: Callable[[Sequence[str]], None]) -> None:
     """Run a script's `main(argv)`. A UserError gives one line and status 2, and so does a GPU without free memory.
 
@@ -105,9 +53,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     When the results cannot be printed: one line and status 2; status 1 when their reader, such as `head`, has ended.
     """
     out, _ = _write_with_care("stdout"), _write_with_care("stderr")
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
-        signal.signal(signal.SIGHUP, _interrupt)
+        signal.signal(signal.SIGHUP, interrupt)
     try:
         main(sys.argv[1:])
         sys.stdout.flush()
@@ -118,9 +66,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             raise
         way_out = "end other programs on it, choose another one with --gid, or leave out --cuda"
         _end_with(f"the memory of the GPU is full: {way_out}")
-    except KeyboardInterrupt as interrupt:  # its argument, if any, says what the script leaves behind
+    except KeyboardInterrupt as pressed:  # its argument, if any, says what the script leaves behind
         sys.stdout.flush()
-        _end_interrupted(*map(str, interrupt.args))
+        end_interrupted(*map(str, pressed.args))
     if out and isinstance(out.failure, BrokenPipeError):
         sys.exit(1)
     if out and out.failure:

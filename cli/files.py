@@ -17,7 +17,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from cli import console
+from cli.endings import when_interrupted
 from utils import UserError
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux: names are of the current folder; two names are exchanged
@@ -121,7 +121,7 @@ def _remove_unfinished() -> None:
             _remove(temporary)
 
 
-console.when_interrupted.append(_remove_unfinished)
+when_interrupted.append(_remove_unfinished)
 
 
 class FileSet:

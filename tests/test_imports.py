@@ -80,6 +80,27 @@ def test_nothing_imports_a_script_but_tests_and_benchmarks():
             assert not imported(path) & SCRIPTS, path
 
 
+# A library's user keeps the process as it was: its hooks and handlers, its environment, its streams.
+AS_BEFORE = """
+import os, signal, sys
+def state():
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return sys.excepthook, handlers, dict(os.environ), sys.stdin, sys.stdout, sys.stderr
+before = state()
+import field.neural_field, field.original_blob, formats.reading, formats.writing
+assert state() == before
+import net_decompress
+assert sys.excepthook != before[0] and os.environ["OPENBLAS_NUM_THREADS"] == "1"
+"""
+
+
+def test_nothing_but_a_script_changes_the_process():
+    environment = {key: value for key, value in os.environ.items() if key != "OPENBLAS_NUM_THREADS"}
+    command = [sys.executable, "-c", AS_BEFORE]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def without(modules: Sequence[str], program: str, folder: Path) -> subprocess.CompletedProcess:
     """Run a program in a Python that cannot import these modules, nor any plugin of pytest."""
     for name in modules:
