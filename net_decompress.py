@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from cli import arguments, console
-from cli.files import FileSet, atomic_write, check_outputs, read_bytes, write_files
+from cli.files import FileSet, atomic_write, check_outputs, read_bytes, size_of, write_files
 from cli.summary import Figures, summary, table
 from field import pictures, rendering
 from field.blob import BlobError
@@ -87,8 +87,11 @@ def grid_of(opt: arguments.Options, field: NeuralField) -> Grid:
         raise UserError(f"{where} has shape {field.header.shape}: {error}") from None
 
 
-def write_points(opt: arguments.Options, field: NeuralField) -> tuple[Figures, dict[str, str]]:
-    """Evaluate the field at --points and write --recon; counts, and the file by key. Raises UserError for outside."""
+def write_points(opt: arguments.Options, field: NeuralField) -> tuple[Figures, dict[str, str], int]:
+    """Evaluate the field at --points and write --recon. Raises UserError for outside.
+
+    Returns counts, the file by key, and its bytes.
+    """
     positions = points.read_points(opt.points, len(field.header.shape))
     is_outside = ~field.contains(positions)
     n_outside = int(is_outside.sum())
@@ -106,15 +109,16 @@ def write_points(opt: arguments.Options, field: NeuralField) -> tuple[Figures, d
     if field.header.missing:
         is_nan = np.isnan(values.reshape(len(positions), -1)).any(axis=1)
         counts["missing"] = np.count_nonzero(is_nan & ~is_outside)
-    return counts, {"recon": opt.recon}
+    return counts, {"recon": opt.recon}, size_of([opt.recon])
 
 
 def write_volume_files(
     opt: arguments.Options, field: NeuralField, volume: Volume | None, inputs: list[str]
-) -> tuple[Figures, dict[str, str]]:
+) -> tuple[Figures, dict[str, str], int]:
     """Evaluate the field on a grid and write the files and the picture, all or none.
 
-    Returns the metrics and the files by key: the one to open, what lies beside it, the first and last of many.
+    Returns the metrics, the files by key (the one to open, what lies beside it, the first and last of many), and the
+    bytes of all files of values.
     """
     grid = grid_of(opt, field)
     output = Output(opt.recon, grid, isinstance(opt.time, float), opt.as_float, opt.gradient)
@@ -139,7 +143,8 @@ def write_volume_files(
     written = {"recon": recon} | dict(zip(("first_step", "last_step"), by_step[:: len(by_step) - 1 or 1], strict=False))
     written |= {"voxels": beside[0]} if beside else {}
     written |= {"preview": opt.preview} if opt.preview else {}
-    return (report_of_steps(steps, is_series=len(grid.shape) == 4) if steps else {}), written
+    metrics = report_of_steps(steps, is_series=len(grid.shape) == 4) if steps else {}
+    return metrics, written, size_of([recon, *by_step, *beside])
 
 
 def show_info(opt: arguments.Options) -> None:
@@ -165,7 +170,8 @@ def main(argv: Sequence[str]) -> None:
     field, volume = read_field(opt, data, device)
     started = time.monotonic()
     with naming(opt.compressed):
-        figures, written = write_points(opt, field) if opt.points else write_volume_files(opt, field, volume, inputs)
+        made = write_points(opt, field) if opt.points else write_volume_files(opt, field, volume, inputs)
+    figures, written, n_made = made
     is_part = any(value is not None for value in (opt.points, opt.roi, opt.resolution, opt.time))
     if volume is None and not is_part:
         figures |= stored_psnr(data, "psnr_when_written")
@@ -173,9 +179,7 @@ def main(argv: Sequence[str]) -> None:
     figures |= file_ratios(header.n_voxels * header.n_components, header.dtype, n_bytes)
     figures |= {"bytes": n_bytes, "seconds": f"{time.monotonic() - started:.1f}", **written}
     n_points = f"{figures['points']} points, {figures['outside']} outside" if opt.points else ""
-    line = summary(
-        opt.compressed, n_bytes, list(written.values()), os.path.getsize(written["recon"]), figures, n_points
-    )
+    line = summary(opt.compressed, n_bytes, list(written.values()), n_made, figures, n_points)
     console.report(line, figures)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import itertools
 import os
 import platform
 import re
@@ -305,6 +306,12 @@ def check_space(path: str, n_bytes: int, what: str) -> None:
     free = shutil.disk_usage(os.path.dirname(os.path.realpath(path))).free
     if n_bytes > free:
         raise UserError(f"{path}: {what} takes at least {size_text(n_bytes)}, the disk has {size_text(free)} left")
+
+
+def size_of(paths: Sequence[str]) -> int:
+    """The bytes of all these files, and of the files in those of them that are folders."""
+    inside = (os.path.join(folder, name) for path in paths for folder, _, names in os.walk(path) for name in names)
+    return sum(map(os.path.getsize, itertools.chain(filter(os.path.isfile, paths), inside)))
 
 
 def size_text(n_bytes: float) -> str:

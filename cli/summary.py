@@ -12,7 +12,7 @@ Figures = Mapping[str, object]
 
 
 def summary(source: str, n_source: int, made: Sequence[str], n_made: int | None, figures: Figures, *more: str) -> str:
-    """One line: the source and its bytes, the files that were made and the first one's bytes, ratio, more, time.
+    """One line: the source and its bytes, the files that were made with the bytes of all, ratio, more, time.
 
     On a terminal that is too narrow for it, further lines; parts stay whole.
     """

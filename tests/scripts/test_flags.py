@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shlex
+import sys
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.cut_fields import cut_blob
-from helpers.networks import make_header, watched_samples
+from helpers.networks import field_net, make_blob, make_header, watched_samples
 from helpers.original import original_blob
 from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, stored, train
 from helpers.volumes import psnr_of, slanted
@@ -26,6 +27,7 @@ from helpers.vtk import vtk_read, vtk_write
 import net_compress
 import net_decompress
 import train as train_script
+from cli.files import size_text
 from field import options as decompress_options
 from field.blob import QuantisedLayer, encode_blob
 from field.header_chunks import Written
@@ -583,6 +585,19 @@ def test_decompress_reports_what_it_wrote(chain, tmp_path, capsys):
     assert found["recon"] == str(tmp_path / "out.npy")
     decompress(chain.blob, tmp_path / "out.npy")
     assert "psnr" not in results(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", ["r.npy", "r.zarr", "r.mhd", "r.vti"])
+def test_the_line_for_people_has_the_size_of_all_that_was_written(name, tmp_path, monkeypatch, capsys):
+    """Of what a folder holds, of voxels beside their header, of the steps that a list names, r.pvd here."""
+    monkeypatch.chdir(tmp_path)
+    shape = (3, 6, 5, 4) if name == "r.vti" else (60, 50, 40)
+    blob = make_blob(make_header(shape), field_net(d_in=len(shape)))
+    (tmp_path / "a.nvc").write_bytes(blob)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    net_decompress.main(["a.nvc", "--recon", name])
+    size = size_text(sum(len(content) for path, content in listing(tmp_path).items() if path != "a.nvc"))
+    assert f" -> {name.replace('.vti', '.pvd')}  {size}" in capsys.readouterr().out
 
 
 def test_recon_without_suffix_is_vti(chain, tmp_path, monkeypatch):
