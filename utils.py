@@ -522,11 +522,14 @@ class ValueRange:
         """high - low of each component of integers, uint64."""
         return self.high.astype(np.uint64) - self.low.astype(np.uint64)  # modulo 2^64
 
+    @property
+    def float_dtype(self) -> np.dtype:
+        """float32, or float64 where float32 does not hold the dtype: float64, and integers of more than 16 bits."""
+        return np.result_type(self.dtype, np.float32)
+
     def decoded_dtype(self, as_float: bool) -> np.dtype:
-        """The dtype of decoded values. as_float: of integers that stay unrounded: float32, or float64 above 16 bits."""
-        if as_float and self.dtype.kind in "iu":
-            return np.dtype(np.float32 if self.dtype.itemsize <= 2 else np.float64)
-        return self.dtype
+        """The dtype of decoded values. as_float: integers stay unrounded, of `float_dtype`."""
+        return self.float_dtype if as_float and self.dtype.kind in "iu" else self.dtype
 
     def normalise(self, values: np.ndarray) -> np.ndarray:
         """Values (..., components) -> float32 in [-1, 1]: NaN where missing, 0 in a constant component.

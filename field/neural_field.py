@@ -158,10 +158,10 @@ class NeuralField(ArrayInterface):
         """The values at physical positions (..., d_in): (...), or (..., components); NaN outside the field, and where
         the nearest voxel is missing. A single position gives a single value.
 
-        Floats: float32, or float64 where the field's own type is wider than that.
+        Floats: float32, or float64 where the field holds float64, or integers of more than 16 bits.
         """
         index, is_inside, shape = _locate(self.header, points)
-        result = np.empty((len(index), self.header.n_components), self.values.decoded_dtype(as_float=True))
+        result = np.empty((len(index), self.header.n_components), self.values.float_dtype)
 
         def store(part: slice | np.ndarray, y: np.ndarray, _: None) -> None:
             result[part] = self.values.denormalise(y.T, True)
@@ -208,8 +208,7 @@ class NeuralField(ArrayInterface):
     ) -> np.ndarray:
         grid, d_out = self.header.shape, self.header.n_components
         d_in = len(grid)
-        dtype = np.float64 if self.values.dtype.itemsize == 8 else np.float32
-        result = np.empty((math.prod(shape), d_out, d_in), dtype)
+        result = np.empty((math.prod(shape), d_out, d_in), self.values.float_dtype)
         sizes = np.array([voxel_size(grid, axis) for axis in range(d_in)])
         per_index = sizes / 2 * self.values.extent[:, None]
         per_length = np.where(np.array(grid) > 1, per_index / self.header.geometry.spacing, 0.0)

@@ -17,7 +17,7 @@ from field.blob import BlobError
 from field.evaluation import CHUNK
 from field.layers import parameter_shapes
 from field.neural_field import NeuralField
-from utils import voxel_grid
+from utils import DTYPES, voxel_grid
 
 GEOMETRY = {"spacing": (0.5, 2.0, 1.25), "origin": (10.0, -4.0, 0.25)}
 
@@ -185,8 +185,16 @@ def test_points_of_integer_fields_are_floats():
     field = linear_field(low=0, high=100, dtype="uint8")
     value = field.at(positions(field, np.array([[2.5, 1.25, 3.75]])))
     np.testing.assert_allclose(value, 50 + 50 * (-1.5 * 0.02 + 1.75 * 0.03 + 1.75 * 0.04) / 4, rtol=1e-6)
-    assert value.dtype == np.float32
-    assert linear_field(low=0, high=100, dtype="int32").at(positions(field, np.zeros((1, 3)))).dtype == np.float64
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_values_and_derivatives_at_points_are_of_one_type(dtype):
+    """float32, or float64 where float32 does not hold all values of the field's type."""
+    field = linear_field(low=0, high=100, dtype=dtype)
+    point = positions(field, np.zeros((1, 3)))
+    is_wide = dtype in ("float64", "int32", "uint32", "int64", "uint64")
+    expected = np.float64 if is_wide else np.float32
+    assert field.at(point).dtype == field.gradient_at(point).dtype == field.gradient_on_grid().dtype == expected
 
 
 # --- derivatives ------------------------------------------------------------------------------------
