@@ -13,7 +13,6 @@ import glob
 import math
 import os
 import shlex
-import sys
 
 import numpy as np
 
@@ -239,7 +238,7 @@ def _native(path: str, array: np.ndarray) -> np.ndarray:
         result = np.asarray(array).astype(dtype)  # asarray: the copy is not a memory map
     n_changed = np.count_nonzero((result != array) & ~np.isnan(array)) if array.dtype.itemsize > 8 else 0
     if n_changed:
-        print(f"warning: {path}: {n_changed} values of {array.dtype} rounded to float64", file=sys.stderr)
+        console.warn(path, f"{n_changed} values of {array.dtype} rounded to float64")
     return result
 
 

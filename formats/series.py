@@ -8,12 +8,12 @@ import glob
 import math
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
+from cli import console
 from formats.arrays import StackedSteps
 from formats.common import VolumeError
 from utils import Geometry, Volume
@@ -75,7 +75,7 @@ def read_files(pattern: str, read: Callable[[str], Volume], is_series: bool) -> 
         return dataclasses.replace(first, array=np.concatenate(arrays, axis=2))
     if not has_one_moment:
         times = [None]
-        print(f"warning: {pattern}: its times do not count from one moment: taken as 0, 1, 2, ...", file=sys.stderr)
+        console.warn(pattern, "its times do not count from one moment: taken as 0, 1, 2, ...")
     geometry = with_times(pattern, first.geometry, times)
     return dataclasses.replace(first, array=StackedSteps(arrays), geometry=geometry, time=None)
 
@@ -123,7 +123,7 @@ def with_times(pattern: str, space: Geometry, times: list[float | None]) -> Geom
     if math.isfinite(step) and step > 0 and (np.abs(even - times) <= UNEVEN * step).all():
         return space.with_time(step, times[0])
     what = "fall" if (np.diff(times) < 0).all() else "are not in equal steps"
-    print(f"warning: {pattern}: its times {what}: taken as 0, 1, 2, ...", file=sys.stderr)
+    console.warn(pattern, f"its times {what}: taken as 0, 1, 2, ...")
     return counted
 
 

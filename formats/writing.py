@@ -7,11 +7,11 @@ import gzip
 import math
 import os
 import re
-import sys
 from collections.abc import Mapping
 
 import numpy as np
 
+from cli import console
 from cli.files import FileSet
 from formats import hdf5, metaimage, nifti, nrrd, raw, tiff, vtk_images, zarr
 from formats.arrays import LazyArray
@@ -117,7 +117,7 @@ def write_volume(
         header = nifti.nifti_header(path, frame)
         if not frame.geometry.space:
             what = "its axes are taken to point to left, posterior, superior, as their source does not say it"
-            print(f"warning: {path}: {what}", file=sys.stderr)
+            console.warn(path, what)
     temporary = [together.add(name) for name in files]  # the header first: the index of the set
     with contextlib.ExitStack() as opened:
         file, *others = (opened.enter_context(open(name, "wb")) for name in temporary)

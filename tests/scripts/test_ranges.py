@@ -90,7 +90,7 @@ def test_long_double_that_float64_does_not_hold_is_warned_of(tmp_path, capsys):
     np.save(tmp_path / "v.npy", array)
     volume = read_volume(str(tmp_path / "v.npy"), fill=math.nan)
     error = capsys.readouterr().err
-    assert error == f"warning: {tmp_path / 'v.npy'}: 7 values of {array.dtype} rounded to float64\n"
+    assert error == f"{tmp_path / 'v.npy'}: warning: 7 values of {array.dtype} rounded to float64\n"
     np.testing.assert_array_equal(volume.array, array.astype(np.float64))
 
 
