@@ -32,7 +32,7 @@ class UserError(Exception):
     """An error that the user can correct. Its message is one line: the file, what was expected, what was found."""
 
 
-def shown(value: object, most: int = 200) -> str:
+def quoted(value: object, most: int = 200) -> str:
     """The value as a message quotes it: at most so many characters, because files can hold any number."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 4]} ..."

@@ -245,7 +245,7 @@ from field.network_chunk import (
     decode_weights,
     encode_network,
 )
-from utils import VolumeHeader, shown
+from utils import VolumeHeader, quoted
 
 MAGIC = b"\x93NVC"
 VERSION = 1
@@ -272,16 +272,16 @@ def encode_blob(
     header: VolumeHeader,
     networks: Sequence[tuple[dict, list[QuantisedLayer]]],
     written: Written | None = None,
-    bricks: Cut | None = None,
+    cut: Cut | None = None,
 ) -> bytes:
     """The blob of a header and of networks. networks: the description and the linear layers of each network.
 
-    bricks: how the field is cut; then there is a network for each brick that is not constant, in the order of the
+    cut: how the field is cut; then there is a network for each brick that is not constant, in the order of the
     bricks. Raises BlobError for what the format cannot hold.
     """
     descriptions = [network for network, _ in networks]
     d_in, d_out = len(header.shape), header.n_components
-    if bricks is None:
+    if cut is None:
         d_in, d_out = descriptions[0]["d_in"], descriptions[0]["d_out"]
     if any((network["d_in"], network["d_out"]) != (d_in, d_out) for network in descriptions):
         raise BlobError("expected networks of the same d_in and d_out")
@@ -292,8 +292,8 @@ def encode_blob(
         chunks["q"] = encode_written(written)
     if header.missing:
         chunks["M"] = encode_missing(header.missing)
-    if bricks is not None:
-        cut = Cut(tuple(bricks.counts), *(np.asarray(ends, np.float32) for ends in bricks[1:3]), tuple(bricks.mirrors))
+    if cut is not None:
+        cut = Cut(tuple(cut.counts), *(np.asarray(ends, np.float32) for ends in cut[1:3]), tuple(cut.mirrors))
         check_cut(cut, header.shape, d_out)
         _check_number(cut, len(networks))
         chunks |= encode_cut(cut)
@@ -412,7 +412,7 @@ def _chunks(reader: ByteReader) -> tuple[dict[str, ByteReader], list[ByteReader]
         if kinds and ("B" in kinds or ("N" in kinds and "S" not in kinds)):
             return chunks, networks
     what = "the chunk F, at most one each of G, d, a, w, q, M, and one N; or for bricks at most one S, one B, all N"
-    raise BlobError(f"expected {what}, found {shown(kinds)}")
+    raise BlobError(f"expected {what}, found {quoted(kinds)}")
 
 
 # --- parts of a valid blob --------------------------------------------------------------------------

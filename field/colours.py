@@ -109,7 +109,7 @@ def scale_of(
     return dataclasses.replace(scale, opaque=(start, float(np.quantile(seen, 0.9)) if seen.size else 1.0))
 
 
-def shown(values: np.ndarray, fill: np.generic | None) -> np.ndarray:
+def with_nan(values: np.ndarray, fill: np.generic | None) -> np.ndarray:
     """Values (..., components) as float64, with NaN in voxels that are missing or not finite."""
     is_gone = is_missing(values, fill) | ~np.isfinite(values).all(axis=-1)
     return np.where(is_gone[..., None], np.nan, values.astype(np.float64))

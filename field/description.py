@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from field.colours import magnitude, scale_of, shown
+from field.colours import magnitude, scale_of, with_nan
 from field.png import png_of
 from formats.slabs import on_one_line
 
@@ -59,7 +59,7 @@ def _slice_in_html(field: ArrayInterface) -> str:
     middles = {name: n // 2 for name, n in zip(names, shape, strict=True) if name in "tz"}
     key = tuple(middles.get(name, slice(None, None, -(-n // SIDE))) for name, n in zip(names, shape, strict=True))
     counts = [len(range(n)[part]) for n, part in zip(shape, key, strict=True) if isinstance(part, slice)]
-    plane = magnitude(shown(field[key].reshape(*counts, *(1,) * (2 - len(counts)), -1), field.header.fill))
+    plane = magnitude(with_nan(field[key].reshape(*counts, *(1,) * (2 - len(counts)), -1), field.header.fill))
     image = np.ascontiguousarray(scale_of([plane]).colours(plane).transpose(1, 0, 2)[::-1])
     lengths = {name: n * abs(s) or 1.0 for name, n, s in zip(names, shape, field.spacing, strict=True)}
     sides = np.array([lengths["x"], lengths.get("y", lengths["x"] / 8)])

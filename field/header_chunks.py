@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from field.binary import BlobError, ByteReader, carrier
-from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, SIGNS, Geometry, VolumeHeader, shown
+from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, SIGNS, Geometry, VolumeHeader, quoted
 
 MAX_VOXELS = 1 << 40  # most voxels of a grid
 EXACT = (1 << 15) - 1  # stands in chunk q for an infinite PSNR
@@ -25,29 +25,29 @@ def check_header(header: VolumeHeader, d_in: int, d_out: int) -> None:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise BlobError(f"{key}: expected text that UTF-8 holds, found {shown(text)}") from None
+            raise BlobError(f"{key}: expected text that UTF-8 holds, found {quoted(text)}") from None
     if not 1 <= d_in <= 4 or len(shape) != d_in or len(spacing) != d_in or len(origin) != d_in:
-        found = f"shape {shown(shape)}, spacing {shown(spacing)}, origin {shown(origin)}"
+        found = f"shape {quoted(shape)}, spacing {quoted(spacing)}, origin {quoted(origin)}"
         raise BlobError(f"expected {d_in} axes, found {found}")
     if any(not isinstance(n, int) or not 1 <= n < 1 << 32 for n in shape) or math.prod(shape) > MAX_VOXELS:
-        raise BlobError(f"shape {shown(shape)}: expected at least 1 voxel an axis and at most {MAX_VOXELS} in all")
+        raise BlobError(f"shape {quoted(shape)}: expected at least 1 voxel an axis and at most {MAX_VOXELS} in all")
     if not all(isinstance(s, int | float) and math.isfinite(s) for s in (*spacing, *origin)):
-        raise BlobError(f"spacing {shown(spacing)}, origin {shown(origin)}: expected finite numbers")
+        raise BlobError(f"spacing {quoted(spacing)}, origin {quoted(origin)}: expected finite numbers")
     if not all(s > 0 for s in spacing):
-        raise BlobError(f"spacing {shown(spacing)}: expected positive numbers")
+        raise BlobError(f"spacing {quoted(spacing)}: expected positive numbers")
     if len(direction) != 9 or not all(isinstance(d, int | float) and abs(d) < 2 for d in direction):
-        raise BlobError(f"direction {shown(direction)}: expected 9 numbers, 3 x 3 row by row")
+        raise BlobError(f"direction {quoted(direction)}: expected 9 numbers, 3 x 3 row by row")
     if not geometry.is_orthonormal or not geometry.stays_within(d_in):
         what = "columns of unit length, at right angles, those of the axes within the first dimensions"
-        raise BlobError(f"direction {shown(direction)}: expected {what}")
+        raise BlobError(f"direction {quoted(direction)}: expected {what}")
     if geometry.space not in ("", "LPS"):
-        raise BlobError(f"space: expected LPS or no text, found {shown(geometry.space)}")
+        raise BlobError(f"space: expected LPS or no text, found {quoted(geometry.space)}")
     if header.dtype.name not in DTYPES:
         raise BlobError(f"dtype {header.dtype}: expected one of {', '.join(DTYPES)}")
     if header.low.shape != (d_out,) or header.high.shape != (d_out,):
         raise BlobError(f"expected the range of {d_out} components, found {len(header.low)}")
     if not (np.isfinite(header.low).all() and np.isfinite(header.high).all() and (header.low <= header.high).all()):
-        raise BlobError(f"range {shown(header.low)} to {shown(header.high)}: expected finite values, the lower first")
+        raise BlobError(f"range {quoted(header.low)} to {quoted(header.high)}: expected finite values, the lower first")
     missing = header.missing
     if missing and (missing.shape, missing.fill.dtype) != (shape, header.dtype):
         raise BlobError(f"missing voxels: of another shape or dtype: {missing.shape}, {missing.fill.dtype}")

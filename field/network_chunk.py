@@ -12,7 +12,7 @@ import numpy as np
 from field import entropy_coder
 from field.binary import BlobError, ByteReader
 from field.layers import layer_table
-from utils import shown
+from utils import quoted
 
 MAX_PARAMETERS = 1 << 27  # most parameters of all networks of a file; more are refused before memory is allocated
 MAX_FACTOR = 1e30  # largest magnitude of a weight times the frequency of its layer: no phase overflows
@@ -50,7 +50,7 @@ def check_network(network: dict) -> None:
         if not 1 <= network[name] <= limit:
             raise BlobError(f"{name}: expected 1 to {limit}, found {network[name]}")
     if not isinstance(network["is_residual"], bool):
-        raise BlobError(f"is_residual: expected true or false, found {shown(network['is_residual'])}")
+        raise BlobError(f"is_residual: expected true or false, found {quoted(network['is_residual'])}")
     if not 1e-6 <= float(np.float32(network["omega_0"])) <= 1e6:
         raise BlobError(f"omega_0: expected 1e-6 to 1e6, found {network['omega_0']}")
     check_size([network])

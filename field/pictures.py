@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from field.colours import Scale, magnitude, scale_of, shown
+from field.colours import Scale, magnitude, scale_of, with_nan
 from field.drawing import Slice, draw_row, page
 from field.labels import DIFFERENCE, LabelScale, labels_in
 from field.metrics import Metrics
@@ -28,7 +28,7 @@ SHORT_UNITS = {"degrees_north": "\u00b0N", "degrees_east": "\u00b0E", "degrees":
 
 
 @dataclasses.dataclass(frozen=True)
-class Cuts:
+class Views:
     """The parts of a volume that a picture shows."""
 
     shape: tuple[int, ...]  # always of three axes
@@ -38,7 +38,7 @@ class Cuts:
     order: tuple[slice, ...] = (slice(None),) * 3  # turns around the axes along which coordinates fall
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Cuts:
+    def of(cls, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Views:
         shape = shape + (1,) * (3 - len(shape))
         spacing = tuple(abs(s) or 1.0 for s in spacing) + (1.0,) * (3 - len(spacing))
         slices = tuple(k for k in range(3) if all(n > 1 for axis, n in enumerate(shape) if axis != k))
@@ -56,7 +56,7 @@ class Cuts:
             boxes.append(tuple(slice(middle, middle + 1) if k == axis else slice(None) for k in range(3)))
         return boxes + [tuple(slice(None, None, step) for step in self.steps)] * bool(self.steps)
 
-    def along(self, positions: list[np.ndarray]) -> Cuts:
+    def along(self, positions: list[np.ndarray]) -> Views:
         """The same for these coordinates along the grid's axes: what is shown runs from the least to the greatest."""
         order = [slice(None, None, -1 if len(p) > 1 and p[-1] < p[0] else 1) for p in positions]
         return dataclasses.replace(self, order=(*order, *self.order[len(order) :]))
@@ -64,7 +64,7 @@ class Cuts:
     def values(self, array: np.ndarray, box: tuple[slice, ...], fill: np.generic | None) -> np.ndarray:
         """The values in a box, float64 (x, y, z, components), NaN in voxels that are missing or not finite."""
         shape = (len(range(n)[part]) for n, part in zip(self.shape, box, strict=True))
-        return shown(array.reshape(*shape, -1), fill)[self.order]
+        return with_nan(array.reshape(*shape, -1), fill)[self.order]
 
     def slice_of(self, axis: int, values: np.ndarray, positions: list[np.ndarray], units: list[str]) -> Slice:
         """The slice at right angles to an axis. values: in its box, (x, y, z). positions: along the grid's axes.
@@ -105,27 +105,27 @@ def preview(
     """
     geometry, fill, space = field.header.geometry, field.values.fill, slice(-3, None)  # the axes of space
     positions = geometry.axis_positions(grid.axes)[space]
-    cuts = Cuts.of(grid.shape[space], grid.geometry(geometry).spacing[space]).along(positions)
+    views = Views.of(grid.shape[space], grid.geometry(geometry).spacing[space]).along(positions)
     decoded, originals = [], []
-    for box in cuts.boxes():
+    for box in views.boxes():
         part = box[: len(grid.shape)]
         time = (slice(None),) * (len(grid.shape) - len(part))
-        decoded.append(cuts.values(field.on_grid(grid.part(time + part), as_float), box, fill))
+        decoded.append(views.values(field.on_grid(grid.part(time + part), as_float), box, fill))
         if original is not None:
-            originals.append(cuts.values(original[part], box, fill))
+            originals.append(views.values(original[part], box, fill))
     may_be_labels = field.values.dtype.kind in "iu" and not as_float
     rows = rows_of(decoded, originals, may_be_labels, geometry.units)
     solids = [None] * len(rows)
-    if cuts.steps:
-        lengths = np.array(cuts.shape) * cuts.spacing
+    if views.steps:
+        lengths = np.array(views.shape) * views.spacing
         solids = render_solids([row.parts[-1] for row in rows], [row.scale for row in rows], lengths)
     drawn, axis_units = [], [geometry.units_of(axis) for axis in "xyz"]
     for row, solid in zip(rows, solids, strict=True):
-        parts = zip(cuts.slices, row.parts, strict=False)
-        slices = [cuts.slice_of(k, part, positions, axis_units) for k, part in parts]
+        parts = zip(views.slices, row.parts, strict=False)
+        slices = [views.slice_of(k, part, positions, axis_units) for k, part in parts]
         drawn.append(draw_row(row.heading, slices, row.scale, solid, row.units))
     title += quality_of(metrics, isinstance(rows[0].scale, LabelScale))
-    return page(title, np.concatenate(drawn, axis=0 if cuts.steps or len(cuts.slices) > 1 else 1))
+    return page(title, np.concatenate(drawn, axis=0 if views.steps or len(views.slices) > 1 else 1))
 
 
 def rows_of(decoded: list[np.ndarray], originals: list[np.ndarray], may_be_labels: bool, units: str) -> list[Row]:

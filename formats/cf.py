@@ -1,6 +1,6 @@
 """Variables on named dimensions as volumes, and back, by the CF conventions: axes, coordinates, units.
 
-Source: cfconventions.org, sections 4 and 5. The readers of NetCDF, HDF5 and Zarr call `volume_of`, the writers
+Source: cfconventions.org, sections 4 and 5. The readers of NetCDF, HDF5 and Zarr call `volume_of_variable`, the writers
 `description`.
 """
 
@@ -47,7 +47,7 @@ NAMES = {
 }
 
 
-def volume_of(
+def volume_of_variable(
     path: str, variables: Mapping[str, Variable], name: str | None, d_in: int | None, d_out: int | None
 ) -> Volume:
     """The volume of a variable: an array ((t,) x, y, z, components).

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from formats.cf import description, volume_of
+from formats.cf import description, volume_of_variable
 from formats.common import MAX_EXPANSION, VolumeError, import_package
 from formats.slabs import slices_first, without_float16
 from formats.variables import Variable
@@ -35,7 +35,7 @@ def read_hdf5(path: str, name: str | None, d_in: int | None, d_out: int | None) 
                 found[key] = _variable(h5py, path, key, item)
 
         h5py.File(path, "r").visititems(visit)  # every object once; no link to another file is followed
-        return volume_of(path, found, name, d_in, d_out)
+        return volume_of_variable(path, found, name, d_in, d_out)
     except VolumeError:
         raise
     except Exception as error:  # a damaged file can fail in any of HDF5's parsers

@@ -34,7 +34,7 @@ def read_meta(path: str) -> Volume:
     """The volume of a .mha file, or of a .mhd file and its data file. Uncompressed binary data are mapped."""
     from vtkmodules.vtkIOImage import vtkMetaImageReader
 
-    from formats.vtk_grids import volume_of
+    from formats.vtk_grids import volume_of_data_set
     from formats.vtk_output import dtype_of, mapped, output_of, read_header
 
     header, end = _read_header(path)
@@ -49,7 +49,7 @@ def read_meta(path: str) -> Volume:
     expansion = MAX_EXPANSION if is_packed else 1 if is_binary else 8
     reader = vtkMetaImageReader()
     if "HeaderSize" in header:
-        array = volume_of(path, output_of(path, reader, expansion, source)).array
+        array = volume_of_data_set(path, output_of(path, reader, expansion, source)).array
     else:
         read_header(path, reader, expansion, source)
         sizes = (reader.GetNumberOfScalarComponents(), *(last + 1 for last in reader.GetDataExtent()[1::2]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from formats.cf import volume_of
+from formats.cf import volume_of_variable
 from formats.common import VolumeError, import_package
 from formats.hdf5 import read_hdf5
 from formats.variables import Variable
@@ -28,7 +28,7 @@ def read_netcdf(path: str, name: str | None, d_in: int | None, d_out: int | None
             for key, item in found.items()
             if item.data.dtype.kind in "iuf" and item.data.ndim
         }
-        return volume_of(path, variables, name, d_in, d_out)
+        return volume_of_variable(path, variables, name, d_in, d_out)
     except VolumeError:
         raise
     except Exception as error:  # a damaged file can fail in any of SciPy's parsers

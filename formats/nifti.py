@@ -41,7 +41,7 @@ def read_nifti(path: str) -> Volume:
     """A NIfTI file's volume: values scaled, geometry from the sform or else the qform. Several times are a series."""
     from vtkmodules.vtkIOImage import vtkNIFTIImageReader
 
-    from formats.vtk_grids import volume_of
+    from formats.vtk_grids import volume_of_data_set
     from formats.vtk_output import mapped, output_of, read_header
 
     reader = vtkNIFTIImageReader()
@@ -57,7 +57,7 @@ def read_nifti(path: str) -> Volume:
     if math.prod(sizes[5:]) != 1 or (is_rgb and math.prod(sizes[3:]) != 1):
         raise VolumeError(f"{path}: expected axes of space, time and components, found sizes {sizes}")
     if is_packed or is_rgb:
-        array = volume_of(path, output_of(path, reader, expansion)).array
+        array = volume_of_data_set(path, output_of(path, reader, expansion)).array
         array = array.reshape(*array.shape[:3], sizes[3], -1)
         array = array[:, :, ::-1] if reader.GetQFac() < 0 else array  # VTK has reversed z
     else:

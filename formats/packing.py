@@ -13,7 +13,7 @@ import numpy as np
 from formats.common import VolumeError
 from formats.stored import StoredArray
 from formats.variables import Variable
-from utils import shown
+from utils import quoted
 
 
 def array_of(
@@ -90,7 +90,7 @@ def _valid_range(path: str, variable: Variable, dtype: np.dtype, scale: float, o
     """
     given = variable.numbers("valid_range")
     if given and len(given) != 2:
-        raise VolumeError(f"{path}: expected a valid_range of two numbers, found {shown(given)}")
+        raise VolumeError(f"{path}: expected a valid_range of two numbers, found {quoted(given)}")
     ends = given or [(*variable.numbers(name), math.nan)[0] for name in ("valid_min", "valid_max")]
     if dtype.kind == "f":
         ends = [_stored(end, dtype) for end in ends]

@@ -22,7 +22,7 @@ IS_VALID = "vtkValidPointMask"  # array of VTK's filter: 0 at points of the imag
 NOT_VALUES = (IS_VALID, "vtkGhostType")
 
 
-def volume_of(path: str, data, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
+def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
     """The volume of an array of a VTK data set, see `array_of`. An array on points is not copied.
 
     A cell is a voxel at its middle. resample: the number of points along x, y, z of the image that VTK makes of the

@@ -37,10 +37,10 @@ ZLIB_LEVEL = 5  # the level that VTK uses
 
 
 def read_xml(path: str, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
-    """The volume of a file in one of VTK's XML formats; see `volume_of` of vtk_grids.py."""
+    """The volume of a file in one of VTK's XML formats; see `volume_of_data_set` of vtk_grids.py."""
     from vtkmodules import vtkIOXML
 
-    from formats.vtk_grids import array_of, volume_of
+    from formats.vtk_grids import array_of, volume_of_data_set
     from formats.vtk_output import output_of
 
     what = XML_FORMATS[suffix_of(path)]
@@ -49,7 +49,7 @@ def read_xml(path: str, name: str | None = None, resample: tuple[int, ...] | Non
         raise VolumeError(f"{path}: not VTK {re.sub('(?<!^)(?=[A-Z])', ' ', what).lower()} in XML")
     _check_counts(path, COUNTS_OF_XML, MAX_EXPANSION // 8)
     data = output_of(path, reader)
-    volume = volume_of(path, data, name, resample)
+    volume = volume_of_data_set(path, data, name, resample)
     if data.IsA("vtkImageData") or data.IsA("vtkRectilinearGrid") or data.IsA("vtkStructuredGrid"):
         is_on_cells = array_of(path, data, name)[1]
         if not _is_covered(data.GetExtent(), _piece_extents(path), is_on_cells):
@@ -93,10 +93,10 @@ def _is_covered(whole: tuple[int, ...], pieces: list[list[int]], of_cells: bool)
 
 
 def read_legacy(path: str, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
-    """The volume of a .vtk file, a data set in VTK's legacy format; see `volume_of` of vtk_grids.py."""
+    """The volume of a .vtk file, a data set in VTK's legacy format; see `volume_of_data_set` of vtk_grids.py."""
     from vtkmodules.vtkIOLegacy import vtkDataSetReader
 
-    from formats.vtk_grids import volume_of
+    from formats.vtk_grids import volume_of_data_set
     from formats.vtk_output import output_of
 
     reader = vtkDataSetReader()
@@ -108,7 +108,7 @@ def read_legacy(path: str, name: str | None = None, resample: tuple[int, ...] | 
     found = _numbers_of_text(path)
     if found is not None and found < (expected := _numbers_in(data)):
         raise VolumeError(f"{path}: truncated: expected {expected} numbers, found {found}")
-    return volume_of(path, data, name, resample)
+    return volume_of_data_set(path, data, name, resample)
 
 
 def _numbers_in(data) -> int:
@@ -140,10 +140,10 @@ def _numbers_of_text(path: str) -> int | None:
 
 
 def read_vtkhdf(path: str, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
-    """The volume of a .vtkhdf file, a data set in HDF5 of one time step; see `volume_of` of vtk_grids.py."""
+    """The volume of a .vtkhdf file, a data set in HDF5 of one time step; see `volume_of_data_set` of vtk_grids.py."""
     from vtkmodules.vtkIOHDF import vtkHDFReader
 
-    from formats.vtk_grids import volume_of
+    from formats.vtk_grids import volume_of_data_set
     from formats.vtk_output import output_of, read_header
 
     reader = vtkHDFReader()
@@ -153,7 +153,7 @@ def read_vtkhdf(path: str, name: str | None = None, resample: tuple[int, ...] | 
     if reader.GetNumberOfSteps() > 1:
         what = f"expected one time step, found {reader.GetNumberOfSteps()}"
         raise VolumeError(f"{path}: {what}: save a file for each step, and give them by a pattern")
-    return volume_of(path, output_of(path, reader), name, resample)
+    return volume_of_data_set(path, output_of(path, reader), name, resample)
 
 
 # --- written ----------------------------------------------------------------------------------------

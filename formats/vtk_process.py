@@ -39,8 +39,8 @@ CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from formats import vtk_pr
 def read_by_vtk(path: str, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
     """The volume in a file. Raises VolumeError.
 
-    name: which array to read, if the file has several. resample: see `volume_of` of vtk_grids.py. Both are for the
-    formats OF_GRIDS.
+    name: which array to read, if the file has several. resample: see `volume_of_data_set` of vtk_grids.py. Both are for
+    the formats OF_GRIDS.
     """
     chosen = [json.dumps([name, resample])] if name is not None or resample else []
     command = python("-c", CHILD, ROOT, path, *chosen)

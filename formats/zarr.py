@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from formats.cf import description, volume_of
+from formats.cf import description, volume_of_variable
 from formats.common import MAX_EXPANSION, VolumeError, import_package
 from formats.slabs import slices_first, without_float16
 from formats.variables import Variable
@@ -69,7 +69,7 @@ def read_zarr(path: str, name: str | None, d_in: int | None, d_out: int | None) 
             levels = _scaled(key, scales, variables)
             if key == "" and name is None:
                 name = levels[0]
-        return volume_of(path, variables, name, d_in, d_out)
+        return volume_of_variable(path, variables, name, d_in, d_out)
     except VolumeError:
         raise
     except Exception as error:  # what a damaged folder says can be anything

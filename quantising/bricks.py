@@ -53,7 +53,7 @@ def _quantise_exactly(
 
     def rounded(error: float) -> tuple[Rounded, NeuralField]:
         found = _quantise_all(options, bricks, header, None, psnr_of(error), device, progress)
-        readable = decode_field(encode_blob(header, found, bricks=bricks.cut), large=True)
+        readable = decode_field(encode_blob(header, found, cut=bricks.cut), large=True)
         return found, NeuralField.of_bricks(*readable, device, options.n_threads)
 
     return coarsest_exact(NeuralField.of_bricks(header, bricks, device, options.n_threads), rounded)

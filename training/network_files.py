@@ -19,7 +19,7 @@ from field.layers import parameter_shapes
 from field.missing import decode_missing, encode_missing
 from field.network_chunk import check_network, check_size
 from siren import OMEGA_0, SirenConfig, count_parameters, weights_crc32
-from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader, shown
+from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader, quoted
 
 FORMAT_VERSION = 1
 
@@ -131,7 +131,7 @@ def read_config(path: str) -> dict:
     if not isinstance(settings, dict) or not {"n_layers", "layers", "is_residual"} <= settings.keys():
         raise UserError(f"{path}: not a configuration: expected the keys n_layers, layers and is_residual")
     if settings.get("format_version", 1) != 1:
-        raise UserError(f"{path}: expected format_version 1, found {shown(settings['format_version'])}")
+        raise UserError(f"{path}: expected format_version 1, found {quoted(settings['format_version'])}")
     return settings
 
 
@@ -144,7 +144,7 @@ def network_config(path: str, settings: dict) -> SirenConfig:
         or len(layers) != n_layers
         or any(width != layers[0] for width in layers)
     ):
-        raise UserError(f"{path}: layers: expected a list of {shown(n_layers)} equal widths, found {shown(layers)}")
+        raise UserError(f"{path}: layers: expected a list of {quoted(n_layers)} equal widths, found {quoted(layers)}")
     fields = {
         "n_neurons": layers[0],
         "n_layers": n_layers,
@@ -253,20 +253,20 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> VolumeHeader
         return None
     try:
         if settings.get("dtype") not in DTYPES:
-            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {shown(settings.get('dtype'))}")
+            raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {quoted(settings.get('dtype'))}")
         dtype = np.dtype(settings["dtype"])
         settings = {"direction": list(IDENTITY)} | settings
         for key in ("shape", "spacing", "origin", "direction", "value_range"):
             if not isinstance(settings.get(key), list) or not settings[key]:
-                raise ValueError(f"{key}: expected a list, found {shown(settings.get(key))}")
+                raise ValueError(f"{key}: expected a list, found {quoted(settings.get(key))}")
         low, high = _limits("value_range", settings["value_range"], dtype)
         names = {key: settings[key] for key in ("name", "units", "space") if key in settings}
         said = settings.get("axis_attributes", {})
         if not isinstance(said, dict) or not said.keys() <= set(AXIS_ATTRIBUTES):
-            raise ValueError(f"axis_attributes: expected any of {', '.join(AXIS_ATTRIBUTES)}, found {shown(said)}")
+            raise ValueError(f"axis_attributes: expected any of {', '.join(AXIS_ATTRIBUTES)}, found {quoted(said)}")
         for key, text in (names | said).items():
             if not isinstance(text, str):
-                raise ValueError(f"{key}: expected text, found {shown(text)}")
+                raise ValueError(f"{key}: expected text, found {quoted(text)}")
         place = (tuple(settings[key]) for key in ("spacing", "origin", "direction"))
         geometry = Geometry(*place, **names, axis_attributes=said)
         header = VolumeHeader(tuple(settings["shape"]), low, high, geometry)
@@ -282,10 +282,10 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> VolumeHeader
 def _limits(key: str, pairs: object, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """(low, high), arrays of one value per component, from a list of [low, high]. Raises ValueError."""
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise ValueError(f"{key}: expected lists of the least and greatest value, found {shown(pairs)}")
+        raise ValueError(f"{key}: expected lists of the least and greatest value, found {quoted(pairs)}")
     low, high = (np.array(limits).astype(dtype) for limits in zip(*pairs, strict=True))
     if np.stack([low, high], axis=1).tolist() != pairs:
-        raise ValueError(f"{key} {shown(pairs)} does not fit dtype {dtype}")
+        raise ValueError(f"{key} {quoted(pairs)} does not fit dtype {dtype}")
     return low, high
 
 

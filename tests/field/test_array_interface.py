@@ -17,7 +17,7 @@ from helpers.pictures import read_png
 from helpers.scripts import ROOT
 
 from field.neural_field import NeuralField
-from formats.vtk_grids import volume_of
+from formats.vtk_grids import volume_of_data_set
 from utils import Mask
 
 TURN = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
@@ -163,7 +163,7 @@ def test_vtk_has_the_same_volume(kind):
     field = a_field(**KINDS[kind], name="density", units="kg/m3", direction=TURN)
     is_series = kind == "series"
     grid = field.grid(time=2) if is_series else None
-    volume = volume_of("", field.to_vtk(grid))
+    volume = volume_of_data_set("", field.to_vtk(grid))
     expected = field[2] if is_series else field.on_grid()
     d_in = min(len(field.header.shape), 3)
     np.testing.assert_array_equal(volume.values.squeeze(), expected.squeeze())

@@ -453,7 +453,7 @@ def test_codebooks_where_outer_matrices_are_square_too(n_neurons):
 def test_several_networks():
     networks = [random_network(i, 9, i == 1, n_neurons=3 + i, is_residual=i < 2, omega_0=0.1 + i) for i in range(3)]
     cut = Cut((3, 1, 1), *(np.full((3, 1), end, np.float32) for end in (-1, 1)))
-    blob = blob_format.encode_blob(make_header(), networks, bricks=cut)
+    blob = blob_format.encode_blob(make_header(), networks, cut=cut)
     assert_same(blob)
     assert len(decode_blob(blob)[1]) == 3
 
@@ -587,7 +587,7 @@ def test_every_brick_may_be_constant():
 def test_impossible_bricks_are_not_written(cut, match):
     networks = [random_network(k, 5, n_layers=1) for k in range(2)]
     with pytest.raises(BlobError, match=match):
-        blob_format.encode_blob(make_header(), networks, bricks=cut)
+        blob_format.encode_blob(make_header(), networks, cut=cut)
 
 
 def test_bricks_of_other_axes_or_components_are_not_written():
@@ -595,7 +595,7 @@ def test_bricks_of_other_axes_or_components_are_not_written():
     for fields in ({"d_in": 2}, {"d_out": 2}):
         networks = [random_network(0, 5, n_layers=1), random_network(1, 5, n_layers=1, **fields)]
         with pytest.raises(BlobError, match="same d_in and d_out"):
-            blob_format.encode_blob(make_header(), networks, bricks=cut)
+            blob_format.encode_blob(make_header(), networks, cut=cut)
 
 
 def values_of(blob: bytes) -> np.ndarray:

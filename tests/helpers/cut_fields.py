@@ -52,7 +52,7 @@ def cut_blob(shape, counts, seed=0, constant=(), header=None, bits=6, **network)
         steps = choose_steps(net, sensitivities(net, quasirandom_points(shape, 32)), bits=bits)
         networks.append((found[0], round_layers(net, steps)))
     header = header or make_header(shape, d_out=bricks.cut.low.shape[1])
-    return encode_blob(header, networks, bricks=bricks.cut)
+    return encode_blob(header, networks, cut=bricks.cut)
 
 
 def weights_along(p: float, at: list[int]) -> list[float]:

@@ -28,7 +28,7 @@ def decoded(header, bricks, is_exact, progress=None):
     found = quantise_bricks(
         RoundingOptions(), bricks, header, None, 30.0, is_exact, torch.device("cpu"), progress or NoProgress()
     )
-    after = decode_field(encode_blob(header, found, bricks=bricks.cut))
+    after = decode_field(encode_blob(header, found, cut=bricks.cut))
     return NeuralField.of_bricks(header, bricks)[...], NeuralField.of_bricks(*after)[...]
 
 
