@@ -577,6 +577,6 @@ def wide_float(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.longdouble if dtype.kind in "iu" and dtype.itemsize == 8 else np.float64)
 
 
-def value_range(values: np.ndarray, fill: np.generic | None = None) -> ValueRange:
-    """The range of each component of values (..., components), without missing voxels."""
-    return ValueRange(*value_limits(values, fill), fill)
+def value_range(values: np.ndarray) -> ValueRange:
+    """The range of each component of values (..., components), none of which is missing."""
+    return ValueRange(*value_limits(values))

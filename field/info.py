@@ -8,7 +8,7 @@ import numpy as np
 
 from field.blob import is_blob, network_descriptions, written_by
 from field.bricks import Bricks
-from field.layers import layer_table
+from field.layers import count_parameters
 from field.metrics import file_ratios
 from utils import IDENTITY, VolumeHeader
 
@@ -16,7 +16,7 @@ from utils import IDENTITY, VolumeHeader
 def blob_figures(data: bytes, header: VolumeHeader | None, bricks: Bricks) -> dict[str, object]:
     """Shape, type, place, range, network, size and quality of a blob, by key; what is unknown has no key."""
     networks = [bricks.networks[0][0]] if header is None else network_descriptions(data)
-    n_parameters = sum((layer.n_in + 1) * layer.n_out for network in networks for layer in layer_table(**network))
+    n_parameters = sum(count_parameters(**network) for network in networks)
     size = {} if bricks.is_whole else {"bricks": _numbers(bricks.cut.counts[-3:])}
     if bricks.cut.mirrors:
         size["mirrors"] = _numbers(bricks.cut.mirrors[-3:])

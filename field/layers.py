@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -35,6 +37,17 @@ def layer_table(
             layers.append(LinearLayer(f"net_layers.{i}.{part}", n_neurons, n_neurons, omega_0, scale))
     last_scale = 0.5 if is_residual and n_layers > 1 else 1.0
     return [*layers, LinearLayer(f"net_layers.{n_layers}", d_out, n_neurons, 1.0, last_scale)]
+
+
+def block_ends(layers: Sequence[LinearLayer]) -> set[int]:
+    """The numbers of the layers that end a residual block: the next one takes a sum, of their sines and others."""
+    return {k for k, above in enumerate(layers[1:]) if above.scale != 1.0}
+
+
+@functools.lru_cache(64)  # the networks of bricks are often alike, and many
+def count_parameters(**network) -> int:
+    """The number of weights and biases of a network."""
+    return sum((layer.n_in + 1) * layer.n_out for layer in layer_table(**network))
 
 
 def parameter_shapes(**network) -> dict[str, tuple[int, ...]]:

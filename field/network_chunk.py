@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import struct
 from collections.abc import Sequence
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from field import entropy_coder
 from field.binary import BlobError, ByteReader
-from field.layers import layer_table
+from field.layers import count_parameters, layer_table
 from utils import quoted
 
 MAX_PARAMETERS = 1 << 27  # most parameters of all networks of a file; more are refused before memory is allocated
@@ -56,14 +55,9 @@ def check_network(network: dict) -> None:
     check_size([network])
 
 
-@functools.lru_cache(64)  # the networks of bricks are often alike, and many
-def _count_parameters(**network) -> int:
-    return sum((layer.n_in + 1) * layer.n_out for layer in layer_table(**network))
-
-
 def check_size(networks: Sequence[dict]) -> int:
     """The number of parameters of all networks of a file. Raises BlobError when it is above MAX_PARAMETERS."""
-    count = sum(_count_parameters(**network) for network in networks)
+    count = sum(count_parameters(**network) for network in networks)
     if count > MAX_PARAMETERS:
         raise BlobError(f"expected at most {MAX_PARAMETERS} parameters in all, found {count}")
     return count

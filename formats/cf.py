@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cli import console
-from formats.common import VolumeError, volume_from_axes
+from formats.common import UNEVEN, VolumeError, volume_from_axes
 from formats.packing import array_of, decoding
 from formats.raw import LIKE_COMPONENTS
 from formats.series import with_times
@@ -22,7 +22,6 @@ from formats.slabs import on_one_line
 from formats.variables import Variable, axes_of, chosen
 from utils import Volume
 
-UNEVEN = 1e-3  # most that a coordinate may be off equal steps, in steps
 ULPS = 4  # most that a coordinate may be off equal steps, in units of its last place
 
 # What names an axis, in lower case: the attribute axis comes first, then standard_name and units, then the names.

@@ -15,10 +15,9 @@ import numpy as np
 
 from cli import console
 from formats.arrays import StackedSteps
-from formats.common import VolumeError
+from formats.common import UNEVEN, VolumeError
 from utils import Geometry, Volume
 
-UNEVEN = 1e-3  # most that a time may be off equal steps, in steps
 OTHER_FILES = 256  # open files that the process may need besides the steps
 
 # --- read -------------------------------------------------------------------------------------------

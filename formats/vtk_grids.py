@@ -8,10 +8,9 @@ import numpy as np
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkCommonCore import vtkDataArray
 
-from formats.common import VolumeError
+from formats.common import UNEVEN, VolumeError
 from utils import SIGNS, Geometry, Volume
 
-UNEVEN = 1e-3  # most that a coordinate of a rectilinear grid may be off equal steps, in steps
 NO_IMAGES = {
     "vtkStructuredGrid": "a structured grid, which may be curved",
     "vtkUnstructuredGrid": "an unstructured grid",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from field.layers import layer_table
+from field.layers import block_ends, layer_table
 from siren import FieldNet, SirenConfig, linear_layers
 
 LEAST_PART = 36_000, 512  # smallest part of a batch: its neurons x samples, its samples
@@ -38,9 +38,9 @@ class LossGradient:
         self.is_clipped = is_clipped
         config, layers = net.config, linear_layers(net)
         self.first_trained_layer = first_trained_layer  # the linear layers before this one get no gradient
-        self.is_residual = config.is_residual and config.n_layers > 1
         like = layers[0].weight.detach()
         table = layer_table(**dataclasses.asdict(config))
+        self.block_ends = block_ends(table)
         self.factors = [(layer.omega * layer.scale, layer.omega) for layer in table]  # (of weights, of biases)
         for parameter in (p for layer in layers[first_trained_layer:] for p in layer.parameters()):
             if parameter.grad is None:
@@ -128,9 +128,6 @@ class _BatchPart:
         self.scratch = empty(3, config.n_neurons, size)
         self.error = empty(config.d_out, size)
 
-    def _ends_block(self, k: int) -> bool:
-        return self.whole.is_residual and k % 2 == 0 and k > 0
-
     @np.errstate(all="ignore")  # numbers may overflow: `Recovery` detects divergence by the loss
     def __call__(
         self, x: np.ndarray, values: np.ndarray, weights: np.ndarray | None, n: int
@@ -139,7 +136,7 @@ class _BatchPart:
         matmul, first_trained_layer, size = self.whole.matmul, self.whole.first_trained_layer, x.shape[1]
         inputs, outputs, cosines, error = self.inputs, self.outputs, self.cosines, self.error
         phase, grad, skipped = self.scratch
-        *sines, last = self.whole.matrices
+        (*sines, last), block_ends = self.whole.matrices, self.whole.block_ends
 
         inputs[:-1, :size] = x
         h = inputs
@@ -148,7 +145,7 @@ class _BatchPart:
             h = outputs[k]
             np.cos(phase, out=cosines[k])
             np.sin(phase, out=h[:-1])
-            if self._ends_block(k):
+            if k in block_ends:
                 h[:-1] += outputs[k - 2, :-1]
         matmul(last, h, out=error)
         error[:, :size] -= values
@@ -166,11 +163,11 @@ class _BatchPart:
             matmul(last[:, :-1].T, error, out=grad)
         for k in reversed(range(first_trained_layer, len(sines))):
             np.multiply(grad, cosines[k], out=phase)
-            if self._ends_block(k):
+            if k in block_ends:
                 skipped, grad = grad, skipped
             matmul(phase, (outputs[k - 1] if k else inputs).T, out=self.gradients[k])
             if k > first_trained_layer:
                 matmul(sines[k][:, :-1].T, phase, out=grad)
-                if self.whole.is_residual and k % 2 == 1:
+                if k + 1 in block_ends:
                     grad += skipped
         return loss, squares

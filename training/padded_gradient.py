@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from field.layers import layer_table
+from field.layers import block_ends, layer_table
 from siren import linear_layers
 from training.optimizers import padded
 from training.weights import TrainedWeights
@@ -56,10 +56,10 @@ class PaddedGradient:
     def __init__(self, trained: TrainedWeights, first_trained_layer: int = 0, is_clipped: bool = False):
         self.trained, self.first_trained_layer, self.is_clipped = trained, first_trained_layer, is_clipped
         config, layers = trained.net.config, linear_layers(trained.net)
-        self.is_residual = config.is_residual and config.n_layers > 1
         self.width, self.d_out = n, d_out = config.n_neurons, config.d_out
         self.ends, table = (layers[0], layers[-1]), layer_table(**dataclasses.asdict(config))
         self.factors = [(layer.omega * layer.scale, layer.omega) for layer in table]
+        self.block_ends = block_ends(table)
         like = layers[0].weight.detach()
         size, lead = padded(n + 1), trained.weights.shape[:-1]
         self.first = like.new_zeros(*lead, size, config.d_in + 1)  # never float16, which cannot tell coordinates apart
@@ -67,16 +67,13 @@ class PaddedGradient:
         self.last = like.new_zeros(*lead, padded(d_out), size)
         self.first[..., n, -1] = math.pi / 2
         for k, layer in enumerate(layers[1:-1], 1):
-            if not self._ends_block(k):
+            if k not in self.block_ends:
                 self.hidden[..., k - 1, n, n] = math.pi / 2
             self._fill(self.hidden[..., k - 1, :, :], layer, k)
         self._fill(self.first, layers[0], 0)
         self.n_frozen = max(first_trained_layer - 1, 0)  # hidden matrices that get no gradient
         scales = [self.factors[k + 1][0] for k in range(self.n_frozen, len(layers) - 2)]
         self.scales, self.omega = like.new_tensor(scales).view(-1, 1, 1), config.omega_0
-
-    def _ends_block(self, k: int) -> bool:
-        return self.is_residual and k % 2 == 0 and k > 0
 
     def _fill(self, matrix: torch.Tensor, layer: torch.nn.Linear, k: int) -> None:
         """Put [W b] of linear layer number k, times its factors, into a padded matrix."""
@@ -111,11 +108,11 @@ class PaddedGradient:
         hidden, last = self.hidden.to(dtype).unbind(-3), self.last.to(dtype)
         inputs = torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)
         outputs, cosines, phase = [], [], inputs @ self.first.mT
-        total = torch.zeros_like(phase) if self.is_residual else None  # the stream of the residual blocks
+        total = torch.zeros_like(phase) if self.block_ends else None  # the stream of the residual blocks
         for k in range(len(hidden) + 1):
             if k > 0:
                 phase = product(outputs[-1], hidden[k - 1].mT)
-            is_added = k == 0 or self._ends_block(k)
+            is_added = k == 0 or k in self.block_ends
             h, cosine, summed = self.sines(phase, total if is_added else None, dtype)
             total = summed if is_added else total
             outputs.append(h)
@@ -138,7 +135,7 @@ class PaddedGradient:
         self._store(product(upper.mT, outputs[-1]), self.ends[1], len(hidden) + 1)
         found, grad, skipped = [], product(upper, last), None
         for k in reversed(range(self.first_trained_layer, len(hidden) + 1)):
-            if self._ends_block(k):
+            if k in self.block_ends:
                 skipped = grad
             if k == 0:
                 self._store((grad * cosines[0]).mT @ inputs, self.ends[0], 0)
@@ -147,7 +144,7 @@ class PaddedGradient:
             found.append(product(lower.mT, outputs[k - 1]))
             if k > self.first_trained_layer:
                 grad = product(lower, hidden[k - 1])
-                if self.is_residual and k % 2 == 1:
+                if k + 1 in self.block_ends:
                     grad += skipped
         if found:
             n, matrices = self.width, torch.stack(found[::-1], dim=-3)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.cut_fields import random_bricks
-from helpers.volumes import slanted
+from helpers.volumes import range_without, slanted
 
 from cli.progress import NoProgress
 from field.metrics import compare
@@ -124,7 +124,7 @@ def test_one_pass_for_each_question():
     mask = find_missing(view, fill)
     np.testing.assert_array_equal(mask.at(np.indices(array.T.shape)), is_missing(array.T[..., None], fill))
     assert mask.count == np.isnan(array).sum() and (source.counts == 2).all()
-    assert compare(view[..., 0], np.nan_to_num(array.T), value_range(view, fill)).psnr == math.inf
+    assert compare(view[..., 0], np.nan_to_num(array.T), range_without(view, fill)).psnr == math.inf
 
 
 def test_a_large_volume_is_unpacked_once(monkeypatch):

@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from utils import ValueRange, value_limits
+
 SHAPE = (9, 7, 5)
 
 
@@ -14,6 +16,11 @@ def slanted(shape: tuple[int, ...]) -> np.ndarray:
     slopes = (3.0, -2.0, 1.0, 0.5)
     index = np.indices(shape)
     return (20.0 + sum(s * i for s, i in zip(slopes, index, strict=False))).astype(np.float32)
+
+
+def range_without(values: np.ndarray, fill: np.generic | None) -> ValueRange:
+    """The range of values (..., components) of which those are missing that are `fill`."""
+    return ValueRange(*value_limits(values, fill), fill)
 
 
 def psnr_of(array: np.ndarray, decoded: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers.networks import chunks_of, fit, watched_samples
 from helpers.scripts import WELL, compared_round_trip, compress, decompress, error_of, results, train
-from helpers.volumes import SHAPE, psnr_of, slanted
+from helpers.volumes import SHAPE, psnr_of, range_without, slanted
 
 import net_compress
 import train as train_script
@@ -26,7 +26,7 @@ from training.long_runs import Checkpoint
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
 from training.step import loss_with_gradient
-from utils import UserError, ValueRange, header_of, is_missing, value_range
+from utils import UserError, ValueRange, header_of, is_missing
 
 CPU = torch.device("cpu")
 NAN = np.float32(np.nan)
@@ -41,7 +41,7 @@ def holed(shape=(9, 7, 5), fill=np.nan, dtype=np.float32) -> tuple[np.ndarray, n
 
 
 def field_of(array: np.ndarray, fill=NAN) -> VoxelSampler:
-    return VoxelSampler(value_range(array, fill).normalise(array), CPU)
+    return VoxelSampler(range_without(array, fill).normalise(array), CPU)
 
 
 # --- which voxels are missing -----------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_a_volume_without_any_value(fill, tmp_path):
 def test_range_and_normalised_values_without_the_missing_voxels(fill):
     fill = np.float32(fill)
     array, mask = holed(fill=fill)
-    values = value_range(array[..., None], fill)
+    values = range_without(array[..., None], fill)
     present = array[~mask]
     assert values.low == present.min() and values.high == present.max()
     normalised = values.normalise(array[..., None])[..., 0]
@@ -122,7 +122,7 @@ def test_a_voxel_is_missing_where_any_component_is():
     array = np.stack([slanted((4, 3, 2)), -slanted((4, 3, 2))], axis=-1)
     array[0, 0, 0] = np.nan, 1e6
     array[3, 2, 1] = -1e6, np.nan
-    values = value_range(array, NAN)
+    values = range_without(array, NAN)
     assert values.high.max() < 100 and values.low.min() > -100
     assert np.isnan(values.normalise(array)).sum() == 4
     assert compare(array, array, values).psnr == math.inf
@@ -134,7 +134,7 @@ def test_a_voxel_is_missing_where_any_component_is():
 def test_metrics_without_the_missing_voxels(fill):
     array, mask = holed(fill=fill)
     decoded = np.where(mask, fill, array + np.float32(0.5))
-    values = value_range(array[..., None], fill)
+    values = range_without(array[..., None], fill)
     metrics = compare(array, decoded, values)
     extent = float(np.ptp(array[~mask]))
     assert metrics.rmse == pytest.approx(0.5, rel=1e-12) and metrics.max_error == 0.5
@@ -151,14 +151,14 @@ def test_metrics_without_the_missing_voxels(fill):
 def test_metrics_of_integers_decoded_as_floats():
     array, mask = holed(fill=-999, dtype=np.int16)
     decoded = np.where(mask, np.nan, array + 0.25)
-    assert compare(array, decoded, value_range(array[..., None], np.int16(-999))).max_error == 0.25
+    assert compare(array, decoded, range_without(array[..., None], np.int16(-999))).max_error == 0.25
 
 
 def test_metrics_of_all_from_those_of_parts():
     """Parts of unequal numbers of voxels, one of which has none."""
     array, _ = holed()
     decoded = array + np.linspace(0, 1, array.size, dtype=np.float32).reshape(array.shape)
-    values = value_range(array[..., None], NAN)
+    values = range_without(array[..., None], NAN)
     expected = compare(array, decoded, values)
     decoded_parts = [compare(array[k], decoded[k], values) for k in range(len(array))]
     assert len({part.n_voxels for part in decoded_parts}) > 1

@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.networks import field_net, make_blob, make_header
 from helpers.scripts import WELL, compress, decompress, error_of, listing, results, train
-from helpers.volumes import slanted
+from helpers.volumes import range_without, slanted
 
 import utils
 from cli.progress import NoProgress
@@ -118,7 +118,7 @@ def test_a_pass_draws_every_voxel_once_in_equal_batches(small, tmp_path, monkeyp
     array = wavy()
     array.ravel()[np.random.default_rng(1).permutation(array.size)[:n_missing]] = NAN
     fill = NAN if n_missing else None
-    values = value_range(array[..., None], fill)
+    values = range_without(array[..., None], fill)
     sampler = make_sampler(mapped(array, tmp_path, order)[..., None], values, CPU, with_slopes=True)
     whole = VoxelSampler(values.normalise(array[..., None]), CPU)
     assert isinstance(sampler, StreamingSampler) and sampler.n_voxels == whole.n_voxels == 315 - n_missing
