@@ -46,9 +46,9 @@ def add_input_and_output(group: ArgumentGroup) -> None:
     group.add_argument(
         "--volume",
         required=True,
-        help="volume to fit: .npy .npz .raw .vti .vtr .vtk .vtkhdf .mhd .mha .nrrd .nhdr .nii .nii.gz .tif .nc .h5 "
-        ".zarr, or a folder of DICOM slices; axis 0 is x. Of a time series an array [t, x, y, z], or the files of its "
-        "steps as a quoted pattern, 'run/*.vti', which are taken in natural order",
+        help="volume to fit: .npy, .raw, .vti, .nii, .tif, .nc, .h5, .zarr, a folder of DICOM slices, or another of "
+        "the formats in docs/volume-files.md; axis 0 is x. Of a time series an array [t, x, y, z], or the files of "
+        "its steps as a quoted pattern, 'run/*.vti', which are taken in natural order",
     )
     add_volume_arguments(group)
     group.add_argument(
