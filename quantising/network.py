@@ -84,13 +84,13 @@ class NetworkRounding:
 
         return policy.coarsest_exact(self._field(self.net), rounded)
 
-    def _with_volume(self, error: float | None, expected: float) -> list[QuantisedLayer] | None:
+    def _with_volume(self, error: float | None, expected: float) -> list[QuantisedLayer]:
         """The layers, with training between the roundings of the layers.
 
         error: the network's mean squared error, of normalised values; None if bits give the steps. expected: PSNR in dB
         of what the network decodes to; needed if `error` is given. With `error`, coarse steps are tried first, then
-        finer ones. The result is None if both lose too much quality. With bits, the result is the better one of
-        rounding with and without training.
+        finer ones. If both lose too much quality, the layers are rounded without training, unless that loses as much.
+        With bits, the result is the better one of rounding with and without training.
         """
         options = self.options
         sampler = make_sampler(self.volume.values, self.header.values, self.device)
@@ -119,7 +119,15 @@ class NetworkRounding:
             self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again {otherwise}")
             if n_left:
                 self.progress.plan(self.training_work + self._measuring_work)
-        return alone
+        if alone:
+            return alone
+        alone = self._without_volume(error)
+        self.progress.plan(self._measuring_work)
+        cost = expected - self._measured_psnr(self._loaded(alone))
+        if not found >= expected - cost - policy.WORTH_DB:  # true for NaN
+            return alone
+        self.progress.say(f"rounding without training costs {cost:.1f} dB, of a larger file: with training after all")
+        return layers
 
     def _without_volume(self, error: float | None) -> list[QuantisedLayer]:
         """The layers, without training. error: as of `_with_volume`, or the one that sets the steps of 9 bits."""

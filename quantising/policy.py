@@ -27,6 +27,7 @@ FINER = 4.0  # if training does not make up for the error, a second try adds les
 MAX_DB_LOST = 2.0  # most that rounding with training may lose, dB
 MAX_LEAD_LOST = 0.25  # most that rounding with training may lose, as a part of the network's lead in dB over a constant
 ALWAYS_ALLOWED_DB = 0.2  # loss that is always allowed, dB: rounding without training costs as much
+WORTH_DB = 1.0  # what the smaller file of rounding with training is worth at least, against rounding alone, dB
 MOST_ERROR = 4.0  # most that RoundingOptions.error may be, relative to the network's own
 TRAINED_VOXELS = 1.25e7  # samples that training while rounding uses by default
 MAX_PASSES_WHILE_ROUNDING = 48.0  # most passes that training while rounding uses by default

@@ -174,6 +174,18 @@ def test_how_much_rounding_with_training_may_cost(tmp_path, capsys, monkeypatch,
     assert ("again with finer steps" in capsys.readouterr().err) == (beyond > 0)
 
 
+@pytest.mark.parametrize(("alone", "is_trained"), [(35.9, True), (36.1, False)])
+def test_what_loses_hardly_more_than_rounding_alone_is_kept(tmp_path, capsys, monkeypatch, alone, is_trained):
+    """Its file is smaller. Both tries have lost more than the limit."""
+    trained = network_of("waves", waves(SMALL), tmp_path)
+    found = iter([40.0, 30.0, 35.0, alone])
+    monkeypatch.setattr(NetworkRounding, "_measured_psnr", lambda *_, **__: next(found))
+    monkeypatch.setattr(rounding, "round_and_train", lambda net, field, steps, *_: rounding.zero_layers(net))
+    blob = compress(trained, tmp_path / "b", "--volume", trained.volume)
+    assert (not any(weights.any() for weights in decode_blob(blob)[1][0][1].values())) == is_trained
+    assert ("with training after all" in capsys.readouterr().err) == is_trained
+
+
 def test_the_less_a_larger_network_would_gain_the_less_error_rounding_adds():
     """Of a network that gains little by its size, bytes are better spent on its weights."""
     assert policy.error_to_add(13.0, 10_000) < policy.error_to_add(26.0, 10_000) < policy.error_to_add(26.0, 1_000)
