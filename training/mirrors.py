@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from cli.progress import Progress
+from field.labels import MOST_LABELS
 from utils import Volume, VolumeHeader, read_in_boxes
 
 # Two sides are alike if their difference, of values of range 2, has at most this RMS and this maximum. The first
 # limits the PSNR of the other side to 80 dB; the second keeps a few voxels that differ from being lost.
-# Integers must be equal: they may be labels.
+# Labels must be equal.
 MOST_RMS, MOST_DIFFERENCE = 2e-4, 2e-2
 LINES = 32  # about so many along each other axis: lines of voxels that are looked at before the whole volume is
 LEAST_VOXELS = 8  # along an axis
@@ -33,11 +34,12 @@ def find_mirrors(volume: Volume, header: VolumeHeader) -> tuple[int, ...]:
     """
     if len(header.shape) not in (2, 3) or header.missing:
         return ()
-    limits = (0.0, 0.0) if header.dtype.kind in "iu" else (MOST_RMS, MOST_DIFFERENCE)
     found = []
     with Progress("looking for symmetry", len(header.shape) + 1.0) as progress:
         lines = _lines(volume, header)
         progress.advance(1.0)
+        are_labels = header.dtype.kind in "iu" and len(np.unique(np.concatenate(lines, axis=None))) <= MOST_LABELS
+        limits = (0.0, 0.0) if are_labels else (MOST_RMS, MOST_DIFFERENCE)
         for axis, along in enumerate(lines):
             mirror = _mirror_of(along, limits) if len(along) >= LEAST_VOXELS else 0
             is_found = mirror and _are_alike(_differences(volume, header, axis, mirror), limits)
