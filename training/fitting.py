@@ -187,6 +187,12 @@ class Fit:
         volume = {"shape": list(self.sampler.shape), "values_crc32": self.sampler.crc32}
         return volume | dataclasses.asdict(self.net.config) | dataclasses.asdict(self.recipe) | {"seed": self.seed}
 
+    def judge_on(self, n_voxels: int) -> None:
+        """Set `loss` to the MSE at so many voxels: with more voxels it has less noise."""
+        density = None if self.errors is None else self.sampler.density(self.errors)
+        self.judging_voxels = self.sampler.judging_voxels(density, n_voxels)
+        self.loss = self._judge()
+
     @torch.no_grad()
     def _judge(self) -> float:
         """MSE of the clipped output of `averaged_net` at the judging voxels, free of the noise of single batches."""

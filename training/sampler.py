@@ -113,19 +113,21 @@ class VoxelSampler:
         """The `density_of` all voxels. Missing voxels have a density, too, but are never drawn."""
         return density_of(errors, self.n_voxels)
 
-    def drawn(self, density: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def drawn(self, density: torch.Tensor, n_drawn: int = JUDGING_VOXELS) -> tuple[torch.Tensor, torch.Tensor]:
         """Flat indices and weights of voxels that are drawn by `draw_by_density`, without missing voxels."""
         if self.present is None:
-            return draw_by_density(density)
-        chosen, weights = draw_by_density(density[self.present])
+            return draw_by_density(density, n_drawn)
+        chosen, weights = draw_by_density(density[self.present], n_drawn)
         return self.present[chosen], weights
 
-    def judging_voxels(self, density: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def judging_voxels(
+        self, density: torch.Tensor | None = None, n_drawn: int = JUDGING_VOXELS
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The voxels that judge a fit: coordinates and values, as from `samples`, and weights (n,).
 
         density: that of the batches; None draws voxels by their distance from the mean value.
         """
-        flat, weights = self.drawn(self.density(self.deviations()) if density is None else density)
+        flat, weights = self.drawn(self.density(self.deviations()) if density is None else density, n_drawn)
         x, values = flat_coordinates(self.axes, flat), self.values[flat]
         return x.to(self.device), values.to(self.device), weights.to(self.device)
 

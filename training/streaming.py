@@ -126,7 +126,9 @@ class StreamingSampler:
         """Checksum of the values."""
         return functools.reduce(lambda crc, part: zlib.crc32(part[1].tobytes(), crc), read_in_boxes(self.original), 0)
 
-    def judging_voxels(self, density: None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def judging_voxels(
+        self, density: None = None, n_drawn: int = JUDGING_VOXELS
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `VoxelSampler.judging_voxels` without a density, from stretches drawn at random."""
         flat = torch.empty(0, dtype=torch.int64, device=self.device)
         values = torch.empty(0, self.original.shape[-1], device=self.device)
@@ -134,9 +136,10 @@ class StreamingSampler:
         for start in range(0, len(order), JUDGING_STRETCHES):
             more = self._there(self._columns(order[start : start + JUDGING_STRETCHES]))
             flat, values = torch.cat([flat, more[0]]), torch.cat([values, more[1]])
-            if len(flat) >= JUDGING_VOXELS:
+            if len(flat) >= n_drawn:
                 break
-        chosen, weights = draw_by_density(density_of((values - self.mean).square().mean(1), len(values)))
+        density = density_of((values - self.mean).square().mean(1), len(values))
+        chosen, weights = draw_by_density(density, n_drawn)
         return flat_coordinates(self.axes, flat[chosen]), values[chosen], weights
 
     @torch.no_grad()

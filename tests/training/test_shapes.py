@@ -34,10 +34,14 @@ def given(monkeypatch):
 
         def run(fit, on_step=None):
             fit._take_step(torch.arange(10))
-            fit.loss, fit.seconds = next(remaining), 2.0
+            fit.seconds = 2.0
             ran.append(fit)
 
+        def judge_on(fit, n_voxels):
+            fit.loss = next(remaining)
+
         monkeypatch.setattr(Fit, "run", run)
+        monkeypatch.setattr(Fit, "judge_on", judge_on)
         return ran
 
     return set_losses
@@ -124,6 +128,23 @@ def test_a_given_depth_has_four_starts_unless_the_network_is_wide(given):
     fit = fit_after_trials([SirenConfig(25, 3)], lambda config: RECIPE, sampler(), seed=0)
     assert len(ran) == 4 and fit.seconds == 0
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fit.net.state_dict().items())
+
+
+def test_a_trial_is_judged_on_many_voxels(monkeypatch):
+    """A few would mistake which one is better."""
+    found = []
+    judge = Fit.judge_on
+
+    def judge_on(fit, n_voxels):
+        judge(fit, n_voxels)
+        found.append((fit.loss, fit.sampler.mean_squared_error(fit.averaged_net)))
+
+    monkeypatch.setattr(Fit, "judge_on", judge_on)
+    monkeypatch.setattr(shapes, "LEAST_STEPS", 1)
+    array = slanted((20, 20, 20))[..., None]
+    many = VoxelSampler(value_range(array).normalise(array), torch.device("cpu"))
+    fit_after_trials([SirenConfig(6, 3)], lambda config: dataclasses.replace(RECIPE, n_passes=1), many, seed=0)
+    assert len(found) == 4 and all(loss == pytest.approx(exact, rel=1e-5) for loss, exact in found)
 
 
 def test_trials_that_learned_nothing_are_forgotten(given):
