@@ -99,7 +99,7 @@ def write_points(opt: arguments.Options, field: NeuralField) -> tuple[Figures, d
         first, nan = int(np.argmax(is_outside)), " or are NaN" if np.isnan(positions).any() else ""
         raise UserError(
             f"{opt.points}: {n_outside} of {len(positions)} points lie outside the volume{nan}, the first is number "
-            f"{first}, {positions[first].tolist()}: --outside nan writes NaN for them"
+            f"{first}, counted from 0, {positions[first].tolist()}: --outside nan writes NaN for them"
         )
     values, gradients = field.at(positions), field.gradient_at(positions) if opt.gradient else None
     with atomic_write(opt.recon) as path:

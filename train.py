@@ -203,10 +203,13 @@ def main(argv: Sequence[str]) -> None:
         raise
 
     write(finished, quality)
-    for path, array in zip(debug, (volume.array, judge.decoded().lazy()), strict=False):
-        write_volume(path, dataclasses.replace(volume, array=array))
-    if opt.plot:
-        plot_training(opt.plot, history, (fit.seconds, quality.metrics.psnr), fit.n_passes)
+    try:
+        for path, array in zip(debug, (volume.array, judge.decoded().lazy()), strict=False):
+            write_volume(path, dataclasses.replace(volume, array=array))
+        if opt.plot:
+            plot_training(opt.plot, history, (fit.seconds, quality.metrics.psnr), fit.n_passes)
+    except UserError as error:
+        raise UserError(f"{error}: the network is in {opt.network}") from None
     warn_of_quality(opt, volume, header, quality.clipped.psnr, psnr_of(fit.variance))
     figures = results(opt, volume, header, fit, quality)
     written = [*finished, *debug, *[path for path in further if os.path.exists(path)]]

@@ -92,7 +92,10 @@ def read_volume(
     _warn_of_voxels_elsewhere(path)
     values = _native(path, volume.array)
     if fill is not None:
-        volume = dataclasses.replace(volume, fill=None if fill == "none" else _fill(path, values.dtype, fill))
+        declared, given = volume.fill, None if fill == "none" else _fill(path, values.dtype, fill)
+        if given is not None and declared is not None and not np.array_equal(declared, given, equal_nan=True):
+            console.warn(path, f"declares {declared} as missing: with --fill {fill} it counts as a value")
+        volume = dataclasses.replace(volume, fill=given)
     volume = dataclasses.replace(volume, array=values)
     _check(path, volume, d_in or volume.geometry.d_in, d_out)
     return volume

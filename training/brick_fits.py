@@ -127,14 +127,16 @@ class BrickFits:
                 found[k] = dataclasses.replace(recipe, max_seconds=left * work[k] / sum(work.values()))
         return found
 
-    def pilot_errors(self, configs: Mapping[int, SirenConfig], progress: Progress) -> dict[int, float]:
+    def pilot_errors(
+        self, configs: Mapping[int, SirenConfig], progress: Progress, passes: float = PILOT_PASSES
+    ) -> dict[int, float]:
         """The sum of the squared errors, of the whole volume's normalised values, of a brief fit of each brick."""
         brief = {"batch": BATCH // 2, "max_seconds": None}
         recipes = {}
         for k, config in configs.items():
             recipe = self.recipe_for(int(self.survey.n_voxels[k]), config)
-            rate, passes = PILOT_RATE * recipe.lr, min(PILOT_PASSES, recipe.n_passes)
-            recipes[k] = dataclasses.replace(recipe, lr=rate, n_passes=passes, **brief)
+            n_passes = min(passes, recipe.n_passes)
+            recipes[k] = dataclasses.replace(recipe, lr=PILOT_RATE * recipe.lr, n_passes=n_passes, **brief)
         found = self.train_bricks(configs, recipes, progress)
         return {k: each.error * float(self.survey.n_voxels[k]) * self.scale(k) for k, each in found.items()}
 

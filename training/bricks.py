@@ -24,11 +24,13 @@ from training.brick_fits import PILOT_PASSES, BrickFits, Trained
 from training.cutting import MOST_SHARE, shared_out, width_for
 from training.fitting import is_like
 from training.network_files import brick_state
-from training.recipe import psnr_of, training_work
+from training.recipe import BATCH, psnr_of, training_work
 from training.shapes import HEAD_START
 from utils import VolumeHeader
 
 BRICK_DEPTHS, SAMPLE = (5, 3), 4  # layers that compete, the most first, and bricks in which they do
+# Steps of the pilots that compare depths, but at most a part of the fit: after a few steps, all networks are alike.
+PILOT_STEPS, PILOT_SHARE = 150, 1 / 8
 
 
 class BrickedFit:
@@ -84,7 +86,7 @@ class BrickedFit:
     def _work_ahead(self) -> float:
         """About how much work the brief fits and the training are, for each process of the run."""
         n_trained, n_voxels = max(self.n_trained, 1), self.survey.n_voxels[~self.survey.is_constant].sum()
-        passes = self.recipe.n_passes + PILOT_PASSES * (1 + SAMPLE / n_trained)
+        passes = self.recipe.n_passes + PILOT_PASSES + self._depth_passes * SAMPLE / n_trained
         return training_work(passes * n_voxels, self.budget / n_trained) / processes.count()
 
     def plan(self, progress: Progress) -> None:
@@ -107,19 +109,29 @@ class BrickedFit:
         self.configs = self._shared_out(need)
 
     def _choose_depth(self, need: np.ndarray, progress: Progress) -> dict[int, float]:
-        """Settle the depth: the best in the bricks with the most detail. Returns their `pilot_errors`."""
-        found = {}
+        """Settle the depth: the best in the bricks with the most detail. Returns their `pilot_errors`.
+
+        Returns none if their pilots were longer than those that share out the parameters: the longer a pilot, the more
+        its error depends on luck.
+        """
+        found, passes = {}, self._depth_passes
         for depth in self.depths:
             self.n_layers = depth
             configs = self._shared_out(need)
             most = [k for k in np.argsort(-need, kind="stable")[:SAMPLE].tolist() if configs[k]]
-            found[depth] = self.fits.pilot_errors({k: configs[k] for k in most}, progress)
+            found[depth] = self.fits.pilot_errors({k: configs[k] for k in most}, progress, passes)
 
         def score(depth: int) -> float:  # a shallow network learns faster at first, see training/shapes.py
             return psnr_of(sum(found[depth].values())) - HEAD_START.get(depth, 0.0)
 
         self.n_layers = max(found, key=score)
-        return found[self.n_layers]
+        return found[self.n_layers] if passes == PILOT_PASSES else {}
+
+    @property
+    def _depth_passes(self) -> float:
+        """The passes of the pilots that compare depths."""
+        steps_per_pass = math.ceil(int(self.survey.n_voxels.mean()) / (BATCH // 2))
+        return max(PILOT_PASSES, min(PILOT_STEPS / steps_per_pass, PILOT_SHARE * self.recipe.n_passes))
 
     def _shared_out(self, need: np.ndarray) -> list[SirenConfig | None]:
         return shared_out(self.budget, need, self.survey.n_voxels, self._form)

@@ -93,7 +93,7 @@ class Checkpoint:
             try:
                 self._load(path, fit)
             except OtherRunError as error:
-                console.warn("train.py", f"{error}: it is left out")
+                console.warn("train.py", f"{str(error).rpartition(': ')[0]}: it is left out")
 
     def _load(self, path: str, fit: Fit | BrickedFit) -> None:
         content, expected = load_tensors(path), self.identity(fit)
@@ -107,7 +107,8 @@ class Checkpoint:
         if differing:
             name = differing[0]
             was = found.get(name) if isinstance(found.get(name), int | float | str | None) else "something else"
-            raise OtherRunError(f"{path}: is of another run: {name} was {str(was)[:200]}, is {expected[name]}")
+            what = f"{name} was {str(was)[:200]}, is {expected[name]}"
+            raise OtherRunError(f"{path}: is of another run: {what}: without --resume the training starts anew")
 
 
 def _is_equal(expected: object, found: object) -> bool:

@@ -47,7 +47,7 @@ def joined() -> Iterator[None]:
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         try:
             yield
-        except BaseException:
+        except Exception:
             if dist.get_rank() > 0:
                 time.sleep(FIRST_SPEAKS)
             raise

@@ -16,6 +16,8 @@ from vtkmodules.vtkCommonDataModel import vtkImageData
 
 from formats.common import RawLayout, VolumeError, raw_layout
 from formats.reading import read_volume, source_files
+from formats.writing import write_volume
+from utils import Geometry, Volume
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 
@@ -464,3 +466,13 @@ def test_an_image_keeps_its_place_or_is_refused(directions, origin, is_kept, tmp
         assert read_volume(str(tmp_path / "a.nrrd"), 2).geometry.origin == (5.0, 6.0)
     else:
         assert "--d_in 2 would lose a part of its place in space" in refusal(tmp_path / "a.nrrd", 2)
+
+
+def test_another_fill_value_than_the_declared_one_is_told(tmp_path, capsys):
+    array, path = slanted((5, 4, 3)), str(tmp_path / "v.nc")
+    array[0, 0, 0] = -7
+    write_volume(path, Volume(array, Geometry.plain(3), np.float32(-7)))
+    assert read_volume(path, fill=-7.0).fill == read_volume(path).fill == -7
+    assert capsys.readouterr().err == ""
+    assert np.isnan(read_volume(path, fill=np.nan).fill)
+    assert "declares -7.0 as missing: with --fill nan it counts as a value" in capsys.readouterr().err

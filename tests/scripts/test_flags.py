@@ -701,6 +701,15 @@ def test_what_is_trained_is_not_lost_for_an_error(error, volume_file, tmp_path, 
     assert not (tmp_path / "thenet.pth").exists()
 
 
+def test_an_error_after_the_network_is_written_names_it(volume_file, tmp_path, monkeypatch):
+    def fails(*_):
+        raise UserError("no space")
+
+    monkeypatch.setattr(train_script, "write_volume", fails)
+    with pytest.raises(UserError, match=r"no space: the network is in .*thenet\.pth"):
+        train(volume_file, tmp_path, "--enable-vol-debug")
+
+
 def test_options_that_make_no_sense_together(chain, tmp_path):
     files = ("--net", chain.network, "--config", chain.config, "--compressed", tmp_path / "b")
     assert "--volume" in error_of(net_compress.main, *files, "--n_passes", 3)

@@ -310,7 +310,10 @@ def test_numbers_may_be_quoted(blob, tmp_path):
 def test_points_of_nan_are_named_so(blob, tmp_path):
     np.save(tmp_path / "p.npy", np.vstack([POINTS, [[10, np.nan, 0.25]]]))
     said = error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / "p.npy")
-    assert "1 of 4 points lie outside the volume or are NaN, the first is number 3, [10.0, nan, 0.25]" in said
+    assert (
+        "1 of 4 points lie outside the volume or are NaN, the first is number 3, counted from 0, [10.0, nan, 0.25]"
+        in said
+    )
 
 
 def test_points_never_unpickle(blob, tmp_path):

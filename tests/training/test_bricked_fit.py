@@ -122,13 +122,23 @@ def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
     for more, n_parameters, depth in ((-0.1, 724, 5), (0.1, 724, 3), (-0.1, 723, 3)):
         fit = small_fit(fields={"d_in": 3, "d_out": 1}, n_parameters=n_parameters)
 
-        def pilot_errors(configs, progress, lead=HEAD_START[3] + more):
+        def pilot_errors(configs, progress, passes=1.0, lead=HEAD_START[3] + more):
             return {k: 10 ** (-lead / 10) if config.n_layers == 3 else 1.0 for k, config in configs.items()}
 
         monkeypatch.setattr(fit.fits, "pilot_errors", pilot_errors)
         fit.plan(NoProgress())
         assert fit.n_layers == depth and {config.n_layers for config in fit.configs} == {depth}
     assert sorted(BRICK_DEPTHS) == [3, 5]
+
+
+def test_depths_of_small_bricks_are_compared_after_more_than_a_few_steps(monkeypatch):
+    """An eighth of the fit at most. The parameters are shared out by pilots of one pass."""
+    seen = []
+    fit = small_fit(fields={"d_in": 3, "d_out": 1}, n_parameters=724, recipe=Recipe(n_passes=80, batch=8, lr=1e-3))
+    monkeypatch.setattr(fit.fits, "pilot_errors", lambda configs, progress, passes=1.0: seen.append(
+        (len(configs), passes)) or dict.fromkeys(configs, 1.0))  # fmt: skip
+    fit.plan(NoProgress())
+    assert seen == [(4, 10.0), (4, 10.0), (4, 1.0)]
 
 
 @pytest.mark.parametrize("has_stacks", [False, True])
