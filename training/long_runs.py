@@ -108,6 +108,7 @@ class Checkpoint:
             name = differing[0]
             was = found.get(name) if isinstance(found.get(name), int | float | str | None) else "something else"
             what = f"{name} was {str(was)[:200]}, is {expected[name]}"
+            what = "the volume has other values" if name == "values_crc32" else what
             raise OtherRunError(f"{path}: is of another run: {what}: without --resume the training starts anew")
 
 

@@ -239,7 +239,7 @@ def test_what_processes_of_another_run_left_is_left_out(saved, tmp_path, capsys)
     Checkpoint(str(tmp_path / "state.2"), OPTIONS).save(small_fit(slanted((13, 9, 5)) ** 2))
     Checkpoint(str(tmp_path / "state"), OPTIONS).load(again)
     assert len(again.done) == 2 and 3 in again.done
-    assert "state.2: is of another run: values_crc32" in capsys.readouterr().err
+    assert "state.2: is of another run: the volume has other values" in capsys.readouterr().err
 
 
 def test_the_first_process_may_have_done_no_brick(saved, tmp_path):
@@ -247,11 +247,11 @@ def test_the_first_process_may_have_done_no_brick(saved, tmp_path):
     again = small_fit()
     Checkpoint(str(tmp_path / "state"), OPTIONS).load(again)
     assert len(again.done) == 1
-    with pytest.raises(UserError, match="values_crc32"):
+    with pytest.raises(UserError, match="the volume has other values"):
         Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit(slanted((13, 9, 5)) ** 2))
 
 
 def test_the_checkpoint_of_another_volume_is_refused(saved, tmp_path):
     (tmp_path / "state").write_bytes(saved)
-    with pytest.raises(UserError, match="of another run: values_crc32"):
+    with pytest.raises(UserError, match="of another run: the volume has other values"):
         Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit(slanted((13, 9, 5)) ** 2))
