@@ -179,8 +179,8 @@ def rounded_networks(
 def warn_of_another_volume(path: str, psnr: float, expected: float) -> None:
     """Warn if the volume cannot well be the network's. psnr, expected: of the blob, and of the network when trained."""
     if psnr < min(expected, MOST_KEPT) - MOST_LOST:
-        warn = "the blob has {:.1f} dB, the network had {:.1f} dB: is it the volume that it was trained on?"
-        console.warn("net_compress.py", f"{path}: {warn.format(psnr, expected)}")
+        what = f"the blob has {psnr:.1f} dB, the network had {expected:.1f} dB"
+        console.warn("net_compress.py", f"{path}: {what}: is it the volume that it was trained on?")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -197,13 +197,14 @@ def main(argv: Sequence[str]) -> None:
     if header is None and volume is None:
         raise UserError(f"{opt.config}: holds no shape and range: give the original volume with --volume")
     header = header or found
+    quality = quality_in(settings, header)
 
     started = time.monotonic()
     n_measured = (1 + bool(settings.get("clipped_from"))) if volume else 0
     per_measuring = work.of_comparison(networks, volume) if volume else 0.0
     figures: dict[str, str] = {}
     with Progress("rounding", n_measured * per_measuring) as progress:
-        rounded = rounded_networks(opt, networks, header, volume, quality_in(settings, header), progress)
+        rounded = rounded_networks(opt, networks, header, volume, quality, progress)
         cut = networks.cut if isinstance(networks, Bricks) else None
         blob = encode_blob(header, rounded, Written(SUITE_VERSION), cut)
         try:
@@ -220,7 +221,7 @@ def main(argv: Sequence[str]) -> None:
                 metrics = compare(volume.array, decoded, header.values, progress.each(chosen, per_measuring))
                 figures["psnr_clipped"] = f"{metrics.psnr:.3f}"
     if volume and opt.cluster_bits is None:
-        warn_of_another_volume(opt.volume, metrics.psnr, quality_in(settings, header)[0])
+        warn_of_another_volume(opt.volume, metrics.psnr, quality[0])
     write_or_rescue({opt.compressed: blob})
     n_values, n_parameters = math.prod(header.shape) * config.d_out, max(networks.n_parameters, 1)
     figures |= {"bytes": len(blob), "bits_per_weight": f"{8 * len(blob) / n_parameters:.3f}"}

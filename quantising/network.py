@@ -130,8 +130,8 @@ class NetworkRounding:
         return layers
 
     def _without_volume(self, error: float | None) -> list[QuantisedLayer]:
-        """The layers, without training. error: as of `_with_volume`, or the one that sets the steps of 9 bits."""
-        net, options = copy.deepcopy(self.net), self.options
+        """The layers, without training. error: as of `_with_volume`; None, if unknown too: 9 bits give the steps."""
+        net, options = self.net, self.options
         is_compensated = len(self.factors) > 0 and self.is_narrow
         added = None if error is None else policy.MSE_ADDED_BY_ROUNDING * error
         if is_compensated and added is not None:
@@ -145,7 +145,7 @@ class NetworkRounding:
         if options.quantizer == "kmeans":
             return codebooks.round_to_codebooks(net, options.bits, steps)
         if is_compensated:
-            return rounding.round_layer_by_layer(net, steps, self.factors)
+            return rounding.round_layer_by_layer(copy.deepcopy(net), steps, self.factors)
         return rounding.round_layers(net, steps)
 
     # --- what they need ---

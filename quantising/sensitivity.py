@@ -23,9 +23,8 @@ from utils import normalised_coordinates
 CANDIDATES = 8  # candidate points for each point that `informative_points` draws
 N_POINTS = 8192  # points for a mean over the domain
 MAX_BITS = 15  # for a value of a matrix
-MAX_STEPS = (
-    1 << MAX_BITS - 1
-)  # steps on either side of zero; compensation may add half as many, which the coder still takes
+# Steps on either side of zero. Compensation may add half as many, which the coder still takes.
+MAX_STEPS = 1 << (MAX_BITS - 1)
 
 # For each linear layer: the inputs and a 1 (points, n_in + 1), and the output's derivatives (points, n_out).
 Derivatives = list[tuple[torch.Tensor, torch.Tensor]]

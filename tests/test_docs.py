@@ -26,11 +26,10 @@ PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").gl
 SCRIPTS = ("train.py", "net_compress.py", "net_decompress.py")
 # First words of commands that need another program, a network, or minutes.
 EXCEPTED = {"apt", "apt-get", "paraview", "pip", "pytest", "ruff", "torchrun"}
-EXCEPTED |= {"tests/portability.py", "volumes/make_test_vol.py"}
-EXCEPTED |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks").glob("*.py")}
-# Flags that are not of the scripts: of pytest and portability.py, torchrun, ruff, benchmarks, make_test_vol.py.
+OTHER_SCRIPTS = {"tests/portability.py", "volumes/make_test_vol.py"}
+OTHER_SCRIPTS |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "benchmarks").glob("*.py")}
+EXCEPTED |= OTHER_SCRIPTS
 OTHER_FLAGS = {"--standalone", "--nproc_per_node", "--check", "--perturb"}  # of torchrun, ruff and pytest
-OTHER_SCRIPTS = ["benchmarks/*.py", "tests/portability.py", "volumes/make_test_vol.py"]
 OPTIONAL = {"matplotlib", "pyvista", "xarray"}  # packages without which a block of Python is left out
 MOST_LINES = 150  # of the README: one page
 # Figures that follow from the training, or from the machine: they are there and not below zero, no more.
@@ -107,8 +106,8 @@ def test_the_readme_leads_to_every_page():
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_exist(page):
     known = set(OTHER_FLAGS)
-    for script in (path for pattern in OTHER_SCRIPTS for path in ROOT.glob(pattern)):
-        known |= set(re.findall(r'add_argument\(\s*"(--\w+)"', script.read_text()))
+    for script in OTHER_SCRIPTS:
+        known |= set(re.findall(r'add_argument\(\s*"(--\w+)"', text_of(script)))
     for module in ("training.options", "net_compress", "field.options"):
         known |= set(importlib.import_module(module).build_parser()._option_string_actions)
     assert set(re.findall(r"(?<![\w-])--[a-z]\w*(?:-\w+)*", text_of(page))) <= known

@@ -88,12 +88,13 @@ class Checkpoint:
         paths = sorted(os.path.join(os.path.dirname(self.path), name) for name in names if further.fullmatch(name))
         if os.path.exists(self.path) or not paths:
             paths.insert(0, self.path)
-        self._load(paths[0], fit)
-        for path in paths[1:]:
+        for path in paths:
             try:
                 self._load(path, fit)
             except OtherRunError as error:
-                console.warn("train.py", f"{str(error).rpartition(': ')[0]}: it is left out")
+                if path == paths[0]:
+                    raise OtherRunError(f"{error}: without --resume the training starts anew") from None
+                console.warn("train.py", f"{error}: it is left out")
 
     def _load(self, path: str, fit: Fit | BrickedFit) -> None:
         content, expected = load_tensors(path), self.identity(fit)
@@ -105,11 +106,12 @@ class Checkpoint:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
             raise UserError(f"{path}: expected a checkpoint of train.py, found something else") from None
         if differing:
-            name = differing[0]
-            was = found.get(name) if isinstance(found.get(name), int | float | str | None) else "something else"
-            what = f"{name} was {str(was)[:200]}, is {expected[name]}"
-            what = "the volume has other values" if name == "values_crc32" else what
-            raise OtherRunError(f"{path}: is of another run: {what}: without --resume the training starts anew")
+            name, was = differing[0], found.get(differing[0])
+            if not isinstance(was, int | float | str | None):
+                was = "something else"
+            is_volume = name == "values_crc32"
+            what = "the volume has other values" if is_volume else f"{name} was {str(was)[:200]}, is {expected[name]}"
+            raise OtherRunError(f"{path}: is of another run: {what}")
 
 
 def _is_equal(expected: object, found: object) -> bool:
