@@ -26,6 +26,7 @@ from formats.series import is_pattern
 from formats.writing import write_volume
 from training import outliers, processes
 from training.brick_fits import BrickFits
+from training.brick_networks import BrickNetworks
 from training.bricks import BrickedFit
 from training.choices import (
     brick_messages,
@@ -143,10 +144,10 @@ def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) 
         recipes = brick_recipes(opt, header, counts, mirrors)
         how = opt.seed, opt.w0, opt.target_psnr, opt.num_workers, device
         fits = BrickFits(volume, header, counts, recipes, *how, mirrors=mirrors)
-        fit = BrickedFit(fits, n_parameters, fields)
-        for message in brick_messages(opt.compression_ratio, header, fit):
+        networks = BrickNetworks(fits, n_parameters, fields)
+        for message in brick_messages(opt.compression_ratio, header, networks):
             warn(message)
-        return fit
+        return BrickedFit(networks)
     configs = networks_for(opt, header)
     for message in size_messages(opt.compression_ratio, header, configs[0]):
         warn(message)

@@ -12,7 +12,7 @@ from field.binary import BlobError
 from field.bricks import check_counts, held_shape
 from field.network_chunk import check_network
 from siren import SirenConfig, count_parameters
-from training.bricks import BrickedFit
+from training.brick_networks import BrickNetworks
 from training.cutting import count_held, counts_for, passes_for
 from training.mirrors import find_mirrors
 from training.recipe import BATCH, Recipe, default_recipe
@@ -93,17 +93,17 @@ def brick_recipes(
     return partial(recipe_for, Options(**vars(opt) | {"n_passes": passes}))
 
 
-def brick_messages(ratio: float, header: VolumeHeader, fit: BrickedFit) -> list[str]:
+def brick_messages(ratio: float, header: VolumeHeader, networks: BrickNetworks) -> list[str]:
     """As `size_messages`, of the networks of bricks."""
-    least, found = fit.least_parameters, []
+    least, found = networks.least_parameters, []
     if least > header.n_voxels / ratio:
-        smallest = f"the smallest networks of {len(fit.survey.low)} bricks have"
-        or_layers = ", or fewer --n_layers," if fit.fields.get("n_layers", 1) > 1 else ""
+        smallest = f"the smallest networks of {len(networks.survey.low)} bricks have"
+        or_layers = ", or fewer --n_layers," if networks.fields.get("n_layers", 1) > 1 else ""
         way_out = f": fewer --bricks{or_layers} give a higher one"
         found.append(_out_of_reach(ratio, header, smallest, least, way_out))
-    elif fit.n_trained and fit.budget < header.n_voxels / ratio:
+    elif networks.n_trained and networks.budget < header.n_voxels / ratio:
         largest, way_out = "bricks of this volume have at most", ": --bricks none gives a lower one"
-        found.append(_out_of_reach(ratio, header, largest, int(fit.budget), way_out))
+        found.append(_out_of_reach(ratio, header, largest, int(networks.budget), way_out))
     return found + _larger_than_data(header, least, "networks", "are")
 
 

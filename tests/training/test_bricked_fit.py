@@ -8,31 +8,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers.brick_fits import FIELDS, small_fit
 from helpers.volumes import slanted
 
 from cli.progress import NoProgress
-from siren import count_parameters
 from training import brick_fits, processes
-from training.brick_fits import BrickFits
-from training.bricks import BRICK_DEPTHS, BrickedFit
 from training.long_runs import Checkpoint, run_bricks
 from training.recipe import Recipe
 from training.recovery import Action
-from training.shapes import HEAD_START
-from utils import Geometry, UserError, Volume, header_of
+from utils import UserError
 
 OPTIONS = {"volume": "a.npy"}
-FIELDS = {"n_layers": 2, "d_in": 3, "d_out": 1}
-
-
-def small_fit(array: np.ndarray | None = None, **keywords) -> BrickedFit:
-    """A fit in 2 x 2 bricks, of one step each."""
-    recipe = keywords.pop("recipe", Recipe(n_passes=0.1, batch=8, lr=1e-3))
-    array = slanted((13, 9, 5)) if array is None else array
-    volume = Volume(array, Geometry.plain(3))  # a fourth axis is that of components
-    n_parameters, fields = keywords.pop("n_parameters", 400), keywords.pop("fields", FIELDS)
-    fits = BrickFits(volume, header_of(volume), (2, 2, 1), lambda n_voxels, config: recipe, 0, **keywords)
-    return BrickedFit(fits, n_parameters, fields)
 
 
 def test_the_errors_of_bricks_add_up():
@@ -66,15 +52,6 @@ def test_a_brick_too_large_for_memory_is_fitted_too(monkeypatch):
     assert sorted(fit.done) == [0, 1, 2, 3] and fit.psnr > 0
 
 
-def test_a_brick_with_more_detail_gets_more():
-    array = slanted((33, 29, 5))
-    array[18:, 16:] += np.random.default_rng(0).normal(size=(15, 13, 5)) * 5
-    fit = small_fit(array.astype(np.float32), n_parameters=600)
-    fit.plan(NoProgress())
-    sizes = [count_parameters(config) for config in fit.configs]
-    assert sizes[3] > max(sizes[:3]) and sum(sizes) == pytest.approx(600, rel=0.3)
-
-
 def test_a_brick_is_fitted_as_by_one_process(monkeypatch):
     """Of several, too. So a GPU replays its steps."""
     counts = []
@@ -87,7 +64,7 @@ def test_a_brick_is_fitted_as_by_one_process(monkeypatch):
     fit = small_fit()
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    brick_fits.fit_brick(fit.fits._task(0, fit._config(4), fit.recipe))
+    brick_fits.fit_brick(fit.fits._task(0, fit.networks.config(4), fit.recipe))
     assert counts == [1]
 
 
@@ -95,50 +72,16 @@ def test_no_process_is_started_without_a_brick(monkeypatch):
     monkeypatch.setattr("training.workers._processes", lambda *_: pytest.fail("a process is started"))
     fit = small_fit(n_processes=2)
     assert fit.fits.pilot_errors({}, NoProgress()) == {}
-    assert len(fit.fits.pilot_errors({0: fit._config(4)}, NoProgress())) == 1
+    assert len(fit.fits.pilot_errors({0: fit.networks.config(4)}, NoProgress())) == 1
 
 
 def test_a_time_limit_is_shared_out_by_the_work():
     fit = small_fit(recipe=Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=10.0), n_processes=2)
-    fit.plan(NoProgress())
-    configs = dict(enumerate(fit.configs))
+    fit.networks.settle(NoProgress())
+    configs = dict(enumerate(fit.networks.configs))
     limits = {k: recipe.max_seconds for k, recipe in fit.fits.recipes(configs, seconds=4.0).items()}
     assert sum(limits.values()) == pytest.approx(2 * (10.0 - 4.0))
     assert max(limits, key=limits.get) == max(configs, key=lambda k: fit.fits.work(k, configs[k]))
-
-
-def test_where_no_time_is_left_each_brick_takes_a_step():
-    """And the networks are as deep as the budget allows."""
-    for n_parameters, depth in ((724, 5), (723, 3)):
-        recipe = Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=1e-9)
-        fit = small_fit(recipe=recipe, fields={"d_in": 3, "d_out": 1}, n_parameters=n_parameters)
-        fit.run()
-        assert sorted(fit.done) == [0, 1, 2, 3] and math.isfinite(fit.psnr)
-        assert fit.n_layers == depth and fit.n_parameters <= n_parameters
-
-
-def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
-    """A shallow one learns faster at first, and has to be that much better. A deep one has to be within the budget."""
-    for more, n_parameters, depth in ((-0.1, 724, 5), (0.1, 724, 3), (-0.1, 723, 3)):
-        fit = small_fit(fields={"d_in": 3, "d_out": 1}, n_parameters=n_parameters)
-
-        def pilot_errors(configs, progress, passes=1.0, lead=HEAD_START[3] + more):
-            return {k: 10 ** (-lead / 10) if config.n_layers == 3 else 1.0 for k, config in configs.items()}
-
-        monkeypatch.setattr(fit.fits, "pilot_errors", pilot_errors)
-        fit.plan(NoProgress())
-        assert fit.n_layers == depth and {config.n_layers for config in fit.configs} == {depth}
-    assert sorted(BRICK_DEPTHS) == [3, 5]
-
-
-def test_depths_of_small_bricks_are_compared_after_more_than_a_few_steps(monkeypatch):
-    """An eighth of the fit at most. The parameters are shared out by pilots of one pass."""
-    seen = []
-    fit = small_fit(fields={"d_in": 3, "d_out": 1}, n_parameters=724, recipe=Recipe(n_passes=80, batch=8, lr=1e-3))
-    monkeypatch.setattr(fit.fits, "pilot_errors", lambda configs, progress, passes=1.0: seen.append(
-        (len(configs), passes)) or dict.fromkeys(configs, 1.0))  # fmt: skip
-    fit.plan(NoProgress())
-    assert seen == [(4, 10.0), (4, 10.0), (4, 1.0)]
 
 
 @pytest.mark.parametrize("has_stacks", [False, True])
@@ -154,7 +97,7 @@ def test_one_line_tells_how_many_bricks_recovered(has_stacks, monkeypatch, capsy
         return Action.GO_ON
 
     fit = small_fit(recipe=Recipe(n_passes=0.3, batch=8, lr=1e-3))
-    fit.plan(NoProgress())
+    fit.networks.settle(NoProgress())
     fit.fits.has_stacks = has_stacks
     monkeypatch.setattr("training.recovery.Recovery.judge", judge)
     run_bricks(fit, Checkpoint(None, OPTIONS))
@@ -163,7 +106,7 @@ def test_one_line_tells_how_many_bricks_recovered(has_stacks, monkeypatch, capsy
 
 def test_bricks_that_are_not_done_are_their_mean():
     fit = small_fit()
-    fit.plan(NoProgress())
+    fit.networks.settle(NoProgress())
     bricks = fit.bricks()
     assert bricks.networks == [None] * 4
     np.testing.assert_array_equal(bricks.cut.low, fit.survey.mean)

@@ -1,0 +1,59 @@
+"""The network of each brick: its width by a brief fit, its depth by what few bricks with much detail show."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from helpers.brick_fits import small_fit
+from helpers.volumes import slanted
+
+from cli.progress import NoProgress
+from siren import count_parameters
+from training.brick_networks import BRICK_DEPTHS
+from training.recipe import Recipe
+from training.shapes import HEAD_START
+
+
+def test_a_brick_with_more_detail_gets_more():
+    array = slanted((33, 29, 5))
+    array[18:, 16:] += np.random.default_rng(0).normal(size=(15, 13, 5)) * 5
+    fit = small_fit(array.astype(np.float32), n_parameters=600)
+    fit.networks.settle(NoProgress())
+    sizes = [count_parameters(config) for config in fit.networks.configs]
+    assert sizes[3] > max(sizes[:3]) and sum(sizes) == pytest.approx(600, rel=0.3)
+
+
+def test_where_no_time_is_left_each_brick_takes_a_step():
+    """And the networks are as deep as the budget allows."""
+    for n_parameters, depth in ((724, 5), (723, 3)):
+        recipe = Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=1e-9)
+        fit = small_fit(recipe=recipe, fields={"d_in": 3, "d_out": 1}, n_parameters=n_parameters)
+        fit.run()
+        assert sorted(fit.done) == [0, 1, 2, 3] and math.isfinite(fit.psnr)
+        assert fit.networks.n_layers == depth and fit.n_parameters <= n_parameters
+
+
+def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
+    """A shallow one learns faster at first, and has to be that much better. A deep one has to be within the budget."""
+    for more, n_parameters, depth in ((-0.1, 724, 5), (0.1, 724, 3), (-0.1, 723, 3)):
+        fit = small_fit(fields={"d_in": 3, "d_out": 1}, n_parameters=n_parameters)
+
+        def pilot_errors(configs, progress, passes=1.0, lead=HEAD_START[3] + more):
+            return {k: 10 ** (-lead / 10) if config.n_layers == 3 else 1.0 for k, config in configs.items()}
+
+        monkeypatch.setattr(fit.fits, "pilot_errors", pilot_errors)
+        fit.networks.settle(NoProgress())
+        assert fit.networks.n_layers == depth and {config.n_layers for config in fit.networks.configs} == {depth}
+    assert sorted(BRICK_DEPTHS) == [3, 5]
+
+
+def test_depths_of_small_bricks_are_compared_after_more_than_a_few_steps(monkeypatch):
+    """An eighth of the fit at most. The parameters are shared out by pilots of one pass."""
+    seen = []
+    fit = small_fit(fields={"d_in": 3, "d_out": 1}, n_parameters=724, recipe=Recipe(n_passes=80, batch=8, lr=1e-3))
+    monkeypatch.setattr(fit.fits, "pilot_errors", lambda configs, progress, passes=1.0: seen.append(
+        (len(configs), passes)) or dict.fromkeys(configs, 1.0))  # fmt: skip
+    fit.networks.settle(NoProgress())
+    assert seen == [(4, 10.0), (4, 10.0), (4, 1.0)]

@@ -1,0 +1,138 @@
+"""Settles the network of each brick: its depth and its width, within a budget of parameters for all bricks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from cli.progress import Progress
+from siren import LEAST_NEURONS, SirenConfig, count_parameters
+from training.brick_fits import PILOT_PASSES, BrickFits
+from training.cutting import MOST_SHARE, shared_out, width_for
+from training.recipe import BATCH, psnr_of
+from training.shapes import HEAD_START
+
+BRICK_DEPTHS, SAMPLE = (5, 3), 4  # layers that compete, the most first, and bricks in which they do
+# Steps of the pilots that compare depths, but at most a part of the fit: after a few steps, all networks are alike.
+PILOT_STEPS, PILOT_SHARE = 150, 1 / 8
+
+
+class BrickNetworks:
+    """The network of each brick, and what settles it. `configs` is empty until `settle`.
+
+    budget: the parameters that all networks may have together. fields: of the networks' SirenConfig, but the width.
+    Without the depth, the best of BRICK_DEPTHS that the budget allows is chosen in a few bricks with much detail.
+    """
+
+    def __init__(self, fits: BrickFits, budget: float, fields: dict):
+        self.fits, self.survey, self.fields = fits, fits.survey, fields
+        self.configs: list[SirenConfig | None] = []  # None for a brick that is constant
+        self.n_trained = int(np.count_nonzero(~self.survey.is_constant))  # bricks that are not constant
+        self.budget = min(budget, max(self.most_parameters, self._least_parameters(self._all_depths[0])))
+        self.depths = [k for k in self._all_depths if self._least_parameters(k) <= self.budget] or self._all_depths[-1:]
+        self.n_layers = self.depths[0]
+        typical = self.config(width_for(self.budget / max(self.n_trained, 1), self._form))
+        self.recipe = fits.recipe_for(int(self.survey.n_voxels.mean()), typical)  # of a brick in the middle
+
+    # --- limits ---
+
+    @property
+    def least_parameters(self) -> int:
+        """The number of parameters of all networks where each has the least width and the least depth."""
+        return self._least_parameters(self._all_depths[-1])
+
+    @property
+    def most_parameters(self) -> float:
+        """The number of parameters that all networks may have together, about."""
+        return MOST_SHARE * float(self.survey.n_voxels[~self.survey.is_constant].sum())
+
+    @property
+    def _all_depths(self) -> Sequence[int]:
+        """The depths that the networks may have, the most layers first."""
+        return [self.fields["n_layers"]] if "n_layers" in self.fields else BRICK_DEPTHS
+
+    def _least_parameters(self, depth: int) -> int:
+        smallest = SirenConfig(LEAST_NEURONS, **self.fields | {"n_layers": depth})
+        return self.n_trained * count_parameters(smallest)
+
+    # --- brief fits: pilots ---
+
+    def settle(self, progress: Progress) -> None:
+        """Settle the network of each brick, unless it is settled: as wide as a brief fit shows that it needs to be.
+
+        The error of a network of n parameters falls about as 1 / n. The sum of all errors, for so many parameters in
+        all, is then least where every network has sqrt(error x n) parameters. With a time limit there are no brief
+        fits: the detail alone tells what a brick needs, and the networks are as deep as the budget allows.
+        """
+        if self.configs:
+            return
+        need = np.where(self.survey.is_constant, 0.0, np.sqrt(self.survey.detail + 1e-12))
+        if self.recipe.max_seconds is None:
+            errors = {} if "n_layers" in self.fields else self._choose_depth(need, progress)
+            pilots = {k: config for k, config in enumerate(self._shared_out(need)) if config}
+            left = {k: config for k, config in pilots.items() if k not in errors}
+            errors |= self.fits.pilot_errors(left, progress)
+            for k, error in errors.items():
+                need[k] = math.sqrt((error + 1e-12) * count_parameters(pilots[k]))
+        self.configs = self._shared_out(need)
+
+    def pilot_passes(self) -> float:
+        """The passes of all pilots, each over all bricks that are not constant: about as many."""
+        return PILOT_PASSES + self._depth_passes * SAMPLE / max(self.n_trained, 1)
+
+    def _choose_depth(self, need: np.ndarray, progress: Progress) -> dict[int, float]:
+        """Settle the depth: the best in the bricks with the most detail. Returns their `pilot_errors`.
+
+        Returns none if their pilots were longer than those that share out the parameters: the longer a pilot, the more
+        its error depends on luck.
+        """
+        found, passes = {}, self._depth_passes
+        for depth in self.depths:
+            self.n_layers = depth
+            configs = self._shared_out(need)
+            most = [k for k in np.argsort(-need, kind="stable")[:SAMPLE].tolist() if configs[k]]
+            found[depth] = self.fits.pilot_errors({k: configs[k] for k in most}, progress, passes)
+
+        def score(depth: int) -> float:  # a shallow network learns faster at first, see training/shapes.py
+            return psnr_of(sum(found[depth].values())) - HEAD_START.get(depth, 0.0)
+
+        self.n_layers = max(found, key=score)
+        return found[self.n_layers] if passes == PILOT_PASSES else {}
+
+    @property
+    def _depth_passes(self) -> float:
+        """The passes of the pilots that compare depths."""
+        steps_per_pass = math.ceil(int(self.survey.n_voxels.mean()) / (BATCH // 2))
+        return max(PILOT_PASSES, min(PILOT_STEPS / steps_per_pass, PILOT_SHARE * self.recipe.n_passes))
+
+    # --- the networks ---
+
+    def load(self, n_layers: int, widths: list[int]) -> None:
+        """Settle the networks as a checkpoint says. widths: of each brick, 0 for none. Raises ValueError."""
+        if n_layers not in self._all_depths:
+            raise ValueError("n_layers: expected one that is tried, found another number")
+        self.n_layers = n_layers
+        most = max(width_for(self.budget, self._form), LEAST_NEURONS)
+        if [0 < width <= most for width in widths] != (~self.survey.is_constant).tolist():
+            raise ValueError("expected a width for each brick that is not constant")
+        self.configs = [self.config(width) if width else None for width in widths]
+
+    def config(self, width: int) -> SirenConfig:
+        """The network of this width."""
+        return SirenConfig(width, **self._form)
+
+    @property
+    def widest(self) -> SirenConfig:
+        """The widest network that is settled."""
+        found = [config for config in self.configs if config]
+        return max(found, key=lambda config: config.n_neurons, default=self.config(LEAST_NEURONS))
+
+    def _shared_out(self, need: np.ndarray) -> list[SirenConfig | None]:
+        return shared_out(self.budget, need, self.survey.n_voxels, self._form)
+
+    @property
+    def _form(self) -> dict:
+        """The fields of the networks' SirenConfig, but the width."""
+        return self.fields | {"n_layers": self.n_layers}
