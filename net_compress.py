@@ -15,6 +15,8 @@ import shlex
 import time
 from collections.abc import Sequence
 
+import torch
+
 from cli import arguments, console
 from cli.files import check_outputs, read_bytes, write_or_rescue
 from cli.progress import Progress
@@ -28,9 +30,9 @@ from field.neural_field import NeuralField
 from formats.common import raw_layout
 from formats.reading import read_volume, source_files
 from quantising import work
-from quantising.bricks import quantise_bricks
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions
+from quantising.rounded_bricks import BricksRounding
 from quantising.sensitivity import MAX_BITS
 from siren import FieldNet, SirenConfig, weights_crc32
 from training.network_files import (
@@ -112,7 +114,7 @@ def check_replaced(path: str | None) -> None:
 
     path: the blob that was given without --compressed.
     """
-    if path and os.path.exists(path) and not is_blob(read_bytes(path)):
+    if path and os.path.exists(path) and not is_blob(read_bytes(path, 4)):
         raise UserError(f"{path}: is no blob: --compressed {path} replaces it")
 
 
@@ -165,13 +167,13 @@ def rounded_networks(
     header: VolumeHeader,
     volume: Volume | None,
     quality: tuple[float, bool],
+    device: torch.device,
     progress: Progress,
 ) -> list[tuple[dict, list[QuantisedLayer]]]:
     """The networks with weights in integers, as `encode_blob` takes them. quality: of `quality_in`."""
-    device = arguments.resolve_device(opt.cuda, opt.gid)
     options = RoundingOptions(opt.cluster_bits, opt.quantizer, opt.n_passes, opt.seed, opt.num_workers)
     if isinstance(networks, Bricks):
-        return quantise_bricks(options, networks, header, volume, *quality, device, progress)
+        return BricksRounding(options, networks, header, volume, device, progress).layers(*quality)
     layers = NetworkRounding(options, networks, header, volume, device, progress).layers(*quality)
     return [(dataclasses.asdict(networks.config), layers)]
 
@@ -186,6 +188,7 @@ def warn_of_another_volume(path: str, psnr: float, expected: float) -> None:
 def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
+    device = arguments.resolve_device(opt.cuda, opt.gid)
     volumes = source_files(opt.volume) if opt.volume else []
     check_outputs([opt.compressed], inputs=[opt.net, opt.config, *volumes])
     settings = read_config(opt.config)
@@ -204,7 +207,7 @@ def main(argv: Sequence[str]) -> None:
     per_measuring = work.of_comparison(networks, volume) if volume else 0.0
     figures: dict[str, str] = {}
     with Progress("rounding", n_measured * per_measuring) as progress:
-        rounded = rounded_networks(opt, networks, header, volume, quality, progress)
+        rounded = rounded_networks(opt, networks, header, volume, quality, device, progress)
         cut = networks.cut if isinstance(networks, Bricks) else None
         blob = encode_blob(header, rounded, Written(SUITE_VERSION), cut)
         try:

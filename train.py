@@ -27,7 +27,7 @@ from formats.writing import write_volume
 from training import outliers, processes
 from training.brick_fits import BrickFits
 from training.brick_networks import BrickNetworks
-from training.bricks import BrickedFit
+from training.bricked_fit import BrickedFit
 from training.choices import (
     brick_messages,
     brick_recipes,
@@ -39,7 +39,7 @@ from training.choices import (
     size_messages,
 )
 from training.fitting import Fit
-from training.long_runs import Checkpoint, run_bricks, run_to_target, saved_network
+from training.long_runs import Checkpoint, checkpoint_files, run_bricks, run_to_target, saved_network
 from training.network_files import configuration, write_network
 from training.options import MUST_MATCH, parse
 from training.plot import plot_training
@@ -99,7 +99,7 @@ def output_paths(opt: Options) -> tuple[tuple[str, str], tuple[str, str], list[s
 def warn_of_quality(opt: Options, volume: Volume, header: VolumeHeader, psnr: float, constant: float) -> None:
     """Warn if the network is hardly better than a constant volume, or misses --target_psnr. psnr, constant: in dB."""
     more = "more --n_passes or a lower --compression_ratio may"
-    if header.values.extent.any() and not psnr >= constant + 1:  # true for NaN
+    if not header.values.is_constant and not psnr >= constant + 1:  # true for NaN
         fill = outliers.likely_fill(volume.values, header.values) if opt.fill is None and opt.clip is None else None
         hint = (
             "" if fill is None else f"; many voxels have the value {fill!s}: if it marks missing ones, --fill {fill!s}"
@@ -110,9 +110,14 @@ def warn_of_quality(opt: Options, volume: Volume, header: VolumeHeader, psnr: fl
 
 
 def results(
-    opt: Options, volume: Volume, header: VolumeHeader, fit: Fit | BrickedFit, quality: Quality
+    opt: Options,
+    volume: Volume,
+    header: VolumeHeader,
+    fit: Fit | BrickedFit,
+    quality: Quality,
+    checkpoint: str | None,
 ) -> dict[str, object]:
-    """The results to print, by key."""
+    """The results to print, by key. checkpoint: the file that this run has written, if any."""
     found: dict[str, object] = quality.metrics.report(header.n_present)
     if opt.clip:
         found["psnr_clipped"] = f"{quality.clipped.psnr:.3f}"
@@ -127,8 +132,7 @@ def results(
     if header.missing:
         found["missing"] = header.missing.count
     found |= {"seconds": f"{fit.seconds:.1f}", "network": opt.network, "config": opt.config}
-    further = {"plot": opt.plot, "checkpoint": opt.checkpoint}
-    found |= {key: path for key, path in further.items() if path and os.path.exists(path)}
+    found |= {key: path for key, path in {"plot": opt.plot, "checkpoint": checkpoint}.items() if path}
     return found | dict(zip(("gt", "vol"), output_paths(opt)[2], strict=False))
 
 
@@ -137,7 +141,8 @@ def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) 
     counts, mirrors = bricks_for(opt, volume, header)
     if mirrors:
         axes = ", ".join(name for name, mirror in zip("xyz", mirrors, strict=False) if mirror)
-        print(f"train.py: {opt.volume}: symmetric along {axes}: bricks hold one side", file=sys.stderr)
+        fewer = f", {','.join(map(str, counts))} at most" if opt.bricks not in ("auto", counts) else ""
+        print(f"train.py: {opt.volume}: symmetric along {axes}: bricks hold one side{fewer}", file=sys.stderr)
     if mirrors or math.prod(counts) > 1:
         fields = network_fields(opt, header) | ({"n_layers": opt.n_layers} if opt.n_layers else {})
         n_parameters = header.n_voxels / opt.compression_ratio
@@ -168,6 +173,8 @@ def main(argv: Sequence[str]) -> None:
     check_outputs([*finished, *interrupted, *debug, *further], inputs=source_files(opt.volume))
     if opt.plot:
         rendering.check(opt.plot)
+    if opt.resume:
+        checkpoint_files(opt.checkpoint)  # that are missed now, not after the volume has been read
 
     volume = read(opt)
     whole = header_of(volume)
@@ -188,7 +195,7 @@ def main(argv: Sequence[str]) -> None:
     try:
         if isinstance(fit, BrickedFit):
             history = run_bricks(fit, checkpoint)
-        elif header.values.extent.any():  # a constant volume needs no fit: its range describes it
+        elif not header.values.is_constant:  # a constant volume needs no fit: its range describes it
             history = run_to_target(fit, checkpoint, opt.target_psnr, lambda: judge.metrics(header.values).psnr)
         quality = judge.quality(whole.values)
         if not processes.is_first():
@@ -212,8 +219,9 @@ def main(argv: Sequence[str]) -> None:
     except UserError as error:
         raise UserError(f"{error}: the network is in {opt.network}") from None
     warn_of_quality(opt, volume, header, quality.clipped.psnr, psnr_of(fit.variance))
-    figures = results(opt, volume, header, fit, quality)
-    written = [*finished, *debug, *[path for path in further if os.path.exists(path)]]
+    saved = opt.checkpoint if checkpoint.is_there else None
+    figures = results(opt, volume, header, fit, quality, saved)
+    written = [*finished, *debug, *[path for path in (saved, opt.plot) if path]]
     n_source = header.n_voxels * header.n_components * header.dtype.itemsize
     size = f"{figures['parameters']} parameters"
     console.report(summary(opt.volume, n_source, written, None, figures, size), figures)

@@ -496,10 +496,10 @@ class ValueRange:
         decoded value but that of a missing voxel equals it.
         """
         ends = [[max(end, low) for end in self.low.tolist()], [min(end, high) for end in self.high.tolist()]]
-        if any(a > b for a, b in zip(*ends, strict=True)) or (self.extent.any() and ends[0] == ends[1]):
+        if any(a > b for a, b in zip(*ends, strict=True)) or (not self.is_constant and ends[0] == ends[1]):
             spans = ", ".join(f"{a} to {b}" for a, b in self.pairs())
             raise ValueError(f"leaves no range of the values, which are from {spans}")
-        if self.dtype.kind in "iu" and any(end != int(end) for end in (*ends[0], *ends[1])):
+        if self.is_integer and any(end != int(end) for end in (*ends[0], *ends[1])):
             raise ValueError(f"expected whole numbers, the values are of {self.dtype}")
         found = ValueRange(*(np.array([self.dtype.type(end) for end in part]) for part in ends), self.fill)
         if is_missing(np.stack([found.low, found.high]), self.fill).any():
@@ -511,9 +511,18 @@ class ValueRange:
         return self.low.dtype
 
     @property
+    def is_integer(self) -> bool:
+        return self.dtype.kind in "iu"
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether each component has one value only. The range alone then describes the volume."""
+        return bool((self.low == self.high).all())
+
+    @property
     def extent(self) -> np.ndarray:
         """high - low of each component, float64."""
-        if self.dtype.kind in "iu":
+        if self.is_integer:
             return self._integer_extent.astype(np.float64)
         return self.high.astype(np.float64) - self.low.astype(np.float64)
 
@@ -529,7 +538,7 @@ class ValueRange:
 
     def decoded_dtype(self, as_float: bool) -> np.dtype:
         """The dtype of decoded values. as_float: integers stay unrounded, of `float_dtype`."""
-        return self.float_dtype if as_float and self.dtype.kind in "iu" else self.dtype
+        return self.float_dtype if as_float and self.is_integer else self.dtype
 
     def normalise(self, values: np.ndarray) -> np.ndarray:
         """Values (..., components) -> float32 in [-1, 1]: NaN where missing, 0 in a constant component.
@@ -553,7 +562,7 @@ class ValueRange:
         number, so that the voxel does not count as missing.
         """
         unit = (np.fmin(np.fmax(values.astype(np.float64), -1.0), 1.0) + 1.0) / 2.0  # NaN becomes the least value
-        decoded, is_integer = self.low.astype(np.float64) + unit * self.extent, self.dtype.kind in "iu"
+        decoded, is_integer = self.low.astype(np.float64) + unit * self.extent, self.is_integer
         if as_float and is_integer:
             return decoded.astype(self.decoded_dtype(as_float))
         clipped = np.clip(decoded, self.low, self.high)  # because rounding may leave the range

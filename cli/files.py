@@ -328,18 +328,21 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def read_regular(path: str) -> bytes:
-    """The content of a file. Raises OSError when it cannot be read, or is no regular file of at most MAX_BYTES."""
+def read_regular(path: str, most: int = -1) -> bytes:
+    """The content of a file, or its first `most` bytes.
+
+    Raises OSError when it cannot be read, or is no regular file of at most MAX_BYTES.
+    """
     with open(path, "rb", opener=_without_waiting) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
             raise OSError(errno.EINVAL, f"expected a regular file of at most {size_text(MAX_BYTES)}", path)
-        return file.read()
+        return file.read(most)
 
 
-def read_bytes(path: str) -> bytes:
+def read_bytes(path: str, most: int = -1) -> bytes:
     """The same, for scripts: raises UserError."""
     try:
-        return read_regular(path)
+        return read_regular(path, most)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None

@@ -50,7 +50,9 @@ def check_network(network: dict) -> None:
             raise BlobError(f"{name}: expected 1 to {limit}, found {network[name]}")
     if not isinstance(network["is_residual"], bool):
         raise BlobError(f"is_residual: expected true or false, found {quoted(network['is_residual'])}")
-    if not 1e-6 <= float(np.float32(network["omega_0"])) <= 1e6:
+    with np.errstate(over="ignore"):
+        omega_0 = float(np.float32(network["omega_0"]))
+    if not 1e-6 <= omega_0 <= 1e6:
         raise BlobError(f"omega_0: expected 1e-6 to 1e6, found {network['omega_0']}")
     check_size([network])
 

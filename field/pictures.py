@@ -113,7 +113,7 @@ def preview(
         decoded.append(views.values(field.on_grid(grid.part(time + part), as_float), box, fill))
         if original is not None:
             originals.append(views.values(original[part], box, fill))
-    may_be_labels = field.values.dtype.kind in "iu" and not as_float
+    may_be_labels = field.values.is_integer and not as_float
     rows = rows_of(decoded, originals, may_be_labels, geometry.units)
     solids = [None] * len(rows)
     if views.steps:

@@ -53,7 +53,7 @@ class NetworkRounding:
         psnr: of the network in dB, before values are rounded to integers; NaN if unknown. is_exact: whether the network
         decodes every integer of its volume exactly. With a volume, both are measured, unless bits give the steps.
         """
-        if not self.header.values.extent.any():
+        if self.header.values.is_constant:
             return rounding.zero_layers(self.net)
         self._plan_work()
         error, decoded = None, math.nan
@@ -62,7 +62,7 @@ class NetworkRounding:
         else:
             if self.volume:
                 decoded, psnr = self._measured_psnrs()
-                is_exact = policy.holds_integers(self.header) and decoded == math.inf
+                is_exact = self.header.values.is_integer and decoded == math.inf
             error = policy.error_for_steps(self.options, psnr)
         is_trained = self.is_trained and not is_exact
         self.factors = self._compensation_factors(is_trained)
@@ -168,7 +168,7 @@ class NetworkRounding:
     def _measured_psnrs(self) -> tuple[float, float]:
         """PSNR in dB of what the network decodes to, and of its values before they are rounded to integers."""
         decoded = self._measured_psnr(self.net)
-        if not policy.holds_integers(self.header):
+        if not self.header.values.is_integer:
             return decoded, decoded
         unrounded = self._measured_psnr(self.net, as_float=True)
         return decoded, unrounded if math.isfinite(unrounded) else decoded  # inf: float64 cannot tell large ones apart
@@ -192,7 +192,7 @@ class NetworkRounding:
     def _plan_work(self) -> None:
         """Add the work that rounding will probably be to the progress."""
         if self.volume and self.options.bits is None:
-            self.progress.plan((1 + policy.holds_integers(self.header)) * self._measuring_work)
+            self.progress.plan((1 + self.header.values.is_integer) * self._measuring_work)
         if self.options.quantizer != "kmeans" and (self.is_trained or self.is_narrow):
             self.progress.plan((1 if self.is_narrow else 2) * work.of_factors(self.net.config))
         if self.is_trained:

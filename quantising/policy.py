@@ -15,7 +15,6 @@ from field.metrics import measured_boxes
 from field.neural_field import NeuralField
 from siren import SirenConfig
 from training.recipe import BATCH, Recipe, default_recipe, error_of, passes_for_min_steps, psnr_of
-from utils import VolumeHeader
 
 MSE_ADDED_BY_ROUNDING = 0.05  # relative to the network's own mean squared error; 0.05 costs 0.2 dB
 DEFAULT_BITS = 9  # bits for a value of a hidden matrix if the network's PSNR is unknown
@@ -130,8 +129,3 @@ def coarsest_exact(field: NeuralField, rounded: Callable[[float], tuple[Result, 
         return all(np.array_equal(before[box], after[box]) for box in chosen)
 
     return tried.get(bisect.bisect_left(range(MAX_HALVINGS), True, key=is_fine_enough))
-
-
-def holds_integers(header: VolumeHeader) -> bool:
-    """Whether the volume's values are integers."""
-    return header.low.dtype.kind in "iu"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from training.recipe import BATCH, Recipe, psnr_of, training_work
 from training.stacks import Member, StackedFit, memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
 from training.streaming import make_sampler, normalised, read_ahead
-from training.workers import each_done
+from training.workers import Workers
 from utils import ValueRange, Volume, VolumeHeader, shape_of
 
 PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rate / that of the fit
@@ -72,6 +73,11 @@ def arrays_of(net: FieldNet) -> dict[str, np.ndarray]:
     return {name: tensor.cpu().numpy().copy() for name, tensor in net.state_dict().items()}
 
 
+def most_work_first(work: Mapping[int, float]) -> list[int]:
+    """The numbers of the bricks in the order in which they are fitted."""
+    return sorted(work, key=lambda k: (-work[k], k))
+
+
 class BrickFits:
     """The bricks of a volume, and how each is fitted.
 
@@ -97,7 +103,7 @@ class BrickFits:
         self.recipe_for, self.seed, self.first_omega, self.target_psnr = recipe_for, seed, first_omega, target_psnr
         self.device = device or torch.device("cpu")
         self.has_stacks = is_for_gpu(self.device)
-        self.n_processes = 1 if self.has_stacks else n_processes
+        self.workers = Workers(1 if self.has_stacks else n_processes)
         with Progress("looking at the bricks") as progress:
             self.survey = survey(self.volume, header.values, self.boxes, progress)
 
@@ -115,17 +121,29 @@ class BrickFits:
         return {k: self.work(k, config) * passes[k] for k, config in configs.items()}
 
     def recipes(self, configs: Mapping[int, SirenConfig], seconds: float) -> dict[int, Recipe]:
-        """The recipe of each brick. A time limit is shared out by the work. seconds: that have passed.
+        """The recipe of each brick. seconds: that have passed.
 
-        Where no time is left, each brick takes a step.
+        A time limit is shared out by the work, so that the last worker ends in time. Where no time is left, each brick
+        takes a step.
         """
         found = {k: self.recipe_for(int(self.survey.n_voxels[k]), config) for k, config in configs.items()}
         work = {k: self.work(k, config) for k, config in configs.items()}
+        longest = self._longest(work)
         for k, recipe in found.items():
             if recipe.max_seconds is not None:
-                left = max(recipe.max_seconds - seconds, 1e-6) * self.n_processes * processes.count()
-                found[k] = dataclasses.replace(recipe, max_seconds=left * work[k] / sum(work.values()))
+                left = max(recipe.max_seconds - seconds, 1e-6)
+                found[k] = dataclasses.replace(recipe, max_seconds=left * work[k] / longest)
         return found
+
+    def _longest(self, work: Mapping[int, float]) -> float:
+        """The work of the worker that has the most, of all processes of the run. work: of each brick."""
+        longest, order = 0.0, most_work_first(work)
+        for process in range(processes.count()):
+            loads = [0.0] * self.workers.most
+            for k in order[process :: processes.count()]:
+                heapq.heapreplace(loads, loads[0] + work[k])  # it goes to the worker that is free first
+            longest = max(longest, *loads)
+        return longest
 
     def pilot_errors(
         self, configs: Mapping[int, SirenConfig], progress: Progress, passes: float = PILOT_PASSES
@@ -152,7 +170,7 @@ class BrickFits:
         on_done: called with each brick of this process's share; it returns what to show.
         """
         work = self.work_of(configs, recipes)
-        own = processes.split_items(sorted(work, key=lambda k: (-work[k], k)))
+        own = processes.split_items(most_work_first(work))
         found, before, done = {}, progress.done, 0.0
         for number, trained in self._each_done(own, configs, recipes, work, progress):
             found[number], done = trained, done + work[number]
@@ -189,7 +207,8 @@ class BrickFits:
         stacked = {k for stack in stacks for k in stack}
         left = [k for k in own if k not in stacked]
         tasks = ((k, (self._task(k, configs[k], recipes[k]),)) for k in left)
-        yield from each_done(fit_brick, tasks, min(self.n_processes, len(left)))
+        is_timed = any(recipes[k].max_seconds is not None for k in left)  # as many workers as share the time
+        yield from self.workers.each_done(fit_brick, tasks, math.inf if is_timed else sum(work[k] for k in left))
 
     def _member(self, number: int, config: SirenConfig, recipe: Recipe) -> Member:
         """A brick as the member of a stack."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,8 +34,10 @@ class BrickNetworks:
         self.budget = min(budget, max(self.most_parameters, self._least_parameters(self._all_depths[0])))
         self.depths = [k for k in self._all_depths if self._least_parameters(k) <= self.budget] or self._all_depths[-1:]
         self.n_layers = self.depths[0]
+        n_voxels = self.survey.n_voxels[~self.survey.is_constant]
+        self.medium_size = max(round(n_voxels.mean()), 1) if len(n_voxels) else 1  # voxels of a brick
         typical = self.config(width_for(self.budget / max(self.n_trained, 1), self._form))
-        self.recipe = fits.recipe_for(int(self.survey.n_voxels.mean()), typical)  # of a brick in the middle
+        self.recipe = fits.recipe_for(self.medium_size, typical)
 
     # --- limits ---
 
@@ -104,7 +107,7 @@ class BrickNetworks:
     @property
     def _depth_passes(self) -> float:
         """The passes of the pilots that compare depths."""
-        steps_per_pass = math.ceil(int(self.survey.n_voxels.mean()) / (BATCH // 2))
+        steps_per_pass = math.ceil(self.medium_size / (BATCH // 2))
         return max(PILOT_PASSES, min(PILOT_STEPS / steps_per_pass, PILOT_SHARE * self.recipe.n_passes))
 
     # --- the networks ---
@@ -118,6 +121,16 @@ class BrickNetworks:
         if [0 < width <= most for width in widths] != (~self.survey.is_constant).tolist():
             raise ValueError("expected a width for each brick that is not constant")
         self.configs = [self.config(width) if width else None for width in widths]
+
+    @property
+    def widths(self) -> list[int]:
+        """The width of each network, 0 for a brick without one."""
+        return [config.n_neurons if config else 0 for config in self.configs]
+
+    @property
+    def crc32(self) -> int:
+        """A checksum of what is settled."""
+        return zlib.crc32(np.array([self.n_layers, *self.widths], "<i8").tobytes())
 
     def config(self, width: int) -> SirenConfig:
         """The network of this width."""

@@ -55,7 +55,7 @@ def bricks_for(opt: Options, volume: Volume, header: VolumeHeader) -> tuple[tupl
         passes=opt.n_passes,
         device="cuda" if opt.cuda else "cpu",
     )
-    if opt.bricks == "none" or not header.values.extent.any():
+    if opt.bricks == "none" or header.values.is_constant:
         return (1,) * len(header.shape), ()
     counts = automatic(header.shape) if is_auto else _given_counts(opt, header.shape)
     mirrors = find_mirrors(volume, header) if math.prod(counts) > 1 else ()

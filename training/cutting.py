@@ -12,10 +12,10 @@ import numpy as np
 from cli.progress import Progress
 from field.bricks import held_shape
 from field.network_chunk import MAX_PARAMETERS
-from siren import LEAST_NEURONS, SirenConfig, count_parameters
+from siren import LEAST_NEURONS, MAX_NEURONS, SirenConfig, count_parameters
 from training.recipe import MAX_PASSES, default_passes, passes_for_min_steps, training_work
 from training.streaming import unpacked
-from utils import Box, Geometry, UserError, ValueRange, Volume, VolumeHeader, drop_pages
+from utils import Box, Geometry, UserError, ValueRange, Volume, VolumeHeader, drop_pages, shape_of
 
 PARAMETERS = 10_000  # of a brick's network, in the mean. Of 5,000 and 12,000 the larger is as fast, and has fewer seams
 MOST_SHARE = 0.25  # most parameters of a brick's network / its voxels
@@ -62,6 +62,15 @@ def count_held(header: VolumeHeader, mirrors: tuple[int, ...]) -> int:
     return math.prod(held_shape(header.shape, mirrors)) if mirrors else header.n_present
 
 
+def count_present(header: VolumeHeader, box: Box) -> int:
+    """The number of voxels of a box that are not missing."""
+    n_voxels = math.prod(shape_of(box))
+    if not header.missing:
+        return n_voxels
+    index = np.ix_(*(np.arange(cut.start, cut.stop) for cut in box))
+    return n_voxels - int(np.count_nonzero(header.missing.at(index)))
+
+
 def ready_to_cut(volume: Volume) -> Volume:
     """The volume, its values `unpacked`: a chunk has parts of several bricks. Raises UserError."""
     return Volume(unpacked(volume.values), volume.geometry, volume.fill)
@@ -93,26 +102,28 @@ def error_scale(low: np.ndarray, high: np.ndarray) -> float:
 def detail(normalised: np.ndarray) -> float:
     """What is finer than a few voxels: the squared error that planes leave in blocks, summed over all voxels.
 
-    normalised: (grid..., components). A block has BLOCK voxels a side. Blocks with a missing voxel count as 0. Where
-    they do not fit into a side, they overlap.
+    normalised: (grid..., components), NaN where missing; there, the error counts as 0. A block has BLOCK voxels a side.
+    Where blocks do not fit into a side, they overlap.
     """
     *grid, d_out = normalised.shape
     sides = [min(BLOCK, n) for n in grid]
     firsts = [np.linspace(0, n - side, -(-n // side)).round() for n, side in zip(grid, sides, strict=True)]
     places = [np.add.outer(first, np.arange(side)).astype(int) for first, side in zip(firsts, sides, strict=True)]
-    in_blocks = normalised[np.ix_(*(place.ravel() for place in places))]
-    blocks = in_blocks.reshape(*(length for place in places for length in place.shape), d_out)
-    within = tuple(range(1, 2 * len(grid), 2))
-    # Offsets along the axes are orthogonal to each other and to the constant. So the least-squares plane is the mean
-    # and a slope along each axis, and each slope takes (rest . along)^2 / (along . along) off the squared error.
-    rest = blocks - blocks.mean(axis=within, keepdims=True)
-    left = np.square(rest).sum(axis=within)
-    for axis, side in zip(within, sides, strict=True):
-        along = np.arange(side, dtype=np.float32) - np.float32((side - 1) / 2)
-        along = along.reshape([side if k == axis else 1 for k in range(blocks.ndim)])
-        square = np.square(along).sum() * math.prod(sides) / side
-        left -= np.square((rest * along).sum(axis=within)) / max(square, 1.0)
-    return float(np.fmax(left, 0.0).sum(dtype=np.float64)) * math.prod(grid) / math.prod(p.size for p in places)
+    blocks = normalised[np.ix_(*(place.ravel() for place in places))]
+    blocks = blocks.reshape(*(length for place in places for length in place.shape), d_out)
+    axes = range(2 * len(grid))
+    blocks = blocks.transpose(*axes[::2], *axes[1::2], -1).reshape(-1, math.prod(sides), d_out)
+    is_present = ~np.isnan(blocks).any(axis=-1, keepdims=True)
+    blocks = np.where(is_present, blocks, np.float32(0))
+    # Least squares: a block is fitted by a constant and a slope along each axis, from the voxels that are present.
+    offsets = [axis.ravel() - (side - 1) / 2 for axis, side in zip(np.indices(sides), sides, strict=True)]
+    terms = np.stack([np.ones(math.prod(sides)), *offsets], axis=1)
+    products = is_present[..., 0] @ (terms[:, :, None] * terms[:, None, :]).reshape(len(terms), -1)
+    matrices = products.reshape(-1, len(grid) + 1, len(grid) + 1) + 1e-6 * np.eye(len(grid) + 1)  # not singular
+    terms = terms.astype(np.float32)
+    planes = terms @ np.linalg.solve(matrices, terms.T @ blocks).astype(np.float32)
+    squares = np.square((blocks - planes) * is_present)
+    return float(squares.sum(dtype=np.float64)) * math.prod(grid) / math.prod(p.size for p in places)
 
 
 class Survey(NamedTuple):
@@ -177,8 +188,12 @@ def shared_out(n_parameters: float, need: np.ndarray, n_voxels: np.ndarray, fiel
 
 
 def width_for(n_parameters: float, fields: dict) -> int:
-    """The width, at least LEAST_NEURONS, whose network has the number of parameters nearest to `n_parameters`."""
+    """The width, LEAST_NEURONS to MAX_NEURONS, whose number of parameters is the nearest to `n_parameters`."""
+
+    def size(width: int) -> int:
+        return count_parameters(SirenConfig(width, **fields))
+
     width = LEAST_NEURONS
-    while sum(count_parameters(SirenConfig(width + k, **fields)) for k in (0, 1)) / 2 < n_parameters:
+    while width < MAX_NEURONS and size(width) + size(width + 1) < 2 * n_parameters:
         width += 1
     return width

@@ -17,7 +17,7 @@ from cli.files import atomic_write
 from cli.progress import Progress
 from siren import SirenConfig
 from training import processes
-from training.bricks import BrickedFit
+from training.bricked_fit import BrickedFit
 from training.fitting import Fit
 from training.network_files import load_tensors
 from utils import UserError
@@ -25,6 +25,9 @@ from utils import UserError
 CHECKPOINT_SECONDS = 60.0  # between checkpoints
 ESTIMATE_ERROR = 2.0  # by how much the estimated PSNR may be too low, dB
 MOST_LACKING = 1.0  # the next exact measurement waits for at most this growth of the estimated PSNR, dB
+
+# What it means if a checksum of the identity differs.
+CHECKSUMS = {"values_crc32": "the volume has other values", "networks_crc32": "its bricks have other networks"}
 
 History = list[tuple[float, float]]  # one entry per judged step: (seconds, estimated PSNR in dB)
 
@@ -41,7 +44,7 @@ class Checkpoint:
 
     def __init__(self, path: str | None, options: dict[str, object]):
         self.path, self.options = path, options
-        self.saved = time.monotonic()
+        self.saved, self.is_there = time.monotonic(), False  # is_there: the file is one of this run
 
     def identity(self, fit: Fit | BrickedFit) -> dict:
         """Everything that must be equal when a fit continues: options, volume, network, recipe and seed."""
@@ -64,8 +67,8 @@ class Checkpoint:
             self.saved = time.monotonic()
 
     def save_at_last(self, fit: BrickedFit) -> None:
-        """Save the bricks that are done, if there are any. The error that ends the run is what is told."""
-        if self.path and fit.done:
+        """Save the bricks that are done, once their networks are settled. The error that ends the run is told."""
+        if self.path and fit.networks.configs:
             with contextlib.suppress(UserError):
                 self.save(fit)
 
@@ -76,6 +79,7 @@ class Checkpoint:
             open(path, "wb") as file,
         ):
             torch.save({"identity": self.identity(fit), "fit": fit.state_dict()}, file)
+        self.is_there = True
 
     def load(self, fit: Fit | BrickedFit) -> None:
         """Continue the fit from the file. Raises UserError unless the file has the same `identity` as the fit.
@@ -83,11 +87,7 @@ class Checkpoint:
         Of bricks, what all processes of the earlier run had is taken together; the first one may have had none. A run
         before it may have had more processes: what they left is left out.
         """
-        further = re.compile(re.escape(os.path.basename(self.path)) + r"\.[1-9][0-9]*")
-        names = os.listdir(os.path.dirname(self.path) or ".") if isinstance(fit, BrickedFit) else []
-        paths = sorted(os.path.join(os.path.dirname(self.path), name) for name in names if further.fullmatch(name))
-        if os.path.exists(self.path) or not paths:
-            paths.insert(0, self.path)
+        paths = checkpoint_files(self.path) if isinstance(fit, BrickedFit) else [self.path]
         for path in paths:
             try:
                 self._load(path, fit)
@@ -95,6 +95,7 @@ class Checkpoint:
                 if path == paths[0]:
                     raise OtherRunError(f"{error}: without --resume the training starts anew") from None
                 console.warn("train.py", f"{error}: it is left out")
+        self.is_there = True
 
     def _load(self, path: str, fit: Fit | BrickedFit) -> None:
         content, expected = load_tensors(path), self.identity(fit)
@@ -106,12 +107,27 @@ class Checkpoint:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError):
             raise UserError(f"{path}: expected a checkpoint of train.py, found something else") from None
         if differing:
-            name, was = differing[0], found.get(differing[0])
-            if not isinstance(was, int | float | str | None):
-                was = "something else"
-            is_volume = name == "values_crc32"
-            what = "the volume has other values" if is_volume else f"{name} was {str(was)[:200]}, is {expected[name]}"
+            name = differing[0]
+            what = CHECKSUMS.get(name) or f"{name} was {_text(found.get(name))}, is {_text(expected[name])}"
             raise OtherRunError(f"{path}: is of another run: {what}")
+
+
+def _text(value: object) -> str:
+    """A value of an identity, to be told. Lists in lists are not looked into: a small file can hold endless ones."""
+    parts = value[:10] if isinstance(value, list | tuple) else [value]
+    is_plain = all(isinstance(part, int | float | str | None) for part in parts)
+    return ",".join(str(part)[:100] for part in parts) if is_plain else "something else"
+
+
+def checkpoint_files(path: str) -> list[str]:
+    """The checkpoints of all processes of an earlier run that have left one. Raises UserError where none has."""
+    folder, name = os.path.split(path)
+    further = re.compile(re.escape(name) + r"\.[1-9][0-9]*")
+    names = sorted(filter(further.fullmatch, os.listdir(folder or "."))) if os.path.isdir(folder or ".") else []
+    found = [path] * os.path.exists(path) + [os.path.join(folder, each) for each in names]
+    if not found:
+        raise UserError(f"{path}: cannot be read: No such file or directory: without --resume the training starts anew")
+    return found
 
 
 def _is_equal(expected: object, found: object) -> bool:

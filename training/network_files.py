@@ -283,7 +283,8 @@ def _limits(key: str, pairs: object, dtype: np.dtype) -> tuple[np.ndarray, np.nd
     """(low, high), arrays of one value per component, from a list of [low, high]. Raises ValueError."""
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError(f"{key}: expected lists of the least and greatest value, found {quoted(pairs)}")
-    low, high = (np.array(limits).astype(dtype) for limits in zip(*pairs, strict=True))
+    with np.errstate(over="ignore"):  # a value becomes infinite, which does not fit
+        low, high = (np.array(limits).astype(dtype) for limits in zip(*pairs, strict=True))
     if np.stack([low, high], axis=1).tolist() != pairs:
         raise ValueError(f"{key} {quoted(pairs)} does not fit dtype {dtype}")
     return low, high
@@ -307,4 +308,4 @@ def quality_in(settings: dict, header: VolumeHeader) -> tuple[float, bool]:
     """
     known = [settings[name] for name in ("psnr_unrounded", "psnr_clipped", "psnr") if name in settings]
     likely = [p for p in known if isinstance(p, int | float) and not isinstance(p, bool) and 0 < p < 300]
-    return float(likely[0]) if likely else math.nan, settings.get("is_exact") is True and header.low.dtype.kind in "iu"
+    return float(likely[0]) if likely else math.nan, settings.get("is_exact") is True and header.values.is_integer

@@ -58,7 +58,7 @@ class Judge:
     def quality(self, whole: ValueRange) -> Quality:
         """The complete quality of the network. whole: the range of the volume before --clip."""
         values = self.header.values
-        is_clipped, is_rounded = whole.pairs() != values.pairs(), values.dtype.kind in "iu"
+        is_clipped, is_rounded = whole.pairs() != values.pairs(), values.is_integer
         with Progress("measuring", 1 + is_clipped + is_rounded) as progress:
             metrics = clipped = self.metrics(whole, progress)
             if is_clipped:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import connection
@@ -14,70 +16,104 @@ import torch
 
 from utils import UserError
 
+WORTH_WORKERS = 3e10  # least `training_work` for which processes are started: 5 seconds, where a start takes 2
 
-def each_done(
-    function: Callable[..., object], tasks: Iterable[tuple[int, tuple]], n_processes: int
-) -> Iterator[tuple[int, object]]:
-    """The number and the result, `function(*arguments)`, of each task (number, arguments), as they are done.
 
-    function, arguments and results: what pickle takes. A task is drawn when a process is free for it, so few are in
-    memory at a time. With fewer than two processes, all is done in this one. Raises UserError when one has been killed.
+class Workers:
+    """At most `most` processes. Each is started when a task has none to do it, and ends with the context.
+
+    With fewer than two, all tasks are done in this process.
     """
-    if n_processes <= 1:
-        for number, arguments in tasks:
-            yield number, function(*arguments)
-        return
-    with _processes(function, n_processes) as pipes:
+
+    def __init__(self, most: int):
+        self.most = most
+        self.processes: list[multiprocessing.Process] = []
+        self.free: list[connection.Connection] = []  # the pipes to those that wait for a task
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()  # a process that has only just started would not hear SIGTERM; none leaves anything behind
+        for process in self.processes:
+            process.join()
+        self.processes, self.free = [], []
+
+    def each_done(
+        self, function: Callable[..., object], tasks: Iterable[tuple[int, tuple]], work: float = math.inf
+    ) -> Iterator[tuple[int, object]]:
+        """The number and the result, `function(*arguments)`, of each task (number, arguments), as they are done.
+
+        function, arguments and results: what pickle takes. A task is drawn when a process is free for it, so few are in
+        memory at a time. work: how much all tasks are. Raises UserError when a process has been killed. After an error,
+        these workers do nothing more.
+        """
+        if self.most <= 1 or (work < WORTH_WORKERS and not self.processes):
+            for number, arguments in tasks:
+                yield number, function(*arguments)
+            return
         tasks, busy = iter(tasks), {}
         while True:
-            while pipes and (task := next(tasks, None)) is not None:
-                pipe = pipes.pop()
+            while len(busy) < self.most and (task := next(tasks, None)) is not None:
+                pipe = self.free.pop() if self.free else self._start()
                 busy[pipe] = task[0]
-                _answering(task[0], pipe.send, task[1])
+                _talk(task[0], pipe.send, (function, task[1]))
             if not busy:
                 return
             for pipe in connection.wait(list(busy)):
-                result, error = _answering(busy[pipe], pipe.recv)
+                result, error = _talk(busy[pipe], pipe.recv)
                 if isinstance(error, UserError):
                     raise error
                 if error:
                     raise RuntimeError(f"in another process:\n{error}")
-                pipes.append(pipe)
+                self.free.append(pipe)
                 yield busy.pop(pipe), result
+
+    def _start(self) -> connection.Connection:
+        """The pipe to a new process."""
+        context = multiprocessing.get_context("spawn")
+        here, there = context.Pipe()
+        process = context.Process(target=_work, args=(there,), daemon=True)
+        with _environment("PYTHONSAFEPATH", "1"), _without_ctrl_c():  # and so without modules of the current folder
+            process.start()
+        there.close()
+        self.processes.append(process)
+        return here
 
 
 @contextlib.contextmanager
-def _processes(function: Callable[..., object], n: int) -> Iterator[list[connection.Connection]]:
-    """Pipes to so many new processes, which end with the context."""
-    context, pipes, processes = multiprocessing.get_context("spawn"), [], []
-    safe = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"  # a new process loads no modules of the current folder
+def _environment(name: str, value: str) -> Iterator[None]:
+    """An environment variable for processes that start meanwhile."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
-        for _ in range(n):
-            here, there = context.Pipe()
-            processes.append(context.Process(target=_work, args=(there, function), daemon=True))
-            processes[-1].start()
-            there.close()
-            pipes.append(here)
+        yield
     finally:
-        os.environ.pop("PYTHONSAFEPATH")
-        os.environ |= {"PYTHONSAFEPATH": safe} if safe is not None else {}
-    try:
-        yield pipes
-    finally:
-        for process in processes:
-            process.kill()  # a process that has only just started would not hear SIGTERM; none leaves anything behind
-        for process in processes:
-            process.join()
+        os.environ.pop(name)
+        os.environ |= {name: before} if before is not None else {}
 
 
-def _work(pipe: connection.Connection, function: Callable[..., object]) -> None:
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes that start meanwhile do not hear Ctrl-C, which reaches all: the first one ends the others."""
+    if threading.current_thread() is not threading.main_thread():  # which alone may set this
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _work(pipe: connection.Connection) -> None:
     """Do the tasks that come through a pipe, until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
         while True:
-            arguments, result, error = pipe.recv(), None, None
+            (function, arguments), result, error = pipe.recv(), None, None
             try:
                 result = function(*arguments)
             except UserError as found:
@@ -87,10 +123,10 @@ def _work(pipe: connection.Connection, function: Callable[..., object]) -> None:
             pipe.send((result, error))
 
 
-def _answering(number: int, talk: Callable[..., object], *content: object) -> object:
-    """What `talk(*content)` returns, to or from the process that does task `number`."""
+def _talk(number: int, send_or_receive: Callable[..., object], *content: object) -> object:
+    """What `send_or_receive(*content)` returns, to or from the process that does task `number`."""
     try:
-        return talk(*content)
+        return send_or_receive(*content)
     except (EOFError, OSError):
         way_out = "perhaps memory ran out: fewer --num_workers take less"
         raise UserError(f"the process that worked on brick {number} was killed: {way_out}") from None

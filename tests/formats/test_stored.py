@@ -14,8 +14,8 @@ from cli.progress import NoProgress
 from field.metrics import compare
 from formats.arrays import StackedSteps
 from formats.stored import StoredArray
-from quantising.bricks import quantise_bricks
 from quantising.policy import RoundingOptions
+from quantising.rounded_bricks import BricksRounding
 from training import streaming
 from training.brick_fits import BrickFits
 from utils import (
@@ -171,5 +171,6 @@ def test_bricks_are_cut_out_of_an_unpacked_copy():
     BrickFits(volume, header, counts, None, 0)
     assert (source.counts == 2).all()
     options = RoundingOptions(n_passes=0.0)
-    quantise_bricks(options, networks, header, volume, 30.0, False, torch.device("cpu"), NoProgress())
+    rounding = BricksRounding(options, networks, header, volume, torch.device("cpu"), NoProgress())
+    rounding.layers(30.0, False)
     assert (source.counts == 3).all()

@@ -11,9 +11,9 @@ from helpers.networks import make_header
 from cli.progress import NoProgress, Progress
 from field.blob import decode_field, encode_blob
 from field.neural_field import NeuralField
-from quantising.bricks import quantise_bricks
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions
+from quantising.rounded_bricks import BricksRounding
 
 SHAPE, COUNTS = (9, 7, 5), (2, 2, 1)
 
@@ -25,9 +25,8 @@ def bricks():
 
 def decoded(header, bricks, is_exact, progress=None):
     """What the field decodes to before and after it is rounded."""
-    found = quantise_bricks(
-        RoundingOptions(), bricks, header, None, 30.0, is_exact, torch.device("cpu"), progress or NoProgress()
-    )
+    device, progress = torch.device("cpu"), progress or NoProgress()
+    found = BricksRounding(RoundingOptions(), bricks, header, None, device, progress).layers(30.0, is_exact)
     after = decode_field(encode_blob(header, found, cut=bricks.cut))
     return NeuralField.of_bricks(header, bricks)[...], NeuralField.of_bricks(*after)[...]
 

@@ -877,7 +877,7 @@ def test_what_a_configuration_says_is_not_allocated(chain, tmp_path):
         (("--oversample", 3), "oversample was 1, is 3"),
         (("--compression_ratio", 49), "compression_ratio was 50.0, is 49.0"),
         (("--seed", 4), "seed was 0, is 4"),
-        (("--clip", "21,40"), "clip was None, is (21, 40)"),
+        (("--clip", "21,40"), "clip was None, is 21,40"),
     ],
     ids=str,
 )

@@ -17,7 +17,7 @@ import net_decompress
 import train as train_script
 from field.neural_field import NeuralField
 from training import long_runs, workers
-from training.bricks import BrickedFit
+from training.bricked_fit import BrickedFit
 from utils import UserError
 
 SMALL = ("--bricks", "2,2,1", "--compression_ratio", 2, "--n_passes", 20, "--num_workers", 1)

@@ -57,3 +57,13 @@ def test_depths_of_small_bricks_are_compared_after_more_than_a_few_steps(monkeyp
         (len(configs), passes)) or dict.fromkeys(configs, 1.0))  # fmt: skip
     fit.networks.settle(NoProgress())
     assert seen == [(4, 10.0), (4, 10.0), (4, 1.0)]
+
+
+def test_bricks_without_a_voxel_do_not_count_for_the_recipe():
+    """Nor do they end the fit, where fewer voxels than bricks are present."""
+    array = np.full((13, 9, 5), np.nan, np.float32)
+    array[0, 0, :2] = 1, 2
+    fit = small_fit(array, fill=np.float32(np.nan))
+    assert fit.networks.medium_size == 2
+    fit.run()
+    assert fit.networks.n_trained == 1 and sorted(fit.done) == [0]

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from training import workers
-from training.workers import each_done
+from training.workers import WORTH_WORKERS, Workers
 from utils import UserError
 
 
@@ -41,22 +41,55 @@ def test_all_tasks_are_done_without_the_modules_of_the_current_folder(tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    found = dict(each_done(square, tasks(7), 2))
+    with Workers(2) as two:
+        found = dict(two.each_done(square, tasks(7)))
     assert {k: result for k, (result, _) in found.items()} == {k: k * k for k in range(7)}
     assert os.getpid() not in {process for _, process in found.values()}
     assert not (tmp_path / "loaded").exists() and "PYTHONSAFEPATH" not in os.environ
 
 
 def test_one_process_does_them_itself_and_in_order():
-    assert [(k, pid) for k, (_, pid) in each_done(square, tasks(3), 1)] == [(k, os.getpid()) for k in range(3)]
+    one = Workers(1)
+    assert [(k, pid) for k, (_, pid) in one.each_done(square, tasks(3))] == [(k, os.getpid()) for k in range(3)]
+
+
+@pytest.mark.usefixtures("forked")
+def test_processes_are_started_once_and_not_for_little_work():
+    with Workers(2) as two:
+
+        def ids(work: float) -> set[int]:
+            return {pid for _, (_, pid) in two.each_done(square, tasks(4), work)}
+
+        assert ids(WORTH_WORKERS / 2) == {os.getpid()} and not two.processes
+        started = ids(WORTH_WORKERS)
+        assert os.getpid() not in started and len(two.processes) == 2
+        assert ids(1.0) <= {process.pid for process in two.processes} and len(two.processes) == 2
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("forked")
+def test_no_more_processes_are_started_than_there_are_tasks():
+    with Workers(5) as five:
+        assert len(dict(five.each_done(square, tasks(2)))) == 2 and len(five.processes) == 2
+
+
+def test_ctrl_c_is_heard_by_the_first_process_alone():
+    """From the start of the others on, also while they import what they need."""
+    before = signal.getsignal(signal.SIGINT)
+    with Workers(2) as two:
+        pid = next(pid for _, (_, pid) in two.each_done(square, tasks(1)))
+        os.kill(pid, signal.SIGINT)
+        assert dict(two.each_done(square, tasks(1)))[0][1] == pid
+        assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.usefixtures("forked")
 def test_tasks_are_drawn_when_a_process_is_free():
     drawn = []
     counted = (task for task in tasks(6) if drawn.append(task[0]) is None)
-    for n_done, _ in enumerate(each_done(square, counted, 2), 1):
-        assert len(drawn) <= n_done + 2
+    with Workers(2) as two:
+        for n_done, _ in enumerate(two.each_done(square, counted), 1):
+            assert len(drawn) <= n_done + 2
     assert len(drawn) == 6
 
 
@@ -67,5 +100,5 @@ def test_tasks_are_drawn_when_a_process_is_free():
      ("killed", UserError, r"the process that worked on brick [01] was killed")],
 )  # fmt: skip
 def test_errors_of_a_process_end_the_run(what, error, said):
-    with pytest.raises(error, match=said):
-        list(each_done(fail, [(0, (what,)), (1, (what,))], 2))
+    with pytest.raises(error, match=said), Workers(2) as two:
+        list(two.each_done(fail, [(0, (what,)), (1, (what,))]))

@@ -42,7 +42,7 @@ class BrickedFit:
     def run(self, on_done: Callable[[BrickedFit], None] = lambda fit: None) -> None:
         """Train all bricks that are not done. `on_done(self)` is called after each."""
         started = time.monotonic() - self.seconds
-        with Progress("training", self._work_ahead()) as progress:
+        with self.fits.workers, Progress("training", self._work_ahead()) as progress:
             self.networks.settle(progress)
             self.seconds = time.monotonic() - started
             left = {k: config for k, config in enumerate(self.networks.configs) if config and k not in self.done}
@@ -140,13 +140,14 @@ class BrickedFit:
         volume = {"shape": list(self.fits.header.shape), "values_crc32": self.survey.crc32}
         volume |= {"counts": list(self.fits.counts), "mirrors": list(self.fits.mirrors)}
         volume |= {"target_psnr": self.fits.target_psnr}  # at which a brick that is done has ended
-        return volume | self.networks.fields | dataclasses.asdict(self.recipe) | {"seed": self.fits.seed}
+        volume |= self.networks.fields | dataclasses.asdict(self.recipe) | {"seed": self.fits.seed}
+        return volume | ({"networks_crc32": self.networks.crc32} if self.networks.configs else {})
 
     def state_dict(self) -> dict:
         """Everything that `load_state_dict` needs to continue to the same result."""
         done = {k: (torch.from_numpy(in_one(trained.weights)), trained.error) for k, trained in self.done.items()}
-        widths = [config.n_neurons if config else 0 for config in self.networks.configs]
-        return {"n_layers": self.networks.n_layers, "widths": widths, "done": done, "seconds": self.seconds}
+        networks = {"n_layers": self.networks.n_layers, "widths": self.networks.widths}
+        return networks | {"done": done, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict) -> None:
         """Add what is done in the `state_dict` of a fit with the same identity. Raises ValueError for a damaged one."""

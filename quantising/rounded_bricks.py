@@ -1,0 +1,137 @@
+"""Rounds the networks of all bricks, each in a process of its own, with one policy for the whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+
+from cli.progress import NoProgress, Progress
+from field.blob import decode_field, encode_blob
+from field.bricks import Bricks, brick_boxes
+from field.network_chunk import QuantisedLayer
+from field.neural_field import NeuralField
+from quantising import work
+from quantising.network import NetworkRounding
+from quantising.policy import RoundingOptions, coarsest_exact, error_to_add
+from siren import FieldNet, SirenConfig, count_parameters
+from training.cutting import brick_volume, count_held, count_present, error_scale, passes_for, ready_to_cut, survey
+from training.recipe import error_of, psnr_of
+from training.workers import Workers
+from utils import Geometry, Volume, VolumeHeader, header_of, shape_of
+
+PASSES = 0.25  # over each brick while it is rounded / while it is trained, by default: more gain 0.2 dB at most
+Rounded = list[tuple[dict, list[QuantisedLayer]]]  # the description and the layers of each brick that has a network
+
+
+class BricksRounding:
+    """The rounding of all networks of a field in bricks to integers. The arguments are as of NetworkRounding."""
+
+    def __init__(
+        self,
+        options: RoundingOptions,
+        bricks: Bricks,
+        header: VolumeHeader,
+        volume: Volume | None,
+        device: torch.device,
+        progress: Progress,
+    ):
+        self.options, self.bricks, self.header = options, bricks, header
+        self.volume = volume and ready_to_cut(volume)
+        self.device, self.progress = device, progress
+        self.workers = Workers(options.n_threads if device.type == "cpu" else 1)
+        self.boxes = brick_boxes(header.shape, bricks.cut.counts, bricks.cut.mirrors)
+        self.n_held = count_held(header, bricks.cut.mirrors)
+        self.configs = {k: SirenConfig(**network[0]) for k, network in enumerate(bricks.networks) if network}
+
+    def layers(self, psnr: float, is_exact: bool) -> Rounded:
+        """The networks in integers, in the order of their bricks.
+
+        psnr: of the whole field, in dB; NaN if unknown. is_exact: whether the whole field decodes every integer of its
+        volume exactly.
+        """
+        with self.workers:
+            exact = is_exact and self.options.bits is None and self._exactly()
+            return exact or self._all(psnr, self.volume)
+
+    def _exactly(self) -> Rounded | None:
+        """See `coarsest_exact`. The whole field is compared: where bricks meet, an integer depends on several."""
+        n_threads = self.options.n_threads
+
+        def rounded(error: float) -> tuple[Rounded, NeuralField]:
+            found = self._all(psnr_of(error), None)
+            readable = decode_field(encode_blob(self.header, found, cut=self.bricks.cut), large=True)
+            return found, NeuralField.of_bricks(*readable, self.device, n_threads)
+
+        return coarsest_exact(NeuralField.of_bricks(self.header, self.bricks, self.device, n_threads), rounded)
+
+    def _all(self, psnr: float, volume: Volume | None) -> Rounded:
+        """As `layers`, with steps that follow from the PSNR. volume: None for rounding without training.
+
+        One more bit for each weight of a network takes three quarters of what its rounding adds to the error. So for
+        the least bytes, rounding adds to each brick a squared error in proportion to its weights, not to its voxels.
+        """
+        options = self._options_of_a_brick(psnr, volume)
+        shares = {k: work.of_training((options.n_passes or 0.0) * math.prod(shape_of(self.boxes[k])), self._size(k))
+                  + work.of_factors(config, options.n_all) for k, config in self.configs.items()}  # fmt: skip
+        self.progress.plan(sum(shares.values()))
+        per_weight = math.nan  # squared error that rounding may add, for each weight
+        if math.isfinite(psnr):
+            per_weight = error_of(psnr) * self.n_held / max(self.bricks.n_parameters, 1)
+
+        found, n_again = {}, 0
+        order = sorted(shares, key=lambda k: (-shares[k], k))
+        tasks = ((k, self._task(k, options, per_weight, volume)) for k in order)
+        for k, (layers, is_again) in self.workers.each_done(_round_brick, tasks, sum(shares.values())):
+            found[k], n_again = layers, n_again + is_again
+            self.progress.advance(shares[k], bricks=f"{len(found)} of {len(shares)}")
+        if n_again:
+            what = "again " + "with finer steps, or " * (options.bits is None) + "without training"
+            self.progress.say(f"rounding with training has cost too much in {n_again} of {len(found)} bricks: {what}")
+        return [(dataclasses.asdict(self.configs[k]), found[k]) for k in sorted(found)]
+
+    def _size(self, brick: int) -> int:
+        return count_parameters(self.configs[brick])
+
+    def _options_of_a_brick(self, psnr: float, volume: Volume | None) -> RoundingOptions:
+        """The options for every brick, but for its error and its seed."""
+        options, n_all, added = self.options, self.bricks.n_parameters, None
+        passes = options.n_passes
+        if volume and passes is None and options.quantizer == "uniform":
+            n_images = self.header.n_present / self.n_held
+            passes = PASSES * passes_for(self.n_held, n_all, len(self.boxes), self.device.type, n_images)
+        if volume and not math.isnan(psnr):
+            with Progress("looking at the bricks") as looking:
+                lead = psnr - psnr_of(survey(volume, self.header.values, self.boxes, looking).variance)
+            added = error_to_add(lead, n_all)
+        return dataclasses.replace(options, n_passes=passes, n_threads=1, added=added, n_all=n_all)
+
+    def _task(self, k: int, options: RoundingOptions, per_weight: float, volume: Volume | None) -> tuple:
+        """What `_round_brick` takes for a brick."""
+        box, low, high = self.boxes[k], self.bricks.cut.low[k], self.bricks.cut.high[k]
+        if volume:
+            brick = brick_volume(volume, self.header.values, box)
+            header = dataclasses.replace(header_of(brick), low=low, high=high)
+        else:
+            brick, header = None, VolumeHeader(shape_of(box), low, high, Geometry.plain(len(box)))
+        error = per_weight * self._size(k) / max(count_present(self.header, box), 1) / error_scale(low, high)
+        own = {"error": None if math.isnan(error) else error, "seed": options.seed + k}
+        options = dataclasses.replace(options, **own)
+        return options, self.configs[k], self.bricks.networks[k][1], header, brick, self.device
+
+
+def _round_brick(
+    options: RoundingOptions,
+    config: SirenConfig,
+    weights: dict,
+    header: VolumeHeader,
+    brick: Volume | None,
+    device: torch.device,
+) -> tuple[list[QuantisedLayer], bool]:
+    """The layers of a brick in integers, and whether it was rounded more than once."""
+    net = FieldNet(config)
+    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
+    progress = NoProgress()
+    layers = NetworkRounding(options, net, header, brick, device, progress).layers(math.nan, False)
+    return layers, progress.n_said > 0
