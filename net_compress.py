@@ -31,7 +31,7 @@ from formats.common import raw_layout
 from formats.reading import read_volume, source_files
 from quantising import work
 from quantising.network import NetworkRounding
-from quantising.policy import RoundingOptions
+from quantising.policy import RoundingOptions, decibels_lost
 from quantising.rounded_bricks import BricksRounding
 from quantising.sensitivity import MAX_BITS
 from siren import FieldNet, SirenConfig, weights_crc32
@@ -47,6 +47,7 @@ from training.network_files import (
 )
 from utils import SUITE_VERSION, UserError, Volume, VolumeHeader, differences, header_of
 
+MOST_FOR_ROUNDING = 2.0  # dB that rounding costs without a warning
 MOST_LOST = 6.0  # dB that rounding hardly costs a network of at most MOST_KEPT
 MOST_KEPT = 80.0  # dB; above, weights of 15 bits may cost more
 
@@ -178,6 +179,12 @@ def rounded_networks(
     return [(dataclasses.asdict(networks.config), layers)]
 
 
+def before_rounding(networks: FieldNet | Bricks, header: VolumeHeader) -> NeuralField:
+    """The field that the networks hold."""
+    is_cut = isinstance(networks, Bricks)
+    return NeuralField.of_bricks(header, networks) if is_cut else NeuralField.of(networks, header)
+
+
 def warn_of_another_volume(path: str, psnr: float, expected: float) -> None:
     """Warn if the volume cannot well be the network's. psnr, expected: of the blob, and of the network when trained."""
     if psnr < min(expected, MOST_KEPT) - MOST_LOST:
@@ -219,12 +226,15 @@ def main(argv: Sequence[str]) -> None:
             decoded, chosen = field.lazy(), measured_boxes(volume.values)
             metrics = compare(volume.array, decoded, found.values, progress.each(chosen, per_measuring))
             figures = metrics.report(header.n_present)
-            blob = encode_blob(header, rounded, Written(SUITE_VERSION, metrics.psnr), cut)
             if n_measured > 1:
                 metrics = compare(volume.array, decoded, header.values, progress.each(chosen, per_measuring))
                 figures["psnr_clipped"] = f"{metrics.psnr:.3f}"
+            blob = encode_blob(header, rounded, Written(SUITE_VERSION, metrics.psnr), cut)
     if volume and opt.cluster_bits is None:
         warn_of_another_volume(opt.volume, metrics.psnr, quality[0])
+    if not volume and (lost := decibels_lost(before_rounding(networks, header), field, quality[0])) > MOST_FOR_ROUNDING:
+        way_out = ": more --cluster_bits, or none, cost less" if opt.cluster_bits else ""
+        console.warn("net_compress.py", f"{opt.compressed}: rounding has cost about {lost:.0f} dB{way_out}")
     write_or_rescue({opt.compressed: blob})
     n_values, n_parameters = math.prod(header.shape) * config.d_out, max(networks.n_parameters, 1)
     figures |= {"bytes": len(blob), "bits_per_weight": f"{8 * len(blob) / n_parameters:.3f}"}

@@ -10,6 +10,7 @@ import cli.startup  # noqa: F401 - first, to handle Ctrl-C while the other modul
 
 # isort: split
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ from cli.summary import Figures, summary, table
 from field import pictures, rendering
 from field.blob import BlobError
 from field.info import blob_figures, stored_psnr
-from field.metrics import compare_steps, file_ratios, report_of_steps
+from field.metrics import combine_metrics, compare_steps, file_ratios, report_of_steps
 from field.neural_field import NeuralField
 from field.options import parse
 from field.original_blob import decode_either
@@ -33,6 +34,7 @@ from formats.common import raw_layout, suffix_of
 from formats.reading import read_volume, source_files
 from utils import Grid, UserError, ValueRange, Volume, differences, header_of
 
+MOST_LOST = 1.0  # dB below the PSNR that a blob had when it was written; the same voxels give the same
 warn = partial(console.warn, "net_decompress.py")
 
 
@@ -124,12 +126,15 @@ def write_volume_files(
     output = Output(opt.recon, grid, isinstance(opt.time, float), opt.as_float, opt.gradient)
     output, beside = output.named(field)
     check_outputs([*output.files(), *beside], inputs)
-    box, steps = grid.as_voxel_box(), {}
+    box, steps, clipped = grid.as_voxel_box(), {}, {}
     is_compared = volume is not None and box is not None
     values = ValueRange(*volume.value_limits, volume.fill) if volume else None
 
     def on_values(grid: Grid, array: np.ndarray | LazyArray) -> None:
-        steps.update(compare_steps(part_of(volume.array, grid.as_voxel_box()), array, values, grid))
+        original = part_of(volume.array, grid.as_voxel_box())
+        steps.update(compare_steps(original, array, values, grid))
+        if field.values.pairs() != values.pairs():
+            clipped.update(compare_steps(original, array, field.values, grid))
 
     if volume and box is None:
         flag = "--resolution" if opt.resolution else f"--time {opt.time:g}"
@@ -144,7 +149,17 @@ def write_volume_files(
     written |= {"voxels": beside[0]} if beside else {}
     written |= {"preview": opt.preview} if opt.preview else {}
     metrics = report_of_steps(steps, is_series=len(grid.shape) == 4) if steps else {}
+    metrics |= {"psnr_clipped": f"{combine_metrics(list(clipped.values())).psnr:.3f}"} if clipped else {}
     return metrics, written, size_of([recon, *by_step, *beside])
+
+
+def warn_of_another_volume(opt: arguments.Options, figures: Figures, stored: Figures) -> None:
+    """Warn if the comparison has a lower PSNR than the blob had when it was written. stored: of `stored_psnr`."""
+    found = max((float(figures[key]) for key in ("psnr", "psnr_clipped") if key in figures), default=math.inf)
+    for before in map(float, stored.values()):
+        if found < before - MOST_LOST and not opt.as_float:
+            what = f"{found:.1f} dB, where the blob had {before:.1f} dB when it was written"
+            warn(f"{opt.volume}: {what}: is it the volume that it was made of?")
 
 
 def show_info(opt: arguments.Options) -> None:
@@ -173,8 +188,10 @@ def main(argv: Sequence[str]) -> None:
         made = write_points(opt, field) if opt.points else write_volume_files(opt, field, volume, inputs)
     figures, written, n_made = made
     is_part = any(value is not None for value in (opt.points, opt.roi, opt.resolution, opt.time))
-    if volume is None and not is_part:
-        figures |= stored_psnr(data, "psnr_when_written")
+    if not is_part:
+        stored = stored_psnr(data, "psnr_when_written")
+        warn_of_another_volume(opt, figures, stored)
+        figures |= {} if volume else stored
     header, n_bytes = field.header, len(data)
     figures |= file_ratios(header.n_voxels * header.n_components, header.dtype, n_bytes)
     figures |= {"bytes": n_bytes, "seconds": f"{time.monotonic() - started:.1f}", **written}

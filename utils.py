@@ -19,9 +19,10 @@ import numpy as np
 
 SUITE_VERSION = 1, 0  # major and minor; a blob says which version wrote it
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
-AXIS_ATTRIBUTES = ("units_t", "units_x", "units_y", "units_z", "calendar")
+AXIS_ATTRIBUTES = ("units_t", "units_x", "units_y", "units_z", "calendar", "positive_z")
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 SIGNS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0), "LAS": (1.0, -1.0, 1.0)}  # of x, y, z: to LPS and back
+MOST_LABELS = 12  # most different integers of a volume that may be labels, whose distances say nothing
 MAX_SKEW = 1e-3  # most that a dot product of two axis directions may differ from the exact 0 or 1
 MAX_GRID_POINTS = 1 << 26  # most positions along an axis of a grid; as float64 they take 512 MiB
 BOX_VALUES = 1 << 20  # most values read from a volume at a time
@@ -50,7 +51,7 @@ class Geometry:
     (spacing i). name: the name of the values. units: the units of the values, "" when unknown. space: "LPS" when x, y
     and z of space are known to point to left, posterior and superior, in mm; "" when they may point anywhere.
     axis_attributes: what the file says of its coordinates, as far as it does, by AXIS_ATTRIBUTES: their units, such as
-    degrees_north or hours since 2001-01-01, and the calendar of the times.
+    degrees_north or hours since 2001-01-01, the calendar of the times, and whether z counts up or down.
     """
 
     spacing: tuple[float, ...]
@@ -105,6 +106,7 @@ class Geometry:
         mm = "mm" if self.space and axis != "t" else ""
         found = {"units": self.axis_attributes.get(f"units_{axis}", mm)}
         found |= {"calendar": self.axis_attributes.get("calendar", "")} if axis == "t" else {}
+        found |= {"positive": self.axis_attributes.get("positive_z", "")} if axis == "z" else {}
         return {name: text for name, text in found.items() if text}
 
     def units_of(self, axis: str) -> str:
@@ -301,6 +303,11 @@ def value_limits(values: np.ndarray, fill: np.generic | None = None) -> tuple[np
 
 
 # --- missing voxels -----------------------------------------------------------------------------------
+
+
+def are_few(values: np.ndarray) -> bool:
+    """Whether there are so few different values that integers may be labels."""
+    return len(np.unique(values)) <= MOST_LABELS
 
 
 def is_missing(values: np.ndarray, fill: np.generic | None) -> np.ndarray:
@@ -547,7 +554,7 @@ class ValueRange:
         """
         wide = wide_float(self.dtype)
         extent = np.where(self.extent > 0, self.extent, 1.0)
-        with np.errstate(over="ignore"):  # a fill value may overflow
+        with np.errstate(over="ignore", invalid="ignore"):  # a fill value may overflow, or be infinite
             offset = values.astype(wide) - self.low.astype(wide)
             unit = np.clip(offset / extent, 0.0, 1.0)
             result = np.where(self.extent > 0, 2.0 * unit - 1.0, 0.0).astype(np.float32)

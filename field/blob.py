@@ -71,7 +71,7 @@ Chunk a, attributes
 
 A JSON object in UTF-8. Its values are text. Keys in use: `name` of the field ("sf" when absent), `units` of the values
 ("" when absent); and of the axes as far as known: `units_t`, `units_x`, `units_y`, `units_z`, the units of the
-coordinates as the CF conventions write them, and `calendar`, that of the times.
+coordinates as the CF conventions write them, `calendar`, that of the times, and `positive_z`, "up" or "down".
 
 Chunk q, quality
 ----------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -59,7 +60,7 @@ def _header_figures(header: VolumeHeader) -> dict[str, object]:
     if is_series:
         last = geometry.origin[0] + (header.shape[0] - 1) * geometry.spacing[0]
         found |= {"times": header.shape[0], "first_time": f"{geometry.origin[0]:g}", "last_time": f"{last:g}"}
-    ranges = [_numbers(pair) for pair in header.values.pairs()]
+    ranges = [_numbers(pair, digits=17) for pair in header.values.pairs()]
     found |= {"range": ranges[0]} if len(ranges) == 1 else {f"range_{c}": pair for c, pair in enumerate(ranges)}
     if header.missing:
         found |= {"missing": header.missing.count, "fill": str(header.fill)}
@@ -71,13 +72,15 @@ def _span(values: list[int]) -> str | int:
     return min(values) if min(values) == max(values) else f"{min(values)}-{max(values)}"
 
 
-def _numbers(values: tuple) -> str:
+def _numbers(values: Sequence, digits: int = 9) -> str:
     """Numbers with commas between them, each as short as it can be told."""
-    return ",".join(_number(value) if isinstance(value, float | np.floating) else str(value) for value in values)
+    return ",".join(
+        _number(value, digits) if isinstance(value, float | np.floating) else str(value) for value in values
+    )
 
 
 @np.errstate(over="ignore")  # a float64 may be beyond all float32
-def _number(value: float) -> str:
-    """The shortest text that gives the same float32, where the number is one; else 9 digits."""
-    single = np.float32(value)
-    return str(single).removesuffix(".0") if single == value else f"{value:.9g}"
+def _number(value: float, digits: int) -> str:
+    """The shortest text that gives the same float32, where the number is one; else so many digits, or fewer."""
+    single, short = np.float32(value), f"{value:.{digits}g}"
+    return str(single).removesuffix(".0") if float(single) == value else min(short, repr(float(short)), key=len)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from formats.arrays import LazyArray
-from utils import Box, Grid, ValueRange, boxes, is_missing, read_in_boxes, value_range, wide_float
+from utils import Box, Grid, ValueRange, are_few, boxes, is_missing, read_in_boxes, value_range, wide_float
 
 MEASURED_WHOLE = 1 << 28  # most voxels of a volume that is compared at every voxel
 MEASURED_VOXELS = 1 << 24  # random voxels compared in a larger volume; the PSNR is then good to about 0.01 dB
@@ -22,7 +22,7 @@ class Metrics:
 
     psnrs: the PSNR of each component over its own range. psnr: the PSNR of all components, from the mean of the squared
     errors, each relative to its component's range. n_voxels: the number of voxels that were compared. n_differing: how
-    many of these differ.
+    many of these differ. of_labels: whether the values may be labels: few different integers.
     """
 
     psnr: float
@@ -31,15 +31,18 @@ class Metrics:
     psnrs: tuple[float, ...]
     n_voxels: int
     n_differing: int = 0
+    of_labels: bool = False
 
     def report(self, n_voxels: int | None = None) -> dict[str, str]:
-        """The result lines: psnr; with several components also psnr_0, psnr_1, ...
+        """The result lines: psnr; with several components also psnr_0, psnr_1, ...; of labels, how many are differing.
 
         n_voxels: the number of voxels of the volume. The key is psnr_estimate where fewer voxels were compared.
         """
-        key = "psnr" if n_voxels in (None, self.n_voxels) else "psnr_estimate"
+        is_whole = n_voxels in (None, self.n_voxels)
+        key = "psnr" if is_whole else "psnr_estimate"
         more = {f"{key}_{c}": f"{psnr:.3f}" for c, psnr in enumerate(self.psnrs)} if len(self.psnrs) > 1 else {}
-        return {key: f"{self.psnr:.3f}", **more}
+        differing = {"differing": str(self.n_differing)} if self.of_labels and is_whole else {}
+        return {key: f"{self.psnr:.3f}", **more, **differing}
 
 
 def compare(
@@ -61,11 +64,13 @@ def compare(
     n_components, extent = len(values.low), values.extent
     scale = np.where(extent > 0, extent, 1.0)  # squares of the scaled differences neither overflow nor vanish
     squares, largest, count, n_differing = np.zeros(n_components), np.zeros(n_components), 0, 0
+    of_labels = original.dtype.kind in "iu" and decoded.dtype.kind in "iu"
     for box, part in read_in_boxes(original if n_components > 1 else original[..., None], chosen):
         a, b = part.reshape(-1, n_components), decoded[box].reshape(-1, n_components)
         if values.fill is not None:
             is_present = ~(is_missing(a, values.fill) | is_missing(b, values.fill) | is_missing(b, np.float64(np.nan)))
             a, b = a[is_present], b[is_present]
+        of_labels = of_labels and are_few(a)
         a = np.clip(a, values.low, values.high)
         difference = (b.astype(wide) - a.astype(wide)).astype(np.float64) / scale
         squares += np.einsum("ij,ij->j", difference, difference)
@@ -78,7 +83,7 @@ def compare(
     rmse = math.sqrt(np.mean(errors * (scale / scale.max()) ** 2)) * scale.max()
     errors[(extent == 0) & (errors > 0)] = math.inf  # a constant component with any error
     psnrs = tuple(map(_psnr, errors))
-    return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), psnrs, count, n_differing)
+    return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), psnrs, count, n_differing, of_labels)
 
 
 def compare_steps(
@@ -115,7 +120,8 @@ def combine_metrics(parts: list[Metrics]) -> Metrics:
     psnrs = tuple(map(mean, zip(*(part.psnrs for part in parts), strict=True)))
     largest = max(part.max_error for part in parts)
     counts = (sum(part.n_voxels for part in parts), sum(part.n_differing for part in parts))
-    return Metrics(mean(part.psnr for part in parts), rmse, largest, psnrs, *counts)
+    of_labels = all(part.of_labels for part in parts)
+    return Metrics(mean(part.psnr for part in parts), rmse, largest, psnrs, *counts, of_labels)
 
 
 def report_of_steps(steps: dict[int, Metrics], is_series: bool) -> dict[str, str]:

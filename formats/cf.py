@@ -171,10 +171,11 @@ def _warn_of_curved_axes(
 def _axis_attributes(
     variable: Variable, coordinates: Mapping[str, Variable], roles: Mapping[str, int]
 ) -> dict[str, str]:
-    """The units of the coordinates and the calendar, as `Geometry.axis_attributes` has them."""
+    """The units of the coordinates, the calendar and the sense of z, as `Geometry.axis_attributes` has them."""
     axes = {role: coordinates.get(variable.dims[axis]) for role, axis in roles.items() if role in "txyz"}
     found = {f"units_{role}": coordinate.text("units") for role, coordinate in axes.items() if coordinate}
     found |= {"calendar": axes["t"].text("calendar")} if axes.get("t") else {}
+    found |= {"positive_z": axes["z"].text("positive")} if axes.get("z") else {}
     return {key: text for key, text in found.items() if text}
 
 

@@ -286,7 +286,9 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
     except ValueError as error:
         raise VolumeError(f"{path}: {error}: all of its values are the fill value {volume.fill}") from None
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise VolumeError(f"{path}: expected finite values, found {_not_finite(volume.values, volume.fill)}")
+        other_order = ", or --endian big reads bytes in the other order" if suffix_of(path) == ".raw" else ""
+        found = _not_finite(volume.values, volume.fill)
+        raise VolumeError(f"{path}: expected finite values, found {found}{other_order}")
     with np.errstate(over="ignore"):
         if not np.isfinite(float(high.max()) - float(low.min())):
             what = f"the range of its values, {low.min()} to {high.max()}, overflows float64"

@@ -15,6 +15,7 @@ from field.metrics import measured_boxes
 from field.neural_field import NeuralField
 from siren import SirenConfig
 from training.recipe import BATCH, Recipe, default_recipe, error_of, passes_for_min_steps, psnr_of
+from utils import Grid
 
 MSE_ADDED_BY_ROUNDING = 0.05  # relative to the network's own mean squared error; 0.05 costs 0.2 dB
 DEFAULT_BITS = 9  # bits for a value of a hidden matrix if the network's PSNR is unknown
@@ -27,6 +28,7 @@ MAX_DB_LOST = 2.0  # most that rounding with training may lose, dB
 MAX_LEAD_LOST = 0.25  # most that rounding with training may lose, as a part of the network's lead in dB over a constant
 ALWAYS_ALLOWED_DB = 0.2  # loss that is always allowed, dB: rounding without training costs as much
 WORTH_DB = 1.0  # what the smaller file of rounding with training is worth at least, against rounding alone, dB
+COARSE = 16  # most positions along an axis of the grid that tells what rounding has cost
 MOST_ERROR = 4.0  # most that RoundingOptions.error may be, relative to the network's own
 TRAINED_VOXELS = 1.25e7  # samples that training while rounding uses by default
 MAX_PASSES_WHILE_ROUNDING = 48.0  # most passes that training while rounding uses by default
@@ -112,6 +114,21 @@ def recipe_while_rounding(options: RoundingOptions, config: SirenConfig, n_voxel
 def relative_rate(psnr: float) -> float:
     """The learning rate while rounding, relative to train.py's. psnr: of the network, dB; NaN counts as 0."""
     return RATE * 0.5 ** (max(0.0, psnr) / DB_PER_RATE_HALVING - 1)  # max() in this order turns NaN into 0.0
+
+
+def decibels_lost(before: NeuralField, after: NeuralField, psnr: float) -> float:
+    """About how much PSNR rounding has cost, in dB, by what the field was before and after it on a coarse grid.
+
+    psnr: of the field before, in dB. NaN if it is unknown, or if all is missing there.
+    """
+    grid = Grid(tuple(np.linspace(0, n - 1, min(n, COARSE)) for n in before.header.shape))
+    extent = np.where(before.values.extent > 0, before.values.extent, 1.0)
+    values = (field.on_grid(grid, as_float=True).reshape(-1, len(extent)) for field in (before, after))
+    squares = np.square(np.subtract(*values, dtype=np.float64) / extent)
+    squares = squares[np.isfinite(squares)]
+    if not (math.isfinite(psnr) and len(squares)):
+        return math.nan
+    return 10 * math.log10(1 + squares.mean() / 10 ** (-psnr / 10))
 
 
 def coarsest_exact(field: NeuralField, rounded: Callable[[float], tuple[Result, NeuralField]]) -> Result | None:

@@ -71,6 +71,8 @@ class Checkpoint:
         if self.path and fit.networks.configs:
             with contextlib.suppress(UserError):
                 self.save(fit)
+                what = f"{len(fit.done)} of {fit.networks.n_trained} bricks are in {self.path}"
+                print(f"train.py: {what}: --resume continues the run", file=sys.stderr)
 
     def save(self, fit: Fit | BrickedFit) -> None:
         """Write the state of the fit to `path`; a process after the first one adds its number to the name."""

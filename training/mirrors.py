@@ -11,13 +11,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from cli.progress import Progress
-from utils import Volume, VolumeHeader, read_in_boxes
+from utils import Volume, VolumeHeader, are_few, read_in_boxes
 
 # Two sides are alike if their difference, of values of range 2, has at most this RMS and this maximum. The first
 # limits the PSNR of the other side to 80 dB; the second keeps a few voxels that differ from being lost.
-# Labels must be equal: integers of at most so many different values.
+# Labels must be equal.
 MOST_RMS, MOST_DIFFERENCE = 2e-4, 2e-2
-MOST_LABELS = 12
 LINES = 32  # about so many along each other axis: lines of voxels that are looked at before the whole volume is
 LEAST_VOXELS = 8  # along an axis
 
@@ -38,7 +37,7 @@ def find_mirrors(volume: Volume, header: VolumeHeader) -> tuple[int, ...]:
     with Progress("looking for symmetry", len(header.shape) + 1.0) as progress:
         lines = _lines(volume, header)
         progress.advance(1.0)
-        are_labels = header.values.is_integer and len(np.unique(np.concatenate(lines, axis=None))) <= MOST_LABELS
+        are_labels = header.values.is_integer and are_few(np.concatenate(lines, axis=None))
         limits = (0.0, 0.0) if are_labels else (MOST_RMS, MOST_DIFFERENCE)
         for axis, along in enumerate(lines):
             mirror = _mirror_of(along, limits) if len(along) >= LEAST_VOXELS else 0

@@ -330,7 +330,10 @@ def test_from_a_file_to_a_comparison_with_it(tmp_path, capsys):
     """The fill value that the file declares, its chunks and the units of its coordinates, through the scripts."""
     array = np.stack([slanted(SHAPE)] * 2, axis=-1)
     array[0, :2] = np.nan
-    axes = {"lat": (50 - np.arange(6) / 2, {"units": "degrees_north"}), "lev": (np.arange(5.0), {"units": "hPa"})}
+    axes = {
+        "lat": (50 - np.arange(6) / 2, {"units": "degrees_north"}),
+        "lev": (np.arange(5.0), {"units": "m", "positive": "down"}),
+    }
     axes["time"] = np.arange(2) * 6.0, {"units": "hours since 2001-01-01", "calendar": "noleap"}
     path = write(tmp_path, "nc4 chunks", grid(array, ("time", "lev", "lat", "lon"), {"units": "K"}, **axes))
     trained = train(path, tmp_path)
@@ -342,7 +345,7 @@ def test_from_a_file_to_a_comparison_with_it(tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
     np.testing.assert_array_equal(np.isnan(decoded), np.isnan(np.moveaxis(array, 3, 0)))
     source = read_volume(path).geometry
-    assert len(source.axis_attributes) == 4
+    assert len(source.axis_attributes) == 5 and source.axis_attributes["positive_z"] == "down"
     for name in ("out.nc", "out.zarr"):
         net_decompress.main(["--compressed", str(blob), "--recon", str(tmp_path / name)])
         assert read_volume(str(tmp_path / name)).geometry == source

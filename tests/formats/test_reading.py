@@ -224,6 +224,14 @@ def test_unreadable_file(tmp_path):
     assert "Permission denied" in refusal(path)
 
 
+def test_numbers_that_bytes_of_the_other_order_give(tmp_path):
+    array = slanted((4, 3, 2))
+    array[0, 0, 0] = np.nan
+    (tmp_path / "a.raw").write_bytes(array.tobytes("F"))
+    with pytest.raises(VolumeError, match="--endian big reads bytes in the other order"):
+        read_volume(str(tmp_path / "a.raw"), layout=RawLayout((4, 3, 2), "float32", "little"))
+
+
 @pytest.mark.parametrize("name", ["a.npy", "a.raw", "a.txt", "a"])
 @pytest.mark.parametrize("content", [b"\x93NUM", b"hello\n" * 50])
 def test_not_an_array(tmp_path, name, content):

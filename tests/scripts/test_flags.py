@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import itertools
 import json
 import math
@@ -178,6 +179,12 @@ def test_info_tells_what_a_blob_holds(tmp_path, capsys):
     (tmp_path / "o").write_bytes(original_blob(np.random.default_rng(0), 8, 6, 3, True)[0])
     net_decompress.main([str(tmp_path / "o"), "--info"])
     assert results(capsys.readouterr().out)["version"] == "the original scripts"
+    shifted = make_header((5, 4, 3), 1e6, 1e6 + 1e-3, "float64")
+    network |= {"d_in": 3}
+    layers[0] = dataclasses.replace(layers[0], weights=np.zeros((2, 3), np.int32))
+    (tmp_path / "s").write_bytes(encode_blob(shifted, [(network, layers)]))
+    net_decompress.main([str(tmp_path / "s"), "--info"])
+    assert results(capsys.readouterr().out)["range"] == "1e+06,1000000.001"
     (tmp_path / "c").write_bytes(cut_blob((9, 7, 5), (2, 1, 3), constant=(0, 4)))
     net_decompress.main([str(tmp_path / "c"), "--info"])
     found = results(capsys.readouterr().out)
@@ -492,6 +499,20 @@ def test_a_decoded_volume_has_the_psnr_of_its_blob(tmp_path, capsys):
         net_decompress.main([str(tmp_path / "b"), "--recon", str(tmp_path / "r.vti"), *option])
         found = results(capsys.readouterr().out)
         assert found.get("psnr_when_written") == expected and "psnr" not in found
+
+
+def test_a_rounding_that_costs_much_is_told(chain, tmp_path, capsys):
+    for bits, is_told in ((2, True), (12, False)):
+        compress(chain, tmp_path / "b", "--cluster_bits", bits)
+        assert ("rounding has cost about" in capsys.readouterr().err) == is_told
+
+
+def test_an_earlier_checkpoint_is_not_replaced_without_a_word(volume_file, tmp_path, capsys):
+    """One that this run has not written is no result of it."""
+    (tmp_path / "state").write_bytes(b"of an earlier run")
+    train(volume_file, tmp_path, "--checkpoint", tmp_path / "state")
+    out, error = capsys.readouterr()
+    assert "state: will be replaced: --resume continues its run instead" in error and "checkpoint=" not in out
 
 
 @pytest.mark.parametrize("option", [("--lr", 1e7), ("--w0", 1e7), ("--grad_lambda", 1e7), ("--lr_decay", 1.5)])

@@ -9,12 +9,13 @@ import re
 import numpy as np
 import pytest
 from helpers.networks import chunks_of, watched_samples
-from helpers.scripts import ROOT, WELL, compared_round_trip, compress, error_of, train
+from helpers.scripts import ROOT, WELL, compared_round_trip, compress, decompress, error_of, train
 from helpers.volumes import SHAPE, psnr_of, range_without, slanted
 
 import net_compress
 import train as train_script
 from cli.arguments import to_number
+from field.blob import written_by
 from formats.reading import read_volume
 from training import outliers
 from utils import ValueRange, is_missing, value_range
@@ -151,6 +152,13 @@ def sparse(shape=(16, 16, 16)) -> np.ndarray:
     return array
 
 
+def labelled() -> np.ndarray:
+    """Labels of which one is far from the others."""
+    array = (np.arange(16**3) // 64 % 4).astype(np.uint8).reshape(16, 16, 16)
+    array[0, 0, 0] = 200
+    return array
+
+
 @pytest.mark.parametrize(
     "array",
     [
@@ -161,8 +169,9 @@ def sparse(shape=(16, 16, 16)) -> np.ndarray:
         np.random.default_rng(0).exponential(size=(20, 20, 20)),
         np.random.default_rng(0).lognormal(size=(20, 20, 20)),
         np.where(np.indices((16, 16, 16)).sum(0) < 8, 255, 0).astype(np.uint8),
+        labelled(),
     ],
-    ids=["sparse", "slope", "constant", "normal", "exponential", "lognormal", "a corner"],
+    ids=["sparse", "slope", "constant", "normal", "exponential", "lognormal", "a corner", "labels"],
 )
 def test_other_volumes_are_not_warned_of(array):
     values = value_range(array[..., None])
@@ -172,6 +181,38 @@ def test_other_volumes_are_not_warned_of(array):
 def test_the_volumes_of_the_repository_are_not_warned_of():
     array = np.load(ROOT / "volumes" / "test_vol.npy")[..., None]
     assert outliers.find_outliers(array, value_range(array)) is None
+
+
+def test_small_values_of_many_decades_are_lost():
+    """So a user is told to fit their logarithm. Values near zero of another kind are no small values."""
+    random = np.random.default_rng(0)
+    decades = (10.0 ** random.uniform(-12, 0, (16, 16, 16, 1))).astype(np.float32)
+    for array, expected in (
+        (decades, True),
+        (np.where(random.random(decades.shape) < 0.5, 0, decades), True),  # zeros do not count
+        (np.log10(decades), False),
+        (-decades, False),
+        (np.abs(random.standard_normal(decades.shape)), False),
+        (random.random(decades.shape), False),
+        (np.rint(1e6 * decades).astype(np.int32), False),
+    ):
+        assert outliers.loses_small_values(array, value_range(array), 1e-2) == expected
+    assert not outliers.loses_small_values(decades, value_range(decades), 1e-12)
+
+
+def test_small_values_that_are_lost_are_told(tmp_path, capsys):
+    x = np.linspace(-12, 0, 16, dtype=np.float32)
+    np.save(tmp_path / "v.npy", 10 ** np.broadcast_to(x[:, None, None], (16, 8, 8)))
+    train(tmp_path / "v.npy", tmp_path)
+    assert "if such small values count, train on NumPy's log10(array)" in capsys.readouterr().err
+
+
+def test_voxels_of_another_label_are_counted(tmp_path):
+    decoded, printed = compared_round_trip(labelled()[:, :8, :8], tmp_path, "--n_passes", 2)
+    assert all("differing" in stage for stage in printed)
+    assert int(printed[2]["differing"]) == np.count_nonzero(decoded != labelled()[:, :8, :8]) > 0
+    _, printed = compared_round_trip(spiked(-300, 1000, "int32"), tmp_path, "--n_passes", 2)
+    assert not any("differing" in stage for stage in printed)
 
 
 def test_missing_voxels_are_no_outliers(tmp_path):
@@ -194,10 +235,13 @@ def test_clip_spends_the_range_on_the_others(dtype, clip, tmp_path, capsys):
     assert settings["psnr"] == pytest.approx(float(printed[0]["psnr"]), abs=1e-3)
     assert settings["psnr_clipped"] == pytest.approx(float(printed[0]["psnr_clipped"]), abs=1e-3)
     assert printed[0]["clipped"] == str(N_OUTLIERS)
-    # Every script compares with the file as it is, and train.py and net_compress.py with what it was clipped to too.
+    # Every script compares with the file as it is, and with what it was clipped to too.
     for stage in printed[1:]:
         assert float(stage["psnr"]) == pytest.approx(psnr_of(array, decoded), abs=1e-3)
-    assert float(printed[1]["psnr_clipped"]) == pytest.approx(psnr_of(clipped, decoded), abs=1e-3)
+        assert float(stage["psnr_clipped"]) == pytest.approx(psnr_of(clipped, decoded), abs=1e-3)
+    # The blob has the range that it was clipped to, and the PSNR over this range.
+    stored = written_by((tmp_path / "blob").read_bytes()).psnr
+    assert stored == pytest.approx(psnr_of(clipped, decoded), abs=0.01)
     assert psnr_of(clipped, decoded) > 25  # a constant has 10, and the outliers leave 34
     error = capsys.readouterr().err
     assert error.count("warning") == 1
@@ -303,6 +347,15 @@ def test_compress_doubts_a_volume_of_the_same_range(clipped, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
     compress(clipped, tmp_path / "blob", *flags, tmp_path / "other.npy")
     assert "is it the volume that it was trained on?" in capsys.readouterr().err
+
+
+def test_decompress_doubts_a_volume_of_the_same_range(clipped, tmp_path, capsys):
+    np.save(tmp_path / "other.npy", spiked()[::-1])
+    compress(clipped, tmp_path / "blob", "--n_passes", 0, "--volume", clipped.volume)
+    decompress(tmp_path / "blob", tmp_path / "r.npy", "--volume", clipped.volume)
+    assert "is it the volume" not in capsys.readouterr().err
+    decompress(tmp_path / "blob", tmp_path / "r.npy", "--volume", tmp_path / "other.npy")
+    assert "is it the volume that it was made of?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("found", [0, "01", [1], [[1, 0]], [[-300, 1e7]], {"a": 1}, True, [[math.nan, 1]]])

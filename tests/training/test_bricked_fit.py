@@ -223,7 +223,7 @@ def test_the_time_of_the_workers_is_shared_out():
     assert alone[0].max_seconds == pytest.approx(8.0)
 
 
-def test_ctrl_c_keeps_the_networks_that_are_settled(monkeypatch, tmp_path):
+def test_ctrl_c_keeps_the_networks_that_are_settled(monkeypatch, tmp_path, capsys):
     """What the brief fits cost is not lost, before any brick is done."""
     fit, again = small_fit(), small_fit()
     monkeypatch.setattr(fit.fits, "recipes", lambda *_: exec("raise KeyboardInterrupt"))
@@ -231,3 +231,4 @@ def test_ctrl_c_keeps_the_networks_that_are_settled(monkeypatch, tmp_path):
         run_bricks(fit, Checkpoint(str(tmp_path / "state"), OPTIONS))
     Checkpoint(str(tmp_path / "state"), OPTIONS).load(again)
     assert again.networks.configs == fit.networks.configs and again.seconds == fit.seconds > 0
+    assert "0 of 4 bricks are in" in (said := capsys.readouterr().err) and "--resume continues the run" in said

@@ -10,15 +10,17 @@ from helpers.volumes import slanted
 
 from cli.progress import NoProgress
 from field.bricks import brick_boxes
-from siren import SirenConfig, count_parameters
+from siren import MAX_NEURONS, SirenConfig, count_parameters
 from training.cutting import (
     PARAMETERS,
     brick_volume,
+    count_present,
     counts_for,
     detail,
     passes_for,
     shared_out,
     survey,
+    width_for,
     with_one_extent,
 )
 from utils import Geometry, Volume, header_of
@@ -171,3 +173,16 @@ def test_parameters_go_where_they_are_needed():
 def test_a_small_brick_gets_no_more_than_its_share():
     sizes = [count_parameters(c) for c in shared_out(1e9, np.array([1.0, 1.0]), np.array([4_000, 40_000]), FIELDS)]
     assert sizes == pytest.approx([1_000, 10_000], rel=0.1)
+
+
+def test_no_network_is_wider_than_a_file_holds():
+    assert width_for(1e13, {"n_layers": 1, "d_in": 3, "d_out": 1}) == MAX_NEURONS
+
+
+def test_voxels_of_a_box_that_are_not_missing_are_counted():
+    array = slanted((9, 7, 5))
+    array[3:6, 2, 1:4] = np.nan
+    volume = Volume(array, Geometry.plain(3), np.float32(np.nan))
+    box = (slice(0, 5), slice(1, 4), slice(2, 5))
+    assert count_present(header_of(volume), box) == 45 - 4
+    assert count_present(header_of(Volume(slanted((9, 7, 5)), Geometry.plain(3))), box) == 45
