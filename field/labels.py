@@ -38,8 +38,9 @@ class LabelScale:
         return _background(self.labels) / self._steps
 
     def unit(self, values: np.ndarray) -> np.ndarray:
-        """Labels -> 0 to 1, in equal steps. NaN stays NaN."""
-        return np.where(np.isnan(values), np.nan, np.searchsorted(self.labels, values) / self._steps)
+        """Labels -> 0 to 1, in equal steps. Another value counts as the nearest label. NaN stays NaN."""
+        nearest = np.searchsorted((self.labels[:-1] + self.labels[1:]) / 2, values)
+        return np.where(np.isnan(values), np.nan, nearest / self._steps)
 
     def colours(self, values: np.ndarray) -> np.ndarray:
         """Labels (...) -> RGB (..., 3), uint8. NaN becomes MISSING."""

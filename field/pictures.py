@@ -131,13 +131,14 @@ def preview(
 def rows_of(decoded: list[np.ndarray], originals: list[np.ndarray], may_be_labels: bool, units: str) -> list[Row]:
     """The rows of a picture. decoded, originals: values (x, y, z, components); originals may be empty.
 
-    may_be_labels: whether few different values are labels. Of labels, the last row shows which voxels differ.
+    may_be_labels: whether few different values of the original, if there is one, are labels. Of labels, the last row
+    shows which voxels differ.
     """
     fields = {"decoded": decoded} | ({"original": originals} if originals else {})
     fields = {name: [magnitude(part) for part in parts] for name, parts in fields.items()}
     everything = list(itertools.chain(*fields.values()))
     is_vector = decoded[0].shape[-1] > 1
-    labels = labels_in(everything) if may_be_labels and not is_vector else None
+    labels = labels_in(fields.get("original", everything)) if may_be_labels and not is_vector else None
     scale = scale_of(everything) if labels is None else LabelScale.of(labels)
     which = ", magnitude" if is_vector else ""
     rows = [Row(name + which, parts, scale, units) for name, parts in fields.items()]

@@ -213,6 +213,14 @@ def test_few_integers_are_labels(no_solids, tmp_path, texts):
     assert (height - rows.mean() - 0.5) * 10 / height == pytest.approx(5.5, abs=0.1)
 
 
+def test_decoded_values_between_the_labels(no_solids, tmp_path, texts):
+    """The original says that there are labels."""
+    original = (np.indices((12, 10, 8))[0] // 4 * 30).astype(np.uint8)
+    decoded = original + np.indices(original.shape)[1].astype(np.uint8)
+    preview(tmp_path / "p.png", decoded, original, metrics=compare(original, decoded))
+    assert "title, 864 of 960 voxels differ" in texts and {"0", "30", "60", "differs"} <= set(texts)
+
+
 def test_what_are_no_labels(no_solids, tmp_path, texts):
     """Floats, many integers, vectors."""
     steps = np.indices((20, 10, 8))[0]
@@ -228,6 +236,7 @@ def test_what_are_no_labels(no_solids, tmp_path, texts):
 def test_scales_of_labels():
     scale = LabelScale.of(np.array([-2.0, 0.0, 5.0]))
     assert scale.unit(np.array([5.0, -2.0, 0.0, np.nan])).tolist()[:3] == [1.0, 0.0, 0.5]
+    assert scale.unit(np.array([9.0, -7.0, 1.0, 3.0])).tolist() == [1.0, 0.0, 0.5, 1.0]
     assert scale.colours(np.array([np.nan])).tolist() == [[255, 255, 255]]
     assert [(round(place, 3), text) for place, text in scale.ticks()] == [(0.167, "-2"), (0.5, "0"), (0.833, "5")]
     opacity = dict(scale.opacities())
