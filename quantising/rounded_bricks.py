@@ -16,7 +16,7 @@ from quantising import work
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions, coarsest_exact, error_to_add
 from siren import FieldNet, SirenConfig, count_parameters
-from training.cutting import brick_volume, count_held, count_present, error_scale, passes_for, ready_to_cut, survey
+from training.cutting import brick_volume, count_held, count_present, error_factor, passes_for, ready_to_cut, survey
 from training.recipe import error_of, psnr_of
 from training.workers import Workers
 from utils import Geometry, Volume, VolumeHeader, header_of, shape_of
@@ -115,7 +115,7 @@ class BricksRounding:
             header = dataclasses.replace(header_of(brick), low=low, high=high)
         else:
             brick, header = None, VolumeHeader(shape_of(box), low, high, Geometry.plain(len(box)))
-        error = per_weight * self._size(k) / max(count_present(self.header, box), 1) / error_scale(low, high)
+        error = per_weight * self._size(k) / max(count_present(self.header, box), 1) / error_factor(low, high)
         own = {"error": None if math.isnan(error) else error, "seed": options.seed + k}
         options = dataclasses.replace(options, **own)
         return options, self.configs[k], self.bricks.networks[k][1], header, brick, self.device

@@ -15,7 +15,7 @@ from cli.progress import Progress
 from field.bricks import brick_boxes
 from siren import FieldNet, SirenConfig, count_parameters
 from training import processes
-from training.cutting import brick_volume, error_scale, ready_to_cut, survey
+from training.cutting import brick_volume, error_factor, ready_to_cut, survey
 from training.fitting import Fit, new_fit
 from training.recipe import BATCH, Recipe, psnr_of, training_work
 from training.stacks import Member, StackedFit, memory_for_a_stack, stacks_of
@@ -107,9 +107,9 @@ class BrickFits:
         with Progress("looking at the bricks") as progress:
             self.survey = survey(self.volume, header.values, self.boxes, progress)
 
-    def scale(self, number: int) -> float:
-        """A squared error of the whole volume's normalised values / one of a brick's own."""
-        return error_scale(self.survey.low[number], self.survey.high[number])
+    def error_factor(self, number: int) -> float:
+        """See `cutting.error_factor`."""
+        return error_factor(self.survey.low[number], self.survey.high[number])
 
     def work(self, number: int, config: SirenConfig) -> float:
         """How much work a pass over a brick is."""
@@ -156,7 +156,7 @@ class BrickFits:
             n_passes = min(passes, recipe.n_passes)
             recipes[k] = dataclasses.replace(recipe, lr=PILOT_RATE * recipe.lr, n_passes=n_passes, **brief)
         found = self.train_bricks(configs, recipes, progress)
-        return {k: each.error * float(self.survey.n_voxels[k]) * self.scale(k) for k, each in found.items()}
+        return {k: each.error * float(self.survey.n_voxels[k]) * self.error_factor(k) for k, each in found.items()}
 
     def train_bricks(
         self,
@@ -214,12 +214,12 @@ class BrickFits:
         """A brick as the member of a stack."""
         task = self._task(number, config, recipe)
         values = normalised(task.brick.values, task.values)
-        return Member(values, config, recipe, task.seed, task.target_psnr, self.scale(number))
+        return Member(values, config, recipe, task.seed, task.target_psnr, self.error_factor(number))
 
     def _task(self, number: int, config: SirenConfig, recipe: Recipe) -> Task:
         """What `fit_brick` does for a brick."""
         brick = brick_volume(self.volume, self.header.values, self.boxes[number])
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-        target = self.target_psnr and self.target_psnr + 10 * math.log10(self.scale(number))
+        target = self.target_psnr and self.target_psnr + 10 * math.log10(self.error_factor(number))
         values = ValueRange(self.survey.low[number], self.survey.high[number], brick.fill)
         return Task(brick, values, config, recipe, seed, self.first_omega, target, self.device)

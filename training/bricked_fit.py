@@ -64,7 +64,7 @@ class BrickedFit:
         if number not in self.done:
             n_voxels = int(self.survey.n_voxels[number])
             self.n_voxels_done += n_voxels
-            self.error_done += trained.error * self.fits.scale(number) * n_voxels
+            self.error_done += trained.error * self.fits.error_factor(number) * n_voxels
         self.done[number] = trained
 
     def _work_ahead(self) -> float:
@@ -145,7 +145,7 @@ class BrickedFit:
 
     def state_dict(self) -> dict:
         """Everything that `load_state_dict` needs to continue to the same result."""
-        done = {k: (torch.from_numpy(in_one(trained.weights)), trained.error) for k, trained in self.done.items()}
+        done = {k: (torch.from_numpy(as_vector(trained.weights)), trained.error) for k, trained in self.done.items()}
         networks = {"n_layers": self.networks.n_layers, "widths": self.networks.widths}
         return networks | {"done": done, "seconds": self.seconds}
 
@@ -161,16 +161,16 @@ class BrickedFit:
                 raise ValueError("expected the finite weights of a brick and its error")
         self.seconds = max(seconds, self.seconds)
         for number, (weights, error) in done.items():
-            self._add(number, Trained(by_name(weights.numpy(), configs[number]), error))
+            self._add(number, Trained(from_vector(weights.numpy(), configs[number]), error))
 
 
-def in_one(weights: dict[str, np.ndarray]) -> np.ndarray:
+def as_vector(weights: dict[str, np.ndarray]) -> np.ndarray:
     """The weights of a network in one vector: a file of many bricks has far fewer arrays then."""
     return np.concatenate([part.ravel() for part in weights.values()])
 
 
-def by_name(vector: np.ndarray, config: SirenConfig) -> dict[str, np.ndarray]:
-    """The weights of a network that are `in_one` vector."""
+def from_vector(vector: np.ndarray, config: SirenConfig) -> dict[str, np.ndarray]:
+    """The weights of a network that are `as_vector`."""
     shapes = parameter_shapes(**dataclasses.asdict(config))
     parts = np.split(vector, np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1])
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

@@ -96,7 +96,7 @@ def gather(item: object) -> list:
     if count() == 1:
         return [item]
     items = [None] * count()
-    with _answering():
+    with _telling_of_lost_peers():
         dist.all_gather_object(items, item, group=_patient)
     return items
 
@@ -112,7 +112,7 @@ def gather_batch(part: torch.Tensor, n: int) -> torch.Tensor:
         return part
     whole = part.new_zeros(n)
     split_batch(whole).copy_(part)
-    with _answering():
+    with _telling_of_lost_peers():
         dist.all_reduce(whole)
     return whole
 
@@ -122,7 +122,7 @@ def average_over_processes(vector: torch.Tensor, weight: float) -> None:
     if count() == 1:
         return
     both = torch.cat([vector.new_ones(1), vector]).mul_(weight)
-    with _answering():
+    with _telling_of_lost_peers():
         dist.all_reduce(both)
     torch.div(both[1:], both[0], out=vector)
 
@@ -132,13 +132,13 @@ def broadcast_first(value: float) -> float:
     if count() == 1:
         return value
     tensor = torch.tensor(value, dtype=torch.float64)
-    with _answering():
+    with _telling_of_lost_peers():
         dist.broadcast(tensor, 0)
     return tensor.item()
 
 
 @contextlib.contextmanager
-def _answering() -> Iterator[None]:
+def _telling_of_lost_peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError:  # gloo's message does not help the user

@@ -20,7 +20,7 @@ def _warn(line: str) -> None:
     console.warn(os.path.basename(sys.argv[0]), line)
 
 
-def say_what_is_lacking(what: str, error: Exception) -> None:
+def warn_of_lacking(what: str, error: Exception) -> None:
     """Warn, once, that training is slower as a GPU, or its software, lacks something."""
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     _warn(f"no {what}: {reason}: training is slower without")
@@ -74,6 +74,6 @@ class Replay:
                 function(*inputs, **settings)
         except RuntimeError as error:
             self.is_possible = False
-            say_what_is_lacking("CUDA graph", error)
+            warn_of_lacking("CUDA graph", error)
         else:
             self.graphs[kind] = graph, inputs

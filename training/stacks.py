@@ -37,8 +37,7 @@ MOST_PADDING = 2.0  # the widest network of a stack / the narrowest one
 class Member(NamedTuple):
     """A brick of a stack and its network. values: (grid..., components), normalised by the brick's own range.
 
-    target_psnr: of these values, in dB, at which the fit ends. scale: a squared error of the whole volume's normalised
-    values / one of these.
+    target_psnr: of these values, in dB, at which the fit ends. error_factor: see `cutting.error_factor`.
     """
 
     values: np.ndarray
@@ -46,7 +45,7 @@ class Member(NamedTuple):
     recipe: Recipe
     seed: int
     target_psnr: float | None = None
-    scale: float = 1.0
+    error_factor: float = 1.0
 
 
 def stack_width(configs: Sequence[SirenConfig]) -> int:
@@ -220,8 +219,9 @@ class StackedFit:
 
         What float16 costs a network of few errors does not show beside the errors of the others.
         """
-        known = [(loss, m.scale) for loss, m in zip(self.losses, self.members, strict=True) if math.isfinite(loss)]
-        return psnr_of(sum(loss * scale for loss, scale in known) / max(sum(scale for _, scale in known), 1e-300))
+        factors = [member.error_factor for member in self.members]
+        known = [(loss, factor) for loss, factor in zip(self.losses, factors, strict=True) if math.isfinite(loss)]
+        return psnr_of(sum(loss * factor for loss, factor in known) / max(sum(factor for _, factor in known), 1e-300))
 
     def run(self, on_judged: Callable[[float], None] = lambda progress: None) -> None:
         """Train all networks to the end. `on_judged(progress)` is called after every judgement."""
@@ -277,7 +277,7 @@ class StackedFit:
         self.trained.rates.copy_(torch.tensor(rates))
 
     def _keep_reached(self) -> None:
-        """Keep the networks that have their target PSNR. They train on with the others, but to no end."""
+        """Keep the networks that have their target PSNR. They train on with the others; these steps are not used."""
         for k, member in enumerate(self.members):
             is_near = member.target_psnr is not None and psnr_of(self.losses[k]) >= member.target_psnr
             if is_near and k not in self.reached and psnr_of(self.error(k)) >= member.target_psnr:

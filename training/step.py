@@ -14,7 +14,7 @@ from training import padded_gradient, processes
 from training.gradient import LossGradient
 from training.padded_gradient import PaddedGradient, product
 from training.recipe import Recipe
-from training.replay import Replay, say_what_is_lacking
+from training.replay import Replay, warn_of_lacking
 from training.sampler import VoxelSampler
 from training.weights import TrainedWeights
 
@@ -56,7 +56,7 @@ def has_half_products(device: torch.device) -> bool:
         product(some, some)
         product(some[None], some[None])  # of a stack
     except (RuntimeError, TypeError) as error:
-        say_what_is_lacking("float16 products", error)
+        warn_of_lacking("float16 products", error)
         return False
     return True
 
@@ -70,7 +70,7 @@ def sines_for(device: torch.device, width: int) -> Callable:
 
         fused.sines(torch.zeros(fused.BLOCK, device=device), None, torch.float16)  # to see whether it can be compiled
     except Exception as error:  # of many kinds: no Triton, no C compiler, an old card
-        say_what_is_lacking("Triton", error)
+        warn_of_lacking("Triton", error)
         return padded_gradient.sines
     return fused.sines
 

@@ -245,7 +245,8 @@ def test_a_network_that_has_its_target_is_kept_as_it_was():
 
 
 def test_products_are_those_that_the_networks_need_that_matter():
-    fit = StackedFit([m._replace(scale=scale) for m, scale in zip(members(), (1.0, 1e-9, 1.0), strict=True)], CPU)
+    factors = 1.0, 1e-9, 1.0
+    fit = StackedFit([m._replace(error_factor=factor) for m, factor in zip(members(), factors, strict=True)], CPU)
     for losses, expected in (([1e-3, 1e-9, 1e-3], 1e-3), ([1e-6, 1.0, 1e-6], 1e-6), ([1e-4, math.nan, math.nan], 1e-4)):
         fit._judge = lambda losses=losses: losses
         fit._recover_if_needed()
