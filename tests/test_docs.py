@@ -292,3 +292,14 @@ def test_a_fit_of_the_test_volume(folder, capsys):
         train.main(["--volume", "volumes/test_vol.npy", "--n_passes", "12", "--seed", str(seed)])
         psnrs.append(float(re.search(r"^psnr=(.*)$", capsys.readouterr().out, re.M)[1]))
     assert np.median(psnrs) > 36
+
+
+def test_every_module_has_its_place_in_the_layout():
+    """The tables of docs/contributing.md name each module of a folder once, and no other."""
+    page = (ROOT / "docs" / "contributing.md").read_text()
+    parts = re.split(r"^`(\w+)/`$", page.partition("### Where to look")[2].partition("\n## ")[0], flags=re.M)
+    folders = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert set(folders) == {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    for folder, table in folders.items():
+        named = [name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.rpartition(" | ")[2])]
+        assert sorted(named) == sorted({path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"})
