@@ -44,8 +44,10 @@ class BrickedFit:
         started = time.monotonic() - self.seconds
         with self.fits.workers, Progress("training", self._work_ahead()) as progress:
             self.networks.settle(progress)
-            self.seconds = time.monotonic() - started
             left = {k: config for k, config in enumerate(self.networks.configs) if config and k not in self.done}
+            if self.recipe.max_seconds is not None:
+                self.fits.workers.start(len(left))  # within the time
+            self.seconds = time.monotonic() - started
             recipes = self.fits.recipes(left, self.seconds)
             progress.total = progress.done + sum(self.fits.work_of(left, recipes).values()) / processes.count()
 

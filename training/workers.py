@@ -40,6 +40,17 @@ class Workers:
             process.join()
         self.processes, self.free = [], []
 
+    def start(self, n: int) -> None:
+        """Start processes, up to `n` in all, and wait until they are ready for a task."""
+        if self.most <= 1:
+            return
+        while len(self.processes) < min(n, self.most):
+            self.free.append(self._start())
+        for pipe in self.free:
+            pipe.send((len, ((),)))
+        for pipe in self.free:
+            pipe.recv()
+
     def each_done(
         self, function: Callable[..., object], tasks: Iterable[tuple[int, tuple]], work: float = math.inf
     ) -> Iterator[tuple[int, object]]:

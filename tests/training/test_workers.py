@@ -68,6 +68,17 @@ def test_processes_are_started_once_and_not_for_little_work():
 
 
 @pytest.mark.usefixtures("forked")
+def test_processes_that_are_started_in_advance():
+    with Workers(2) as two:
+        two.start(1)
+        two.start(5)
+        assert len(two.processes) == 2
+        assert {pid for _, (_, pid) in two.each_done(square, tasks(4), 1.0)} <= {each.pid for each in two.processes}
+    Workers(1).start(3)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.usefixtures("forked")
 def test_no_more_processes_are_started_than_there_are_tasks():
     with Workers(5) as five:
         assert len(dict(five.each_done(square, tasks(2)))) == 2 and len(five.processes) == 2
