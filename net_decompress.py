@@ -71,9 +71,8 @@ def read_field(opt: arguments.Options, data: bytes, device: object) -> tuple[Neu
                 f"{opt.volume}: expected shape {header.shape}, as in {opt.compressed}, found {volume.array.shape}"
             )
         if "range" in differing:
-            is_within = (found.low <= header.low).all() and (header.high <= found.high).all()
-            what = f"has another range than {opt.compressed}{', which may be clipped' if is_within else ''}"
-            warn(f"{opt.volume}: {what}")
+            clipped = ", which may be clipped" if header.values.may_be_clipped_from(found.values) else ""
+            warn(f"{opt.volume}: has another range than {opt.compressed}{clipped}")
         if "missing" in differing:
             warn(f"{opt.volume}: other voxels are missing than in {opt.compressed}, left out in either")
     return NeuralField.of_bricks(header, bricks, device, opt.num_workers), volume
@@ -133,7 +132,7 @@ def write_volume_files(
     def on_values(grid: Grid, array: np.ndarray | LazyArray) -> None:
         original = part_of(volume.array, grid.as_voxel_box())
         steps.update(compare_steps(original, array, values, grid))
-        if field.values.pairs() != values.pairs():
+        if field.values.may_be_clipped_from(values):
             clipped.update(compare_steps(original, array, field.values, grid))
 
     if volume and box is None:

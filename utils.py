@@ -496,6 +496,11 @@ class ValueRange:
         """(low, high) of each component, as Python numbers."""
         return np.stack([self.low, self.high], axis=1).tolist()
 
+    def may_be_clipped_from(self, whole: ValueRange) -> bool:
+        """Whether this is a smaller range within that of a whole volume."""
+        is_within = bool((whole.low <= self.low).all() and (self.high <= whole.high).all())
+        return is_within and self.pairs() != whole.pairs()
+
     def clipped(self, low: float, high: float) -> ValueRange:
         """The range clipped to low..high.
 
