@@ -232,7 +232,7 @@ def main(argv: Sequence[str]) -> None:
             blob = encode_blob(header, rounded, Written(SUITE_VERSION, metrics.psnr), cut)
     if volume and opt.cluster_bits is None:
         warn_of_another_volume(opt.volume, metrics.psnr, quality[0])
-    if not volume and (lost := decibels_lost(before_rounding(networks, header), field, quality[0])) > MOST_FOR_ROUNDING:
+    if not volume and (lost := decibels_lost(before_rounding(networks, header), field, *quality)) > MOST_FOR_ROUNDING:
         way_out = ": more --cluster_bits, or none, cost less" if opt.cluster_bits else ""
         console.warn("net_compress.py", f"{opt.compressed}: rounding has cost about {lost:.0f} dB{way_out}")
     write_or_rescue({opt.compressed: blob})

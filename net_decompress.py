@@ -10,7 +10,6 @@ import cli.startup  # noqa: F401 - first, to handle Ctrl-C while the other modul
 
 # isort: split
 import contextlib
-import math
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -154,10 +153,11 @@ def write_volume_files(
 
 def warn_of_another_volume(opt: arguments.Options, figures: Figures, stored: Figures) -> None:
     """Warn if the comparison has a lower PSNR than the blob had when it was written. stored: of `stored_psnr`."""
-    found = max((float(figures[key]) for key in ("psnr", "psnr_clipped") if key in figures), default=math.inf)
+    found = [float(figures[key]) for key in ("psnr", "psnr_clipped") if key in figures]
     for before in map(float, stored.values()):
-        if found < before - MOST_LOST and not opt.as_float:
-            what = f"{found:.1f} dB, where the blob had {before:.1f} dB when it was written"
+        is_as_written = any(abs(psnr - before) <= MOST_LOST for psnr in found)  # blobs of older versions have the first
+        if found and found[-1] < before - MOST_LOST and not is_as_written and not opt.as_float:
+            what = f"{found[-1]:.1f} dB, where the blob had {before:.1f} dB when it was written"
             warn(f"{opt.volume}: {what}: is it the volume that it was made of?")
 
 

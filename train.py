@@ -20,7 +20,6 @@ from cli.arguments import Options, resolve_device, to_number, unless_default, vo
 from cli.files import check_outputs
 from cli.summary import summary
 from field import rendering
-from field.metrics import Metrics
 from formats.common import raw_layout
 from formats.reading import read_volume, source_files
 from formats.series import is_pattern
@@ -97,12 +96,8 @@ def output_paths(opt: Options) -> tuple[tuple[str, str], tuple[str, str], list[s
     return (opt.network, opt.config), (f"{stem}.interrupted.pth", f"{stem}.interrupted.json"), debug
 
 
-def warn_of_quality(opt: Options, volume: Volume, header: VolumeHeader, metrics: Metrics, constant: float) -> None:
-    """Warn if the network is hardly better than a constant, loses small values, or misses --target_psnr.
-
-    constant: the PSNR of a constant, in dB.
-    """
-    psnr = metrics.psnr
+def warn_of_quality(opt: Options, volume: Volume, header: VolumeHeader, psnr: float, constant: float) -> None:
+    """Warn if the network is hardly better than a constant volume, or misses --target_psnr. psnr, constant: in dB."""
     more = "more --n_passes or a lower --compression_ratio may"
     if not header.values.is_constant and not psnr >= constant + 1:  # true for NaN
         fill = outliers.likely_fill(volume.values, header.values) if opt.fill is None and opt.clip is None else None
@@ -110,9 +105,6 @@ def warn_of_quality(opt: Options, volume: Volume, header: VolumeHeader, metrics:
             "" if fill is None else f"; many voxels have the value {fill!s}: if it marks missing ones, --fill {fill!s}"
         )
         warn(f"the network has {psnr:.1f} dB, where a constant volume would have {constant:.1f} dB: {more} help{hint}")
-    if outliers.loses_small_values(volume.values, header.values, metrics.rmse):
-        what = f"a quarter of the positive values, or more, are below 1 % of the error, which is {metrics.rmse:.2g}"
-        warn(f"{what}: if such small values count, train on NumPy's log10(array)")
     if opt.target_psnr and psnr < opt.target_psnr:
         warn(f"the network has {psnr:.1f} dB: {more} give more")
 
@@ -228,7 +220,7 @@ def main(argv: Sequence[str]) -> None:
             plot_training(opt.plot, history, (fit.seconds, quality.metrics.psnr), fit.n_passes)
     except UserError as error:
         raise UserError(f"{error}: the network is in {opt.network}") from None
-    warn_of_quality(opt, volume, header, quality.clipped, psnr_of(fit.variance))
+    warn_of_quality(opt, volume, header, quality.clipped.psnr, psnr_of(fit.variance))
     saved = opt.checkpoint if checkpoint.is_there else None
     figures = results(opt, volume, header, fit, quality, saved)
     written = [*finished, *debug, *[path for path in (saved, opt.plot) if path]]

@@ -305,9 +305,9 @@ def value_limits(values: np.ndarray, fill: np.generic | None = None) -> tuple[np
 # --- missing voxels -----------------------------------------------------------------------------------
 
 
-def are_few(values: np.ndarray) -> bool:
-    """Whether there are so few different values that integers may be labels."""
-    return len(np.unique(values)) <= MOST_LABELS
+def are_few(*values: np.ndarray) -> bool:
+    """Whether there are so few different values in all arrays that integers may be labels."""
+    return len(np.unique(np.concatenate([np.unique(part) for part in values]))) <= MOST_LABELS
 
 
 def is_missing(values: np.ndarray, fill: np.generic | None) -> np.ndarray:

@@ -64,13 +64,14 @@ def compare(
     n_components, extent = len(values.low), values.extent
     scale = np.where(extent > 0, extent, 1.0)  # squares of the scaled differences neither overflow nor vanish
     squares, largest, count, n_differing = np.zeros(n_components), np.zeros(n_components), 0, 0
-    of_labels = original.dtype.kind in "iu" and decoded.dtype.kind in "iu"
+    labels = np.empty(0, original.dtype) if {original.dtype.kind, decoded.dtype.kind} <= {"i", "u"} else None
     for box, part in read_in_boxes(original if n_components > 1 else original[..., None], chosen):
         a, b = part.reshape(-1, n_components), decoded[box].reshape(-1, n_components)
         if values.fill is not None:
             is_present = ~(is_missing(a, values.fill) | is_missing(b, values.fill) | is_missing(b, np.float64(np.nan)))
             a, b = a[is_present], b[is_present]
-        of_labels = of_labels and are_few(a)
+        if labels is not None:
+            labels = np.union1d(labels, a) if are_few(labels, a) else None
         a = np.clip(a, values.low, values.high)
         difference = (b.astype(wide) - a.astype(wide)).astype(np.float64) / scale
         squares += np.einsum("ij,ij->j", difference, difference)
@@ -83,7 +84,9 @@ def compare(
     rmse = math.sqrt(np.mean(errors * (scale / scale.max()) ** 2)) * scale.max()
     errors[(extent == 0) & (errors > 0)] = math.inf  # a constant component with any error
     psnrs = tuple(map(_psnr, errors))
-    return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), psnrs, count, n_differing, of_labels)
+    return Metrics(
+        _psnr(errors.mean()), rmse, float((largest * scale).max()), psnrs, count, n_differing, labels is not None
+    )
 
 
 def compare_steps(

@@ -96,8 +96,9 @@ def allowed_loss(options: RoundingOptions, lead: float, expected: float, error: 
     lead: of the network, in dB over a constant. expected: its PSNR, dB. error: as of `finenesses`.
     """
     found = max(ALWAYS_ALLOWED_DB, min(MAX_DB_LOST, MAX_LEAD_LOST * lead))
-    if options.error is not None and error:  # steps of a part that are coarser than its own error gives cost more
-        found += expected - psnr_of(error_of(expected) + error)
+    if options.added is not None and error:  # steps of a part that are coarser than its own error gives cost more
+        own = error_of(expected)
+        found += max(0.0, psnr_of(own * (1 + options.added)) - psnr_of(own + options.added * error))
     return found
 
 
@@ -116,19 +117,19 @@ def relative_rate(psnr: float) -> float:
     return RATE * 0.5 ** (max(0.0, psnr) / DB_PER_RATE_HALVING - 1)  # max() in this order turns NaN into 0.0
 
 
-def decibels_lost(before: NeuralField, after: NeuralField, psnr: float) -> float:
+def decibels_lost(before: NeuralField, after: NeuralField, psnr: float, is_exact: bool) -> float:
     """About how much PSNR rounding has cost, in dB, by what the field was before and after it on a coarse grid.
 
-    psnr: of the field before, in dB. NaN if it is unknown, or if all is missing there.
+    psnr: of the field before, in dB. is_exact: whether it decodes every integer of its volume exactly; its error then
+    counts as that of rounding to integers. NaN if the PSNR is unknown, or if all is missing there.
     """
     grid = Grid(tuple(np.linspace(0, n - 1, min(n, COARSE)) for n in before.header.shape))
     extent = np.where(before.values.extent > 0, before.values.extent, 1.0)
-    values = (field.on_grid(grid, as_float=True).reshape(-1, len(extent)) for field in (before, after))
+    values = (field.on_grid(grid, as_float=not is_exact).reshape(-1, len(extent)) for field in (before, after))
     squares = np.square(np.subtract(*values, dtype=np.float64) / extent)
     squares = squares[np.isfinite(squares)]
-    if not (math.isfinite(psnr) and len(squares)):
-        return math.nan
-    return 10 * math.log10(1 + squares.mean() / 10 ** (-psnr / 10))
+    own = float(np.square(1 / extent).mean()) / 12 if is_exact else 10 ** (-psnr / 10)
+    return 10 * math.log10(1 + squares.mean() / own) if own > 0 and len(squares) else math.nan
 
 
 def coarsest_exact(field: NeuralField, rounded: Callable[[float], tuple[Result, NeuralField]]) -> Result | None:

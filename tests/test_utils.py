@@ -239,3 +239,12 @@ def test_a_value_that_is_no_number_becomes_the_least(dtype):
     values = ValueRange(np.array([3], dtype), np.array([9], dtype))
     found = values.denormalise(np.float32([[np.nan], [np.inf], [-np.inf]]))
     assert found.dtype == dtype and found.ravel().tolist() == [3, 9, 3]
+
+
+def test_labels_are_few_in_the_whole_volume(monkeypatch):
+    """Not in each of the parts in which it is read."""
+    monkeypatch.setattr("utils.BOX_VALUES", 64)
+    layers = np.repeat(np.arange(40, dtype=np.uint16), 64).reshape(40, 8, 8)
+    for array, are_labels in ((layers, False), (layers % 12, True), ((layers % 12).astype(np.float32), False)):
+        assert compare(array, array).of_labels == are_labels
+        assert ("differing" in compare(array, array).report()) == are_labels

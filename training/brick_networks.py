@@ -112,15 +112,21 @@ class BrickNetworks:
 
     # --- the networks ---
 
-    def load(self, n_layers: int, widths: list[int]) -> None:
-        """Settle the networks as a checkpoint says. widths: of each brick, 0 for none. Raises ValueError."""
+    def checked(self, n_layers: int, widths: list[int]) -> list[SirenConfig | None]:
+        """The networks that a checkpoint says. widths: of each brick, 0 for none.
+
+        Raises ValueError for impossible ones, and for others than those that are settled.
+        """
         if n_layers not in self._all_depths:
             raise ValueError("n_layers: expected one that is tried, found another number")
-        self.n_layers = n_layers
-        most = max(width_for(self.budget, self._form), LEAST_NEURONS)
+        form = self.fields | {"n_layers": n_layers}
+        most = max(width_for(self.budget, form), LEAST_NEURONS)
         if [0 < width <= most for width in widths] != (~self.survey.is_constant).tolist():
             raise ValueError("expected a width for each brick that is not constant")
-        self.configs = [self.config(width) if width else None for width in widths]
+        configs = [SirenConfig(width, **form) if width else None for width in widths]
+        if self.configs and configs != self.configs:
+            raise ValueError("expected the networks that are settled, found others")
+        return configs
 
     @property
     def widths(self) -> list[int]:

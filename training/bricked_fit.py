@@ -156,11 +156,11 @@ class BrickedFit:
         widths, done, seconds, n_layers = (state[name] for name in ("widths", "done", "seconds", "n_layers"))
         if not (isinstance(seconds, float) and 0 <= seconds < math.inf):
             raise ValueError("seconds: expected a finite number, found another value")
-        self.networks.load(n_layers, widths)
-        configs = self.networks.configs
+        configs = self.networks.checked(n_layers, widths)
         for number, (weights, error) in done.items():
             if not (is_like(torch.empty(count_parameters(configs[number])), weights) and 0 <= error < math.inf):
                 raise ValueError("expected the finite weights of a brick and its error")
+        self.networks.n_layers, self.networks.configs = n_layers, configs
         self.seconds = max(seconds, self.seconds)
         for number, (weights, error) in done.items():
             self._add(number, Trained(from_vector(weights.numpy(), configs[number]), error))

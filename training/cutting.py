@@ -106,7 +106,8 @@ def detail(normalised: np.ndarray) -> float:
     """What is finer than a few voxels: the squared error that planes leave in blocks, summed over all voxels.
 
     normalised: (grid..., components), NaN where missing; there, the error counts as 0. A block has BLOCK voxels a side.
-    Where blocks do not fit into a side, they overlap.
+    Where blocks do not fit into a side, they overlap. Blocks with hardly more voxels than a plane has terms count as
+    the mean of the others; if there are no others, the error is that of a constant.
     """
     *grid, d_out = normalised.shape
     sides = [min(BLOCK, n) for n in grid]
@@ -125,8 +126,18 @@ def detail(normalised: np.ndarray) -> float:
     matrices = products.reshape(-1, len(grid) + 1, len(grid) + 1) + 1e-6 * np.eye(len(grid) + 1)  # not singular
     terms = terms.astype(np.float32)
     planes = terms @ np.linalg.solve(matrices, terms.T @ blocks).astype(np.float32)
-    squares = np.square((blocks - planes) * is_present)
-    return float(squares.sum(dtype=np.float64)) * math.prod(grid) / math.prod(p.size for p in places)
+    squares = np.square((blocks - planes) * is_present).sum(axis=(1, 2), dtype=np.float64)
+    sizes, n_terms = is_present[..., 0].sum(axis=1), 1 + sum(side > 1 for side in sides)
+    used = sizes > 2 * n_terms
+    if not is_present.any():
+        return 0.0
+    if used.any():  # a plane follows n_terms voxels of each block
+        share = 1 - n_terms / math.prod(sides)  # that is left in a whole block
+        n = sizes[used]
+        mean = share * (squares[used] * n / (n - n_terms)).sum() / n.sum()
+    else:
+        mean = np.square(blocks - blocks.mean(axis=(0, 1), where=is_present)).mean(where=is_present) * d_out
+    return float(mean) * np.count_nonzero(~np.isnan(normalised).any(axis=-1))
 
 
 class Survey(NamedTuple):

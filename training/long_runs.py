@@ -67,8 +67,11 @@ class Checkpoint:
             self.saved = time.monotonic()
 
     def save_at_last(self, fit: BrickedFit) -> None:
-        """Save the bricks that are done, once their networks are settled. The error that ends the run is told."""
-        if self.path and fit.networks.configs:
+        """Save the bricks that are done, once their networks are settled. The error that ends the run is told.
+
+        The checkpoint of an earlier run stays, as long as this run has not been long enough to replace it.
+        """
+        if self.path and fit.networks.configs and (self.is_there or not os.path.exists(self.path)):
             with contextlib.suppress(UserError):
                 self.save(fit)
                 what = f"{len(fit.done)} of {fit.networks.n_trained} bricks are in {self.path}"
@@ -93,11 +96,11 @@ class Checkpoint:
         for path in paths:
             try:
                 self._load(path, fit)
-            except OtherRunError as error:
+            except UserError as error:
                 if path == paths[0]:
-                    raise OtherRunError(f"{error}: without --resume the training starts anew") from None
+                    raise type(error)(f"{error}: without --resume the training starts anew") from None
                 console.warn("train.py", f"{error}: it is left out")
-        self.is_there = True
+        self.is_there = os.path.exists(self.path)
 
     def _load(self, path: str, fit: Fit | BrickedFit) -> None:
         content, expected = load_tensors(path), self.identity(fit)

@@ -11,7 +11,6 @@ from utils import BOX_VALUES, ValueRange, are_few, is_missing, read_in_boxes
 
 MIDDLE = (0.001, 0.999)  # quantiles; values between them are no outliers
 WIDER = 10  # a range this many times as wide as the middle is ruined; a value this many widths away is far
-SMALL_SHARE, SMALL = 0.25, 0.01  # part of the values, and of the error: so many such small values are lost
 MOST_MARKS = 8  # most different values that mark missing voxels
 MIN_FILL_VOXELS, MIN_FILL_SHARE = 8, 1e-3  # voxels for each of them, and part of all voxels: fewer are outliers
 LIKELY_SHARE, LIKELY_GAP = 0.01, 0.25  # part of the voxels, and of the range: more of both may be a fill value
@@ -96,17 +95,6 @@ def find_outliers(original: np.ndarray, limits: ValueRange) -> Outliers | None:
         if ends and (outliers := _beyond(original, limits, c, *ends)) and (outliers.are_marks or not may_be_labels):
             found.append(outliers)
     return max(found, key=lambda outliers: (outliers.are_marks, outliers.factor), default=None)
-
-
-def loses_small_values(original: np.ndarray, limits: ValueRange, rmse: float) -> bool:
-    """Whether many positive values (..., components) are far below the error, so that they are lost.
-
-    Such values are spread over many decades: concentrations, densities. rmse: of the decoded values.
-    """
-    if limits.is_integer or (limits.low < 0).any():
-        return False
-    positive = (part[part > 0] for part in _sample(original, limits).T)
-    return any(len(part) and np.count_nonzero(part < SMALL * rmse) > SMALL_SHARE * len(part) for part in positive)
 
 
 def likely_fill(original: np.ndarray, limits: ValueRange) -> np.generic | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from unittest.mock import Mock
 
@@ -18,6 +19,7 @@ from cli.progress import NoProgress, Progress
 from quantising import network, policy, rounding, work
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions
+from training.recipe import error_of
 
 QUANTIZERS = ("uniform", "kmeans")
 SMALL, LARGER = (20, 16, 12), (30, 24, 20)
@@ -251,3 +253,11 @@ def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys,
     again = compress(trained, tmp_path / "b", *flags)
     assert dict(chunks_of(again))[b"N"] == dict(chunks_of(alone))[b"N"]
     assert re.search(r"rounding with training has cost \S+ dB: again without training", capsys.readouterr().err)
+
+
+def test_a_brick_may_lose_what_steps_coarser_than_its_own_cost():
+    own, limit = error_of(40.0), policy.MAX_DB_LOST
+    assert policy.allowed_loss(RoundingOptions(), 30.0, 40.0, own) == limit
+    for factor, more in ((0.1, 0.0), (1.0, 0.0), (4.0, 10 * math.log10(2.6 / 1.4))):
+        options = RoundingOptions(error=factor * own, added=0.4)
+        assert policy.allowed_loss(options, 30.0, 40.0, factor * own) == pytest.approx(limit + more)

@@ -507,6 +507,13 @@ def test_a_rounding_that_costs_much_is_told(chain, tmp_path, capsys):
         assert ("rounding has cost about" in capsys.readouterr().err) == is_told
 
 
+def test_a_rounding_that_spoils_exact_integers_is_told(tmp_path, capsys):
+    exact = stored("labels_exact", tmp_path)
+    for bits, is_told in (((), False), (("--cluster_bits", 2), True)):
+        compress(exact, tmp_path / "b", *bits)
+        assert ("rounding has cost about" in capsys.readouterr().err) == is_told
+
+
 def test_an_earlier_checkpoint_is_not_replaced_without_a_word(volume_file, tmp_path, capsys):
     """One that this run has not written is no result of it."""
     (tmp_path / "state").write_bytes(b"of an earlier run")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
 import shlex
 
@@ -192,6 +193,7 @@ def test_none_is_one_network(volume_file, tmp_path):
     assert "bricks" not in train(volume_file, tmp_path, "--bricks", "none").settings
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process is forked here")
 def test_workers_change_nothing(cut, tmp_path, monkeypatch):
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: context)

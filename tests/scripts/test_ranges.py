@@ -183,30 +183,6 @@ def test_the_volumes_of_the_repository_are_not_warned_of():
     assert outliers.find_outliers(array, value_range(array)) is None
 
 
-def test_small_values_of_many_decades_are_lost():
-    """So a user is told to fit their logarithm. Values near zero of another kind are no small values."""
-    random = np.random.default_rng(0)
-    decades = (10.0 ** random.uniform(-12, 0, (16, 16, 16, 1))).astype(np.float32)
-    for array, expected in (
-        (decades, True),
-        (np.where(random.random(decades.shape) < 0.5, 0, decades), True),  # zeros do not count
-        (np.log10(decades), False),
-        (-decades, False),
-        (np.abs(random.standard_normal(decades.shape)), False),
-        (random.random(decades.shape), False),
-        (np.rint(1e6 * decades).astype(np.int32), False),
-    ):
-        assert outliers.loses_small_values(array, value_range(array), 1e-2) == expected
-    assert not outliers.loses_small_values(decades, value_range(decades), 1e-12)
-
-
-def test_small_values_that_are_lost_are_told(tmp_path, capsys):
-    x = np.linspace(-12, 0, 16, dtype=np.float32)
-    np.save(tmp_path / "v.npy", 10 ** np.broadcast_to(x[:, None, None], (16, 8, 8)))
-    train(tmp_path / "v.npy", tmp_path)
-    assert "if such small values count, train on NumPy's log10(array)" in capsys.readouterr().err
-
-
 def test_voxels_of_another_label_are_counted(tmp_path):
     decoded, printed = compared_round_trip(labelled()[:, :8, :8], tmp_path, "--n_passes", 2)
     assert all("differing" in stage for stage in printed)

@@ -203,7 +203,7 @@ def test_the_checkpoint_of_another_volume_is_refused(saved, tmp_path):
 def test_bricks_of_other_widths_are_left_out(saved, tmp_path, capsys):
     """As those that another version of the suite fitted, by the same command."""
     other = small_fit()
-    other.networks.load(2, [5, 5, 5, 5])
+    other.networks.configs = other.networks.checked(2, [5, 5, 5, 5])
     other.run()
     (tmp_path / "state").write_bytes(saved)
     Checkpoint(str(tmp_path / "state.1"), OPTIONS).save(other)
@@ -211,6 +211,31 @@ def test_bricks_of_other_widths_are_left_out(saved, tmp_path, capsys):
     Checkpoint(str(tmp_path / "state"), OPTIONS).load(again)
     assert len(again.done) == 1 and again.networks.configs[0].n_neurons == 4
     assert "state.1: is of another run: its bricks have other networks: it is left out" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_of_another_process_is_left_out(saved, tmp_path, capsys):
+    (tmp_path / "state").write_bytes(saved)
+    (tmp_path / "state.1").write_bytes(saved[:1000])
+    (tmp_path / "state.2").mkdir()
+    again, checkpoint = small_fit(), Checkpoint(str(tmp_path / "state"), OPTIONS)
+    checkpoint.load(again)
+    assert len(again.done) == 1 and checkpoint.is_there
+    assert capsys.readouterr().err.count("it is left out") == 2
+    (tmp_path / "state").unlink()
+    with pytest.raises(UserError, match=r"state\.1: .*: without --resume the training starts anew"):
+        Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
+
+
+def test_a_short_run_does_not_replace_the_checkpoint_of_an_earlier_one(saved, tmp_path):
+    (tmp_path / "state").write_bytes(saved)
+    fit = small_fit()
+    fit.networks.settle(NoProgress())
+    Checkpoint(str(tmp_path / "state"), OPTIONS).save_at_last(fit)
+    assert (tmp_path / "state").read_bytes() == saved
+    own = Checkpoint(str(tmp_path / "state"), OPTIONS)
+    own.save(fit)
+    own.save_at_last(fit)
+    assert (tmp_path / "state").read_bytes() != saved
 
 
 def test_the_time_of_the_workers_is_shared_out():
