@@ -37,8 +37,7 @@ class BricksRounding:
         device: torch.device,
         progress: Progress,
     ):
-        self.options, self.bricks, self.header = options, bricks, header
-        self.volume = volume and ready_to_cut(volume)
+        self.options, self.bricks, self.header, self.volume = options, bricks, header, volume
         self.device, self.progress = device, progress
         self.workers = Workers(options.n_threads if device.type == "cpu" else 1)
         self.boxes = brick_boxes(header.shape, bricks.cut.counts, bricks.cut.mirrors)
@@ -53,7 +52,7 @@ class BricksRounding:
         """
         with self.workers:
             exact = is_exact and self.options.bits is None and self._exactly()
-            return exact or self._all(psnr, self.volume)
+            return exact or self._all(psnr, self.volume and ready_to_cut(self.volume))
 
     def _exactly(self) -> Rounded | None:
         """See `coarsest_exact`. The whole field is compared: where bricks meet, an integer depends on several."""
@@ -67,7 +66,7 @@ class BricksRounding:
         return coarsest_exact(NeuralField.of_bricks(self.header, self.bricks, self.device, n_threads), rounded)
 
     def _all(self, psnr: float, volume: Volume | None) -> Rounded:
-        """As `layers`, with steps that follow from the PSNR. volume: None for rounding without training.
+        """As `layers`, with steps that follow from the PSNR. volume: ready to be cut; None for no training.
 
         One more bit for each weight of a network takes three quarters of what its rounding adds to the error. So for
         the least bytes, rounding adds to each brick a squared error in proportion to its weights, not to its voxels.
