@@ -507,6 +507,15 @@ def test_a_rounding_that_costs_much_is_told(chain, tmp_path, capsys):
         assert ("rounding has cost about" in capsys.readouterr().err) == is_told
 
 
+def test_decompress_doubts_a_volume_of_the_same_range(chain, tmp_path, capsys):
+    compress(chain, tmp_path / "b", "--n_passes", 0, "--volume", chain.volume)
+    decompress(tmp_path / "b", tmp_path / "r.npy", "--volume", chain.volume)
+    assert "is it the volume" not in capsys.readouterr().err
+    np.save(tmp_path / "other.npy", np.load(chain.volume)[::-1])
+    decompress(tmp_path / "b", tmp_path / "r.npy", "--volume", tmp_path / "other.npy")
+    assert "is it the volume that it was made of?" in capsys.readouterr().err
+
+
 def test_a_rounding_that_spoils_exact_integers_is_told(tmp_path, capsys):
     exact = stored("labels_exact", tmp_path)
     for bits, is_told in (((), False), (("--cluster_bits", 2), True)):
