@@ -181,11 +181,11 @@ def main(argv: Sequence[str]) -> None:
     header = clipped_header(opt, volume, whole)
     fit = new_fit(opt, volume, header, device)
     options = settled(opt, fit.recipe, fit.config)
-    if opt.checkpoint and not opt.resume and os.path.exists(opt.checkpoint):
-        print(f"train.py: {opt.checkpoint}: will be replaced: --resume continues its run instead", file=sys.stderr)
     checkpoint = Checkpoint(opt.checkpoint, {name: options[name] for name in MUST_MATCH})
     if opt.resume:
         checkpoint.load(fit)
+    elif checkpoint.is_earlier:
+        print(f"train.py: {opt.checkpoint}: will be replaced: --resume continues its run instead", file=sys.stderr)
     judge = Judge(volume, header, lambda: fit.field(header, device, opt.num_workers))
 
     def write(paths: tuple[str, str], quality: Quality) -> None:

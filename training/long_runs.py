@@ -44,7 +44,18 @@ class Checkpoint:
 
     def __init__(self, path: str | None, options: dict[str, object]):
         self.path, self.options = path, options
-        self.saved, self.is_there = time.monotonic(), False  # is_there: the file is one of this run
+        self.saved = time.monotonic()
+        self.is_earlier = path is not None and os.path.exists(self._own_path)  # the file is that of another run
+
+    @property
+    def _own_path(self) -> str:
+        """The file of this process: one after the first adds its number to the name."""
+        return self.path + (f".{processes.number()}" if processes.number() else "")
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the file is there, and holds a state of this run."""
+        return self.path is not None and os.path.exists(self.path) and not self.is_earlier
 
     def identity(self, fit: Fit | BrickedFit) -> dict:
         """Everything that must be equal when a fit continues: options, volume, network, recipe and seed."""
@@ -71,20 +82,17 @@ class Checkpoint:
 
         The checkpoint of an earlier run stays, as long as this run has not been long enough to replace it.
         """
-        if self.path and fit.networks.configs and (self.is_there or not os.path.exists(self.path)):
+        if self.path and fit.networks.configs and not self.is_earlier:
             with contextlib.suppress(UserError):
                 self.save(fit)
                 what = f"{len(fit.done)} of {fit.networks.n_trained} bricks are in {self.path}"
                 print(f"train.py: {what}: --resume continues the run", file=sys.stderr)
 
     def save(self, fit: Fit | BrickedFit) -> None:
-        """Write the state of the fit to `path`; a process after the first one adds its number to the name."""
-        with (
-            atomic_write(self.path + (f".{processes.number()}" if processes.number() else "")) as path,
-            open(path, "wb") as file,
-        ):
+        """Write the state of the fit to the file of this process."""
+        with atomic_write(self._own_path) as path, open(path, "wb") as file:
             torch.save({"identity": self.identity(fit), "fit": fit.state_dict()}, file)
-        self.is_there = True
+        self.is_earlier = False
 
     def load(self, fit: Fit | BrickedFit) -> None:
         """Continue the fit from the file. Raises UserError unless the file has the same `identity` as the fit.
@@ -100,7 +108,7 @@ class Checkpoint:
                 if path == paths[0]:
                     raise type(error)(f"{error}: without --resume the training starts anew") from None
                 console.warn("train.py", f"{error}: it is left out")
-        self.is_there = os.path.exists(self.path)
+        self.is_earlier = False
 
     def _load(self, path: str, fit: Fit | BrickedFit) -> None:
         content, expected = load_tensors(path), self.identity(fit)

@@ -238,6 +238,17 @@ def test_a_short_run_does_not_replace_the_checkpoint_of_an_earlier_one(saved, tm
     assert (tmp_path / "state").read_bytes() != saved
 
 
+def test_each_process_saves_its_own_bricks_at_last(saved, tmp_path, monkeypatch):
+    """Though the first one has been faster."""
+    fit = small_fit()
+    fit.networks.settle(NoProgress())
+    monkeypatch.setattr(processes, "number", lambda: 1)
+    second = Checkpoint(str(tmp_path / "state"), OPTIONS)
+    (tmp_path / "state").write_bytes(saved)
+    second.save_at_last(fit)
+    assert (tmp_path / "state.1").exists() and (tmp_path / "state").read_bytes() == saved
+
+
 def test_the_time_of_the_workers_is_shared_out():
     """Three bricks on two workers: one of them has two bricks."""
     fit = small_fit(recipe=Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=8.0), n_processes=2)
