@@ -22,7 +22,7 @@ DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint6
 AXIS_ATTRIBUTES = ("units_t", "units_x", "units_y", "units_z", "calendar", "positive_z")
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 SIGNS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0), "LAS": (1.0, -1.0, 1.0)}  # of x, y, z: to LPS and back
-MOST_LABELS = 12  # most different integers of a volume that may be labels, whose distances say nothing
+MOST_LABELS = 12  # most different integers that may be labels. Each has a colour; their distances say nothing
 MAX_SKEW = 1e-3  # most that a dot product of two axis directions may differ from the exact 0 or 1
 MAX_GRID_POINTS = 1 << 26  # most positions along an axis of a grid; as float64 they take 512 MiB
 BOX_VALUES = 1 << 20  # most values read from a volume at a time
@@ -302,12 +302,13 @@ def value_limits(values: np.ndarray, fill: np.generic | None = None) -> tuple[np
     return np.min([low for low, _ in ends], axis=0), np.max([high for _, high in ends], axis=0)
 
 
+def few_values(*arrays: np.ndarray) -> np.ndarray | None:
+    """The different values of all arrays, in rising order; None if they are too many for labels."""
+    found = np.unique(np.concatenate([np.unique(array) for array in arrays]))
+    return found if len(found) <= MOST_LABELS else None
+
+
 # --- missing voxels -----------------------------------------------------------------------------------
-
-
-def are_few(*values: np.ndarray) -> bool:
-    """Whether there are so few different values in all arrays that integers may be labels."""
-    return len(np.unique(np.concatenate([np.unique(part) for part in values]))) <= MOST_LABELS
 
 
 def is_missing(values: np.ndarray, fill: np.generic | None) -> np.ndarray:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from field.colours import coloured, rgb_of
+from utils import few_values
 
-MOST_LABELS = 12  # most labels, each of which has a colour of its own
 COLOURS = "d9d9d9 4e79a7 f28e2b 59a14f e15759 76b7b2 edc948 b07aa1 9c755f ff9da7 6b4c9a 1b9e77"  # background first
 
 
@@ -66,8 +66,8 @@ DIFFERENCE = LabelScale(np.array([0.0, 1.0]), rgb_of("d9d9d9 c00000"), ("equal",
 
 def labels_in(parts: Sequence[np.ndarray]) -> np.ndarray | None:
     """The different values of `parts` without NaN, in rising order; None when they are too many for labels."""
-    found = np.unique(np.concatenate([np.unique(part[~np.isnan(part)]) for part in parts]))
-    return found if 0 < len(found) <= MOST_LABELS else None
+    found = few_values(*(part[~np.isnan(part)] for part in parts))
+    return None if found is None or not len(found) else found
 
 
 def _background(labels: np.ndarray) -> int:

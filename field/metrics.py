@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from formats.arrays import LazyArray
-from utils import Box, Grid, ValueRange, are_few, boxes, is_missing, read_in_boxes, value_range, wide_float
+from utils import Box, Grid, ValueRange, boxes, few_values, is_missing, read_in_boxes, value_range, wide_float
 
 MEASURED_WHOLE = 1 << 28  # most voxels of a volume that is compared at every voxel
 MEASURED_VOXELS = 1 << 24  # random voxels compared in a larger volume; the PSNR is then good to about 0.01 dB
@@ -71,7 +71,7 @@ def compare(
             is_present = ~(is_missing(a, values.fill) | is_missing(b, values.fill) | is_missing(b, np.float64(np.nan)))
             a, b = a[is_present], b[is_present]
         if labels is not None:
-            labels = np.union1d(labels, a) if are_few(labels, a) else None
+            labels = few_values(labels, a)
         a = np.clip(a, values.low, values.high)
         difference = (b.astype(wide) - a.astype(wide)).astype(np.float64) / scale
         squares += np.einsum("ij,ij->j", difference, difference)

@@ -18,7 +18,7 @@ from quantising.policy import RoundingOptions, coarsest_exact, error_to_add
 from siren import FieldNet, SirenConfig, count_parameters
 from training.cutting import brick_volume, count_held, count_present, error_factor, passes_for, ready_to_cut, survey
 from training.recipe import error_of, psnr_of
-from training.workers import Workers
+from training.workers import Workers, most_work_first
 from utils import Geometry, Volume, VolumeHeader, header_of, shape_of
 
 PASSES = 0.25  # over each brick while it is rounded / while it is trained, by default: more gain 0.2 dB at most
@@ -80,8 +80,7 @@ class BricksRounding:
             per_weight = error_of(psnr) * self.n_held / max(self.bricks.n_parameters, 1)
 
         found, n_again = {}, 0
-        order = sorted(shares, key=lambda k: (-shares[k], k))
-        tasks = ((k, self._task(k, options, per_weight, volume)) for k in order)
+        tasks = ((k, self._task(k, options, per_weight, volume)) for k in most_work_first(shares))
         for k, (layers, is_again) in self.workers.each_done(_round_brick, tasks, sum(shares.values())):
             found[k], n_again = layers, n_again + is_again
             self.progress.advance(shares[k], bricks=f"{len(found)} of {len(shares)}")

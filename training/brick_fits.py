@@ -21,7 +21,7 @@ from training.recipe import BATCH, Recipe, psnr_of, training_work
 from training.stacks import Member, StackedFit, memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
 from training.streaming import make_sampler, normalised, read_ahead
-from training.workers import Workers
+from training.workers import Workers, most_work_first
 from utils import ValueRange, Volume, VolumeHeader, shape_of
 
 PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rate / that of the fit
@@ -71,11 +71,6 @@ def fit_brick(task: Task) -> Trained:
 def arrays_of(net: FieldNet) -> dict[str, np.ndarray]:
     """A copy of the weights of a network, by name."""
     return {name: tensor.cpu().numpy().copy() for name, tensor in net.state_dict().items()}
-
-
-def most_work_first(work: Mapping[int, float]) -> list[int]:
-    """The numbers of the bricks in the order in which they are fitted."""
-    return sorted(work, key=lambda k: (-work[k], k))
 
 
 class BrickFits:

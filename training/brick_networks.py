@@ -81,6 +81,7 @@ class BrickNetworks:
                 need[k] = math.sqrt((error + 1e-12) * count_parameters(pilots[k]))
         self.configs = self._shared_out(need)
 
+    @property
     def pilot_passes(self) -> float:
         """The passes of all pilots, each over all bricks that are not constant: about as many."""
         return PILOT_PASSES + self._depth_passes * SAMPLE / max(self.n_trained, 1)

@@ -72,7 +72,7 @@ class BrickedFit:
     def _work_ahead(self) -> float:
         """About how much work the brief fits and the training are, for each process of the run."""
         n_trained, n_voxels = max(self.networks.n_trained, 1), self.survey.n_voxels[~self.survey.is_constant].sum()
-        passes = self.recipe.n_passes + self.networks.pilot_passes()
+        passes = self.recipe.n_passes + self.networks.pilot_passes
         return training_work(passes * n_voxels, self.networks.budget / n_trained) / processes.count()
 
     # --- how far it is, and what there is ---

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from cli.progress import Progress
-from utils import Volume, VolumeHeader, are_few, read_in_boxes
+from utils import Volume, VolumeHeader, few_values, read_in_boxes
 
 # Two sides are alike if their difference, of values of range 2, has at most this RMS and this maximum. The first
 # limits the PSNR of the other side to 80 dB; the second keeps a few voxels that differ from being lost.
@@ -37,7 +37,7 @@ def find_mirrors(volume: Volume, header: VolumeHeader) -> tuple[int, ...]:
     with Progress("looking for symmetry", len(header.shape) + 1.0) as progress:
         lines = _lines(volume, header)
         progress.advance(1.0)
-        are_labels = header.values.is_integer and are_few(*lines)
+        are_labels = header.values.is_integer and few_values(*lines) is not None
         limits = (0.0, 0.0) if are_labels else (MOST_RMS, MOST_DIFFERENCE)
         for axis, along in enumerate(lines):
             mirror = _mirror_of(along, limits) if len(along) >= LEAST_VOXELS else 0

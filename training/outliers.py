@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from utils import BOX_VALUES, ValueRange, are_few, is_missing, read_in_boxes
+from utils import BOX_VALUES, ValueRange, few_values, is_missing, read_in_boxes
 
 MIDDLE = (0.001, 0.999)  # quantiles; values between them are no outliers
 WIDER = 10  # a range this many times as wide as the middle is ruined; a value this many widths away is far
@@ -89,7 +89,7 @@ def find_outliers(original: np.ndarray, limits: ValueRange) -> Outliers | None:
     Labels have no outliers, but may mark missing voxels.
     """
     found, samples = [], _sample(original, limits)
-    may_be_labels = limits.is_integer and are_few(samples)
+    may_be_labels = limits.is_integer and few_values(samples) is not None
     for c, sample in enumerate(samples.astype(np.float64).T):
         ends = far_limits(sample, float(limits.extent[c]))
         if ends and (outliers := _beyond(original, limits, c, *ends)) and (outliers.are_marks or not may_be_labels):
