@@ -14,25 +14,21 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import math
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
-import hdf5plugin
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from peers import SETTINGS, Point, available, psnr_at
 from shared import read_scalar, script, table_head, table_row
 
 from cli import console
@@ -45,66 +41,6 @@ from utils import Geometry, UserError, Volume, header_of
 PEERS = ("SPERR", "SZ3", "ZFP", "TTHRESH", "original")
 FIELDS = ("volume", "checksum", "codec", "setting", "bytes", "psnr", "seconds")
 ORIGINAL_BITS = 9
-Point = tuple[int, float]  # file bytes, PSNR in dB
-
-
-# --- the codecs: volume, setting -> (bytes, PSNR) ------------------------------------------------------
-
-
-def psnr_of(volume: np.ndarray, decoded: np.ndarray) -> float:
-    """PSNR in dB of decoded floats, which are first rounded to the volume's own type."""
-    if volume.dtype.kind in "iu":
-        limits = np.iinfo(volume.dtype)
-        decoded = np.clip(np.rint(decoded.astype(np.longdouble)), limits.min, limits.max)
-    return compare(volume, decoded.astype(volume.dtype)).psnr
-
-
-def through_hdf5(volume: np.ndarray, filter_: Callable[[float], dict], setting: float) -> Point:
-    """Compress a volume as one chunk of an HDF5 file in memory. Returns (bytes, PSNR)."""
-    data = volume.astype(np.float32)
-    memory = io.BytesIO()
-    with h5py.File(memory, "w") as file:
-        file.create_dataset("v", data=data, chunks=data.shape, **filter_(setting))
-    with h5py.File(memory) as file:  # reopened, because a cache could return the unharmed values
-        return file["v"].id.get_storage_size(), psnr_of(volume, file["v"][()])
-
-
-def sperr(volume: np.ndarray, bits_a_voxel: float) -> Point:
-    """SPERR at a fixed rate. `swap` tells SPERR that the array is in C order."""
-    return through_hdf5(volume, lambda rate: hdf5plugin.Sperr(rate=rate, swap=True), bits_a_voxel)
-
-
-def sz3(volume: np.ndarray, error: float) -> Point:
-    """SZ3 with a bound on the absolute error. error: this bound, relative to the range."""
-    extent = float(volume.max()) - float(volume.min())
-    return through_hdf5(volume, lambda e: hdf5plugin.SZ3(absolute=e * extent), error)
-
-
-def zfp(volume: np.ndarray, error: float) -> Point:
-    """ZFP with a bound on the absolute error. error: this bound, relative to the range."""
-    extent = float(volume.max()) - float(volume.min())
-    return through_hdf5(volume, lambda e: hdf5plugin.Zfp(accuracy=e * extent), error)
-
-
-def tthresh(volume: np.ndarray, psnr: float) -> Point:
-    """TTHRESH at a target PSNR in dB. TTHRESH itself defines PSNR by half the range."""
-    with tempfile.TemporaryDirectory() as folder:
-        raw, packed, back = (str(Path(folder) / name) for name in ("v.raw", "v.tt", "b.raw"))
-        volume.astype("<f4").ravel(order="F").tofile(raw)
-        size = [str(n) for n in volume.shape]
-        target = str(psnr - 20 * math.log10(2))
-        command = ["tthresh", "-i", raw, "-t", "float", "-s", *size, "-p", target, "-c", packed, "-o", back]
-        subprocess.run(command, check=True, capture_output=True)
-        decoded = np.fromfile(back, "<f4").reshape(volume.shape, order="F")
-        return Path(packed).stat().st_size, psnr_of(volume, decoded)
-
-
-SETTINGS = {
-    "SPERR": (sperr, [32 / ratio for ratio in np.geomspace(40, 2400, 14)]),
-    "SZ3": (sz3, list(np.geomspace(1e-4, 0.4, 22))),
-    "ZFP": (zfp, list(np.geomspace(1e-4, 1.0, 14))),
-    "TTHRESH": (tthresh, list(np.arange(20.0, 66.0, 4.0))),
-}
 
 
 # --- ours ---------------------------------------------------------------------------------------------
@@ -176,9 +112,8 @@ def measure(path: str, ratios: list[float], record: Record) -> str:
     volume = read_scalar(path).array
     checksum = f"{zlib.crc32(volume.tobytes()):08x}"
     known = {"volume": Path(path).stem, "checksum": checksum}
-    for codec, (codec_point, settings) in SETTINGS.items():
-        if codec == "TTHRESH" and shutil.which("tthresh") is None:
-            continue
+    for codec in available():
+        codec_point, settings = SETTINGS[codec]
         for setting in settings:
             if not record.has(checksum, codec, f"{setting:.6g}"):
                 started = time.monotonic()
@@ -196,12 +131,6 @@ def measure(path: str, ratios: list[float], record: Record) -> str:
 
 
 # --- comparing ------------------------------------------------------------------------------------------
-
-
-def psnr_at(curve: list[Point], n_bytes: np.ndarray | float) -> np.ndarray:
-    """PSNR along a curve, linear in the logarithm of the bytes; NaN beyond its ends."""
-    x, y = np.log([b for b, _ in curve]), [p for _, p in curve]
-    return np.interp(np.log(n_bytes), x, y, left=np.nan, right=np.nan)
 
 
 def bd_psnr(curve: list[Point], peer: list[Point], least: float, most: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import io
 import os
 import sys
@@ -14,6 +15,11 @@ from helpers.scripts import ROOT, results
 from helpers.volumes import slanted
 
 from training.recipe import Recipe, default_recipe
+
+
+with_other_compressors = pytest.mark.skipif(
+    importlib.util.find_spec("hdf5plugin") is None, reason="needs benchmarks/requirements.txt"
+)
 
 
 def printed_by(script: str, *arguments: object) -> dict[str, str]:
@@ -61,6 +67,7 @@ def benchmark(monkeypatch, small_blocks):
         ("step", ("--widths", 16, "--batch", 64)),
         ("decode", ("--widths", 16, "--side", 32, "--repeats", 1)),
         ("coder", ("--parameters", 5000, "--bits", 4)),
+        pytest.param("peers", ("volume.npy", "--bytes", 100), marks=with_other_compressors),
         ("knobs", ("volume.npy", "--ratios", 1e9)),
         ("time_series", ("series.npy", "--ratios", 1e9)),
         ("robustness", ("volume.npy", "--seeds", 1)),
