@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ for library in ("OMP", "OPENBLAS"):  # before they are loaded, and for the scrip
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from helpers import perturbation  # noqa: E402
+from helpers import emulated_gpu, perturbation  # noqa: E402
 from helpers.scripts import WELL, compress, train  # noqa: E402
 from helpers.volumes import SHAPE, slanted  # noqa: E402
 from hypothesis import settings  # noqa: E402
@@ -54,15 +55,23 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(items):
-    """Tests marked `gpu` are skipped where there is no GPU. Those that share the work of many seconds come first.
+    """Tests that share the work of many seconds come first.
 
     pytest-xdist takes tests from the end of one process to the next, which would do that work again.
     """
     items.sort(key=lambda item: not {"parts", "pairs"} & set(item.fixturenames))
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and not torch.__version__.startswith(emulated_gpu.VERSIONS):
         for item in items:
             if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU, or a torch whose GPU can be emulated"))
+
+
+@pytest.fixture(autouse=True)
+def gpu(request):
+    """Tests marked `gpu` have a GPU: where there is none, an emulated one."""
+    is_emulated = request.node.get_closest_marker("gpu") and not torch.cuda.is_available()
+    with emulated_gpu.emulated_gpu() if is_emulated else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,6 @@ from helpers.volumes import slanted
 
 from training.recipe import Recipe, default_recipe
 
-
 with_other_compressors = pytest.mark.skipif(
     importlib.util.find_spec("hdf5plugin") is None, reason="needs benchmarks/requirements.txt"
 )
