@@ -65,10 +65,8 @@ class LossGradient:
             self.map = pool.map
 
     @torch.no_grad()
-    def __call__(
-        self, x: torch.Tensor, values: torch.Tensor, sample_weights: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Returns the loss, a scalar tensor. Sets the gradients, and `squares` (n,) to the samples' squared errors.
+    def __call__(self, x: torch.Tensor, values: torch.Tensor, sample_weights: torch.Tensor | None = None) -> None:
+        """Set the gradients, and `squares` (n,) to the samples' squared errors.
 
         x: (n, d_in) coordinates; values: (n, d_out); n <= `max_batch`. sample_weights: (n,) weights in the mean.
         """
@@ -79,17 +77,16 @@ class LossGradient:
         x, values = x.numpy().T, values.numpy().T
         weights = None if sample_weights is None else sample_weights.numpy()
 
-        def work(i: int) -> tuple[np.ndarray, np.ndarray]:
+        def work(i: int) -> np.ndarray:
             cut = slice(n * i // n_parts, n * (i + 1) // n_parts)
             return self.parts[i](x[:, cut], values[:, cut], None if weights is None else weights[cut], n)
 
-        losses, squares = zip(*self.map(work, range(n_parts)), strict=True)
+        squares = list(self.map(work, range(n_parts)))
         self.squares = torch.as_tensor(squares[0] if n_parts == 1 else np.concatenate(squares))
         for k, gradients in enumerate(self.gradients, self.first_trained_layer):
             joint = sum((part.gradients[k] for part in self.parts[1:]), start=self.parts[0].gradients[k])
             for part, gradient, factor in zip((joint[:, :-1], joint[:, -1]), gradients, self.factors[k], strict=True):
                 np.multiply(part, factor, out=gradient)
-        return torch.as_tensor(sum(losses))
 
 
 def count_parts(n_neurons: int, max_batch: int) -> int:
@@ -129,10 +126,8 @@ class _BatchPart:
         self.error = empty(config.d_out, size)
 
     @np.errstate(all="ignore")  # numbers may overflow: `Recovery` detects divergence by the loss
-    def __call__(
-        self, x: np.ndarray, values: np.ndarray, weights: np.ndarray | None, n: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """(loss of this part, squared errors). x: (d_in, samples); values: (d_out, samples); n: size of the batch."""
+    def __call__(self, x: np.ndarray, values: np.ndarray, weights: np.ndarray | None, n: int) -> np.ndarray:
+        """The squared errors of this part. x: (d_in, samples); values: (d_out, samples); n: size of the batch."""
         matmul, first_trained_layer, size = self.whole.matmul, self.whole.first_trained_layer, x.shape[1]
         inputs, outputs, cosines, error = self.inputs, self.outputs, self.cosines, self.error
         phase, grad, skipped = self.scratch
@@ -153,7 +148,6 @@ class _BatchPart:
             error[:, :size] *= (np.abs(values) < 1) | (error[:, :size] * values < 0)
         error[:, size:] = 0
         squares = np.square(error[:, :size]).mean(0)
-        loss = (squares if weights is None else squares * weights).sum() / n
         if weights is not None:
             error[:, :size] *= weights
         error *= 2 / (n * len(error))
@@ -170,4 +164,4 @@ class _BatchPart:
                 matmul(sines[k][:, :-1].T, phase, out=grad)
                 if k + 1 in block_ends:
                     grad += skipped
-        return loss, squares
+        return squares

@@ -2,9 +2,9 @@
 
 torch.optim has both optimisers. But it imports a compiler, which takes two seconds and is not needed here.
 
-The learning rate and the number of a step are numbers, or scalar tensors on a GPU: a captured step then reads the
-values of the day from the same memory. Of a stack of networks, the weights have one row for each network, and the
-learning rate may be a tensor of one number for each.
+What changes from step to step are two `numbers`. `step` takes them as they are, or as scalar tensors on a GPU: a
+captured step then reads the values of the day from the same memory. Of a stack of networks, the weights have a row for
+each network, and `rates` holds a factor of the learning rate for each.
 """
 
 from __future__ import annotations
@@ -25,17 +25,14 @@ def padded(size: int, tile: int = TILE) -> int:
     return math.ceil(size / tile) * tile
 
 
-def along(rate: float | torch.Tensor, tensor: torch.Tensor) -> float | torch.Tensor:
-    """A number, or one for each network, in the shape that multiplies `tensor` (networks, ...)."""
-    if isinstance(rate, torch.Tensor) and rate.dim():
-        return rate.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 1))
-    return rate
+def along(numbers: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """One number for each network, in the shape that multiplies `tensor` (networks, ...)."""
+    return numbers.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 1))
 
 
-def share_of_latest(number: int | torch.Tensor, n_steps: float, dtype: torch.dtype) -> float | torch.Tensor:
+def share_of_latest(number: int, n_steps: float) -> float:
     """The share of step `number`, from 1, in a running average over `n_steps` steps. The first averages cover fewer."""
-    share = 10 / (9 + number)
-    return share.to(dtype).clamp(min=1 / n_steps) if isinstance(share, torch.Tensor) else max(1 / n_steps, share)
+    return max(1 / n_steps, 10 / (9 + number))
 
 
 class Adam:
@@ -45,15 +42,22 @@ class Adam:
         self.weights, self.gradient, self.betas = weights, gradient, betas
         self.state = {"mean": torch.zeros_like(weights), "square": torch.zeros_like(weights)}
 
+    def numbers(self, rate: float, number: int) -> tuple[float, float]:
+        """The numbers of step `number`, from 1: the size of the move; the sum of the weights in the mean square."""
+        return -rate / (1 - self.betas[0] ** number), 1 - self.betas[1] ** number
+
     @torch.no_grad()
-    def step(self, lr: float | torch.Tensor, number: int | torch.Tensor) -> None:
-        """Update the weights by their gradient. number: the step's number, from 1."""
+    def step(
+        self, size: float | torch.Tensor, correction: float | torch.Tensor, rates: torch.Tensor | None = None
+    ) -> None:
+        """Update the weights by their gradient. size, correction: the `numbers`."""
         mean = self.state["mean"].lerp_(self.gradient, 1 - self.betas[0])
         square = (
             self.state["square"].mul_(self.betas[1]).addcmul_(self.gradient, self.gradient, value=1 - self.betas[1])
         )
-        scale = (square / (1 - self.betas[1] ** number)).sqrt_().add_(1e-8)
-        self.weights.add_((mean * along(-lr / (1 - self.betas[0] ** number), mean)).div_(scale))
+        scale = (square / correction).sqrt_().add_(1e-8)
+        size = size if rates is None else along(size * rates, mean)
+        self.weights.add_((mean * size).div_(scale))
 
 
 class Muon:
@@ -77,29 +81,43 @@ class Muon:
         self.weights, self.gradient, self.momentum_steps = weights, gradient, momentum_steps
         self.state = {"velocity": torch.zeros_like(weights)}
         self.size = padded(weights.shape[-1], tile)
-        self.scale = 0.125 * (math.sqrt(weights.shape[-1]) if widths is None else widths.sqrt())
+        self.scale = 0.125 * math.sqrt(weights.shape[-1]) if widths is None else 0.125
+        self.roots = None if widths is None else widths.sqrt()
+
+    def numbers(self, rate: float, number: int) -> tuple[float, float]:
+        """The numbers of step `number`, from 1: the size of the move; the share of the gradient in the momentum."""
+        return rate * self.scale, share_of_latest(number, self.momentum_steps)
 
     @torch.no_grad()
-    def step(self, lr: float | torch.Tensor, number: int | torch.Tensor, products: torch.dtype | None = None) -> None:
+    def step(
+        self,
+        size: float | torch.Tensor,
+        share: float | torch.Tensor,
+        rates: torch.Tensor | None = None,
+        products: torch.dtype | None = None,
+    ) -> None:
         """Update the matrices by their gradients.
 
-        number: the step's number, from 1. products: type of the matrices that are multiplied; None: their own.
-        The direction of an update may be coarse: errors of 0.1 % in the products do no harm.
+        size, share: the `numbers`. products: type of the matrices that are multiplied; None: their own. The direction
+        of an update may be coarse: errors of 0.1 % in the products do no harm.
         """
         n, dtype = self.weights.shape[-1], self.weights.dtype
-        share = share_of_latest(number, self.momentum_steps, dtype)
         velocity = self.state["velocity"].lerp_(self.gradient, share)
         x = torch.lerp(velocity, self.gradient, share).reshape(-1, n, n)  # Nesterov momentum
-        x /= torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + LEAST_NORM
+        norms = torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True) + LEAST_NORM
         if self.size > n or (products or dtype) != dtype:
             whole = x.new_zeros(len(x), self.size, self.size, dtype=products or dtype)
-            whole[:, :n, :n] = x
+            torch.div(x, norms, out=whole[:, :n, :n])
             x = whole
+        else:
+            x /= norms
         for _ in range(5):  # Newton-Schulz iterations bring all singular values to about 1
             gram = x @ x.mT
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-        x, rate = x[:, :n, :n].to(dtype).reshape(self.weights.shape), along(lr * self.scale, self.weights)
-        if isinstance(rate, torch.Tensor):
-            self.weights.sub_(x * rate)
+        x = x[:, :n, :n].to(dtype).reshape(self.weights.shape)
+        if rates is not None:
+            size = along(size * rates * self.roots, self.weights)
+        if isinstance(size, torch.Tensor):
+            self.weights.sub_(x * size)
         else:
-            self.weights.sub_(x, alpha=rate)
+            self.weights.sub_(x, alpha=size)

@@ -30,13 +30,52 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out_dtype=torch.float32)
 
 
-def sines(phase: torch.Tensor, total: torch.Tensor | None, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """(sines of the phases, their cosines, both of type `dtype`; `total` plus the sines, which replaces the sines)."""
-    cosines = torch.cos(phase, out=torch.empty_like(phase, dtype=dtype))
-    if total is None:
-        return torch.sin(phase, out=torch.empty_like(phase, dtype=dtype)), cosines, None
-    total = total + torch.sin(phase)
-    return total.to(dtype), cosines, total
+class Torch:
+    """What a step computes for each number by itself, with torch. `fused` has the same functions, a kernel each.
+
+    dtype: of the matrices that are multiplied next.
+    """
+
+    @staticmethod
+    def sines(phase: torch.Tensor, total: torch.Tensor | None, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """(sines of the phases, their cosines, both of type `dtype`; `total` plus the sines, which replaces them)."""
+        cosines = torch.cos(phase, out=torch.empty_like(phase, dtype=dtype))
+        if total is None:
+            return torch.sin(phase, out=torch.empty_like(phase, dtype=dtype)), cosines, None
+        total = total + torch.sin(phase)
+        return total.to(dtype), cosines, total
+
+    @staticmethod
+    def slopes(
+        upper: torch.Tensor, added: torch.Tensor | None, cosines: torch.Tensor, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, ...]:
+        """(derivatives by the sines: `upper`, plus `added` if given; those by the phases, of type `dtype`)."""
+        total = upper if added is None else upper + added
+        return total, torch.mul(total, cosines, out=torch.empty_like(cosines, dtype=dtype))
+
+    @staticmethod
+    def loss(
+        outputs: torch.Tensor,
+        values: torch.Tensor,
+        weights: torch.Tensor | None,
+        factor: float,
+        is_clipped: bool,
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(squared error (n,) of each sample; weights x error x factor / d_out, a row for each, of type `dtype`).
+
+        outputs: (n, padded d_out), of which the first d_out count; the rows have zeros for the others.
+        """
+        d_out = values.shape[-1]
+        error = outputs[..., :d_out] - values
+        if is_clipped:
+            error *= (values.abs() < 1) | (error * values < 0)
+        squares = error.square().mean(-1)
+        if weights is not None:
+            error *= weights[..., None]
+        slopes = torch.zeros_like(outputs, dtype=dtype)
+        torch.mul(error, factor / d_out, out=slopes[..., :d_out])
+        return squares, slopes
 
 
 class PaddedGradient:
@@ -47,11 +86,11 @@ class PaddedGradient:
     A matrix is [W b], times the layer's factors, in the upper left corner of zeros. Samples lie along the first axis.
     Activation number `width` is always 1 and takes the biases in: its row of a matrix holds only pi/2 in the column of
     the biases, because sin(pi/2) = 1; at the end of a residual block it holds nothing, because the sum has that 1.
-    No operation waits for the device, so a CUDA graph can hold them. is_clipped: see `LossGradient`. sines: the
-    function of this name, or another one that computes the same.
+    No operation waits for the device, so a CUDA graph can hold them. is_clipped: see `LossGradient`. kernels: `Torch`,
+    or what has the same functions.
     """
 
-    sines = staticmethod(sines)
+    kernels = Torch
 
     def __init__(self, trained: TrainedWeights, first_trained_layer: int = 0, is_clipped: bool = False):
         self.trained, self.first_trained_layer, self.is_clipped = trained, first_trained_layer, is_clipped
@@ -97,8 +136,8 @@ class PaddedGradient:
         values: torch.Tensor,
         sample_weights: torch.Tensor | None = None,
         products: torch.dtype | None = None,
-    ) -> torch.Tensor:
-        """Returns the loss, a scalar tensor. Sets the gradient, and `squares` (n,) to the samples' squared errors.
+    ) -> None:
+        """Set the gradient, and `squares` (n,) to the samples' squared errors.
 
         x: (n, d_in) coordinates; values: (n, d_out). sample_weights: (n,) weights in the mean. products: type of the
         matrices that are multiplied; None: that of the weights.
@@ -113,39 +152,32 @@ class PaddedGradient:
             if k > 0:
                 phase = product(outputs[-1], hidden[k - 1].mT)
             is_added = k == 0 or k in self.block_ends
-            h, cosine, summed = self.sines(phase, total if is_added else None, dtype)
+            h, cosine, summed = self.kernels.sines(phase, total if is_added else None, dtype)
             total = summed if is_added else total
             outputs.append(h)
             cosines.append(cosine)
-        error = product(outputs[-1], last.mT)[..., : self.d_out] - values
-        if self.is_clipped:
-            error *= (values.abs() < 1) | (error * values < 0)
-        self.squares = error.square().mean(-1)
-        if sample_weights is not None:
-            error *= sample_weights[..., None]
         # The mean over the samples follows at the end: float16 might lose so small numbers.
-        upper = x.new_zeros(*x.shape[:-1], last.shape[-2], dtype=dtype)
-        torch.mul(error, 2 * SCALE / self.d_out, out=upper[..., : self.d_out])
+        self.squares, upper = self.kernels.loss(
+            product(outputs[-1], last.mT), values, sample_weights, 2 * SCALE, self.is_clipped, dtype
+        )
         self._backward(inputs, outputs, cosines, hidden, last, upper)
         self.trained.gradient.mul_(1 / (SCALE * x.shape[-2]))
-        return (self.squares if sample_weights is None else self.squares * sample_weights).mean(-1)
 
     def _backward(self, inputs, outputs, cosines, hidden, last, upper) -> None:
         """Set the gradient of the scaled sum over the samples. upper: the derivative of that sum by the outputs."""
         self._store(product(upper.mT, outputs[-1]), self.ends[1], len(hidden) + 1)
-        found, grad, skipped = [], product(upper, last), None
+        found, grad, skipped, added = [], product(upper, last), None, None
         for k in reversed(range(self.first_trained_layer, len(hidden) + 1)):
+            grad, lower = self.kernels.slopes(grad, added, cosines[k], outputs[k].dtype if k else inputs.dtype)
             if k in self.block_ends:
                 skipped = grad
             if k == 0:
-                self._store((grad * cosines[0]).mT @ inputs, self.ends[0], 0)
+                self._store(lower.mT @ inputs, self.ends[0], 0)
                 break
-            lower = torch.mul(grad, cosines[k], out=torch.empty_like(cosines[k]))
             found.append(product(lower.mT, outputs[k - 1]))
             if k > self.first_trained_layer:
                 grad = product(lower, hidden[k - 1])
-                if k + 1 in self.block_ends:
-                    grad += skipped
+                added = skipped if k + 1 in self.block_ends else None
         if found:
             n, matrices = self.width, torch.stack(found[::-1], dim=-3)
             torch.mul(matrices[..., :n, :n], self.scales, out=self.trained.hidden_gradient)

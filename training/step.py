@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
@@ -21,9 +22,6 @@ from training.weights import TrainedWeights
 # Up to this PSNR in dB, a GPU multiplies in float16. At 41.9 dB this has cost a prototype 0.02 dB (bonsai_256, on an
 # H200); the same noise costs 0.04 dB at 45 dB and ever more beyond.
 HALF_PSNR = 45.0
-# Least width, of all networks together, for which a kernel of Triton is compiled: it takes a second or two, more than
-# narrow networks gain by it.
-FUSED_WIDTH = 64
 
 
 def loss_with_gradient(
@@ -61,18 +59,35 @@ def has_half_products(device: torch.device) -> bool:
     return True
 
 
-def sines_for(device: torch.device, width: int) -> Callable:
-    """`padded_gradient.sines`, or the kernel that takes its place on a GPU. If it cannot be had, a line says so."""
-    if device.type != "cuda" or width < FUSED_WIDTH:
-        return padded_gradient.sines
+@functools.cache  # for each device of a run
+def kernels_for(device: torch.device) -> object:
+    """`padded_gradient.Torch`, or on a GPU the kernels in its place. If they cannot be had, a line says so."""
+    if device.type != "cuda":
+        return padded_gradient.Torch
     try:
         from training import fused
 
-        fused.sines(torch.zeros(fused.BLOCK, device=device), None, torch.float16)  # to see whether it can be compiled
+        check_kernels(fused, device)
     except Exception as error:  # of many kinds: no Triton, no C compiler, an old card
         warn_of_lacking("Triton", error)
-        return padded_gradient.sines
-    return fused.sines
+        return padded_gradient.Torch
+    return fused
+
+
+def check_kernels(kernels: object, device: torch.device) -> None:
+    """Raise ValueError if kernels do not compute what torch does. This compiles those that a fit begins with."""
+    n, dtype = 3 * TILE, torch.float16
+    a, b, c = torch.linspace(-3, 3, 9 * n * TILE, device=device).view(3, 3 * n, TILE).unbind()
+
+    def found(kernels: object) -> list[torch.Tensor]:
+        sines = [kernels.sines(a, added, dtype) for added in (None, b)]
+        slopes = [kernels.slopes(a, added, c.to(dtype), dtype) for added in (None, b)]
+        loss = kernels.loss(a, c[:, :2].clamp(-1, 1), b[:, 0], 0.5, True, dtype)
+        return [tensor for part in (*sines, *slopes, loss) for tensor in part if tensor is not None]
+
+    for here, there in zip(found(kernels), found(padded_gradient.Torch), strict=True):
+        if not torch.allclose(here.float(), there.float(), rtol=1e-2, atol=1e-2):
+            raise ValueError("its kernels compute something else")
 
 
 class StepFunction:
@@ -100,8 +115,7 @@ class StepFunction:
         self.trained = TrainedWeights(net, recipe.optimizer, first_trained_layer, tile, widths, recipe.momentum_steps)
         if is_padded:
             self.loss_gradient = PaddedGradient(self.trained, first_trained_layer, is_clipped)
-            n_networks = 1 if widths is None else len(widths)
-            self.loss_gradient.sines = sines_for(device, n_networks * self.trained.net.config.n_neurons)
+            self.loss_gradient.kernels = kernels_for(device)
         else:
             batch = math.ceil(sampler.n_voxels / math.ceil(sampler.n_voxels / recipe.batch))
             self.loss_gradient = LossGradient(net, batch, first_trained_layer, n_threads, is_clipped)
@@ -112,8 +126,7 @@ class StepFunction:
         is_captured = device.type == "cuda" and is_in_place and not self.grad_lambda and processes.count() == 1
         self.replay = Replay(device) if is_captured else None
         if is_captured:
-            self.rate = torch.zeros((), dtype=torch.float64, device=device)
-            self.number = torch.zeros((), dtype=torch.float64, device=device)
+            self.numbers = self.trained.weights.new_zeros(len(self.trained.numbers(1.0, 1))).unbind()
 
     def set_density(self, density: torch.Tensor) -> None:
         """Draw the voxels from now on by this density."""
@@ -125,16 +138,17 @@ class StepFunction:
     def __call__(self, batch: torch.Tensor, rate: float, number: int, psnr: float) -> None:
         """Take a step. batch: of `sampler.batches`; number: of the step, from 1; psnr: the latest estimate, in dB."""
         products = torch.float16 if self.has_half and psnr < HALF_PSNR else None
+        numbers = self.trained.numbers(rate, number)
         if self.replay is None:
-            self._take(batch, rate=rate, number=number, products=products)
+            self._take(batch, numbers=numbers, products=products)
             return
-        self.rate.fill_(rate)
-        self.number.fill_(number)
+        for there, value in zip(self.numbers, numbers, strict=True):
+            there.fill_(value)
         samples = () if self.sampler.is_resident else self.sampler.samples(batch)
         self.replay(self._take_captured, batch, *samples, products=products)
 
     def _take_captured(self, *tensors: torch.Tensor, products: torch.dtype | None) -> None:
-        self._take(*tensors, rate=self.rate, number=self.number, products=products)
+        self._take(*tensors, numbers=self.numbers, products=products)
 
     def _take(
         self,
@@ -142,8 +156,7 @@ class StepFunction:
         x: torch.Tensor | None = None,
         values: torch.Tensor | None = None,
         *,
-        rate: float | torch.Tensor,
-        number: int | torch.Tensor,
+        numbers: Sequence[float | torch.Tensor],
         products: torch.dtype | None,
     ) -> None:
         flat = processes.split_batch(batch)
@@ -151,7 +164,7 @@ class StepFunction:
             x, values = self.sampler.samples(flat)
         more = {"products": products} if products else {}
         if self.density is not None:
-            self.loss_gradient(x, values, 1 / self.density[flat].to(x.device), **more)
+            self.loss_gradient(x, values, self.density[flat].reciprocal_().to(x.device), **more)
             squares = processes.gather_batch(self.loss_gradient.squares, len(batch)).to(self.errors.device)
             self.errors[batch] = torch.lerp(self.errors[batch], squares.nan_to_num(4.0).clamp_(max=4.0), 0.5)
         elif self.grad_lambda == 0:
@@ -160,4 +173,4 @@ class StepFunction:
             self.trained.gradient.zero_()
             loss_with_gradient(self.net, x, values, self.sampler.slopes(flat), self.grad_lambda)[0].backward()
         processes.average_over_processes(self.trained.gradient, weight=len(flat))
-        self.trained.take_step(rate, number, products)
+        self.trained.take_step(numbers, products)

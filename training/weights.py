@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -104,18 +105,21 @@ class TrainedWeights:
         shape, stride = (len(self.weights), *tensor.shape), (self.weights.stride(0), *tensor.stride())
         return tensor.as_strided(shape, stride)
 
-    def take_step(
-        self, rate: float | torch.Tensor, number: int | torch.Tensor, products: torch.dtype | None = None
-    ) -> None:
-        """Move the weights at the learning rate `rate`, then average them.
+    def numbers(self, rate: float, number: int) -> list[float]:
+        """The numbers of a step: two of each optimiser; the share of the weights in their average.
 
-        number: the step's number, from 1. products: see `Muon.step`.
+        rate: the learning rate. number: the step's number, from 1.
         """
-        rate = rate if self.rates is None else rate * self.rates
-        for optimizer in self.optimizers:
-            optimizer.step(rate, number, *([products] if isinstance(optimizer, Muon) else []))
+        of_optimizers = [optimizer.numbers(rate, number) for optimizer in self.optimizers]
+        return [*itertools.chain(*of_optimizers), share_of_latest(number, AVERAGED_STEPS)]
+
+    def take_step(self, numbers: Sequence[float | torch.Tensor], products: torch.dtype | None = None) -> None:
+        """Move the weights, then average them. numbers: of the step. products: see `Muon.step`."""
+        for k, optimizer in enumerate(self.optimizers):
+            more = [products] if isinstance(optimizer, Muon) else []
+            optimizer.step(*numbers[2 * k : 2 * k + 2], self.rates, *more)
         self._limit_norms()
-        self.averaged_weights.lerp_(self.weights, share_of_latest(number, AVERAGED_STEPS, self.weights.dtype))
+        self.averaged_weights.lerp_(self.weights, numbers[-1])
 
     def _limit_norms(self) -> None:
         """Scale hidden matrices back to their norm limits.

@@ -404,7 +404,7 @@ def test_muon_moves_matrices_as_torchs_own(n_steps):
         gradient.copy_(torch.randn(3, 6, 6, generator=generator))
         for matrix, its_gradient in zip(torchs, gradient, strict=True):
             matrix.grad = its_gradient.clone()
-        muon.step(lr, 1000)
+        muon.step(*muon.numbers(lr, 1000))
         reference.step()
     for a, b, s in zip(ours, torchs, start, strict=True):
         moved = a - s
@@ -416,9 +416,8 @@ def test_momentum_averages_over_more_steps_where_voxels_are_seen_often():
     found = [Recipe(n_passes=n, batch=100, lr=1e-3).momentum_steps for n in (0.1, 8, 45, 300)]
     assert found == [20, 20, 45, 50]
     assert Recipe(n_passes=45, batch=100, lr=1e-3, max_seconds=9.0).momentum_steps == 20
-    shares = [share_of_latest(number, 50, torch.float32) for number in range(1, 1000)]
+    shares = [share_of_latest(number, 50) for number in range(1, 1000)]
     assert shares[0] == 1 and shares[-1] == 1 / 50 and shares == sorted(shares, reverse=True)
-    assert float(share_of_latest(torch.tensor(7.0), 50, torch.float64)) == pytest.approx(shares[6])
 
 
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.99)])
@@ -430,7 +429,7 @@ def test_adam_moves_weights_as_torchs_own(betas):
     for k in range(20):
         gradient.copy_(torch.randn(50, generator=generator) * 10.0 ** (k % 3 - 5))
         torchs.grad = gradient.clone()
-        adam.step(0.01, k + 1)
+        adam.step(*adam.numbers(0.01, k + 1))
         reference.step()
     np.testing.assert_allclose(ours, torchs.detach(), rtol=1e-5, atol=1e-6)
 

@@ -26,12 +26,11 @@ def test_squared_error_has_the_gradient_of_the_reference(
     values = torch.rand(11, d_out, generator=generator, dtype=torch.float64)
     sample_weights = 2 * torch.rand(11, generator=generator, dtype=torch.float64) if is_weighted else None
     reference, weights = ReferenceStep(net), torch.ones(11) if sample_weights is None else sample_weights
-    expected, squares = reference.loss(x, values, weights)
+    squares = reference.loss(x, values, weights)[1]
     gradients = reference.gradients(x, values, weights)
     loss_gradient = LossGradient(net, 20, n_threads=n_threads)
     for _ in range(2):  # the buffers of the first call do not show in the second
-        found = loss_gradient(x, values, sample_weights)
-        assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+        loss_gradient(x, values, sample_weights)
         torch.testing.assert_close(loss_gradient.squares, squares, rtol=1e-9, atol=1e-12)
         for (name, p), gradient in zip(net.named_parameters(), gradients, strict=True):
             torch.testing.assert_close(p.grad, gradient, rtol=1e-9, atol=1e-12, msg=name)
@@ -51,7 +50,7 @@ def test_the_error_is_that_of_the_clipped_output():
     squares = torch.where(is_right, 0.0, (y - values).square()).mean(1)
     gradients = torch.autograd.grad(squares.mean(), list(net.parameters()))
     loss_gradient = LossGradient(net, 500, is_clipped=True)
-    assert loss_gradient(x, values).item() == pytest.approx(squares.mean().item(), rel=1e-12)
+    loss_gradient(x, values)
     torch.testing.assert_close(loss_gradient.squares, squares, rtol=1e-9, atol=1e-12)
     for p, gradient in zip(net.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, gradient, rtol=1e-9, atol=1e-12)

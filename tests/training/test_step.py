@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import importlib
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,14 +19,14 @@ from helpers.volumes import slanted
 import training
 from field.evaluation import TILE
 from siren import FieldNet, linear_layers
-from training import padded_gradient, replay
+from training import replay
 from training.fitting import Fit
-from training.optimizers import Muon
-from training.padded_gradient import PaddedGradient
+from training.optimizers import Muon, padded
+from training.padded_gradient import PaddedGradient, Torch
 from training.recipe import Recipe
 from training.replay import Replay
 from training.sampler import VoxelSampler
-from training.step import FUSED_WIDTH, HALF_PSNR, StepFunction, sines_for
+from training.step import HALF_PSNR, StepFunction, check_kernels, kernels_for
 from training.weights import TrainedWeights
 from utils import value_range
 
@@ -59,15 +60,14 @@ def test_the_padded_gradient_is_that_of_the_reference(fields, first_trained_laye
         linear_layers(net)[-1].weight *= 60  # some outputs are beyond the range
     x, values, weights = samples(net)
     reference = ReferenceStep(net, first_trained_layer=first_trained_layer, is_clipped=True)
-    loss, squares = reference.loss(x, values, weights)
+    squares = reference.loss(x, values, weights)[1]
     if products == torch.float64:
         net, x, values, weights = net.double(), x.double(), values.double(), weights.double()
     trained = TrainedWeights(net, "muon", first_trained_layer, TILE)
     gradient = PaddedGradient(trained, first_trained_layer, is_clipped=True)
     for batch in (slice(0, 7), slice(None)):  # what the first call leaves does not show in the second
-        found = gradient(x[batch], values[batch], weights[batch], products)
+        gradient(x[batch], values[batch], weights[batch], products)
     tolerance = TOLERANCE[products]
-    assert found.item() == pytest.approx(loss.item(), rel=tolerance)
     torch.testing.assert_close(gradient.squares.double(), squares, rtol=0, atol=tolerance * float(squares.max()))
     assert 0 < (squares == 0).sum() < len(squares) or net.config.d_out > 1
     pairs = zip(reference.trained, reference.gradients(x, values, weights), strict=True)
@@ -81,6 +81,12 @@ def test_the_padded_gradient_is_that_of_the_reference(fields, first_trained_laye
 @pytest.fixture(autouse=True)
 def nothing_said_yet():
     replay._warn.cache_clear()
+    kernels_for.cache_clear()
+    yield
+    kernels_for.cache_clear()
+
+
+# --- kernels of Triton ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -94,56 +100,99 @@ def fused(monkeypatch):
     sys.modules.pop("training.fused", None)  # a GPU compiles its own
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("is_sum", [False, True])
-def test_the_fused_kernel_computes_the_same(is_sum, dtype, fused):
-    phase, total = 9 * torch.randn(2, 70, 33, generator=torch.Generator().manual_seed(0))
-    expected = padded_gradient.sines(phase, total if is_sum else None, dtype)
-    before = total.clone()
-    found = fused.sines(phase, total if is_sum else None, dtype)
-    assert (found[2] is None) == (not is_sum) and torch.equal(total, before)
-    tolerance = 1e-6 if dtype == torch.float32 else 2e-3
+def assert_same(found: tuple, expected: tuple) -> None:
     for a, b in zip(found, expected, strict=True):
-        assert b is None or a.dtype == b.dtype
-        assert b is None or torch.allclose(a.float(), b.float(), rtol=0, atol=tolerance)
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert (a.dtype, a.shape) == (b.dtype, b.shape)
+            tolerance = {torch.float16: 2e-3, torch.float32: 1e-6, torch.float64: 1e-12}[a.dtype]
+            torch.testing.assert_close(a, b, rtol=0, atol=tolerance * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("is_sum", [False, True])
+def test_the_kernels_for_sines_compute_the_same(is_sum, dtype, fused):
+    type_of_sums = torch.promote_types(dtype, torch.float32)
+    numbers = 9 * torch.randn(3, 2, 70, 33, generator=torch.Generator().manual_seed(0), dtype=type_of_sums)
+    before, (phase, total, cosines) = numbers.clone(), numbers
+    added = total if is_sum else None
+    assert_same(fused.sines(phase, added, dtype), Torch.sines(phase, added, dtype))
+    for of_cosines, of_result in ((dtype, dtype), (dtype, type_of_sums)):
+        of_phase = phase, added, cosines.to(of_cosines), of_result
+        assert_same(fused.slopes(*of_phase), Torch.slopes(*of_phase))
+    assert torch.equal(numbers, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize(("shape", "d_out"), [((300,), 1), ((2, 150), 3), ((7,), 17)])
+@pytest.mark.parametrize("is_clipped", [False, True])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_the_kernel_for_the_loss_computes_the_same(is_weighted, is_clipped, shape, d_out, dtype, fused):
+    generator, like = torch.Generator().manual_seed(0), {"dtype": torch.promote_types(dtype, torch.float32)}
+    outputs = 2 * torch.randn(*shape, padded(d_out), generator=generator, **like)
+    values = torch.randn(*shape, d_out, generator=generator, **like).clamp(-1, 1)
+    weights = torch.rand(*shape, generator=generator, **like) if is_weighted else None
+    given = outputs, values, weights, 0.25, is_clipped, dtype
+    assert_same(fused.loss(*given), Torch.loss(*given))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("products", [torch.float32, torch.float16])
 def test_a_gpus_gradient_of_a_wide_network_is_that_of_the_reference(products):
-    """By the kernel that is compiled for it, where Triton is there."""
-    net = field_net(seed=2, n_neurons=FUSED_WIDTH, n_layers=4)
+    """By the kernels that are compiled for it, where Triton is there."""
+    net = field_net(seed=2, n_neurons=64, n_layers=4)
     x, values, weights = samples(net)
     reference = ReferenceStep(net).gradients(x, values, weights)
     device = torch.device("cuda", 0)
     gradient = PaddedGradient(TrainedWeights(net.to(device), "muon", 0, TILE))
-    gradient.sines = sines_for(device, FUSED_WIDTH)
+    gradient.kernels = kernels_for(device)
     gradient(x.to(device), values.to(device), weights.to(device), products)
     for p, expected in zip(net.parameters(), reference, strict=True):
         assert (p.grad.cpu().double() - expected).norm() <= TOLERANCE[products] * expected.norm()
 
 
-@pytest.mark.parametrize("products", [torch.float32, torch.float16])
-def test_the_gradient_by_the_fused_kernel_is_that_of_the_reference(products, fused):
-    net = field_net(seed=2, n_neurons=18, n_layers=4)
-    x, values, weights = samples(net)
-    reference, trained = ReferenceStep(net), TrainedWeights(net, "muon", 0, TILE)
-    gradient = PaddedGradient(trained)
-    gradient.sines = fused.sines
-    gradient(x, values, weights, products)
-    for p, expected in zip(net.parameters(), reference.gradients(x, values, weights), strict=True):
+@pytest.mark.parametrize("products", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("fields", [{"n_layers": 4}, {"n_layers": 2, "d_out": 2, "is_residual": False}])
+def test_the_gradient_by_the_kernels_is_that_of_the_reference(fields, products, fused):
+    net = field_net(seed=2, n_neurons=18, **fields)
+    given, reference = samples(net), ReferenceStep(net, is_clipped=True)
+    if products == torch.float64:
+        net, given = net.double(), [tensor.double() for tensor in given]
+    gradient = PaddedGradient(TrainedWeights(net, "muon", 0, TILE), is_clipped=True)
+    check_kernels(fused, torch.device("cpu"))
+    gradient.kernels = fused
+    gradient(*given, products)
+    for p, expected in zip(net.parameters(), reference.gradients(*given), strict=True):
         assert (p.grad.double() - expected).norm() <= TOLERANCE[products] * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["sines", "slopes", "loss"])
+def test_kernels_that_compute_something_else_are_not_taken(name):
+    right = getattr(Torch, name)
+
+    def wrong(*given) -> tuple:
+        first, *others = right(*given)
+        return first * 1.1, *others
+
+    check_kernels(Torch, torch.device("cpu"))
+    kernels = SimpleNamespace(**{other: getattr(Torch, other) for other in ("sines", "slopes", "loss")} | {name: wrong})
+    with pytest.raises(ValueError):
+        check_kernels(kernels, torch.device("cpu"))
 
 
 def test_without_triton_a_line_says_so(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "training.fused", raising=False)
     monkeypatch.delattr(training, "fused", raising=False)
-    assert sines_for(torch.device("cuda"), FUSED_WIDTH - 1) is padded_gradient.sines
+    assert kernels_for(torch.device("cpu")) is Torch
     assert capsys.readouterr().err == ""
     for _ in range(3):
-        assert sines_for(torch.device("cuda"), FUSED_WIDTH) is padded_gradient.sines
+        assert kernels_for(torch.device("cuda", 0)) is Torch
+        kernels_for.cache_clear()
     assert capsys.readouterr().err.count("\n") == 1
+
+
+# --- steps ------------------------------------------------------------------------------------------
 
 
 def begun(place: str, products: torch.dtype, net: FieldNet, monkeypatch, **fields) -> tuple[StepFunction, VoxelSampler]:
@@ -162,7 +211,7 @@ def begun(place: str, products: torch.dtype, net: FieldNet, monkeypatch, **field
     step.set_density(sampler.density(step.errors))
     step.has_half = products == torch.float16
     if place == "padded":  # scalars are tensors, as in a graph
-        step.rate, step.number = torch.zeros(2, dtype=torch.float64)
+        step.numbers = step.trained.weights.new_zeros(len(step.trained.numbers(1.0, 1))).unbind()
         step.replay = lambda function, *tensors, **settings: function(*tensors, **settings)
     return step, sampler
 
@@ -240,7 +289,7 @@ def test_a_step_waits_for_nothing(n_networks, monkeypatch):
     nets = [net] * n_networks if n_networks else net
     there = StepFunction(nets, sampler, Recipe(1, 100, 1e-3), 0, 1, step.errors.to("meta"), widths)
     there.set_density(step.density.to("meta"))
-    there.rate, there.number = torch.zeros(2, dtype=torch.float64, device="meta")
+    there.numbers = torch.zeros(5, device="meta").unbind()
     for products in (None, torch.float16):
         there._take_captured(batch.to("meta"), products=products)
 
@@ -258,8 +307,9 @@ def test_half_products_are_for_what_bears_them(monkeypatch):
 def test_muon_on_padded_matrices_moves_alike(n, products):
     generator = torch.Generator().manual_seed(0)
     weights, gradient = torch.zeros(2, 3, n, n), torch.randn(3, n, n, generator=generator)
-    Muon(weights[0], gradient, 20).step(0.01, 1000)
-    Muon(weights[1], gradient, 20, TILE).step(torch.tensor(0.01), torch.tensor(1000), products)
+    here, there = Muon(weights[0], gradient, 20), Muon(weights[1], gradient, 20, TILE)
+    here.step(*here.numbers(0.01, 1000))
+    there.step(*torch.tensor(there.numbers(0.01, 1000)).unbind(), products=products)
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-2 * float(weights[0].abs().max()))
 
 
@@ -268,7 +318,8 @@ def test_muon_bears_gradients_that_vanish():
     gradient = torch.randn(1, 6, 6, generator=torch.Generator().manual_seed(0))
     for exponent in range(-45, 20):
         weights = torch.zeros(1, 6, 6)
-        Muon(weights, gradient * 10.0**exponent, 20).step(1.0, 1000)
+        muon = Muon(weights, gradient * 10.0**exponent, 20)
+        muon.step(*muon.numbers(1.0, 1000))
         assert weights.norm() < 2, exponent  # all singular values are about sqrt(6) / 8 at most
 
 
