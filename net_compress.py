@@ -236,9 +236,9 @@ def main(argv: Sequence[str]) -> None:
         way_out = ": more --cluster_bits, or none, cost less" if opt.cluster_bits else ""
         console.warn("net_compress.py", f"{opt.compressed}: rounding has cost about {lost:.0f} dB{way_out}")
     write_or_rescue({opt.compressed: blob})
-    n_values, n_parameters = math.prod(header.shape) * config.d_out, max(networks.n_parameters, 1)
-    figures |= {"bytes": len(blob), "bits_per_weight": f"{8 * len(blob) / n_parameters:.3f}"}
-    figures |= file_ratios(n_values, header.dtype, len(blob))
+    n_values, n_parameters = math.prod(header.shape) * config.d_out, networks.n_parameters
+    per_weight = {"bits_per_weight": f"{8 * len(blob) / n_parameters:.3f}"} if n_parameters else {}
+    figures |= {"bytes": len(blob)} | per_weight | file_ratios(n_values, header.dtype, len(blob))
     figures |= {"seconds": f"{time.monotonic() - started:.1f}", "compressed": opt.compressed}
     n_source = n_values * header.dtype.itemsize
     console.report(summary(opt.volume or opt.net, n_source, [opt.compressed], len(blob), figures), figures)

@@ -124,11 +124,9 @@ def results(
         found["clipped"] = outliers.count_beyond(volume.values, header.low, header.high, header.fill)
     if isinstance(fit, BrickedFit):
         found["bricks"] = ",".join(map(str, fit.fits.counts[-3:]))
-    found |= {
-        "n_layers": fit.config.n_layers,
-        "parameters": fit.n_parameters,
-        "compression_ratio": f"{header.n_voxels / max(fit.n_parameters, 1):.2f}",
-    }
+    found |= {"n_layers": fit.config.n_layers, "parameters": fit.n_parameters}
+    if fit.n_parameters:  # bricks that are all constant have none
+        found["compression_ratio"] = f"{header.n_voxels / fit.n_parameters:.2f}"
     if header.missing:
         found["missing"] = header.missing.count
     found |= {"seconds": f"{fit.seconds:.1f}", "network": opt.network, "config": opt.config}

@@ -22,7 +22,7 @@ class Metrics:
 
     psnrs: the PSNR of each component over its own range. psnr: the PSNR of all components, from the mean of the squared
     errors, each relative to its component's range. n_voxels: the number of voxels that were compared. n_differing: how
-    many of these differ. of_labels: whether the values may be labels: few different integers.
+    many of these differ. labels: the different values of the original in rising order, if they are few integers.
     """
 
     psnr: float
@@ -31,7 +31,12 @@ class Metrics:
     psnrs: tuple[float, ...]
     n_voxels: int
     n_differing: int = 0
-    of_labels: bool = False
+    labels: np.ndarray | None = None
+
+    @property
+    def of_labels(self) -> bool:
+        """Whether the values may be labels."""
+        return self.labels is not None
 
     def report(self, n_voxels: int | None = None) -> dict[str, str]:
         """The result lines: psnr; with several components also psnr_0, psnr_1, ...; of labels, how many are differing.
@@ -84,9 +89,7 @@ def compare(
     rmse = math.sqrt(np.mean(errors * (scale / scale.max()) ** 2)) * scale.max()
     errors[(extent == 0) & (errors > 0)] = math.inf  # a constant component with any error
     psnrs = tuple(map(_psnr, errors))
-    return Metrics(
-        _psnr(errors.mean()), rmse, float((largest * scale).max()), psnrs, count, n_differing, labels is not None
-    )
+    return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), psnrs, count, n_differing, labels)
 
 
 def compare_steps(
@@ -123,8 +126,8 @@ def combine_metrics(parts: list[Metrics]) -> Metrics:
     psnrs = tuple(map(mean, zip(*(part.psnrs for part in parts), strict=True)))
     largest = max(part.max_error for part in parts)
     counts = (sum(part.n_voxels for part in parts), sum(part.n_differing for part in parts))
-    of_labels = all(part.of_labels for part in parts)
-    return Metrics(mean(part.psnr for part in parts), rmse, largest, psnrs, *counts, of_labels)
+    labels = few_values(*(part.labels for part in parts)) if all(part.of_labels for part in parts) else None
+    return Metrics(mean(part.psnr for part in parts), rmse, largest, psnrs, *counts, labels)
 
 
 def report_of_steps(steps: dict[int, Metrics], is_series: bool) -> dict[str, str]:

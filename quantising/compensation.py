@@ -16,12 +16,14 @@ import torch
 
 from quantising.sensitivity import Derivatives, bounded, derivatives, informative_points
 from siren import FieldNet, count_parameters, linear_layers
+from utils import Mask
 
 POINTS_PER_WEIGHT = 4  # points of the domain for each weight of a metric; with fewer, the metric overfits the points
 MIN_METRIC = 1024  # a metric has points for at least this many weights
 BLOCK = 4096  # weights in a block; the block itself and the next block compensate its errors
 WIDE_BLOCK = 2048  # weights in a block if the network has more than 2 BLOCK weights
-MIN_BLOCK = 64  # weights in the smallest block
+MIN_BLOCK = 64  # weights in the smallest block of a single network
+MIN_BLOCK_OF_MANY = 512  # and of one of many networks, which are rounded one after another. Below, files are larger
 MAX_METRIC_NUMBERS = 1 << 28  # numbers in all metrics of a network; larger networks have smaller blocks
 DAMPING = 0.02  # added to the diagonal of a metric, relative to this diagonal
 OnProducts = Callable[[int], None]
@@ -43,18 +45,23 @@ class CompensationFactor:
 class CompensationFactors:
     """Iterates over the compensation factors of all weights of a network, one block at a time.
 
-    shape: of the field's grid, voxels. on_products: `on_products(n)` is told of n further products of two numbers; they
-    are most of the work. Each pass recomputes the factors. `list()` keeps the factors, which takes 2 x block size
-    numbers for each weight. n_all: the number of weights of all networks that are rounded together; None if this is the
-    only one.
+    shape, missing: of the field's grid: its voxels, those that are missing. on_products: `on_products(n)` is told of n
+    further products of two numbers; they are most of the work. n_all: the number of weights of all networks that are
+    rounded together; None if this is the only one. Each pass recomputes the factors. `list()` keeps the factors, which
+    takes 2 x block size numbers for each weight.
     """
 
     def __init__(
-        self, net: FieldNet, shape: tuple[int, ...], on_products: OnProducts = lambda n: None, n_all: int | None = None
+        self,
+        net: FieldNet,
+        shape: tuple[int, ...],
+        on_products: OnProducts = lambda n: None,
+        n_all: int | None = None,
+        missing: Mask | None = None,
     ):
         self.net, self.on_products = net, on_products
         self.blocks, n_points = metric_blocks(count_parameters(net.config), n_all)
-        self.x, self.weights = informative_points(net, shape, n_points)
+        self.x, self.weights = informative_points(net, shape, n_points, missing=missing)
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -82,8 +89,8 @@ def compensated_sensitivities(net: FieldNet, factors: Iterable[CompensationFacto
 
 def metric_blocks(n: int, n_all: int | None = None) -> tuple[list[slice], int]:
     """The blocks of the n weights of a network, and the number of points of their metrics. n_all: see above."""
-    n_all = n if n_all is None else n_all
-    size = BLOCK if n_all <= 2 * BLOCK else max(MIN_BLOCK, min(WIDE_BLOCK, MAX_METRIC_NUMBERS // (2 * n_all)))
+    least, n_all = (MIN_BLOCK, n) if n_all is None else (MIN_BLOCK_OF_MANY, n_all)
+    size = BLOCK if n_all <= 2 * BLOCK else max(least, min(WIDE_BLOCK, MAX_METRIC_NUMBERS // (2 * n_all)))
     blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]
     return blocks, POINTS_PER_WEIGHT * max(min(n, 2 * size), MIN_METRIC)
 

@@ -89,38 +89,48 @@ class NetworkRounding:
 
         error: the network's mean squared error, of normalised values; None if bits give the steps. expected: PSNR in dB
         of what the network decodes to; needed if `error` is given. With `error`, coarse steps are tried first, then
-        finer ones. If both lose too much quality, the layers are rounded without training, unless that loses as much.
-        With bits, the result is the better one of rounding with and without training.
+        finer ones. If both lose too much quality, the layers are rounded without training, unless that loses hardly
+        less: at most WORTH_DB. With bits, the result is the better one of rounding with and without training.
         """
-        options = self.options
-        sampler = make_sampler(self.volume.values, self.header.values, self.device)
-        sensitivity = compensated_sensitivities(self.net, self.factors)
-        alone = None
+        sampler, alone = make_sampler(self.volume.values, self.header.values, self.device), None
         if error is None:
             alone = self._without_volume(error)
             self.progress.plan(self._measuring_work)
             expected = self._measured_psnr(self._loaded(alone))
-        recipe = self._recipe()
+        recipe, lead = self._recipe(), expected - psnr_of(sampler.variance)
         recipe = dataclasses.replace(recipe, lr=policy.relative_rate(expected) * recipe.lr)
-        lead = expected - psnr_of(sampler.variance)
-        most_lost = 0.0 if alone else policy.allowed_loss(options, lead, expected, error)
-        on_step = work.step_reporter(self.progress)
-        finenesses = policy.finenesses(options, lead, self.net.n_parameters, error)
-        for n_left, fineness in zip(reversed(range(len(finenesses))), finenesses, strict=True):
-            steps = choose_steps(self.net, sensitivity, **fineness)
-            rounded = copy.deepcopy(self.net).to(self.device)
-            layers = rounding.round_and_train(
-                rounded, sampler, steps, self.factors, recipe, options.seed, on_step, options.n_threads
+        sensitivity, on_step = compensated_sensitivities(self.net, self.factors), work.step_reporter(self.progress)
+
+        def trained(fineness: dict) -> tuple[list[QuantisedLayer], float]:
+            """The layers of rounding with training, by steps so fine, and the PSNR of what they decode to."""
+            rounded, seed, n_threads = (
+                copy.deepcopy(self.net).to(self.device),
+                self.options.seed,
+                self.options.n_threads,
             )
-            found = self._measured_psnr(rounded)
-            if found >= expected - most_lost:
-                return layers
-            otherwise = "with finer steps" if n_left else "without training"
-            self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again {otherwise}")
-            if n_left:
-                self.progress.plan(self.training_work + self._measuring_work)
+            steps = choose_steps(self.net, sensitivity, **fineness)
+            layers = rounding.round_and_train(rounded, sampler, steps, self.factors, recipe, seed, on_step, n_threads)
+            return layers, self._measured_psnr(rounded)
+
+        first, *finer = policy.finenesses(self.options, lead, self.net.n_parameters, error)
+        layers, found = trained(first)
         if alone:
+            if found >= expected:
+                return layers
+            self.progress.say(
+                f"rounding with training is {expected - found:.1f} dB worse than without: without training"
+            )
             return alone
+        least = expected - policy.allowed_loss(self.options, lead, expected, error)
+        for fineness in finer:
+            if found >= least:
+                return layers
+            self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again with finer steps")
+            self.progress.plan(self.training_work + self._measuring_work)
+            layers, found = trained(fineness)
+        if found >= least:
+            return layers
+        self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again without training")
         alone = self._without_volume(error)
         self.progress.plan(self._measuring_work)
         cost = expected - self._measured_psnr(self._loaded(alone))
@@ -135,11 +145,13 @@ class NetworkRounding:
         is_compensated = len(self.factors) > 0 and self.is_narrow
         added = None if error is None else policy.MSE_ADDED_BY_ROUNDING * error
         if is_compensated and added is not None:
-            return rounding.round_to_error(net, self.header.shape, self.factors, added)
+            return rounding.round_to_error(net, self.header.shape, self.factors, added, self.header.missing)
         if is_compensated:
             sensitivity = compensated_sensitivities(net, self.factors)
         else:
-            sensitivity = sensitivities(net, quasirandom_points(self.header.shape, N_POINTS))
+            sensitivity = sensitivities(
+                net, quasirandom_points(self.header.shape, N_POINTS, missing=self.header.missing)
+            )
         fineness = {"bits": options.bits or policy.DEFAULT_BITS} if added is None else {"error": added}
         steps = choose_steps(net, sensitivity, **fineness)
         if options.quantizer == "kmeans":
@@ -181,7 +193,8 @@ class NetworkRounding:
             self.progress.advance(work.PER_PRODUCT * n)
 
         net = copy.deepcopy(self.net).to(self.device)
-        factors = CompensationFactors(net, self.header.shape, on_products, self.options.n_all)
+        header = self.header
+        factors = CompensationFactors(net, header.shape, on_products, self.options.n_all, header.missing)
         return list(factors) if self.is_narrow else factors
 
     def _recipe(self) -> Recipe:

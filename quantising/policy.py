@@ -15,7 +15,7 @@ from field.metrics import measured_boxes
 from field.neural_field import NeuralField
 from siren import SirenConfig
 from training.recipe import BATCH, Recipe, default_recipe, error_of, passes_for_min_steps, psnr_of
-from utils import Grid
+from utils import Grid, is_missing
 
 MSE_ADDED_BY_ROUNDING = 0.05  # relative to the network's own mean squared error; 0.05 costs 0.2 dB
 DEFAULT_BITS = 9  # bits for a value of a hidden matrix if the network's PSNR is unknown
@@ -125,9 +125,9 @@ def decibels_lost(before: NeuralField, after: NeuralField, psnr: float, is_exact
     """
     grid = Grid(tuple(np.linspace(0, n - 1, min(n, COARSE)) for n in before.header.shape))
     extent = np.where(before.values.extent > 0, before.values.extent, 1.0)
-    values = (field.on_grid(grid, as_float=not is_exact).reshape(-1, len(extent)) for field in (before, after))
-    squares = np.square(np.subtract(*values, dtype=np.float64) / extent)
-    squares = squares[np.isfinite(squares)]
+    a, b = (field.on_grid(grid, as_float=not is_exact).reshape(-1, len(extent)) for field in (before, after))
+    squares = np.square(np.subtract(a, b, dtype=np.float64) / extent)
+    squares = squares[np.isfinite(squares) & ~is_missing(a, before.header.fill)[:, None]]
     own = float(np.square(1 / extent).mean()) / 12 if is_exact else 10 ** (-psnr / 10)
     return 10 * math.log10(1 + squares.mean() / own) if own > 0 and len(squares) else math.nan
 

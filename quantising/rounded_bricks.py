@@ -16,7 +16,16 @@ from quantising import work
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions, coarsest_exact, error_to_add
 from siren import FieldNet, SirenConfig, count_parameters
-from training.cutting import brick_volume, count_held, count_present, error_factor, passes_for, ready_to_cut, survey
+from training.cutting import (
+    brick_volume,
+    count_held,
+    error_factor,
+    missing_in,
+    passes_for,
+    passes_over,
+    ready_to_cut,
+    survey,
+)
 from training.recipe import error_of, psnr_of
 from training.workers import Workers, most_work_first
 from utils import Geometry, Volume, VolumeHeader, header_of, shape_of
@@ -68,8 +77,9 @@ class BricksRounding:
     def _all(self, psnr: float, volume: Volume | None) -> Rounded:
         """As `layers`, with steps that follow from the PSNR. volume: ready to be cut; None for no training.
 
-        One more bit for each weight of a network takes three quarters of what its rounding adds to the error. So for
-        the least bytes, rounding adds to each brick a squared error in proportion to its weights, not to its voxels.
+        One more bit for a weight halves its step: the squared error that it adds falls to a quarter. Bytes are spent
+        best where each bit gains the same. So each weight, of whatever brick, adds the same squared error, summed over
+        the voxels: a brick with twice the weights may add twice the error, also if it has fewer voxels.
         """
         options = self._options_of_a_brick(psnr, volume)
         shares = {k: work.of_training((options.n_passes or 0.0) * math.prod(shape_of(self.boxes[k])), self._size(k))
@@ -99,22 +109,26 @@ class BricksRounding:
         if volume and passes is None and options.quantizer == "uniform":
             n_images = self.header.n_present / self.n_held
             passes = PASSES * passes_for(self.n_held, n_all, len(self.boxes), self.device.type, n_images)
-        if volume and not math.isnan(psnr):
+        if volume and passes and options.bits is None and not math.isnan(psnr):
             with Progress("looking at the bricks") as looking:
-                lead = psnr - psnr_of(survey(volume, self.header.values, self.boxes, looking).variance)
-            added = error_to_add(lead, n_all)
+                found = survey(volume, self.header.values, self.boxes, looking, with_detail=False)
+            added = error_to_add(psnr - psnr_of(found.variance), n_all)
         return dataclasses.replace(options, n_passes=passes, n_threads=1, added=added, n_all=n_all)
 
     def _task(self, k: int, options: RoundingOptions, per_weight: float, volume: Volume | None) -> tuple:
         """What `_round_brick` takes for a brick."""
         box, low, high = self.boxes[k], self.bricks.cut.low[k], self.bricks.cut.high[k]
+        shape, missing = shape_of(box), missing_in(self.header, box)
+        n_present = math.prod(shape) - (missing.count if missing else 0)
         if volume:
             brick = brick_volume(volume, self.header.values, box)
             header = dataclasses.replace(header_of(brick), low=low, high=high)
         else:
-            brick, header = None, VolumeHeader(shape_of(box), low, high, Geometry.plain(len(box)))
-        error = per_weight * self._size(k) / max(count_present(self.header, box), 1) / error_factor(low, high)
+            brick, header = None, VolumeHeader(shape, low, high, Geometry.plain(len(box)), missing)
+        error = per_weight * self._size(k) / max(n_present, 1) / error_factor(low, high)
         own = {"error": None if math.isnan(error) else error, "seed": options.seed + k}
+        if options.n_passes and self.options.n_passes is None:
+            own["n_passes"] = passes_over(options.n_passes, n_present, math.prod(shape))
         options = dataclasses.replace(options, **own)
         return options, self.configs[k], self.bricks.networks[k][1], header, brick, self.device
 

@@ -19,6 +19,7 @@ from siren import FieldNet, linear_layers
 from training.fitting import Fit
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
+from utils import Mask
 
 MAX_TRIES = 8  # roundings that `round_to_error` tries, at most
 TOLERANCE = 0.1  # deviation from the wanted error that `round_to_error` accepts, relative to this error
@@ -94,15 +95,19 @@ def _pieces(factors: Iterable[CompensationFactor], sizes: list[int]) -> Iterator
 
 
 def round_to_error(
-    net: FieldNet, shape: tuple[int, ...], factors: list[CompensationFactor], error: float
+    net: FieldNet,
+    shape: tuple[int, ...],
+    factors: list[CompensationFactor],
+    error: float,
+    missing: Mask | None = None,
 ) -> list[QuantisedLayer]:
     """The layers in integers, with steps that change the normalised output by a mean squared error of about `error`.
 
     The error that the sensitivities predict can be many times too small. So the error is measured, and new steps are
-    chosen until it fits. If no try fits, the best try is returned.
+    chosen until it fits. If no try fits, the best try is returned. missing: of the field's voxels, which do not count.
     """
     sensitivity = compensated_sensitivities(net, factors)
-    x, weights = informative_points(net, shape, N_POINTS, seed=1)
+    x, weights = informative_points(net, shape, N_POINTS, 1, missing)
     with torch.no_grad():
         output = net(x).clamp_(-1, 1)
     foretold = error

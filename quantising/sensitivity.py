@@ -18,10 +18,11 @@ from torch.nn import functional
 from field.network_chunk import round_step
 from siren import FieldNet, count_parameters, linear_layers
 from training.sampler import density_of, draw_by_density
-from utils import normalised_coordinates
+from utils import Mask, normalised_coordinates, voxel_size
 
 CANDIDATES = 8  # candidate points for each point that `informative_points` draws
 N_POINTS = 8192  # points for a mean over the domain
+MOST_REJECTED = 64  # most points that are tried for each point whose voxel is not missing
 MAX_BITS = 15  # for a value of a matrix
 # Steps on either side of zero. Compensation may add half as many, which the coder still takes.
 MAX_STEPS = 1 << (MAX_BITS - 1)
@@ -30,8 +31,10 @@ MAX_STEPS = 1 << (MAX_BITS - 1)
 Derivatives = list[tuple[torch.Tensor, torch.Tensor]]
 
 
-def quasirandom_points(shape: tuple[int, ...], n: int, seed: int = 0) -> torch.Tensor:
+def quasirandom_points(shape: tuple[int, ...], n: int, seed: int = 0, missing: Mask | None = None) -> torch.Tensor:
     """n points (n, d_in) that fill the box of a grid's normalised coordinates evenly, shifted at random by `seed`.
+
+    missing: if given, about n points whose nearest voxel is not missing, or fewer if nearly all is missing.
 
     Point k is k times the inverse powers of the root of x^(d + 1) = x + 1, modulo 1 (Roberts, "The unreasonable
     effectiveness of quasirandom sequences", 2018).
@@ -43,7 +46,19 @@ def quasirandom_points(shape: tuple[int, ...], n: int, seed: int = 0) -> torch.T
         root = (1 + root) ** (1 / (len(shape) + 1))
     stride = root ** -torch.arange(1.0, len(shape) + 1, dtype=torch.float64)
     start = torch.rand(len(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    return ((2 * ((start + torch.arange(n)[:, None] * stride) % 1) - 1) * half).float()
+    n_tried = n
+    if missing:
+        share = max(math.prod(shape) - missing.count, 1) / math.prod(shape)
+        n_tried = math.ceil(n * min(1 / share, MOST_REJECTED))
+    points = ((2 * ((start + torch.arange(n_tried)[:, None] * stride) % 1) - 1) * half).float()
+    if missing:
+        nearest = [
+            np.rint(points[:, axis].double().numpy() / voxel_size(shape, axis) + (size - 1) / 2).astype(int)
+            for axis, size in enumerate(shape)
+        ]
+        is_present = torch.from_numpy(~missing.at(tuple(nearest)))
+        points = points[is_present] if is_present.any() else points
+    return points[:n]
 
 
 def derivatives(net: FieldNet, x: torch.Tensor) -> Derivatives:
@@ -70,14 +85,15 @@ def derivatives(net: FieldNet, x: torch.Tensor) -> Derivatives:
 
 
 def informative_points(
-    net: FieldNet, shape: tuple[int, ...], n: int, seed: int = 0
+    net: FieldNet, shape: tuple[int, ...], n: int, seed: int = 0, missing: Mask | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """n points of the domain, half even and half drawn by how much the output depends on the weights; their weights.
 
     The weighted mean of a quantity over the points estimates its mean over the domain. Even points alone say little
-    about a field that is empty except in a small part, because its derivatives are zero in the empty part.
+    about a field that is empty except in a small part, because its derivatives are zero in the empty part. missing: see
+    `quasirandom_points`.
     """
-    x = quasirandom_points(shape, CANDIDATES * n, seed).to(next(net.parameters()).device)
+    x = quasirandom_points(shape, CANDIDATES * n, seed, missing).to(next(net.parameters()).device)
     squares = [
         sum(a.square().sum(1) * d.square().sum(1) for a, d in derivatives(net, part)) for part in x.split(1 << 14)
     ]

@@ -224,6 +224,9 @@ def test_metrics_of_parts_together():
     assert found.rmse == pytest.approx(expected.rmse) and found.max_error == expected.max_error
     assert (found.n_voxels, found.n_differing) == (expected.n_voxels, expected.n_differing) == (120, 90)
     assert combine_metrics([compare(original, original, values)]).psnr == math.inf
+    steps = np.arange(40).reshape(4, 10)  # few values in each part, too many for labels in all
+    for array, are_labels in ((steps, False), (steps % 10, True)):
+        assert combine_metrics([compare(part, part) for part in array]).of_labels == are_labels
     constant = value_range(np.ones((3, 1)))
     assert combine_metrics([compare(np.ones(3), np.ones(3) * 3, constant)] * 2).psnr == -math.inf
 

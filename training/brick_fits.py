@@ -15,7 +15,7 @@ from cli.progress import Progress
 from field.bricks import brick_boxes
 from siren import FieldNet, SirenConfig, count_parameters
 from training import processes
-from training.cutting import brick_volume, error_factor, ready_to_cut, survey
+from training.cutting import brick_volume, error_factor, passes_over, ready_to_cut, survey
 from training.fitting import Fit, new_fit
 from training.recipe import BATCH, Recipe, psnr_of, training_work
 from training.stacks import Member, StackedFit, memory_for_a_stack, stacks_of
@@ -25,7 +25,7 @@ from training.workers import Workers, most_work_first
 from utils import ValueRange, Volume, VolumeHeader, shape_of
 
 PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rate / that of the fit
-RecipeFor = Callable[[int, SirenConfig], Recipe]  # voxels, network -> recipe
+RecipeFor = Callable[[int, int, SirenConfig], Recipe]  # voxels not missing, voxels in all, network -> recipe
 
 
 class Trained(NamedTuple):
@@ -115,13 +115,21 @@ class BrickFits:
         passes = {k: recipe.n_passes if recipe.max_seconds is None else 1.0 for k, recipe in recipes.items()}
         return {k: self.work(k, config) * passes[k] for k, config in configs.items()}
 
+    def _recipe(self, number: int, config: SirenConfig) -> Recipe:
+        """The recipe of a brick, without regard to the time that has passed."""
+        return self.recipe_for(int(self.survey.n_voxels[number]), self._size(number), config)
+
+    def _size(self, number: int) -> int:
+        """The voxels of a brick, those that are missing too."""
+        return math.prod(shape_of(self.boxes[number]))
+
     def recipes(self, configs: Mapping[int, SirenConfig], seconds: float) -> dict[int, Recipe]:
         """The recipe of each brick. seconds: that have passed.
 
         A time limit is shared out by the work, so that the last worker ends in time. Where no time is left, each brick
         takes a step.
         """
-        found = {k: self.recipe_for(int(self.survey.n_voxels[k]), config) for k, config in configs.items()}
+        found = {k: self._recipe(k, config) for k, config in configs.items()}
         work = {k: self.work(k, config) for k, config in configs.items()}
         longest = self._longest(work)
         for k, recipe in found.items():
@@ -147,8 +155,10 @@ class BrickFits:
         brief = {"batch": BATCH // 2, "max_seconds": None}
         recipes = {}
         for k, config in configs.items():
-            recipe = self.recipe_for(int(self.survey.n_voxels[k]), config)
-            n_passes = min(passes, recipe.n_passes)
+            recipe, own = self._recipe(k, config), passes
+            if not self.has_stacks:
+                own = passes_over(passes, int(self.survey.n_voxels[k]), self._size(k))
+            n_passes = min(own, recipe.n_passes)
             recipes[k] = dataclasses.replace(recipe, lr=PILOT_RATE * recipe.lr, n_passes=n_passes, **brief)
         found = self.train_bricks(configs, recipes, progress)
         return {k: each.error * float(self.survey.n_voxels[k]) * self.error_factor(k) for k, each in found.items()}
@@ -183,7 +193,7 @@ class BrickFits:
         """The number and the network of each brick of `own`, as they are done."""
         stacks = []
         if self.has_stacks:
-            sizes = {k: math.prod(shape_of(self.boxes[k])) for k in own}
+            sizes = {k: self._size(k) for k in own}
             stacks = stacks_of({k: configs[k] for k in own}, recipes, sizes, memory_for_a_stack(self.device))
 
         def members(stack: list[int]) -> list[Member]:

@@ -37,7 +37,7 @@ class BrickNetworks:
         n_voxels = self.survey.n_voxels[~self.survey.is_constant]
         self.medium_size = max(round(n_voxels.mean()), 1) if len(n_voxels) else 1  # voxels of a brick
         typical = self.config(width_for(self.budget / max(self.n_trained, 1), self._form))
-        self.recipe = fits.recipe_for(self.medium_size, typical)
+        self.recipe = fits.recipe_for(self.medium_size, self.medium_size, typical)
 
     # --- limits ---
 
@@ -73,7 +73,7 @@ class BrickNetworks:
             return
         need = np.where(self.survey.is_constant, 0.0, np.sqrt(self.survey.detail + 1e-12))
         if self.recipe.max_seconds is None:
-            errors = {} if "n_layers" in self.fields else self._choose_depth(need, progress)
+            errors = self._choose_depth(need, progress) if len(self.depths) > 1 else {}
             pilots = {k: config for k, config in enumerate(self._shared_out(need)) if config}
             left = {k: config for k, config in pilots.items() if k not in errors}
             errors |= self.fits.pilot_errors(left, progress)
@@ -84,7 +84,8 @@ class BrickNetworks:
     @property
     def pilot_passes(self) -> float:
         """The passes of all pilots, each over all bricks that are not constant: about as many."""
-        return PILOT_PASSES + self._depth_passes * SAMPLE / max(self.n_trained, 1)
+        of_depth = self._depth_passes * SAMPLE / max(self.n_trained, 1)
+        return PILOT_PASSES + (of_depth if len(self.depths) > 1 else 0.0)
 
     def _choose_depth(self, need: np.ndarray, progress: Progress) -> dict[int, float]:
         """Settle the depth: the best in the bricks with the most detail. Returns their `pilot_errors`.

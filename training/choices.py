@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
 
 from cli.arguments import Options
@@ -12,8 +11,9 @@ from field.binary import BlobError
 from field.bricks import check_counts, held_shape
 from field.network_chunk import check_network
 from siren import SirenConfig, count_parameters
+from training.brick_fits import RecipeFor
 from training.brick_networks import BrickNetworks
-from training.cutting import count_held, counts_for, passes_for
+from training.cutting import count_held, counts_for, passes_for, passes_over
 from training.mirrors import find_mirrors
 from training.recipe import BATCH, Recipe, default_recipe
 from training.shapes import networks_for_budget
@@ -82,15 +82,19 @@ def _given_counts(opt: Options, shape: tuple[int, ...]) -> tuple[int, ...]:
     return counts
 
 
-def brick_recipes(
-    opt: Options, header: VolumeHeader, counts: tuple[int, ...], mirrors: tuple[int, ...]
-) -> Callable[[int, SirenConfig], Recipe]:
-    """What gives the recipe of a brick for its voxels and its network. counts, mirrors: of `bricks_for`."""
+def brick_recipes(opt: Options, header: VolumeHeader, counts: tuple[int, ...], mirrors: tuple[int, ...]) -> RecipeFor:
+    """What gives the recipe of a brick. counts, mirrors: of `bricks_for`."""
     is_open, device = opt.n_passes is None and opt.max_seconds is None, "cuda" if opt.cuda else "cpu"
     n_voxels, n_parameters = count_held(header, mirrors), header.n_voxels / opt.compression_ratio
     default = passes_for(n_voxels, n_parameters, math.prod(counts), device, header.n_present / n_voxels)
-    passes = default if is_open else opt.n_passes
-    return partial(recipe_for, Options(**vars(opt) | {"n_passes": passes}))
+
+    def recipe(n_present: int, n_voxels: int, config: SirenConfig) -> Recipe:
+        passes = default if is_open else opt.n_passes
+        if is_open and not opt.cuda:  # on a GPU, the bricks of a stack take equally many steps as it is
+            passes = passes_over(passes, n_present, n_voxels)
+        return recipe_for(Options(**vars(opt) | {"n_passes": passes}), n_present, config)
+
+    return recipe
 
 
 def brick_messages(ratio: float, header: VolumeHeader, networks: BrickNetworks) -> list[str]:

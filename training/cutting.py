@@ -13,9 +13,9 @@ from cli.progress import Progress
 from field.bricks import held_shape
 from field.network_chunk import MAX_PARAMETERS
 from siren import LEAST_NEURONS, MAX_NEURONS, SirenConfig, count_parameters
-from training.recipe import MAX_PASSES, default_passes, passes_for_min_steps, training_work
+from training.recipe import BATCH, MAX_PASSES, MIN_STEPS, default_passes, passes_for_min_steps, training_work
 from training.streaming import unpacked
-from utils import Box, Geometry, UserError, ValueRange, Volume, VolumeHeader, drop_pages, shape_of
+from utils import Box, Geometry, Mask, UserError, ValueRange, Volume, VolumeHeader, drop_pages, shape_of
 
 PARAMETERS = 10_000  # of a brick's network, in the mean. Of 5,000 and 12,000 the larger is as fast, and has fewer seams
 MOST_SHARE = 0.25  # most parameters of a brick's network / its voxels
@@ -57,18 +57,27 @@ def passes_for(n_voxels: int, n_parameters: float, n_bricks: int, device: str, n
     return round(min(max(allowed, LEAST_PASSES), most), 1)
 
 
+def passes_over(n_passes: float, n_present: int, n_voxels: int) -> float:
+    """The passes over a brick of which only `n_present` voxels are not missing: `n_passes` or more.
+
+    They are at least as many steps as a whole brick of `n_voxels` gets, but at most MIN_STEPS for this.
+    """
+    steps = min(n_passes * math.ceil(n_voxels / BATCH), MIN_STEPS)
+    return max(n_passes, steps / math.ceil(max(n_present, 1) / BATCH))
+
+
 def count_held(header: VolumeHeader, mirrors: tuple[int, ...]) -> int:
     """The number of voxels that bricks hold and that are not missing. No voxel of a volume with mirrors is missing."""
     return math.prod(held_shape(header.shape, mirrors)) if mirrors else header.n_present
 
 
-def count_present(header: VolumeHeader, box: Box) -> int:
-    """The number of voxels of a box that are not missing."""
-    n_voxels = math.prod(shape_of(box))
+def missing_in(header: VolumeHeader, box: Box) -> Mask | None:
+    """The mask of a box of the volume, as of a `brick_volume`; None when no voxel of it is missing."""
     if not header.missing:
-        return n_voxels
+        return None
     index = np.ix_(*(np.arange(cut.start, cut.stop) for cut in box))
-    return n_voxels - int(np.count_nonzero(header.missing.at(index)))
+    mask = Mask.of(shape_of(box), np.float32(np.nan), [header.missing.at(index)])
+    return mask if mask.bits.any() else None
 
 
 def ready_to_cut(volume: Volume) -> Volume:
@@ -160,8 +169,13 @@ class Survey(NamedTuple):
         return (self.low == self.high).all(axis=1)
 
 
-def survey(volume: Volume, values: ValueRange, boxes: Sequence[Box], progress: Progress) -> Survey:
-    """The Survey of a volume. A brick without a voxel that is not missing counts as constant."""
+def survey(
+    volume: Volume, values: ValueRange, boxes: Sequence[Box], progress: Progress, with_detail: bool = True
+) -> Survey:
+    """The Survey of a volume. A brick without a voxel that is not missing counts as constant.
+
+    with_detail: whether to look at it, which takes two thirds of the time.
+    """
     columns, crc32 = [], 0
     for box in boxes:
         brick = brick_volume(volume, values, box).values
@@ -171,7 +185,7 @@ def survey(volume: Volume, values: ValueRange, boxes: Sequence[Box], progress: P
         present = present if n_present else np.zeros((1, brick.shape[-1]), np.float32)
         mean, variance = present.mean(axis=0, dtype=np.float64), present.var(axis=0, dtype=np.float64)
         ends = present.min(axis=0), present.max(axis=0), mean.astype(np.float32)
-        columns.append((*ends, variance, detail(brick), n_present))
+        columns.append((*ends, variance, detail(brick) if with_detail else math.nan, n_present))
         progress.advance(1 / len(boxes))
     low, high, mean, variances, details, n_voxels = map(np.array, zip(*columns, strict=True))
     weights = n_voxels[:, None] / n_voxels.sum()

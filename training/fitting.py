@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -35,7 +35,7 @@ class Fit:
 
     seed: fixes the order of the samples. n_threads: CPU threads; their number does not change the result.
     short_wave_starts: initial networks of shorter waves; each collapse to a constant uses up one. errors: (voxels,)
-    squared error of each voxel when it was last drawn, updated in place; None starts with the errors of a constant.
+    running mean of each voxel's squared error, updated in place; None starts with the errors of a constant.
     """
 
     def __init__(
@@ -299,19 +299,22 @@ def new_networks(
     mirrors: of the volume, see `VoxelSampler.mirrors`.
     """
 
-    def drawn(*factors: int) -> Iterator[FieldNet]:
-        """The networks that this seed gives one after another. factors: of each, its highest wave / HIGHEST_WAVE."""
-        generator = torch.Generator().manual_seed(seed)
-        for factor in factors:
-            net = FieldNet(config, generator, first_omega or OMEGA_0)
-            if first_omega is None:
-                start_as_axis_waves(net, mirrors, factor * HIGHEST_WAVE)
-            yield net
+    def next_network(generator: torch.Generator, factor: float = 1) -> FieldNet:
+        """The next random network. factor: its highest wave / HIGHEST_WAVE."""
+        net = FieldNet(config, generator, first_omega or OMEGA_0)
+        if first_omega is None:
+            start_as_axis_waves(net, mirrors, factor * HIGHEST_WAVE)
+        return net
 
-    *_, net = drawn(*[1] * (number + 1))
-    # The shorter waves do not depend on the number: a fit that continues from a checkpoint does not know it.
-    _, *shorter = drawn(1, *SHORTER_WAVES)
-    return [net, *([] if first_omega else shorter)]
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(number + 1):
+        net = next_network(generator)  # at the end, the one with this number
+    if first_omega is not None:
+        return [net]
+    # A fit that continues from a checkpoint does not know the number. So the shorter waves come after network 0.
+    generator = torch.Generator().manual_seed(seed)
+    next_network(generator)
+    return [net, *(next_network(generator, factor) for factor in SHORTER_WAVES)]
 
 
 def new_fit(

@@ -19,7 +19,7 @@ GPU_BATCH = 16_384
 GPU_PASSES, GPU_VOXELS, GPU_EXPONENT = 64, 1 << 21, -0.56
 GPU_MIN_STEPS = 5_760
 SAMPLE_OVERHEAD = 5_000  # a sample takes as long as this many weights more than the network has, on one core
-WARM_UP_STEPS = 50  # steps over which the learning rate rises
+WARM_UP_STEPS, WARM_UP_SHARE = 50, 1 / 5  # steps over which the learning rate rises, but at most a part of the fit
 TRIAL_SHARE = 0.04  # length of a trial / length of the fit
 TRIAL_RATE = 2.0  # learning rate of a trial / learning rate of the fit: a short fit gains decibels from a higher one
 # Steps over which Muon's momentum averages the gradients. A fit of 45 passes gains 0.1 to 1.5 dB by 50 instead of 20 of
@@ -61,8 +61,10 @@ class Recipe:
         if self.schedule == "step":
             n_passes = step / math.ceil(n_voxels / self.batch)
             return self.lr * self.lr_decay ** (n_passes // self.pass_decay)
-        warm_up = WARM_UP_STEPS if self.max_seconds else min(WARM_UP_STEPS, max(self.count_steps(n_voxels) / 5, 1.0))
-        return self.lr * min(1.0, (step + 1) / warm_up) * (1.0 - progress) ** 2
+        warmth = max((step + 1) / WARM_UP_STEPS, progress / WARM_UP_SHARE)
+        if self.max_seconds is None:
+            warmth = (step + 1) / min(WARM_UP_STEPS, max(WARM_UP_SHARE * self.count_steps(n_voxels), 1.0))
+        return self.lr * min(1.0, warmth) * (1.0 - progress) ** 2
 
     @property
     def momentum_steps(self) -> float:

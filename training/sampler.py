@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from training.mirrors import near_the_middle
-from utils import axis_coordinates, voxel_size
+from utils import axis_coordinates, normalised_coordinates, voxel_size
 
 DENSITY_UNITS = 1 << 20  # integer units that represent a density of 1
 JUDGING_VOXELS = 1 << 12  # voxels for the judgement of a fit or of a symmetry
@@ -142,14 +142,15 @@ class VoxelSampler:
         generator.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1))
         order = torch.randperm(self.n_voxels, generator=generator, device=self.values.device)
         if density is not None:
-            density = density if self.present is None else density[self.present]
+            # Each voxel takes a stretch of a line, as long as its density. Samples lie on the line at equal distances.
+            # A voxel is drawn once for each sample on its stretch.
+            density, n = density if self.present is None else density[self.present], self.n_voxels
             ends = (density * DENSITY_UNITS).long().cumsum(0)  # integers, so that sums are reproducible on a GPU, too
-            start = torch.rand(1, generator=generator, device=order.device, dtype=torch.float64)
-            # For each voxel: how many of n_voxels equally spaced samples fall on the voxels up to this one.
-            reached = (ends * (self.n_voxels / ends[-1].double()) - start).ceil_().long().clamp_(0, self.n_voxels)
-            reached[-1] = self.n_voxels
-            counts = reached.diff(prepend=reached.new_zeros(1))
-            order = torch.repeat_interleave(counts, output_size=self.n_voxels)[order]
+            first = torch.rand(1, generator=generator, device=order.device, dtype=torch.float64)
+            n_before = (ends * (n / ends[-1].double()) - first).ceil_().long().clamp_(0, n)  # samples before each end
+            n_before[-1] = n
+            counts = n_before.diff(prepend=n_before.new_zeros(1))
+            order = torch.repeat_interleave(counts, output_size=n)[order]
         return order if self.present is None else self.present[order]
 
     def batches(
@@ -189,7 +190,7 @@ class VoxelSampler:
             squares = (self.values[pairs[0]] - self.values[pairs[1]]).square().nan_to_num_().mean(1)
             difference = float((squares * weights[is_inside]).mean())
             if difference < least:
-                least, found = difference, both / (n - 1) - 1
+                least, found = difference, float(normalised_coordinates(both / 2, self.shape, axis))
         return found
 
     def slopes(self, flat: torch.Tensor) -> torch.Tensor:

@@ -94,7 +94,7 @@ class StepFunction:
     """One step of a fit: samples of the drawn voxels, gradient, errors of these voxels, update of the weights.
 
     net: or a stack of networks, with widths: see `TrainedWeights`; each of them then has a batch of its own, a row of
-    the batch. trained: the weights. errors: (voxels,) squared error of each voxel when it was last drawn, or None.
+    the batch. trained: the weights. errors: (voxels,) running mean of each voxel's squared error, or None.
     density: by which the voxels of the current pass are drawn, or None. Both stay in place for the CUDA graphs.
     """
 

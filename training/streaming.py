@@ -32,7 +32,7 @@ from training.sampler import (
 )
 from utils import Box, ValueRange, boxes, drop_pages, read_in_boxes
 
-MAX_VOXELS_IN_MEMORY = 1 << 27  # voxels: training takes 12 bytes for each, beside the volume; the same on every machine
+MAX_VOXELS_IN_MEMORY = 1 << 27  # voxels: training takes up to 60 bytes for each, beside the volume; the same everywhere
 BUFFER = 1 << 24  # voxels
 KEPT = BUFFER // 4 * 3  # voxels left in the buffer when it is refilled
 STRETCH = 1 << 10  # voxels in a stretch; in a longer one the voxels are more alike, which costs quality

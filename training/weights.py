@@ -82,11 +82,16 @@ class TrainedWeights:
 
         n, lead = net.config.n_neurons, self.weights.shape[:-1]
         size = n_hidden * n * n
-        vectors = self.weights, self.gradient
-        self.hidden, self.hidden_gradient = (v[..., :size].view(*lead, n_hidden, n, n) for v in vectors)
-        start = size + (0 if first_trained_layer else n * (net.config.d_in + 1))
-        end = start + n_hidden * n
-        self.biases, self.biases_gradient = (v[..., start:end].view(*lead, n_hidden, n) for v in vectors)
+        first = 0 if first_trained_layer else n * (net.config.d_in + 1)
+        last = self.weights.shape[-1] - size - first - n_hidden * n
+
+        def views(vector: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            """The hidden matrices and their biases in a vector. The first layer is between them, the last one after."""
+            matrices, _, biases, _ = vector.split([size, first, n_hidden * n, last], dim=-1)
+            return matrices.view(*lead, n_hidden, n, n), biases.view(*lead, n_hidden, n)
+
+        self.hidden, self.biases = views(self.weights)
+        self.hidden_gradient, self.biases_gradient = views(self.gradient)
         if optimizer == "adam":
             self.optimizers = [Adam(self.weights, self.gradient)]
         else:

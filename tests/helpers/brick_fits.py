@@ -20,5 +20,5 @@ def small_fit(array: np.ndarray | None = None, **keywords) -> BrickedFit:
     array = slanted((13, 9, 5)) if array is None else array
     volume = Volume(array, Geometry.plain(3), keywords.pop("fill", None))  # a fourth axis is that of components
     n_parameters, fields = keywords.pop("n_parameters", 400), keywords.pop("fields", FIELDS)
-    fits = BrickFits(volume, header_of(volume), (2, 2, 1), lambda n_voxels, config: recipe, 0, **keywords)
+    fits = BrickFits(volume, header_of(volume), (2, 2, 1), lambda n_present, n_voxels, config: recipe, 0, **keywords)
     return BrickedFit(BrickNetworks(fits, n_parameters, fields))

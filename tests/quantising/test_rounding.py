@@ -37,7 +37,7 @@ from siren import FieldNet, SirenConfig, count_parameters, linear_layers
 from training.fitting import Fit
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
-from utils import value_range
+from utils import Mask, value_range
 
 SHAPE = (14, 12, 10)
 
@@ -141,6 +141,20 @@ def test_domain_points_fill_the_box():
     torch.testing.assert_close(x.abs().amax(0), torch.tensor([1.0, 0.5, 0.0]), rtol=0, atol=0.01)
     torch.testing.assert_close(x, quasirandom_points((9, 5, 1), 4000))
     assert (x != quasirandom_points((9, 5, 1), 4000, seed=1)).any()
+
+
+def test_points_are_where_voxels_are_not_missing():
+    """The nearest voxel counts. Where nearly all is missing, they are fewer; where all is, they are anywhere."""
+    is_missing = np.ones((9, 5, 3), bool)
+    is_missing[2:5, 1:3] = False
+    mask = Mask.of((9, 5, 3), np.float32(np.nan), [is_missing])
+    x = quasirandom_points((9, 5, 3), 2000, missing=mask)
+    assert 1800 < len(x) <= 2000
+    assert ((x[:, 0] > (1.5 - 4) / 4) & (x[:, 0] < (4.5 - 4) / 4)).all()
+    assert ((x[:, 1] > (0.5 - 2) / 4) & (x[:, 1] < (2.5 - 2) / 4)).all()
+    assert x[:, 2].max() > 0.2 > -0.2 > x[:, 2].min()
+    all_missing = Mask.of((9, 5, 3), np.float32(np.nan), [np.ones((9, 5, 3), bool)])
+    assert len(quasirandom_points((9, 5, 3), 20, missing=all_missing)) > 0
 
 
 # --- steps ------------------------------------------------------------------------------------------

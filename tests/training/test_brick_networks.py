@@ -49,6 +49,16 @@ def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
     assert sorted(BRICK_DEPTHS) == [3, 5]
 
 
+def test_a_depth_without_others_needs_no_pilots(monkeypatch):
+    """Where it is given, or where the budget allows no other."""
+    for fields, n_parameters in (({"n_layers": 3}, 5000), ({}, 723)):
+        seen, fit = [], small_fit(fields={"d_in": 3, "d_out": 1} | fields, n_parameters=n_parameters)
+        monkeypatch.setattr(fit.fits, "pilot_errors", lambda configs, progress, passes=1.0, seen=seen: seen.append(
+            (len(configs), passes)) or dict.fromkeys(configs, 1.0))  # fmt: skip
+        fit.networks.settle(NoProgress())
+        assert seen == [(4, 1.0)] and fit.networks.pilot_passes == 1.0
+
+
 def test_depths_of_small_bricks_are_compared_after_more_than_a_few_steps(monkeypatch):
     """An eighth of the fit at most. The parameters are shared out by pilots of one pass."""
     seen = []

@@ -14,15 +14,17 @@ from siren import MAX_NEURONS, SirenConfig, count_parameters
 from training.cutting import (
     PARAMETERS,
     brick_volume,
-    count_present,
     counts_for,
     detail,
+    missing_in,
     passes_for,
+    passes_over,
     shared_out,
     survey,
     width_for,
     with_one_extent,
 )
+from training.recipe import BATCH, MIN_STEPS
 from utils import Geometry, Volume, header_of
 
 FIELDS = {"n_layers": 3, "d_in": 3, "d_out": 1}
@@ -188,10 +190,24 @@ def test_no_network_is_wider_than_a_file_holds():
     assert width_for(1e13, {"n_layers": 1, "d_in": 3, "d_out": 1}) == MAX_NEURONS
 
 
-def test_voxels_of_a_box_that_are_not_missing_are_counted():
+def test_the_mask_of_a_box_is_that_of_the_brick():
     array = slanted((9, 7, 5))
     array[3:6, 2, 1:4] = np.nan
     volume = Volume(array, Geometry.plain(3), np.float32(np.nan))
     box = (slice(0, 5), slice(1, 4), slice(2, 5))
-    assert count_present(header_of(volume), box) == 45 - 4
-    assert count_present(header_of(Volume(slanted((9, 7, 5)), Geometry.plain(3))), box) == 45
+    header = header_of(volume)
+    mask, expected = missing_in(header, box), header_of(brick_volume(volume, header.values, box)).missing
+    assert mask.count == 4 and mask.shape == (5, 3, 3) and np.isnan(mask.fill)
+    np.testing.assert_array_equal(mask.bits, expected.bits)
+    assert missing_in(header, (slice(0, 3), slice(1, 4), slice(2, 5))) is None
+    assert missing_in(header_of(Volume(slanted((9, 7, 5)), Geometry.plain(3))), box) is None
+
+
+def test_a_sparse_brick_takes_as_many_steps_as_a_whole_one():
+    """But at most MIN_STEPS for this."""
+    assert passes_over(8, 80**3, 80**3) == 8
+    for n_present in (1000, 5000, 25_000):
+        steps = passes_over(8, n_present, 80**3) * math.ceil(n_present / BATCH)
+        assert steps == MIN_STEPS < 8 * 80**3 / BATCH
+    assert passes_over(8, 1000, 10_000) == 8 * 5
+    assert passes_over(8, 0, 10_000) > 0

@@ -276,6 +276,13 @@ def test_power_schedule():
     )
 
 
+def test_a_short_fit_with_a_time_limit_warms_up_in_a_fifth_of_it():
+    recipe = Recipe(n_passes=1, batch=60, lr=0.5, max_seconds=1.0)
+    assert recipe.rate(4, 105, 0.1) == pytest.approx(0.5 * 0.5 * 0.9**2)
+    assert recipe.rate(9, 105, 0.2) == pytest.approx(0.5 * 0.8**2)
+    assert recipe.rate(24, 105, 0.001) == pytest.approx(0.5 * 0.5 * 0.999**2)
+
+
 @pytest.mark.parametrize("schedule", ["power", "step"])
 def test_a_recovery_halves_the_rate(schedule):
     recipe = Recipe(n_passes=100, batch=60, lr=0.5, schedule=schedule)

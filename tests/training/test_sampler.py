@@ -137,6 +137,8 @@ def test_mirrors():
     grid[2, 3, 4] = np.nan  # missing
     found = VoxelSampler(grid[..., None] / 2, CPU).mirrors
     assert found == [0.0, pytest.approx(11 / 12 - 1, abs=1e-6), None]
+    off_centre = np.cos((x - 9) ** 2 / 50) * np.exp(-(y + z) / 20)  # along an axis that is not the longest
+    assert VoxelSampler(off_centre[..., None], CPU).mirrors == [pytest.approx(-1 / 24, abs=1e-6), None, None]
     both = np.stack([grid, z], axis=-1)  # a component that is symmetric in x and y, too
     assert VoxelSampler(both / 20, CPU).mirrors[:2] == found[:2]
     assert VoxelSampler(np.stack([grid, x], axis=-1) / 20, CPU).mirrors[0] is None
