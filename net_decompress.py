@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from cli import arguments, console
-from cli.files import FileSet, atomic_write, check_outputs, read_bytes, size_of, write_files
+from cli.files import FileSet, atomic_write, check_derived, check_outputs, read_bytes, size_of, write_files
 from cli.summary import Figures, summary, table
 from field import pictures, rendering
 from field.blob import BlobError
@@ -92,6 +92,7 @@ def write_points(opt: arguments.Options, field: NeuralField) -> tuple[Figures, d
 
     Returns counts, the file by key, and its bytes.
     """
+    check_derived([opt.recon], opt.typed, opt.compressed)
     positions = points.read_points(opt.points, len(field.header.shape))
     is_outside = ~field.contains(positions)
     n_outside = int(is_outside.sum())
@@ -123,7 +124,9 @@ def write_volume_files(
     grid = grid_of(opt, field)
     output = Output(opt.recon, grid, isinstance(opt.time, float), opt.as_float, opt.gradient)
     output, beside = output.named(field)
-    check_outputs([*output.files(), *beside], inputs)
+    files = [*output.files(), *beside]
+    check_outputs(files, inputs)
+    check_derived(files, opt.typed, opt.compressed)
     box, steps, clipped = grid.as_voxel_box(), {}, {}
     is_compared = volume is not None and box is not None
     values = ValueRange(*volume.value_limits, volume.fill) if volume else None

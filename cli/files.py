@@ -61,6 +61,19 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
     _remove_leftovers(outputs)
 
 
+def check_derived(paths: Sequence[str], typed: str, source: str) -> None:
+    """Raise UserError if one of `paths`, to be made of the file `source`, is there and is older than `source`.
+
+    It is no earlier output, but may be what `source` was made of. typed: the name that may be replaced at any age, as
+    the user gave it; all others were derived from it.
+    """
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            if path != typed and os.stat(path).st_mtime < os.stat(source).st_mtime:
+                what = f"would be overwritten and may be the source of {source}, as it is older"
+                raise UserError(f"{path}: {what}: choose another --recon name")
+
+
 def is_zarr(path: str) -> bool:
     """Whether a folder is a Zarr array or group."""
     return any(os.path.isfile(os.path.join(path, name)) for name in ("zarr.json", ".zarray", ".zgroup"))

@@ -11,6 +11,8 @@ from formats.common import suffix_of
 from formats.writing import SUFFIXES, output_path
 from utils import UserError
 
+RECON = "recon"  # the name of the output by default, without its suffix
+
 
 def build_parser() -> arguments.ArgumentParser:
     """The argument parser of net_decompress.py."""
@@ -34,7 +36,7 @@ def add_input_and_output(group: arguments.ArgumentGroup) -> None:
     )
     group.add_argument(
         "--recon",
-        default="recon",
+        default=RECON,
         help=f"file to write: {', '.join(SUFFIXES)}; .vti when it has no suffix; with --points .npy or .csv. A .raw "
         "file (little-endian, x fastest) says in its name what it holds: recon_80x64x56_float32.raw. Of a time series "
         "a .vti file a step (recon_0003.vti) and recon.pvd, which ParaView plays, or one .npy, .nc, .h5 or .zarr array",
@@ -98,21 +100,23 @@ def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
 
 
 def parse(argv: Sequence[str]) -> arguments.Options:
-    """The options, checked together, with the final name of the output. Raises UserError."""
+    """The options, checked together, with the final name of the output; `typed` is the one given. Raises UserError."""
     opt = build_parser().parse_args(argv)
     arguments.check_volume_arguments(opt)
     arguments.settle_blob(opt)
     if not os.path.basename(opt.recon):  # a name of only a suffix would be a hidden file
         raise UserError(f"--recon: expected the name of a file to write, found {opt.recon!r}")
+    typed = opt.recon
     if opt.points:
         for name in ("roi", "time", "resolution", "volume", "preview"):
             if getattr(opt, name) is not None:
                 raise UserError(f"--points and --{name}: give one of them")
-        opt.recon = points.points_path(opt.recon, opt.points)
-        return arguments.Options(**vars(opt))
-    if opt.outside != "error":
-        raise UserError("--outside belongs to --points")
-    opt.recon = output_path(opt.recon)
-    if opt.gradient and suffix_of(opt.recon) != ".vti":
-        raise UserError(f"{opt.recon}: --gradient needs a file that holds several arrays: .vti")
+        opt.recon = points.points_path(typed, opt.points)
+    else:
+        if opt.outside != "error":
+            raise UserError("--outside belongs to --points")
+        opt.recon = output_path(typed)
+        if opt.gradient and suffix_of(opt.recon) != ".vti":
+            raise UserError(f"{opt.recon}: --gradient needs a file that holds several arrays: .vti")
+    opt.typed = opt.recon if typed == RECON else typed  # every run without --recon replaces recon.vti
     return arguments.Options(**vars(opt))

@@ -84,6 +84,7 @@ def test_no_mixed_set_can_be_opened(shape, flags, index, volume_file, tmp_path, 
     def run(seed: int) -> None:
         if shape:
             (tmp_path / "blob").write_bytes(make_blob(make_header(shape), field_net(d_in=len(shape), seed=seed)))
+            os.utime(tmp_path / "blob", (1_000, 1_000))  # older than the result: that is no source
             net_decompress.main(["--compressed", "blob", *flags])
         else:
             train(volume_file, tmp_path, "--seed", seed)

@@ -180,6 +180,47 @@ def test_outputs_never_overwrite_the_voxels_behind_a_header(chain, tmp_path, suf
     assert "would overwrite" in said and listing(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ("shape", "recon", "derived"),
+    [
+        ((9, 7, 5), "scan.raw", "scan_9x7x5_float32.raw"),
+        ((9, 7, 5), "scan.mhd", "scan.raw"),
+        ((9, 7, 5), "scan", "scan.vti"),
+        ((3, 4, 3, 2), "scan.vti", "scan_0001.vti"),
+        ((3, 4, 3, 2), "scan.vti", "scan.pvd"),
+    ],
+)
+def test_a_file_older_than_the_blob_is_replaced_only_under_a_name_that_was_typed(
+    shape, recon, derived, tmp_path, monkeypatch
+):
+    """A file that is newer is an earlier output."""
+    blob, source, typed = tmp_path / "blob", tmp_path / derived, tmp_path / recon
+    blob.write_bytes(make_blob(make_header(shape), field_net(d_in=len(shape))))
+    for path, seconds in ((source, 1_000), (typed, 1_000), (blob, 2_000)):
+        path.write_bytes(path.read_bytes() if path == blob else b"old")
+        os.utime(path, (seconds, seconds))
+    before, argv = listing(tmp_path), ("--compressed", blob, "--recon", typed)
+    with monkeypatch.context() as patch:
+        patch.setattr(net_decompress.NeuralField, "on_grid", lambda *_, **__: pytest.fail("evaluated"))
+        said = error_of(net_decompress.main, *argv)
+    reason = f"would be overwritten and may be the source of {blob}, as it is older"
+    assert said == f"{source}: {reason}: choose another --recon name"
+    assert listing(tmp_path) == before
+    os.utime(source, (3_000, 3_000))
+    net_decompress.main([str(a) for a in argv])
+    assert source.read_bytes() != b"old"
+
+
+def test_names_that_are_known_are_replaced_at_any_age(chain, tmp_path, monkeypatch):
+    """One that was typed; and the default, when a new blob has the name of an old one."""
+    monkeypatch.chdir(tmp_path)
+    for name, flags in (("a_9x7x5_float32.raw", ("--recon", "a_9x7x5_float32.raw")), ("recon.vti", ())):
+        (tmp_path / name).write_bytes(b"old")
+        os.utime(name, (1_000, 1_000))
+        net_decompress.main(["--compressed", str(chain.blob), *flags])
+        assert (tmp_path / name).read_bytes() != b"old"
+
+
 def test_vol_debug_never_overwrites_the_volume(tmp_path):
     vtk_write(tmp_path / "gt.vti", slanted((4, 3, 2)))
     flags = ("--network", tmp_path / "n.pth", "--config", tmp_path / "n.json", "--enable-vol-debug")
