@@ -94,8 +94,8 @@ def write_hdf5(path: str, volume: Volume) -> None:
     said = description(volume, dtype)
     d_in = volume.geometry.d_in
     lead = (slice(0, 1),) * (said.dims[0] == "t" and d_in < 4)  # the step of a series
-    open(path, "wb").close()  # so that an error of the system is said in its own words
-    with h5py.File(path, "w", track_order=True) as file:
+    # Python writes the file, as HDF5 crashes the process when it cannot write in the close of one, as on a full disk.
+    with open(path, "w+b") as disk, h5py.File(disk, "w", track_order=True) as file:
         file.attrs["Conventions"] = "CF-1.8"
         sizes = {axis: len(positions) for axis, (positions, _) in said.coordinates.items()}
         sizes |= {"component": volume.array.shape[-1]}

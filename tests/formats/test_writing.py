@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import re
+import subprocess
 import sys
 import tracemalloc
 
 import numpy as np
 import pytest
-from helpers.scripts import listing
+from helpers.scripts import ROOT, listing
 from helpers.volumes import slanted
 from helpers.vtk import vtk_read
 from vtkmodules.util.numpy_support import vtk_to_numpy
@@ -373,6 +374,27 @@ def test_old_files_stay_when_the_values_fail(tmp_path, monkeypatch, suffix):
 def test_write_refused_by_the_system(tmp_path, suffix):
     with pytest.raises(UserError, match="cannot be written: No such file"):
         write_volume(str(tmp_path / "no" / f"a{suffix}"), volume_of(slanted(SHAPE)))
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".nc"])
+@pytest.mark.parametrize("n_bytes", [0, 600, 3000, 9000])  # the values are 8192; a file of HDF5 is some kB larger
+def test_a_full_disk_is_an_error_and_ends_no_process(tmp_path, suffix, n_bytes):
+    pytest.importorskip("resource")
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(ROOT)!r})
+import numpy as np
+from formats.writing import write_volume
+from utils import Geometry, UserError, Volume
+resource.setrlimit(resource.RLIMIT_FSIZE, ({n_bytes}, {n_bytes}))
+try:
+    write_volume("a{suffix}", Volume(np.ones((16, 16, 8), "f4"), Geometry.plain(3)))
+except UserError as error:
+    sys.exit(str(error))
+"""
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stderr) == (1, f"a{suffix}: cannot be written: File too large\n")
+    assert listing(tmp_path) == {}
 
 
 def test_output_names():
