@@ -29,6 +29,9 @@ MOST_LACKING = 1.0  # the next exact measurement waits for at most this growth o
 # What it means if a checksum of the identity differs.
 CHECKSUMS = {"values_crc32": "the volume has other values", "networks_crc32": "its bricks have other networks"}
 
+# What is compared first: the volume, of which other options follow, such as lr; before its checksum, what changes that.
+OF_VOLUME = ("shape", "d_in", "d_out", "fill", "clip", "bricks", "values_crc32")
+
 History = list[tuple[float, float]]  # one entry per judged step: (seconds, estimated PSNR in dB)
 
 
@@ -58,8 +61,9 @@ class Checkpoint:
         return self.path is not None and os.path.exists(self.path) and not self.is_earlier
 
     def identity(self, fit: Fit | BrickedFit) -> dict:
-        """Everything that must be equal when a fit continues: options, volume, network, recipe and seed."""
-        return {**self.options, **fit.identity()}
+        """Everything that must be equal when a fit continues: volume, options, network, recipe and seed."""
+        found = {**self.options, **fit.identity()}
+        return {name: found[name] for name in (*filter(found.__contains__, OF_VOLUME), *found)}
 
     def save_in_time(self, fit: Fit | BrickedFit) -> None:
         """Save the state if the last save is more than CHECKPOINT_SECONDS ago.

@@ -926,6 +926,27 @@ def test_a_checkpoint_names_the_flag_that_differs(flags, name, volume_file, tmp_
     assert f"is of another run: {name}" in error_of(train_script.main, *same, *flags, "--resume")
 
 
+@pytest.mark.parametrize(
+    ("array", "said"),
+    [
+        (slanted((24, 20, 28)), "shape was 9,7,5, is 24,20,28"),
+        (slanted((9, 7, 5))[..., None] * np.ones(2, "f4"), "d_out was 1, is 2"),
+        (slanted((9, 7, 5))[::-1] + 1, "the volume has other values"),
+    ],
+    ids=["shape", "components", "values"],
+)
+def test_a_checkpoint_names_the_volume_before_what_follows_from_it(array, said, tmp_path, monkeypatch):
+    """Such as the learning rate, the number of passes and the depth."""
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
+    np.save(tmp_path / "a.npy", slanted((9, 7, 5)))
+    np.save(tmp_path / "b.npy", array)
+    flags = ("--d_in", 3, "--checkpoint", tmp_path / "state", "--seed")
+    outputs = ("--network", tmp_path / "n", "--config", tmp_path / "c", "--compression_ratio", 9)
+    train_script.main([str(a) for a in ("--volume", tmp_path / "a.npy", *outputs, "--n_passes", 2, *flags, 0)])
+    message = error_of(train_script.main, "--volume", tmp_path / "b.npy", *outputs, *flags, 1, "--resume")
+    assert f"state: is of another run: {said}: without" in message
+
+
 def test_settled_options_are_in_the_configuration(volume_file, tmp_path):
     options = train(volume_file, tmp_path, "--n_passes", 3).settings["options"]
     assert (options["d_in"], options["d_out"], options["n_passes"]) == (3, 1, 3.0) and options["lr"] > 0
