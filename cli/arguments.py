@@ -101,9 +101,14 @@ def settle_blob(opt: argparse.Namespace) -> None:
     opt.compressed = next(name for name in (opt.blob, opt.compressed, BLOB) if name is not None)
 
 
+def _as_typed(flag: str, value: str) -> list[str]:
+    """A flag and its value: two arguments, or one where the value begins with a dash, as a flag does."""
+    return [f"--{flag}={value}"] if value.startswith("-") else [f"--{flag}", value]
+
+
 def unless_default(**files: str) -> list[str]:
     """The arguments that name these files to the next script; none for a default name."""
-    return [text for name, path in files.items() if path != DEFAULTS[name] for text in (f"--{name}", path)]
+    return [text for name, path in files.items() if path != DEFAULTS[name] for text in _as_typed(name, path)]
 
 
 def add_volume_arguments(group: ArgumentGroup) -> None:
@@ -129,7 +134,7 @@ def volume_arguments(opt: Options) -> list[str]:
     given = {"volume": opt.volume, "array": opt.array, "dtype": opt.dtype, "endian": opt.endian}
     for name in ("shape", "resample"):
         given[name] = getattr(opt, name) and ",".join(map(str, getattr(opt, name)))
-    return [text for name, value in given.items() if value is not None for text in (f"--{name}", value)]
+    return [text for name, value in given.items() if value is not None for text in _as_typed(name, value)]
 
 
 def check_volume_arguments(opt: argparse.Namespace) -> None:

@@ -952,6 +952,17 @@ def test_settled_options_are_in_the_configuration(volume_file, tmp_path):
     assert (options["d_in"], options["d_out"], options["n_passes"]) == (3, 1, 3.0) and options["lr"] > 0
 
 
+def test_the_next_command_can_be_pasted_where_names_begin_with_a_dash(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("-lead.npy", slanted((9, 7, 5)))
+    small = ["--n_passes", "1", "--n_layers", "2"]
+    train_script.main(["--volume=-lead.npy", "--network=-n.pth", "--config=-c.json", *small])
+    for script, flags in ((net_compress, ["--compressed=-b", "--n_passes", "1"]), (net_decompress, ["--info"])):
+        command = re.search(rf"^next: python {script.__name__}\.py (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
+        script.main([*shlex.split(command), *flags])
+    assert "9,7,5" in capsys.readouterr().out
+
+
 def test_the_next_command_reads_the_same_volume(tmp_path, capsys, monkeypatch):
     """Whatever it takes; and it makes the smaller file."""
     monkeypatch.chdir(tmp_path)
