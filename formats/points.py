@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -48,19 +50,32 @@ def read_points(path: str, d_in: int) -> np.ndarray:
 
 
 def _read_csv(path: str, d_in: int) -> np.ndarray:
-    """The positions (n, d_in) of a .csv file. Raises ValueError.
+    """The positions (n, d_in) of a .csv file. Raises ValueError, which names the line of the file, counted from 1.
 
     If its first line holds names, those of the axes choose the columns. Without names, every column is an axis.
     """
+    n_read = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal n_read
+        for line in file:
+            n_read += 1
+            yield line
+
     with open(path, encoding="utf-8-sig") as file:
         first = file.readline().lstrip("# ").strip()
         names = [name.strip(' "').lower() for row in csv.reader([first]) for name in row]
         columns = None if all(map(_is_number, names)) else _columns_of(AXES[d_in], names, first)
         if columns is None:
             file.seek(0)
+        else:
+            n_read = 1
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a file without numbers
-            table = np.loadtxt(file, delimiter=",", ndmin=2, quotechar='"', comments=None, usecols=columns)
+            try:
+                table = np.loadtxt(lines(), delimiter=",", ndmin=2, quotechar='"', comments=None, usecols=columns)
+            except ValueError as error:  # NumPy counts rows, without empty lines, some from 0 and some from 1
+                raise ValueError(re.sub(r"\bat row \d+", f"in line {n_read}", str(error))) from None
     if not table.size or table.shape[1] != d_in:
         raise ValueError(f"found {table.shape[1]} numbers a line, not {d_in}" if table.size else "found none")
     return table
