@@ -9,6 +9,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -20,6 +21,14 @@ from utils import Geometry, Volume
 
 OTHER_FILES = 256  # open files that the process may need besides the steps
 
+DECIMAL = r"(?:(?:^|(?<=[_=.,/ (\[]))[+-])?(?:\d+(?:\.\d+)?|(?<=[_=+-])\.\d+)"  # its sign follows a separator
+NUMBER = re.compile(  # in a name; an exponent without a sign needs a separator before the number: s1e10 has two numbers
+    rf"""(?P<version> \d+(?:\.\d+){{2,}} | (?<![^\W\d_]v)(?<=v)\d+(?:\.\d+)+ )
+    | (?<![^\W\d_]){DECIMAL}e\d{{1,3}}(?![^\W_])
+    | {DECIMAL}(?:e[+-]\d{{1,3}}(?!\d))?""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
 # --- read -------------------------------------------------------------------------------------------
 
 
@@ -29,12 +38,27 @@ def is_pattern(path: str) -> bool:
 
 
 def files_of(path: str) -> list[str]:
-    """The files that match a pattern, in natural order: step_2 before step_10. A plain name gives itself."""
+    """The files that match a pattern, in natural order: step_2 before step_10. A plain name gives itself.
 
-    def natural(name: str) -> list[tuple[str, int]]:
-        return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
+    Numbers may have a decimal part, an exponent, and a sign after a separator: t_-1 before t_1e-05 before t_0.25. The
+    parts of a version, as 1.2.10 or v1.10, are integers. So are the numbers of the suffix, which is no decimal part.
+    """
 
-    return sorted(sorted(glob.glob(path)), key=natural) if is_pattern(path) else [path]
+    def key(path: str) -> tuple[list, list]:
+        stem, suffix = (path, "") if os.path.isdir(path) else os.path.splitext(path)
+        return _natural(stem), _natural(suffix)
+
+    return sorted(sorted(glob.glob(path)), key=key) if is_pattern(path) else [path]
+
+
+def _natural(name: str) -> list[tuple[str, list[Decimal]]]:
+    """A name as texts, each with the number after it, of several parts if it is a version; [] after the last text."""
+    parts, end = [], 0
+    for found in NUMBER.finditer(name):
+        numbers = found[0].split(".") if found["version"] else [found[0]]
+        parts.append((name[end : found.start()], [Decimal(number) for number in numbers]))
+        end = found.end()
+    return [*parts, (name[end:], [])]
 
 
 def pattern_of(path: str) -> str:
@@ -50,10 +74,11 @@ def read_files(pattern: str, read: Callable[[str], Volume], is_series: bool) -> 
     """The files of a pattern as one volume. `read(path)` reads one file.
 
     Files of one voxel along z are slices of a volume, stacked along z, unless `is_series`. All others are steps of a
-    series, whose first axis is time. Memory-mapped steps stay mapped: the array is a StackedSteps. The step and the
-    start of time come from the files if their times are in equal steps; otherwise they are 1 and 0. The fill value of
-    some files counts for all. Raises VolumeError when no file matches, when a file differs from the first one in more
-    than values and time, and when two files give different fill values.
+    series, whose first axis is time. Memory-mapped steps stay mapped: the array is a StackedSteps. If every file has a
+    time, the steps are in the order of their times. The step and the start of time come from the files if these times
+    are in equal steps; otherwise they are 1 and 0. The fill value of some files counts for all. Raises VolumeError when
+    no file matches, when a file differs from the first one in more than values and time, and when two files give
+    different fill values.
     """
     paths = files_of(pattern)
     if not paths:
@@ -72,9 +97,15 @@ def read_files(pattern: str, read: Callable[[str], Volume], is_series: bool) -> 
     first = dataclasses.replace(first, fill=_common_fill(fills))
     if not is_series and len(arrays) > 1 and first.geometry.d_in == 3 and arrays[0].shape[2] == 1:
         return dataclasses.replace(first, array=np.concatenate(arrays, axis=2))
-    if not has_one_moment:
+    without = [path for path, time in zip(paths, times, strict=True) if time is None]
+    if 0 < len(without) < len(paths):
+        console.warn(pattern, f"{len(without)} of its files say no time, as {without[0]}: taken as 0, 1, 2, ...")
+    elif not has_one_moment:
         times = [None]
         console.warn(pattern, "its times do not count from one moment: taken as 0, 1, 2, ...")
+    elif not without and np.isfinite(times).all():
+        order = np.argsort(times, kind="stable").tolist()
+        arrays, times = [arrays[k] for k in order], [times[k] for k in order]
     geometry = with_times(pattern, first.geometry, times)
     return dataclasses.replace(first, array=StackedSteps(arrays), geometry=geometry, time=None)
 

@@ -39,6 +39,50 @@ def test_natural_order(tmp_path):
     assert found == ["step_1.vti", "step_2.vti", "step_10.vti", "step_010b.vti", "step_x.vti"]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        "t_0 t_0.25 t_0.5 t_0.75 t_1 t_1.25 t_10",
+        "t_0.000 t_0.0625 t_0.125 t_.25 t_1.5",
+        "neg_-3 neg_-2.5 neg_-2 neg_-1 neg_0 neg_1 neg_10",
+        "x=-1.50 x=-0.50 x=+0.00 x=+0.50",
+        "-2 -1 0 1",
+        "e_-1e+02 e_-1e-05 e_0 e_1e-05 e_0.001 e_2.5E-03 e_1 e_1e+16 e_1e+100",
+        "re_5e2 re_1e3 re_2e3 re_1e4",
+        "t1e-05 t0.001",
+        "s1e2 s1e10 s2e1",  # episodes
+        "step-01 step-2 step-03 step-10",
+        "v1.2.3 v1.2.10 v1.10.0 v2",
+        "a_v1.2 a_v1.9 a_v1.10",
+        "a-1.9.0 a-1.10.0",
+        "run_2023-12-31 run_2024-01-05 run_2024-1-10 run_2024-02-01",
+        "run_2024.01.05 run_2024.1.10 run_2024.02.01",
+        "step_1.5d step_2.5d step_10.5d",
+        "t_20240105123456789012 t_20240105123456789013",
+        "a1e9999 a1e10000 a1e-9999",
+    ],
+)
+@pytest.mark.parametrize("suffix", [".npy", ".nii.gz", ".h5"])
+def test_numbers_in_names_put_files_in_order(tmp_path, names, suffix):
+    for name in names.split():
+        (tmp_path / f"{name}{suffix}").touch()
+    found = [path.rsplit("/", 1)[1].removesuffix(suffix) for path in files_of(str(tmp_path / "*"))]
+    assert found == names.split()
+
+
+def test_a_suffix_is_no_decimal_part_but_a_folder_has_none(tmp_path):
+    for name in ("run1.9", "run1.10", "run1.100"):
+        (tmp_path / name).touch()
+    for name in ("t_0.25", "t_0.5", "t_1.zarr", "t_1.5.zarr"):
+        (tmp_path / "folders" / name).mkdir(parents=True)
+        (tmp_path / "folders" / name / "a_1.npy").touch()
+    found = [path.rsplit("/", 1)[1] for path in files_of(str(tmp_path / "run*"))]
+    assert found == ["run1.9", "run1.10", "run1.100"]
+    expected = [str(tmp_path / "folders" / name) for name in ("t_0.25", "t_0.5", "t_1.zarr", "t_1.5.zarr")]
+    assert files_of(str(tmp_path / "folders" / "t_*")) == expected
+    assert files_of(str(tmp_path / "folders" / "*" / "*.npy")) == [f"{folder}/a_1.npy" for folder in expected]
+
+
 def test_a_file_of_that_very_name_is_no_pattern(tmp_path):
     path = tmp_path / "a[1].npy"
     np.save(path, slanted(SHAPE))
@@ -111,7 +155,7 @@ def test_one_step_is_a_series(tmp_path):
     [
         ([0.5, 0.75, 1.0], 0.25, 0.5),
         ([0.0, 0.1, 0.2000001], 0.10000005, 0.0),
-        ([-1.0, None, 1.0], 1.0, 0.0),
+        ([None, None, None], 1.0, 0.0),
     ],
 )
 def test_times_that_the_files_say(tmp_path, capsys, times, spacing, origin):
@@ -120,11 +164,30 @@ def test_times_that_the_files_say(tmp_path, capsys, times, spacing, origin):
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("times", [[0.0, 0.1, 0.3], [1.0, 0.5, 0.0], [1.0, 1.0, 1.0], [0.0, np.nan, 2.0]])
+@pytest.mark.parametrize("times", [[0.0, 0.1, 0.3], [1.0, 1.0, 1.0], [0.0, np.nan, 2.0]])
 def test_times_that_are_not_in_equal_steps_are_replaced(tmp_path, capsys, times):
     volume = read_volume(write_steps(tmp_path, 3, times))
     assert volume.geometry.spacing[0] == 1.0 and volume.geometry.origin[0] == 0.0
-    assert ("its times fall" if times[-1] < times[0] else "not in equal steps") in capsys.readouterr().err
+    assert "not in equal steps" in capsys.readouterr().err
+
+
+def test_files_go_in_the_order_of_their_times(tmp_path, capsys):
+    volume = read_volume(write_steps(tmp_path, 4, [1.0, 0.5, 2.0, 1.5]))
+    expected = np.stack([100 * t + slanted(SHAPE) for t in (1, 0, 3, 2)])
+    np.testing.assert_array_equal(whole(volume.array), expected)
+    assert volume.geometry.spacing[0] == 0.5 and volume.geometry.origin[0] == 0.5
+    assert not capsys.readouterr().err
+    volume = read_volume(write_steps(tmp_path, 4, [1.0, 0.5, 2.0, 7.0]))
+    np.testing.assert_array_equal(whole(volume.array), expected[[0, 1, 3, 2]])
+    assert volume.geometry.spacing[0] == 1.0 and "not in equal steps" in capsys.readouterr().err
+
+
+def test_times_of_some_files_only_are_told(tmp_path, capsys):
+    volume = read_volume(write_steps(tmp_path, 3, [1.0, None, 0.0]))
+    np.testing.assert_array_equal(whole(volume.array), np.stack([100 * t + slanted(SHAPE) for t in range(3)]))
+    assert volume.geometry.spacing[0] == 1.0 and volume.geometry.origin[0] == 0.0
+    said = capsys.readouterr().err
+    assert "1 of its files say no time, as " in said and "step_1.vti: taken as 0, 1, 2" in said
 
 
 @pytest.mark.parametrize(
