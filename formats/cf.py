@@ -31,8 +31,9 @@ STANDARD_NAMES = {
     **dict.fromkeys(("altitude", "height", "depth", "air_pressure", "model_level_number"), "z"),
     "time": "t",
 }
+DEGREES_EAST = r"degrees?_?(e|east)$"
 UNITS = (
-    (r"degrees?_?(e|east)$", "x"),
+    (DEGREES_EAST, "x"),
     (r"degrees?_?(n|north)$", "y"),
     (r"(h?pa|mbar|millibar|bar|level|layer|sigma_level)$", "z"),
     (r".+ since ", "t"),
@@ -180,27 +181,54 @@ def _axis_attributes(
 
 
 def _steps(path: str, dim: str, coordinate: Variable) -> tuple[float, float]:
-    """The step of a coordinate, which may be negative, and its start. Raises VolumeError unless the steps are equal."""
+    """The step of a coordinate, which may be negative, and its start. Raises VolumeError unless the steps are equal.
+
+    Longitudes may wrap: 358, 0, 2 are 358, 360, 362.
+    """
     found = _positions(path, coordinate)
     if not np.isfinite(found).all():
         what = f"expected numbers along {dim}, found {_shortened(found)}"
         raise VolumeError(f"{path}: {what}: write a file whose coordinate has them, or without the coordinate")
     if len(found) == 1:
         return 1.0, float(found[0])
+    gaps = np.diff(found)
+    is_monotonic = (gaps > 0).all() or (gaps < 0).all()
+    turns = np.round(gaps / 360) if _is_longitude(dim, coordinate) else np.zeros(len(gaps))
+    whole = found if is_monotonic else found - 360 * np.append(0.0, np.cumsum(turns))
     eps = np.finfo(coordinate.dtype if coordinate.dtype.kind == "f" else np.float64).eps
-    precision = ULPS * eps * np.abs(found).max()
+    precision = ULPS * eps * np.abs(whole).max()
 
     def off(step: float) -> float:
-        return np.abs(found[0] + step * np.arange(len(found)) - found).max()
+        return np.abs(whole[0] + step * np.arange(len(whole)) - whole).max()
 
-    step = (found[-1] - found[0]) / (len(found) - 1)
+    step = (whole[-1] - whole[0]) / (len(whole) - 1)
     step = min(float(f"{step:.6g}"), step, key=lambda step: off(step) > precision)  # 0.1 rather than 0.09999999
-    if not (step and off(step) <= UNEVEN * abs(step) + precision):
+    if step and off(step) <= UNEVEN * abs(step) + precision:
+        return float(step), float(whole[0])
+    name, shown = dim.rsplit("/", 1)[-1], _shortened(found)
+    if turns.any():
+        k = int(np.flatnonzero(turns)[0])
         raise VolumeError(
-            f"{path}: expected equal steps along {dim}, found {_shortened(found)}: interpolate it first, as by "
-            f"xarray's interp({dim.rsplit('/', 1)[-1]}=numpy.linspace({found.min():g}, {found.max():g}, {len(found)}))"
+            f"{path}: expected equal steps along {dim}, found a jump from {found[k]:g} to {found[k + 1]:g}: put the "
+            f"longitudes in order first, as by xarray's a.assign_coords({name}=numpy.unwrap(a.{name}, "
+            f"period=360)).sortby('{name}')"
         )
-    return float(step), float(found[0])
+    if not is_monotonic:
+        raise VolumeError(
+            f"{path}: expected positions in rising or falling order along {dim}, found {shown}: sort them first, as by "
+            f"xarray's sortby('{name}'), or leave them out, as by drop_vars('{name}')"
+        )
+    raise VolumeError(
+        f"{path}: expected equal steps along {dim}, found {shown}: interpolate it first, as by xarray's "
+        f"interp({name}=numpy.linspace({found.min():g}, {found.max():g}, {len(found)}))"
+    )
+
+
+def _is_longitude(dim: str, coordinate: Variable) -> bool:
+    """Whether a coordinate wraps after 360, by its units, its standard name or its name."""
+    names = coordinate.text("standard_name").lower(), dim.rsplit("/", 1)[-1].lower()
+    in_degrees = re.match(DEGREES_EAST, coordinate.text("units").lower())
+    return bool(in_degrees or {"longitude", "grid_longitude", "lon"} & {*names})
 
 
 def _positions(path: str, coordinate: Variable) -> np.ndarray:

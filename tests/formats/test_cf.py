@@ -272,6 +272,73 @@ def test_unequal_steps_of_space(tmp_path, kind):
     assert "expected equal steps along z, found 1000, 925, 850, 700, 500" in message and "interp(z=" in message
 
 
+EAST = {"units": "degrees_east"}
+
+
+def over_longitudes(longitudes, attributes, name="lon"):
+    array = slanted((len(longitudes), 6, 5))
+    return grid(array, ("z", "y", name), **{name: (longitudes, attributes)})
+
+
+@pytest.mark.parametrize("kind", ["nc3", "nc4", "zarr3"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+@pytest.mark.parametrize(
+    ("start", "step", "n", "wrapped"),
+    [(340, 2, 24, lambda lon: lon % 360), (26, -2, 24, lambda lon: lon % 360), (170, 5, 5, lambda lon: lon - 360)],
+    ids=["Greenwich", "westward", "date line"],
+)
+def test_longitudes_that_wrap(tmp_path, kind, dtype, start, step, n, wrapped):
+    whole_turn = start + step * np.arange(n)
+    found = np.where((whole_turn < 0) | (whole_turn >= 180), wrapped(whole_turn), whole_turn).astype(dtype)
+    assert np.abs(np.diff(found)).max() > 180
+    volume = read_volume(write(tmp_path, kind, over_longitudes(found, EAST)))
+    np.testing.assert_array_equal(whole(volume.array), slanted((n, 6, 5)))
+    assert (volume.geometry.spacing[0], volume.geometry.direction[0]) == (abs(step), np.sign(step))
+    assert volume.geometry.origin[0] == start
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes"), [("lon", {}), ("i", EAST), ("i", {"standard_name": "longitude", "axis": "X"})]
+)
+def test_longitudes_are_known_by_their_units_or_names(tmp_path, name, attributes):
+    data = over_longitudes((350.5 + np.arange(20)) % 360, attributes, name)
+    geometry = read_volume(write(tmp_path, "nc4", data)).geometry
+    assert geometry.spacing[0] == 1.0 and geometry.origin[0] == 350.5
+
+
+def test_the_longitudes_of_a_globe_stay(tmp_path):
+    for k, longitudes in enumerate(([0.0, 270.0], np.arange(0.0, 360.0, 2.0), np.arange(180.0, -180.0, -2.0))):
+        (tmp_path / str(k)).mkdir()
+        geometry = read_volume(write(tmp_path / str(k), "nc4", over_longitudes(longitudes, EAST))).geometry
+        assert geometry.origin[0] == longitudes[0] and geometry.spacing[0] == abs(longitudes[1] - longitudes[0])
+
+
+def test_longitudes_with_a_gap_are_put_in_order_not_interpolated(tmp_path):
+    """Those on both sides of Greenwich, in rising order. The advice makes a file that is read."""
+    longitudes = np.append(np.arange(0.0, 28, 2), np.arange(340.0, 360, 2))
+    data = over_longitudes(longitudes, EAST)
+    path = write(tmp_path, "nc4", data)
+    message = refusal(path)
+    assert "found a jump from 26 to 340" in message and "interp" not in message
+    advice = message.partition("as by xarray's a.")[2]
+    fixed = eval(f"a.{advice}", {"a": data, "numpy": np})
+    (tmp_path / "fixed").mkdir()
+    geometry = read_volume(write(tmp_path / "fixed", "nc4", fixed)).geometry
+    assert geometry.spacing[0] == 2.0 and geometry.origin[0] == -20.0
+
+
+@pytest.mark.parametrize("positions", [[0.0, 2.0, 1.0, 3.0, 4.0], [0.0, 1.0, 1.0, 2.0, 3.0], [7.0] * 5])
+def test_positions_in_no_order_are_not_interpolated(tmp_path, positions):
+    data = grid(slanted(SHAPE), z=(positions, {"units": "m"}))
+    message = refusal(write(tmp_path, "nc4", data))
+    assert "expected positions in rising or falling order along z, found " in message and "interp" not in message
+    assert "sortby('z')" in message and "drop_vars('z')" in message
+    for name in ["sortby", "drop_vars"][len({*positions}) < len(positions) :]:
+        (tmp_path / name).mkdir()
+        fixed = read_volume(write(tmp_path / name, "nc4", getattr(data, name)("z")))
+        assert fixed.geometry.spacing[2] == 1.0 and fixed.geometry.origin[2] == 0.0
+
+
 def test_a_coordinate_that_is_no_number(tmp_path):
     message = refusal(write(tmp_path, "nc4", grid(slanted(SHAPE), z=([1.0, np.nan, 3.0, 4.0, 5.0], {}))))
     assert "expected numbers along z, found 1, nan" in message and "interp" not in message
