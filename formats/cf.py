@@ -52,9 +52,12 @@ def volume_of_variable(
 ) -> Volume:
     """The volume of a variable: an array ((t,) x, y, z, components).
 
-    variables: all arrays of numbers in the file. name: which of them; None where only one can be meant. d_in, d_out: as
-    in `read_volume`; they tell what nameless axes are. Raises VolumeError.
+    variables: all arrays of numbers in the file, and single numbers, of which one may be the time. name: which array;
+    None where only one can be meant. d_in, d_out: as in `read_volume`; they tell what nameless axes are. Raises
+    VolumeError.
     """
+    scalars = {key: found for key, found in variables.items() if not (found.shape or found.refusal)}
+    variables = {key: found for key, found in variables.items() if key not in scalars}
     name = chosen(path, variables, name)
     variable = variables[name]
     if variable.refusal:
@@ -73,14 +76,15 @@ def volume_of_variable(
     label = name.rsplit("/", 1)[-1] or "sf"
     volume = volume_from_axes(path, array, directions, origin, name=label, units=variable.text("units"))
     space = "LPS" if variable.text("space") == "LPS" else ""
-    said = _axis_attributes(variable, coordinates, roles)
+    axes = {role: coordinates.get(variable.dims[axis]) for role, axis in roles.items() if role in "txyz"}
+    axes.setdefault("t", _scalar_time(name, variable, scalars))
+    said = _axis_attributes(axes)
     said = {key: text for key, text in said.items() if not space or text != "mm"}  # which LPS implies
     geometry = dataclasses.replace(volume.geometry, space=space, axis_attributes=said)
     if len(turned) == 9:
         geometry = dataclasses.replace(geometry, direction=tuple(map(float, turned)))
     volume = dataclasses.replace(volume, geometry=geometry)
-    times = coordinates.get(variable.dims[roles["t"]]) if "t" in roles else None
-    times = None if times is None else _positions(path, times).tolist()
+    times = None if axes["t"] is None else _positions(path, axes["t"]).ravel().tolist()
     if not is_series:
         return dataclasses.replace(volume, fill=fill, time=times[0] if times else None)
     return dataclasses.replace(volume, fill=fill, geometry=with_times(path, volume.geometry, times or [None]))
@@ -154,10 +158,10 @@ def _warn_of_curved_axes(
 
     Such arrays are named by the attribute coordinates (CF, section 5.2), or are longitudes and latitudes of these axes.
     """
-    variable, parent = variables[name], name.rpartition("/")[0]
+    variable = variables[name]
     dims = [variable.dims[axis] for role, axis in roles.items() if role in "xyz" and variable.shape[axis] > 1]
     bare = {dim for dim in dims if dim} - {*coordinates}
-    listed = {f"{parent}/{part}".strip("/") for part in variable.text("coordinates").split()}
+    listed = _listed_coordinates(name, variable)
     found = [
         key
         for key, other in variables.items()
@@ -169,11 +173,30 @@ def _warn_of_curved_axes(
         console.warn(path, f"{what}: regrid it first, as by xesmf or scipy.interpolate.griddata, if places matter")
 
 
-def _axis_attributes(
-    variable: Variable, coordinates: Mapping[str, Variable], roles: Mapping[str, int]
-) -> dict[str, str]:
+def _listed_coordinates(name: str, variable: Variable) -> set[str]:
+    """The names in the file that the attribute coordinates of a variable gives."""
+    parent = name.rpartition("/")[0]
+    return {f"{parent}/{part}".strip("/") for part in variable.text("coordinates").split()}
+
+
+def _scalar_time(name: str, variable: Variable, scalars: Mapping[str, Variable]) -> Variable | None:
+    """The number that is the time of a variable without an axis of time (CF, section 5.7); None unless there is one.
+
+    Of several, the one that is called time is it: another may be the time at which a forecast began.
+    """
+    listed = _listed_coordinates(name, variable)
+    found = {key: scalar for key, scalar in scalars.items() if key in listed and _role(key, scalar) == "t"}
+    called = [
+        scalar
+        for key, scalar in found.items()
+        if scalar.text("standard_name").lower() == "time" or NAMES.get(key.rsplit("/", 1)[-1].lower()) == "t"
+    ]
+    meant = called or [*found.values()]
+    return meant[0] if len(meant) == 1 else None
+
+
+def _axis_attributes(axes: Mapping[str, Variable | None]) -> dict[str, str]:
     """The units of the coordinates, the calendar and the sense of z, as `Geometry.axis_attributes` has them."""
-    axes = {role: coordinates.get(variable.dims[axis]) for role, axis in roles.items() if role in "txyz"}
     found = {f"units_{role}": coordinate.text("units") for role, coordinate in axes.items() if coordinate}
     found |= {"calendar": axes["t"].text("calendar")} if axes.get("t") else {}
     found |= {"positive_z": axes["z"].text("positive")} if axes.get("z") else {}

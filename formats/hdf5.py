@@ -43,14 +43,14 @@ def read_hdf5(path: str, name: str | None, d_in: int | None, d_out: int | None) 
 
 
 def _is_array(h5py: Any, item: Any) -> bool:
-    """Whether an object of a file is an array of numbers."""
+    """Whether an object of a file is an array of numbers, or a number."""
     try:
         if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "iufb":
             return False
     except TypeError:  # a type that NumPy has not
         return False
     is_unnamed = NO_VARIABLE in np.asarray(item.attrs.get("NAME", b"")).tobytes()
-    return not is_unnamed and (item.is_virtual or bool(item.shape))
+    return not is_unnamed and (item.is_virtual or item.shape is not None)
 
 
 def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
@@ -65,7 +65,7 @@ def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
     source = item
     offset = item.id.get_offset()
     is_plain = item.id.get_type().equal(h5py.h5t.py_create(item.dtype))
-    if item.chunks is None and offset is not None and is_plain and item.size:
+    if item.chunks is None and offset is not None and is_plain and item.size and item.shape:
         source = np.memmap(path, item.dtype, "r", offset, item.shape)
     return Variable(dims, item.dtype, item.attrs, source, item.chunks)
 

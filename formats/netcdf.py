@@ -26,7 +26,7 @@ def read_netcdf(path: str, name: str | None, d_in: int | None, d_out: int | None
         variables = {
             key: Variable(item.dimensions, item.data.dtype, item._attributes, item.data)
             for key, item in found.items()
-            if item.data.dtype.kind in "iuf" and item.data.ndim
+            if item.data.dtype.kind in "iuf"
         }
         return volume_of_variable(path, variables, name, d_in, d_out)
     except VolumeError:

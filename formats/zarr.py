@@ -114,7 +114,7 @@ def _variable(zarr: Any, path: str, name: str, settings: dict, attributes: dict,
         attributes = {**attributes, "_FillValue": np.frombuffer(base64.b64decode(fill), "<f8")}
     parent = name.rpartition("/")[0]
     names = [f"{parent}/{dim}".strip("/") if dim else "" for dim in dims] or [""] * array.ndim
-    return {name: Variable(tuple(names), array.dtype, attributes, array, array.chunks)} if array.ndim else {}
+    return {name: Variable(tuple(names), array.dtype, attributes, array, array.chunks)}
 
 
 def _codecs(codecs: list[dict]) -> Iterator[str]:

@@ -239,6 +239,33 @@ def test_a_file_a_step(tmp_path):
     np.testing.assert_array_equal(whole(part), np.moveaxis(array, 3, 0)[1:3, 2:4])
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_snapshots_with_a_scalar_time(tmp_path, kind):
+    """As xarray's isel leaves one: named by the attribute coordinates. A forecast has a second one, of its begin."""
+    said = {"units": "hours since 2001-01-01", "calendar": "noleap"}
+    array = slanted((*SHAPE, 3))
+    data = grid(array, ("time", "z", "y", "x"), time=(6.0 + 3 * np.arange(3), said), z=(np.arange(5), {"units": "m"}))
+    data = data.assign_coords(begin=((), 3.0, said | {"standard_name": "forecast_reference_time"}))
+    for k in range(3):
+        (tmp_path / f"s{k}").mkdir()
+        path = write(tmp_path / f"s{k}", kind, data.isel(time=2 - k))
+        assert read_volume(path).time == 12.0 - 3 * k
+        assert "holds no array 'time'" in refusal(path, array="time")
+    volume = read_volume(str(tmp_path / "s?" / "a.*"))
+    np.testing.assert_array_equal(whole(volume.array), np.moveaxis(array, 3, 0))
+    assert volume.geometry.spacing[0] == 3.0 and volume.geometry.origin[0] == 6.0
+    assert volume.geometry.attributes_of("t") == said and volume.geometry.units_of("z") == "m"
+
+
+def test_a_number_that_is_no_coordinate_is_no_time(tmp_path):
+    said = {"units": "hours since 2001-01-01"}
+    data = grid(slanted(SHAPE)).assign(time=((), 6.0, said))
+    assert read_volume(write(tmp_path, "nc3", data)).time is None
+    (tmp_path / "two").mkdir()
+    data = grid(slanted(SHAPE)).assign_coords(begin=((), 6.0, said), end=((), 7.0, said))
+    assert read_volume(write(tmp_path / "two", "nc4", data)).time is None
+
+
 @pytest.mark.parametrize("kind", ["nc3", "zarr3"])
 def test_components_and_images(tmp_path, kind):
     for folder in "ab":
