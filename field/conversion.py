@@ -6,32 +6,28 @@ import math
 
 import numpy as np
 
+from formats.cf import description
 from formats.slabs import frame_of
 from utils import Volume
 
 
 def xarray_of(volume: Volume) -> object:
-    """The xarray.DataArray of a volume, with a coordinate per axis, and its units; see Geometry.axis_positions.
+    """The xarray.DataArray of a volume, with what `net_decompress.py --recon recon.nc` writes of it: see `description`.
 
-    The axes are x, y, z, before them t, after them component. Attributes: units; _FillValue, the value of missing
-    voxels; origin and direction where the axes are turned.
+    The axes are x, y, z, before them t, after them component. Each has its coordinate; along turned axes, positions run
+    from the origin on. Attributes: units; _FillValue, the value of missing voxels; direction where the axes are turned;
+    space where it is known. Its to_netcdf writes a file that is read back in the same place.
     """
     import xarray
 
-    geometry = volume.geometry
-    positions = geometry.axis_positions(map(np.arange, volume.array.shape[: geometry.d_in]))
-    axes = ("t", "x", "y", "z")[geometry.d_in != 4 :][: geometry.d_in]
-    attributes = {"units": geometry.units} if geometry.units else {}
-    if volume.fill is not None:
-        attributes["_FillValue"] = volume.fill
-    if geometry.is_turned:
-        attributes |= {"origin": list(geometry.origin), "direction": list(geometry.direction)}
+    d_in, said = volume.geometry.d_in, description(volume, volume.array.dtype)
+    axes = ("t", "x", "y", "z")[d_in != 4 :][:d_in]
     return xarray.DataArray(
         volume.array,
-        {axis: (axis, found, geometry.attributes_of(axis)) for axis, found in zip(axes, positions, strict=True)},
-        axes + ("component",) * (volume.array.ndim > geometry.d_in),
-        geometry.name,
-        attributes,
+        {axis: (axis, *said.coordinates[axis]) for axis in axes},
+        axes + ("component",) * (volume.array.ndim > d_in),
+        said.name,
+        said.attributes,
     )
 
 

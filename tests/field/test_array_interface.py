@@ -17,6 +17,7 @@ from helpers.pictures import read_png
 from helpers.scripts import ROOT
 
 from field.neural_field import NeuralField
+from formats.reading import read_volume
 from formats.vtk_grids import volume_of_data_set
 from utils import Mask
 
@@ -154,8 +155,27 @@ def test_xarray_of_series_vectors_and_turned_axes():
     flipped = a_field(**PLACE, direction=(-1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0)).to_xarray()
     np.testing.assert_allclose(flipped.x, 10 - 0.5 * np.arange(9))
     turned = a_field(**PLACE, direction=TURN).to_xarray()
-    np.testing.assert_allclose(turned.x, 0.5 * np.arange(9))  # from the first voxel
-    assert turned.attrs["origin"] == list(PLACE["origin"]) and turned.attrs["direction"] == list(TURN)
+    np.testing.assert_allclose(turned.x, 10 + 0.5 * np.arange(9))
+    assert turned.attrs["direction"].tolist() == list(TURN)
+
+
+OBLIQUE = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("direction", [OBLIQUE, TURN, (1.0, 0, 0, 0, -1.0, 0, 0, 0, 1.0)])
+@pytest.mark.parametrize("kind", ["missing", "NaN", "series", "vectors"])
+def test_what_xarray_writes_is_read_in_the_same_place(kind, direction, tmp_path):
+    for package in ("xarray", "h5netcdf"):
+        pytest.importorskip(package)
+    field = a_field(**PLACE | KINDS[kind], direction=direction, space="LPS")
+    field.to_xarray().to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+    volume = read_volume(str(tmp_path / "a.nc"))
+    expected = field.header.geometry
+    assert volume.geometry.spacing == pytest.approx(expected.spacing, rel=1e-12)  # of times in tenths
+    assert dataclasses.replace(volume.geometry, spacing=expected.spacing) == expected
+    np.testing.assert_array_equal(volume.array[(slice(None),) * volume.array.ndim], field.on_grid())
+    if "fill" in KINDS[kind]:  # of other floats xarray says NaN
+        np.testing.assert_equal(volume.fill, KINDS[kind]["fill"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
