@@ -77,17 +77,32 @@ def read_volume(
     not copied. Raises VolumeError for anything that is not a numeric volume of that form, finite where it is not
     missing.
     """
-    if series.is_pattern(path):
-        if d_in not in (None, 3, 4):
-            raise VolumeError(f"{path}: several files are a time series, of 4 axes: expected --d_in 4, found {d_in}")
+    if not series.is_pattern(path):
+        return _checked(path, d_in, d_out, array, layout, fill, resample)
 
-        def read_step(step: str) -> Volume:
-            return read_volume(step, 3, d_out, array, layout, fill, resample)
+    def read_step(step: str) -> Volume:
+        return _checked(step, 3, d_out, array, layout, fill, resample, path)
 
-        volume = series.read_files(path, read_step, d_in == 4)
-        if d_in == 3 and volume.geometry.d_in == 4:
-            raise VolumeError(f"{path}: several files are a time series, of 4 axes: expected --d_in 4, found {d_in}")
-        return volume
+    volume = series.read_files(path, read_step, d_in == 4)
+    if d_in not in (None, volume.geometry.d_in):
+        found = "a time series, of 4 axes" if volume.geometry.d_in == 4 else "the slices of a volume, of 3 axes"
+        raise VolumeError(
+            f"{path}: several files are {found}: expected --d_in {volume.geometry.d_in}, found --d_in {d_in}"
+        )
+    return volume
+
+
+def _checked(
+    path: str,
+    d_in: int | None,
+    d_out: int | None,
+    array: str | None,
+    layout: RawLayout | None,
+    fill: float | str | None,
+    resample: tuple[int, ...] | None,
+    pattern: str = "",
+) -> Volume:
+    """What `read_volume` returns of one file. pattern: the pattern of several files of which it is one."""
     volume = _read(path, d_in, d_out, array, layout, resample)
     _warn_of_voxels_elsewhere(path)
     values = _native(path, volume.array)
@@ -97,7 +112,7 @@ def read_volume(
             console.warn(path, f"declares {declared} as missing: with --fill {fill} it counts as a value")
         volume = dataclasses.replace(volume, fill=given)
     volume = dataclasses.replace(volume, array=values)
-    _check(path, volume, d_in or volume.geometry.d_in, d_out)
+    _check(path, volume, d_in or volume.geometry.d_in, d_out, pattern)
     return volume
 
 
@@ -256,8 +271,11 @@ def _fill(path: str, dtype: np.dtype, fill: float) -> np.generic:
     return found
 
 
-def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
-    """Raise VolumeError unless the volume has `d_in` axes and `d_out` components, finite where not missing."""
+def _check(path: str, volume: Volume, d_in: int, d_out: int | None, pattern: str) -> None:
+    """Raise VolumeError unless the volume has `d_in` axes and `d_out` components, finite where not missing.
+
+    pattern: as in `_checked`.
+    """
     array = volume.array
     if volume.geometry.d_in < d_in:
         found = f" of {array.shape[-1]} components" if array.ndim > volume.geometry.d_in else ""
@@ -267,12 +285,15 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
             f"{path}: expected a time series (a pattern of files, or four axes in a file), found a single volume{found}"
         )
     if volume.geometry.d_in > d_in:
-        raise VolumeError(f"{path}: expected {d_in} axes, found a time series of {len(array)} steps")
+        way_out = _joined(path, pattern) if pattern else ""
+        raise VolumeError(f"{path}: expected {d_in} axes, found a time series of {len(array)} steps{way_out}")
     d_out = d_out or (array.shape[-1] if array.ndim > d_in else 1)
     expected = d_in + (d_out > 1)
     if array.ndim != expected or (d_out > 1 and array.shape[-1] != d_out):
         form = f"{d_in} axes" + (f" and {d_out} components" if d_out > 1 else "")
         way_out = ": --d_in 2 reads an image" if array.ndim == 2 and d_out == 1 else ""
+        if pattern and array.ndim == expected - 1:
+            way_out = _stacked(pattern, d_out)
         raise VolumeError(f"{path}: expected {form}, found shape {array.shape}{way_out}")
     if array.size == 0:
         raise VolumeError(f"{path}: is empty: shape {array.shape}")
@@ -295,6 +316,25 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None) -> None:
             raise VolumeError(
                 f"{path}: {what}: if they mark missing voxels, train.py --fill VALUE takes one as missing"
             )
+
+
+def _stacked(pattern: str, d_out: int) -> str:
+    """A text: how to make a volume of files of two axes, which a pattern names."""
+    paths = f"formats.series.files_of({pattern!r})"
+    more = f", then --d_out {d_out}" if d_out > 1 else ""
+    return (
+        ": slices, which have to be stacked into one file first, as by numpy.save('stack.npy', "
+        f"numpy.stack([numpy.load(path) for path in {paths}], axis=2)){more}"
+    )
+
+
+def _joined(path: str, pattern: str) -> str:
+    """A text: how to make one series of files of several steps, which a pattern names."""
+    if READERS_OF_ARRAYS.get(suffix_of(path)) is netcdf.read_netcdf:
+        how = f"xarray.open_mfdataset({pattern!r}).to_netcdf('joined.nc'), which needs dask"
+    else:
+        how = "numpy.concatenate of their arrays [t, x, y, z], saved as one .npy"
+    return f": a pattern is for files of one step: join them into one file first, as by {how}"
 
 
 def _not_finite(values: np.ndarray, fill: np.generic | None) -> str:

@@ -8,7 +8,9 @@ import tifffile
 from helpers.volumes import slanted
 from helpers.vtk import vtk_write
 
+import formats
 from formats.common import VolumeError
+from formats.hdf5 import write_hdf5
 from formats.reading import read_volume
 from formats.series import files_of, is_pattern, read_files
 from utils import Geometry, Volume, boxes, read_in_boxes, value_limits
@@ -242,8 +244,44 @@ def test_pattern_without_files(tmp_path):
 
 @pytest.mark.parametrize("d_in", [1, 2, 3])
 def test_a_pattern_has_four_axes(tmp_path, d_in):
-    with pytest.raises(VolumeError, match=f"expected --d_in 4, found {d_in}"):
+    with pytest.raises(VolumeError, match=f"expected --d_in 4, found --d_in {d_in}"):
         read_volume(write_steps(tmp_path, 2), d_in)
+
+
+@pytest.mark.parametrize("d_in", [None, 2, 3, 4])
+@pytest.mark.parametrize("components", [(), (3,)])
+def test_images_are_slices_to_be_stacked(tmp_path, monkeypatch, d_in, components):
+    """Whatever --d_in is given. The advice makes the volume."""
+    images = np.random.default_rng(0).random((11, 7, 6, *components))
+    for k, image in enumerate(images):
+        np.save(tmp_path / f"s_{k}.npy", image)
+    d_out = 3 if components else None
+    pattern = str(tmp_path / "s_*.npy")
+    with pytest.raises(VolumeError, match="slices, which have to be stacked into one file first") as caught:
+        read_volume(pattern, d_in, d_out)
+    message = str(caught.value)
+    assert "--d_in" not in message and "\n" not in message
+    monkeypatch.chdir(tmp_path)
+    eval(message.partition("as by ")[2].partition(", then --d_out 3")[0], {"numpy": np, "formats": formats})
+    np.testing.assert_array_equal(read_volume("stack.npy", None, d_out).array, np.stack(images, axis=2))
+
+
+def test_slices_with_another_number_of_axes(tmp_path):
+    for k in range(3):
+        tifffile.imwrite(tmp_path / f"slice_{k}.tif", slanted((4, 5)), photometric="minisblack")
+    with pytest.raises(VolumeError, match="the slices of a volume, of 3 axes: expected --d_in 3, found --d_in 2"):
+        read_volume(str(tmp_path / "slice_*.tif"), 2)
+
+
+@pytest.mark.parametrize(("suffix", "way_out"), [(".nc", "xarray.open_mfdataset("), (".h5", "numpy.concatenate ")])
+@pytest.mark.parametrize("d_in", [None, 4])
+def test_files_of_several_steps_are_to_be_joined(tmp_path, suffix, way_out, d_in):
+    for k in range(2):
+        volume = Volume(slanted((3, *SHAPE)), Geometry.plain(3).with_time(1.0, 3.0 * k))
+        write_hdf5(str(tmp_path / f"s_{k}{suffix}"), volume)
+    with pytest.raises(VolumeError, match="a time series of 3 steps: a pattern is for files of one step") as caught:
+        read_volume(str(tmp_path / f"s_*{suffix}"), d_in)
+    assert f"join them into one file first, as by {way_out}" in str(caught.value)
 
 
 def test_slices_of_a_volume_are_no_time_series(tmp_path):
