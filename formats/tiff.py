@@ -58,8 +58,8 @@ def read_tiff(path: str) -> Volume:
     array = np.expand_dims(array, [i for i, role in enumerate("txyzc"["t" not in roles :]) if role not in roles])
     volume = volume_from_axes(path, array, np.diag(spacing), np.zeros(3))
     place = _own_description(file.ome_metadata or "")
-    units = {} if place.get("space") else units  # lengths in a body are mm
-    said = {f"units_{axis}": unit for axis, unit in units.items() if unit not in ("", NO_UNIT)}
+    unsaid = ("xyz" if place.get("space") else "") + ("" if "t" in roles else "t")  # lengths in a body are mm
+    said = {f"units_{axis}": unit for axis, unit in units.items() if axis not in unsaid and unit not in ("", NO_UNIT)}
     geometry = dataclasses.replace(volume.geometry, **place, axis_attributes=said)
     return dataclasses.replace(volume, geometry=geometry.with_time(time_step, 0.0) if "t" in roles else geometry)
 
@@ -118,19 +118,20 @@ def _check_pages(path: str, pages: list, metadata: dict) -> None:
 
 
 def _spacing(path: str, tags, imagej: dict, ome: str | None) -> tuple[list[float], dict[str, str], float]:
-    """(spacing along x, y, z; its unit, by axis; time between two steps), 1 where ImageJ or OME wrote no valid one."""
+    """(spacing along x, y, z; units by axis; time between two steps), 1 where ImageJ or OME wrote no valid one."""
     if ome:
         return _ome_spacing(path, ome)
     if not imagej:
         return [1.0] * 3, {}, 1.0
     time_step = float(imagej.get("finterval") or 1)
+    of_time = {"t": str(imagej.get("tunit", "s"))} if imagej.get("finterval") else {}  # seconds are left out
     try:
         across = [tags[key].value[1] / tags[key].value[0] for key in ("XResolution", "YResolution")]
         unit = unit_of_length(str(imagej.get("unit", "")))
         units = dict.fromkeys("xyz" if "spacing" in imagej else "xy", "" if unit == "pixel" else unit)
-        return [*across, float(imagej.get("spacing", 1))], units, time_step
+        return [*across, float(imagej.get("spacing", 1))], units | of_time, time_step
     except (KeyError, ZeroDivisionError, ValueError, TypeError):
-        return [1.0] * 3, {}, time_step
+        return [1.0] * 3, of_time, time_step
 
 
 def _ome_spacing(path: str, ome: str) -> tuple[list[float], dict[str, str], float]:
@@ -147,7 +148,8 @@ def _ome_spacing(path: str, ome: str) -> tuple[list[float], dict[str, str], floa
         factors = {axis: LENGTHS_IN_MM[units[axis]] / LENGTHS_IN_MM[unit] for axis in units}
         lengths = {axis: float(f"{size * factors[axis]:.15g}") for axis, size in lengths.items()}
     spacing = [lengths.get(axis, 1.0) for axis in "XYZ"]
-    return spacing, {axis.lower(): unit for axis in units}, float(found.get("TimeIncrement", 1))
+    of_time = {"t": html.unescape(found.get("TimeIncrementUnit", "s"))} if "TimeIncrement" in found else {}
+    return spacing, {axis.lower(): unit for axis in units} | of_time, float(found.get("TimeIncrement", 1))
 
 
 def _own_description(ome: str) -> dict[str, Any]:

@@ -1034,6 +1034,23 @@ def test_tiff_of_which_one_page_stands_for_all(tmp_path):
     np.testing.assert_array_equal(read_volume(str(tmp_path / "a.tif")).array, slanted((9, 8, 6)))
 
 
+@pytest.mark.parametrize(
+    ("form", "said", "unit"),
+    [
+        ("imagej", {"finterval": 7.0, "tunit": "min"}, "min"),
+        ("imagej", {"tunit": "min"}, ""),
+        ("ome", {"TimeIncrement": 7.0, "TimeIncrementUnit": "ms"}, "ms"),
+        ("ome", {}, ""),
+    ],
+)
+def test_the_unit_of_time_of_imagej_and_ome(form, said, unit, tmp_path):
+    """It says something of a given interval only."""
+    array = np.arange(360, dtype=np.uint16).reshape(3, 4, 5, 6)
+    tifffile.imwrite(tmp_path / "a.tif", array, metadata={"axes": "TZYX", **said}, **{form: True})
+    geometry = read_volume(str(tmp_path / "a.tif")).geometry
+    assert (geometry.spacing[0], geometry.units_of("t")) == ((7.0, unit) if unit else (1.0, ""))
+
+
 @pytest.mark.parametrize("form", ["imagej", "ome"])
 @pytest.mark.parametrize("axes", ["ZYX", "ZCYX", "TZYX", "TYX"])
 def test_axes_of_imagej_and_ome(form, axes, tmp_path):
@@ -1049,7 +1066,8 @@ def test_axes_of_imagej_and_ome(form, axes, tmp_path):
     np.testing.assert_array_equal(found.array, expected if "Z" in axes else expected[..., None])
     assert found.geometry.spacing[-3:] == pytest.approx((0.25, 0.5, 1.5))
     assert found.geometry.spacing[:-3] == ((7.0,) if "T" in axes else ())
-    assert found.geometry.axis_attributes == {f"units_{axis}": "\u00b5m" for axis in "xyz"}
+    expected = {f"units_{axis}": "\u00b5m" for axis in "xyz"} | ({"units_t": "s"} if "T" in axes else {})
+    assert found.geometry.axis_attributes == expected  # seconds are what both mean by default
     if "T" not in axes:
         write_volume(str(tmp_path / "b.tif"), found)
         assert read_volume(str(tmp_path / "b.tif")).geometry.attributes_of("z") == {"units": "\u00b5m"}
