@@ -61,17 +61,17 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
     _remove_leftovers(outputs)
 
 
-def check_derived(paths: Sequence[str], typed: str, source: str) -> None:
+def check_derived(paths: Sequence[str], typed: str | None, source: str) -> None:
     """Raise UserError if one of `paths`, to be made of the file `source`, is there and is older than `source`.
 
-    It is no earlier output, but may be what `source` was made of. typed: the name that may be replaced at any age, as
-    the user gave it; all others were derived from it.
+    It may be what `source` was made of. typed: the name that the user gave, which may be replaced at any age; all
+    others were derived from it. None if no name was given: nobody calls a source as a script does.
     """
-    for path in paths:
+    for path in paths if typed else ():
         with contextlib.suppress(FileNotFoundError):
             if path != typed and os.stat(path).st_mtime < os.stat(source).st_mtime:
                 what = f"would be overwritten and may be the source of {source}, as it is older"
-                raise UserError(f"{path}: {what}: choose another --recon name")
+                raise UserError(f"{path}: {what}: choose another --recon name, or remove it")
 
 
 def is_zarr(path: str) -> bool:

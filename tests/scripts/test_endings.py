@@ -204,7 +204,7 @@ def test_a_file_older_than_the_blob_is_replaced_only_under_a_name_that_was_typed
         patch.setattr(net_decompress.NeuralField, "on_grid", lambda *_, **__: pytest.fail("evaluated"))
         said = error_of(net_decompress.main, *argv)
     reason = f"would be overwritten and may be the source of {blob}, as it is older"
-    assert said == f"{source}: {reason}: choose another --recon name"
+    assert said == f"{source}: {reason}: choose another --recon name, or remove it"
     assert listing(tmp_path) == before
     os.utime(source, (3_000, 3_000))
     net_decompress.main([str(a) for a in argv])
@@ -219,6 +219,12 @@ def test_names_that_are_known_are_replaced_at_any_age(chain, tmp_path, monkeypat
         os.utime(name, (1_000, 1_000))
         net_decompress.main(["--compressed", str(chain.blob), *flags])
         assert (tmp_path / name).read_bytes() != b"old"
+    step = tmp_path / "recon_0001.vti"
+    step.write_bytes(b"old")
+    os.utime(step, (1_000, 1_000))
+    (tmp_path / "series").write_bytes(make_blob(make_header((3, 4, 3, 2)), field_net(d_in=4)))
+    net_decompress.main(["--compressed", "series"])
+    assert step.read_bytes() != b"old"
 
 
 def test_vol_debug_never_overwrites_the_volume(tmp_path):
