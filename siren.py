@@ -20,6 +20,8 @@ MIN_NEURONS = 16  # least width of a network of a given depth, as in the origina
 LEAST_NEURONS = 4  # least width where the depth is chosen, and in bricks
 MAX_NEURONS = (1 << 16) - 1  # greatest width of a network that a blob holds
 OMEGA_0 = 30.0  # frequency factor of every sine, as in the original scripts
+# If an axis has fewer waves, they are the lowest of so many: of high waves alone, nothing smooth is learned.
+FEWEST_WAVES = 2
 HIGHEST_WAVE = 9.0  # highest frequency of `start_as_axis_waves`, radians per unit of the normalised coordinates
 
 
@@ -180,6 +182,6 @@ def start_as_axis_waves(net: FieldNet, mirrors: Sequence[float | None], highest:
         phase = torch.full((len(bias),), math.pi / 2)
         if mirror is None:
             phase, number = phase * (number % 2), number // 2
-        frequency = highest * (number + 1) / (number[-1] + 1)
+        frequency = highest * (number + 1) / max(number[-1] + 1, FEWEST_WAVES)
         layer.weight[axis :: len(mirrors), axis] = frequency / omega_0
         bias.copy_((phase - frequency * (mirror or 0.0)) / omega_0)

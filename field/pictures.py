@@ -19,7 +19,7 @@ from field.labels import DIFFERENCE, LabelScale, labels_in
 from field.metrics import Metrics
 from field.neural_field import NeuralField
 from field.rendering import render_solids
-from utils import Grid
+from utils import Geometry, Grid
 
 SOLID_VOXELS = 160**3  # most voxels of a rendered solid; software renders this many in a second
 SOLID_SIDE = 512  # most voxels of a solid along an axis; drivers show nothing of textures above 2048
@@ -90,6 +90,17 @@ class Row(NamedTuple):
     units: str
 
 
+def drawn_spacing(grid: Grid, geometry: Geometry) -> tuple[float, ...]:
+    """The spacing of a grid in a picture. Where its axes of space have different units, a voxel of the field is a cube.
+
+    Degrees of longitude and of latitude, whose units differ in their names, are alike.
+    """
+    spacing, space = grid.geometry(geometry).spacing, "xyz"[: min(len(grid.shape), 3)]
+    if len({geometry.units_of(axis).partition("_")[0] for axis in space} - {""}) < 2:
+        return spacing
+    return tuple(a / (b or 1.0) for a, b in zip(spacing, geometry.spacing, strict=True))
+
+
 def preview(
     field: NeuralField,
     grid: Grid,
@@ -105,7 +116,7 @@ def preview(
     """
     geometry, fill, space = field.header.geometry, field.values.fill, slice(-3, None)  # the axes of space
     positions = geometry.axis_positions(grid.axes)[space]
-    views = Views.of(grid.shape[space], grid.geometry(geometry).spacing[space]).along(positions)
+    views = Views.of(grid.shape[space], drawn_spacing(grid, geometry)[space]).along(positions)
     decoded, originals = [], []
     for box in views.boxes():
         part = box[: len(grid.shape)]

@@ -145,6 +145,15 @@ def test_waves_along_the_axes():
     torch.testing.assert_close(net(mirrored), net(x), rtol=0, atol=1e-5)  # the whole network is symmetric
 
 
+def test_a_narrow_network_has_no_highest_waves_alone():
+    """One wave along each axis has half the highest frequency; two have both halves, as more have their parts."""
+    for width, expected in ((3, {4.5}), (6, {4.5}), (12, {4.5, 9.0})):
+        net = FieldNet(SirenConfig(width, n_layers=3), torch.Generator().manual_seed(0))
+        siren.start_as_axis_waves(net, [None] * 3)
+        weight = siren.linear_layers(net)[0].weight.detach() * siren.OMEGA_0
+        assert set(weight[weight > 0].round(decimals=4).tolist()) == expected
+
+
 @pytest.mark.parametrize("name", ["0.linear", "1.linear_1", "1.linear_2", "2.linear_2"])
 def test_a_phase_beyond_a_quarter_turn_is_the_opposite_weights_with_a_smaller_one(name):
     net = field_net(n_neurons=8, n_layers=3).double()

@@ -105,6 +105,14 @@ def test_spacing_is_the_aspect(no_solids, tmp_path):
     assert shown.shape[1] / shown.shape[0] == pytest.approx(2, rel=0.02)
 
 
+@pytest.mark.parametrize(("z", "aspect"), [("degrees_north", 0.5), ("m", 1.0), ("", 0.5)])
+def test_a_voxel_is_a_cube_where_units_differ(z, aspect, no_solids, tmp_path):
+    units = {"units_x": "degrees_east", "units_y": "degrees_north", "units_z": z}
+    place = {"spacing": (1.0, 1.0, 0.5), "axis_attributes": {name: unit for name, unit in units.items() if unit}}
+    shown = slice_in(preview(tmp_path / "p.png", slanted((20, 20, 20)), **place), 0, 1)
+    assert shown.shape[0] / shown.shape[1] == pytest.approx(aspect, rel=0.02)
+
+
 def test_axes_have_coordinates_and_the_bar_has_units(no_solids, tmp_path, texts):
     """Of the voxels' middles; captions say where the slices lie."""
     place = {"spacing": (0.25, 0.5, 2.0), "origin": (100.0, -20.0, 3.0), "units": "K"}
