@@ -97,7 +97,8 @@ def add_network(group: ArgumentGroup) -> None:
     group.add_argument(
         "--n_layers",
         type=integer_from(1, 255),
-        help="sine layers (default: the best of 3, 5 and 8 in brief trials; 5 where a fit is too short for trials)",
+        help="sine layers (default: the best of 3, 5 and 8, or fewer, in brief trials; 5 where a fit is too short for "
+        "trials)",
     )
     group.add_argument(
         "--d_in",

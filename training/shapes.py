@@ -19,12 +19,21 @@ from training.sampler import VoxelSampler
 
 DEPTHS = 3, 5, 8  # layers of the networks that compete
 MIDDLE_DEPTH = 5  # layers of the network where no trials are worth the time
-HEAD_START = {3: 0.7, 4: 0.5, 6: -0.1, 7: -0.3, 8: -0.4}  # lead of a depth over 5 layers that the fit makes up for, dB
+SHALLOW_DEPTHS, NARROW = (1, 2), 8  # layers of further ones, if the shallowest of the others is at most so wide
+HEAD_START = {
+    1: 2.0,
+    2: 1.3,
+    3: 0.7,
+    4: 0.5,
+    6: -0.1,
+    7: -0.3,
+    8: -0.4,
+}  # lead of a depth over 5 layers that the fit makes up for, dB
 NARROW_HEAD_START = 1.3  # further lead of a shallower network, if it is at most TRIED_NEURONS wide, dB
 DB_PER_OCTAVE = 4.5  # what twice the bytes of a file gain, about
 LAYER_WEIGHTS = 10  # weights that take as many bytes as the record of a linear layer does in a file
 LEAST_STEPS = 1_500  # steps of the shortest fit that begins with trials
-TRIALS = 4  # of a fit: one of each network that competes, then further random starts of the best one
+TRIALS = 4  # of a fit, at least: one of each network that competes, then further random starts of the best one
 TRIAL_VOXELS = 1 << 16  # that judge a trial: with 4,096, its PSNR is off by up to 1.3 dB
 TRIED_NEURONS = 24  # widest network that has several starts; the result of a wider one hardly depends on its start
 
@@ -32,12 +41,16 @@ TRIED_NEURONS = 24  # widest network that has several starts; the result of a wi
 def networks_for_budget(n_parameters: float, depth: int | None, **fields) -> list[SirenConfig]:
     """The networks that compete for a budget of parameters: those of DEPTHS, or one of `depth`, at least 16 wide.
 
-    The deepest network that the budget allows takes the place of deeper ones. fields: the other fields of SirenConfig.
+    The deepest network that the budget allows takes the place of deeper ones. Where all would be narrow, those of
+    SHALLOW_DEPTHS compete too. fields: the other fields of SirenConfig.
     """
     if depth is None:
         smallest = {n: count_parameters(SirenConfig(LEAST_NEURONS, n, **fields)) for n in range(1, max(DEPTHS) + 1)}
         deepest = max((n for n, size in smallest.items() if size <= n_parameters), default=1)
-        depths, least = sorted({min(n, deepest) for n in DEPTHS}), LEAST_NEURONS
+        depths, least = {min(n, deepest) for n in DEPTHS}, LEAST_NEURONS
+        if neurons_for_budget(n_parameters, least, n_layers=min(depths), **fields) <= NARROW:
+            depths |= {n for n in SHALLOW_DEPTHS if n < deepest}
+        depths = sorted(depths)
     else:
         depths, least = [depth], MIN_NEURONS
     widths = [neurons_for_budget(n_parameters, least, n_layers=n, **fields) for n in depths]
@@ -68,13 +81,14 @@ def fit_after_trials(
     if has_one or not (has_trials and is_worth_trials(recipe_for(configs[0]), sampler)):
         middle = min(configs, key=lambda config: abs(config.n_layers - MIDDLE_DEPTH))
         return fit_of((middle, 0))
-    with Progress("training", TRIALS + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
+    n_trials = max(TRIALS, len(configs))
+    with Progress("training", n_trials + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
         trials = Trials(fit_of, progress)
         for config in configs:
             trials.run((config, 0))
         config, _ = trials.best_start
         if config.n_neurons <= TRIED_NEURONS:
-            for number in range(1, TRIALS - len(configs) + 1):
+            for number in range(1, n_trials - len(configs) + 1):
                 trials.run((config, number))
     fit, best = fit_of(trials.best_start), trials.best
     if best.loss < COLLAPSED_FACTOR * sampler.variance:

@@ -49,7 +49,16 @@ def given(monkeypatch):
 
 @pytest.mark.parametrize(
     ("n_parameters", "depths"),
-    [(50_000, [3, 5, 8]), (301, [3, 5, 8]), (300, [3, 5, 7]), (150, [3, 4]), (110, [3]), (70, [2]), (5, [1])],
+    [
+        (50_000, [3, 5, 8]),
+        (430, [3, 5, 8]),  # 3 layers are 9 wide
+        (301, [1, 2, 3, 5, 8]),
+        (300, [1, 2, 3, 5, 7]),
+        (150, [1, 2, 3, 4]),
+        (110, [1, 2, 3]),
+        (70, [1, 2]),
+        (5, [1]),
+    ],
 )
 def test_all_that_compete_are_within_the_budget(n_parameters, depths):
     configs = networks_for_budget(n_parameters, None, d_in=3)
