@@ -120,11 +120,10 @@ def _origin(header: dict[str, str], steps: list[np.ndarray | None]) -> np.ndarra
     """The middle of the first voxel. Without directions, axis mins give this middle, or the edge for cell centers."""
     if "space origin" in header or "space directions" in header:
         return np.array(header.get("space origin", "(0,0,0)").strip("()").split(","), float)
-    starts = _figures(header, "axis mins" if "axis mins" in header else "axismins", len(steps))
-    centers = header.get("centers", header.get("centerings", "")).split() or ["???"] * len(steps)
+    starts, are_cells = _figures(header, "axis mins", len(steps)), _are_cells(header, len(steps))
     grid = [
-        (start, step.sum() / 2 if center == "cell" else 0.0)
-        for start, center, step in zip(starts, centers, steps, strict=True)
+        (start, step.sum() / 2 if is_cell else 0.0)
+        for start, is_cell, step in zip(starts, are_cells, steps, strict=True)
         if step is not None
     ]
     origin = [start + half if math.isfinite(start) else 0.0 for start, half in grid[:3]]
@@ -132,13 +131,27 @@ def _origin(header: dict[str, str], steps: list[np.ndarray | None]) -> np.ndarra
 
 
 def _spacings(header: dict[str, str], n_axes: int) -> list[float]:
-    """The spacing of each axis; 1 where the header gives none."""
-    return [length if math.isfinite(length) else 1.0 for length in _figures(header, "spacings", n_axes)]
+    """The spacing of each axis, as the header gives it, or by its axis mins and maxs; 1 where it gives neither."""
+    given, sizes = (_figures(header, field, n_axes) for field in ("spacings", "sizes"))
+    starts, ends = (_figures(header, field, n_axes) for field in ("axis mins", "axis maxs"))
+    counts = [max(n - (not is_cell), 1) for n, is_cell in zip(sizes, _are_cells(header, n_axes), strict=True)]
+    spans = [(end - start) / n for start, end, n in zip(starts, ends, counts, strict=True)]
+    spans = [span if math.isfinite(span) and span else 1.0 for span in spans]
+    return [length if math.isfinite(length) else span for length, span in zip(given, spans, strict=True)]
+
+
+def _are_cells(header: dict[str, str], n_axes: int) -> list[bool]:
+    """For each axis, whether its ends are those of the outer voxels; otherwise they are the middles of these."""
+    centers = header.get("centers", header.get("centerings", "")).split() or ["???"] * n_axes
+    if len(centers) != n_axes:
+        raise ValueError(f"{len(centers)} centers of {n_axes} axes")
+    return [center == "cell" for center in centers]
 
 
 def _figures(header: dict[str, str], field: str, n_axes: int) -> list[float]:
-    """The number that a field of the header gives for each axis; NaN where it gives none."""
-    found = [float(text) for text in header.get(field, "").split()] or [math.nan] * n_axes
+    """The number that a field of the header gives for each axis; NaN where it gives none. Spaces may be left out."""
+    text = header.get(field, header.get(field.replace(" ", ""), ""))
+    found = [float(number) for number in text.split()] or [math.nan] * n_axes
     if len(found) != n_axes:
         raise ValueError(f"{len(found)} {field} of {n_axes} axes")
     return found

@@ -517,6 +517,21 @@ def test_nrrd_without_directions_begins_where_its_axes_do(fields, origin, tmp_pa
     assert volume.geometry.direction == IDENTITY and volume.geometry.space == ""
 
 
+@pytest.mark.parametrize(
+    ("centers", "spacing", "origin"),
+    [("node node node", (0.5, 1.0, 2.0), 10.0), ("cell node node", (0.375, 1.0, 2.0), 10.1875)],
+)
+def test_nrrd_of_axes_that_say_where_they_end(centers, spacing, origin, tmp_path):
+    """A spacing that is given counts more."""
+    header = "NRRD0004\ntype: float\ndimension: 3\nsizes: 4 3 2\nspacings: nan nan 2\nencoding: raw\nendian: little\n"
+    header += f"axis mins: 10 5 -2\naxis maxs: 11.5 7 5\ncenters: {centers}\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + bytes(4 * 24))
+    geometry = read_volume(str(tmp_path / "a.nrrd")).geometry
+    assert geometry.spacing == spacing and geometry.origin == (origin, 5.0, -2.0)
+    (tmp_path / "a.nrrd").write_bytes(header.replace("spacings: nan nan 2\n", "").encode() + bytes(4 * 24))
+    assert read_volume(str(tmp_path / "a.nrrd")).geometry.spacing == (*spacing[:2], 7.0)
+
+
 def test_nrrd_of_components_that_begins_elsewhere(tmp_path):
     header = b"NRRD0004\ntype: float\ndimension: 4\nsizes: 2 4 3 2\nkinds: vector domain domain domain\n"
     header += b"axis mins: nan 10 5 -2\nencoding: raw\nendian: little\n\n"
