@@ -92,7 +92,6 @@ def write_points(opt: arguments.Options, field: NeuralField) -> tuple[Figures, d
 
     Returns counts, the file by key, and its bytes.
     """
-    check_derived([opt.recon], opt.typed, opt.compressed)
     positions = points.read_points(opt.points, len(field.header.shape))
     is_outside = ~field.contains(positions)
     n_outside = int(is_outside.sum())
@@ -126,7 +125,8 @@ def write_volume_files(
     output, beside = output.named(field)
     files = [*output.files(), *beside]
     check_outputs(files, inputs)
-    check_derived(files, opt.typed, opt.compressed)
+    if not opt.volume:  # which is not the name of an output, as it was checked
+        check_derived(files, opt.typed, opt.compressed)
     box, steps, clipped = grid.as_voxel_box(), {}, {}
     is_compared = volume is not None and box is not None
     values = ValueRange(*volume.value_limits, volume.fill) if volume else None

@@ -69,7 +69,7 @@ def check_derived(paths: Sequence[str], typed: str | None, source: str) -> None:
     """
     for path in paths if typed else ():
         with contextlib.suppress(FileNotFoundError):
-            if path != typed and os.stat(path).st_mtime < os.stat(source).st_mtime:
+            if path != typed and not path.endswith(".pvd") and os.stat(path).st_mtime < os.stat(source).st_mtime:
                 what = f"would be overwritten and may be the source of {source}, as it is older"
                 raise UserError(f"{path}: {what}: choose another --recon name, or remove it")
 

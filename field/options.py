@@ -100,7 +100,10 @@ def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
 
 
 def parse(argv: Sequence[str]) -> arguments.Options:
-    """The options, checked together, with the final name of the output. typed: the name given. Raises UserError."""
+    """The options, checked together, with the final name of the output; `typed`, unless it is the default one.
+
+    Raises UserError.
+    """
     opt = build_parser().parse_args(argv)
     arguments.check_volume_arguments(opt)
     arguments.settle_blob(opt)
@@ -118,5 +121,5 @@ def parse(argv: Sequence[str]) -> arguments.Options:
         opt.recon = output_path(typed)
         if opt.gradient and suffix_of(opt.recon) != ".vti":
             raise UserError(f"{opt.recon}: --gradient needs a file that holds several arrays: .vti")
-    opt.typed = None if typed == RECON else typed
+    opt.typed = None if typed == RECON else opt.recon
     return arguments.Options(**vars(opt))

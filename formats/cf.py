@@ -182,17 +182,16 @@ def _listed_coordinates(name: str, variable: Variable) -> set[str]:
 def _scalar_time(name: str, variable: Variable, scalars: Mapping[str, Variable]) -> Variable | None:
     """The number that is the time of a variable without an axis of time (CF, section 5.7); None unless there is one.
 
-    Of several, the one that is called time is it: another may be the time at which a forecast began.
+    Of several, the one whose standard name is time is it. The time at which a forecast began is not.
     """
-    listed = _listed_coordinates(name, variable)
-    found = {key: scalar for key, scalar in scalars.items() if key in listed and _role(key, scalar) == "t"}
-    called = [
-        scalar
-        for key, scalar in found.items()
-        if scalar.text("standard_name").lower() == "time" or NAMES.get(key.rsplit("/", 1)[-1].lower()) == "t"
-    ]
-    meant = called or [*found.values()]
-    return meant[0] if len(meant) == 1 else None
+    listed, found = _listed_coordinates(name, variable), {}
+    for key, scalar in scalars.items():
+        standard = scalar.text("standard_name").lower()
+        is_known = scalar.dtype.kind != "i" or scalar.source[...] > np.iinfo(scalar.dtype).min  # which xarray's NaT is
+        if key in listed and standard in ("", "time") and _role(key, scalar) == "t" and is_known:
+            found[key] = standard
+    meant = [key for key, standard in found.items() if standard] or [*found]
+    return scalars[meant[0]] if len(meant) == 1 else None
 
 
 def _axis_attributes(axes: Mapping[str, Variable | None]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from functools import partial
 from xml.sax.saxutils import quoteattr
 
 import numpy as np
@@ -29,6 +30,8 @@ NUMBER = re.compile(  # in a name; an exponent without a sign needs a separator 
     re.VERBOSE | re.IGNORECASE,
 )
 
+INTEGER = re.compile(r"\d+")
+
 # --- read -------------------------------------------------------------------------------------------
 
 
@@ -42,23 +45,29 @@ def files_of(path: str) -> list[str]:
 
     Numbers may have a decimal part, an exponent, and a sign after a separator: t_-1 before t_1e-05 before t_0.25. The
     parts of a version, as 1.2.10 or v1.10, are integers. So are the numbers of the suffix, which is no decimal part.
+    All numbers are integers if two names are equal by their decimals, as 2020.1 and 2020.10.
     """
+    if not is_pattern(path):
+        return [path]
 
-    def key(path: str) -> tuple[list, list]:
+    def key(path: str, number: re.Pattern = NUMBER) -> tuple:
         stem, suffix = (path, "") if os.path.isdir(path) else os.path.splitext(path)
-        return _natural(stem), _natural(suffix)
+        return _natural(stem, number), _natural(suffix, number)
 
-    return sorted(sorted(glob.glob(path)), key=key) if is_pattern(path) else [path]
+    paths = sorted(glob.glob(path))
+    if len({*map(key, paths)}) < len(paths):
+        return sorted(paths, key=partial(key, number=INTEGER))
+    return sorted(paths, key=key)
 
 
-def _natural(name: str) -> list[tuple[str, list[Decimal]]]:
-    """A name as texts, each with the number after it, of several parts if it is a version; [] after the last text."""
+def _natural(name: str, number: re.Pattern) -> tuple[tuple[str, tuple[Decimal, ...]], ...]:
+    """A name as texts, each with the number after it, of several parts if it is a version; () after the last text."""
     parts, end = [], 0
-    for found in NUMBER.finditer(name):
-        numbers = found[0].split(".") if found["version"] else [found[0]]
-        parts.append((name[end : found.start()], [Decimal(number) for number in numbers]))
+    for found in number.finditer(name):
+        numbers = found[0].split(".") if found.lastgroup else [found[0]]
+        parts.append((name[end : found.start()], tuple(map(Decimal, numbers))))
         end = found.end()
-    return [*parts, (name[end:], [])]
+    return (*parts, (name[end:], ()))
 
 
 def pattern_of(path: str) -> str:
@@ -75,10 +84,10 @@ def read_files(pattern: str, read: Callable[[str], Volume], is_series: bool) -> 
 
     Files of one voxel along z are slices of a volume, stacked along z, unless `is_series`. All others are steps of a
     series, whose first axis is time. Memory-mapped steps stay mapped: the array is a StackedSteps. If every file has a
-    time, the steps are in the order of their times. The step and the start of time come from the files if these times
-    are in equal steps; otherwise they are 1 and 0. The fill value of some files counts for all. Raises VolumeError when
-    no file matches, when a file differs from the first one in more than values and time, and when two files give
-    different fill values.
+    time of its own, the steps are in the order of their times. The step and the start of time come from the files if
+    these times are in equal steps; otherwise they are 1 and 0. The fill value of some files counts for all. Raises
+    VolumeError when no file matches, when a file differs from the first one in more than values and time, and when two
+    files give different fill values.
     """
     paths = files_of(pattern)
     if not paths:
@@ -103,7 +112,7 @@ def read_files(pattern: str, read: Callable[[str], Volume], is_series: bool) -> 
     elif not has_one_moment:
         times = [None]
         console.warn(pattern, "its times do not count from one moment: taken as 0, 1, 2, ...")
-    elif not without and np.isfinite(times).all():
+    elif not without and np.isfinite(times).all() and len({*times}) == len(times):
         order = np.argsort(times, kind="stable").tolist()
         arrays, times = [arrays[k] for k in order], [times[k] for k in order]
     geometry = with_times(pattern, first.geometry, times)

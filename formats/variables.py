@@ -51,7 +51,8 @@ def chosen(path: str, variables: Mapping[str, Variable], name: str | None) -> st
         raise VolumeError(f"{path}: holds no array {name!r}, only {_listed(variables)}")
     if not variables:
         raise VolumeError(f"{path}: expected arrays of numbers, found none")
-    n_axes = {name: min(sum(n > 1 for n in found.shape), 3) for name, found in variables.items()}
+    data = {name: found for name, found in variables.items() if found.dims != (name,)}  # without coordinates
+    n_axes = {name: min(sum(n > 1 for n in found.shape), 3) for name, found in (data or variables).items()}
     most = [name for name, n in n_axes.items() if n == max(n_axes.values())]
     if len(most) != 1:
         raise VolumeError(f"{path}: expected --array, the name of one of its arrays: {_listed(variables)}")

@@ -257,6 +257,26 @@ def test_snapshots_with_a_scalar_time(tmp_path, kind):
     assert volume.geometry.attributes_of("t") == said and volume.geometry.units_of("z") == "m"
 
 
+def test_the_time_of_a_forecast_is_not_that_of_its_begin(tmp_path):
+    """As cfgrib writes it: `time` is the begin, and `valid_time` has the standard name time. NaT is no time."""
+    said, data = {"units": "hours since 2001-01-01"}, grid(slanted(SHAPE), ("z", "y", "x"))
+    begin = ((), 3.0, said | {"standard_name": "forecast_reference_time"})
+    path = write(tmp_path, "nc4", data.assign_coords(time=begin))
+    assert read_volume(path).time is None
+    path = write(
+        tmp_path, "nc4", data.assign_coords(time=begin, valid_time=((), 15.0, said | {"standard_name": "time"}))
+    )
+    assert read_volume(path).time == 15.0
+    path = write(tmp_path, "nc4", data.assign_coords(time=((), np.iinfo(np.int64).min, said)))
+    assert read_volume(path).time is None
+
+
+def test_an_axis_alone_is_not_taken_for_its_coordinate(tmp_path):
+    x, array = np.arange(12.0), slanted((12, 1, 1))
+    path = write(tmp_path, "nc4", grid(array, x=(x, {}), y=(x[:1], {}), z=(x[:1], {})))
+    np.testing.assert_array_equal(whole(read_volume(path).array), array)
+
+
 def test_a_number_that_is_no_coordinate_is_no_time(tmp_path):
     said = {"units": "hours since 2001-01-01"}
     data = grid(slanted(SHAPE)).assign(time=((), 6.0, said))

@@ -62,6 +62,7 @@ def test_natural_order(tmp_path):
         "step_1.5d step_2.5d step_10.5d",
         "t_20240105123456789012 t_20240105123456789013",
         "a1e9999 a1e10000 a1e-9999",
+        "m_2020.1 m_2020.2 m_2020.9 m_2020.10 m_2020.11 m_2021.1",
     ],
 )
 @pytest.mark.parametrize("suffix", [".npy", ".nii.gz", ".h5"])
@@ -166,9 +167,11 @@ def test_times_that_the_files_say(tmp_path, capsys, times, spacing, origin):
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("times", [[0.0, 0.1, 0.3], [1.0, 1.0, 1.0], [0.0, np.nan, 2.0]])
+@pytest.mark.parametrize("times", [[0.0, 0.1, 0.3], [1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, np.nan, 2.0]])
 def test_times_that_are_not_in_equal_steps_are_replaced(tmp_path, capsys, times):
+    """Times that repeat do not put the files in another order."""
     volume = read_volume(write_steps(tmp_path, 3, times))
+    np.testing.assert_array_equal(whole(volume.array), np.stack([100 * t + slanted(SHAPE) for t in range(3)]))
     assert volume.geometry.spacing[0] == 1.0 and volume.geometry.origin[0] == 0.0
     assert "not in equal steps" in capsys.readouterr().err
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy as np
 import pytest
 import torch
@@ -322,16 +320,6 @@ def test_points_of_nan_are_named_so(blob, tmp_path):
 def test_points_never_unpickle(blob, tmp_path):
     np.save(tmp_path / "p.npy", np.array([[{}, {}, {}]]), allow_pickle=True)
     assert "p.npy" in error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / "p.npy")
-
-
-def test_points_are_not_written_over_an_older_file_of_another_name(blob, tmp_path):
-    np.save(tmp_path / "p.npy", POINTS)
-    (tmp_path / "o.npy").write_bytes(b"old")
-    os.utime(tmp_path / "o.npy", (1_000, 1_000))
-    argv = ("--compressed", blob, "--points", tmp_path / "p.npy")
-    assert "o.npy: would be overwritten" in error_of(net_decompress.main, *argv, "--recon", tmp_path / "o")
-    assert (tmp_path / "o.npy").read_bytes() == b"old"
-    assert len(decompress(blob, tmp_path / "o.npy", "--points", tmp_path / "p.npy")) == len(POINTS)
 
 
 @pytest.mark.parametrize("other", [("--roi", ":,:,:"), ("--resolution", "2,2,2"), ("--volume", "v.npy")])
