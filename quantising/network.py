@@ -103,13 +103,11 @@ class NetworkRounding:
 
         def trained(fineness: dict) -> tuple[list[QuantisedLayer], float]:
             """The layers of rounding with training, by steps so fine, and the PSNR of what they decode to."""
-            rounded, seed, n_threads = (
-                copy.deepcopy(self.net).to(self.device),
-                self.options.seed,
-                self.options.n_threads,
-            )
+            rounded, options = copy.deepcopy(self.net).to(self.device), self.options
             steps = choose_steps(self.net, sensitivity, **fineness)
-            layers = rounding.round_and_train(rounded, sampler, steps, self.factors, recipe, seed, on_step, n_threads)
+            layers = rounding.round_and_train(
+                rounded, sampler, steps, self.factors, recipe, options.seed, on_step, options.n_threads
+            )
             return layers, self._measured_psnr(rounded)
 
         first, *finer = policy.finenesses(self.options, lead, self.net.n_parameters, error)
