@@ -12,7 +12,11 @@ from helpers.scripts import train
 
 from training import streaming
 
-pytestmark = pytest.mark.skipif(not torch.__version__.startswith(VERSIONS), reason="needs another version of torch")
+pytestmark = [
+    pytest.mark.skipif(not torch.__version__.startswith(VERSIONS), reason="needs another version of torch"),
+    # Triton would start its kernels on the real one.
+    pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real GPU"),
+]
 
 
 @pytest.fixture(autouse=True)
