@@ -125,8 +125,8 @@ def write_volume_files(
     output, beside = output.named(field)
     files = [*output.files(), *beside]
     check_outputs(files, inputs)
-    if not opt.volume:  # which is not the name of an output, as it was checked
-        check_derived(files, opt.typed, opt.compressed)
+    if opt.is_named and not opt.volume:  # which is not the name of an output, as it was checked
+        check_derived([path for path in files if path != opt.recon], opt.compressed)
     box, steps, clipped = grid.as_voxel_box(), {}, {}
     is_compared = volume is not None and box is not None
     values = ValueRange(*volume.value_limits, volume.fill) if volume else None

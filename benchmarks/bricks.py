@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import ROOT, random_field, read_scalar, table_head, table_row
+from shared import ROOT, random_field, read_scalar, side_of_field, table_head, table_row
 
 from cli import console
 from field.blob import decode_field
@@ -112,11 +112,11 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in opt.volumes:
             path = name
-            if name.startswith("field:"):
-                path = f"{folder}/field_{name[6:]}.npy"
+            if side := side_of_field(name):
+                path = f"{folder}/field_{side}.npy"
                 # In a process of its own: a script would count the memory of the process that starts it.
                 with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    pool.submit(save_random_field, path, int(name[6:])).result()
+                    pool.submit(save_random_field, path, side).result()
             volume = read_scalar(path).array
             for ratio in opt.compression_ratio:
                 for bricks in opt.bricks:

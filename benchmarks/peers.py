@@ -21,7 +21,7 @@ import hdf5plugin
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import random_field, read_scalar, table_head, table_row
+from shared import random_field, read_scalar, side_of_field, table_head, table_row
 
 from cli import console
 from field.metrics import compare
@@ -120,8 +120,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("volume", metavar="VOLUME", help="a file, or field:N, a random field of N^3 voxels")
     parser.add_argument("--bytes", type=int, nargs="+", required=True, help="sizes of the file")
     opt = parser.parse_args(argv)
-    is_field = opt.volume.startswith("field:")
-    volume = random_field(int(opt.volume[6:])) if is_field else read_scalar(opt.volume).array
+    side = side_of_field(opt.volume)
+    volume = random_field(side) if side else read_scalar(opt.volume).array
     print(table_head(["codec", "bytes", "dB"]), flush=True)
     for codec in available():
         for n_bytes in opt.bytes:

@@ -29,6 +29,11 @@ def read_scalar(path: str) -> Volume:
     return volume
 
 
+def side_of_field(name: str) -> int | None:
+    """N of a volume that is named field:N, which is a `random_field`; None for a file."""
+    return int(name.removeprefix("field:")) if name.startswith("field:") else None
+
+
 def random_field(n: int, seed: int = 0) -> np.ndarray:
     """n^3 float32: exp(g), where g is a Gaussian field with the spectrum k^-5/3, cut off at waves of FINEST voxels."""
     k = [np.fft.fftfreq(n).astype(np.float32)] * 2 + [np.fft.rfftfreq(n).astype(np.float32)]

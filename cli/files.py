@@ -61,15 +61,14 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
     _remove_leftovers(outputs)
 
 
-def check_derived(paths: Sequence[str], typed: str | None, source: str) -> None:
-    """Raise UserError if one of `paths`, to be made of the file `source`, is there and is older than `source`.
+def check_derived(paths: Sequence[str], source: str) -> None:
+    """Raise UserError if one of `paths`, whose names nobody typed, is there and is older than the file `source`.
 
-    It may be what `source` was made of. typed: the name that the user gave, which may be replaced at any age; all
-    others were derived from it. None if no name was given: nobody calls a source as a script does.
+    It may be what `source` was made of, and `paths` are to be made of `source`. A .pvd file holds no volume.
     """
-    for path in paths if typed else ():
+    for path in paths:
         with contextlib.suppress(FileNotFoundError):
-            if path != typed and not path.endswith(".pvd") and os.stat(path).st_mtime < os.stat(source).st_mtime:
+            if not path.endswith(".pvd") and os.stat(path).st_mtime < os.stat(source).st_mtime:
                 what = f"would be overwritten and may be the source of {source}, as it is older"
                 raise UserError(f"{path}: {what}: choose another --recon name, or remove it")
 

@@ -100,26 +100,24 @@ def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
 
 
 def parse(argv: Sequence[str]) -> arguments.Options:
-    """The options, checked together, with the final name of the output; `typed`, unless it is the default one.
+    """The options, checked together, with the final name of the output. Raises UserError.
 
-    Raises UserError.
+    is_named: whether this name is another one than the default.
     """
     opt = build_parser().parse_args(argv)
     arguments.check_volume_arguments(opt)
     arguments.settle_blob(opt)
     if not os.path.basename(opt.recon):  # a name of only a suffix would be a hidden file
         raise UserError(f"--recon: expected the name of a file to write, found {opt.recon!r}")
-    typed = opt.recon
     if opt.points:
         for name in ("roi", "time", "resolution", "volume", "preview"):
             if getattr(opt, name) is not None:
                 raise UserError(f"--points and --{name}: give one of them")
-        opt.recon = points.points_path(typed, opt.points)
-    else:
-        if opt.outside != "error":
-            raise UserError("--outside belongs to --points")
-        opt.recon = output_path(typed)
-        if opt.gradient and suffix_of(opt.recon) != ".vti":
-            raise UserError(f"{opt.recon}: --gradient needs a file that holds several arrays: .vti")
-    opt.typed = None if typed == RECON else opt.recon
-    return arguments.Options(**vars(opt))
+        opt.recon = points.points_path(opt.recon, opt.points)
+        return arguments.Options(**vars(opt))
+    if opt.outside != "error":
+        raise UserError("--outside belongs to --points")
+    is_named, opt.recon = opt.recon != RECON, output_path(opt.recon)
+    if opt.gradient and suffix_of(opt.recon) != ".vti":
+        raise UserError(f"{opt.recon}: --gradient needs a file that holds several arrays: .vti")
+    return arguments.Options(**vars(opt), is_named=is_named)

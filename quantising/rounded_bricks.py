@@ -118,17 +118,18 @@ class BricksRounding:
     def _task(self, k: int, options: RoundingOptions, per_weight: float, volume: Volume | None) -> tuple:
         """What `_round_brick` takes for a brick."""
         box, low, high = self.boxes[k], self.bricks.cut.low[k], self.bricks.cut.high[k]
-        shape, missing = shape_of(box), missing_in(self.header, box)
-        n_present = math.prod(shape) - (missing.count if missing else 0)
         if volume:
             brick = brick_volume(volume, self.header.values, box)
             header = dataclasses.replace(header_of(brick), low=low, high=high)
         else:
-            brick, header = None, VolumeHeader(shape, low, high, Geometry.plain(len(box)), missing)
-        error = per_weight * self._size(k) / max(n_present, 1) / error_factor(low, high)
+            brick, header = (
+                None,
+                VolumeHeader(shape_of(box), low, high, Geometry.plain(len(box)), missing_in(self.header, box)),
+            )
+        error = per_weight * self._size(k) / max(header.n_present, 1) / error_factor(low, high)
         own = {"error": None if math.isnan(error) else error, "seed": options.seed + k}
         if options.n_passes and self.options.n_passes is None:
-            own["n_passes"] = passes_over(options.n_passes, n_present, math.prod(shape))
+            own["n_passes"] = passes_over(options.n_passes, header.n_present, header.n_voxels)
         options = dataclasses.replace(options, **own)
         return options, self.configs[k], self.bricks.networks[k][1], header, brick, self.device
 

@@ -34,6 +34,11 @@ def flat_coordinates(axes: list[torch.Tensor], flat: torch.Tensor) -> torch.Tens
     return torch.stack(columns[::-1], dim=-1)
 
 
+def all_coordinates(axes: list[torch.Tensor]) -> torch.Tensor:
+    """The `flat_coordinates` of all voxels of a grid."""
+    return flat_coordinates(axes, torch.arange(math.prod(map(len, axes)), device=axes[0].device))
+
+
 def draw_by_density(density: torch.Tensor, n_drawn: int = JUDGING_VOXELS) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws `n_drawn` voxels or points by a density whose mean is 1. Returns their indices and weights.
 
@@ -168,7 +173,7 @@ class VoxelSampler:
     @functools.cached_property
     def coordinates(self) -> torch.Tensor:
         """The coordinates (voxels, d_in) of all voxels. A GPU takes less time to read than to compute them."""
-        return flat_coordinates(self.axes, torch.arange(len(self.values), device=self.values.device))
+        return all_coordinates(self.axes)
 
     @functools.cached_property
     def mirrors(self) -> list[float | None]:

@@ -20,15 +20,8 @@ from training.sampler import VoxelSampler
 DEPTHS = 3, 5, 8  # layers of the networks that compete
 MIDDLE_DEPTH = 5  # layers of the network where no trials are worth the time
 SHALLOW_DEPTHS, NARROW = (1, 2), 8  # layers of further ones, if the shallowest of the others is at most so wide
-HEAD_START = {
-    1: 2.0,
-    2: 1.3,
-    3: 0.7,
-    4: 0.5,
-    6: -0.1,
-    7: -0.3,
-    8: -0.4,
-}  # lead of a depth over 5 layers that the fit makes up for, dB
+# Lead of a depth over 5 layers that the fit makes up for, dB.
+HEAD_START = {1: 2.0, 2: 1.3, 3: 0.7, 4: 0.5, 6: -0.1, 7: -0.3, 8: -0.4}
 NARROW_HEAD_START = 1.3  # further lead of a shallower network, if it is at most TRIED_NEURONS wide, dB
 DB_PER_OCTAVE = 4.5  # what twice the bytes of a file gain, about
 LAYER_WEIGHTS = 10  # weights that take as many bytes as the record of a linear layer does in a file

@@ -23,7 +23,7 @@ from training.fitting import new_networks
 from training.optimizers import padded
 from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
-from training.sampler import VoxelSampler, flat_coordinates
+from training.sampler import VoxelSampler, all_coordinates
 from training.step import StepFunction
 from training.weights import vector_of
 
@@ -124,9 +124,7 @@ class StackedSampler:
         self.starts = np.cumsum([0, *self.sizes[:-1]]).tolist()
         self.n_voxels = max(brick.n_voxels for brick in bricks)  # of the brick with the most, which sets the steps
         self.values = torch.cat([brick.values.to(self.device) for brick in bricks])
-        all_of = [torch.arange(n, device=brick.values.device) for n, brick in zip(self.sizes, bricks, strict=True)]
-        coordinates = [flat_coordinates(brick.axes, flat) for flat, brick in zip(all_of, bricks, strict=True)]
-        self.coordinates = torch.cat([x.to(self.device) for x in coordinates])
+        self.coordinates = torch.cat([all_coordinates(brick.axes).to(self.device) for brick in bricks])
 
     def deviations(self) -> torch.Tensor:
         """As `VoxelSampler.deviations`."""
