@@ -182,7 +182,7 @@ def rounded_networks(
 def before_rounding(networks: FieldNet | Bricks, header: VolumeHeader) -> NeuralField:
     """The field that the networks hold."""
     is_cut = isinstance(networks, Bricks)
-    return NeuralField.of_bricks(header, networks) if is_cut else NeuralField.of(networks, header)
+    return NeuralField(header, networks) if is_cut else NeuralField.of(networks, header)
 
 
 def warn_of_another_volume(path: str, psnr: float, expected: float) -> None:
@@ -221,7 +221,7 @@ def main(argv: Sequence[str]) -> None:
             readable = decode_field(blob, large=True)  # what is written can be read
         except BlobError as error:
             raise UserError(f"{opt.net}: cannot be rounded: {error}") from None
-        field = NeuralField.of_bricks(*readable, n_threads=opt.num_workers)
+        field = NeuralField(*readable, n_threads=opt.num_workers)
         if volume:
             decoded, chosen = field.lazy(), measured_boxes(volume.values)
             metrics = compare(volume.array, decoded, found.values, progress.each(chosen, per_measuring))

@@ -74,7 +74,7 @@ def read_field(opt: arguments.Options, data: bytes, device: object) -> tuple[Neu
             warn(f"{opt.volume}: has another range than {opt.compressed}{clipped}")
         if "missing" in differing:
             warn(f"{opt.volume}: other voxels are missing than in {opt.compressed}, left out in either")
-    return NeuralField.of_bricks(header, bricks, device, opt.num_workers), volume
+    return NeuralField(header, bricks, device, opt.num_workers), volume
 
 
 def grid_of(opt: arguments.Options, field: NeuralField) -> Grid:

@@ -60,6 +60,7 @@ from shared import table_head, table_row
 
 from cli import console
 from field.blob import decode_field
+from field.bricks import Bricks
 from field.header_chunks import check_header
 from field.network_chunk import check_network
 from field.neural_field import NeuralField
@@ -113,8 +114,8 @@ def read_blob(folder: Path) -> object:
         check_network(network)
         assert all(np.isfinite(tensor).all() for tensor in tensors.values())
     if any(kind == b"B" for kind, _ in chunks_of(data)):
-        return few_voxels(NeuralField.of_bricks(*decode_field(data)))
-    return [few_voxels(NeuralField(header, network, tensors)) for network, tensors in networks]
+        return few_voxels(NeuralField(*decode_field(data)))
+    return [few_voxels(NeuralField(header, Bricks.whole(*network))) for network in networks]
 
 
 def few_voxels(field: NeuralField) -> int:
@@ -268,8 +269,7 @@ def read_configuration(folder: Path) -> object:
     files = SimpleNamespace(network=folder / "thenet.pth", config=folder / "thenet.json")
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         data = compress(files, folder / "blob", "--cluster_bits", 5)
-    header, ((network, tensors),) = decode_blob(data)
-    return few_voxels(NeuralField(header, network, tensors))
+    return few_voxels(NeuralField(*decode_field(data)))
 
 
 # --- the runs ---------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def run(script: str, *arguments: object) -> tuple[dict[str, str], float, float]:
 def seams(original: np.ndarray, blob: str) -> list[str]:
     """The three ratios of the module's text, over all axes that are cut; empty where none is."""
     header, bricks = decode_field(Path(blob).read_bytes(), large=True)
-    field = NeuralField.of_bricks(header, bricks, n_threads=os.cpu_count() or 1)
+    field = NeuralField(header, bricks, n_threads=os.cpu_count() or 1)
     counts, _, _, mirrors = bricks.cut
     if math.prod(counts) == 1:
         return [""] * 3

@@ -30,30 +30,20 @@ INSIDE = 1e-6  # voxels by which rounding may move a point on the boundary out o
 
 
 class NeuralField(ArrayInterface):
-    """A field and the network that holds it: an array whose values are evaluated when they are asked for.
+    """A field and the networks that hold it: an array whose values are evaluated when they are asked for.
 
     It is safe to use from several threads, and can be pickled.
 
-    header: shape, range, geometry and name of the field. network: the fields of SirenConfig. weights: the float32
-    parameters by name. device: "cpu" or a CUDA device that torch knows, else a ValueError; n_threads: on the CPU.
+    header: shape, range, geometry and name of the field. bricks: its networks; see Bricks.whole for a single one.
+    device: "cpu" or a CUDA device that torch knows, else a ValueError; n_threads: on the CPU.
     """
 
-    def __init__(
-        self,
-        header: VolumeHeader,
-        network: dict,
-        weights: dict[str, np.ndarray],
-        device: object = "cpu",
-        n_threads: int = 1,
-    ):
-        self._hold(header, device, n_threads)
-        self.evaluator = OneNetwork(network, weights, header.shape, self.values.extent, self.device, n_threads)
-
-    def _hold(self, header: VolumeHeader, device: object, n_threads: int) -> None:
-        self.header, self.device, self.n_threads = header, str(device), n_threads
+    def __init__(self, header: VolumeHeader, bricks: Bricks, device: object = "cpu", n_threads: int = 1):
+        self.header, self.values, self.device, self.n_threads = header, header.values, str(device), n_threads
         if self.device.partition(":")[0] not in CHUNK:
             raise ValueError(f"device: expected cpu or cuda, found {self.device}")
-        self.values = header.values
+        where = header.shape, self.values.extent, self.device, n_threads
+        self.evaluator = OneNetwork(*bricks.networks[0], *where) if bricks.is_whole else Blend(bricks, *where)
 
     @classmethod
     def open(cls, path: str, device: object = "cpu", n_threads: int = 1, large: bool = False) -> NeuralField:
@@ -62,23 +52,13 @@ class NeuralField(ArrayInterface):
         The networks of bricks are decoded when they are needed. So a blob with wrong ones may raise BlobError later.
         large: also a blob of more than 2^24 weights, or with a mask of more than 2^30 voxels.
         """
-        return cls.of_bricks(*decode_field(read_regular(path), large), device, n_threads)
-
-    @classmethod
-    def of_bricks(cls, header: VolumeHeader, bricks: Bricks, device: object = "cpu", n_threads: int = 1) -> NeuralField:
-        """The field that the networks of bricks hold."""
-        if bricks.is_whole:
-            return cls(header, *bricks.networks[0], device, n_threads)
-        field = cls.__new__(cls)
-        field._hold(header, device, n_threads)
-        field.evaluator = Blend(bricks, header.shape, field.values.extent, field.device, n_threads)
-        return field
+        return cls(*decode_field(read_regular(path), large), device, n_threads)
 
     @classmethod
     def of(cls, net: object, header: VolumeHeader, device: object = "cpu", n_threads: int = 1) -> NeuralField:
         """The field that a siren.FieldNet holds now; later changes of the network do not change it."""
         weights = {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}
-        return cls(header, dataclasses.asdict(net.config), weights, device, n_threads)
+        return cls(header, Bricks.whole(dataclasses.asdict(net.config), weights), device, n_threads)
 
     # --- on a grid ---
 

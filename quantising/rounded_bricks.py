@@ -70,9 +70,9 @@ class BricksRounding:
         def rounded(error: float) -> tuple[Rounded, NeuralField]:
             found = self._all(psnr_of(error), None)
             readable = decode_field(encode_blob(self.header, found, cut=self.bricks.cut), large=True)
-            return found, NeuralField.of_bricks(*readable, self.device, n_threads)
+            return found, NeuralField(*readable, self.device, n_threads)
 
-        return coarsest_exact(NeuralField.of_bricks(self.header, self.bricks, self.device, n_threads), rounded)
+        return coarsest_exact(NeuralField(self.header, self.bricks, self.device, n_threads), rounded)
 
     def _all(self, psnr: float, volume: Volume | None) -> Rounded:
         """As `layers`, with steps that follow from the PSNR. volume: ready to be cut; None for no training.

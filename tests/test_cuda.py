@@ -39,7 +39,7 @@ def test_integers_are_those_of_the_cpu(dtype):
 
 def test_a_field_in_bricks_is_that_of_the_cpu():
     bricks, header = random_bricks((30, 20, 10), (3, 2, 1), d_out=2, constant=(1,)), make_header((30, 20, 10), d_out=2)
-    here, there = (NeuralField.of_bricks(header, bricks, device) for device in ("cpu", CUDA))
+    here, there = (NeuralField(header, bricks, device) for device in ("cpu", CUDA))
     np.testing.assert_allclose(there.on_grid(), here.on_grid(), rtol=0, atol=2e-6)
     np.testing.assert_allclose(there.gradient_on_grid(), here.gradient_on_grid(), rtol=0, atol=1e-4)
     for dtype in RANGES:

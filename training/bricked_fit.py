@@ -128,7 +128,7 @@ class BrickedFit:
 
     def field(self, header: VolumeHeader, device: torch.device, n_threads: int) -> NeuralField:
         """The result so far as a compressed field. header: of the volume."""
-        return NeuralField.of_bricks(header, self.bricks(), device, n_threads)
+        return NeuralField(header, self.bricks(), device, n_threads)
 
     # --- checkpoints ---
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.networks import arrays, field_net, make_header
+from helpers.networks import field_net, make_header
 from helpers.pictures import read_png
 from helpers.scripts import ROOT
 
@@ -33,7 +33,7 @@ def a_field(shape=(9, 7, 5), low=-2.0, high=3.0, dtype="float32", d_out=1, fill=
     if fill is not None:
         is_gone = (np.indices(shape) < 3).all(axis=0)
         header = dataclasses.replace(header, missing=Mask.of(shape, np.dtype(dtype).type(fill), [is_gone]))
-    return NeuralField(header, dataclasses.asdict(net.config), arrays(net))
+    return NeuralField.of(net, header)
 
 
 KINDS = {

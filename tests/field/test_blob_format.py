@@ -601,7 +601,7 @@ def test_bricks_of_other_axes_or_components_are_not_written():
 def values_of(blob: bytes) -> np.ndarray:
     """What the project decodes a blob to, (voxels, d_out)."""
     header, bricks = blob_format.decode_field(blob)
-    return NeuralField.of_bricks(header, bricks).on_grid().reshape(-1, header.n_components)
+    return NeuralField(header, bricks).on_grid().reshape(-1, header.n_components)
 
 
 # --- golden files -----------------------------------------------------------------------------------

@@ -196,9 +196,9 @@ def test_values_and_derivatives_are_continuous():
 def test_one_brick_of_the_whole_range_is_the_field_itself():
     bricks = random_bricks((9, 7, 5), (1, 1, 1))
     header, ones = make_header((9, 7, 5)), np.ones((1, 1), np.float32)
-    whole = NeuralField.of_bricks(header, Bricks(Cut((1, 1, 1), -ones, ones), bricks.networks))
-    np.testing.assert_array_equal(whole.on_grid(), NeuralField(header, *bricks.networks[0]).on_grid())
-    inner = NeuralField.of_bricks(header, Bricks(Cut((1, 1, 1), -ones, ones / 2), bricks.networks))
+    whole = NeuralField(header, Bricks(Cut((1, 1, 1), -ones, ones), bricks.networks))
+    np.testing.assert_array_equal(whole.on_grid(), NeuralField(header, Bricks.whole(*bricks.networks[0])).on_grid())
+    inner = NeuralField(header, Bricks(Cut((1, 1, 1), -ones, ones / 2), bricks.networks))
     np.testing.assert_allclose(inner.on_grid(), whole.on_grid() * 0.75, rtol=0, atol=1e-6)
 
 
@@ -209,7 +209,7 @@ def test_constant_bricks(is_clipped):
     if is_clipped:
         for _, weights in bricks.networks:
             weights["net_layers.3.bias"] += 5
-    field, ends = NeuralField.of_bricks(make_header((9, 5, 5)), bricks), (bricks.cut.high[:, 0] + 1) / 2
+    field, ends = NeuralField(make_header((9, 5, 5)), bricks), (bricks.cut.high[:, 0] + 1) / 2
     np.testing.assert_allclose(field[0:4], ends[0], rtol=1e-6)
     np.testing.assert_allclose(field[5:], ends[1], rtol=1e-6)
     np.testing.assert_allclose(field[4], ends.mean(), rtol=1e-6)
@@ -250,7 +250,7 @@ def test_halves_are_rounded_as_in_float64():
     n = 3000
     low = np.random.default_rng(0).uniform(-1, 1, (n, 1)).astype(np.float32)
     bricks = Bricks(Cut((n,), low, low), [None] * n)
-    field = NeuralField.of_bricks(make_header((2 * n + 1,), 0, 500_000, "int32"), bricks)
+    field = NeuralField(make_header((2 * n + 1,), 0, 500_000, "int32"), bricks)
     g = low.astype(float).ravel()
     between = ((g[:-1] + g[1:]) / 2 + 1) / 2 * 500_000
     np.testing.assert_array_equal(field[2:-1:2], np.rint(between))

@@ -228,7 +228,7 @@ def test_weights_of_any_size(dtype, omega, is_residual):
             )
             for layer in layer_table(**network)
         ]
-        return NeuralField.of_bricks(*decode_field(encode_blob(header, [(network, layers)])))
+        return NeuralField(*decode_field(encode_blob(header, [(network, layers)])))
 
     field = field_of(0.99)
     values = field[...]
@@ -320,7 +320,7 @@ def test_memory_of_many_bricks():
         for data in (many, constant):
             header, bricks = read_within_bounds(decode_field, data, announced(data))
             assert len(bricks.networks) == n
-    assert NeuralField.of_bricks(header, bricks)[::4096, 0, 0].tolist() == [0.5] * 8
+    assert NeuralField(header, bricks)[::4096, 0, 0].tolist() == [0.5] * 8
     repeated = assemble([field, *[(b"G", b"")] * 500_000])
     with memory_traced():
         assert read_within_bounds(decode_field, repeated, 0) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from helpers.networks import arrays, field_net, make_header
 from helpers.original import original_forward
 
 from field.blob import BlobError
+from field.bricks import Bricks
 from field.evaluation import CHUNK
 from field.layers import parameter_shapes
 from field.neural_field import NeuralField
@@ -26,7 +26,7 @@ def neural_field(shape=(9, 7, 5), low=-2.0, high=3.0, dtype="float32", n_threads
     """A field held by a network of random weights."""
     net = field_net(d_in=len(shape), **network)
     header = make_header(shape, low, high, dtype, net.config.d_out, **geometry)
-    return NeuralField(header, dataclasses.asdict(net.config), arrays(net), n_threads=n_threads)
+    return NeuralField.of(net, header, n_threads=n_threads)
 
 
 def linear_field(slopes=(0.02, -0.03, 0.04), shape=(9, 7, 5), low=0.0, high=10.0, dtype="float32", **fields):
@@ -40,7 +40,8 @@ def linear_field(slopes=(0.02, -0.03, 0.04), shape=(9, 7, 5), low=0.0, high=10.0
     weights = [slopes * 1e-3, np.zeros(n), np.eye(n) * 1e3, np.zeros(n)]
     names = parameter_shapes(**network)
     header = make_header(shape, low, high, dtype, n, **{**GEOMETRY, **fields})
-    return NeuralField(header, network, {n: w.astype(np.float32) for n, w in zip(names, weights, strict=True)})
+    weights = {name: array.astype(np.float32) for name, array in zip(names, weights, strict=True)}
+    return NeuralField(header, Bricks.whole(network, weights))
 
 
 def positions(field: NeuralField, index: np.ndarray) -> np.ndarray:

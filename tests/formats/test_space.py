@@ -136,7 +136,7 @@ def test_positions_are_those_of_simple_itk(tmp_path):
     """Of a field: asked for the place that SimpleITK gives to a voxel, it gives the value on the grid."""
     path = write_source(tmp_path, "nii", OBLIQUE)
     image, volume = sitk.ReadImage(str(path)), read_volume(str(path))
-    field = NeuralField.of_bricks(*decode_field(make_blob(header_of(volume), field_net())))
+    field = NeuralField(*decode_field(make_blob(header_of(volume), field_net())))
     values = field.on_grid(as_float=True)
     points = [image.TransformIndexToPhysicalPoint(index) for index in CORNERS]
     np.testing.assert_allclose(field.at(points), [values[index] for index in CORNERS], rtol=0, atol=1e-2)

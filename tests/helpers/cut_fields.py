@@ -39,7 +39,7 @@ def cut_field(shape, counts, low=-2.0, high=3.0, dtype="float32", n_threads=1, h
     geometry = how.pop("geometry", {})
     bricks = random_bricks(shape, counts, **how)
     header = header or make_header(shape, low, high, dtype, bricks.cut.low.shape[1], **geometry)
-    return NeuralField.of_bricks(header, bricks, n_threads=n_threads)
+    return NeuralField(header, bricks, n_threads=n_threads)
 
 
 def cut_blob(shape, counts, seed=0, constant=(), header=None, bits=6, **network) -> bytes:

@@ -21,14 +21,14 @@ def steep_field(dtype: str, gain: float = 1.2, is_residual: bool = True, **how: 
 
     gain: 1 is the standard deviation of a SIREN's initial weights times the square root of 3. how: device, n_threads.
     """
-    return NeuralField(header_of(SHAPE, dtype), *steep_network(0, gain, is_residual), **how)
+    return NeuralField(header_of(SHAPE, dtype), Bricks.whole(*steep_network(0, gain, is_residual)), **how)
 
 
 def steep_cut_field(dtype: str, n_layers: int = 12, **how: object) -> NeuralField:
     """The same, cut into bricks, one of which is constant."""
     ends = np.float32([[-1.0, 0.3], [-0.7, 1.0], [0.1, 0.1], [-0.9, 0.7]])
     networks = [steep_network(k, 1.2, n_layers=n_layers) if low < high else None for k, (low, high) in enumerate(ends)]
-    return NeuralField.of_bricks(header_of(SMALL, dtype), Bricks(Cut((2, 1, 2), *ends.T[..., None]), networks), **how)
+    return NeuralField(header_of(SMALL, dtype), Bricks(Cut((2, 1, 2), *ends.T[..., None]), networks), **how)
 
 
 def header_of(shape: tuple[int, ...], dtype: str) -> VolumeHeader:

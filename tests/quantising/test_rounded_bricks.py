@@ -28,7 +28,7 @@ def decoded(header, bricks, is_exact, progress=None):
     device, progress = torch.device("cpu"), progress or NoProgress()
     found = BricksRounding(RoundingOptions(), bricks, header, None, device, progress).layers(30.0, is_exact)
     after = decode_field(encode_blob(header, found, cut=bricks.cut))
-    return NeuralField.of_bricks(header, bricks)[...], NeuralField.of_bricks(*after)[...]
+    return NeuralField(header, bricks)[...], NeuralField(*after)[...]
 
 
 def test_integers_that_come_back_exactly_do_so_where_bricks_meet_too(bricks):
