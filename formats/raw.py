@@ -74,5 +74,5 @@ def write_npy(file: BinaryIO, frame: Frame, array: np.ndarray | LazyArray) -> No
     """Write an array in NumPy's own format, in C order."""
     header = {"descr": frame.dtype.str, "fortran_order": False, "shape": tuple(array.shape)}
     np.lib.format.write_array_header_1_0(file, header)
-    for slab in slabs(array, frame.d_in, 0):
+    for slab in slabs(array, frame.d_in):
         file.write(np.ascontiguousarray(slab, frame.dtype))

@@ -76,23 +76,18 @@ def figures(values: np.ndarray | tuple[float, ...], separator: str = " ") -> str
     return separator.join(repr(float(v)) for v in np.ravel(values))
 
 
-def slabs(array: np.ndarray | LazyArray, d_in: int, axis: int) -> Iterator[np.ndarray]:
-    """Yield the array in slabs along one of its axes. d_in: the number of grid axes."""
-    n = array.shape[axis]
-    per_plane = math.prod(array.shape) * array.dtype.itemsize // n
+def slabs(array: np.ndarray | LazyArray, d_in: int) -> Iterator[np.ndarray]:
+    """Yield the array in slabs along its first axis. d_in: the number of grid axes."""
+    n, *others = array.shape
+    per_plane = math.prod(others) * array.dtype.itemsize
     step = max(1, SLAB_BYTES // per_plane)
     for start in range(0, n, step):
-        box = [slice(0, length) for length in array.shape[:d_in]]
-        box[axis] = slice(start, min(start + step, n))
-        yield array[tuple(box)]
+        yield array[(slice(start, min(start + step, n)), *(slice(0, length) for length in others[: d_in - 1]))]
 
 
 def x_fastest(array: np.ndarray | LazyArray, frame: Frame) -> Iterator[np.ndarray]:
     """Yield the values in the order of most files: x fastest, the components of a voxel together."""
-    d_in = frame.d_in
-    for slab in slabs(array, d_in, d_in - 1):
-        order = (*reversed(range(d_in)), *range(d_in, slab.ndim))
-        yield np.ascontiguousarray(slab.transpose(order), frame.dtype)
+    return (values for _, values in slices_first(array, frame.d_in, frame.dtype))
 
 
 def slices_first(
@@ -119,7 +114,7 @@ def planar(array: np.ndarray | LazyArray, frame: Frame) -> Iterator[np.ndarray]:
         yield from x_fastest(array, frame)
         return
     if math.prod(array.shape) * array.dtype.itemsize <= SLAB_BYTES:
-        (array,) = slabs(array, frame.d_in, 0)
+        array = np.asarray(array)
     for component in range(frame.n_components):
         for part in x_fastest(array, frame):
             yield np.ascontiguousarray(part[..., component])
