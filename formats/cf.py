@@ -273,11 +273,12 @@ def _shortened(numbers: np.ndarray) -> str:
 class Description(NamedTuple):
     """What a file says of a volume: the names of the variable and of its axes, attributes, coordinates.
 
-    dims: in the order of the file, ((t,) z, y, x, component). coordinates: positions and attributes of an axis.
+    dims, shape: in the order of the file, ((t,) z, y, x, component). coordinates: positions and attributes of an axis.
     """
 
     name: str
     dims: tuple[str, ...]
+    shape: tuple[int, ...]
     attributes: dict[str, Any]
     coordinates: dict[str, tuple[np.ndarray, dict[str, str]]]
 
@@ -311,4 +312,6 @@ def description(volume: Volume, dtype: np.dtype) -> Description:
     if geometry.space:
         attributes["space"] = geometry.space
     name = on_one_line(geometry.name).replace("/", "_").strip(". ") or "sf"
-    return Description(name + "_" * (name in dims or name.startswith("__")), dims, attributes, coordinates)
+    sizes = {axis: len(positions) for axis, (positions, _) in coordinates.items()} | {"component": shape[-1]}
+    name += "_" * (name in dims or name.startswith("__"))
+    return Description(name, dims, tuple(sizes[dim] for dim in dims), attributes, coordinates)

@@ -92,20 +92,16 @@ def write_hdf5(path: str, volume: Volume) -> None:
     h5py = import_package("h5py", "h5py", path)
     dtype = without_float16(np.dtype(volume.array.dtype))
     said = description(volume, dtype)
-    d_in = volume.geometry.d_in
-    lead = (slice(0, 1),) * (said.dims[0] == "t" and d_in < 4)  # the step of a series
     # Python writes the file, as HDF5 crashes the process when it cannot write in the close of one, as on a full disk.
     with open(path, "w+b") as disk, h5py.File(disk, "w", track_order=True) as file:
         file.attrs["Conventions"] = "CF-1.8"
-        sizes = {axis: len(positions) for axis, (positions, _) in said.coordinates.items()}
-        sizes |= {"component": volume.array.shape[-1]}
-        for dim in said.dims:
-            positions, attributes = said.coordinates.get(dim, (np.arange(sizes[dim]), {}))
+        for dim, n in zip(said.dims, said.shape, strict=True):
+            positions, attributes = said.coordinates.get(dim, (np.arange(n), {}))
             file.create_dataset(dim, data=positions, track_order=True).make_scale(dim)
             file[dim].attrs.update(attributes)
-        values = file.create_dataset(said.name, [sizes[dim] for dim in said.dims], dtype, track_order=True)
+        values = file.create_dataset(said.name, said.shape, dtype, track_order=True)
         values.attrs.update(said.attributes)
         for k, dim in enumerate(said.dims):
             values.dims[k].attach_scale(file[dim])
-        for box, part in slices_first(volume.array, d_in, dtype):
-            values[lead + box] = part[(None,) * len(lead)]
+        for box, part in slices_first(volume.array, volume.geometry.d_in, dtype):
+            values[(0,) * (values.ndim - part.ndim) + box] = part  # 0: the step of a series

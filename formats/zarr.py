@@ -153,11 +153,7 @@ def write_zarr(path: str, volume: Volume) -> None:
     zarr = import_package("zarr", "zarr", path)
     dtype = without_float16(np.dtype(volume.array.dtype)).newbyteorder("=")
     said, d_in = description(volume, dtype), volume.geometry.d_in
-    lead = (slice(0, 1),) * (said.dims[0] == "t" and d_in < 4)  # the step of a series
-    sizes = {axis: len(positions) for axis, (positions, _) in said.coordinates.items()}
-    sizes |= {"component": volume.array.shape[-1]}
-    shape = [sizes[dim] for dim in said.dims]
-    chunks = [min(CHUNK.get(dim, n), n) for dim, n in zip(said.dims, shape, strict=True)]
+    chunks = [min(CHUNK.get(dim, n), n) for dim, n in zip(said.dims, said.shape, strict=True)]
     os.mkdir(path)
     group = zarr.create_group(zarr.storage.LocalStore(path), attributes={"Conventions": "CF-1.8"})
     for axis, (positions, attributes) in said.coordinates.items():
@@ -166,7 +162,7 @@ def write_zarr(path: str, volume: Volume) -> None:
     if "_FillValue" in attributes and dtype.kind == "f":  # as xarray writes it
         attributes["_FillValue"] = base64.b64encode(np.array(attributes["_FillValue"], "<f8").tobytes()).decode()
     values = group.create_array(
-        said.name, shape=shape, dtype=dtype, chunks=chunks, dimension_names=said.dims, attributes=attributes
+        said.name, shape=said.shape, dtype=dtype, chunks=chunks, dimension_names=said.dims, attributes=attributes
     )
     for box, part in slices_first(volume.array, d_in, dtype, chunks[said.dims.index("xyz"[min(d_in, 3) - 1])]):
-        values[lead + box] = part[(None,) * len(lead)]
+        values[(0,) * (values.ndim - part.ndim) + box] = part  # 0: the step of a series
