@@ -77,13 +77,13 @@ def read_volume(
     not copied. Raises VolumeError for anything that is not a numeric volume of that form, finite where it is not
     missing.
     """
+
+    def read_file(name: str, d_in: int | None, pattern: str = "") -> Volume:
+        return _checked(name, _read(name, d_in, d_out, array, layout, resample), d_in, d_out, fill, pattern)
+
     if not series.is_pattern(path):
-        return _checked(path, d_in, d_out, array, layout, fill, resample)
-
-    def read_step(step: str) -> Volume:
-        return _checked(step, 3, d_out, array, layout, fill, resample, path)
-
-    volume = series.read_files(path, read_step, d_in == 4)
+        return read_file(path, d_in)
+    volume = series.read_files(path, lambda step: read_file(step, 3, path), d_in == 4)
     if d_in not in (None, volume.geometry.d_in):
         found = "a time series, of 4 axes" if volume.geometry.d_in == 4 else "the slices of a volume, of 3 axes"
         raise VolumeError(
@@ -93,17 +93,9 @@ def read_volume(
 
 
 def _checked(
-    path: str,
-    d_in: int | None,
-    d_out: int | None,
-    array: str | None,
-    layout: RawLayout | None,
-    fill: float | str | None,
-    resample: tuple[int, ...] | None,
-    pattern: str = "",
+    path: str, volume: Volume, d_in: int | None, d_out: int | None, fill: float | str | None, pattern: str
 ) -> Volume:
-    """What `read_volume` returns of one file. pattern: the pattern of several files of which it is one."""
-    volume = _read(path, d_in, d_out, array, layout, resample)
+    """What `read_volume` returns of one file. volume: of `_read`. pattern: of the files of which it is one, or ""."""
     _warn_of_voxels_elsewhere(path)
     values = _native(path, volume.array)
     if fill is not None:
@@ -146,34 +138,40 @@ def _read(
         raise VolumeError(f"{path}: is empty: expected a volume, found a file of 0 bytes")
     is_npy = start[:6] == b"\x93NUMPY"
     of_arrays = READERS_OF_ARRAYS.get(suffix) if not is_folder else zarr.read_zarr if is_zarr(path) else None
+    of_arrays = None if is_npy else of_arrays
     reader = _read_folder if is_folder else READERS.get(suffix)
     if layout is not None and (is_npy or reader or of_arrays):
         raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")
     is_grid = not is_npy and suffix in vtk_process.OF_GRIDS
     if resample is not None and not is_grid:
         raise VolumeError(f"{path}: --resample is for {' '.join(vtk_process.OF_GRIDS)}, this one is a grid of voxels")
-    if of_arrays and not is_npy:
-        volume = of_arrays(path, array, d_in, d_out)
-        return volume if suffix == ".npz" else _with_axes(path, volume, d_in or 3)
-    if array is not None and not is_grid:
+    if array is not None and not (of_arrays or is_grid):
         raise VolumeError(f"{path}: --array picks one of several arrays by its name, this file has one without a name")
-    layout = layout or raw.layout_of_name(path)
     if is_npy:
         return raw.read_npy(path, d_in, d_out)
-    if is_grid:
-        return _with_axes(path, vtk_process.read_by_vtk(path, array, resample), d_in or 3)
-    if reader:
-        return _with_axes(path, reader(path), d_in or 3)
-    if layout is not None:
-        return _with_axes(path, raw.read_raw(path, layout), d_in or 3)
+    if of_arrays:
+        volume = of_arrays(path, array, d_in, d_out)
+    elif is_grid:
+        volume = vtk_process.read_by_vtk(path, array, resample)
+    elif reader:
+        volume = reader(path)
+    elif layout := layout or raw.layout_of_name(path):
+        volume = raw.read_raw(path, layout)
+    else:
+        raise VolumeError(f"{path}: {_reason_against(path, suffix, start)}")
+    return volume if of_arrays is npz.read_npz else _with_axes(path, volume, d_in or 3)
+
+
+def _reason_against(path: str, suffix: str, start: bytes) -> str:
+    """A text: why a file is no volume, and what to give in place of it. start: its first bytes."""
     if suffix == ".dcm":
         folder = shlex.quote(os.path.dirname(path) or ".")
-        raise VolumeError(f"{path}: expected the folder of the DICOM slices, found a file: --volume {folder}")
+        return f"expected the folder of the DICOM slices, found a file: --volume {folder}"
     if suffix in SEVERAL_FILES:
-        raise VolumeError(f"{path}: only names the files that hold the values: {SEVERAL_FILES[suffix]}")
+        return f"only names the files that hold the values: {SEVERAL_FILES[suffix]}"
     suffixes = " ".join([*READERS, *READERS_OF_ARRAYS])
-    raise VolumeError(
-        f"{path}: expected a volume (.npy {suffixes}, a folder of DICOM or Zarr files, or a headerless file with "
+    return (
+        f"expected a volume (.npy {suffixes}, a folder of DICOM or Zarr files, or a headerless file with "
         f"--shape and --dtype or a name like a_256x256x128_uint8.raw), found {start!r}..."
     )
 
