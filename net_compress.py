@@ -34,7 +34,7 @@ from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions, decibels_lost
 from quantising.rounded_bricks import BricksRounding
 from quantising.sensitivity import MAX_BITS
-from siren import FieldNet, SirenConfig, weights_crc32
+from siren import SirenConfig, net_of, weights_crc32
 from training.network_files import (
     brick_state,
     field_header,
@@ -146,25 +146,22 @@ def read_volume_of(
     return volume, found
 
 
-def read_networks(
-    opt: arguments.Options, settings: dict, config: SirenConfig, header: VolumeHeader | None
-) -> FieldNet | Bricks:
+def read_networks(opt: arguments.Options, settings: dict, config: SirenConfig, header: VolumeHeader | None) -> Bricks:
     """The trained network, or those of all bricks. Raises UserError unless they are those of the configuration."""
     if settings.get("bricks") is None:
-        networks = FieldNet(config)
-        networks.load_state_dict(read_weights(opt.net, opt.config, config))
-        state = networks.state_dict()
+        state = read_weights(opt.net, opt.config, config)
+        bricks = Bricks.whole(dataclasses.asdict(config), {name: tensor.numpy() for name, tensor in state.items()})
     else:
-        networks = read_bricks(opt.net, opt.config, settings, header, config)
-        state = brick_state(networks)
+        bricks = read_bricks(opt.net, opt.config, settings, header, config)
+        state = brick_state(bricks)
     if settings.get("weights_crc32", weights_crc32(state)) != weights_crc32(state):
         raise UserError(f"{opt.config}: belongs to other weights than {opt.net}: their checksums differ")
-    return networks
+    return bricks
 
 
 def rounded_networks(
     opt: arguments.Options,
-    networks: FieldNet | Bricks,
+    bricks: Bricks,
     header: VolumeHeader,
     volume: Volume | None,
     quality: tuple[float, bool],
@@ -173,16 +170,11 @@ def rounded_networks(
 ) -> list[tuple[dict, list[QuantisedLayer]]]:
     """The networks with weights in integers, as `encode_blob` takes them. quality: of `quality_in`."""
     options = RoundingOptions(opt.cluster_bits, opt.quantizer, opt.n_passes, opt.seed, opt.num_workers)
-    if isinstance(networks, Bricks):
-        return BricksRounding(options, networks, header, volume, device, progress).layers(*quality)
-    layers = NetworkRounding(options, networks, header, volume, device, progress).layers(*quality)
-    return [(dataclasses.asdict(networks.config), layers)]
-
-
-def before_rounding(networks: FieldNet | Bricks, header: VolumeHeader) -> NeuralField:
-    """The field that the networks hold."""
-    is_cut = isinstance(networks, Bricks)
-    return NeuralField(header, networks) if is_cut else NeuralField.of(networks, header)
+    if not bricks.is_whole:
+        return BricksRounding(options, bricks, header, volume, device, progress).layers(*quality)
+    network, weights = bricks.networks[0]
+    rounding = NetworkRounding(options, net_of(network, weights), header, volume, device, progress)
+    return [(network, rounding.layers(*quality))]
 
 
 def warn_of_another_volume(path: str, psnr: float, expected: float) -> None:
@@ -201,7 +193,7 @@ def main(argv: Sequence[str]) -> None:
     settings = read_config(opt.config)
     config = network_config(opt.config, settings)
     header = field_header(opt.config, settings, config)
-    networks = read_networks(opt, settings, config, header)
+    bricks = read_networks(opt, settings, config, header)
     whole = header_before_clipping(opt.config, settings, header)
     volume, found = read_volume_of(opt, config, whole)
     if header is None and volume is None:
@@ -211,11 +203,12 @@ def main(argv: Sequence[str]) -> None:
 
     started = time.monotonic()
     n_measured = (1 + bool(settings.get("clipped_from"))) if volume else 0
-    per_measuring = work.of_comparison(networks, volume) if volume else 0.0
+    n_parameters = bricks.n_parameters
+    per_measuring = work.of_comparison(n_parameters / len(bricks.networks), volume) if volume else 0.0
     figures: dict[str, str] = {}
     with Progress("rounding", n_measured * per_measuring) as progress:
-        rounded = rounded_networks(opt, networks, header, volume, quality, device, progress)
-        cut = networks.cut if isinstance(networks, Bricks) else None
+        rounded = rounded_networks(opt, bricks, header, volume, quality, device, progress)
+        cut = None if bricks.is_whole else bricks.cut
         blob = encode_blob(header, rounded, Written(SUITE_VERSION), cut)
         try:
             readable = decode_field(blob, large=True)  # what is written can be read
@@ -232,11 +225,11 @@ def main(argv: Sequence[str]) -> None:
             blob = encode_blob(header, rounded, Written(SUITE_VERSION, metrics.psnr), cut)
     if volume and opt.cluster_bits is None:
         warn_of_another_volume(opt.volume, metrics.psnr, quality[0])
-    if not volume and (lost := decibels_lost(before_rounding(networks, header), field, *quality)) > MOST_FOR_ROUNDING:
+    if not volume and (lost := decibels_lost(NeuralField(header, bricks), field, *quality)) > MOST_FOR_ROUNDING:
         way_out = ": more --cluster_bits, or none, cost less" if opt.cluster_bits else ""
         console.warn("net_compress.py", f"{opt.compressed}: rounding has cost about {lost:.0f} dB{way_out}")
     write_or_rescue({opt.compressed: blob})
-    n_values, n_parameters = math.prod(header.shape) * config.d_out, networks.n_parameters
+    n_values = math.prod(header.shape) * config.d_out
     per_weight = {"bits_per_weight": f"{8 * len(blob) / n_parameters:.3f}"} if n_parameters else {}
     figures |= {"bytes": len(blob)} | per_weight | file_ratios(n_values, header.dtype, len(blob))
     figures |= {"seconds": f"{time.monotonic() - started:.1f}", "compressed": opt.compressed}

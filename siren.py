@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -163,6 +164,13 @@ class FieldNet(nn.Module):
         for layer in self.net_layers:
             x = layer(x)
         return x
+
+
+def net_of(network: dict, weights: dict[str, np.ndarray]) -> FieldNet:
+    """The network of this description, the fields of SirenConfig, with these weights by name."""
+    net = FieldNet(SirenConfig(**network))
+    net.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    return net
 
 
 @torch.no_grad()

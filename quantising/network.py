@@ -211,7 +211,7 @@ class NetworkRounding:
 
     @property
     def _measuring_work(self) -> float:
-        return work.of_comparison(self.net, self.volume)
+        return work.of_comparison(self.net.n_parameters, self.volume)
 
     @property
     def training_work(self) -> float:

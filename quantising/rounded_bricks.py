@@ -9,13 +9,13 @@ import torch
 
 from cli.progress import NoProgress, Progress
 from field.blob import decode_field, encode_blob
-from field.bricks import Bricks, brick_boxes
+from field.bricks import Bricks, Network, brick_boxes
 from field.network_chunk import QuantisedLayer
 from field.neural_field import NeuralField
 from quantising import work
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions, coarsest_exact, error_to_add
-from siren import FieldNet, SirenConfig, count_parameters
+from siren import SirenConfig, count_parameters, net_of
 from training.cutting import (
     brick_volume,
     count_held,
@@ -28,7 +28,7 @@ from training.cutting import (
 )
 from training.recipe import error_of, psnr_of
 from training.workers import Workers, most_work_first
-from utils import Geometry, Volume, VolumeHeader, header_of, shape_of
+from utils import Geometry, Volume, VolumeHeader, find_missing, shape_of
 
 PASSES = 0.25  # over each brick while it is rounded / while it is trained, by default: more gain 0.2 dB at most
 Rounded = list[tuple[dict, list[QuantisedLayer]]]  # the description and the layers of each brick that has a network
@@ -118,33 +118,21 @@ class BricksRounding:
     def _task(self, k: int, options: RoundingOptions, per_weight: float, volume: Volume | None) -> tuple:
         """What `_round_brick` takes for a brick."""
         box, low, high = self.boxes[k], self.bricks.cut.low[k], self.bricks.cut.high[k]
-        if volume:
-            brick = brick_volume(volume, self.header.values, box)
-            header = dataclasses.replace(header_of(brick), low=low, high=high)
-        else:
-            brick, header = (
-                None,
-                VolumeHeader(shape_of(box), low, high, Geometry.plain(len(box)), missing_in(self.header, box)),
-            )
+        brick = brick_volume(volume, self.header.values, box) if volume else None
+        missing = find_missing(brick.values, brick.fill) if brick else missing_in(self.header, box)
+        header = VolumeHeader(shape_of(box), low, high, Geometry.plain(len(box)), missing)
         error = per_weight * self._size(k) / max(header.n_present, 1) / error_factor(low, high)
         own = {"error": None if math.isnan(error) else error, "seed": options.seed + k}
         if options.n_passes and self.options.n_passes is None:
             own["n_passes"] = passes_over(options.n_passes, header.n_present, header.n_voxels)
         options = dataclasses.replace(options, **own)
-        return options, self.configs[k], self.bricks.networks[k][1], header, brick, self.device
+        return options, self.bricks.networks[k], header, brick, self.device
 
 
 def _round_brick(
-    options: RoundingOptions,
-    config: SirenConfig,
-    weights: dict,
-    header: VolumeHeader,
-    brick: Volume | None,
-    device: torch.device,
+    options: RoundingOptions, network: Network, header: VolumeHeader, brick: Volume | None, device: torch.device
 ) -> tuple[list[QuantisedLayer], bool]:
     """The layers of a brick in integers, and whether it was rounded more than once."""
-    net = FieldNet(config)
-    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in weights.items()})
     progress = NoProgress()
-    layers = NetworkRounding(options, net, header, brick, device, progress).layers(math.nan, False)
+    layers = NetworkRounding(options, net_of(*network), header, brick, device, progress).layers(math.nan, False)
     return layers, progress.n_said > 0

@@ -10,10 +10,9 @@ import math
 from collections.abc import Callable
 
 from cli.progress import Progress
-from field.bricks import Bricks
 from field.metrics import measured_boxes
 from quantising.compensation import metric_blocks, products_of_matrix
-from siren import FieldNet, SirenConfig, count_parameters
+from siren import SirenConfig, count_parameters
 from training.fitting import Fit
 from training.recipe import CHECK_STEPS, training_work
 from utils import Volume, shape_of
@@ -30,11 +29,10 @@ def of_training(n_samples: float, n_parameters: float, trained: float = 1.0) -> 
     return training_work(n_samples, n_parameters) * (1 + trained) / 2
 
 
-def of_comparison(networks: FieldNet | Bricks, volume: Volume) -> float:
-    """The work of one comparison of a volume with what the networks decode to."""
+def of_comparison(n_parameters: float, volume: Volume) -> float:
+    """The work of one comparison of a volume with what its field decodes to. n_parameters: for each brick."""
     n_voxels = sum(math.prod(shape_of(box)) for box in measured_boxes(volume.values))
-    n_bricks = len(networks.networks) if isinstance(networks, Bricks) else 1
-    return PER_VOXEL * of_training(n_voxels, networks.n_parameters / n_bricks)
+    return PER_VOXEL * of_training(n_voxels, n_parameters)
 
 
 def of_factors(config: SirenConfig, n_all: int | None = None) -> float:
