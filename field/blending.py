@@ -23,7 +23,6 @@ from field.evaluation import (
     count_positions,
     do_with_helpers,
     evaluate,
-    is_residual,
     scaled_layers,
 )
 from field.integers import MOST_AGAIN, ROUNDOFF, SAMPLE, largest_error, margins, sampled_voxels
@@ -49,7 +48,7 @@ class Brick:
         self.middle, self.half, self.shape = (low + high) / 2.0, (high - low) / 2.0, shape
         found = bricks.networks[number]
         self.layers = scaled_layers(*found) if found else None
-        self.is_residual = bool(found) and is_residual(found[0])
+        self.is_residual = bool(found) and found[0]["is_residual"]
         self._margins: dict[str, np.ndarray] | None = None
 
     def margin(self, precision: str, extent: np.ndarray) -> np.ndarray:

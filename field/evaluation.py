@@ -8,7 +8,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
-import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -36,34 +35,31 @@ def uses_torch(device: str) -> bool:
     return device != "cpu"
 
 
+def along_axes(axes: list, flat: object) -> list:
+    """The coordinate along each axis of the positions with the numbers `flat` in C order; arrays, or tensors."""
+    columns = []
+    for axis in reversed(axes):
+        before = flat // len(axis)
+        columns.append(axis[flat - before * len(axis)])  # the remainder, which % would divide for again
+        flat = before
+    return columns[::-1]
+
+
 def grid_coordinates(shape: tuple[int, ...], grid: Grid, device: str = "cpu") -> Coordinates:
-    """The normalised coordinates of a grid's positions, numbered in C order. shape: voxels of the field."""
+    """The normalised coordinates of a grid's positions, numbered in C order. shape: voxels of the field.
+
+    On a GPU, they are made there: a copy from the host takes longer than the evaluation.
+    """
+    xp, place = np, {}
     axes = [normalised_coordinates(axis, shape, k).astype(np.float32) for k, axis in enumerate(grid.axes)]
     if uses_torch(device):
-        return _grid_coordinates_there(axes, device)
+        import torch
 
-    def coordinates(part: slice | np.ndarray) -> np.ndarray:
-        flat = np.arange(part.start, part.stop) if isinstance(part, slice) else part
-        index = np.unravel_index(flat, grid.shape)
-        return np.stack([axis[i] for axis, i in zip(axes, index, strict=True)])
+        xp, place, axes = torch, {"device": device}, [torch.from_numpy(axis).to(device) for axis in axes]
 
-    return coordinates
-
-
-def _grid_coordinates_there(axes: list[np.ndarray], device: str) -> Coordinates:
-    """As `grid_coordinates`, made on a GPU: a copy from the host takes longer than the evaluation."""
-    import torch
-
-    axes_there = [torch.from_numpy(axis).to(device) for axis in axes]
-
-    def coordinates(part: slice | np.ndarray) -> torch.Tensor:
-        is_slice = isinstance(part, slice)
-        flat = torch.arange(part.start, part.stop, device=device) if is_slice else torch.from_numpy(part).to(device)
-        columns = []
-        for axis in reversed(axes_there):
-            columns.append(axis[flat % len(axis)])
-            flat = flat // len(axis)
-        return torch.stack(columns[::-1])
+    def coordinates(part: slice | np.ndarray) -> object:
+        flat = xp.arange(part.start, part.stop, **place) if isinstance(part, slice) else xp.asarray(part, **place)
+        return xp.stack(along_axes(axes, flat))
 
     return coordinates
 
@@ -87,11 +83,6 @@ def coordinates_of(positions: Positions, shape: tuple[int, ...], device: str) ->
 
 def count_positions(positions: Positions) -> int:
     return math.prod(positions.shape) if isinstance(positions, Grid) else len(positions)
-
-
-def is_residual(network: dict) -> bool:
-    """Whether a network, by its description, has residual blocks."""
-    return network["is_residual"] and network["n_layers"] > 1
 
 
 def scaled_layers(network: dict, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -243,17 +234,17 @@ def evaluate(
     values: (d_out, positions). slopes: their derivatives by the normalised coordinates, (d_in, d_out, positions), or
     None. `on_progress(fraction)` is told how much is done; what it raises ends the evaluation.
     """
-    starts = iter(range(0, n, network.chunk))
+    starts, n_chunks = iter(range(0, n, network.chunk)), math.ceil(n / network.chunk)
 
     def end(part: slice, fetch: Callable[[], list[np.ndarray | None]], on_progress: OnProgress) -> None:
         store(part, *fetch())
         on_progress(part.stop / n)
 
     @np.errstate(over="ignore", invalid="ignore")  # derivatives of weights of any size may overflow
-    def work(on_progress: OnProgress = lambda fraction: None, most: int | None = None) -> None:
+    def work(on_progress: OnProgress = lambda fraction: None) -> None:
         begun = collections.deque()  # a GPU computes the next chunk while this one is stored
         precisely = contextlib.nullcontext if network.xp is np else full_float32
-        for start in itertools.islice(starts, most):
+        for start in starts:
             part = slice(start, min(start + network.chunk, n))
             x = coordinates(part)
             with precisely():
@@ -263,8 +254,7 @@ def evaluate(
         for part, fetch in begun:
             end(part, fetch, on_progress)
 
-    work(on_progress, 1)  # which may be all
-    do_with_helpers(starts, partial(work, on_progress), work, n_threads - 1 if network.xp is np else 0)
+    do_with_helpers(starts, partial(work, on_progress), work, min(n_threads, n_chunks) - 1 if network.xp is np else 0)
     on_progress(1.0)
 
 

@@ -14,7 +14,6 @@ from field.evaluation import (
     coordinates_of,
     count_positions,
     evaluate,
-    is_residual,
     scaled_layers,
 )
 from field.integers import largest_error, margins, sampled_voxels
@@ -35,7 +34,7 @@ class OneNetwork:
         device: str,
         n_threads: int,
     ):
-        self.layers, self.is_residual = scaled_layers(network, weights), is_residual(network)
+        self.layers, self.is_residual = scaled_layers(network, weights), network["is_residual"]
         self.shape, self.extent, self.device, self.n_threads = shape, extent, device, n_threads
 
     def network(self, precision: str = "float32") -> Network:

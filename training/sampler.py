@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from field.evaluation import along_axes
 from training.mirrors import near_the_middle
 from utils import axis_coordinates, normalised_coordinates, voxel_size
 
@@ -27,11 +28,7 @@ def axis_tensors(shape: tuple[int, ...], device: torch.device) -> list[torch.Ten
 
 def flat_coordinates(axes: list[torch.Tensor], flat: torch.Tensor) -> torch.Tensor:
     """Normalised coordinates, float32 (n, d_in), of the voxels with the flat (C-order) indices `flat`."""
-    columns = []
-    for axis in reversed(axes):
-        columns.append(axis[flat % len(axis)])
-        flat = flat // len(axis)
-    return torch.stack(columns[::-1], dim=-1)
+    return torch.stack(along_axes(axes, flat), dim=-1)
 
 
 def all_coordinates(axes: list[torch.Tensor]) -> torch.Tensor:
