@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -41,31 +41,30 @@ Job = tuple[np.ndarray, Iterator[Piece]]  # the numbers of positions, in the sha
 
 
 class Brick:
-    """A brick, ready to be evaluated: g = middle + half clip(y, -1, 1). Raises BlobError for a wrong network."""
+    """A brick, ready to be evaluated: g = middle + half clip(y, -1, 1). Raises BlobError for a wrong network.
 
-    def __init__(self, bricks: Bricks, number: int, shape: tuple[int, ...]):
+    shape: voxels of the brick. extent: of the range of the values, (d_out,).
+    """
+
+    def __init__(self, bricks: Bricks, number: int, shape: tuple[int, ...], extent: np.ndarray):
         low, high = (ends[number].astype(np.float64)[:, None] for ends in (bricks.cut.low, bricks.cut.high))
-        self.middle, self.half, self.shape = (low + high) / 2.0, (high - low) / 2.0, shape
+        self.middle, self.half, self.shape, self.extent = (low + high) / 2.0, (high - low) / 2.0, shape, extent
         found = bricks.networks[number]
         self.layers = scaled_layers(*found) if found else None
         self.is_residual = bool(found) and found[0]["is_residual"]
-        self._margins: dict[str, np.ndarray] | None = None
 
-    def margin(self, precision: str, extent: np.ndarray) -> np.ndarray:
-        """The margin (d_out, 1) of g in a precision, see integers.margins; infinite where it decides no integers."""
-        if precision == "portable":
-            return np.zeros_like(self.half)
-        if self._margins is None:
-            found = dict.fromkeys(ROUNDOFF, np.zeros_like(self.half))
-            if self.layers:
-                index = sampled_voxels(self.shape, min(max(math.prod(self.shape) // SAMPLED, LEAST_SAMPLE), SAMPLE))
-                coordinates = coordinates_of(index, self.shape, "cpu")
-                errors = largest_error(self.layers, self.is_residual, coordinates, len(index))
-                of_network = margins(errors, extent * self.half[:, 0])
-                infinite = np.where(self.half > 0, np.inf, 0.0)
-                found = {name: of_network[name] * self.half if name in of_network else infinite for name in ROUNDOFF}
-            self._margins = {name: margin + BLEND * ROUNDOFF[name] for name, margin in found.items()}
-        return self._margins[precision]
+    @cached_property
+    def margins(self) -> dict[str, np.ndarray]:
+        """By precision, the margin (d_out, 1) of g, see integers.margins; infinite where it decides no integers."""
+        found = dict.fromkeys(ROUNDOFF, np.zeros_like(self.half))
+        if self.layers:
+            index = sampled_voxels(self.shape, min(max(math.prod(self.shape) // SAMPLED, LEAST_SAMPLE), SAMPLE))
+            coordinates = coordinates_of(index, self.shape, "cpu")
+            errors = largest_error(self.layers, self.is_residual, coordinates, len(index))
+            of_network = margins(errors, self.extent * self.half[:, 0])
+            infinite = np.where(self.half > 0, np.inf, 0.0)
+            found = {name: of_network[name] * self.half if name in of_network else infinite for name in ROUNDOFF}
+        return {name: margin + BLEND * ROUNDOFF[name] for name, margin in found.items()}
 
     def evaluate(
         self, positions: Positions, device: str, precision: str, with_slopes: bool, on_progress: OnProgress
@@ -118,7 +117,7 @@ class Blend:
         kept, found = self._kept, self._kept.get(place)
         if found is None:
             shape = tuple(int(at[i + 1] - at[i]) + 1 for at, i in zip(self.cuts, place, strict=True))
-            found = Brick(self.bricks, int(np.ravel_multi_index(place, self.bricks.cut.counts)), shape)
+            found = Brick(self.bricks, int(np.ravel_multi_index(place, self.bricks.cut.counts)), shape, self.extent)
             if len(kept) >= KEPT:
                 kept = self._kept = {}
             kept[place] = found
@@ -205,8 +204,8 @@ class Blend:
                     slope = piece.slope(axis)
                     by_axis = dg[axis] if slope is None else dg[axis] + slope.astype(dtype) * g
                     more[axis][there] += by_axis / dtype(voxel_size(self.shape, axis))
-            elif also == "margins":
-                margin = brick.margin(precision, self.extent).astype(dtype).reshape(-1, *[1] * len(shape))
+            elif also == "margins" and precision != "portable":  # which decides all integers
+                margin = brick.margins[precision].astype(dtype).reshape(-1, *[1] * len(shape))
                 more[there] += margin if weight is None else margin * weight
             y[there] += g if weight is None else g * weight
         np.clip(y, -1.0, 1.0, out=y)
