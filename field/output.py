@@ -73,23 +73,25 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
     n_bytes = n_points * n_arrays * field.values.decoded_dtype(output.as_float).itemsize
     check_space(output.path, least_bytes(output.path, n_bytes), f"{source}: its volume of shape {shape}")
     is_large = math.prod(shape) * n_arrays > MAX_VALUES_IN_MEMORY
-    evaluated = _slab_by_slab if is_large else lambda evaluate, grid: evaluate(grid)
     # Large volumes are not kept, so the comparison evaluates them again.
     n_evaluations = 1 + output.with_gradient + bool(is_large and on_values)
     index = "" if output.path in grids else files.add(collection_path(output.path))  # first: the index of the set
     with Progress("decoding") as progress:
 
-        def counted(evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray:
-            nonlocal n_done
-            size = math.prod(grid.shape)
-            result = evaluate(
-                grid, on_progress=lambda done: progress.update((n_done + done * size) / n_points / n_evaluations)
-            )
-            n_done += size
-            return result
+        def evaluated(evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray | LazyArray:
+            """What `evaluate` gives on a grid: at once, or slab by slab when it is asked for."""
+
+            def counted(part: Grid) -> np.ndarray:
+                nonlocal n_done
+                size, all_points = math.prod(part.shape), n_points * n_evaluations
+                array = evaluate(part, on_progress=lambda done: progress.update((n_done + done * size) / all_points))
+                n_done += size
+                return array
+
+            return _slab_by_slab(counted, grid) if is_large else counted(grid)
 
         def write(path: str, grid: Grid) -> None:  # a function, so that its arrays are freed when it returns
-            array = evaluated(partial(counted, partial(field.on_grid, as_float=output.as_float)), grid)
+            array = evaluated(partial(field.on_grid, as_float=output.as_float), grid)
             if on_values:
                 on_values(grid, array)
             fill = field.header.fill
@@ -97,7 +99,7 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
                 fill = array.dtype.type(np.nan)
             volume, extra = Volume(array, grid.geometry(field.header.geometry), fill), {}
             if output.with_gradient:
-                gradient = evaluated(partial(counted, field.gradient_on_grid), grid)
+                gradient = evaluated(field.gradient_on_grid, grid)
                 extra[f"{volume.geometry.name}_gradient"] = _in_space(gradient[0]) if output.is_by_step else gradient
             if output.is_by_step:
                 times[path] = volume.geometry.origin[0]
