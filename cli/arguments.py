@@ -77,17 +77,6 @@ def default_workers() -> int:
     return max(min(n_cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 8), 1)
 
 
-def add_large_argument(group: ArgumentGroup) -> None:
-    """Add the option that lifts the limits of field/blob.py on what is usual."""
-    group.add_argument(
-        "--large",
-        action="store_true",
-        default=False,
-        help="read a blob of more than 2^24 weights, or of a volume of more than 2^30 voxels with missing ones; it can "
-        "take gigabytes of memory, however small the file",
-    )
-
-
 def add_blob_arguments(group: ArgumentGroup, what: str) -> None:
     """Add the blob, as an argument of its own or as --compressed. `settle_blob` makes one of both."""
     group.add_argument("blob", nargs="?", metavar="BLOB", help=f"{what}, the same as --compressed")

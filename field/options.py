@@ -30,7 +30,13 @@ def build_parser() -> arguments.ArgumentParser:
 def add_input_and_output(group: arguments.ArgumentGroup) -> None:
     """Add the options for the blob, for the volume to compare with, and for the files to write."""
     arguments.add_blob_arguments(group, "blob that net_compress.py wrote")
-    arguments.add_large_argument(group)
+    group.add_argument(
+        "--large",
+        action="store_true",
+        default=False,
+        help="read a blob of more than 2^24 weights, or of a volume of more than 2^30 voxels with missing ones; it can "
+        "take gigabytes of memory, however small the file",
+    )
     group.add_argument(
         "--info", action="store_true", default=False, help="only print what the blob holds; write and evaluate nothing"
     )
