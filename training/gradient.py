@@ -46,16 +46,16 @@ class LossGradient:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         self.parameters = [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in layers]
-        self.gradients = [(w.grad.numpy(), b.grad.numpy()) for w, b in
-                          ((layer.weight, layer.bias) for layer in layers[first_trained_layer:])]  # fmt: skip
+        trained = layers[first_trained_layer:]
+        self.gradients = [(layer.weight.grad.numpy(), layer.bias.grad.numpy()) for layer in trained]
 
-        def empty(*shape: int) -> np.ndarray:
+        def ones(*shape: int) -> np.ndarray:
             return like.new_ones(shape).numpy()
 
-        self.matrices = [empty(*weight.shape[:1], weight.shape[1] + 1) for weight, _ in self.parameters]
+        self.matrices = [ones(len(weight), weight.shape[1] + 1) for weight, _ in self.parameters]
         n_parts = count_parts(config.n_neurons, max_batch)
         size = padded_columns(math.ceil(max_batch / n_parts))
-        self.parts = [_BatchPart(self, config, size, empty) for _ in range(n_parts)]
+        self.parts = [_BatchPart(self, config, size, ones) for _ in range(n_parts)]
         is_small = config.n_neurons * (config.n_neurons + 1) * size <= SMALL_PRODUCT
         self.matmul = np.matmul if is_small else torch_matmul
         n_threads = min(n_threads, n_parts)
@@ -115,15 +115,15 @@ class _BatchPart:
     All columns of the buffers are computed. Columns beyond the batch have zero error, so they add no gradient.
     """
 
-    def __init__(self, whole: LossGradient, config: SirenConfig, size: int, empty: Callable[..., np.ndarray]):
+    def __init__(self, whole: LossGradient, config: SirenConfig, size: int, ones: Callable[..., np.ndarray]):
         self.whole = whole
         n_layers = len(whole.matrices)
-        self.gradients = [empty(*matrix.shape) for matrix in whole.matrices]  # with respect to `whole.matrices`
-        self.inputs = empty(config.d_in + 1, size)
-        self.outputs = empty(n_layers - 1, config.n_neurons + 1, size)
-        self.cosines = empty(n_layers - 1, config.n_neurons, size)
-        self.scratch = empty(3, config.n_neurons, size)
-        self.error = empty(config.d_out, size)
+        self.gradients = [ones(*matrix.shape) for matrix in whole.matrices]  # with respect to `whole.matrices`
+        self.inputs = ones(config.d_in + 1, size)
+        self.outputs = ones(n_layers - 1, config.n_neurons + 1, size)
+        self.cosines = ones(n_layers - 1, config.n_neurons, size)
+        self.scratch = ones(3, config.n_neurons, size)
+        self.error = ones(config.d_out, size)
 
     @np.errstate(all="ignore")  # numbers may overflow: `Recovery` detects divergence by the loss
     def __call__(self, x: np.ndarray, values: np.ndarray, weights: np.ndarray | None, n: int) -> np.ndarray:

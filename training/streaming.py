@@ -170,7 +170,8 @@ class StreamingSampler:
         order = np.random.default_rng(seeds).permutation(len(self.stretches))
         ends = [self.n_voxels * k // n_batches for k in range(n_batches + 1)]
         batch, rest = 0, None
-        for refill, columns in enumerate(self._columns_of(np.array_split(order, self.n_refills)), 1):
+        read = read_ahead if self.reads_ahead else map
+        for refill, columns in enumerate(read(self._columns, np.array_split(order, self.n_refills)), 1):
             self._fill(columns, rest)
             places = torch.randperm(len(self.buffer[0]), generator=generator, device=self.device)
             kept = KEPT if refill < self.n_refills else 0
@@ -188,10 +189,6 @@ class StreamingSampler:
     def slopes(self, places: torch.Tensor) -> torch.Tensor:
         """Finite differences (n, components, d_in) of the voxels at `places`; see `finite_differences`."""
         return self.buffer[2][places]
-
-    def _columns_of(self, parts: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
-        """`_columns` of one part of the stretches after another. A thread reads the next one while a GPU trains."""
-        yield from (read_ahead if self.reads_ahead else map)(self._columns, parts)
 
     def _fill(self, columns: list[np.ndarray], rest: torch.Tensor | None) -> None:
         """Fill the buffer with the voxels at the places `rest` and with the columns of others, which it empties."""
