@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
 import re
+from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
@@ -19,6 +21,17 @@ LENGTHS_IN_MM = {"nm": 1e-6, "\u00b5m": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3, "
 
 class VolumeError(UserError):
     """A volume file cannot be read or written. The message names the file, what was expected and what was found."""
+
+
+@contextlib.contextmanager
+def as_volume_error(path: str, what: str) -> Iterator[None]:
+    """Make a VolumeError of every error in the block: a damaged file can fail in any parser. what: the error, told."""
+    try:
+        yield
+    except VolumeError:
+        raise
+    except Exception as error:
+        raise VolumeError(f"{path}: {what}: {' '.join(str(error).split())}") from None
 
 
 def import_package(module: str, packages: str, path: str) -> ModuleType:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cli.files import read_bytes
-from formats.common import VolumeError, import_package, volume_from_axes
+from formats.common import VolumeError, as_volume_error, import_package, volume_from_axes
 from utils import Volume
 
 MAX_SLICE_DIFFERENCE = 1e-4  # most that voxel steps may differ between two slices, in mm
@@ -113,17 +113,12 @@ def _read_slices(path: str) -> list[_Slice]:
     """The slices in a file. Where the file says no distance of voxels, it is 1."""
     pydicom = import_package("pydicom", "pydicom", path)
     content = io.BytesIO(read_bytes(path))  # a file would be given as much memory as a length in it says
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of elements that break the standard and are not looked at
-            file = pydicom.dcmread(content)
-            n_frames = int(file.get("NumberOfFrames") or 1)
-            planes = file.pixel_array if n_frames > 1 else [file.pixel_array]
-            return [_slice(path, file, i, plane) for i, plane in enumerate(planes)]
-    except VolumeError:
-        raise
-    except Exception as error:  # a damaged file can fail in any of pydicom's parsers
-        raise VolumeError(f"{path}: pydicom cannot read it: {error}") from None
+    with as_volume_error(path, "pydicom cannot read it"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of elements that break the standard and are not looked at
+        file = pydicom.dcmread(content)
+        n_frames = int(file.get("NumberOfFrames") or 1)
+        planes = file.pixel_array if n_frames > 1 else [file.pixel_array]
+        return [_slice(path, file, i, plane) for i, plane in enumerate(planes)]
 
 
 def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from formats.cf import description, volume_of_variable
-from formats.common import MAX_EXPANSION, VolumeError, import_package
+from formats.common import MAX_EXPANSION, VolumeError, as_volume_error, import_package
 from formats.slabs import slices_first, without_float16
 from formats.variables import Variable
 from utils import Volume
@@ -27,7 +27,7 @@ def read_hdf5(path: str, name: str | None, d_in: int | None, d_out: int | None) 
     with open(path, "rb") as file:
         if file.read(10) == b"MATLAB 5.0":
             raise VolumeError(f"{path}: expected a MATLAB 7.3 file, found an older one: MATLAB's save -v7.3 writes it")
-    try:
+    with as_volume_error(path, "h5py cannot read it"):
         found: dict[str, Variable] = {}
 
         def visit(key: str, item: Any) -> None:
@@ -36,10 +36,6 @@ def read_hdf5(path: str, name: str | None, d_in: int | None, d_out: int | None) 
 
         h5py.File(path, "r").visititems(visit)  # every object once; no link to another file is followed
         return volume_of_variable(path, found, name, d_in, d_out)
-    except VolumeError:
-        raise
-    except Exception as error:  # a damaged file can fail in any of HDF5's parsers
-        raise VolumeError(f"{path}: h5py cannot read it: {' '.join(str(error).split())}") from None
 
 
 def _is_array(h5py: Any, item: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from formats.cf import volume_of_variable
-from formats.common import VolumeError, import_package
+from formats.common import VolumeError, as_volume_error, import_package
 from formats.hdf5 import read_hdf5
 from formats.variables import Variable
 from utils import Volume
@@ -21,7 +21,7 @@ def read_netcdf(path: str, name: str | None, d_in: int | None, d_out: int | None
         raise VolumeError(f"{path}: expected NetCDF of another kind than CDF-5: nccopy -k netCDF-4 writes one")
     scipy_io = import_package("scipy.io", "scipy", path)
     warnings.filterwarnings("ignore", "Cannot close a netcdf_file", RuntimeWarning)  # it stays mapped, as it should
-    try:
+    with as_volume_error(path, "scipy cannot read it"):
         found = scipy_io.netcdf_file(path, "r", mmap=True, maskandscale=False).variables
         variables = {
             key: Variable(item.dimensions, item.data.dtype, item._attributes, item.data)
@@ -29,7 +29,3 @@ def read_netcdf(path: str, name: str | None, d_in: int | None, d_out: int | None
             if item.data.dtype.kind in "iuf"
         }
         return volume_of_variable(path, variables, name, d_in, d_out)
-    except VolumeError:
-        raise
-    except Exception as error:  # a damaged file can fail in any of SciPy's parsers
-        raise VolumeError(f"{path}: scipy cannot read it: {' '.join(str(error).split())}") from None

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from formats.common import MAX_EXPANSION, VolumeError
-from formats.raw import volume_of_array
+from formats.common import MAX_EXPANSION, VolumeError, as_volume_error
+from formats.raw import npy_header, volume_of_array
 from formats.variables import Variable, chosen
 from utils import Volume
 
@@ -17,31 +17,20 @@ LOCAL_HEADER_BYTES = 30  # before the name of an entry; two lengths are at its e
 
 def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -> Volume:
     """The volume of an array in a .npz file, whose axes are those of a .npy file. Raises VolumeError."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            variables, entries = {}, {}
-            for entry in archive.infolist():
-                key = entry.filename.removesuffix(".npy")
-                with archive.open(entry) as file:
-                    shape, is_fortran, dtype, n_header = _header(file)
-                if dtype.kind not in "iufb":
-                    continue
-                variables[key] = Variable(("",) * len(shape), dtype, {}, SimpleNamespace(shape=shape))
-                entries[key] = entry, "F" if is_fortran else "C", n_header
-            key = chosen(path, variables, name)
-            array = _array(path, archive, variables[key], *entries[key])
-    except VolumeError:
-        raise
-    except Exception as error:  # a damaged archive can fail in any parser
-        raise VolumeError(f"{path}: not a readable .npz archive: {' '.join(str(error).split())}") from None
+    with as_volume_error(path, "not a readable .npz archive"), zipfile.ZipFile(path) as archive:
+        variables, entries = {}, {}
+        for entry in archive.infolist():
+            key = entry.filename.removesuffix(".npy")
+            with archive.open(entry) as file:
+                shape, is_fortran, dtype = npy_header(file)
+                n_header = file.tell()
+            if dtype.kind not in "iufb":
+                continue
+            variables[key] = Variable(("",) * len(shape), dtype, {}, SimpleNamespace(shape=shape))
+            entries[key] = entry, "F" if is_fortran else "C", n_header
+        key = chosen(path, variables, name)
+        array = _array(path, archive, variables[key], *entries[key])
     return volume_of_array(path, array, d_in, d_out, key)
-
-
-def _header(file) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """(shape, whether in Fortran order, dtype, bytes of the header) of an array at the start of a file."""
-    version = np.lib.format.read_magic(file)
-    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return *reader(file), file.tell()
 
 
 def _array(

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from formats.arrays import LazyArray
-from formats.common import RawLayout, VolumeError
+from formats.common import RawLayout, VolumeError, as_volume_error
 from formats.slabs import Frame, slabs
 from utils import DTYPES, Geometry, Volume
 
@@ -23,19 +23,22 @@ RAW_NAME = re.compile(rf"_(\d+)x(\d+)x(\d+)_({'|'.join(DTYPES)})\.raw$")
 
 def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
     """A NumPy array as a memory map, with the axes of `volume_of_array`. Raises VolumeError for an unreadable file."""
-    try:
+    with as_volume_error(path, "not a readable NumPy array"):
         with open(path, "rb") as file:
             start = io.BytesIO(file.read(MAX_HEADER))  # NumPy allocates what the header's length says
-        version = np.lib.format.read_magic(start)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = reader(start)
+        shape, _, dtype = npy_header(start)
         if dtype.hasobject:
             raise ValueError("holds Python objects, which are never unpickled")
         # A memory map checks the announced shape against the file's length before anything is allocated.
         array = np.load(path, mmap_mode="r", allow_pickle=False) if 0 not in shape else np.empty(shape, dtype)
-    except Exception as error:  # a damaged header can fail in any of NumPy's parsers
-        raise VolumeError(f"{path}: not a readable NumPy array: {error}") from None
     return volume_of_array(path, array, d_in, d_out)
+
+
+def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """(shape, whether in Fortran order, dtype) of a .npy file, which is read up to its values."""
+    version = np.lib.format.read_magic(file)
+    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return reader(file)
 
 
 def volume_of_array(path: str, array: np.ndarray, d_in: int | None, d_out: int | None, name: str = "sf") -> Volume:

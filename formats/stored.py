@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from formats.arrays import Shaped
-from formats.common import VolumeError
+from formats.common import as_volume_error
 from utils import Box, drop_pages
 
 
@@ -104,12 +104,8 @@ class StoredArray(Shaped):
 
     def _values(self) -> np.ndarray:
         key = tuple(slice(part.start, part.stop, part.step) for part in self.window)
-        try:
+        with as_volume_error(self.path, "a part of its values cannot be read"):
             values = self.decode(np.asarray(self.source[key]))
-        except VolumeError:
-            raise
-        except Exception as error:  # a damaged chunk can fail in any decoder
-            raise VolumeError(f"{self.path}: a part of its values cannot be read: {error}") from None
         drop_pages(self.source)
         used = [axis for axis in self.axes if axis is not None]
         rest = [axis for axis in range(values.ndim) if axis not in used]  # of one index each

@@ -16,7 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from formats.common import LENGTHS_IN_MM, MAX_EXPANSION, VolumeError, import_package, unit_of_length, volume_from_axes
+from formats.common import (
+    LENGTHS_IN_MM,
+    MAX_EXPANSION,
+    VolumeError,
+    as_volume_error,
+    import_package,
+    unit_of_length,
+    volume_from_axes,
+)
 from formats.slabs import on_one_line, slices_first, without_float16
 from utils import Volume
 
@@ -30,30 +38,27 @@ CLASSIC_BYTES = (1 << 32) - (1 << 25)  # most bytes of voxels in a TIFF that is 
 def read_tiff(path: str) -> Volume:
     """The volume of a TIFF; y counts the rows as stored. Spacing, channels and times are those of ImageJ and OME."""
     tifffile = import_package("tifffile", "tifffile imagecodecs", path)
-    try:
-        with _told_errors() as told, tifffile.TiffFile(path, _multifile=False) as file:  # OME may name further files
-            pages, metadata = list(file.pages), file.imagej_metadata or {}
-            shapes = [entry.get("shape") for entry in file.shaped_metadata or ()]  # as tifffile itself writes it
-            if shapes and shapes[0] and math.prod(shapes[0]) != sum(page.size for page in pages):
-                raise VolumeError(
-                    f"{path}: truncated or damaged: expected pages of shape {shapes[0]}, found {len(pages)}"
-                )
-            _check_pages(path, pages, metadata)
-            image = file.series[0]
-            if len(file.series) > 1 or len(image.pages) != len(pages) or None in image.pages:
-                raise VolumeError(f"{path}: expected one image, found {len(file.series)}, or pages that are in none")
-            if file.is_ome and image.kind != "ome":
-                raise VolumeError(f"{path}: expected all pages that its OME description names, in this file")
-            roles = _roles(path, image.axes, image.shape)
-            # ImageJ's voxels would otherwise be read from one place on, wherever their pages lie.
-            array = np.stack([page.asarray() for page in (pages if metadata else image.pages)]).reshape(image.shape)
-            spacing, units, time_step = _spacing(path, pages[0].tags, metadata, file.ome_metadata)
-            if told:
-                raise VolumeError(f"{path}: tifffile cannot read all of it: {told[0]}")
-    except VolumeError:
-        raise
-    except Exception as error:  # a damaged file can fail in any of tifffile's parsers
-        raise VolumeError(f"{path}: tifffile cannot read it: {error}") from None
+    with (
+        as_volume_error(path, "tifffile cannot read it"),
+        _told_errors() as told,
+        tifffile.TiffFile(path, _multifile=False) as file,  # OME may name further files
+    ):
+        pages, metadata = list(file.pages), file.imagej_metadata or {}
+        shapes = [entry.get("shape") for entry in file.shaped_metadata or ()]  # as tifffile itself writes it
+        if shapes and shapes[0] and math.prod(shapes[0]) != sum(page.size for page in pages):
+            raise VolumeError(f"{path}: truncated or damaged: expected pages of shape {shapes[0]}, found {len(pages)}")
+        _check_pages(path, pages, metadata)
+        image = file.series[0]
+        if len(file.series) > 1 or len(image.pages) != len(pages) or None in image.pages:
+            raise VolumeError(f"{path}: expected one image, found {len(file.series)}, or pages that are in none")
+        if file.is_ome and image.kind != "ome":
+            raise VolumeError(f"{path}: expected all pages that its OME description names, in this file")
+        roles = _roles(path, image.axes, image.shape)
+        # ImageJ's voxels would otherwise be read from one place on, wherever their pages lie.
+        array = np.stack([page.asarray() for page in (pages if metadata else image.pages)]).reshape(image.shape)
+        spacing, units, time_step = _spacing(path, pages[0].tags, metadata, file.ome_metadata)
+        if told:
+            raise VolumeError(f"{path}: tifffile cannot read all of it: {told[0]}")
     array = array.transpose([roles.index(role) for role in "txyzc" if role in roles])
     array = np.expand_dims(array, [i for i, role in enumerate("txyzc"["t" not in roles :]) if role not in roles])
     volume = volume_from_axes(path, array, np.diag(spacing), np.zeros(3))

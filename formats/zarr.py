@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from formats.cf import description, volume_of_variable
-from formats.common import MAX_EXPANSION, VolumeError, import_package
+from formats.common import MAX_EXPANSION, VolumeError, as_volume_error, import_package
 from formats.slabs import slices_first, without_float16
 from formats.variables import Variable
 from utils import Volume
@@ -57,7 +57,7 @@ def read_zarr(path: str, name: str | None, d_in: int | None, d_out: int | None) 
             folder = os.path.dirname(folder)
     variables: dict[str, Variable] = {}
     groups = []
-    try:
+    with as_volume_error(path, "zarr cannot read it"):
         for folder in sorted(sizes):
             settings, attributes = _metadata(folder)
             key = os.path.relpath(folder, path).replace(os.sep, "/").removeprefix(".")
@@ -70,10 +70,6 @@ def read_zarr(path: str, name: str | None, d_in: int | None, d_out: int | None) 
             if key == "" and name is None:
                 name = levels[0]
         return volume_of_variable(path, variables, name, d_in, d_out)
-    except VolumeError:
-        raise
-    except Exception as error:  # what a damaged folder says can be anything
-        raise VolumeError(f"{path}: zarr cannot read it: {' '.join(str(error).split())}") from None
 
 
 def _metadata(folder: str) -> tuple[dict, dict]:
