@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import math
 from collections.abc import Callable
@@ -139,11 +138,14 @@ def coarsest_exact(field: NeuralField, rounded: Callable[[float], tuple[Result, 
     integer changes. In a large volume, only `measured_boxes` count.
     """
     chosen = measured_boxes(np.broadcast_to(field.header.low, (*field.header.shape, field.header.n_components)))
-    before, tried = field.lazy(), {}
-
-    def is_fine_enough(halvings: int) -> bool:
-        tried[halvings], after = rounded(0.5**halvings / MSE_ADDED_BY_ROUNDING)
+    before, best = field.lazy(), None
+    fewest, most = 0, MAX_HALVINGS  # bisection: between them lie the fewest halvings that change no integer
+    while fewest < most:
+        halvings = (fewest + most) // 2
+        found, after = rounded(0.5**halvings / MSE_ADDED_BY_ROUNDING)
         after = after.lazy()
-        return all(np.array_equal(before[box], after[box]) for box in chosen)
-
-    return tried.get(bisect.bisect_left(range(MAX_HALVINGS), True, key=is_fine_enough))
+        if all(np.array_equal(before[box], after[box]) for box in chosen):
+            best, most = found, halvings
+        else:
+            fewest = halvings + 1
+    return best
