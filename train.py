@@ -145,8 +145,8 @@ def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) 
         fields = network_fields(opt, header) | ({"n_layers": opt.n_layers} if opt.n_layers else {})
         n_parameters = header.n_voxels / opt.compression_ratio
         recipes = brick_recipes(opt, header, counts, mirrors)
-        how = opt.seed, opt.w0, opt.target_psnr, opt.num_workers, device
-        fits = BrickFits(volume, header, counts, recipes, *how, mirrors=mirrors)
+        how = {"first_omega": opt.w0, "target_psnr": opt.target_psnr, "n_processes": opt.num_workers}
+        fits = BrickFits(volume, header, counts, recipes, opt.seed, device=device, mirrors=mirrors, **how)
         networks = BrickNetworks(fits, n_parameters, fields)
         for message in brick_messages(opt.compression_ratio, header, networks):
             warn(message)
