@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from quantising.policy import RoundingOptions
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, count_parameters
 from training.recipe import Recipe, psnr_of
+from training.sampler import VoxelSampler
 from training.streaming import make_sampler
 from utils import Volume, VolumeHeader
 
@@ -70,10 +71,11 @@ class NetworkRounding:
         if is_exact:
             layers = self._exactly()
         elif is_trained:
-            layers = self._with_volume(error, decoded)
+            sampler = make_sampler(self.volume.values, self.header.values, self.device)
+            layers = self._by_bits(sampler) if error is None else self._by_error(sampler, error, decoded)
         return layers or self._without_volume(error)
 
-    # --- the three ways ---
+    # --- the ways to round ---
 
     def _exactly(self) -> list[QuantisedLayer] | None:
         """The layers without a change of any decoded integer; None if impossible. See `policy.coarsest_exact`."""
@@ -84,25 +86,54 @@ class NetworkRounding:
 
         return policy.coarsest_exact(self._field(self.net), rounded)
 
-    def _with_volume(self, error: float | None, expected: float) -> list[QuantisedLayer]:
-        """The layers, with training between the roundings of the layers.
+    def _by_bits(self, sampler: VoxelSampler) -> list[QuantisedLayer]:
+        """The layers by steps that bits give: with training between the roundings, unless they are better without."""
+        alone = self._without_volume(None)
+        self.progress.plan(self._measuring_work)
+        expected = self._measured_psnr(self._loaded(alone))
+        layers, found = self._training(sampler, expected)(bits=self.options.bits or policy.DEFAULT_BITS)
+        if found >= expected:
+            return layers
+        self.progress.say(f"rounding with training is {expected - found:.1f} dB worse than without: without training")
+        return alone
 
-        error: the network's mean squared error, of normalised values; None if bits give the steps. expected: PSNR in dB
-        of what the network decodes to; needed if `error` is given. With `error`, coarse steps are tried first, then
-        finer ones. If both lose too much quality, the layers are rounded without training, unless that loses hardly
-        less: at most WORTH_DB. With bits, the result is the better one of rounding with and without training.
+    def _by_error(self, sampler: VoxelSampler, error: float, expected: float) -> list[QuantisedLayer]:
+        """The layers by steps that follow from an error, with training between the roundings.
+
+        Coarse steps are tried first, then finer ones. If both lose too much quality, the layers are rounded without
+        training, unless that loses hardly less: at most WORTH_DB. error: the network's mean squared error, of
+        normalised values. expected: PSNR in dB of what the network decodes to.
         """
-        sampler, alone = make_sampler(self.volume.values, self.header.values, self.device), None
-        if error is None:
-            alone = self._without_volume(error)
-            self.progress.plan(self._measuring_work)
-            expected = self._measured_psnr(self._loaded(alone))
-        recipe, lead = self._recipe(), expected - psnr_of(sampler.variance)
+        trained, lead = self._training(sampler, expected), expected - psnr_of(sampler.variance)
+        added = self.options.added
+        added = policy.error_to_add(lead, self.net.n_parameters) if added is None else added
+        least = expected - policy.allowed_loss(self.options, lead, expected, error)
+        layers, found = trained(error=added * error)
+        if not found >= least:  # true for NaN
+            self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again with finer steps")
+            self.progress.plan(self.training_work + self._measuring_work)
+            layers, found = trained(error=added / policy.FINER * error)
+        if found >= least:
+            return layers
+        self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again without training")
+        alone = self._without_volume(error)
+        self.progress.plan(self._measuring_work)
+        cost = expected - self._measured_psnr(self._loaded(alone))
+        if not found >= expected - cost - policy.WORTH_DB:
+            return alone
+        self.progress.say(f"rounding without training costs {cost:.1f} dB, of a larger file: with training after all")
+        return layers
+
+    def _training(self, sampler: VoxelSampler, expected: float) -> Callable[..., tuple[list[QuantisedLayer], float]]:
+        """What rounds with training: it takes the fineness of `choose_steps`, and gives the layers and their PSNR, dB.
+
+        expected: PSNR in dB, from which the learning rate follows.
+        """
+        recipe = self._recipe()
         recipe = dataclasses.replace(recipe, lr=policy.relative_rate(expected) * recipe.lr)
         sensitivity, on_step = compensated_sensitivities(self.net, self.factors), work.step_reporter(self.progress)
 
-        def trained(fineness: dict) -> tuple[list[QuantisedLayer], float]:
-            """The layers of rounding with training, by steps so fine, and the PSNR of what they decode to."""
+        def trained(**fineness: float) -> tuple[list[QuantisedLayer], float]:
             rounded, options = copy.deepcopy(self.net).to(self.device), self.options
             steps = choose_steps(self.net, sensitivity, **fineness)
             layers = rounding.round_and_train(
@@ -110,35 +141,10 @@ class NetworkRounding:
             )
             return layers, self._measured_psnr(rounded)
 
-        first, *finer = policy.finenesses(self.options, lead, self.net.n_parameters, error)
-        layers, found = trained(first)
-        if alone:
-            if found >= expected:
-                return layers
-            self.progress.say(
-                f"rounding with training is {expected - found:.1f} dB worse than without: without training"
-            )
-            return alone
-        least = expected - policy.allowed_loss(self.options, lead, expected, error)
-        for fineness in finer:
-            if found >= least:
-                return layers
-            self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again with finer steps")
-            self.progress.plan(self.training_work + self._measuring_work)
-            layers, found = trained(fineness)
-        if found >= least:
-            return layers
-        self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again without training")
-        alone = self._without_volume(error)
-        self.progress.plan(self._measuring_work)
-        cost = expected - self._measured_psnr(self._loaded(alone))
-        if not found >= expected - cost - policy.WORTH_DB:  # true for NaN
-            return alone
-        self.progress.say(f"rounding without training costs {cost:.1f} dB, of a larger file: with training after all")
-        return layers
+        return trained
 
     def _without_volume(self, error: float | None) -> list[QuantisedLayer]:
-        """The layers, without training. error: as of `_with_volume`; None, if unknown too: 9 bits give the steps."""
+        """The layers, without training. error: as of `_by_error`; None, if unknown too: 9 bits give the steps."""
         net, options = self.net, self.options
         is_compensated = len(self.factors) > 0 and self.is_narrow
         added = None if error is None else policy.MSE_ADDED_BY_ROUNDING * error

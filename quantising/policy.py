@@ -66,18 +66,6 @@ def error_for_steps(options: RoundingOptions, psnr: float) -> float | None:
     return min(options.error, MOST_ERROR * own) if own else options.error
 
 
-def finenesses(options: RoundingOptions, lead: float, n_weights: int, error: float | None) -> list[dict]:
-    """What `choose_steps` takes to choose the steps of rounding with training: coarse ones first, then finer ones.
-
-    lead, n_weights: as of `error_to_add`. error: the network's mean squared error, of normalised values; None if bits
-    give the steps.
-    """
-    if error is None:
-        return [{"bits": options.bits or DEFAULT_BITS}]
-    added = error_to_add(lead, n_weights) if options.added is None else options.added
-    return [{"error": added * error}, {"error": added / FINER * error}]
-
-
 def error_to_add(lead: float, n_weights: int) -> float:
     """The squared error that the steps may add, relative to the network's own, for the best quality at equal bytes.
 
@@ -89,10 +77,10 @@ def error_to_add(lead: float, n_weights: int) -> float:
     return min(max(ADDED_PER_DB * lead / math.log2(max(n_weights, 2)), LEAST_ADDED), MOST_ADDED)
 
 
-def allowed_loss(options: RoundingOptions, lead: float, expected: float, error: float | None) -> float:
+def allowed_loss(options: RoundingOptions, lead: float, expected: float, error: float) -> float:
     """The most that rounding with training may cost, dB.
 
-    lead: of the network, in dB over a constant. expected: its PSNR, dB. error: as of `finenesses`.
+    lead: of the network, in dB over a constant. expected: its PSNR, dB. error: the one that set the steps.
     """
     found = max(ALWAYS_ALLOWED_DB, min(MAX_DB_LOST, MAX_LEAD_LOST * lead))
     if options.added is not None and error:  # steps of a part that are coarser than its own error gives cost more
