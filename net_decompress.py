@@ -146,7 +146,8 @@ def write_volume_files(
             original, title = part_of(volume.array, box) if steps else None, os.path.basename(opt.compressed)
             write_files({opt.preview: pictures.preview_of(field, grid, original, steps, title, opt.as_float)}, files)
     *by_step, recon = output.files()
-    written = {"recon": recon} | dict(zip(("first_step", "last_step"), by_step[:: len(by_step) - 1 or 1], strict=False))
+    written = {"recon": recon} | ({"first_step": by_step[0]} if by_step else {})
+    written |= {"last_step": by_step[-1]} if len(by_step) > 1 else {}
     written |= {"voxels": beside[0]} if beside else {}
     written |= {"preview": opt.preview} if opt.preview else {}
     metrics = report_of_steps(steps, is_series=len(grid.shape) == 4) if steps else {}
