@@ -11,7 +11,22 @@ import numpy as np
 from utils import Box, drop_pages
 
 
-class StackedSteps:
+class Shaped:
+    """A base class of arrays: what follows from their `shape`."""
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+class StackedSteps(Shaped):
     """The steps of a time series as an array [t, ...] that is never made. All steps have one shape and type.
 
     It supports the indexing by which volumes are read: `steps[t]` is the array of step t; `steps[..., x]` is the series
@@ -22,7 +37,6 @@ class StackedSteps:
     def __init__(self, arrays: Sequence[np.ndarray]):
         self.arrays, self.dtype = arrays, arrays[0].dtype
         self.shape = (len(arrays), *arrays[0].shape)
-        self.ndim, self.size = len(self.shape), math.prod(self.shape)
         self.strides = (math.inf, *arrays[0].strides)  # time is the slowest axis
         if chunks := [array.chunks for array in arrays if hasattr(array, "chunks")]:
             self.chunks = (1, *map(max, zip(*chunks, strict=True)))
@@ -51,21 +65,6 @@ class StackedSteps:
 def part_of(array: np.ndarray | StackedSteps, box: Box) -> np.ndarray | StackedSteps:
     """The part of an array in a box. What is in a file stays there."""
     return array.part(box) if hasattr(array, "part") else array[box]
-
-
-class Shaped:
-    """A base class of arrays: what follows from their `shape`."""
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-    def __len__(self) -> int:
-        return self.shape[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
