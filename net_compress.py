@@ -9,7 +9,6 @@ sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # python -P and
 import cli.startup  # noqa: F401 - first, to handle Ctrl-C while the other modules load
 
 # isort: split
-import dataclasses
 import math
 import shlex
 import time
@@ -34,16 +33,14 @@ from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions, decibels_lost
 from quantising.rounded_bricks import BricksRounding
 from quantising.sensitivity import MAX_BITS
-from siren import SirenConfig, net_of, weights_crc32
+from siren import SirenConfig, net_of
 from training.network_files import (
-    brick_state,
     field_header,
     header_before_clipping,
     network_config,
     quality_in,
-    read_bricks,
     read_config,
-    read_weights,
+    read_networks,
 )
 from utils import SUITE_VERSION, UserError, Volume, VolumeHeader, differences, header_of
 
@@ -146,19 +143,6 @@ def read_volume_of(
     return volume, found
 
 
-def read_networks(opt: arguments.Options, settings: dict, config: SirenConfig, header: VolumeHeader | None) -> Bricks:
-    """The trained network, or those of all bricks. Raises UserError unless they are those of the configuration."""
-    if settings.get("bricks") is None:
-        state = read_weights(opt.net, opt.config, config)
-        bricks = Bricks.whole(dataclasses.asdict(config), {name: tensor.numpy() for name, tensor in state.items()})
-    else:
-        bricks = read_bricks(opt.net, opt.config, settings, header, config)
-        state = brick_state(bricks)
-    if settings.get("weights_crc32", weights_crc32(state)) != weights_crc32(state):
-        raise UserError(f"{opt.config}: belongs to other weights than {opt.net}: their checksums differ")
-    return bricks
-
-
 def rounded_networks(
     opt: arguments.Options,
     bricks: Bricks,
@@ -193,7 +177,7 @@ def main(argv: Sequence[str]) -> None:
     settings = read_config(opt.config)
     config = network_config(opt.config, settings)
     header = field_header(opt.config, settings, config)
-    bricks = read_networks(opt, settings, config, header)
+    bricks = read_networks(opt.net, opt.config, settings, header, config)
     whole = header_before_clipping(opt.config, settings, header)
     volume, found = read_volume_of(opt, config, whole)
     if header is None and volume is None:

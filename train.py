@@ -20,6 +20,7 @@ from cli.arguments import Options, resolve_device, to_number, unless_default, vo
 from cli.files import check_outputs
 from cli.summary import summary
 from field import rendering
+from field.neural_field import NeuralField
 from formats.common import raw_layout
 from formats.reading import read_volume, source_files
 from formats.series import is_pattern
@@ -184,12 +185,12 @@ def main(argv: Sequence[str]) -> None:
         checkpoint.load(fit)
     elif checkpoint.is_earlier:
         print(f"train.py: {opt.checkpoint}: will be replaced: --resume continues its run instead", file=sys.stderr)
-    judge = Judge(volume, header, lambda: fit.field(header, device, opt.num_workers))
+    judge = Judge(volume, header, lambda: NeuralField(header, fit.bricks(), device, opt.num_workers))
 
     def write(paths: tuple[str, str], quality: Quality) -> None:
-        figures = quality.figures(bool(opt.clip))
-        settings = configuration(options, header, whole.values, fit.config, figures, fit.bricks())
-        write_network(paths, fit.weights(), settings, fit.seconds)
+        figures, bricks = quality.figures(bool(opt.clip)), fit.bricks()
+        settings = configuration(options, header, whole.values, fit.config, figures, bricks, fit.seconds)
+        write_network(paths, bricks, settings)
 
     history = []
     try:

@@ -53,6 +53,12 @@ class Bricks:
         ends = (np.full((1, network["d_out"]), end, np.float32) for end in (-1, 1))
         return cls(Cut((1,) * network["d_in"], *ends), [(network, weights)])
 
+    @classmethod
+    def of(cls, net: object) -> Bricks:
+        """The one brick that is a siren.FieldNet. On a CPU, both share the memory of the weights."""
+        weights = {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}
+        return cls.whole(dataclasses.asdict(net.config), weights)
+
     @property
     def n_parameters(self) -> int:
         """The number of weights and biases of all networks. It decodes them."""

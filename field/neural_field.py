@@ -8,7 +8,6 @@ values, gradients = field.at(points), field.gradient_at(points)
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 
@@ -57,8 +56,7 @@ class NeuralField(ArrayInterface):
     @classmethod
     def of(cls, net: object, header: VolumeHeader, device: object = "cpu", n_threads: int = 1) -> NeuralField:
         """The field that a siren.FieldNet holds now; later changes of the network do not change it."""
-        weights = {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}
-        return cls(header, Bricks.whole(dataclasses.asdict(net.config), weights), device, n_threads)
+        return cls(header, Bricks.of(net), device, n_threads)
 
     # --- on a grid ---
 

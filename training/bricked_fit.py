@@ -17,15 +17,12 @@ import torch
 from cli.progress import Progress
 from field.bricks import Bricks, Cut
 from field.layers import parameter_shapes
-from field.neural_field import NeuralField
 from siren import SirenConfig, count_parameters
 from training import processes
 from training.brick_fits import Trained
 from training.brick_networks import BrickNetworks
 from training.fitting import is_like
-from training.network_files import brick_state
 from training.recipe import Recipe, psnr_of, training_work
-from utils import VolumeHeader
 
 
 class BrickedFit:
@@ -121,14 +118,6 @@ class BrickedFit:
         done = self.done
         nets = [(dataclasses.asdict(self.networks.configs[k]), done[k].weights) if k in done else None for k in numbers]
         return Bricks(Cut(self.fits.counts, *ends, self.fits.mirrors), nets)
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The result so far, as thenet.pth holds it."""
-        return brick_state(self.bricks())
-
-    def field(self, header: VolumeHeader, device: torch.device, n_threads: int) -> NeuralField:
-        """The result so far as a compressed field. header: of the volume."""
-        return NeuralField(header, self.bricks(), device, n_threads)
 
     # --- checkpoints ---
 

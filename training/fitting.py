@@ -13,14 +13,13 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from field.neural_field import NeuralField
+from field.bricks import Bricks
 from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, start_as_axis_waves
 from training import processes
 from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler
 from training.step import StepFunction
-from utils import VolumeHeader
 
 SHORTER_WAVES = 2, 4  # factors of HIGHEST_WAVE after a collapse: fine detail is like noise to long waves
 MAX_STEP = 1 << 53  # largest number of a step in a checkpoint: a float holds it exactly
@@ -164,16 +163,9 @@ class Fit:
         """The number of weights and biases."""
         return self.net.n_parameters
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The result so far, as thenet.pth holds it."""
-        return self.averaged_net.state_dict()
-
-    def field(self, header: VolumeHeader, device: torch.device, n_threads: int) -> NeuralField:
-        """The result so far as a compressed field. header: of the volume."""
-        return NeuralField.of(self.averaged_net, header, device, n_threads)
-
-    def bricks(self) -> None:
-        """One network has no bricks."""
+    def bricks(self) -> Bricks:
+        """The network so far, the one brick."""
+        return Bricks.of(self.averaged_net)
 
     # --- recovery and checkpoints ---
 

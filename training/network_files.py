@@ -18,7 +18,7 @@ from field.header_chunks import check_header
 from field.layers import parameter_shapes
 from field.missing import decode_missing, encode_missing
 from field.network_chunk import check_network, check_size
-from siren import OMEGA_0, SirenConfig, count_parameters, weights_crc32
+from siren import OMEGA_0, SirenConfig, weights_crc32
 from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader, quoted
 
 FORMAT_VERSION = 1
@@ -32,14 +32,15 @@ def configuration(
     whole: ValueRange,
     config: SirenConfig,
     quality: dict[str, float],
-    bricks: Bricks | None = None,
+    bricks: Bricks,
+    seconds: float,
 ) -> dict:
     """The content of thenet.json: first the keys of the original scripts, then the keys that later stages need.
 
     The key missing is a blob's chunk M, in base64. The key clipped_from is the value range before --clip. `quality` has
     psnr; with --clip psnr_clipped, of the clipped values; for integers psnr_unrounded, before they are rounded, and
-    is_exact, whether all are decoded exactly. A PSNR is "inf" if there is no error, and null if it is unknown. bricks:
-    how the field is cut; `config` is then that of the widest network.
+    is_exact, whether all are decoded exactly. A PSNR is "inf" if there is no error, and null if it is unknown.
+    config: of the widest network of the bricks. seconds: the time of the training.
     """
     missing = base64.b64encode(encode_missing(header.missing)).decode() if header.missing else None
     same = ("compression_ratio", "batchSize", "oversample", "lr", "n_passes", "pass_decay", "lr_decay")
@@ -51,7 +52,7 @@ def configuration(
         **{name: options[name] for name in same},
         "is_residual": config.is_residual,
         "is_cuda": False,  # with True, the original scripts would need a GPU to read the weights
-        "time": None,  # the original's name for `seconds`
+        "time": seconds,  # the original's name
         "format_version": FORMAT_VERSION,
         "d_in": config.d_in,
         "d_out": config.d_out,
@@ -63,12 +64,12 @@ def configuration(
         "missing": missing,
         "clipped_from": whole.pairs() if options["clip"] else None,
         "seed": options["seed"],
-        "n_parameters": count_parameters(config) if bricks is None else bricks.n_parameters,
-        **({} if bricks is None else {"bricks": _in_settings(bricks)}),
+        "n_parameters": bricks.n_parameters,
+        **({} if bricks.is_whole else {"bricks": _in_settings(bricks)}),
         **{name: _in_json(figure) for name, figure in quality.items()},
-        "seconds": None,
+        "seconds": seconds,
         "torch_version": torch.__version__,
-        "weights_crc32": None,
+        "weights_crc32": weights_crc32(state_of(bricks)),
         "options": options,
     }
 
@@ -90,16 +91,19 @@ def _in_json(figure: float) -> float | str | None:
     return figure if math.isfinite(figure) else str(figure)
 
 
-def brick_state(bricks: Bricks) -> dict[str, torch.Tensor]:
-    """How the field is cut, and the weights of all bricks, as one state dict of float32 tensors.
+def state_of(bricks: Bricks) -> dict[str, torch.Tensor]:
+    """What thenet.pth holds, float32: the weights of the network; of a field in bricks how it is cut, and all weights.
 
     The weights of brick 3 are bricks.3.net_layers.0.linear.weight, ...
     """
-    state = {name: torch.from_numpy(part) for name, part in _cut_state(bricks.cut).items()}
-    for number, network in enumerate(bricks.networks):
-        for name, weights in (network[1] if network else {}).items():
-            state[f"bricks.{number}.{name}"] = torch.from_numpy(weights)
-    return state
+    if bricks.is_whole:
+        arrays = bricks.networks[0][1]
+    else:
+        arrays = _cut_state(bricks.cut)
+        for number, network in enumerate(bricks.networks):
+            for name, weights in (network[1] if network else {}).items():
+                arrays[f"bricks.{number}.{name}"] = weights
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def _cut_state(cut: Cut) -> dict[str, np.ndarray]:
@@ -107,14 +111,13 @@ def _cut_state(cut: Cut) -> dict[str, np.ndarray]:
     return {f"cut.{name}": np.array(part, np.float32) for name, part in cut._asdict().items() if len(part)}
 
 
-def write_network(paths: tuple[str, str], state: dict[str, torch.Tensor], settings: dict, seconds: float) -> None:
-    """Write the weights and the configuration; first add training time (`seconds`) and checksum to `settings`.
+def write_network(paths: tuple[str, str], bricks: Bricks, settings: dict) -> None:
+    """Write the weights and the configuration. Raises UserError when they cannot be written to `paths`.
 
-    Raises UserError when they cannot be written to `paths`; it says where they are instead.
+    It says where they are instead.
     """
-    settings |= {"time": seconds, "seconds": seconds, "weights_crc32": weights_crc32(state)}
     weights = io.BytesIO()  # torch.save would store the whole vector that parameters are views of, hence clone()
-    torch.save({name: tensor.cpu().clone() for name, tensor in state.items()}, weights)
+    torch.save({name: tensor.clone() for name, tensor in state_of(bricks).items()}, weights)
     config = json.dumps(settings, indent=1, allow_nan=False).encode()
     write_or_rescue({paths[1]: config, paths[0]: weights.getvalue()})  # the configuration is the index of the two
 
@@ -161,19 +164,27 @@ def network_config(path: str, settings: dict) -> SirenConfig:
     return config
 
 
-def read_weights(path: str, config_path: str, config: SirenConfig) -> dict[str, torch.Tensor]:
-    """The state dict in `path`, float32 on the CPU. Raises UserError unless it is finite and fits the configuration."""
-    return _read_state(path, config_path, parameter_shapes(**dataclasses.asdict(config)))
-
-
-def read_bricks(
+def read_networks(
     path: str, config_path: str, settings: dict, header: VolumeHeader | None, config: SirenConfig
 ) -> Bricks:
-    """The bricks of a configuration with their weights in `path`. Raises UserError for what does not fit.
+    """The trained network, or those of all bricks, in `path`. Raises UserError unless they fit the configuration.
 
     config: as of `network_config`, that of the widest network.
     """
-    entry = settings["bricks"]
+    if settings.get("bricks") is None:
+        network = dataclasses.asdict(config)
+        state = _read_state(path, config_path, parameter_shapes(**network))
+        bricks = Bricks.whole(network, {name: tensor.numpy() for name, tensor in state.items()})
+    else:
+        bricks = _read_bricks(path, config_path, settings["bricks"], header, config)
+    checksum = weights_crc32(state_of(bricks))
+    if settings.get("weights_crc32", checksum) != checksum:
+        raise UserError(f"{config_path}: belongs to other weights than {path}: their checksums differ")
+    return bricks
+
+
+def _read_bricks(path: str, config_path: str, entry: dict, header: VolumeHeader | None, config: SirenConfig) -> Bricks:
+    """The bricks in `path`. entry: that of the configuration. Raises UserError for what does not fit."""
     try:
         if header is None:
             raise ValueError("the shape and the range of the field are not there")

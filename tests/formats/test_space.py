@@ -11,11 +11,12 @@ from helpers.networks import decode_blob, field_net, make_blob
 from helpers.vtk import vtk_read, vtk_write
 
 from field.blob import decode_field
+from field.bricks import Bricks
 from field.neural_field import NeuralField
 from formats.common import VolumeError
 from formats.reading import read_volume
 from formats.writing import write_volume
-from siren import SirenConfig
+from siren import FieldNet, SirenConfig
 from training.network_files import configuration, field_header
 from utils import IDENTITY, Geometry, Volume, VolumeHeader, header_of
 
@@ -93,7 +94,7 @@ def through_the_blob(volume: Volume) -> VolumeHeader:
     same = ("grad_lambda", "w0", "compression_ratio", "batchSize", "oversample", "lr", "n_passes", "pass_decay")
     options = dict.fromkeys((*same, "lr_decay", "clip", "seed"))
     header = header_of(volume)
-    settings = configuration(options, header, header.values, config, {})
+    settings = configuration(options, header, header.values, config, {}, Bricks.of(FieldNet(config)), 0.0)
     again = field_header("a.json", {**settings, "shape": list(header.shape)} | in_lists(settings), config)
     return decode_blob(make_blob(again, field_net(d_in=config.d_in)))[0]
 

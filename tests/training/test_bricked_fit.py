@@ -12,6 +12,7 @@ from helpers.brick_fits import FIELDS, small_fit
 from helpers.volumes import slanted
 
 from cli.progress import NoProgress
+from field.neural_field import NeuralField
 from training import brick_fits, processes
 from training.long_runs import Checkpoint, run_bricks
 from training.recipe import Recipe
@@ -25,7 +26,7 @@ def test_the_errors_of_bricks_add_up():
     """The PSNR of all bricks is that of the volume, whose shared layers count more than once."""
     fit = small_fit()
     fit.run()
-    field, volume = fit.field(fit.fits.header, torch.device("cpu"), 1), fit.fits.volume.values[..., 0]
+    field, volume = NeuralField(fit.fits.header, fit.bricks()), fit.fits.volume.values[..., 0]
     squares = [np.square(field[box] - volume[box]) for box in fit.fits.boxes]
     error = sum(part.sum() for part in squares) / sum(part.size for part in squares)
     expected = 20 * math.log10(np.ptp(volume)) - 10 * math.log10(error)
@@ -41,7 +42,7 @@ def test_components_of_a_brick_count_alike():
     fit.run()
     _, low, high, _ = fit.bricks().cut
     np.testing.assert_allclose((high - low)[:, 0], (high - low)[:, 1], rtol=1e-6)
-    field = fit.field(fit.fits.header, torch.device("cpu"), 1)
+    field = NeuralField(fit.fits.header, fit.bricks())
     assert np.isfinite(field[:]).all() and field[:].shape == array.shape
 
 
