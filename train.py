@@ -123,11 +123,12 @@ def results(
     if opt.clip:
         found["psnr_clipped"] = f"{quality.clipped.psnr:.3f}"
         found["clipped"] = outliers.count_beyond(volume.values, header.low, header.high, header.fill)
-    if isinstance(fit, BrickedFit):
-        found["bricks"] = ",".join(map(str, fit.fits.counts[-3:]))
-    found |= {"n_layers": fit.config.n_layers, "parameters": fit.n_parameters}
-    if fit.n_parameters:  # bricks that are all constant have none
-        found["compression_ratio"] = f"{header.n_voxels / fit.n_parameters:.2f}"
+    bricks = fit.bricks()
+    if not bricks.is_whole:
+        found["bricks"] = ",".join(map(str, bricks.cut.counts[-3:]))
+    found |= {"n_layers": fit.config.n_layers, "parameters": bricks.n_parameters}
+    if bricks.n_parameters:  # bricks that are all constant have none
+        found["compression_ratio"] = f"{header.n_voxels / bricks.n_parameters:.2f}"
     if header.missing:
         found["missing"] = header.missing.count
     found |= {"seconds": f"{fit.seconds:.1f}", "network": opt.network, "config": opt.config}

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from quantising.sensitivity import Derivatives, bounded, derivatives, informative_points
-from siren import FieldNet, count_parameters, linear_layers
+from siren import FieldNet, linear_layers
 from utils import Mask
 
 POINTS_PER_WEIGHT = 4  # points of the domain for each weight of a metric; with fewer, the metric overfits the points
@@ -60,7 +60,7 @@ class CompensationFactors:
         missing: Mask | None = None,
     ):
         self.net, self.on_products = net, on_products
-        self.blocks, n_points = metric_blocks(count_parameters(net.config), n_all)
+        self.blocks, n_points = metric_blocks(net.n_parameters, n_all)
         self.x, self.weights = informative_points(net, shape, n_points, missing=missing)
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ from quantising import codebooks, policy, rounding, work
 from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities, layer_sizes
 from quantising.policy import RoundingOptions
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
-from siren import FieldNet, count_parameters
+from siren import FieldNet
 from training.recipe import Recipe, psnr_of
 from training.sampler import VoxelSampler
 from training.streaming import make_sampler
@@ -45,7 +45,7 @@ class NetworkRounding:
         self.options, self.net, self.header, self.volume = options, net, header, volume
         self.device, self.progress = device, progress
         self.is_trained = volume is not None and options.n_passes != 0
-        self.is_narrow = count_parameters(net.config) <= MAX_COMPENSATED
+        self.is_narrow = net.n_parameters <= MAX_COMPENSATED
         self.factors: Collection[CompensationFactor] = []  # none if each weight is rounded to the nearest
 
     def layers(self, psnr: float, is_exact: bool) -> list[QuantisedLayer]:

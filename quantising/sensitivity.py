@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from field.network_chunk import round_step
-from siren import FieldNet, count_parameters, linear_layers
+from siren import FieldNet, linear_layers
 from training.sampler import density_of, draw_by_density
 from utils import Mask, normalised_coordinates, voxel_size
 
@@ -126,7 +126,7 @@ def choose_steps(
     layers = linear_layers(net)
     largest = [float(layer.weight.detach().abs().max()) for layer in layers]
     if error is not None:
-        scale = math.sqrt(12 * error * net.config.d_out / count_parameters(net.config))
+        scale = math.sqrt(12 * error * net.config.d_out / net.n_parameters)
     else:
         counted = range(1, len(layers) - 1) if len(layers) > 2 else range(len(layers))
         scale = max(largest[i] / relative[i] for i in counted) / 2 ** (bits - 1)

@@ -105,11 +105,6 @@ class BrickedFit:
         """The settings of the widest network."""
         return self.networks.widest
 
-    @property
-    def n_parameters(self) -> int:
-        """The number of weights and biases of the networks so far."""
-        return sum(count_parameters(self.networks.configs[number]) for number in self.done)
-
     def bricks(self) -> Bricks:
         """The networks so far. A brick that is not done is constant: its mean."""
         numbers = range(len(self.survey.low))

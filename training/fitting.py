@@ -158,11 +158,6 @@ class Fit:
         """The network's settings."""
         return self.net.config
 
-    @property
-    def n_parameters(self) -> int:
-        """The number of weights and biases."""
-        return self.net.n_parameters
-
     def bricks(self) -> Bricks:
         """The network so far, the one brick."""
         return Bricks.of(self.averaged_net)

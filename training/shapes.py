@@ -126,7 +126,7 @@ def score(trial: Fit) -> float:
     The lowest number for a trial that diverged.
     """
     config = trial.net.config
-    size = count_parameters(config) + LAYER_WEIGHTS * len(linear_layers(trial.net))
+    size = trial.net.n_parameters + LAYER_WEIGHTS * len(linear_layers(trial.net))
     worth = HEAD_START.get(config.n_layers, 0.0) + DB_PER_OCTAVE * math.log2(size)
     if config.n_layers < MIDDLE_DEPTH and config.n_neurons <= TRIED_NEURONS:
         worth += NARROW_HEAD_START

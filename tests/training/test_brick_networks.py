@@ -32,7 +32,7 @@ def test_where_no_time_is_left_each_brick_takes_a_step():
         fit = small_fit(recipe=recipe, fields={"d_in": 3, "d_out": 1}, n_parameters=n_parameters)
         fit.run()
         assert sorted(fit.done) == [0, 1, 2, 3] and math.isfinite(fit.psnr)
-        assert fit.networks.n_layers == depth and fit.n_parameters <= n_parameters
+        assert fit.networks.n_layers == depth and fit.bricks().n_parameters <= n_parameters
 
 
 def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
