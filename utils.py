@@ -468,9 +468,10 @@ def voxel_grid(
         if not 0 <= first < stop <= n:
             raise ValueError(f"axis {axis}: expected a range within 0:{n} that is not empty, found {first}:{stop}")
         count = resolution[axis] if resolution else stop - first
-        if count < 1 or (count > 1 and stop - first == 1):
-            raise ValueError(f"axis {axis}: expected 1 point along {stop - first} voxels, found {count}" if count > 1
-                             else f"axis {axis}: expected at least 1 point, found {count}")  # fmt: skip
+        if count < 1:
+            raise ValueError(f"axis {axis}: expected at least 1 point, found {count}")
+        if count > 1 and stop - first == 1:
+            raise ValueError(f"axis {axis}: expected 1 point along 1 voxels, found {count}")
         if count > MAX_GRID_POINTS:
             raise ValueError(f"axis {axis}: expected at most {MAX_GRID_POINTS} points, found {count}")
         middle = (first + stop - 1) / 2

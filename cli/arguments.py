@@ -211,26 +211,29 @@ def number_from(low: float, high: float = math.inf, *, exclusive: bool = False) 
 def roi(text: str) -> tuple[slice, ...]:
     """An argparse type: one range a:b of voxels per axis, or one voxel a. Either end of a range may be left out."""
     try:
-        ranges = [part.split(":") for part in text.split(",")]
-        ends = [[int(end) if end else None for end in pair] for pair in ranges]
-        ends = [[a, a + 1] if (a := pair[0]) is not None and len(pair) == 1 else pair for pair in ends]
-        if any(len(pair) != 2 for pair in ends) or any(end is not None and end < 0 for pair in ends for end in pair):
-            raise ValueError
+        return tuple(_range(part if ":" in part else f"{part}:{int(part) + 1}") for part in text.split(","))
     except ValueError:
         expected = "ranges of voxels as in 0:16,8:24,: or 0:16,:,5, without negative indices"
         raise ArgumentTypeError(f"expected {expected}, found {text!r}") from None
-    return tuple(slice(*pair) for pair in ends)
 
 
 def time_or_steps(text: str) -> float | slice:
     """An argparse type: a time in steps, or a range a:b of steps. Either end of the range may be left out."""
     try:
-        ends = [int(end) if end else None for end in text.split(":")] if ":" in text else [float(text)]
-        if len(ends) > 2 or any(end is not None and not 0 <= end < math.inf for end in ends):
+        found = _range(text) if ":" in text else float(text)
+        if isinstance(found, float) and not 0 <= found < math.inf:
             raise ValueError
     except ValueError:
         raise ArgumentTypeError(f"expected a time in steps, as in 3 or 2.5, or 2:5, found {text!r}") from None
-    return slice(*ends) if len(ends) == 2 else ends[0]
+    return found
+
+
+def _range(text: str) -> slice:
+    """The range a:b of numbers from 0, either of which may be left out. Raises ValueError."""
+    start, stop = (int(end) if end else None for end in text.split(":"))
+    if min(start or 0, stop or 0) < 0:
+        raise ValueError
+    return slice(start, stop)
 
 
 # --- device -------------------------------------------------------------------------------------------

@@ -87,9 +87,8 @@ def encode_network(network: dict, layers: list[QuantisedLayer]) -> bytes:
         if has_codebooks and (n_out, n_in) == (network["n_neurons"],) * 2:
             # The model may allow a few integers that do not occur. The codebook has an entry for each of them too.
             half = entropy_coder.small_float(largest)
-            values = [layer.codebook[min(max(k + len(layer.codebook) // 2, 0), len(layer.codebook) - 1)]
-                      for k in range(-half, half + 1)]  # fmt: skip
-            parts.append(np.array(values, "<f4").tobytes())
+            n = len(layer.codebook)
+            parts.append(layer.codebook[np.clip(np.arange(-half, half + 1) + n // 2, 0, n - 1)].astype("<f4").tobytes())
         groups += [weights, biases]
         models += [(a, b, largest), (0, 0, bias_code)]
     return b"".join([*parts, entropy_coder.encode(groups, models)])
