@@ -328,7 +328,7 @@ def size_of(paths: Sequence[str]) -> int:
 def size_text(n_bytes: float) -> str:
     """The size as text, in the largest unit that gives a number of at least 1."""
     for unit in ("bytes", "kB", "MB", "GB"):
-        if n_bytes < 1000:
+        if n_bytes < 999.5:  # which would be 1e+03
             return f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.3g} TB"

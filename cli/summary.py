@@ -18,7 +18,7 @@ def summary(source: str, n_source: int, made: Sequence[str], n_made: int | None,
     """
     first, *others = made
     target = ", ".join([first if n_made is None else f"{first}  {size_text(n_made)}", *others])
-    parts = [f"{os.path.basename(source)}  {size_text(n_source)} -> {target}", _ratio(figures), *more]
+    parts = [f"{os.path.basename(os.path.normpath(source))}  {size_text(n_source)} -> {target}", _ratio(figures), *more]
     parts += [*_quality(figures), f"in {figures['seconds']} s"]
     lines, width = [parts[0]], shutil.get_terminal_size().columns
     for part in filter(None, parts[1:]):

@@ -142,7 +142,7 @@ def _read(
     reader = _read_folder if is_folder else READERS.get(suffix)
     if layout is not None and (is_npy or reader or of_arrays):
         raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")
-    is_grid = not is_npy and suffix in vtk_process.OF_GRIDS
+    is_grid = not (is_npy or is_folder) and suffix in vtk_process.OF_GRIDS
     if resample is not None and not is_grid:
         raise VolumeError(f"{path}: --resample is for {' '.join(vtk_process.OF_GRIDS)}, this one is a grid of voxels")
     if array is not None and not (of_arrays or is_grid):
@@ -182,9 +182,9 @@ def _read_folder(folder: str) -> Volume:
         return dicom.read_dicom(folder)
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     folders = [entry.path for entry in entries if entry.is_dir()]
-    volumes = [
-        entry.path for entry in entries if suffix_of(entry.name) in (".npy", ".raw", *READERS, *READERS_OF_ARRAYS)
-    ]
+    suffixes = (".npy", ".raw", *READERS, *READERS_OF_ARRAYS)
+    files = [entry for entry in entries if entry.is_file() or is_zarr(entry.path)]
+    volumes = [entry.path for entry in files if suffix_of(entry.name) in suffixes]
     found = f"{len(entries) - len(folders)} files and {len(folders)} folders, none of them a volume"
     if volumes:
         ending = collections.Counter(path[-len(suffix_of(path)) :] for path in volumes).most_common(1)[0][0]

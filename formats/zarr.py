@@ -48,7 +48,7 @@ def files_of(folder: str) -> list[str]:
 
 def read_zarr(path: str, name: str | None, d_in: int | None, d_out: int | None) -> Volume:
     """The volume of an array in a Zarr folder. Of the levels of OME-Zarr, the first by default. Raises VolumeError."""
-    zarr = import_package("zarr", "zarr", path)
+    zarr, path = import_package("zarr", "zarr", path), os.path.normpath(path)  # a shell completes it with a slash
     sizes: dict[str, int] = {}  # bytes of the files of each folder, with those of the folders in it
     for file in files_of(path):
         folder = os.path.dirname(file)

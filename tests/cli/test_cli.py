@@ -216,6 +216,7 @@ def test_the_line_for_people_has_one_ratio_and_the_quality_of_parts(monkeypatch)
     for width, between in ((98, "  "), (80, "\n  ")):  # a narrower terminal gets two lines
         monkeypatch.setenv("COLUMNS", str(width))
         assert summary("v", 10, ["w"], None, figures) == between.join(parts)
+    assert summary("a/v.zarr/", 10, ["w"], None, figures).startswith("v.zarr  ")
 
 
 @pytest.mark.parametrize(

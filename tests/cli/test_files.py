@@ -163,3 +163,8 @@ def test_a_run_that_ends_before_its_file_set_does_leaves_no_file(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script, str(ROOT), str(tmp_path / "out.raw")], capture_output=True)
     assert done.returncode == 130 and os.listdir(tmp_path) == []
+
+
+def test_sizes_as_text_keep_three_digits():
+    sizes = {0: "0 bytes", 999: "999 bytes", 1000: "1 kB", 999_499: "999 kB", 999_500: "1 MB", 3.4e15: "3.4e+03 TB"}
+    assert {size: files.size_text(size) for size in sizes} == sizes

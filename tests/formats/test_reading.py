@@ -187,9 +187,10 @@ def test_missing_file(tmp_path):
     assert "No such file" in refusal(tmp_path / "missing.npy")
 
 
-def test_a_folder_says_what_it_holds_and_what_to_type(tmp_path):
+@pytest.mark.parametrize("name", ["a [1]", "a.vti"])
+def test_a_folder_says_what_it_holds_and_what_to_type(name, tmp_path):
     """What it proposes is read."""
-    folder = tmp_path / "a [1]"
+    folder = tmp_path / name
     folder.mkdir()
     assert "is empty" in refusal(folder)
     assert f"1 folders, none of them a volume: --volume {shlex.quote(str(folder))} looks there" in refusal(tmp_path)
