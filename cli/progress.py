@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from tqdm import tqdm
 
@@ -99,14 +99,31 @@ def _width() -> dict[str, object]:
 
 
 class NoProgress(Progress):
-    """Shows nothing: the progress of a part, of which the whole tells. n_said: the lines that it has not printed."""
+    """Shows nothing: the progress of a part, of which the whole tells. n_said: the lines that it has not printed.
 
-    def __init__(self):
+    report: is told the fraction that is done.
+    """
+
+    def __init__(self, report: Callable[[float], None] = lambda part: None):
         super().__init__("")
-        self.n_said = 0
+        self.report, self.n_said = report, 0
 
     def update(self, done: float, **figures: str) -> None:
         self.done = done
+        self.report(done / self.total)
 
     def say(self, line: str) -> None:
         self.n_said += 1
+
+
+class Parts:
+    """Tells a Progress how far the parts are that some work has. work: of each part, by number."""
+
+    def __init__(self, progress: Progress, work: Mapping[int, float]):
+        self.progress, self.work = progress, work
+        self.done = dict.fromkeys(work, 0.0)
+
+    def update(self, number: int, part: float, **figures: str) -> None:
+        """Show that this fraction of a part is done, with `figures` from now on."""
+        before, self.done[number] = self.done[number], part * self.work[number]
+        self.progress.advance(self.done[number] - before, **figures)

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from cli.progress import NoProgress, Progress
+from cli.progress import NoProgress, Parts, Progress
 from field.blob import decode_field, encode_blob
 from field.bricks import Bricks, Network, brick_boxes
 from field.network_chunk import QuantisedLayer
@@ -27,7 +27,7 @@ from training.cutting import (
     survey,
 )
 from training.recipe import error_of, psnr_of
-from training.workers import Workers, most_work_first
+from training.workers import Report, Workers, most_work_first
 from utils import Geometry, Volume, VolumeHeader, find_missing, shape_of
 
 PASSES = 0.25  # over each brick while it is rounded / while it is trained, by default: more gain 0.2 dB at most
@@ -91,9 +91,10 @@ class BricksRounding:
 
         found, n_again = {}, 0
         tasks = ((k, self._task(k, options, per_weight, volume)) for k in most_work_first(shares))
-        for k, (layers, is_again) in self.workers.each_done(_round_brick, tasks, sum(shares.values())):
+        parts = Parts(self.progress, shares)
+        for k, (layers, is_again) in self.workers.each_done(_round_brick, tasks, sum(shares.values()), parts.update):
             found[k], n_again = layers, n_again + is_again
-            self.progress.advance(shares[k], bricks=f"{len(found)} of {len(shares)}")
+            parts.update(k, 1.0, bricks=f"{len(found)} of {len(shares)}")
         if n_again:
             what = "again " + "with finer steps, or " * (options.bits is None) + "without training"
             self.progress.say(f"rounding with training has cost too much in {n_again} of {len(found)} bricks: {what}")
@@ -130,9 +131,14 @@ class BricksRounding:
 
 
 def _round_brick(
-    options: RoundingOptions, network: Network, header: VolumeHeader, brick: Volume | None, device: torch.device
+    options: RoundingOptions,
+    network: Network,
+    header: VolumeHeader,
+    brick: Volume | None,
+    device: torch.device,
+    report: Report,
 ) -> tuple[list[QuantisedLayer], bool]:
     """The layers of a brick in integers, and whether it was rounded more than once."""
-    progress = NoProgress()
+    progress = NoProgress(report)
     layers = NetworkRounding(options, net_of(*network), header, brick, device, progress).layers(math.nan, False)
     return layers, progress.n_said > 0

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cli.progress import Progress
+from cli.progress import Parts, Progress
 from field.bricks import brick_boxes
 from siren import FieldNet, SirenConfig, count_parameters
 from training import processes
@@ -21,7 +21,7 @@ from training.recipe import BATCH, Recipe, psnr_of, training_work
 from training.stacks import Member, StackedFit, memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
 from training.streaming import make_sampler, normalised, read_ahead
-from training.workers import Workers, most_work_first
+from training.workers import Report, Workers, most_work_first
 from utils import ValueRange, Volume, VolumeHeader, shape_of
 
 PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rate / that of the fit
@@ -52,18 +52,19 @@ class Task(NamedTuple):
     device: torch.device
 
 
-def fit_brick(task: Task) -> Trained:
+def fit_brick(task: Task, report: Report) -> Trained:
     """The network of one brick."""
     target = task.target_psnr
     with processes.apart():
         sampler = make_sampler(task.brick.values, task.values, task.device, task.recipe.grad_lambda > 0)
         fit = new_fit(task.config, sampler, task.recipe, task.seed, task.first_omega)
 
-        def is_reached(fit: Fit) -> bool:
+        def on_step(fit: Fit) -> bool:
+            report(fit.progress)
             is_near = target is not None and fit.is_judged and fit.psnr >= target
             return is_near and psnr_of(sampler.mean_squared_error(fit.averaged_net)) >= target
 
-        fit.run(is_reached)
+        fit.run(on_step)
         error = sampler.mean_squared_error(fit.averaged_net)
         return Trained(arrays_of(fit.averaged_net), error, fit.recovery.n_recoveries)
 
@@ -176,10 +177,10 @@ class BrickFits:
         """
         work = self.work_of(configs, recipes)
         own = processes.split_items(most_work_first(work))
-        found, before, done = {}, progress.done, 0.0
-        for number, trained in self._each_done(own, configs, recipes, work, progress):
-            found[number], done = trained, done + work[number]
-            progress.update(before + done, **on_done(number, trained))
+        found, parts = {}, Parts(progress, work)
+        for number, trained in self._each_done(own, configs, recipes, parts):
+            found[number] = trained
+            parts.update(number, 1.0, **on_done(number, trained))
         return {number: trained for part in processes.gather(found) for number, trained in part.items()}
 
     def _each_done(
@@ -187,11 +188,10 @@ class BrickFits:
         own: Sequence[int],
         configs: Mapping[int, SirenConfig],
         recipes: Mapping[int, Recipe],
-        work: Mapping[int, float],
-        progress: Progress,
+        parts: Parts,
     ) -> Iterator[tuple[int, Trained]]:
-        """The number and the network of each brick of `own`, as they are done."""
-        stacks = []
+        """The number and the network of each brick of `own`, as they are done. parts: are told of the others."""
+        stacks, work, progress = [], parts.work, parts.progress
         if self.has_stacks:
             sizes = {k: self._size(k) for k in own}
             stacks = stacks_of({k: configs[k] for k in own}, recipes, sizes, memory_for_a_stack(self.device))
@@ -207,13 +207,14 @@ class BrickFits:
                 found = [(k, Trained(arrays_of(fit.network(i)), fit.error(i), fit.recoveries[i].n_recoveries))
                          for i, k in enumerate(stack)]  # fmt: skip
             del fit  # whose memory the next one needs
-            progress.update(done)
+            progress.done = done
             yield from found
         stacked = {k for stack in stacks for k in stack}
         left = [k for k in own if k not in stacked]
         tasks = ((k, (self._task(k, configs[k], recipes[k]),)) for k in left)
         is_timed = any(recipes[k].max_seconds is not None for k in left)  # as many workers as share the time
-        yield from self.workers.each_done(fit_brick, tasks, math.inf if is_timed else sum(work[k] for k in left))
+        whole = math.inf if is_timed else sum(work[k] for k in left)
+        yield from self.workers.each_done(fit_brick, tasks, whole, parts.update)
 
     def _member(self, number: int, config: SirenConfig, recipe: Recipe) -> Member:
         """A brick as the member of a stack."""

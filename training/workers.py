@@ -8,8 +8,10 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from multiprocessing import connection
 
 import torch
@@ -17,6 +19,8 @@ import torch
 from utils import UserError
 
 WORTH_WORKERS = 3e10  # least `training_work` for which processes are started: 5 seconds, where a start takes 2
+REPORT_SECONDS = 0.2  # between two reports of how far a task is
+Report = Callable[[float], None]  # is told the fraction of a task that is done
 
 
 def most_work_first(work: Mapping[int, float]) -> list[int]:
@@ -52,22 +56,26 @@ class Workers:
         while len(self.processes) < min(n, self.most):
             self.free.append(self._start())
         for pipe in self.free:
-            pipe.send((len, ((),)))
+            pipe.send((_nothing, ()))
         for pipe in self.free:
             pipe.recv()
 
     def each_done(
-        self, function: Callable[..., object], tasks: Iterable[tuple[int, tuple]], work: float = math.inf
+        self,
+        function: Callable[..., object],
+        tasks: Iterable[tuple[int, tuple]],
+        work: float = math.inf,
+        on_part: Callable[[int, float], None] = lambda number, part: None,
     ) -> Iterator[tuple[int, object]]:
-        """The number and the result, `function(*arguments)`, of each task (number, arguments), as they are done.
+        """The number and the result of each task (number, arguments) as it is done: `function(*arguments, report)`.
 
         function, arguments and results: what pickle takes. A task is drawn when a process is free for it, so few are in
-        memory at a time. work: how much all tasks are. Raises UserError when a process has been killed. After an error,
-        these workers do nothing more.
+        memory at a time. work: how much all tasks are. on_part: is told, of a task, what its function tells its Report.
+        Raises UserError when a process has been killed. After an error, these workers do nothing more.
         """
         if self.most <= 1 or (work < WORTH_WORKERS and not self.processes):
             for number, arguments in tasks:
-                yield number, function(*arguments)
+                yield number, function(*arguments, _now_and_then(partial(on_part, number)))
             return
         tasks, busy = iter(tasks), {}
         while True:
@@ -78,7 +86,10 @@ class Workers:
             if not busy:
                 return
             for pipe in connection.wait(list(busy)):
-                result, error = _talk(busy[pipe], pipe.recv)
+                result, error, part = _talk(busy[pipe], pipe.recv)
+                if part is not None:
+                    on_part(busy[pipe], part)
+                    continue
                 if isinstance(error, UserError):
                     raise error
                 if error:
@@ -131,12 +142,29 @@ def _work(pipe: connection.Connection) -> None:
         while True:
             (function, arguments), result, error = pipe.recv(), None, None
             try:
-                result = function(*arguments)
+                result = function(*arguments, _now_and_then(lambda part: pipe.send((None, None, part))))
             except UserError as found:
                 error = found
             except Exception:
                 error = traceback.format_exc()
-            pipe.send((result, error))
+            pipe.send((result, error, None))
+
+
+def _nothing(report: Report) -> None:
+    """The task of a process that only has to be ready."""
+
+
+def _now_and_then(report: Report) -> Report:
+    """A Report that is passed on every REPORT_SECONDS only."""
+    latest = time.monotonic()
+
+    def reported(part: float) -> None:
+        nonlocal latest
+        if time.monotonic() - latest >= REPORT_SECONDS:
+            latest = time.monotonic()
+            report(part)
+
+    return reported
 
 
 def _talk(number: int, send_or_receive: Callable[..., object], *content: object) -> object:

@@ -65,7 +65,7 @@ def test_a_brick_is_fitted_as_by_one_process(monkeypatch):
     fit = small_fit()
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    brick_fits.fit_brick(fit.fits._task(0, fit.networks.config(4), fit.recipe))
+    brick_fits.fit_brick(fit.fits._task(0, fit.networks.config(4), fit.recipe), lambda part: None)
     assert counts == [1]
 
 
@@ -74,6 +74,16 @@ def test_no_process_is_started_without_a_brick(monkeypatch):
     fit = small_fit(n_processes=2)
     assert fit.fits.pilot_errors({}, NoProgress()) == {}
     assert len(fit.fits.pilot_errors({0: fit.networks.config(4)}, NoProgress())) == 1
+
+
+def test_the_bar_moves_within_a_brick_and_ends_at_the_whole_work(monkeypatch):
+    monkeypatch.setattr("training.workers.REPORT_SECONDS", 0.0)
+    shown, fit = [], small_fit()
+    configs = {k: fit.networks.config(4) for k in (0, 2)}
+    recipes = dict.fromkeys(configs, Recipe(n_passes=1, batch=8, lr=1e-3))
+    fit.fits.train_bricks(configs, recipes, NoProgress(shown.append))
+    assert len(shown) > 20 and shown == sorted(shown)
+    assert shown[-1] == pytest.approx(sum(fit.fits.work_of(configs, recipes).values()))
 
 
 def test_a_time_limit_is_shared_out_by_the_work():

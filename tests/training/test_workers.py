@@ -6,22 +6,33 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 
 import pytest
 
 from training import workers
-from training.workers import WORTH_WORKERS, Workers
+from training.workers import REPORT_SECONDS, WORTH_WORKERS, Report, Workers
 from utils import UserError
 
 
-def square(number: int, _: bytes) -> tuple[int, int]:
+def square(number: int, _: bytes, report: Report) -> tuple[int, int]:
     return number**2, os.getpid()
 
 
-def fail(what: str) -> None:
+def fail(what: str, report: Report) -> None:
     if what == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     raise UserError("a.npy: is bad") if what == "user" else ZeroDivisionError("of a task")
+
+
+def halve(report: Report) -> str:
+    """Tells that it is half done, for so long that this is passed on at least once."""
+    until = time.monotonic() + 2 * REPORT_SECONDS
+    while True:
+        is_last = time.monotonic() > until
+        report(0.5)
+        if is_last:
+            return "whole"
 
 
 def tasks(n: int) -> list[tuple[int, tuple]]:
@@ -84,6 +95,16 @@ def test_processes_that_are_started_in_advance():
 def test_no_more_processes_are_started_than_there_are_tasks():
     with Workers(5) as five:
         assert len(dict(five.each_done(square, tasks(2)))) == 2 and len(five.processes) == 2
+
+
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("n", [1, 2])
+def test_how_far_a_task_is_comes_before_its_result_and_not_at_every_call(n):
+    told = []
+    with Workers(n) as workers:
+        results = workers.each_done(halve, [(3, ()), (4, ())], on_part=lambda *part: told.append(part))
+        assert dict(results) == {3: "whole", 4: "whole"}
+    assert set(told) == {(3, 0.5), (4, 0.5)} and len(told) < 20
 
 
 def test_ctrl_c_is_heard_by_the_first_process_alone():
