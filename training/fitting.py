@@ -279,18 +279,16 @@ def check_state(fit: Fit, state: dict) -> None:
 
 
 def new_networks(
-    config: SirenConfig, mirrors: list[float | None], seed: int, first_omega: float | None = None, number: int = 0
+    config: SirenConfig, sampler: VoxelSampler, seed: int, first_omega: float | None = None, number: int = 0
 ) -> list[FieldNet]:
-    """A new network, and the starts of shorter waves that may take its place. The arguments: see `new_fit`.
-
-    mirrors: of the volume, see `VoxelSampler.mirrors`.
-    """
+    """A new network, and the starts of shorter waves that may take its place. The arguments: see `new_fit`."""
+    along = [axis for axis, n in enumerate(sampler.shape) if n > 1] or None
 
     def next_network(generator: torch.Generator, factor: float = 1) -> FieldNet:
         """The next random network. factor: its highest wave / HIGHEST_WAVE."""
         net = FieldNet(config, generator, first_omega or OMEGA_0)
         if first_omega is None:
-            start_as_axis_waves(net, mirrors, factor * HIGHEST_WAVE)
+            start_as_axis_waves(net, sampler.mirrors, factor * HIGHEST_WAVE, along)
         return net
 
     generator = torch.Generator().manual_seed(seed)
@@ -319,6 +317,6 @@ def new_fit(
     along the axes, which is 0.1 to 10 dB better for most volumes and at most 0.5 dB worse. number: which of the random
     networks of this seed, from 0.
     """
-    nets = new_networks(config, sampler.mirrors, seed, first_omega, number)
+    nets = new_networks(config, sampler, seed, first_omega, number)
     net, *short_wave_starts = [net.to(sampler.device) for net in nets]
     return Fit(net, sampler, recipe, seed, n_threads=n_threads, short_wave_starts=short_wave_starts)

@@ -184,7 +184,7 @@ class StackedFit:
         self.n_steps = self.recipe.count_steps(self.sampler.n_voxels)
         starts, width = [], stack_width(configs)
         for member, brick in zip(members, bricks, strict=True):
-            nets = new_networks(member.config, brick.mirrors, member.seed, first_omega)
+            nets = new_networks(member.config, brick, member.seed, first_omega)
             starts.append([widened(net, width) for net in nets])
         nets, *further = zip(*starts, strict=True)
         self.short_wave_starts = [torch.stack([vector_of(net) for net in row]).to(device) for row in further]

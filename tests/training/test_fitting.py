@@ -235,6 +235,17 @@ def test_a_short_fit_on_a_gpu_takes_smaller_batches():
     assert default_recipe(64**3, config, max_seconds=1, is_gpu=True).batch == 16384
 
 
+@pytest.mark.parametrize(("shape", "along"), [((9, 1, 8), {0, 2}), ((1, 1, 8), {2}), ((2, 9, 8), {0, 1, 2})])
+def test_no_wave_lies_along_an_axis_of_one_voxel(shape, along):
+    """There, it would be a constant, and a part of the first layer would do nothing."""
+    sampler = sampler_of(np.random.default_rng(0).random((*shape, 1), np.float32))
+    net, *shorter = fitting.new_networks(SirenConfig(13, 2), sampler, 0)
+    for each in (net, *shorter):
+        is_wave = each.net_layers[0].linear.weight.detach().abs() > 0.01
+        assert is_wave.any(dim=1).all()
+        assert set(is_wave.nonzero()[:, 1].tolist()) == along
+
+
 def test_the_seed_decides():
     sampler = slanted_sampler()
     assert distance(fitted(sampler, seed=1), fitted(sampler, seed=1)) == 0
