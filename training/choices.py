@@ -22,7 +22,8 @@ from utils import UserError, Volume, VolumeHeader
 
 def settled(opt: Options, recipe: Recipe, config: SirenConfig) -> dict[str, object]:
     """All options by the names of their flags, with what was left open as it was chosen."""
-    chosen = {"n_passes": recipe.n_passes, "oversample": recipe.batch // opt.batchSize, "lr": recipe.lr}
+    size = opt.batchSize or min(recipe.batch, BATCH // 2)
+    chosen = {"n_passes": recipe.n_passes, "batchSize": size, "oversample": recipe.batch // size, "lr": recipe.lr}
     return vars(opt) | chosen | {"d_in": config.d_in, "d_out": config.d_out}
 
 
@@ -144,7 +145,9 @@ def _larger_than_data(header: VolumeHeader, n_parameters: int, networks: str, ve
 def recipe_for(opt: Options, n_voxels: int, config: SirenConfig) -> Recipe:
     """The recipe that the options ask for; the volume and the network determine the settings left open."""
     default = default_recipe(n_voxels, config, opt.optimizer, opt.n_passes, opt.max_seconds, opt.cuda)
-    batch = opt.batchSize * (opt.oversample or 2 * default.batch // BATCH)
+    batch = default.batch
+    if opt.batchSize or opt.oversample:
+        batch = (opt.batchSize or BATCH // 2) * (opt.oversample or max(2 * default.batch // BATCH, 1))
     given = {"lr": opt.lr, "pass_decay": opt.pass_decay, "lr_decay": opt.lr_decay}
     given = {name: value for name, value in given.items() if value is not None}
     return dataclasses.replace(default, batch=batch, schedule=opt.schedule, grad_lambda=opt.grad_lambda, **given)

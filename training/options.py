@@ -157,7 +157,11 @@ def add_research(group: ArgumentGroup) -> None:
         "--is-residual", dest="is_residual", action="store_true", default=True, help="residual blocks (default)"
     )
     group.add_argument("--not-residual", dest="is_residual", action="store_false", help="plain sine layers")
-    group.add_argument("--batchSize", type=integer_from(1, 1 << 30), default=1024, help="batches of samples a step")
+    group.add_argument(
+        "--batchSize",
+        type=integer_from(1, 1 << 30),
+        help="batches of samples a step (default: 1024; 512 in a fit of very few steps)",
+    )
     group.add_argument(
         "--oversample",
         type=integer_from(1, 1 << 30),

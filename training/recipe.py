@@ -8,6 +8,9 @@ import math
 from siren import SirenConfig
 
 BATCH = 2048  # samples a step: smaller batches are noisier but no faster, larger ones need more passes
+# Samples a step of the shortest fits; a step of fewer takes hardly less time. Cubes of 34^3 voxels by 8 passes gain 0.5
+# to 2.9 dB by 616 steps of 512 samples in place of 312 of 1,024.
+LEAST_BATCH = 512
 STEPS = 16_000  # steps of the default fit of a large volume
 MIN_PASSES, MAX_PASSES = 5, 45  # limits of the default fit, passes: small volumes gain little from more
 MIN_STEPS = 1_500  # steps of the default fit of the smallest volumes, for which MAX_PASSES passes are too few
@@ -89,16 +92,16 @@ def default_recipe(
     """The recipe for a volume and a network, from what is known before the fit.
 
     The learning rate is the highest safe one: in a wider or deeper network, equal changes of the weights change the
-    output more. A fit with few steps takes smaller batches, as it gains more from more steps than from less noise. On a
-    CPU, a fit with a time limit does too.
+    output more. A fit with few steps takes smaller batches, as it gains more from more steps than from less noise: on a
+    CPU, half as many samples a step call for half as many steps. On a CPU, a fit with a time limit does too.
     """
     if n_passes is None:
         n_passes = default_passes(n_voxels, is_gpu)
-    batch, least = GPU_BATCH if is_gpu else BATCH, BATCH // 2
+    batch, least = (GPU_BATCH, BATCH // 2) if is_gpu else (BATCH, LEAST_BATCH)
     if max_seconds is not None:
-        batch = batch if is_gpu else least
+        batch = batch if is_gpu else BATCH // 2
     else:
-        while batch > least and n_passes * math.ceil(n_voxels / batch) < MIN_STEPS:
+        while batch > least and n_passes * math.ceil(n_voxels / batch) < MIN_STEPS * (1 if is_gpu else batch / BATCH):
             batch //= 2
     rate = (0.4 if optimizer == "muon" else 0.2) / (config.n_neurons * max(config.n_layers, 2))
     return Recipe(n_passes=n_passes, batch=batch, lr=rate, optimizer=optimizer, max_seconds=max_seconds)

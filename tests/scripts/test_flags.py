@@ -910,8 +910,8 @@ def test_what_a_configuration_says_is_not_allocated(chain, tmp_path):
     ("flags", "name"),
     [
         (("--optimizer", "adam"), "optimizer was muon, is adam"),
-        (("--batchSize", 512), "batchSize was 1024, is 512"),
-        (("--oversample", 3), "oversample was 1, is 3"),
+        (("--batchSize", 64), "batchSize was 512, is 64"),
+        (("--batchSize", 512, "--oversample", 3), "oversample was 1, is 3"),
         (("--compression_ratio", 49), "compression_ratio was 50.0, is 49.0"),
         (("--seed", 4), "seed was 0, is 4"),
         (("--clip", "21,40"), "clip was None, is 21,40"),

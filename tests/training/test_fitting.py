@@ -212,9 +212,11 @@ def test_default_passes(side, n_passes):
     assert n_passes * math.ceil(side**3 / recipe.batch) >= 1500 and recipe.batch == 2048
 
 
-def test_a_short_fit_takes_half_the_batch():
+def test_a_short_fit_takes_smaller_batches():
+    """Below 1,500 steps of 2,048 samples 1,024; below 750 steps of these 512, and no fewer."""
     config = field_net().config
-    assert [default_recipe(64**3, config, n_passes=n).batch for n in (11, 12)] == [1024, 2048]
+    found = [default_recipe(64**3, config, n_passes=n).batch for n in (12, 11, 3, 2, 0.01)]
+    assert found == [2048, 1024, 1024, 512, 512]
     assert default_recipe(64**3, config, n_passes=11).n_passes == 11
     assert default_recipe(64**3, config, max_seconds=1e6).batch == 1024
 
