@@ -10,14 +10,13 @@ import numpy as np
 
 from cli.progress import Progress
 from siren import LEAST_NEURONS, SirenConfig, count_parameters
-from training.brick_fits import PILOT_PASSES, BrickFits
+from training.brick_fits import PILOT_PASSES, PILOT_STEPS, BrickFits
 from training.cutting import MOST_SHARE, shared_out, width_for
-from training.recipe import BATCH, psnr_of
+from training.recipe import psnr_of
 from training.shapes import HEAD_START
 
 BRICK_DEPTHS, SAMPLE = (5, 3), 4  # layers that compete, the most first, and bricks in which they do
-# Steps of the pilots that compare depths, but at most a part of the fit: after a few steps, all networks are alike.
-PILOT_STEPS, PILOT_SHARE = 150, 1 / 8
+PILOT_SHARE = 1 / 8  # of the fit: pilots that compare depths are PILOT_STEPS long, but at most this
 
 
 class BrickNetworks:
@@ -34,8 +33,7 @@ class BrickNetworks:
         self.budget = min(budget, max(self.most_parameters, self._least_parameters(self._all_depths[0])))
         self.depths = [k for k in self._all_depths if self._least_parameters(k) <= self.budget] or self._all_depths[-1:]
         self.n_layers = self.depths[0]
-        n_voxels = self.survey.n_voxels[~self.survey.is_constant]
-        self.medium_size = max(round(n_voxels.mean()), 1) if len(n_voxels) else 1  # voxels of a brick
+        self.medium_size = self.survey.medium_size  # voxels of a brick
         typical = self.config(width_for(self.budget / max(self.n_trained, 1), self._form))
         self.recipe = fits.recipe_for(self.medium_size, self.medium_size, typical)
 
@@ -109,7 +107,7 @@ class BrickNetworks:
     @property
     def _depth_passes(self) -> float:
         """The passes of the pilots that compare depths."""
-        steps_per_pass = math.ceil(self.medium_size / (BATCH // 2))
+        steps_per_pass = math.ceil(self.medium_size / self.fits.pilot_batch)
         return max(PILOT_PASSES, min(PILOT_STEPS / steps_per_pass, PILOT_SHARE * self.recipe.n_passes))
 
     # --- the networks ---

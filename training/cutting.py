@@ -168,6 +168,12 @@ class Survey(NamedTuple):
         """Whether a brick needs no network, (bricks,)."""
         return (self.low == self.high).all(axis=1)
 
+    @property
+    def medium_size(self) -> int:
+        """The voxels, without missing ones, of a brick that is not constant, in the mean; at least 1."""
+        n_voxels = self.n_voxels[~self.is_constant]
+        return max(round(n_voxels.mean()), 1) if len(n_voxels) else 1
+
 
 def survey(
     volume: Volume, values: ValueRange, boxes: Sequence[Box], progress: Progress, with_detail: bool = True

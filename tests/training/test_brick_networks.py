@@ -69,6 +69,22 @@ def test_depths_of_small_bricks_are_compared_after_more_than_a_few_steps(monkeyp
     assert seen == [(4, 10.0), (4, 10.0), (4, 1.0)]
 
 
+SIDES = [(80, False, 1024), (46, False, 512), (22, False, 256), (22, True, 1024)]
+
+
+@pytest.mark.parametrize(("side", "is_gpu", "batch"), SIDES)
+def test_a_pilot_of_a_small_brick_takes_small_batches(side, is_gpu, batch, monkeypatch):
+    """A pass over 22^3 voxels would be 11 steps of 1,024 samples. On a GPU, smaller steps take hardly less time."""
+    seen = []
+    fit = small_fit(fields={"d_in": 3, "d_out": 1, "n_layers": 3}, n_parameters=724)
+    survey = fit.fits.survey._replace(n_voxels=np.full(4, side**3))
+    monkeypatch.setattr(fit.fits, "survey", survey)
+    monkeypatch.setattr(fit.fits, "has_stacks", is_gpu)
+    monkeypatch.setattr(fit.fits, "train_bricks", lambda configs, recipes, progress: seen.append(recipes) or {})
+    fit.fits.pilot_errors({0: fit.networks.config(4)}, NoProgress())
+    assert seen[0][0].batch == fit.fits.pilot_batch == batch
+
+
 def test_bricks_without_a_voxel_do_not_count_for_the_recipe():
     """Nor do they end the fit, where fewer voxels than bricks are present."""
     array = np.full((13, 9, 5), np.nan, np.float32)
