@@ -18,6 +18,7 @@ import numpy as np
 from cli import console
 from formats.arrays import StackedSteps
 from formats.common import UNEVEN, VolumeError
+from formats.moments import from_one_moment
 from utils import Geometry, Volume
 
 OTHER_FILES = 256  # open files that the process may need besides the steps
@@ -84,39 +85,59 @@ def read_files(pattern: str, read: Callable[[str], Volume], is_series: bool) -> 
 
     Files of one voxel along z are slices of a volume, stacked along z, unless `is_series`. All others are steps of a
     series, whose first axis is time. Memory-mapped steps stay mapped: the array is a StackedSteps. If every file has a
-    time of its own, the steps are in the order of their times. The step and the start of time come from the files if
-    these times are in equal steps; otherwise they are 1 and 0. The fill value of some files counts for all. Raises
-    VolumeError when no file matches, when a file differs from the first one in more than values and time, and when two
-    files give different fill values.
+    time of its own, the steps are in the order of their times; files that count from different moments are counted from
+    the earliest. The step and the start of time come from the files if these times are in equal steps; otherwise they
+    are 1 and 0. The fill value of some files counts for all. Raises VolumeError when no file matches, when a file
+    differs from the first one in more than values and time, and when two files give different fill values.
     """
     paths = files_of(pattern)
     if not paths:
         raise VolumeError(f"{pattern}: expected files of that pattern, found none")
     _allow_open_files(len(paths))
     first = read(paths[0])
-    arrays, times, fills, has_one_moment = [], [], {}, True
+    arrays, times, said, fills = [], [], [], {}
     for i, path in enumerate(paths):
         volume = read(path) if i else first
         _check_alike(path, volume, paths[0], first)
         arrays.append(volume.array)
         times.append(volume.time)
+        said.append(volume.geometry.attributes_of("t"))
         if volume.fill is not None:
             fills[path] = volume.fill
-        has_one_moment &= volume.geometry.attributes_of("t") == first.geometry.attributes_of("t")
     first = dataclasses.replace(first, fill=_common_fill(fills))
     if not is_series and len(arrays) > 1 and first.geometry.d_in == 3 and arrays[0].shape[2] == 1:
         return dataclasses.replace(first, array=np.concatenate(arrays, axis=2))
     without = [path for path, time in zip(paths, times, strict=True) if time is None]
     if 0 < len(without) < len(paths):
         console.warn(pattern, f"{len(without)} of its files say no time, as {without[0]}: taken as 0, 1, 2, ...")
-    elif not has_one_moment:
-        times = [None]
-        console.warn(pattern, "its times do not count from one moment: taken as 0, 1, 2, ...")
-    elif not without and np.isfinite(times).all() and len({*times}) == len(times):
+    elif not without and any(found != said[0] for found in said):
+        first, times = _from_one_moment(pattern, paths, first, times, said)
+    if None not in times and np.isfinite(times).all() and len({*times}) == len(times):
         order = np.argsort(times, kind="stable").tolist()
         arrays, times = [arrays[k] for k in order], [times[k] for k in order]
     geometry = with_times(pattern, first.geometry, times)
     return dataclasses.replace(first, array=StackedSteps(arrays), geometry=geometry, time=None)
+
+
+def _from_one_moment(
+    pattern: str, paths: list[str], first: Volume, times: list[float], said: list[dict[str, str]]
+) -> tuple[Volume, list[float | None]]:
+    """The first file and the times of all, counted from one moment; [None] in place of times that cannot be.
+
+    said: units and calendar of each time. They are not all the same.
+    """
+    if found := from_one_moment(times, said):
+        attributes = first.geometry.axis_attributes | {"units_t": found[1]}
+        geometry = dataclasses.replace(first.geometry, axis_attributes=attributes)
+        return dataclasses.replace(first, geometry=geometry), found[0]
+    other = next(k for k, found in enumerate(said) if found != said[0])
+    named = [f"{' '.join(said[k].values()) or 'no units'!r} in {paths[k]}" for k in (0, other)]
+    console.warn(
+        pattern,
+        f"its files count time from different moments, {named[0]} and {named[1]}, which cannot be compared: the steps "
+        "are in the order of the file names, at times 0, 1, 2, ...",
+    )
+    return first, [None]
 
 
 def _allow_open_files(count: int) -> None:

@@ -214,14 +214,75 @@ def test_times_that_fall_are_told(tmp_path, capsys):
     assert "its times fall: taken as 0, 1, 2" in capsys.readouterr().err
 
 
-def test_files_whose_times_count_from_different_moments(tmp_path, capsys):
-    for k in range(3):
-        said = {"units": f"hours since 2001-01-0{k + 1}"}
-        data = grid(slanted((*SHAPE, 1)), ("t", "z", "y", "x"), t=([6.0 * k], said), z=(np.arange(5), {"units": "m"}))
-        data.to_netcdf(tmp_path / f"s{k}.nc", engine="h5netcdf")
-    geometry = read_volume(str(tmp_path / "s*.nc")).geometry
-    assert geometry.spacing[0] == 1.0 and geometry.axis_attributes == {"units_z": "m"}
-    assert "its times do not count from one moment" in capsys.readouterr().err
+def files_of_one_step(folder: Path, units: list[str], times: list[float], calendar: str | None = None) -> str:
+    """The pattern of NetCDF files of one step, each with its units of time. The values of a step are its number."""
+    for k, (unit, time) in enumerate(zip(units, times, strict=True)):
+        said = {"units": unit} | ({"calendar": calendar} if calendar else {})
+        data = grid(np.full((*SHAPE, 1), k), ("t", "z", "y", "x"), t=([time], said), z=(np.arange(5), {"units": "m"}))
+        data.to_netcdf(folder / f"s{k}.nc", engine="h5netcdf")
+    return str(folder / "s*.nc")
+
+
+DAYS, SIXES = "days since 2020-", "hours since 2001-01-01 06:00:00"
+
+
+@pytest.mark.parametrize(
+    ("units", "times", "calendar", "order", "step"),
+    [
+        ([DAYS + "02-01", DAYS + "01-30", DAYS + "01-31"], [0, 0, 0], "proleptic_gregorian", [1, 2, 0], 1.0),
+        ([SIXES, "days since 2001-01-01", "minutes since 2001-1-1T0:0:0Z"], [6, 0.25, 1080], None, [1, 0, 2], 0.25),
+        ([DAYS + "03-01", DAYS + "02-28"], [0, 0], "standard", [1, 0], 2.0),
+        ([DAYS + "03-01", DAYS + "02-28"], [0, 0], "noleap", [1, 0], 1.0),
+        ([DAYS + "03-01", DAYS + "02-30"], [0, 0], "360_day", [1, 0], 1.0),
+    ],
+)
+def test_files_whose_times_count_from_different_moments(tmp_path, capsys, units, times, calendar, order, step):
+    """They are counted from the earliest moment, by the arithmetic of their calendar, and put in order."""
+    volume = read_volume(files_of_one_step(tmp_path, units, times, calendar))
+    assert volume.array[:, 0, 0, 0].tolist() == order
+    assert volume.geometry.origin[0] == times[1] and volume.geometry.spacing[0] == pytest.approx(step)
+    assert volume.geometry.attributes_of("t") == {"units": units[1]} | ({"calendar": calendar} if calendar else {})
+    assert capsys.readouterr().err == ""
+
+
+def test_steps_that_xarray_wrote_one_by_one(tmp_path):
+    """Each of its files has time 0, and counts from its own day."""
+    for day in ("2020-01-30", "2020-01-31", "2020-02-01"):
+        data = grid(np.full((*SHAPE, 1), int(day[-2:])), ("time", "z", "y", "x"))
+        name = "-".join(reversed(day.split("-")))
+        data.assign_coords(time=[np.datetime64(day, "ns")]).to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
+    volume = read_volume(str(tmp_path / "*.nc"))
+    assert volume.array[:, 0, 0, 0].tolist() == [30, 31, 1]
+    assert volume.geometry.units_of("t").startswith("days since 2020-01-30")
+
+
+@pytest.mark.parametrize(
+    ("units", "calendar"),
+    [
+        (["months since 2001-01-01", "months since 2001-02-01"], None),
+        (["days", "hours"], None),
+        (["days since 2001-01-01", "days since 2001-02-30"], "standard"),
+        (["days since 1500-01-01", "days since 1600-01-01"], "standard"),
+        (["days since 2001-01-01", "days since 2001-01-02"], "julian"),
+        (["days since 2001-01-01 00:00 -6:00", "days since 2001-01-02"], None),
+    ],
+)
+def test_moments_that_cannot_be_compared_are_told(tmp_path, capsys, units, calendar):
+    geometry = read_volume(pattern := files_of_one_step(tmp_path, units, [1, 0], calendar)).geometry
+    assert (geometry.origin[0], geometry.spacing[0]) == (0.0, 1.0) and geometry.axis_attributes == {"units_z": "m"}
+    told = capsys.readouterr().err
+    assert f"{pattern}: warning: its files count time from different moments" in told
+    assert all(unit in told for unit in units) and "in the order of the file names, at times 0, 1, 2" in told
+
+
+def test_moments_of_different_calendars_are_told(tmp_path, capsys):
+    for k, calendar in enumerate(("noleap", "standard")):
+        said = {"units": "days since 2001-01-01", "calendar": calendar}
+        grid(slanted((*SHAPE, 1)), ("t", "z", "y", "x"), t=([k], said)).to_netcdf(
+            tmp_path / f"s{k}.nc", engine="h5netcdf"
+        )
+    assert read_volume(str(tmp_path / "s*.nc")).geometry.attributes_of("t") == {}
+    assert "'days since 2001-01-01 noleap' in" in capsys.readouterr().err
 
 
 def test_a_file_a_step(tmp_path):
