@@ -17,7 +17,7 @@ from formats.slabs import Frame, slabs
 from utils import DTYPES, Geometry, Volume
 
 MAX_HEADER = 1 << 16  # bytes of a .npy header; NumPy itself refuses one of more than 10,000
-LIKE_COMPONENTS = (2, 3, 4)  # lengths at which a last axis may mean components or space
+LIKE_COMPONENTS = (2, 3, 4, 6, 9)  # lengths at which a last axis may mean components, as of tensors, or space
 RAW_NAME = re.compile(rf"_(\d+)x(\d+)x(\d+)_({'|'.join(DTYPES)})\.raw$")
 
 

@@ -104,7 +104,7 @@ def add_network(group: ArgumentGroup) -> None:
         "--d_in",
         type=integer_from(1, 4),
         help="number of grid axes of the volume, 4 for a time series (default: 4 for a pattern, and for a .npy array "
-        "of 4 axes besides its components; else 3; needed where the last of 4 axes is of 2 to 4)",
+        "of 4 axes besides its components; else 3; needed where the last of 4 axes is of 2 to 4, 6 or 9)",
     )
     group.add_argument(
         "--d_out",

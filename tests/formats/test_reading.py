@@ -309,7 +309,7 @@ def test_axes_and_components_that_the_array_has(tmp_path, shape, d_in, d_out, fo
     )
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("n", [2, 3, 4, 6, 9])
 def test_four_axes_that_may_be_of_time_or_of_components(tmp_path, n):
     message = refusal(saved(tmp_path, np.ones((20, 16, 12, n))))
     assert f"expected --d_in 4 (a time series) or --d_out {n} (components)" in message
