@@ -25,7 +25,7 @@ from formats.common import raw_layout
 from formats.reading import read_volume, source_files
 from formats.series import is_pattern
 from formats.writing import write_volume
-from training import outliers, processes
+from training import label_maps, outliers, processes
 from training.brick_fits import BrickFits
 from training.brick_networks import BrickNetworks
 from training.bricked_fit import BrickedFit
@@ -179,6 +179,8 @@ def main(argv: Sequence[str]) -> None:
     volume = read(opt)
     whole = header_of(volume)
     header = clipped_header(opt, volume, whole)
+    if label_maps.look_like_labels(volume.values, volume.fill):
+        warn(f"{opt.volume}: {label_maps.WARNING}")
     fit = new_fit(opt, volume, header, device)
     options = settled(opt, fit.recipe, fit.config)
     checkpoint = Checkpoint(opt.checkpoint, {name: options[name] for name in MUST_MATCH})

@@ -1,0 +1,44 @@
+"""Label maps: volumes whose values name regions. The distance of two labels says nothing, and a network mixes them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from utils import MOST_LABELS, boxes, is_missing, read_in_boxes
+
+PIECE_VOXELS, MOST_PIECES = 1 << 14, 64  # of the sample, evenly spread over the volume
+MIN_PAIRS = 100  # fewer pairs of neighbours tell nothing
+MIN_EQUAL = 0.7  # part of the pairs that are equal: more than in a scan, also one that was enlarged twice
+MIN_JUMP = 2  # median distance of the others in the order of all values; 1 in smooth data of few different values
+WARNING = (
+    f"its values look like labels, of more than {MOST_LABELS} regions: between two labels the network gives others. "
+    "One mask for each label keeps them apart: NumPy's array[..., None] == numpy.unique(array), with --d_out"
+)
+
+
+def look_like_labels(values: np.ndarray, fill: np.generic | None) -> bool:
+    """Whether values (..., components) look like more than MOST_LABELS labels.
+
+    Labels are whole numbers. Most neighbours are equal, and the others are not next to each other in the order of all
+    values. Neighbours of which one has one of the two commonest values, or is missing, are left out: a scan may have a
+    background of a single value, and another one where it is saturated.
+    """
+    if values.shape[-1] > 1:
+        return False
+    all_boxes, samples = boxes(values, PIECE_VOXELS), []
+    for _, part in read_in_boxes(values, all_boxes[:: max(1, len(all_boxes) // MOST_PIECES)]):
+        axis = int(np.argmax(part.shape))
+        rows = np.moveaxis(part, axis, 0)
+        pairs = np.stack([rows[:-1].ravel(), rows[1:].ravel()])
+        pairs = pairs[:, ~is_missing(pairs.T, fill)]
+        if pairs.dtype.kind == "f" and (pairs != np.rint(pairs)).any():
+            return False
+        samples.append(pairs)
+    pairs = np.concatenate(samples, axis=1)
+    different, ranks, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    ranks = ranks.reshape(pairs.shape)
+    jumps = np.abs(np.diff(ranks[:, ~np.isin(ranks, np.argsort(counts)[-2:]).any(axis=0)], axis=0))
+    borders = jumps[jumps > 0]
+    if len(different) <= MOST_LABELS or jumps.size < MIN_PAIRS or not borders.size:
+        return False
+    return bool(borders.size < (1 - MIN_EQUAL) * jumps.size and np.median(borders) >= MIN_JUMP)
