@@ -15,9 +15,10 @@ import zlib
 
 import numpy as np
 
+from cli import console
 from formats.common import LENGTHS_IN_MM, MAX_EXPANSION, VolumeError, unit_of_length, volume_from_axes
 from formats.slabs import Frame, figures
-from utils import Volume
+from utils import SIGNS, Volume
 
 READ_TYPES = {
     **dict.fromkeys(("signed char", "int8", "int8_t"), "i1"),
@@ -35,6 +36,8 @@ SPACES = {
     **dict.fromkeys(("right-anterior-superior", "ras"), "RAS"),
     **dict.fromkeys(("left-anterior-superior", "las"), "LAS"),
 }
+VECTORS = re.compile("vector|gradient|normal|matrix")  # in the kinds of axes whose components point in space
+NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
 NRRD_TYPES = {"float32": "float", "float64": "double"}  # the other types have the same names as in NumPy
 
 
@@ -69,6 +72,8 @@ def read_nrrd(path: str) -> Volume:
     lengths = [sizes[axis] for axis in (*times, *grid)] + [1] * (3 - len(grid))
     array = array.reshape(*lengths, sizes[components[0]] if components else 1)
     space = SPACES.get(header.get("space", "").lower(), "") if "space directions" in header else ""
+    for axis in components:
+        _warn_of_vectors(path, header, space, kinds[axis] if axis < len(kinds) else "", sizes[axis])
     said = _axis_units(header, grid, times)
     in_mm = np.array([LENGTHS_IN_MM.get(said.get(f"units_{axis}"), 1.0) if space else 1.0 for axis in "xyz"])
     said = {key: text for key, text in said.items() if not space or key == "units_t"}
@@ -85,6 +90,22 @@ def read_nrrd(path: str) -> Volume:
         return dataclasses.replace(volume, array=array[0])
     step = _spacings(header, len(sizes))[times[0]]
     return dataclasses.replace(volume, geometry=volume.geometry.with_time(step, 0.0))
+
+
+def _warn_of_vectors(path: str, header: dict[str, str], space: str, kind: str, n_components: int) -> None:
+    """Say so when the components of vectors are in other directions than the positions: only these are turned."""
+    frame = header.get("measurement frame", header.get("measurementframe", ""))
+    is_turned = [float(n) for n in NUMBER.findall(frame)] not in ([], np.eye(3).ravel().tolist())
+    directions = "its measurement frame" if is_turned else space
+    may_be_vectors = VECTORS.search(kind.lower()) or (kind in ("", "???", "none") and n_components == 3)
+    if may_be_vectors and directions not in ("", "LPS"):
+        world = "LPS" if space else "its world"
+        way_out = "turn them" if is_turned or n_components != 3 else f"turn them, as by NumPy's array * {SIGNS[space]}"
+        console.warn(
+            path,
+            f"the components of its vectors stay in {directions}, positions and gradients are in {world}: "
+            f"{way_out}, if directions matter",
+        )
 
 
 def _axis_units(header: dict[str, str], grid: list[int], times: list[int]) -> dict[str, str]:

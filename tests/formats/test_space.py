@@ -166,6 +166,34 @@ def test_the_space_of_a_nrrd(space, tmp_path):
     assert_same_places(seen_by_sitk(tmp_path / "b.nrrd"), seen_by_sitk(path))
 
 
+@pytest.mark.parametrize(
+    ("said", "kind", "stay_in"),
+    [
+        ("space: right-anterior-superior", "vector", "RAS"),
+        ("space: right-anterior-superior", "3-color", None),
+        ("space: right-anterior-superior", "list", None),
+        ("space: LAS", "???", "LAS"),
+        ("space: LAS", "covariant-vector", "LAS"),
+        ("space: LPS", "vector", None),
+        ("space: LPS\nmeasurement frame: (1,0,0) (0,1.0,0) (0, 0, 1)", "vector", None),
+        ("space: LPS\nmeasurement frame: (0,1,0) (-1,0,0) (0,0,1)", "vector", "its measurement frame"),
+        ("space dimension: 3\nmeasurement frame: (0,1,0) (-1,0,0) (0,0,1)", "vector", "its measurement frame"),
+        ("space dimension: 3", "vector", None),
+    ],
+)
+def test_vectors_of_a_nrrd_are_not_turned(said, kind, stay_in, tmp_path, capsys):
+    """Only positions are. A warning says so."""
+    write_volume(str(tmp_path / "a.nrrd"), Volume(np.zeros((*SHAPE, 3), np.float32), Geometry.plain(3)))
+    content = (tmp_path / "a.nrrd").read_bytes().replace(b"kinds: vector", f"kinds: {kind}".encode())
+    (tmp_path / "a.nrrd").write_bytes(content.replace(b"space dimension: 3", said.encode()))
+    capsys.readouterr()
+    read_volume(str(tmp_path / "a.nrrd"))
+    told = capsys.readouterr().err
+    assert (f"the components of its vectors stay in {stay_in}, " in told) == (stay_in is not None)
+    assert ("NumPy's array * (" in told) == (stay_in in ("RAS", "LAS"))
+    assert stay_in or told == ""
+
+
 @pytest.mark.parametrize("space", ["space: left-posterior-superior", "space dimension: 3"])
 def test_the_units_of_a_nrrd(space, tmp_path):
     """A world of anatomy is in mm, as that of a NIfTI; the units of another one stay with it."""
