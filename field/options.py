@@ -82,7 +82,8 @@ def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
         "--resolution",
         type=arguments.voxel_counts,
         metavar="NX,NY,NZ",
-        help="that many points along each axis, from the first voxel to the last of the volume or of --roi",
+        help="that many points along each axis, from the first voxel to the last of the volume or of --roi; 1 is the "
+        "middle of the axis",
     )
     group.add_argument(
         "--gradient",
