@@ -448,20 +448,23 @@ class Grid:
 
 
 def voxel_grid(
-    shape: tuple[int, ...], roi: tuple[slice, ...] | None = None, resolution: tuple[int, ...] | None = None
+    shape: tuple[int, ...], roi: tuple[slice | int, ...] | None = None, resolution: tuple[int, ...] | None = None
 ) -> Grid:
     """The voxels of a grid of that shape, or of a box of it; or evenly spaced points over the same extent.
 
-    roi: the box, one slice of step 1 per axis. resolution: the number of points along each axis, from the first voxel
-    to the last one; a single point lies at the middle. Raises ValueError for a wrong number of axes, for a box that is
-    empty or not within the grid, for several points along one voxel, and for more than MAX_GRID_POINTS along an axis.
+    roi: the box, one slice of step 1 or one index per axis. resolution: the number of points along each axis, from the
+    first voxel to the last one; a single point lies at the middle. Raises ValueError for a wrong number of axes, for a
+    box that is empty or not within the grid, for several points along one voxel, and for more than MAX_GRID_POINTS
+    along an axis.
     """
-    roi = (slice(None),) * len(shape) if roi is None else (roi,) if isinstance(roi, slice) else roi
+    roi = (slice(None),) * len(shape) if roi is None else (roi,) if isinstance(roi, slice | int) else roi
     resolution = None if resolution is None else np.ravel(resolution).tolist()
     if len(roi) != len(shape) or (resolution and len(resolution) != len(shape)):
         raise ValueError(f"expected {len(shape)} axes, found {len(resolution if len(roi) == len(shape) else roi)}")
     axes = []
     for axis, (n, part) in enumerate(zip(shape, roi, strict=True)):
+        if isinstance(part, int | np.integer):
+            part = slice(int(part), int(part) + 1)
         if not isinstance(part, slice) or part.step not in (None, 1):
             raise ValueError(f"axis {axis}: expected a slice of step 1, found {part}")
         first, stop = 0 if part.start is None else part.start, n if part.stop is None else part.stop

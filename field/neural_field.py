@@ -62,14 +62,15 @@ class NeuralField(ArrayInterface):
 
     def grid(
         self,
-        roi: tuple[slice, ...] | None = None,
+        roi: tuple[slice | int, ...] | None = None,
         resolution: tuple[int, ...] | None = None,
         time: float | slice | None = None,
     ) -> Grid:
         """The voxels, those in a box of space, or so many points over the same extent; see utils.voxel_grid.
 
-        time: of a time series, whose axis of time the others leave out: one, in steps, that may be a fraction, or a
-        range of whole steps; all of them by default. Raises ValueError for what the field does not have.
+        roi: a slice for each axis of space, or an index, which is a slice of one voxel. time: of a time series, whose
+        axis of time the others leave out: one, in steps, that may be a fraction, or a range of whole steps; all of them
+        by default. Raises ValueError for what the field does not have.
         """
         shape = self.header.shape
         if isinstance(roi, str):

@@ -295,18 +295,30 @@ def test_grids_that_are_none():
     field = NeuralField.of(field_net(), make_header((9, 7, 5)))
     for roi, found in (
         (np.s_[::2, :, :], "slice(None, None, 2)"),
-        (np.s_[3, :, :], "3"),
+        (np.s_[3.0, :, :], "3.0"),
         (np.s_[3:5, ..., :], "Ellipsis"),
     ):
         with pytest.raises(ValueError, match=re.escape(f"expected a slice of step 1, found {found}")):
             field.grid(roi=roi)
     with pytest.raises(ValueError, match="roi: expected slices"):
         field.grid("0:5,:,:")
-    for wrong in ({"roi": np.s_[3:5, ...]}, {"roi": np.s_[3:5]}, {"resolution": 5}, {"roi": ()}):
+    for index in (9, -1):
+        with pytest.raises(ValueError, match=f"axis 0: expected a range within 0:9 that is not empty, found {index}"):
+            field.grid(np.s_[index, :, :])
+    for wrong in ({"roi": np.s_[3:5, ...]}, {"roi": np.s_[3:5]}, {"roi": 3}, {"resolution": 5}, {"roi": ()}):
         with pytest.raises(ValueError, match="expected 3 axes, found"):
             field.grid(**wrong)
     for counts in ([3, 1, 4], np.array([3, 1, 4])):
         assert field.grid(resolution=counts).shape == (3, 1, 4)
+
+
+@pytest.mark.parametrize("index", [2, np.int64(2)])
+def test_an_index_is_a_slice_of_one_voxel(index):
+    """As in --roi."""
+    field = linear_field(shape=(9, 7, 3))
+    grid = field.grid(np.s_[3:5, :, index])
+    assert grid.shape == (2, 7, 1)
+    np.testing.assert_array_equal(field.on_grid(grid), field.on_grid(field.grid(np.s_[3:5, :, 2:3])))
 
 
 def test_grid_of_a_time_series():
