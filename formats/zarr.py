@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -151,7 +152,8 @@ def write_zarr(path: str, volume: Volume) -> None:
     said, d_in = description(volume, dtype), volume.geometry.d_in
     chunks = [min(CHUNK.get(dim, n), n) for dim, n in zip(said.dims, said.shape, strict=True)]
     os.mkdir(path)
-    group = zarr.create_group(zarr.storage.LocalStore(path), attributes={"Conventions": "CF-1.8"})
+    store = zarr.storage.LocalStore(path)
+    group = zarr.create_group(store, attributes={"Conventions": "CF-1.8"})
     for axis, (positions, attributes) in said.coordinates.items():
         group.create_array(axis, data=positions, dimension_names=[axis], attributes=attributes)
     attributes = {name: np.asarray(value).tolist() for name, value in said.attributes.items()}
@@ -162,3 +164,6 @@ def write_zarr(path: str, volume: Volume) -> None:
     )
     for box, part in slices_first(volume.array, d_in, dtype, chunks[said.dims.index("xyz"[min(d_in, 3) - 1])]):
         values[(0,) * (values.ndim - part.ndim) + box] = part  # 0: the step of a series
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that Zarr 3 does not specify it yet; xarray looks for it
+        zarr.consolidate_metadata(store)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -260,9 +261,14 @@ def test_as_xarray_reads_it(tmp_path, suffix):
     pytest.importorskip("h5netcdf")
     array = slanted((2, *SHAPE))
     geometry = {"spacing": (2.0, *SPACING), "origin": (7.0, *ORIGIN), "name": "rho", "units": "K"}
-    write_volume(str(tmp_path / f"a{suffix}"), volume_of(array, fill=array[0, 0, 0, 0], **geometry))
-    options = {"consolidated": False} if suffix == ".zarr" else {}
-    with xarray.open_dataset(tmp_path / f"a{suffix}", engine="zarr" if options else "h5netcdf", **options) as data:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Consolidated metadata")
+        write_volume(str(tmp_path / f"a{suffix}"), volume_of(array, fill=array[0, 0, 0, 0], **geometry))
+    engine = "zarr" if suffix == ".zarr" else "h5netcdf"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Failed to open Zarr store with consolidated metadata")
+        data = xarray.open_dataset(tmp_path / f"a{suffix}", engine=engine)
+    with data:
         rho = data.rho.transpose("t", "x", "y", "z")
         expected = np.where(array == array[0, 0, 0, 0], np.nan, array)
         np.testing.assert_array_equal(rho, expected)
