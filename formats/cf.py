@@ -62,6 +62,9 @@ def volume_of_variable(
     variable = variables[name]
     if variable.refusal:
         raise VolumeError(variable.refusal)
+    if variable.dtype.kind == "c":
+        what = f"expected integers or floats, found dtype {variable.dtype}"
+        raise VolumeError(f"{path}: {name}: {what}: NumPy's abs(array) or array.real makes floats of them")
     coordinates = {dim: variables[dim] for dim in variable.dims if dim in variables and variables[dim].dims == (dim,)}
     roles = _roles(path, name, variable, coordinates, d_in, d_out)
     is_series = "t" in roles and variable.shape[roles["t"]] > 1

@@ -41,7 +41,7 @@ def read_hdf5(path: str, name: str | None, d_in: int | None, d_out: int | None) 
 def _is_array(h5py: Any, item: Any) -> bool:
     """Whether an object of a file is an array of numbers, or a number."""
     try:
-        if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "iufb":
+        if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "iufbc":
             return False
     except TypeError:  # a type that NumPy has not
         return False

@@ -24,7 +24,7 @@ def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -
             with archive.open(entry) as file:
                 shape, is_fortran, dtype = npy_header(file)
                 n_header = file.tell()
-            if dtype.kind not in "iufb":
+            if dtype.kind not in "iufbc":
                 continue
             variables[key] = Variable(("",) * len(shape), dtype, {}, SimpleNamespace(shape=shape))
             entries[key] = entry, "F" if is_fortran else "C", n_header

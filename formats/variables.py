@@ -44,15 +44,19 @@ class Variable(NamedTuple):
 
 
 def chosen(path: str, variables: Mapping[str, Variable], name: str | None) -> str:
-    """The name of the array that is meant: `name`, or else the only array of most axes. Raises VolumeError."""
+    """The name of the array that is meant: `name`, or else the only array of most axes. Raises VolumeError.
+
+    An array of complex numbers is meant only where its name is given, or where there are no others.
+    """
     if name is not None:
         if name.strip("/") in variables:
             return name.strip("/")
         raise VolumeError(f"{path}: holds no array {name!r}, only {_listed(variables)}")
     if not variables:
         raise VolumeError(f"{path}: expected arrays of numbers, found none")
-    data = {name: found for name, found in variables.items() if found.dims != (name,)}  # without coordinates
-    n_axes = {name: min(sum(n > 1 for n in found.shape), 3) for name, found in (data or variables).items()}
+    real = {name: found for name, found in variables.items() if found.dtype.kind != "c"} or variables
+    data = {name: found for name, found in real.items() if found.dims != (name,)}  # without coordinates
+    n_axes = {name: min(sum(n > 1 for n in found.shape), 3) for name, found in (data or real).items()}
     most = [name for name, n in n_axes.items() if n == max(n_axes.values())]
     if len(most) != 1:
         raise VolumeError(f"{path}: expected --array, the name of one of its arrays: {_listed(variables)}")

@@ -95,7 +95,7 @@ def _metadata(folder: str) -> tuple[dict, dict]:
 
 def _variable(zarr: Any, path: str, name: str, settings: dict, attributes: dict, n_bytes: int) -> dict[str, Variable]:
     """The array, by its name; nothing if it is not of numbers. n_bytes: of its files. Raises VolumeError."""
-    if not re.fullmatch(r"(u?int|float)\d+|bool|[<>|=]?[iufb]\d", str(settings["data_type"])):
+    if not re.fullmatch(r"(u?int|float|complex)\d+|bool|[<>|=]?([iufb]\d|c\d+)", str(settings["data_type"])):
         return {}
     if unknown := sorted(set(_codecs(settings["codecs"])) - CODECS):
         raise VolumeError(f"{path}: {name}: expected codecs of Zarr's own, found {', '.join(unknown)}: write it anew")

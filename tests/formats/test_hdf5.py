@@ -126,3 +126,17 @@ def test_a_file_without_arrays_of_numbers(path):
     with h5py.File(path, "w") as file:
         file["text"] = "no number"
     assert refusal(path).endswith("expected arrays of numbers, found none")
+
+
+def test_complex_numbers_are_named(path):
+    """They are passed over where there are other arrays."""
+    said, both = "wave: expected integers or floats, found dtype complex64: NumPy's abs(array)", path[:-3] + "2.h5"
+    for name, arrays in ((path, {"wave": 1j}), (both, {"wave": 1j, "magnitude": 1})):
+        with h5py.File(name, "w") as file:
+            file["text"] = "no number"
+            for key, factor in arrays.items():
+                file[key] = factor * slanted(SHAPE)
+        assert said in refusal(name, "wave")
+    assert said in refusal(path)
+    assert read_volume(both).geometry.name == "magnitude"
+    assert "wave (7, 6, 5; complex64)" in refusal(both, "phase")

@@ -42,6 +42,12 @@ def test_several_arrays(path):
     assert read_volume(path, d_out=5, array="b").array.shape == (4, 7, 6, 5)
 
 
+def test_complex_numbers_are_named(path):
+    np.savez(path, a=slanted(SHAPE) * 1j)
+    with pytest.raises(VolumeError, match=re.escape("found dtype complex64: NumPy's abs(array)")):
+        read_volume(path)
+
+
 def test_archives_from_strangers(path):
     """Objects, lengths that lie, a header that announces more than there is, bytes of something else."""
     np.savez(path, a=np.array([object()] * 8, object).reshape(2, 2, 2))

@@ -83,6 +83,12 @@ def test_levels_of_ome_zarr(tmp_path, version):
 # --- folders from strangers -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_complex_numbers_are_named(tmp_path, zarr_format):
+    write(tmp_path / "a.zarr", slanted(SHAPE) * 1j, zarr_format=zarr_format)
+    assert "found dtype complex64: NumPy's abs(array)" in refusal(tmp_path / "a.zarr")
+
+
 def test_nothing_is_unpickled(tmp_path):
     path = tmp_path / "a.zarr"
     write(path, slanted(SHAPE), zarr_format=2)
