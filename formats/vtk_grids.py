@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from vtkmodules.util.numpy_support import vtk_to_numpy
@@ -18,14 +19,17 @@ NO_IMAGES = {
 }
 WAY_OUT = "--resample NX,NY,NZ makes an image of it, as does ParaView's filter Resample To Image"
 IS_VALID = "vtkValidPointMask"  # array of VTK's filter: 0 at points of the image that lie outside the data set
-NOT_VALUES = (IS_VALID, "vtkGhostType")
+GHOSTS = "vtkGhostType"  # array of bits, of which these hide a point or a cell; others mark copies, which are values
+HIDDEN_POINT, HIDDEN_CELL = 2, 32
+NOT_VALUES = (IS_VALID, GHOSTS)
 
 
 def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
     """The volume of an array of a VTK data set, see `array_of`. An array on points is not copied.
 
     A cell is a voxel at its middle. resample: the number of points along x, y, z of the image that VTK makes of the
-    data set; None for a data set that is an image. Voxels outside the data set are NaN. Raises VolumeError.
+    data set; None for a data set that is an image. Voxels outside the data set, and hidden ones, are NaN. Raises
+    VolumeError.
     """
     if resample:
         data = _resampled(path, data, resample)
@@ -37,9 +41,9 @@ def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple
         geometry = dataclasses.replace(geometry, origin=tuple(origin.tolist()))
         shape = tuple(max(n - 1, 1) for n in shape)
     array = vtk_to_numpy(values).reshape(*shape[::-1], values.GetNumberOfComponents())
-    is_valid = None if is_on_cells else data.GetPointData().GetArray(IS_VALID)
-    if is_valid and not (mask := vtk_to_numpy(is_valid).astype(bool)).all():
-        array = _with_nan(array, ~mask.reshape(array.shape[:-1]))
+    is_missing = _is_missing(data, is_on_cells, math.prod(shape))
+    if is_missing.any():
+        array = _with_nan(array, is_missing.reshape(array.shape[:-1]))
     units = values.GetInformation().Get(vtkDataArray.UNITS_LABEL()) or ""
     times = data.GetFieldData().GetArray("TimeValue")
     time = times.GetTuple1(0) if times and times.GetNumberOfValues() == 1 else None
@@ -114,6 +118,17 @@ def _resampled(path: str, data, counts: tuple[int, ...]):
             raise VolumeError(f"{path}: --resample: is flat along {letter}: expected 1 point along it, found {n}")
     image.SetSpacing([step or 1.0 for step in image.GetSpacing()])
     return image
+
+
+def _is_missing(data, is_on_cells: bool, n_voxels: int) -> np.ndarray:
+    """Which points or cells of an image are hidden, or outside the data set that was resampled; all in VTK's order."""
+    attributes = data.GetCellData() if is_on_cells else data.GetPointData()
+    is_missing = np.zeros(n_voxels, bool)
+    if (ghosts := attributes.GetArray(GHOSTS)) and ghosts.GetNumberOfValues() == n_voxels:
+        is_missing |= vtk_to_numpy(ghosts).astype(np.uint8) & (HIDDEN_CELL if is_on_cells else HIDDEN_POINT) > 0
+    if not is_on_cells and (is_valid := attributes.GetArray(IS_VALID)):
+        is_missing |= vtk_to_numpy(is_valid) == 0
+    return is_missing
 
 
 def _with_nan(array: np.ndarray, is_missing: np.ndarray) -> np.ndarray:

@@ -290,6 +290,27 @@ def test_voxels_outside_a_grid_are_missing(dtype, expected, tmp_path):
     np.testing.assert_array_equal(*(volume.array for volume in volumes))
 
 
+@pytest.mark.parametrize("suffix", [".vti", ".vtr", ".vtk", ".vtkhdf"])
+@pytest.mark.parametrize(("is_on_cells", "hidden"), [(False, 2), (True, 32)])
+def test_hidden_voxels_are_missing(tmp_path, suffix, is_on_cells, hidden):
+    """As ParaView hides them. Copies for neighbouring processes are values."""
+    axes = [np.arange(n, dtype=float) for n in SHAPE]
+    data = rectilinear(*axes) if suffix == ".vtr" else vtk_image(slanted(SHAPE), SPACING, ORIGIN, "p")
+    shape = tuple(n - is_on_cells for n in SHAPE)
+    if is_on_cells:
+        add_cells(data, slanted(shape))
+        data.GetPointData().RemoveArray("p")
+    marks = np.zeros(shape, np.uint8)
+    marks[1, 2, 0], marks[0, 0, 2], marks[3, 1, 1] = hidden, hidden | 1, 1
+    ghosts = numpy_to_vtk(marks.ravel(order="F"), deep=True)
+    ghosts.SetName("vtkGhostType")
+    (data.GetCellData() if is_on_cells else data.GetPointData()).AddArray(ghosts)
+    path = write(tmp_path / f"a{suffix}", data)
+    assert "--fill nan" in refusal(path)
+    array = read_volume(path, fill=np.nan).array
+    assert np.argwhere(np.isnan(array)).tolist() == [[0, 0, 2], [1, 2, 0]]
+
+
 def test_what_cannot_be_resampled(tmp_path):
     flat = output(vtkAppendFilter(), vtk_image(slanted((5, 4, 1)), SPACING, (1, 2, 0), "p"))
     path = write(tmp_path / "flat.vtu", flat)
