@@ -284,6 +284,14 @@ def test_a_single_file_is_no_series(tmp_path):
         assert "v.vti: expected a time series" in message
 
 
+def test_an_array_of_four_axes_is_told_to_be_a_series(tmp_path, capsys):
+    """Unless --d_in says so: its last axis could be one of components."""
+    np.save(tmp_path / "v.npy", slanted((8, 4, 3, 5)))
+    for flags in ((), ("--d_in", 4)):
+        train(tmp_path / "v.npy", tmp_path, "--n_passes", 1, *flags)
+        assert ("v.npy: a time series: 8 steps of 4 x 3 x 5 voxels" in capsys.readouterr().err) == (not flags)
+
+
 def test_d_in_of_a_pattern(tmp_path):
     np.save(tmp_path / "v0.npy", slanted(SHAPE[1:]))
     outputs = ("--network", tmp_path / "n.pth", "--config", tmp_path / "n.json")
