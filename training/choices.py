@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from functools import partial
 
 from cli.arguments import Options
 from field.binary import BlobError
@@ -13,7 +12,7 @@ from field.network_chunk import check_network
 from siren import SirenConfig, count_parameters
 from training.brick_fits import RecipeFor
 from training.brick_networks import BrickNetworks
-from training.cutting import count_held, counts_for, passes_for, passes_over
+from training.cutting import count_held, counts_for, counts_of_bricks, passes_for, passes_over
 from training.mirrors import find_mirrors
 from training.recipe import BATCH, Recipe, default_recipe
 from training.shapes import networks_for_budget
@@ -50,20 +49,18 @@ def bricks_for(opt: Options, volume: Volume, header: VolumeHeader) -> tuple[tupl
     Mirrors: see field.bricks.Cut. A volume that is not cut needs none. Raises UserError for impossible bricks.
     """
     is_auto = opt.bricks == "auto"
-    automatic = partial(
-        counts_for,
-        n_parameters=header.n_voxels / opt.compression_ratio,
-        passes=opt.n_passes,
-        device="cuda" if opt.cuda else "cpu",
-    )
+    n_parameters, device = header.n_voxels / opt.compression_ratio, "cuda" if opt.cuda else "cpu"
     if opt.bricks == "none" or header.values.is_constant:
         return (1,) * len(header.shape), ()
-    counts = automatic(header.shape) if is_auto else _given_counts(opt, header.shape)
+    if is_auto:
+        counts = counts_for(header.shape, n_parameters, opt.n_passes, device)
+    else:
+        counts = _given_counts(opt, header.shape)
     mirrors = find_mirrors(volume, header) if math.prod(counts) > 1 else ()
     if mirrors:
         shape = held_shape(header.shape, mirrors)
         most = (max(n - 1, 1) for n in shape)
-        counts = automatic(shape) if is_auto else tuple(map(min, counts, most))
+        counts = counts_of_bricks(shape, n_parameters) if is_auto else tuple(map(min, counts, most))
     try:
         check_counts(counts, header.shape, mirrors)
     except BlobError as error:
