@@ -457,7 +457,7 @@ def voxel_grid(
     box that is empty or not within the grid, for several points along one voxel, and for more than MAX_GRID_POINTS
     along an axis.
     """
-    roi = (slice(None),) * len(shape) if roi is None else (roi,) if isinstance(roi, slice | int) else roi
+    roi = (slice(None),) * len(shape) if roi is None else (roi,) if isinstance(roi, slice | int | np.integer) else roi
     resolution = None if resolution is None else np.ravel(resolution).tolist()
     if len(roi) != len(shape) or (resolution and len(resolution) != len(shape)):
         raise ValueError(f"expected {len(shape)} axes, found {len(resolution if len(roi) == len(shape) else roi)}")

@@ -37,7 +37,7 @@ SPACES = {
     **dict.fromkeys(("left-anterior-superior", "las"), "LAS"),
 }
 VECTORS = re.compile("vector|gradient|normal|matrix")  # in the kinds of axes whose components point in space
-NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:e[-+]?\d+)?")
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 NRRD_TYPES = {"float32": "float", "float64": "double"}  # the other types have the same names as in NumPy
 
 

@@ -234,6 +234,14 @@ DAYS, SIXES = "days since 2020-", "hours since 2001-01-01 06:00:00"
         ([DAYS + "03-01", DAYS + "02-28"], [0, 0], "standard", [1, 0], 2.0),
         ([DAYS + "03-01", DAYS + "02-28"], [0, 0], "noleap", [1, 0], 1.0),
         ([DAYS + "03-01", DAYS + "02-30"], [0, 0], "360_day", [1, 0], 1.0),
+        (
+            [f"seconds since 2020-01-01 00:00:00.{us}" for us in ("000003", "000001", "000002")],
+            [0] * 3,
+            None,
+            [1, 2, 0],
+            1e-6,
+        ),
+        ([f"Days since 2020-01-{day} 00:00 GMT" for day in ("02", "01")], [0, 0], "Gregorian", [1, 0], 1.0),
     ],
 )
 def test_files_whose_times_count_from_different_moments(tmp_path, capsys, units, times, calendar, order, step):
@@ -265,6 +273,7 @@ def test_steps_that_xarray_wrote_one_by_one(tmp_path):
         (["days since 1500-01-01", "days since 1600-01-01"], "standard"),
         (["days since 2001-01-01", "days since 2001-01-02"], "julian"),
         (["days since 2001-01-01 00:00 -6:00", "days since 2001-01-02"], None),
+        (["days since 2001-01-01 25:00", "days since 2001-01-02"], None),
     ],
 )
 def test_moments_that_cannot_be_compared_are_told(tmp_path, capsys, units, calendar):

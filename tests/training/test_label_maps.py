@@ -7,7 +7,8 @@ import pytest
 from helpers.scripts import train
 from helpers.volumes import slanted
 
-from training.label_maps import look_like_labels
+from training.label_maps import PIECE_VOXELS, look_like_labels
+from utils import is_missing
 
 N = 28
 POSITIONS = np.stack(np.meshgrid(*[np.linspace(-1, 1, N)] * 3, indexing="ij"), axis=-1)
@@ -32,6 +33,24 @@ def test_regions_look_like_labels(n, dtype):
     if dtype == "float32":
         ball[ball == 0] = np.nan
         assert look_like_labels(ball, np.float32(np.nan))
+
+
+def test_a_piece_of_a_large_chunk_is_enough(monkeypatch):
+    """Chunks are read whole, but pairs of all of their voxels would take gigabytes."""
+    seen = []
+    monkeypatch.setattr(
+        "training.label_maps.is_missing", lambda pairs, fill: seen.append(len(pairs)) or is_missing(pairs, fill)
+    )
+
+    class Chunked(np.ndarray):
+        chunks = (2 * N, 2 * N, 2 * N, 1)
+
+        def __getitem__(self, box):
+            return np.asarray(self)[box]
+
+    array = regions(40)[..., None].repeat(2, 0).repeat(2, 1).repeat(2, 2).view(Chunked)
+    assert look_like_labels(array, None)
+    assert len(seen) == 1 and seen[0] <= PIECE_VOXELS
 
 
 def noise(high: int) -> np.ndarray:
