@@ -6,6 +6,7 @@ Source: cfconventions.org, section 4.4.
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -36,7 +37,7 @@ def from_one_moment(times: Sequence[float], attributes: Sequence[Mapping[str, st
     """
     calendar, *others = {_calendar(said) for said in attributes}
     known = [_unit_and_moment(said.get("units", "").strip().lower(), calendar) for said in attributes]
-    if None in known or others:
+    if None in known or others or not all(map(math.isfinite, times)):
         return None
     first = min(range(len(known)), key=lambda k: known[k][1])
     unit, start = known[first]

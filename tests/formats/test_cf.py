@@ -14,6 +14,7 @@ from helpers.volumes import slanted
 import net_compress
 import net_decompress
 from formats.common import VolumeError
+from formats.moments import from_one_moment
 from formats.reading import read_volume
 from utils import header_of, is_missing
 
@@ -282,6 +283,12 @@ def test_moments_that_cannot_be_compared_are_told(tmp_path, capsys, units, calen
     told = capsys.readouterr().err
     assert f"{pattern}: warning: its files count time from different moments" in told
     assert all(unit in told for unit in units) and "in the order of the file names, at times 0, 1, 2" in told
+
+
+def test_times_that_are_no_numbers_do_not_count_from_a_moment():
+    said = [{"units": f"days since 2020-01-{day}"} for day in ("01", "02")]
+    assert from_one_moment([0.0, 0.0], said) == ([0.0, 1.0], said[0]["units"])
+    assert all(from_one_moment([0.0, time], said) is None for time in (np.nan, np.inf, 1e308))
 
 
 def test_moments_of_different_calendars_are_told(tmp_path, capsys):
