@@ -127,3 +127,8 @@ class Parts:
         """Show that this fraction of a part is done, with `figures` from now on."""
         before, self.done[number] = self.done[number], part * self.work[number]
         self.progress.advance(self.done[number] - before, **figures)
+
+    def update_all(self, numbers: Sequence[int], part: float) -> None:
+        """Show that this fraction of each of these parts is done."""
+        for number in numbers:
+            self.update(number, part)

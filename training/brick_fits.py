@@ -6,6 +6,7 @@ import dataclasses
 import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -202,7 +203,7 @@ class BrickFits:
         parts: Parts,
     ) -> Iterator[tuple[int, Trained]]:
         """The number and the network of each brick of `own`, as they are done. parts: are told of the others."""
-        stacks, work, progress = [], parts.work, parts.progress
+        stacks = []
         if self.has_stacks:
             sizes = {k: self._size(k) for k in own}
             stacks = stacks_of({k: configs[k] for k in own}, recipes, sizes, memory_for_a_stack(self.device))
@@ -211,21 +212,19 @@ class BrickFits:
             return [self._member(k, configs[k], recipes[k]) for k in stack]
 
         for stack, read in zip(stacks, read_ahead(members, stacks), strict=True):
-            done, share = progress.done, sum(work[k] for k in stack)
             with processes.apart():
                 fit = StackedFit(read, self.device, self.first_omega)
-                fit.run(lambda part, done=done, share=share: progress.update(done + part * share))
+                fit.run(partial(parts.update_all, stack))
                 found = [(k, Trained(arrays_of(fit.network(i)), fit.error(i), fit.recoveries[i].n_recoveries))
                          for i, k in enumerate(stack)]  # fmt: skip
             del fit  # whose memory the next one needs
-            progress.done = done
             yield from found
         stacked = {k for stack in stacks for k in stack}
         left = [k for k in own if k not in stacked]
         tasks = ((k, (self._task(k, configs[k], recipes[k]),)) for k in left)
         is_timed = any(recipes[k].max_seconds is not None for k in left)  # as many workers as share the time
-        whole = math.inf if is_timed else sum(work[k] for k in left)
-        yield from self.workers.each_done(fit_brick, tasks, whole, parts.update)
+        work = math.inf if is_timed else sum(parts.work[k] for k in left)
+        yield from self.workers.each_done(fit_brick, tasks, work, parts.update)
 
     def _member(self, number: int, config: SirenConfig, recipe: Recipe) -> Member:
         """A brick as the member of a stack."""

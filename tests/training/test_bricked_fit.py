@@ -76,9 +76,12 @@ def test_no_process_is_started_without_a_brick(monkeypatch):
     assert len(fit.fits.pilot_errors({0: fit.networks.config(4)}, NoProgress())) == 1
 
 
-def test_the_bar_moves_within_a_brick_and_ends_at_the_whole_work(monkeypatch):
+@pytest.mark.parametrize("has_stacks", [False, True])
+def test_the_bar_moves_within_a_brick_and_ends_at_the_whole_work(has_stacks, monkeypatch):
     monkeypatch.setattr("training.workers.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("training.stacks.CHECK_STEPS", 1)
     shown, fit = [], small_fit()
+    fit.fits.has_stacks = has_stacks
     configs = {k: fit.networks.config(4) for k in (0, 2)}
     recipes = dict.fromkeys(configs, Recipe(n_passes=1, batch=8, lr=1e-3))
     fit.fits.train_bricks(configs, recipes, NoProgress(shown.append))
