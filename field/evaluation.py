@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -234,17 +235,17 @@ def evaluate(
     values: (d_out, positions). slopes: their derivatives by the normalised coordinates, (d_in, d_out, positions), or
     None. `on_progress(fraction)` is told how much is done; what it raises ends the evaluation.
     """
-    starts, n_chunks = iter(range(0, n, network.chunk)), math.ceil(n / network.chunk)
+    starts = iter(range(0, n, network.chunk))
 
     def end(part: slice, fetch: Callable[[], list[np.ndarray | None]], on_progress: OnProgress) -> None:
         store(part, *fetch())
         on_progress(part.stop / n)
 
     @np.errstate(over="ignore", invalid="ignore")  # derivatives of weights of any size may overflow
-    def work(on_progress: OnProgress = lambda fraction: None) -> None:
+    def work(on_progress: OnProgress = lambda fraction: None, most: int | None = None) -> None:
         begun = collections.deque()  # a GPU computes the next chunk while this one is stored
         precisely = contextlib.nullcontext if network.xp is np else full_float32
-        for start in starts:
+        for start in itertools.islice(starts, most):
             part = slice(start, min(start + network.chunk, n))
             x = coordinates(part)
             with precisely():
@@ -254,7 +255,8 @@ def evaluate(
         for part, fetch in begun:
             end(part, fetch, on_progress)
 
-    do_with_helpers(starts, partial(work, on_progress), work, min(n_threads, n_chunks) - 1 if network.xp is np else 0)
+    work(on_progress, 1)  # here, so that the progress is told; helpers might do all of the others. It may be all
+    do_with_helpers(starts, partial(work, on_progress), work, n_threads - 1 if network.xp is np else 0)
     on_progress(1.0)
 
 
