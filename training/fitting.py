@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -57,7 +58,6 @@ class Fit:
             self.errors = sampler.deviations() if errors is None else errors
         self.step_function = StepFunction(net, sampler, recipe, first_trained_layer, n_threads, self.errors)
         self.trained, self.averaged_net = self.step_function.trained, self.step_function.trained.averaged_net
-        self.judging_voxels = sampler.judging_voxels()  # which judge `averaged_net`
         self.step, self.seconds = 0, 0.0
         self.trial_steps = 0.0  # steps that take as long as the trials before the fit took
         self.loss = sampler.variance  # MSE of `averaged_net` when last judged; at first the MSE of a constant
@@ -186,9 +186,17 @@ class Fit:
         x, values, weights = self.judging_voxels
         return float(((self.averaged_net(x).clamp_(-1, 1) - values).square().mean(1) * weights).mean())
 
+    @functools.cached_property
+    def judging_voxels(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The voxels that judge `averaged_net`, drawn as those of the current pass.
+
+        They are drawn when they are asked for: a small volume has several passes from one judgement to the next.
+        """
+        return self.sampler.judging_voxels(self.density)
+
     def _set_density(self, density: torch.Tensor) -> None:
         self.step_function.set_density(density)
-        self.judging_voxels = self.sampler.judging_voxels(density)
+        vars(self).pop("judging_voxels", None)
 
     def _recover_if_needed(self) -> bool:
         """Judge the averaged network and do what `recovery` decides. Returns whether the state was replaced."""

@@ -7,6 +7,7 @@ all of its networks. A network has samples of its own brick alone, and its own d
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -227,7 +228,7 @@ class StackedFit:
         while self.progress < 1:
             density = self.sampler.density(self.step_function.errors)
             self.step_function.set_density(density)
-            self.judging_voxels = self.sampler.judging_voxels(density)
+            vars(self).pop("judging_voxels", None)
             seeds = [member.seed for member in self.members]
             for batch in self.sampler.batches(seeds, self.step // self.steps_per_pass, self.steps_per_pass, density):
                 rate = self.recipe.rate(self.step, self.sampler.n_voxels, self.progress)
@@ -244,6 +245,11 @@ class StackedFit:
             _copy(self.state, self.best, diverged)
         for k, weights in self.reached.items():
             self.trained.averaged_weights[k] = weights
+
+    @functools.cached_property
+    def judging_voxels(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `Fit.judging_voxels`, for each brick."""
+        return self.sampler.judging_voxels(self.step_function.density)
 
     @torch.no_grad()
     def _judge(self) -> list[float]:

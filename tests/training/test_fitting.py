@@ -198,6 +198,18 @@ def test_the_probe_follows_the_errors():
     assert probed() == 8
 
 
+def test_the_probe_is_drawn_for_judgements_alone(monkeypatch):
+    """Not for the passes between them, of which a small volume has many."""
+    monkeypatch.setattr("training.fitting.CHECK_STEPS", 5)
+    sampler, drawn = sampler_of(slanted((9, 7, 5))), []
+    draw = sampler.judging_voxels
+    monkeypatch.setattr(sampler, "judging_voxels", lambda density: drawn.append(density.clone()) or draw(density))
+    running, judged = Fit(field_net(), sampler, Recipe(n_passes=20, batch=1000, lr=1e-3), seed=0), []
+    running.run(lambda fit: judged.append(fit.density.clone()) if fit.is_judged else None)
+    assert running.step == 20 and len(drawn) == len(judged) == 4
+    assert all(map(torch.equal, drawn, judged))
+
+
 def test_what_ends_a_fit_is_kept():
     """However bad it looks."""
     running = Fit(field_net(), slanted_sampler(), Recipe(n_passes=100, batch=16, lr=2e-3), seed=0)
