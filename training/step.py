@@ -81,8 +81,9 @@ def check_kernels(kernels: object, device: torch.device) -> None:
 
     def found(kernels: object) -> list[torch.Tensor]:
         sines = [kernels.sines(a, added, dtype) for added in (None, b)]
-        slopes = [kernels.slopes(a, added, c.to(dtype), dtype) for added in (None, b)]
-        loss = kernels.loss(a, c[:, :2].clamp(-1, 1), b[:, 0], 0.5, True, dtype)
+        kinds = (None, dtype), (b, dtype), (b, a.dtype)  # the last one of the first layer, whose products are float32
+        slopes = [kernels.slopes(a, added, c.to(dtype), of_result) for added, of_result in kinds]
+        loss = kernels.loss(a, c[:, :1].clamp(-1, 1), b[:, 0], 0.5, True, dtype)
         return [tensor for part in (*sines, *slopes, loss) for tensor in part if tensor is not None]
 
     for here, there in zip(found(kernels), found(padded_gradient.Torch), strict=True):

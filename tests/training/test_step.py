@@ -166,6 +166,33 @@ def test_the_gradient_by_the_kernels_is_that_of_the_reference(fields, products, 
         assert (p.grad.double() - expected).norm() <= TOLERANCE[products] * expected.norm()
 
 
+def test_the_kernels_that_a_fit_begins_with_are_checked():
+    """And so compiled before its first step: each type of arguments, and each setting, has a kernel of its own."""
+    net = field_net(n_neurons=18, n_layers=3)
+    gradient = PaddedGradient(TrainedWeights(net, "muon", 0, TILE), is_clipped=True)
+
+    def kinds(work) -> set[tuple]:
+        found = set()
+
+        def recorded(name: str):
+            def call(*given) -> tuple:
+                columns = [tensor.shape[-1] for tensor in given[:2]] if name == "loss" else []
+                kinds = [x.dtype if isinstance(x, torch.Tensor) else x for x in given if not isinstance(x, float)]
+                found.add((name, *columns, *kinds))
+                return getattr(Torch, name)(*given)
+
+            return call
+
+        work(SimpleNamespace(**{name: recorded(name) for name in ("sines", "slopes", "loss")}))
+        return found
+
+    def first_step(kernels: SimpleNamespace) -> None:
+        gradient.kernels = kernels
+        gradient(*samples(net), torch.float16)
+
+    assert kinds(first_step) == kinds(lambda kernels: check_kernels(kernels, torch.device("cpu")))
+
+
 @pytest.mark.parametrize("name", ["sines", "slopes", "loss"])
 def test_kernels_that_compute_something_else_are_not_taken(name):
     right = getattr(Torch, name)
