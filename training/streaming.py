@@ -148,7 +148,8 @@ class StreamingSampler:
         total, n_parts = 0.0, math.ceil(len(self.stretches) / JUDGING_STRETCHES)
         for chosen in np.array_split(np.arange(len(self.stretches)), n_parts):
             flat, values = self._there(self._columns(chosen))[:2]
-            for places, expected in zip(flat.split(SLAB), values.split(SLAB), strict=True):
+            slab = SLAB[self.device.type]
+            for places, expected in zip(flat.split(slab), values.split(slab), strict=True):
                 found = net(flat_coordinates(self.axes, places)).clamp_(-1, 1)
                 total += float((found - expected).square().mean(1).sum(dtype=torch.float64))
         return total / self.n_voxels

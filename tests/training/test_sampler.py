@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.original import original_coordinates
 
-from training.sampler import VoxelSampler, draw_by_density, flat_coordinates
+from training.sampler import SLAB, VoxelSampler, draw_by_density, flat_coordinates
 from utils import axis_coordinates
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def test_field_values_belong_to_their_coordinates():
 
 
 def test_squared_errors_are_those_of_what_is_decoded(monkeypatch):
-    monkeypatch.setattr("training.sampler.SLAB", 7)
+    monkeypatch.setitem(SLAB, "cpu", 7)
     grid = np.linspace(-1, 1, 60, dtype=np.float32).reshape(5, 3, 2, 2)
     grid[2, 1] = np.nan
     found = VoxelSampler(grid, CPU).squared_errors(lambda x: 2 * x[:, :2])
