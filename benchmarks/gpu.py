@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import subprocess
 import sys
 import tempfile
@@ -38,6 +39,7 @@ from utils import UserError, value_range
 
 N_LAYERS, N_SINES = 8, 15
 MEASURED_STEPS = 100
+LONGEST_KERNELS = 12  # rows of them, the first one for all
 TESTS = ("tests/training/test_step.py", "tests/training/test_stacks.py", "tests/test_cuda.py")
 TRAINED = ["volume", "ratio", "dB", "s of training", "s of the process"]
 STACKED_LAYERS, STACKED_SIDE = 5, 32  # of the networks of a stack, and of their bricks, voxels
@@ -203,6 +205,26 @@ def variant_row(name: str, width: int, batch: int, device: torch.device, side: i
     return [name, width, batch, f"{1e3 * step_seconds(begun(width, batch, device, side), batch, **settings):.3f}"]
 
 
+@functools.cache
+def longest_kernels(width: int, batch: int, device: torch.device, side: int) -> list[list[object]]:
+    """Rows: what a step launches, the longest first: name, launches, microseconds of all of these. On a CPU: calls."""
+    fit, is_gpu = begun(width, batch, device, side), device.type == "cuda"
+    step_seconds(fit, batch, is_captured=False)  # which loads them
+    kind = torch.profiler.ProfilerActivity.CUDA if is_gpu else torch.profiler.ProfilerActivity.CPU
+    drawn = fit.sampler.shuffled(0, 0, fit.density)[:batch]
+    with torch.profiler.profile(activities=[kind]) as profile:
+        for _ in range(MEASURED_STEPS):
+            fit.step_function(drawn, 1e-6, 1, 0.0)
+    found = [
+        ((event.self_device_time_total if is_gpu else event.self_cpu_time_total) / MEASURED_STEPS, event)
+        for event in profile.key_averages()
+        if (event.device_type != torch.autograd.DeviceType.CPU) == is_gpu  # not the launches
+    ]
+    found = sorted(((us, event.count / MEASURED_STEPS, event.key) for us, event in found if us), reverse=True)
+    whole = sum(us for us, *_ in found), sum(n for _, n, _ in found), "all"
+    return [[name[:150], f"{n:g}", f"{us:.1f}"] for us, n, name in (whole, *found[: LONGEST_KERNELS - 1])]
+
+
 # --- float16 at the end of a fit --------------------------------------------------------------------
 
 
@@ -270,6 +292,10 @@ def main(argv: Sequence[str]) -> None:
         pairs = [(width, batch) for batch in opt.batches for width in opt.widths]
         rows = [lambda w=w, b=b: step_row(w, b, card, device, opt.side) for w, b in pairs]
         report.table(f"A step, of {N_LAYERS} layers", head, rows)
+        for width in dict.fromkeys((opt.widths[0], opt.widths[-1])):
+            given = width, opt.batches[0], device, opt.side
+            rows = [lambda k=k, given=given: longest_kernels(*given)[k] for k in range(LONGEST_KERNELS)]
+            report.table(f"Kernels of a step, width {width}", ["kernel", "launches", "microseconds"], rows)
         rows = [lambda w=w, b=b: stack_row(w, b, opt.networks, card, device) for w, b in STACKS]
         report.table(f"A step of a stack, of {STACKED_LAYERS} layers", ["networks", *head], rows)
         rows = [lambda n=n: trained_in_bricks(n, folder, cuda) for n in opt.fields]
