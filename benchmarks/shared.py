@@ -49,11 +49,14 @@ def random_field(n: int, seed: int = 0) -> np.ndarray:
 
 
 def script(name: str, *arguments: object) -> dict[str, str]:
-    """Run one of the scripts; its results."""
+    """Run one of the scripts; its results. Its warnings, such as that a GPU lacks something, are printed."""
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     run = subprocess.run(command, capture_output=True, text=True)
     if run.returncode:
         raise SystemExit(f"{' '.join(command)}: {run.stderr}")
+    for line in run.stderr.splitlines():
+        if ": warning: " in line:
+            print(line, file=sys.stderr)
     return dict(re.findall(r"^(\w+)=(.*)$", run.stdout, re.M))
 
 
