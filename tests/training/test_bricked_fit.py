@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -276,7 +277,7 @@ def test_the_time_of_the_workers_is_shared_out():
 def test_ctrl_c_keeps_the_networks_that_are_settled(monkeypatch, tmp_path, capsys):
     """What the brief fits cost is not lost, before any brick is done."""
     fit, again = small_fit(), small_fit()
-    monkeypatch.setattr(fit.fits, "recipes", lambda *_: exec("raise KeyboardInterrupt"))
+    monkeypatch.setattr(fit.fits, "recipes", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run_bricks(fit, Checkpoint(str(tmp_path / "state"), OPTIONS))
     Checkpoint(str(tmp_path / "state"), OPTIONS).load(again)
