@@ -37,6 +37,7 @@ SPACES = {
     **dict.fromkeys(("left-anterior-superior", "las"), "LAS"),
 }
 VECTORS = re.compile("vector|gradient|normal|matrix")  # in the kinds of axes whose components point in space
+ENUMERATIONS = ("type", "encoding", "endian", "space", "kinds", "centers", "centerings")  # case means nothing in them
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 NRRD_TYPES = {"float32": "float", "float64": "double"}  # the other types have the same names as in NumPy
 
@@ -71,7 +72,7 @@ def read_nrrd(path: str) -> Volume:
     array = _data(path, header, offset, dtype, sizes).transpose(*times, *grid, *components)
     lengths = [sizes[axis] for axis in (*times, *grid)] + [1] * (3 - len(grid))
     array = array.reshape(*lengths, sizes[components[0]] if components else 1)
-    space = SPACES.get(header.get("space", "").lower(), "") if "space directions" in header else ""
+    space = SPACES.get(header.get("space", ""), "") if "space directions" in header else ""
     for axis in components:
         _warn_of_vectors(path, header, space, kinds[axis] if axis < len(kinds) else "", sizes[axis])
     said = _axis_units(header, grid, times)
@@ -97,7 +98,7 @@ def _warn_of_vectors(path: str, header: dict[str, str], space: str, kind: str, n
     frame = header.get("measurement frame", header.get("measurementframe", ""))
     is_turned = [float(n) for n in NUMBER.findall(frame)] not in ([], np.eye(3).ravel().tolist())
     directions = "its measurement frame" if is_turned else space
-    may_be_vectors = VECTORS.search(kind.lower()) or (kind in ("", "???", "none") and n_components == 3)
+    may_be_vectors = VECTORS.search(kind) or (kind in ("", "???", "none") and n_components == 3)
     if may_be_vectors and directions not in ("", "LPS"):
         world = "LPS" if space else "its world"
         way_out = "turn them" if is_turned or n_components != 3 else f"turn them, as by NumPy's array * {SIGNS[space]}"
@@ -121,7 +122,7 @@ def _axis_units(header: dict[str, str], grid: list[int], times: list[int]) -> di
 def _steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
     """The vector from voxel to voxel along each axis of space; None for axes of components and of time."""
     if "space directions" in header:
-        vectors = re.findall(r"none|\([^)]*\)", header["space directions"])
+        vectors = re.findall(r"none|\([^()]*\)", header["space directions"])
         steps = [None if text == "none" else np.array(text.strip("()").split(","), float) for text in vectors]
     else:
         kinds = header.get("kinds", "").split() or ["domain"] * n_axes
@@ -185,8 +186,9 @@ def _read_header(path: str) -> tuple[dict[str, str], int]:
     found = re.match(rb"NRRD000\d\r?\n(.*?)(?:\r?\n\r?\n|\r?\n?\Z)", start, re.S)
     if not found:
         raise VolumeError(f"{path}: not a NRRD file")
-    fields = re.findall(r"^([^#:\n]+): ?([^\r\n]*?)\s*$", found[1].decode("utf-8", "replace"), re.M)
-    return {key.strip().lower(): value for key, value in fields}, found.end()
+    fields = re.findall(r"^([^#:\n]+): ?([^\r\n]*)", found[1].decode("utf-8", "replace"), re.M)
+    header = {key.strip().lower(): value.rstrip() for key, value in fields}
+    return {key: value.lower() if key in ENUMERATIONS else value for key, value in header.items()}, found.end()
 
 
 def data_file(path: str) -> str:
@@ -207,7 +209,7 @@ def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes
     source = data_file(path)
     offset = offset if source == path else 0
     dtype = dtype.newbyteorder(">" if header.get("endian") == "big" else "<")
-    count, encoding = math.prod(sizes), header.get("encoding", "raw").lower()
+    count, encoding = math.prod(sizes), header.get("encoding", "raw")
     skip = header.get("byte skip", header.get("byteskip", "0"))
     lines = header.get("line skip", header.get("lineskip", "0"))
     if lines != "0" or not re.fullmatch(r"-1|\d{1,15}" if encoding == "raw" else "0", skip):

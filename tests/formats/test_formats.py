@@ -517,6 +517,28 @@ def test_nrrd_without_directions_begins_where_its_axes_do(fields, origin, tmp_pa
     assert volume.geometry.direction == IDENTITY and volume.geometry.space == ""
 
 
+def test_the_case_of_words_in_a_nrrd_header_means_nothing(tmp_path):
+    """Teem takes `endian: Big` for big, and `Cell` for cell."""
+    fields = (
+        "type: uint16\ndimension: 4\nsizes: 2 4 3 2\nencoding: raw\nendian: big\nkinds: vector domain domain domain"
+    )
+    fields += "\ncenters: none cell cell cell\naxis mins: nan 0 0 0\n\n"
+    array, found = np.arange(48, dtype=">u2"), []
+    for written in (str.lower, str.title, str.upper):
+        header = "NRRD0004\n" + re.sub("(?<=: ).*", lambda value, written=written: written(value[0]), fields)
+        (tmp_path / "a.nrrd").write_bytes(header.encode() + array.tobytes())
+        found.append(read_volume(str(tmp_path / "a.nrrd"), 3, 2))
+        np.testing.assert_array_equal(found[-1].array.ravel(order="K"), array)
+    assert found[0].geometry == found[1].geometry == found[2].geometry and found[0].geometry.origin == (0.5,) * 3
+
+
+@pytest.mark.parametrize("line", ["note: " + " " * (1 << 19) + "x", "space directions: " + "(" * (1 << 19)], ids=len)
+def test_a_nrrd_header_of_long_lines(line, tmp_path):
+    """Time is linear in their length. It was quadratic: half a megabyte took hours."""
+    (tmp_path / "a.nrrd").write_bytes(nrrd_header(slanted(SHAPE)) + line.encode() + b"\n\n")
+    assert re.search("not a readable NRRD header|expected 96 bytes of voxels", refusal(tmp_path / "a.nrrd"))
+
+
 @pytest.mark.parametrize(
     ("centers", "spacing", "origin"),
     [("node node node", (0.5, 1.0, 2.0), 10.0), ("cell node node", (0.375, 1.0, 2.0), 10.1875)],
