@@ -56,12 +56,13 @@ def read_nrrd(path: str) -> Volume:
         origin = _origin(header, steps)
         if header["dimension"] != str(len(sizes)) or min(sizes) < 1:
             raise ValueError(f"dimension {header['dimension']}, sizes {header['sizes']}")
+        grid = [axis for axis, step in enumerate(steps) if step is not None]
+        kinds = header.get("kinds", "").split()
+        times = [axis for axis, kind in enumerate(kinds[: len(sizes)]) if kind == "time" and axis not in grid]
+        time = [(_spacings(header, len(sizes))[axis], _starts(header, len(sizes))[axis]) for axis in times]
     except (KeyError, ValueError) as error:
         raise VolumeError(f"{path}: not a readable NRRD header: {error}") from None
-    grid = [axis for axis, step in enumerate(steps) if step is not None]
     is_spatial = {len(steps[axis]) for axis in grid} | {len(origin)} == {3}
-    kinds = header.get("kinds", "").split()
-    times = [axis for axis, kind in enumerate(kinds[: len(sizes)]) if kind == "time" and axis not in grid]
     components = [axis for axis in range(len(sizes)) if axis not in (*grid, *times)]
     if not 1 <= len(grid) <= 3 or len(times) > 1 or len(components) > 1 or not is_spatial:
         way_out = ": a field like kinds: domain domain domain time (or vector) says it" if not kinds else ""
@@ -89,8 +90,7 @@ def read_nrrd(path: str) -> Volume:
         return volume
     if len(array) == 1:
         return dataclasses.replace(volume, array=array[0])
-    step = _spacings(header, len(sizes))[times[0]]
-    return dataclasses.replace(volume, geometry=volume.geometry.with_time(step, 0.0))
+    return dataclasses.replace(volume, geometry=volume.geometry.with_time(*time[0]))
 
 
 def _warn_of_vectors(path: str, header: dict[str, str], space: str, kind: str, n_components: int) -> None:
@@ -139,17 +139,19 @@ def _steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
 
 
 def _origin(header: dict[str, str], steps: list[np.ndarray | None]) -> np.ndarray:
-    """The middle of the first voxel. Without directions, axis mins give this middle, or the edge for cell centers."""
+    """The middle of the first voxel."""
     if "space origin" in header or "space directions" in header:
         return np.array(header.get("space origin", "(0,0,0)").strip("()").split(","), float)
-    starts, are_cells = _figures(header, "axis mins", len(steps)), _are_cells(header, len(steps))
-    grid = [
-        (start, step.sum() / 2 if is_cell else 0.0)
-        for start, is_cell, step in zip(starts, are_cells, steps, strict=True)
-        if step is not None
-    ]
-    origin = [start + half if math.isfinite(start) else 0.0 for start, half in grid[:3]]
+    starts = zip(_starts(header, len(steps)), steps, strict=True)
+    origin = [start for start, step in starts if step is not None][:3]
     return np.array(origin + [0.0] * (3 - len(origin)))
+
+
+def _starts(header: dict[str, str], n_axes: int) -> list[float]:
+    """The middle of the first voxel along each axis, by axis mins, which are edges for cell centers; 0 without them."""
+    fields = _figures(header, "axis mins", n_axes), _spacings(header, n_axes), _are_cells(header, n_axes)
+    middles = [start + length / 2 * is_cell for start, length, is_cell in zip(*fields, strict=True)]
+    return [middle if math.isfinite(middle) else 0.0 for middle in middles]
 
 
 def _spacings(header: dict[str, str], n_axes: int) -> list[float]:

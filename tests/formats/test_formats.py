@@ -602,6 +602,7 @@ def test_nrrd_of_time_steps(is_oriented, axis, tmp_path):
         items.insert(axis, item)
     fields = {"dimension": "4", "sizes": " ".join(map(str, stored.shape)), "spacings": " ".join(spacings)}
     fields |= {"space directions": " ".join(steps), "kinds": " ".join(kinds)}
+    fields["axis mins"] = " ".join("7" if kind == "time" else "nan" for kind in kinds)
     header = nrrd_header(slanted(SHAPE), **fields)
     if not is_oriented:
         header = re.sub(rb"space.*\n", b"", header)
@@ -610,10 +611,13 @@ def test_nrrd_of_time_steps(is_oriented, axis, tmp_path):
     assert isinstance(volume.array, np.memmap)
     np.testing.assert_array_equal(volume.array, series)
     assert volume.geometry.spacing == (2.5, *SPACING) and volume.geometry.origin == (
-        0.0,
+        7.0,
         *(ORIGIN if is_oriented else (0, 0, 0)),
     )
     assert "expected 3 axes, found a time series of 5 steps" in refusal(tmp_path / "a.nrrd", 3)
+    header = header.replace(b"axis mins: ", b"axis mins: 0 ")
+    (tmp_path / "a.nrrd").write_bytes(header + b"\n" + stored.tobytes(order="F"))
+    assert "5 axis mins of 4 axes" in refusal(tmp_path / "a.nrrd")
 
 
 def test_nrrd_of_four_axes_of_which_nothing_is_said(tmp_path):
