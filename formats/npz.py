@@ -12,6 +12,7 @@ from formats.raw import npy_header, volume_of_array
 from formats.variables import Variable, chosen
 from utils import Volume
 
+COMPRESSIONS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED  # a kilobyte of bzip2 can become a gigabyte in one piece
 LOCAL_HEADER_BYTES = 30  # before the name of an entry; two lengths are at its end
 
 
@@ -20,10 +21,12 @@ def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -
     with as_volume_error(path, "not a readable .npz archive"), zipfile.ZipFile(path) as archive:
         variables, entries = {}, {}
         for entry in archive.infolist():
+            if entry.compress_type not in COMPRESSIONS:
+                what = f"expected it stored or deflated, as NumPy writes it, found method {entry.compress_type}"
+                raise VolumeError(f"{path}: {entry.filename}: {what}")
             key = entry.filename.removesuffix(".npy")
             with archive.open(entry) as file:
-                shape, is_fortran, dtype = npy_header(file)
-                n_header = file.tell()
+                shape, is_fortran, dtype, n_header = npy_header(file)
             if dtype.kind not in "iufbc":
                 continue
             variables[key] = Variable(("",) * len(shape), dtype, {}, SimpleNamespace(shape=shape))

@@ -25,8 +25,7 @@ def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
     """A NumPy array as a memory map, with the axes of `volume_of_array`. Raises VolumeError for an unreadable file."""
     with as_volume_error(path, "not a readable NumPy array"):
         with open(path, "rb") as file:
-            start = io.BytesIO(file.read(MAX_HEADER))  # NumPy allocates what the header's length says
-        shape, _, dtype = npy_header(start)
+            shape, _, dtype, _ = npy_header(file)
         if dtype.hasobject:
             raise ValueError("holds Python objects, which are never unpickled")
         # A memory map checks the announced shape against the file's length before anything is allocated.
@@ -34,11 +33,12 @@ def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
     return volume_of_array(path, array, d_in, d_out)
 
 
-def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """(shape, whether in Fortran order, dtype) of a .npy file, which is read up to its values."""
-    version = np.lib.format.read_magic(file)
+def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """(shape, whether in Fortran order, dtype, bytes of the header) of a .npy file. Raises ValueError."""
+    start = io.BytesIO(file.read(MAX_HEADER))  # NumPy reads as many bytes as the header says, up to 4 GiB
+    version = np.lib.format.read_magic(start)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return reader(file)
+    return *reader(start), start.tell()
 
 
 def volume_of_array(path: str, array: np.ndarray, d_in: int | None, d_out: int | None, name: str = "sf") -> Volume:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+import struct
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.damage import memory_below, memory_traced
 from helpers.volumes import slanted
 
 from formats.common import VolumeError
 from formats.reading import read_volume
 
 SHAPE = (7, 6, 5)
+HEADER = 1 << 26  # bytes that a header claims to have
 
 
 @pytest.fixture
@@ -64,8 +67,12 @@ def test_archives_from_strangers(path):
         with archive.open("b.npy", "w") as file:
             np.save(file, np.zeros(4000))
     contents.append(Path(path).read_bytes())
+    for method in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2):  # a short file with a long header
+        with zipfile.ZipFile(path, "w", method) as archive, archive.open("a.npy", "w") as file:
+            file.write(b"\x93NUMPY\x02\x00" + struct.pack("<I", HEADER) + b" " * HEADER)
+        contents.append(Path(path).read_bytes())
     for content in contents:
         Path(path).write_bytes(content)
-        with pytest.raises(VolumeError) as caught:
+        with pytest.raises(VolumeError) as caught, memory_traced(), memory_below(HEADER // 2):
             read_volume(path)
         assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
