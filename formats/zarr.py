@@ -33,15 +33,17 @@ CODECS |= {"fletcher32", "crc32", "adler32"}
 
 def files_of(folder: str) -> list[str]:
     """All files in a Zarr folder. Raises VolumeError when one is a link or no regular file."""
-    found = []
+    found, folders = [], [folder]
     try:
-        for entry in os.scandir(folder):
-            if entry.is_dir(follow_symlinks=False):
-                found += files_of(entry.path)
-            elif entry.is_file(follow_symlinks=False):
-                found.append(entry.path)
-            else:
-                raise VolumeError(f"{entry.path}: expected a file in the Zarr folder itself, found a link or a device")
+        while folders:  # no recursion: a stranger's folders may be nested a thousand times
+            for entry in os.scandir(folders.pop()):
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    found.append(entry.path)
+                else:
+                    what = "expected a file in the Zarr folder itself, found a link or a device"
+                    raise VolumeError(f"{entry.path}: {what}")
     except OSError as error:
         raise VolumeError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -106,6 +107,20 @@ def test_nothing_is_unpickled(tmp_path):
     (path / ".zarray").write_text(json.dumps(settings | {"dtype": "|O", "filters": [{"id": "pickle"}]}))
     assert "arrays of numbers, found none" in refusal(path)
     assert not (tmp_path / "was run").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="its paths are short")
+def test_folders_nested_more_often_than_functions_may_be(tmp_path):
+    write(tmp_path / "a.zarr", slanted(SHAPE))
+    folders = [tmp_path / "a.zarr" / "b"]
+    folders += [tmp_path.joinpath("a.zarr", "b", *["c"] * depth) for depth in range(1, sys.getrecursionlimit())]
+    for folder in folders:
+        folder.mkdir()
+    try:
+        assert read_volume(str(tmp_path / "a.zarr")).array.shape == SHAPE
+    finally:
+        for folder in reversed(folders):  # pytest would remove them by a recursion
+            folder.rmdir()
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need permissions")
