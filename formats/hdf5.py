@@ -18,6 +18,7 @@ from formats.variables import Variable
 from utils import Volume
 
 FILTERS = (1, 2, 3, 4, 5, 6, 32000)  # deflate, shuffle, Fletcher-32, szip, n-bit, scale-offset, LZF: h5py has them all
+MOST_NESTED = 100  # groups one in another; HDF5 takes minutes for ten thousand
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"  # what NetCDF names a scale without values
 
 
@@ -31,6 +32,8 @@ def read_hdf5(path: str, name: str | None, d_in: int | None, d_out: int | None) 
         found: dict[str, Variable] = {}
 
         def visit(key: str, item: Any) -> None:
+            if key.count("/") > MOST_NESTED:
+                raise VolumeError(f"{path}: expected at most {MOST_NESTED} groups one in another, found more")
             if _is_array(h5py, item):
                 found[key] = _variable(h5py, path, key, item)
 

@@ -104,6 +104,20 @@ def test_values_that_are_not_there(path):
     assert "bytes are too few for" in refusal(path)
 
 
+def test_groups_one_in_another(path):
+    """HDF5 names every group in full: time grows by the third power of the depth."""
+    for n, is_read in ((90, True), (2000, False)):
+        with h5py.File(path, "w") as file:
+            group = file
+            for _ in range(n):
+                group = group.create_group("a")
+            group["v"] = slanted(SHAPE)
+        if is_read:
+            assert read_volume(path).array.shape == SHAPE[::-1]
+        else:
+            assert "expected at most 100 groups one in another" in refusal(path)
+
+
 def test_a_damaged_chunk(path):
     with h5py.File(path, "w") as file:
         values = file.create_dataset("v", data=slanted(SHAPE), chunks=(5, 3, 5), compression="gzip")
