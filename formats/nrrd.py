@@ -11,12 +11,18 @@ import gzip
 import math
 import os
 import re
-import zlib
 
 import numpy as np
 
 from cli import console
-from formats.common import LENGTHS_IN_MM, MAX_EXPANSION, VolumeError, unit_of_length, volume_from_axes
+from formats.common import (
+    LENGTHS_IN_MM,
+    MAX_EXPANSION,
+    VolumeError,
+    as_volume_error,
+    unit_of_length,
+    volume_from_axes,
+)
 from formats.slabs import Frame, figures
 from utils import SIGNS, Volume
 
@@ -222,21 +228,19 @@ def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes
         offset = os.path.getsize(source) - expected if skip == "-1" else offset + int(skip)
         if offset < 0 or expected > os.path.getsize(source) - offset:
             raise VolumeError(f"{source}: expected {expected} bytes of voxels, found {available}")
-        return np.memmap(source, dtype, "r", offset, sizes, order="F")
-    if expected > MAX_EXPANSION * available:
+    elif expected > MAX_EXPANSION * available:
         raise VolumeError(f"{source}: {available} bytes are too few for {expected} of voxels")
-    with open(source, "rb") as file:
+    with as_volume_error(source, "its voxels cannot be read"), open(source, "rb") as file:
+        if encoding == "raw":
+            return np.memmap(file, dtype, "r", offset, sizes, order="F")
         file.seek(offset)
-        try:
-            if encoding in ("ascii", "text", "txt"):
-                values = np.array(file.read().split(), dtype.newbyteorder("="))
-            elif encoding in ("gzip", "gz", "bzip2", "bz2"):
-                unpacked = (gzip if encoding.startswith("g") else bz2).open(file)
-                values = np.frombuffer(unpacked.read(expected + dtype.itemsize), dtype)  # to the end, for the checksum
-            else:
-                raise VolumeError(f"{path}: expected encoding raw, gzip, bzip2 or text, found {encoding}")
-        except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
-            raise VolumeError(f"{source}: its voxels cannot be read: {error}") from None
+        if encoding in ("ascii", "text", "txt"):
+            values = np.array(file.read().split(), dtype.newbyteorder("="))
+        elif encoding in ("gzip", "gz", "bzip2", "bz2"):
+            unpacked = (gzip if encoding.startswith("g") else bz2).open(file)
+            values = np.frombuffer(unpacked.read(expected + dtype.itemsize), dtype)  # to the end, for the checksum
+        else:
+            raise VolumeError(f"{path}: expected encoding raw, gzip, bzip2 or text, found {encoding}")
     if len(values) != count:
         raise VolumeError(f"{source}: expected {count} voxels, found {len(values)}")
     return values.reshape(sizes, order="F")

@@ -50,7 +50,7 @@ def source_files(path: str) -> list[str]:
     for name in series.files_of(path):
         found.append(name)
         suffix = suffix_of(name)
-        with contextlib.suppress(VolumeError):  # `read_volume` will raise it
+        with contextlib.suppress(VolumeError, OSError):  # `read_volume` will tell it
             if os.path.isdir(name):
                 found += zarr.files_of(name) if is_zarr(name) else dicom.slice_files(name)
             elif suffix in HEADERS and os.path.isfile(name):

@@ -19,7 +19,7 @@ import numpy as np
 
 from cli.console import python
 from formats import metaimage, nifti, vtk_images
-from formats.common import VolumeError, suffix_of
+from formats.common import VolumeError, as_volume_error, suffix_of
 from utils import Geometry, Volume
 
 VTK_READERS = {
@@ -83,7 +83,8 @@ def main(path: str, *chosen: str) -> None:
     os.dup2(2, 1)  # VTK prints on stdout, which becomes stderr
     _limit_memory()
     try:
-        volume = VTK_READERS[suffix_of(path)](path, *(json.loads(chosen[0]) if chosen else ()))
+        with as_volume_error(path, "cannot be read"):
+            volume = VTK_READERS[suffix_of(path)](path, *(json.loads(chosen[0]) if chosen else ()))
     except VolumeError as error:
         out.write(json.dumps({"error": str(error)}).encode() + b"\n")
         return

@@ -225,6 +225,25 @@ def test_unreadable_file(tmp_path):
     assert "Permission denied" in refusal(path)
 
 
+@pytest.mark.parametrize("unreadable", ["a.nrrd", "v.raw"])
+def test_a_header_or_its_voxels_that_cannot_be_opened(unreadable, tmp_path, monkeypatch):
+    """One line, also where the names of all files are asked for first, as the scripts do."""
+    nrrd = "NRRD0004\ntype: float\ndimension: 3\nsizes: 4 3 2\nencoding: raw\nendian: little\n"
+    (tmp_path / "a.nrrd").write_text(nrrd + "data file: v.raw\n\n")
+    slanted((4, 3, 2)).tofile(tmp_path / "v.raw")
+    opened = open
+
+    def refuse(path, *rest, **more):
+        if str(path).endswith(unreadable):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *rest, **more)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert source_files(str(tmp_path / "a.nrrd"))[0] == str(tmp_path / "a.nrrd")
+    with pytest.raises(VolumeError, match="Permission denied"):
+        read_volume(str(tmp_path / "a.nrrd"))
+
+
 def test_numbers_that_bytes_of_the_other_order_give(tmp_path):
     array = slanted((4, 3, 2))
     array[0, 0, 0] = np.nan
