@@ -75,7 +75,7 @@ def read_dicom(folder: str) -> Volume:
             raise VolumeError(f"{folder}: {what}: is one missing, or are there several times?")
     array = np.stack([found.plane for found in slices], axis=2)
     array, fill = _filled(array, np.stack([found.is_padding for found in slices], axis=2), slices)
-    if array.dtype == np.int32 and np.abs(array).max() < 1 << 15:
+    if array.dtype == np.int32 and array.min() > -(1 << 15) and array.max() < 1 << 15:
         array = array.astype(np.int16)
     volume = volume_from_axes(folder, array, steps, positions[0], "LPS")
     return dataclasses.replace(volume, fill=None if fill is None else array.dtype.type(fill))

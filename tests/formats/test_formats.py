@@ -988,6 +988,21 @@ def test_dicom_of_two_series(tmp_path):
     assert f"is of another series than {scan / '0.dcm'}: other SeriesInstanceUID: " in refusal(scan)
 
 
+def test_dicom_of_the_least_of_32_bit_integers(tmp_path):
+    """It has no absolute value: it was taken for a small number, and became 0 in 16 bits."""
+    stored = np.arange(24, dtype=np.int32).reshape(SHAPE)
+    stored[1, 2, 1] = np.iinfo(np.int32).min
+    scan = write_dicom(tmp_path, stored.astype(np.int16), order=(0, 1, 2))
+    for z, path in enumerate(sorted(scan.glob("[0-9].dcm"))):
+        file = pydicom.dcmread(path)
+        file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 32, 32, 31, 1
+        file.PixelData = stored[:, :, z].T.tobytes()
+        file.save_as(path)
+    volume = read_volume(str(scan))
+    assert volume.array.dtype == np.int32
+    np.testing.assert_array_equal(volume.array, stored)
+
+
 @pytest.mark.parametrize(("slope", "shift", "mark"), [("1", "-1024", -3024), ("0.5", "-1000", np.nan)])
 def test_dicom_padding_is_missing(slope, shift, mark, tmp_path):
     """The value that is declared, and those up to the limit; rescaled as the values are."""
