@@ -249,6 +249,8 @@ from utils import VolumeHeader, quoted
 
 MAGIC = b"\x93NVC"
 VERSION = 1
+KNOWN = "FGdwaqMSBN"  # types of chunks
+ORDERS = ("N", "BN", "B", "SBN", "SB")  # in which chunks of these three types may come; all N count once
 # A file of a few kilobytes can hold as many as the format allows. More than these are read only when asked for.
 USUAL_PARAMETERS = 1 << 24
 USUAL_MASK_VOXELS = 1 << 30
@@ -386,33 +388,37 @@ def _sound_chunks(data: bytes) -> tuple[dict[str, ByteReader], list[ByteReader]]
 
 
 def _chunks(reader: ByteReader) -> tuple[dict[str, ByteReader], list[ByteReader]]:
-    """The content of each known chunk by its type, and those of all chunks N. Raises BlobError.
+    """The content of each known chunk but N by its type, and the contents of all chunks N. Raises BlobError.
 
-    There are as many chunks of each type as there may, and in an order that they may have.
+    No type comes too often, or at a place where it may not.
     """
     chunks: dict[str, ByteReader] = {}
     networks: list[ByteReader] = []
-    kinds = ""  # N once
+    kinds = []  # of the known chunks, in the order of the file; all N once
     while not reader.ended:
         kind, length = reader.unpack("cI")
         kind = kind.decode("latin-1")
         content = ByteReader(reader.take(length), f"chunk {kind!r}")
+        if kind not in KNOWN:
+            if not "a" <= kind <= "z":
+                raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
+            continue
+        if kind != "N" or not networks:
+            kinds.append(kind)
         if kind == "N":
             networks.append(content)
-            kinds += kind if "N" not in kinds else ""
-        elif kind in "FGadwqMSB":
+        else:
             chunks[kind] = content
-            kinds += kind
-        elif not "a" <= kind <= "z":
-            raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
-        is_late = "B" in kinds.partition("N")[2] or "S" in kinds.partition("B")[2]
-        if len(set(kinds)) != len(kinds) or kinds[:1] not in ("F", "") or is_late:
-            break
-    else:
-        if kinds and ("B" in kinds or ("N" in kinds and "S" not in kinds)):
-            return chunks, networks
-    what = "the chunk F, at most one each of G, d, a, w, q, M, and one N; or for bricks at most one S, one B, all N"
-    raise BlobError(f"expected {what}, found {quoted(kinds)}")
+    _check_kinds("".join(kinds))
+    return chunks, networks
+
+
+def _check_kinds(kinds: str) -> None:
+    """Raise BlobError unless a file may hold chunks of these types, in this order."""
+    is_once_each = len(set(kinds)) == len(kinds)
+    if not (kinds.startswith("F") and is_once_each and "".join(kind for kind in kinds if kind in "SBN") in ORDERS):
+        what = "the chunk F, at most one each of G, d, a, w, q, M, and one N; or for bricks at most one S, one B, all N"
+        raise BlobError(f"expected {what}, found {quoted(kinds)}")
 
 
 # --- parts of a valid blob --------------------------------------------------------------------------
