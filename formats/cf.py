@@ -16,7 +16,7 @@ import numpy as np
 from cli import console
 from formats.common import UNEVEN, VolumeError, volume_from_axes
 from formats.packing import array_of, decoding
-from formats.raw import LIKE_COMPONENTS
+from formats.raw import check_last_axis
 from formats.series import with_times
 from formats.slabs import on_one_line
 from formats.variables import Variable, axes_of, chosen
@@ -115,12 +115,8 @@ def _roles(
             roles.setdefault(role, axis)
     rest = [axis for axis in range(len(variable.shape)) if axis not in roles.values()]
     if not any(variable.dims):
-        n_axes, last = len(variable.shape), variable.shape[-1:]
-        if d_in is d_out is None and n_axes == 4 and last[0] in LIKE_COMPONENTS:
-            raise VolumeError(
-                f"{path}: {name}: expected --d_in 4 (a time series) or --d_out {last[0]} (components): four axes of "
-                f"shape {variable.shape} may be either"
-            )
+        check_last_axis(f"{path}: {name}", variable.shape, d_in, d_out)
+        n_axes = len(variable.shape)
         if n_axes > 1 and ((d_out or 1) > 1 or (d_in and n_axes > d_in)):
             roles["c"] = rest.pop()
     rest.sort(key=lambda axis: (variable.shape[axis] > 1, axis))

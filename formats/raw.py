@@ -46,13 +46,18 @@ def volume_of_array(path: str, array: np.ndarray, d_in: int | None, d_out: int |
 
     Raises VolumeError for four axes that may end in components if d_in and d_out are None.
     """
-    if d_in is d_out is None and array.ndim == 4 and array.shape[3] in LIKE_COMPONENTS:
-        raise VolumeError(
-            f"{path}: expected --d_in 4 (a time series) or --d_out {array.shape[3]} (components): four axes of shape "
-            f"{array.shape} may be either"
-        )
+    check_last_axis(path, array.shape, d_in, d_out)
     d_in = d_in or (4 if array.ndim - ((d_out or 1) > 1) > 3 else 3)
     return Volume(array, dataclasses.replace(Geometry.plain(d_in), name=name))
+
+
+def check_last_axis(source: str, shape: tuple[int, ...], d_in: int | None, d_out: int | None) -> None:
+    """Raise VolumeError for four axes of which the last may be z or components, if d_in and d_out are None."""
+    if d_in is d_out is None and len(shape) == 4 and shape[3] in LIKE_COMPONENTS:
+        raise VolumeError(
+            f"{source}: expected --d_in 4 (a time series) or --d_out {shape[3]} (components): four axes of shape "
+            f"{shape} may be either"
+        )
 
 
 def layout_of_name(path: str) -> RawLayout | None:
