@@ -550,8 +550,8 @@ class ValueRange:
 
     @property
     def float_dtype(self) -> np.dtype:
-        """float32, or float64 where float32 does not hold the dtype: float64, and integers of more than 16 bits."""
-        return np.result_type(self.dtype, np.float32)
+        """The dtype of values that are not rounded to integers."""
+        return float_for(self.dtype)
 
     def decoded_dtype(self, as_float: bool) -> np.dtype:
         """The dtype of decoded values. as_float: integers stay unrounded, of `float_dtype`."""
@@ -596,6 +596,11 @@ class ValueRange:
         is_inside = offset < self.extent  # in float64 the extent may be rounded up to 2^64
         steps = np.where(is_inside, np.where(is_inside, offset, 0.0).astype(np.uint64), self._integer_extent)
         return (self.low.astype(np.uint64) + steps).astype(self.dtype)  # modulo 2^64
+
+
+def float_for(dtype: np.dtype) -> np.dtype:
+    """float32, or float64 where float32 does not hold the dtype: float64, and integers of more than 16 bits."""
+    return np.result_type(dtype, np.float32)
 
 
 def wide_float(dtype: np.dtype) -> np.dtype:

@@ -15,7 +15,7 @@ import numpy as np
 from formats.arrays import LazyArray
 from formats.common import LENGTHS_IN_MM, MAX_EXPANSION, VolumeError, volume_from_axes
 from formats.slabs import Frame
-from utils import SIGNS, Volume
+from utils import SIGNS, Volume, float_for
 
 MAX_AXIS = 32767  # most voxels along an axis
 VECTOR_INTENT = 1007  # intent code: the fifth axis has vector components
@@ -76,8 +76,7 @@ def _scaled(array: np.ndarray, slope: float, shift: float) -> np.ndarray | LazyA
     """slope * array + shift, computed on demand; `array` itself where slope and shift mean no scaling."""
     if not (math.isfinite(slope) and math.isfinite(shift) and slope != 0 and (slope, shift) != (1, 0)):
         return array
-    is_narrow = array.dtype.itemsize <= 2 or array.dtype == np.float32
-    dtype = np.dtype(np.float32 if is_narrow else np.float64)
+    dtype = float_for(array.dtype)
     return LazyArray(array.shape, dtype, lambda box: (array[box] * np.float64(slope) + shift).astype(dtype))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from formats.common import VolumeError
 from formats.stored import StoredArray
 from formats.variables import Variable
-from utils import quoted
+from utils import float_for, quoted
 
 
 def array_of(
@@ -41,7 +41,7 @@ def decoding(
 ) -> tuple[np.dtype, Callable[[np.ndarray], np.ndarray] | None, np.generic | None]:
     """(dtype of the values, function that makes them of the stored ones, fill value); None where there is none.
 
-    Scaled values are float32 where the stored ones have at most 16 bits, else float64. Missing ones are then NaN.
+    Scaled values are of the type `float_for`. Missing ones are then NaN.
     """
     kept = np.dtype(np.uint8) if variable.dtype.kind == "b" else variable.dtype.newbyteorder("=")
     kept = np.dtype(np.float64) if kept.itemsize > 8 else kept  # long double
@@ -72,7 +72,7 @@ def decoding(
             return values
 
         return kept, replaced if is_limited or marks[1:] else None, fill
-    dtype = np.dtype(np.float32 if kept.itemsize <= 2 or kept == np.float32 else np.float64)
+    dtype = float_for(kept)
 
     def unpacked(stored: np.ndarray) -> np.ndarray:
         stored = stored.astype(kept, copy=False)

@@ -10,7 +10,7 @@ from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkCommonCore import vtkDataArray
 
 from formats.common import UNEVEN, VolumeError
-from utils import SIGNS, Geometry, Volume
+from utils import SIGNS, Geometry, Volume, float_for
 
 NO_IMAGES = {
     "vtkStructuredGrid": "a structured grid, which may be curved",
@@ -133,8 +133,7 @@ def _is_missing(data, is_on_cells: bool, n_voxels: int) -> np.ndarray:
 
 def _with_nan(array: np.ndarray, is_missing: np.ndarray) -> np.ndarray:
     """A copy of values (z, y, x, components), as floats, with NaN where they are missing."""
-    if array.dtype.kind != "f":
-        array = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
+    array = array.astype(float_for(array.dtype), copy=False)
     return np.where(is_missing[..., None], array.dtype.type(np.nan), array)
 
 

@@ -747,14 +747,15 @@ def test_nifti_sheared_sform(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("int16", "float32"), ("float32", "float32"), ("int32", "float64")])
-def test_nifti_slope(dtype, expected, tmp_path):
-    """VTK leaves values unscaled."""
+@pytest.mark.parametrize("endian", "<>")
+def test_nifti_slope(dtype, expected, endian, tmp_path):
+    """VTK leaves values unscaled. The order of the bytes says nothing of the type."""
     array = slanted(SHAPE).astype(dtype)
-    (tmp_path / "a.nii").write_bytes(nifti(array, slope=0.5, shift=-3))
+    (tmp_path / "a.nii").write_bytes(nifti(array, endian, slope=0.5, shift=-3))
     found = read_volume(str(tmp_path / "a.nii")).array
     assert found.dtype == expected
     np.testing.assert_array_equal(found, slanted(SHAPE) * 0.5 - 3)
-    (tmp_path / "a.nii").write_bytes(nifti(array, slope=1, shift=0))
+    (tmp_path / "a.nii").write_bytes(nifti(array, endian, slope=1, shift=0))
     assert read_volume(str(tmp_path / "a.nii")).array.dtype == dtype
 
 
