@@ -116,6 +116,8 @@ def _read_slices(path: str) -> list[_Slice]:
     with as_volume_error(path, "pydicom cannot read it"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of elements that break the standard and are not looked at
         file = pydicom.dcmread(content)
+        if file.get("PhotometricInterpretation") == "PALETTE COLOR" or file.get("ModalityLUTSequence"):
+            raise VolumeError(f"{path}: expected values, found numbers of colours or of values in a table")
         n_frames = int(file.get("NumberOfFrames") or 1)
         planes = file.pixel_array if n_frames > 1 else [file.pixel_array]
         return [_slice(path, file, i, plane) for i, plane in enumerate(planes)]

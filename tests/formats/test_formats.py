@@ -961,10 +961,12 @@ def test_dicom_without_spacing_or_factors(tmp_path):
         ({"ImagePositionPatient": None}, "expected a position and two directions in space, found [[], "),
         ({"ImageOrientationPatient": None}, "expected a position and two directions in space"),
         ({"RescaleSlope": "1e300"}, "finite"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "expected values, found numbers of colours"),
+        ({"ModalityLUTSequence": [pydicom.Dataset()]}, "expected values, found numbers of colours or of values"),
     ],
     ids=str,
 )
-def test_dicom_that_has_no_place(elements, said, tmp_path, recwarn):
+def test_dicom_without_a_place_or_values(elements, said, tmp_path, recwarn):
     assert said in refusal(edited(tmp_path, **elements)) and not recwarn.list
 
 
