@@ -197,3 +197,15 @@ def start_as_axis_waves(
         frequency = highest * (number + 1) / max(number[-1] + 1, FEWEST_WAVES)
         layer.weight[first :: len(along), axis] = frequency / omega_0
         bias.copy_((phase - frequency * (mirror or 0.0)) / omega_0)
+
+
+@torch.no_grad()
+def start_as_plane_waves(net: FieldNet, frequencies: torch.Tensor) -> None:
+    """Set the first layer to the sine and the cosine of each of these plane waves, over and over if they are too few.
+
+    frequencies: (waves, d_in), radians per unit of the normalised coordinates.
+    """
+    layer, omega_0 = linear_layers(net)[0], net.config.omega_0
+    number = torch.arange(len(layer.bias))
+    layer.weight.copy_(frequencies[number // 2 % len(frequencies)] / omega_0)
+    layer.bias.copy_(math.pi / 2 * (number % 2) / omega_0)

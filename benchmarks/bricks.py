@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import ROOT, random_field, read_scalar, side_of_field, table_head, table_row
+from shared import ROOT, array_of, is_made, read_scalar, table_head, table_row
 
 from cli import console
 from field.blob import decode_field
@@ -39,9 +39,9 @@ HEAD = ["volume", "ratio", "bricks", "parameters", "s", "CPU s", "MB", "dB"]
 FILE_HEAD = ["bytes", "dB in the file", "s", "CPU s"]
 
 
-def save_random_field(path: str, n: int) -> None:
-    """Write a `random_field` to a .npy file."""
-    np.save(path, random_field(n))
+def save(path: str, name: str) -> None:
+    """Write a volume that is made to a .npy file."""
+    np.save(path, array_of(name))
 
 
 def run(script: str, *arguments: object) -> tuple[dict[str, str], float, float]:
@@ -112,11 +112,11 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in opt.volumes:
             path = name
-            if side := side_of_field(name):
-                path = f"{folder}/field_{side}.npy"
+            if is_made(name):
+                path = f"{folder}/{name.replace(':', '_')}.npy"
                 # In a process of its own: a script would count the memory of the process that starts it.
                 with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                    pool.submit(save_random_field, path, side).result()
+                    pool.submit(save, path, name).result()
             volume = read_scalar(path).array
             for ratio in opt.compression_ratio:
                 for bricks in opt.bricks:

@@ -21,7 +21,7 @@ import hdf5plugin
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import random_field, read_scalar, side_of_field, table_head, table_row
+from shared import array_of, table_head, table_row
 
 from cli import console
 from field.metrics import compare
@@ -117,11 +117,10 @@ def around(codec: str, volume: np.ndarray, n_bytes: int) -> list[Point]:
 def main(argv: Sequence[str]) -> None:
     """Print the PSNR of each codec at each size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("volume", metavar="VOLUME", help="a file, or field:N, a random field of N^3 voxels")
+    parser.add_argument("volume", metavar="VOLUME", help="a file, or field:N or lattice:N, see shared.py")
     parser.add_argument("--bytes", type=int, nargs="+", required=True, help="sizes of the file")
     opt = parser.parse_args(argv)
-    side = side_of_field(opt.volume)
-    volume = random_field(side) if side else read_scalar(opt.volume).array
+    volume = array_of(opt.volume)
     print(table_head(["codec", "bytes", "dB"]), flush=True)
     for codec in available():
         for n_bytes in opt.bytes:

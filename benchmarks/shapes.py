@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import read_scalar, table_head, table_row
+from shared import array_of, table_head, table_row
 
 from cli import console
 from siren import HIGHEST_WAVE, LEAST_NEURONS, SirenConfig, neurons_for_budget
@@ -32,7 +32,7 @@ from training.recipe import default_recipe, psnr_of
 from training.sampler import VoxelSampler
 from training.shapes import fit_after_trials, networks_for_budget
 from training.streaming import make_sampler
-from utils import header_of
+from utils import value_range
 
 
 def measured(fit: Fit, started: float) -> tuple[float, str]:
@@ -71,8 +71,8 @@ def main(argv: Sequence[str]) -> None:
     head += [f"chosen, seed {seed}" for seed in range(opt.seeds)]
     summary = [table_head(head)]
     for path, ratio in itertools.product(opt.volumes, opt.ratios):
-        volume, name = read_scalar(path), Path(path).stem
-        sampler = make_sampler(volume.values, header_of(volume).values, torch.device("cpu"))
+        values, name = array_of(path)[..., None], Path(path).stem
+        sampler = make_sampler(values, value_range(values), torch.device("cpu"))
         n_parameters, found = sampler.n_voxels // ratio, {}
         for rate, wave in itertools.product(opt.rates, opt.waves):
             texts = []

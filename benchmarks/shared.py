@@ -16,6 +16,7 @@ from formats.reading import read_volume
 from utils import Volume
 
 ROOT = Path(__file__).resolve().parents[1]
+CELL = 12.0  # voxels along a cell of `lattice`
 FINEST = 8.0  # length in voxels of the waves at which the spectrum of `random_field` ends
 
 
@@ -27,11 +28,6 @@ def read_scalar(path: str) -> Volume:
     if volume.array.min() == volume.array.max():
         raise VolumeError(f"{path}: expected different values, found {volume.array.flat[0]} everywhere")
     return volume
-
-
-def side_of_field(name: str) -> int | None:
-    """N of a volume that is named field:N, which is a `random_field`; None for a file."""
-    return int(name.removeprefix("field:")) if name.startswith("field:") else None
 
 
 def random_field(n: int, seed: int = 0) -> np.ndarray:
@@ -46,6 +42,28 @@ def random_field(n: int, seed: int = 0) -> np.ndarray:
     del noise
     field = np.fft.irfftn(wave * amplitude, s=(n, n, n), axes=(0, 1, 2)).astype(np.float32)
     return np.exp(field / field.std())
+
+
+def lattice(n: int) -> np.ndarray:
+    """n^3 float32: a gyroid whose cells have CELL voxels along each axis, with smooth walls."""
+    phase = 2 * np.pi / CELL * np.arange(n)
+    x, y, z = np.meshgrid(phase, phase, phase, indexing="ij", sparse=True)
+    gyroid = np.sin(x) * np.cos(y) + np.sin(y) * np.cos(z) + np.sin(z) * np.cos(x)
+    return (1 / (1 + np.exp(-6 * gyroid))).astype(np.float32)
+
+
+MADE = {"field": random_field, "lattice": lattice}
+
+
+def is_made(name: str) -> bool:
+    """Whether this is no file but field:N, a `random_field`, or lattice:N, a `lattice`, of N^3 voxels."""
+    return name.partition(":")[0] in MADE
+
+
+def array_of(name: str) -> np.ndarray:
+    """The voxels of a file, see `read_scalar`, or of a volume that is made."""
+    kind, _, n = name.partition(":")
+    return MADE[kind](int(n)) if is_made(name) else read_scalar(name).array
 
 
 def script(name: str, *arguments: object) -> dict[str, str]:

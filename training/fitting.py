@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from field.bricks import Bricks
-from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, start_as_axis_waves
+from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, start_as_axis_waves, start_as_plane_waves
 from training import processes
 from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
@@ -291,7 +291,12 @@ def check_state(fit: Fit, state: dict) -> None:
 
 
 def new_networks(
-    config: SirenConfig, sampler: VoxelSampler, seed: int, first_omega: float | None = None, number: int = 0
+    config: SirenConfig,
+    sampler: VoxelSampler,
+    seed: int,
+    first_omega: float | None = None,
+    number: int = 0,
+    waves: torch.Tensor | None = None,
 ) -> list[FieldNet]:
     """A new network, and the starts of shorter waves that may take its place. The arguments: see `new_fit`."""
     along = [axis for axis, n in enumerate(sampler.shape) if n > 1] or None
@@ -306,6 +311,8 @@ def new_networks(
     generator = torch.Generator().manual_seed(seed)
     for _ in range(number + 1):
         net = next_network(generator)  # at the end, the one with this number
+    if waves is not None:
+        start_as_plane_waves(net, waves)
     if first_omega is not None:
         return [net]
     # A fit that continues from a checkpoint does not know the number. So the shorter waves come after network 0.
@@ -322,13 +329,15 @@ def new_fit(
     first_omega: float | None = None,
     n_threads: int = 1,
     number: int = 0,
+    waves: torch.Tensor | None = None,
 ) -> Fit:
     """The fit of a new network to the volume of `sampler`.
 
     first_omega: frequency of a random first layer, as in the original scripts. None: the first layer starts as waves
     along the axes, which is 0.1 to 10 dB better for most volumes and at most 0.5 dB worse. number: which of the random
-    networks of this seed, from 0.
+    networks of this seed, from 0. waves: frequencies (waves, d_in) of plane waves that take the place of those along
+    the axes, see siren.start_as_plane_waves.
     """
-    nets = new_networks(config, sampler, seed, first_omega, number)
+    nets = new_networks(config, sampler, seed, first_omega, number, waves)
     net, *short_wave_starts = [net.to(sampler.device) for net in nets]
     return Fit(net, sampler, recipe, seed, n_threads=n_threads, short_wave_starts=short_wave_starts)

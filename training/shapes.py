@@ -2,12 +2,16 @@
 
 The best depth is a property of the volume: 3 layers for smooth fields, 8 for rough ones, up to 5 dB apart. A trial is a
 brief fit; its length and its learning rate are those of `Recipe.trial`. The best network continues from its trial.
+Of a volume that consists of plane waves, one more network starts from these waves.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
+
+import torch
 
 from cli.progress import Progress
 from siren import LEAST_NEURONS, MIN_NEURONS, SirenConfig, count_parameters, linear_layers, neurons_for_budget
@@ -16,6 +20,7 @@ from training.fitting import Fit, new_fit
 from training.recipe import TRIAL_SHARE, Recipe
 from training.recovery import COLLAPSED_FACTOR
 from training.sampler import VoxelSampler
+from training.spectrum import plane_waves
 
 DEPTHS = 3, 5, 8  # layers of the networks that compete
 MIDDLE_DEPTH = 5  # layers of the network where no trials are worth the time
@@ -29,6 +34,10 @@ LEAST_STEPS = 1_500  # steps of the shortest fit that begins with trials
 TRIALS = 4  # of a fit, at least: one of each network that competes, then further random starts of the best one
 TRIAL_VOXELS = 1 << 16  # that judge a trial: with 4,096, its PSNR is off by up to 1.3 dB
 TRIED_NEURONS = 24  # widest network that has several starts; the result of a wider one hardly depends on its start
+# A volume consists of plane waves if so many have this share of its variance: of lattices they have 0.65 to 1, of
+# volumes that do not repeat less than 0.45.
+N_WAVES, WAVES_SHARE = 16, 0.75
+WAVES_LEAD = 6.0  # by so much a trial that starts from plane waves must be better, dB; where it helps, by 8 to 40
 
 
 def networks_for_budget(n_parameters: float, depth: int | None, **fields) -> list[SirenConfig]:
@@ -65,24 +74,28 @@ def fit_after_trials(
     takes its state from a checkpoint.
     """
 
-    def fit_of(start: tuple[SirenConfig, int], is_trial: bool = False) -> Fit:
-        config, number = start
-        recipe = recipe_for(config).trial() if is_trial else recipe_for(config)
-        return new_fit(config, sampler, recipe, seed, first_omega, n_threads, number)
+    def fit_of(start: Start, is_trial: bool = False) -> Fit:
+        recipe = recipe_for(start.config).trial() if is_trial else recipe_for(start.config)
+        return new_fit(start.config, sampler, recipe, seed, first_omega, n_threads, start.number, start.waves)
 
-    has_one = len(configs) == 1 and configs[0].n_neurons > TRIED_NEURONS
-    if has_one or not (has_trials and is_worth_trials(recipe_for(configs[0]), sampler)):
+    is_tried = has_trials and is_worth_trials(recipe_for(configs[0]), sampler)
+    waves = waves_of(sampler, max(config.n_neurons for config in configs)) if is_tried and first_omega is None else None
+    has_one = len(configs) == 1 and configs[0].n_neurons > TRIED_NEURONS and waves is None
+    if not is_tried or has_one:
         middle = min(configs, key=lambda config: abs(config.n_layers - MIDDLE_DEPTH))
-        return fit_of((middle, 0))
-    n_trials = max(TRIALS, len(configs))
+        return fit_of(Start(middle))
+    n_of_waves = 0 if waves is None else 1
+    n_trials = max(TRIALS, len(configs) + n_of_waves)
     with Progress("training", n_trials + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
         trials = Trials(fit_of, progress)
         for config in configs:
-            trials.run((config, 0))
-        config, _ = trials.best_start
+            trials.run(Start(config))
+        config = trials.best_start.config
         if config.n_neurons <= TRIED_NEURONS:
-            for number in range(1, n_trials - len(configs) + 1):
-                trials.run((config, number))
+            for number in range(1, n_trials - len(configs) - n_of_waves + 1):
+                trials.run(Start(config, number))
+        if waves is not None:
+            trials.run(Start(config, waves=waves), WAVES_LEAD)
     fit, best = fit_of(trials.best_start), trials.best
     if best.loss < COLLAPSED_FACTOR * sampler.variance:
         fit.continue_from(best)
@@ -91,27 +104,48 @@ def fit_after_trials(
     return fit
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """A network before its training: number and waves as `new_fit` takes them."""
+
+    config: SirenConfig
+    number: int = 0
+    waves: torch.Tensor | None = None
+
+
 class Trials:
     """Trials of several starts. best: the best trial; the others are forgotten: each holds an error for every voxel.
 
-    best_start: of the best trial, its network and which of the random ones. seconds: of all trials.
+    best_start: of the best trial. seconds: of all trials.
     """
 
     def __init__(self, fit_of: Callable[..., Fit], progress: Progress):
         self.fit_of, self.progress = fit_of, progress
         self.best: Fit | None = None
-        self.best_start: tuple[SirenConfig, int] | None = None
+        self.best_start: Start | None = None
         self.n_done, self.seconds = 0, 0.0
 
-    def run(self, start: tuple[SirenConfig, int]) -> None:
-        """Try a start."""
+    def run(self, start: Start, lead: float = 0.0) -> None:
+        """Try a start. lead: the PSNR by which it must be better than the others, dB."""
         trial = self.fit_of(start, is_trial=True)
         trial.run(lambda fit: self.progress.update(self.n_done + fit.progress))
         trial.judge_on(TRIAL_VOXELS)
         trial.loss, trial.seconds = map(processes.broadcast_first, (trial.loss, trial.seconds))
         self.n_done, self.seconds = self.n_done + 1, self.seconds + trial.seconds
-        if self.best is None or score(trial) > score(self.best):
+        if self.best is None or score(trial) > score(self.best) + lead:
             self.best, self.best_start = trial, start
+
+
+def waves_of(sampler: VoxelSampler, n_neurons: int) -> torch.Tensor | None:
+    """The frequencies (waves, d_in) of the `plane_waves` of a volume that consists of them; None of other volumes.
+
+    n_neurons: the width of the network that starts from them: a sine and a cosine for each.
+    """
+    if not isinstance(sampler, VoxelSampler):  # streamed
+        return None
+    found = plane_waves(sampler.values, sampler.shape, max(N_WAVES, math.ceil(n_neurons / 2)))
+    frequencies, shares = processes.gather(found)[0]  # another machine may have other last bits
+    return frequencies if float(shares[:N_WAVES].sum()) > WAVES_SHARE else None
 
 
 def is_worth_trials(recipe: Recipe, sampler: VoxelSampler) -> bool:

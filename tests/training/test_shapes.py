@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from helpers.networks import field_net
 from helpers.volumes import slanted
 
-from siren import SirenConfig, count_parameters
+from siren import OMEGA_0, SirenConfig, count_parameters, linear_layers
 from training import shapes
 from training.fitting import Fit, new_fit
 from training.recipe import Recipe
@@ -20,8 +21,13 @@ from utils import value_range
 RECIPE = Recipe(n_passes=375, batch=16, lr=1e-3)  # 1,500 steps of 60 voxels
 
 
-def sampler() -> VoxelSampler:
-    array = slanted((5, 4, 3))[..., None]
+def lattice() -> np.ndarray:
+    """A sum of waves along the axes, of a radian a voxel."""
+    return np.sin(np.indices((24, 24, 24))).sum(0).astype(np.float32)
+
+
+def sampler(array=None) -> VoxelSampler:
+    array = (slanted((5, 4, 3)) if array is None else array)[..., None]
     return VoxelSampler(value_range(array).normalise(array), torch.device("cpu"))
 
 
@@ -119,6 +125,35 @@ def test_a_wide_network_has_one_start(given):
     ran = given([0.1] * 3)
     fit_after_trials([SirenConfig(25, depth) for depth in (1, 2, 3)], lambda config: RECIPE, sampler(), seed=0)
     assert [trial.net.config.n_layers for trial in ran] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("width", [6, 25, 70])
+@pytest.mark.parametrize(("lead", "is_chosen"), [(7.0, True), (5.0, False)])
+def test_of_plane_waves_one_more_start_is_these_waves(width, lead, is_chosen, given):
+    """It has to be better by far. It takes the place of one random start, or comes after those of a wide network."""
+    of_waves, recipe = sampler(lattice()), dataclasses.replace(RECIPE, n_passes=2)
+    for depths in ((3, 5, 8), (5,)):
+        psnrs = [20.0, 40.0, 20.0][: len(depths)] + [10.0] * (4 - len(depths) - 1) * (width == 6)
+        ran = given(mse_of(psnr) for psnr in (*psnrs, max(psnrs) + lead))
+        fit = fit_after_trials([SirenConfig(width, depth) for depth in depths], lambda config: recipe, of_waves, seed=0)
+        assert len(ran) == len(psnrs) + 1 and fit.net.config.n_layers == 5
+        started = new_fit(fit.net.config, of_waves, recipe, 0, waves=shapes.waves_of(of_waves, width))
+        frequencies = OMEGA_0 * linear_layers(started.net)[0].weight.detach()
+        of_volume = frequencies[: 2 * 3].abs()  # one for each axis
+        assert sorted(of_volume.argmax(1).tolist()) == [0, 0, 1, 1, 2, 2]
+        assert of_volume.max(1).values.tolist() == pytest.approx([23 / 2] * 6, abs=0.2)
+        best = ran[-1] if is_chosen else next(trial for trial in ran if trial.loss == mse_of(max(psnrs)))
+        weights = best.averaged_net.state_dict()
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in fit.net.state_dict().items())
+        assert (frequencies - OMEGA_0 * linear_layers(ran[-1].net)[0].weight).abs().max() < 0.1  # one step later
+
+
+def test_with_a_frequency_of_its_own_a_network_does_not_start_from_plane_waves(given):
+    of_waves, recipe = sampler(lattice()), dataclasses.replace(RECIPE, n_passes=2)
+    ran = given([0.1] * 4)
+    fit_after_trials([SirenConfig(6, 3)], lambda config: recipe, of_waves, 0, first_omega=30.0)
+    drawn = [OMEGA_0 * linear_layers(trial.net)[0].weight.detach().abs() for trial in ran]
+    assert len(ran) == 4 and all((weight > 0.01).all() for weight in drawn)  # no wave along an axis
 
 
 def test_a_trial_is_a_brief_fit_at_a_higher_rate(given):
