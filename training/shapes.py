@@ -2,7 +2,7 @@
 
 The best depth is a property of the volume: 3 layers for smooth fields, 8 for rough ones, up to 5 dB apart. A trial is a
 brief fit; its length and its learning rate are those of `Recipe.trial`. The best network continues from its trial.
-Of a volume that consists of plane waves, one more network starts from these waves.
+Of a volume that consists of plane waves, networks that start from these waves compete too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TRIED_NEURONS = 24  # widest network that has several starts; the result of a wi
 # A volume consists of plane waves if so many have this share of its variance: of lattices they have 0.65 to 1, of
 # volumes that do not repeat less than 0.45.
 N_WAVES, WAVES_SHARE = 16, 0.75
-WAVES_LEAD = 6.0  # by so much a trial that starts from plane waves must be better, dB; where it helps, by 8 to 40
+WAVES_LEAD = 6.0  # by so much a trial that starts from plane waves must be better, dB; it is by 8 to 40 where they help
 
 
 def networks_for_budget(n_parameters: float, depth: int | None, **fields) -> list[SirenConfig]:
@@ -84,18 +84,18 @@ def fit_after_trials(
     if not is_tried or has_one:
         middle = min(configs, key=lambda config: abs(config.n_layers - MIDDLE_DEPTH))
         return fit_of(Start(middle))
-    n_of_waves = 0 if waves is None else 1
-    n_trials = max(TRIALS, len(configs) + n_of_waves)
+    starts = [Start(config) for config in configs]
+    if waves is not None:
+        starts += [Start(config, waves) for config in configs]
+    n_trials = max(TRIALS, len(starts))
     with Progress("training", n_trials + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
         trials = Trials(fit_of, progress)
-        for config in configs:
-            trials.run(Start(config))
-        config = trials.best_start.config
-        if config.n_neurons <= TRIED_NEURONS:
-            for number in range(1, n_trials - len(configs) - n_of_waves + 1):
-                trials.run(Start(config, number))
-        if waves is not None:
-            trials.run(Start(config, waves=waves), WAVES_LEAD)
+        for start in starts:
+            trials.run(start)
+        best_start = trials.best_start
+        if best_start.config.n_neurons <= TRIED_NEURONS:
+            for number in range(1, n_trials - len(starts) + 1):
+                trials.run(dataclasses.replace(best_start, number=number))
     fit, best = fit_of(trials.best_start), trials.best
     if best.loss < COLLAPSED_FACTOR * sampler.variance:
         fit.continue_from(best)
@@ -106,11 +106,11 @@ def fit_after_trials(
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """A network before its training: number and waves as `new_fit` takes them."""
+    """A network before its training: waves and number as `new_fit` takes them."""
 
     config: SirenConfig
-    number: int = 0
     waves: torch.Tensor | None = None
+    number: int = 0
 
 
 class Trials:
@@ -123,17 +123,19 @@ class Trials:
         self.fit_of, self.progress = fit_of, progress
         self.best: Fit | None = None
         self.best_start: Start | None = None
+        self.best_score = -math.inf
         self.n_done, self.seconds = 0, 0.0
 
-    def run(self, start: Start, lead: float = 0.0) -> None:
-        """Try a start. lead: the PSNR by which it must be better than the others, dB."""
+    def run(self, start: Start) -> None:
+        """Try a start."""
         trial = self.fit_of(start, is_trial=True)
         trial.run(lambda fit: self.progress.update(self.n_done + fit.progress))
         trial.judge_on(TRIAL_VOXELS)
         trial.loss, trial.seconds = map(processes.broadcast_first, (trial.loss, trial.seconds))
         self.n_done, self.seconds = self.n_done + 1, self.seconds + trial.seconds
-        if self.best is None or score(trial) > score(self.best) + lead:
-            self.best, self.best_start = trial, start
+        found = score(trial) - (0.0 if start.waves is None else WAVES_LEAD)
+        if self.best is None or found > self.best_score:
+            self.best, self.best_start, self.best_score = trial, start, found
 
 
 def waves_of(sampler: VoxelSampler, n_neurons: int) -> torch.Tensor | None:
