@@ -53,6 +53,8 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
         temporary = _temporary_name(real)
         try:
             open(temporary, "wb").close()
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(real)  # refuses a name that is too long, which the shorter temporary one hides
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror}: {folder}") from None
         finally:  # also after Ctrl-C

@@ -68,6 +68,13 @@ def test_long_names_that_begin_alike_have_temporary_files_of_their_own(tmp_path)
     assert listing(tmp_path) == {os.path.basename(path): content for path, content in contents.items()}
 
 
+def test_a_name_too_long_for_the_file_system_is_refused_before_the_work(tmp_path):
+    too_long = str(tmp_path / ("a" * 256))
+    with pytest.raises(UserError, match="cannot be written: "):
+        check_outputs([str(tmp_path / "a"), too_long])
+    assert not listing(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("shape", "flags", "index"),
     [
