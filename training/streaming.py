@@ -30,7 +30,7 @@ from training.sampler import (
     finite_differences,
     flat_coordinates,
 )
-from utils import Box, ValueRange, boxes, drop_pages, read_in_boxes
+from utils import Box, UserError, ValueRange, boxes, drop_pages, read_in_boxes
 
 MAX_VOXELS_IN_MEMORY = 1 << 27  # voxels: training takes up to 60 bytes for each, beside the volume; the same everywhere
 BUFFER = 1 << 24  # voxels
@@ -69,11 +69,15 @@ def unpacked(original: np.ndarray) -> np.ndarray:
     if math.prod(getattr(original, "chunks", ())) == 1:
         return original
     n_bytes, folder = original.size * original.dtype.itemsize, tempfile.gettempdir()
-    check_space(os.path.join(folder, "."), n_bytes, "an unpacked copy of the volume (TMPDIR names another folder)")
+    what = "an unpacked copy of the volume (TMPDIR names another folder)"
+    check_space(os.path.join(folder, "."), n_bytes, what)
     with tempfile.TemporaryFile(dir=folder) as file:
-        if hasattr(os, "posix_fallocate"):  # a write to a map of a full disk would end the process
-            os.posix_fallocate(file.fileno(), 0, n_bytes)
-        copy = np.memmap(file, original.dtype, "w+", shape=original.shape)
+        try:
+            if hasattr(os, "posix_fallocate"):  # a write to a map of a full disk would end the process
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            copy = np.memmap(file, original.dtype, "w+", shape=original.shape)
+        except OSError as error:  # as beyond a quota
+            raise UserError(f"{folder}: no room for {what}: {error.strerror}") from None
         for box, part in read_in_boxes(original):
             copy[box] = part
             drop_pages(copy)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from training import streaming
 from training.brick_fits import BrickFits
 from utils import (
     Geometry,
+    UserError,
     Volume,
     boxes,
     find_missing,
@@ -161,6 +164,18 @@ def test_a_large_series_is_unpacked_once(monkeypatch, chunks):
 def test_a_series_without_chunks_is_not_unpacked():
     for steps in ([slanted((8, 9, 10))] * 2, [stored(slanted((8, 9, 10)), (2, 1, 0))] * 2):
         assert streaming.unpacked(series := StackedSteps(steps)[..., None]) is series
+
+
+def test_a_copy_that_the_system_refuses_is_told_in_one_line(monkeypatch):
+    """As beyond a quota, where the disk itself has room."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse, raising=False)
+    view = stored(Counting(slanted((8, 9, 10)), (4, 4, 4)), (2, 1, 0), (4, 4, 4))[..., None]
+    with pytest.raises(UserError, match=r"unpacked copy.*: Disk quota exceeded"):
+        streaming.unpacked(view)
 
 
 def test_bricks_are_cut_out_of_an_unpacked_copy():
