@@ -211,7 +211,8 @@ class NetworkRounding:
         if self.volume and self.options.bits is None:
             self.progress.plan((1 + self.header.values.is_integer) * self._measuring_work)
         if self.options.quantizer != "kmeans" and (self.is_trained or self.is_narrow):
-            self.progress.plan((1 if self.is_narrow else 2) * work.of_factors(self.net.config))
+            n_passes = 1 if self.is_narrow else 2
+            self.progress.plan(n_passes * work.of_factors(self.net.config, self.options.n_all))
         if self.is_trained:
             self.progress.plan(self.training_work + self._measuring_work)
 

@@ -247,6 +247,15 @@ def test_a_step_of_training_is_less_work_where_layers_are_rounded():
     assert none < parts < all_layers
 
 
+@pytest.mark.parametrize("n_all", [None, 1 << 22])
+def test_the_compensation_is_as_much_work_as_planned(n_all):
+    """Also of one network among many, whose blocks are smaller."""
+    net, progress = field_net(n_neurons=24, n_layers=3), NoProgress()
+    progress.total, options = 0.0, RoundingOptions(n_all=n_all)
+    NetworkRounding(options, net, make_header((9, 9, 9)), None, torch.device("cpu"), progress).layers(40.0, False)
+    assert progress.total > 0 and progress.done == pytest.approx(progress.total)
+
+
 def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys, small_blocks):
     """The steps are given: what so short a training makes worse than rounding alone is rounded alone."""
     trained = network_of("waves_briefly", waves(LARGER), tmp_path)
