@@ -33,9 +33,9 @@ class BrickNetworks:
         self.budget = min(budget, max(self.most_parameters, self._least_parameters(self._all_depths[0])))
         self.depths = [k for k in self._all_depths if self._least_parameters(k) <= self.budget] or self._all_depths[-1:]
         self.n_layers = self.depths[0]
-        self.medium_size = self.survey.medium_size  # voxels of a brick
+        medium = self.survey.medium_size
         typical = self.config(width_for(self.budget / max(self.n_trained, 1), self._form))
-        self.recipe = fits.recipe_for(self.medium_size, self.medium_size, typical)
+        self.recipe = fits.recipe_for(medium, medium, typical)
 
     # --- limits ---
 
@@ -107,7 +107,7 @@ class BrickNetworks:
     @property
     def _depth_passes(self) -> float:
         """The passes of the pilots that compare depths."""
-        steps_per_pass = math.ceil(self.medium_size / self.fits.pilot_batch)
+        steps_per_pass = math.ceil(self.survey.medium_size / self.fits.pilot_batch)
         return max(PILOT_PASSES, min(PILOT_STEPS / steps_per_pass, PILOT_SHARE * self.recipe.n_passes))
 
     # --- the networks ---

@@ -90,6 +90,6 @@ def test_bricks_without_a_voxel_do_not_count_for_the_recipe():
     array = np.full((13, 9, 5), np.nan, np.float32)
     array[0, 0, :2] = 1, 2
     fit = small_fit(array, fill=np.float32(np.nan))
-    assert fit.networks.medium_size == 2
+    assert fit.survey.medium_size == 2
     fit.run()
     assert fit.networks.n_trained == 1 and sorted(fit.done) == [0]
