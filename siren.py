@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -174,28 +174,25 @@ def net_of(network: dict, weights: dict[str, np.ndarray]) -> FieldNet:
 
 
 @torch.no_grad()
-def start_as_axis_waves(
-    net: FieldNet, mirrors: Sequence[float | None], highest: float = HIGHEST_WAVE, along: Sequence[int] | None = None
-) -> None:
+def start_as_axis_waves(net: FieldNet, mirrors: Mapping[int, float | None], highest: float = HIGHEST_WAVE) -> None:
     """Set the first layer to waves along the axes: sines and cosines of equally spaced frequencies for each axis.
 
     highest: the highest frequency, radians per unit of the normalised coordinates.
-    mirrors: for each axis, the normalised coordinate of a plane of mirror symmetry of the volume, or None.
-    Along an axis with such a plane, all waves are cosines about the plane. Every output of the network is then as
+    mirrors: for each axis that gets waves, the normalised coordinate of a plane of mirror symmetry of the volume, or
+    None. Along an axis with such a plane, all waves are cosines about the plane. Every output of the network is then as
     symmetric as the volume, so the network has to learn only one half of it.
-    along: the axes that get waves, by default all. Along an axis of one voxel, a wave would be a constant.
     """
     layer, omega_0 = linear_layers(net)[0], net.config.omega_0
-    along = range(len(mirrors)) if along is None else along
     layer.weight.zero_()
-    for first, axis in enumerate(along):
-        mirror, bias = mirrors[axis], layer.bias[first :: len(along)]
+    for first, (axis, mirror) in enumerate(mirrors.items()):
+        every = slice(first, None, len(mirrors))
+        bias = layer.bias[every]
         number = torch.arange(len(bias))
         phase = torch.full((len(bias),), math.pi / 2)
         if mirror is None:
             phase, number = phase * (number % 2), number // 2
         frequency = highest * (number + 1) / max(number[-1] + 1, FEWEST_WAVES)
-        layer.weight[first :: len(along), axis] = frequency / omega_0
+        layer.weight[every, axis] = frequency / omega_0
         bias.copy_((phase - frequency * (mirror or 0.0)) / omega_0)
 
 

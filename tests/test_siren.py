@@ -128,7 +128,7 @@ def test_waves_along_the_axes():
     """Sines and cosines of equally spaced frequencies; cosines about the mirror of an axis that has one."""
     net = FieldNet(SirenConfig(18, n_layers=3), torch.Generator().manual_seed(0))
     others = {name: tensor.clone() for name, tensor in net.state_dict().items() if "layers.0" not in name}
-    siren.start_as_axis_waves(net, [None, 0.25, None])
+    siren.start_as_axis_waves(net, {0: None, 1: 0.25, 2: None})
     points = torch.tensor([[0.1, 0.4, -0.7], [0.9, -0.3, 0.2]])
     found = net.net_layers[0](points).T
     for axis, third in ((0, 9.0 / 3), (2, 9.0 / 3)):
@@ -149,7 +149,7 @@ def test_a_narrow_network_has_no_highest_waves_alone():
     """One wave along each axis has half the highest frequency; two have both halves, as more have their parts."""
     for width, expected in ((3, {4.5}), (6, {4.5}), (12, {4.5, 9.0})):
         net = FieldNet(SirenConfig(width, n_layers=3), torch.Generator().manual_seed(0))
-        siren.start_as_axis_waves(net, [None] * 3)
+        siren.start_as_axis_waves(net, dict.fromkeys(range(3)))
         weight = siren.linear_layers(net)[0].weight.detach() * siren.OMEGA_0
         assert set(weight[weight > 0].round(decimals=4).tolist()) == expected
 

@@ -299,13 +299,13 @@ def new_networks(
     waves: torch.Tensor | None = None,
 ) -> list[FieldNet]:
     """A new network, and the starts of shorter waves that may take its place. The arguments: see `new_fit`."""
-    along = [axis for axis, n in enumerate(sampler.shape) if n > 1] or None
 
     def next_network(generator: torch.Generator, factor: float = 1) -> FieldNet:
         """The next random network. factor: its highest wave / HIGHEST_WAVE."""
         net = FieldNet(config, generator, first_omega or OMEGA_0)
-        if first_omega is None:
-            start_as_axis_waves(net, sampler.mirrors, factor * HIGHEST_WAVE, along)
+        if first_omega is None:  # along an axis of one voxel, a wave would be a constant
+            mirrors = {axis: mirror for axis, mirror in enumerate(sampler.mirrors) if sampler.shape[axis] > 1}
+            start_as_axis_waves(net, mirrors, factor * HIGHEST_WAVE)
         return net
 
     generator = torch.Generator().manual_seed(seed)
