@@ -65,13 +65,15 @@ def round_layer_by_layer(
     train_rest: `train_rest(i)` is called when the layers before layer i are rounded; it may train the other layers.
     """
     layers, sizes = [], layer_sizes(net)
-    pieces = _pieces(factors, sizes)
+    parts = _split_by_layer(factors, sizes)
     for i, (layer, size, step) in enumerate(zip(linear_layers(net), sizes, steps, strict=True)):
-        weights, rounded = _weights(net), []
-        while sum(map(len, rounded)) < size:
-            reached, factor = next(pieces)
-            rounded.append(_round_first(weights[reached], factor, float(step)))
-        rounded = np.concatenate(rounded).reshape(layer.out_features, -1)
+        weights = _weights(net)  # read anew for each layer, as `train_rest` changes them
+        rounded = np.empty(0, np.int32)
+        while len(rounded) < size:
+            part = next(parts)
+            compensated = weights[part.start : part.start + part.matrix.shape[1]]
+            rounded = np.append(rounded, _round_first(compensated, part.matrix.numpy(), float(step)))
+        rounded = rounded.reshape(layer.out_features, -1)
         layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
         _load_weights(net, weights)
         _load_layer(layer, layers[i])
@@ -80,18 +82,18 @@ def round_layer_by_layer(
     return layers
 
 
-def _pieces(factors: Iterable[CompensationFactor], sizes: list[int]) -> Iterator[tuple[slice, np.ndarray]]:
-    """The weights that are rounded at a time, each time of one layer by one factor. sizes: weights of each layer.
+def _split_by_layer(factors: Iterable[CompensationFactor], sizes: list[int]) -> Iterator[CompensationFactor]:
+    """The factors, each split where a layer ends: a part has weights of one layer only. sizes: weights of each layer.
 
-    Yields which weights the errors reach, from the first one that is rounded; and the rows of the factor of those that
-    are rounded.
+    The weights that compensate are those of the whole factor, from the part's first weight on.
     """
-    ends = [*itertools.accumulate(sizes)]
+    layer_ends = [*itertools.accumulate(sizes)]
     for factor in factors:
-        start, (n_rows, n_reached) = factor.start, factor.matrix.shape
-        stop = start + n_rows
-        for first, last in itertools.pairwise([start, *(end for end in ends if start < end < stop), stop]):
-            yield slice(first, start + n_reached), factor.matrix[first - start : last - start, first - start :].numpy()
+        stop = factor.start + len(factor.matrix)
+        inside = [end for end in layer_ends if factor.start < end < stop]
+        for first, last in itertools.pairwise([factor.start, *inside, stop]):
+            rows = slice(first - factor.start, last - factor.start)
+            yield CompensationFactor(first, factor.matrix[rows, rows.start :])
 
 
 def round_to_error(
