@@ -128,21 +128,8 @@ class _BatchPart:
     @np.errstate(all="ignore")  # numbers may overflow: `Recovery` detects divergence by the loss
     def __call__(self, x: np.ndarray, values: np.ndarray, weights: np.ndarray | None, n: int) -> np.ndarray:
         """The squared errors of this part. x: (d_in, samples); values: (d_out, samples); n: size of the batch."""
-        matmul, first_trained_layer, size = self.whole.matmul, self.whole.first_trained_layer, x.shape[1]
-        inputs, outputs, cosines, error = self.inputs, self.outputs, self.cosines, self.error
-        phase, grad, skipped = self.scratch
-        (*sines, last), block_ends = self.whole.matrices, self.whole.block_ends
-
-        inputs[:-1, :size] = x
-        h = inputs
-        for k, matrix in enumerate(sines):
-            matmul(matrix, h, out=phase)
-            h = outputs[k]
-            np.cos(phase, out=cosines[k])
-            np.sin(phase, out=h[:-1])
-            if k in block_ends:
-                h[:-1] += outputs[k - 2, :-1]
-        matmul(last, h, out=error)
+        size, error = x.shape[1], self.error
+        self._forward(x)
         error[:, :size] -= values
         if self.whole.is_clipped:
             error[:, :size] *= (np.abs(values) < 1) | (error[:, :size] * values < 0)
@@ -151,17 +138,38 @@ class _BatchPart:
         if weights is not None:
             error[:, :size] *= weights
         error *= 2 / (n * len(error))
-
-        matmul(error, h.T, out=self.gradients[-1])
-        if first_trained_layer < len(sines):
-            matmul(last[:, :-1].T, error, out=grad)
-        for k in reversed(range(first_trained_layer, len(sines))):
-            np.multiply(grad, cosines[k], out=phase)
-            if k in block_ends:
-                skipped, grad = grad, skipped
-            matmul(phase, (outputs[k - 1] if k else inputs).T, out=self.gradients[k])
-            if k > first_trained_layer:
-                matmul(sines[k][:, :-1].T, phase, out=grad)
-                if k + 1 in block_ends:
-                    grad += skipped
+        self._backward()
         return squares
+
+    def _forward(self, x: np.ndarray) -> None:
+        """Set `outputs` and `cosines` of the sine layers, and `error` to what the last layer gives."""
+        matmul, block_ends, phase = self.whole.matmul, self.whole.block_ends, self.scratch[0]
+        *sines, last = self.whole.matrices
+        self.inputs[:-1, : x.shape[1]] = x
+        h = self.inputs
+        for k, matrix in enumerate(sines):
+            matmul(matrix, h, out=phase)
+            h = self.outputs[k]
+            np.cos(phase, out=self.cosines[k])
+            np.sin(phase, out=h[:-1])
+            if k in block_ends:
+                h[:-1] += self.outputs[k - 2, :-1]
+        matmul(last, h, out=self.error)
+
+    def _backward(self) -> None:
+        """Set `gradients`. `error` holds the derivative of the loss by the output of the last layer."""
+        matmul, block_ends, first = self.whole.matmul, self.whole.block_ends, self.whole.first_trained_layer
+        *sines, last = self.whole.matrices
+        by_phase, by_output, by_block = self.scratch  # derivatives of the loss, by what layer k or a block gives
+        matmul(self.error, self.outputs[-1].T, out=self.gradients[-1])
+        if first < len(sines):
+            matmul(last[:, :-1].T, self.error, out=by_output)
+        for k in reversed(range(first, len(sines))):
+            np.multiply(by_output, self.cosines[k], out=by_phase)
+            if k in block_ends:  # kept for the block's input; the other buffer takes the next derivative
+                by_block, by_output = by_output, by_block
+            matmul(by_phase, (self.outputs[k - 1] if k else self.inputs).T, out=self.gradients[k])
+            if k > first:
+                matmul(sines[k][:, :-1].T, by_phase, out=by_output)
+                if k + 1 in block_ends:  # a block adds its input to its output
+                    by_output += by_block
