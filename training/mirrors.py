@@ -49,17 +49,23 @@ def find_mirrors(volume: Volume, header: VolumeHeader) -> tuple[int, ...]:
 
 def _lines(volume: Volume, header: VolumeHeader) -> list[np.ndarray]:
     """Normalised values of some lines along each axis: (n, lines) for an axis of n voxels."""
-    shape, d_in = header.shape, len(header.shape)
-    steps = [[1 if k == axis else max(1, n // LINES) for k, n in enumerate(shape)] for axis in range(d_in)]
-    sizes = [[-(-n // step) for n, step in zip(shape, along, strict=True)] for along in steps]
-    lines = [np.empty((*size, header.n_components), np.float32) for size in sizes]
+    shape, found = header.shape, []
+    # For each axis, the steps from line to line: the lines have all voxels along it, and some along the others.
+    steps = [[1 if k == axis else max(1, n // LINES) for k, n in enumerate(shape)] for axis in range(len(shape))]
+    for step in steps:
+        n_found = [-(-n // each) for n, each in zip(shape, step, strict=True)]
+        found.append(np.empty((*n_found, header.n_components), np.float32))
     for box, values in read_in_boxes(volume.values):
-        for found, along in zip(lines, steps, strict=True):
-            place = [slice(-(-cut.start // step), -(-cut.stop // step)) for cut, step in zip(box, along, strict=True)]
-            firsts = [part.start * step - cut.start for part, step, cut in zip(place, along, box, strict=True)]
-            index = [slice(first, None, step) for first, step in zip(firsts, along, strict=True)]
-            found[tuple(place)] = header.values.normalise(values[tuple(index)])
-    return [np.moveaxis(found, axis, 0).reshape(shape[axis], -1) for axis, found in enumerate(lines)]
+        for array, step in zip(found, steps, strict=True):
+            places, inside = zip(*map(_multiples, box, step), strict=True)
+            array[places] = header.values.normalise(values[inside])
+    return [np.moveaxis(array, axis, 0).reshape(shape[axis], -1) for axis, array in enumerate(found)]
+
+
+def _multiples(cut: slice, step: int) -> tuple[slice, slice]:
+    """The multiples of `step` in a range of indices: which of all multiples they are; where in the range they lie."""
+    first, stop = -(-cut.start // step), -(-cut.stop // step)
+    return slice(first, stop), slice(first * step - cut.start, None, step)
 
 
 def _mirror_of(lines: np.ndarray, limits: tuple[float, float]) -> int:
