@@ -123,35 +123,46 @@ def detail(normalised: np.ndarray) -> float:
     Where blocks do not fit into a side, they overlap. Blocks with hardly more voxels than a plane has terms count as
     the mean of the others; if there are no others, the error is that of a constant.
     """
-    *grid, d_out = normalised.shape
-    sides = [min(BLOCK, n) for n in grid]
-    firsts = [np.linspace(0, n - side, -(-n // side)).round() for n, side in zip(grid, sides, strict=True)]
-    places = [np.add.outer(first, np.arange(side)).astype(int) for first, side in zip(firsts, sides, strict=True)]
-    blocks = normalised[np.ix_(*(place.ravel() for place in places))]
-    blocks = blocks.reshape(*(length for place in places for length in place.shape), d_out)
-    axes = range(2 * len(grid))
-    blocks = blocks.transpose(*axes[::2], *axes[1::2], -1).reshape(-1, math.prod(sides), d_out)
+    blocks, sides = _blocks(normalised)
     is_present = ~np.isnan(blocks).any(axis=-1, keepdims=True)
-    blocks = np.where(is_present, blocks, np.float32(0))
-    # Least squares: a block is fitted by a constant and a slope along each axis, from the voxels that are present.
-    offsets = [axis.ravel() - (side - 1) / 2 for axis, side in zip(np.indices(sides), sides, strict=True)]
-    terms = np.stack([np.ones(math.prod(sides)), *offsets], axis=1)
-    products = is_present[..., 0] @ (terms[:, :, None] * terms[:, None, :]).reshape(len(terms), -1)
-    matrices = products.reshape(-1, len(grid) + 1, len(grid) + 1) + 1e-6 * np.eye(len(grid) + 1)  # not singular
-    terms = terms.astype(np.float32)
-    planes = terms @ np.linalg.solve(matrices, terms.T @ blocks).astype(np.float32)
-    squares = np.square((blocks - planes) * is_present).sum(axis=(1, 2), dtype=np.float64)
-    sizes, n_terms = is_present[..., 0].sum(axis=1), 1 + sum(side > 1 for side in sides)
-    used = sizes > 2 * n_terms
     if not is_present.any():
         return 0.0
-    if used.any():  # a plane follows n_terms voxels of each block
-        share = 1 - n_terms / math.prod(sides)  # that is left in a whole block
+    blocks = np.where(is_present, blocks, np.float32(0))
+    sizes, n_terms = is_present[..., 0].sum(axis=1), 1 + sum(side > 1 for side in sides)
+    used = sizes > 2 * n_terms
+    if used.any():
+        planes = _planes(blocks, is_present, sides)
+        squares = np.square((blocks - planes) * is_present).sum(axis=(1, 2), dtype=np.float64)
+        share = 1 - n_terms / math.prod(sides)  # of the variance that a plane leaves in a whole block of noise
         n = sizes[used]
         mean = share * (squares[used] * n / (n - n_terms)).sum() / n.sum()
     else:
-        mean = np.square(blocks - blocks.mean(axis=(0, 1), where=is_present)).mean(where=is_present) * d_out
+        mean = np.square(blocks - blocks.mean(axis=(0, 1), where=is_present)).mean(where=is_present) * blocks.shape[-1]
     return float(mean) * np.count_nonzero(~np.isnan(normalised).any(axis=-1))
+
+
+def _blocks(normalised: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """The blocks of `detail`, (blocks, voxels, components), and the voxels along each side of a block."""
+    *grid, d_out = normalised.shape
+    sides = [min(BLOCK, n) for n in grid]
+    firsts = [np.linspace(0, n - side, -(-n // side)).round() for n, side in zip(grid, sides, strict=True)]
+    indices = [np.add.outer(first, np.arange(side)).astype(int) for first, side in zip(firsts, sides, strict=True)]
+    blocks = normalised[np.ix_(*(index.ravel() for index in indices))]
+    # Each axis becomes two: the block's number along it, and the voxel in the block. The numbers go to the front.
+    blocks = blocks.reshape(*(length for index in indices for length in index.shape), d_out)
+    axes = range(2 * len(grid))
+    return blocks.transpose(*axes[::2], *axes[1::2], -1).reshape(-1, math.prod(sides), d_out), sides
+
+
+def _planes(blocks: np.ndarray, is_present: np.ndarray, sides: list[int]) -> np.ndarray:
+    """The plane in each block, of its shape: the best constant and slopes, by least squares, for what is present."""
+    offsets = [axis.ravel() - (side - 1) / 2 for axis, side in zip(np.indices(sides), sides, strict=True)]
+    terms = np.stack([np.ones(math.prod(sides)), *offsets], axis=1)  # (voxels, terms)
+    n_terms = terms.shape[1]
+    products = is_present[..., 0] @ (terms[:, :, None] * terms[:, None, :]).reshape(len(terms), -1)
+    matrices = products.reshape(-1, n_terms, n_terms) + 1e-6 * np.eye(n_terms)  # not singular
+    terms = terms.astype(np.float32)
+    return terms @ np.linalg.solve(matrices, terms.T @ blocks).astype(np.float32)
 
 
 class Survey(NamedTuple):
