@@ -230,7 +230,7 @@ def run_to_target(fit: Fit, checkpoint: Checkpoint, target_psnr: float | None, m
 
     def is_reached(estimate: float) -> bool:
         nonlocal needed
-        if estimate < needed:
+        if target_psnr is None or estimate < needed:  # the estimate, too, is infinite where a mask is learned exactly
             return False
         lacking = target_psnr - measure()
         needed = estimate + min(max(lacking, 0.1), MOST_LACKING)
