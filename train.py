@@ -40,7 +40,7 @@ from training.choices import (
     size_messages,
 )
 from training.fitting import Fit
-from training.long_runs import Checkpoint, checkpoint_files, run_bricks, run_to_target, saved_network
+from training.long_runs import Checkpoint, checkpoint_files, run_bricks, run_fit, saved_network, target_of
 from training.network_files import configuration, write_network
 from training.options import MUST_MATCH, parse
 from training.plot import plot_training
@@ -200,7 +200,8 @@ def main(argv: Sequence[str]) -> None:
         if isinstance(fit, BrickedFit):
             history = run_bricks(fit, checkpoint)
         elif not header.values.is_constant:  # a constant volume needs no fit: its range describes it
-            history = run_to_target(fit, checkpoint, opt.target_psnr, lambda: judge.metrics(header.values).psnr)
+            target = target_of(opt.target_psnr, lambda: judge.metrics(header.values).psnr)
+            history = run_fit(fit, checkpoint, target)
         quality = judge.quality(whole.values)
         if not processes.is_first():
             return

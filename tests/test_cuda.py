@@ -10,6 +10,7 @@ from helpers.networks import field_net, make_header
 from helpers.scripts import WELL, compress, decompress, train
 from helpers.steep import RANGES, steep_cut_field, steep_field
 
+import train as train_script
 from field.neural_field import NeuralField
 from training import long_runs
 
@@ -84,7 +85,7 @@ def test_a_checkpoint_from_half_way_continues_to_the_same_result(volume_file, tm
     flags += ("--checkpoint", tmp_path / "checkpoint")
     train(volume_file, tmp_path, *flags)
     assert saved == [90]
-    steps, run = [], long_runs.run_fit
-    monkeypatch.setattr(long_runs, "run_fit", lambda fit, *more: steps.append(fit.step) or run(fit, *more))
+    steps, run = [], train_script.run_fit
+    monkeypatch.setattr(train_script, "run_fit", lambda fit, *more: steps.append(fit.step) or run(fit, *more))
     assert train(volume_file, tmp_path, *flags, "--resume").data == whole
     assert steps == saved

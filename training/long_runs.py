@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import re
 import sys
@@ -224,16 +223,21 @@ def run_bricks(fit: BrickedFit, checkpoint: Checkpoint) -> History:
     return history
 
 
-def run_to_target(fit: Fit, checkpoint: Checkpoint, target_psnr: float | None, measure: Callable[[], float]) -> History:
-    """Run a fit to its end, or until the exact PSNR, `measure()`, reaches `target_psnr`. Both PSNRs are in dB."""
-    needed = (target_psnr or math.inf) - ESTIMATE_ERROR  # the estimated PSNR that starts an exact measurement, dB
+def target_of(target_psnr: float | None, measure: Callable[[], float]) -> Callable[[float], bool]:
+    """What tells `run_fit`, from the estimated PSNR, whether the exact one, `measure()`, has reached `target_psnr`.
+
+    All are in dB. Without a target nothing is reached, also where the estimate is infinite, as of a mask.
+    """
+    if target_psnr is None:
+        return lambda estimate: False
+    needed = target_psnr - ESTIMATE_ERROR  # the estimated PSNR that starts an exact measurement, dB
 
     def is_reached(estimate: float) -> bool:
         nonlocal needed
-        if target_psnr is None or estimate < needed:  # the estimate, too, is infinite where a mask is learned exactly
+        if estimate < needed:
             return False
         lacking = target_psnr - measure()
         needed = estimate + min(max(lacking, 0.1), MOST_LACKING)
         return lacking <= 0
 
-    return run_fit(fit, checkpoint, is_reached)
+    return is_reached

@@ -713,7 +713,7 @@ def test_an_interrupted_long_run_leaves_its_network(volume_file, tmp_path, monke
         fit.step, fit.seconds = 1, 1.0
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(long_runs, "run_fit", interrupt)
+    monkeypatch.setattr(train_script, "run_fit", interrupt)
     with pytest.raises(KeyboardInterrupt, match=r"the network so far, .* trained, is in .*thenet\.interrupted\.pth"):
         train(volume_file, tmp_path, "--seed", 1)
     assert before.network.read_bytes() == before.data

@@ -13,7 +13,7 @@ from helpers.volumes import slanted
 from cli.progress import NoProgress
 from training import long_runs
 from training.fitting import Fit
-from training.long_runs import Checkpoint, run_fit, run_to_target, saved_network
+from training.long_runs import Checkpoint, run_fit, saved_network, target_of
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
 from utils import UserError
@@ -59,7 +59,7 @@ def test_a_fit_without_errors_has_no_target(monkeypatch):
     """As of a mask: beyond the ends of the range, the network need not be exact."""
     fit = small_fit()
     monkeypatch.setattr(fit, "_judge", lambda: 0.0)
-    history = run_to_target(fit, Checkpoint(None, OPTIONS), None, lambda: pytest.fail("measured"))
+    history = run_fit(fit, Checkpoint(None, OPTIONS), target_of(None, lambda: pytest.fail("measured")))
     assert fit.progress == 1 and history[-1][1] == math.inf
 
 

@@ -52,13 +52,13 @@ def started(case, rank, n_ranks, flags):
         average(vector, weight)
         told.setdefault("gradient", vector.clone())
 
-    def run_to_target(fit, *rest, run=train.run_to_target):
+    def run_fit(fit, *rest, run=train.run_fit):
         history = run(fit, *rest)
         told.update(step=fit.step, n_steps=fit.n_steps, weights=fit.trained.weights, errors=fit.errors)
         torch.save(told, f"{{case}}.{{rank}}.pt")
         return history
 
-    processes.average_over_processes, train.run_to_target = average, run_to_target
+    processes.average_over_processes, train.run_fit = average, run_fit
     spoil(case, rank)
     if case == "refused":
         processes.FIRST_SPEAKS = 60
