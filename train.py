@@ -70,8 +70,11 @@ def read(opt: Options) -> Volume:
     return volume
 
 
-def clipped_header(opt: Options, volume: Volume, header: VolumeHeader) -> VolumeHeader:
-    """The header with the range after --clip. Warns about --fill and outliers. Raises UserError for a bad --clip."""
+def warn_of_values(opt: Options, volume: Volume, header: VolumeHeader) -> None:
+    """Warn about --fill, outliers and labels. Raises UserError for values that may mark missing voxels.
+
+    header: with the range before --clip.
+    """
     found = outliers.find_outliers(volume.values, header.values) if opt.clip is None else None
     if found and found.are_marks and opt.fill != "none":
         raise UserError(f"{opt.volume}: {found.question()}")
@@ -79,9 +82,15 @@ def clipped_header(opt: Options, volume: Volume, header: VolumeHeader) -> Volume
         warn(f"--fill {opt.fill}: no voxel of {opt.volume} has this value")
     if header.missing and header.n_components > 1 and (n_lost := count_lost(volume.values, volume.fill)):
         warn(f"--fill {volume.fill}: {n_lost} values are left out as another component of their voxel is missing")
+    if found and not found.are_marks:
+        warn(f"{opt.volume}: {found.warning()}")
+    if label_maps.look_like_labels(volume.values, volume.fill):
+        warn(f"{opt.volume}: {label_maps.WARNING}")
+
+
+def clipped_header(opt: Options, header: VolumeHeader) -> VolumeHeader:
+    """The header with the range after --clip. Raises UserError for a bad --clip."""
     if opt.clip is None:
-        if found and not found.are_marks:
-            warn(f"{opt.volume}: {found.warning()}")
         return header
     try:
         values = header.values.clipped(*opt.clip)
@@ -178,9 +187,8 @@ def main(argv: Sequence[str]) -> None:
 
     volume = read(opt)
     whole = header_of(volume)
-    header = clipped_header(opt, volume, whole)
-    if label_maps.look_like_labels(volume.values, volume.fill):
-        warn(f"{opt.volume}: {label_maps.WARNING}")
+    header = clipped_header(opt, whole)
+    warn_of_values(opt, volume, whole)
     fit = new_fit(opt, volume, header, device)
     options = settled(opt, fit.recipe, fit.config)
     checkpoint = Checkpoint(opt.checkpoint, {name: options[name] for name in MUST_MATCH})
