@@ -65,7 +65,9 @@ class NetworkRounding:
                 decoded, psnr = self._measured_psnrs()
                 is_exact = self.header.values.is_integer and decoded == math.inf
             error = policy.error_for_steps(self.options, psnr)
-        is_trained = self.is_trained and not is_exact
+        # A brick without errors, as of a mask, is not trained: its learning rate would be 0, see `relative_rate`.
+        has_errors = error is None or decoded != math.inf
+        is_trained = self.is_trained and not is_exact and has_errors
         self.factors = self._compensation_factors(is_trained)
         layers = None
         if is_exact:

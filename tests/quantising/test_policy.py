@@ -22,7 +22,7 @@ from quantising import network, policy, rounding, work
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions
 from training.recipe import error_of
-from utils import Mask
+from utils import Geometry, Mask, Volume
 
 QUANTIZERS = ("uniform", "kmeans")
 SMALL, LARGER = (20, 16, 12), (30, 24, 20)
@@ -254,6 +254,17 @@ def test_the_compensation_is_as_much_work_as_planned(n_all):
     progress.total, options = 0.0, RoundingOptions(n_all=n_all)
     NetworkRounding(options, net, make_header((9, 9, 9)), None, torch.device("cpu"), progress).layers(40.0, False)
     assert progress.total > 0 and progress.done == pytest.approx(progress.total)
+
+
+def test_a_brick_without_errors_is_rounded_once():
+    """As of a mask. It was rounded three times, with training at a rate of 0."""
+    net, header, progress = field_net(n_neurons=8, n_layers=2), make_header((9, 8, 7), low=-1.0), NoProgress()
+    with torch.no_grad():
+        net.net_layers[-1].weight *= 1e6
+    mask = NeuralField.of(net, header).on_grid()
+    options, volume = RoundingOptions(error=1e-4, added=0.1, n_passes=1.0), Volume(mask, Geometry.plain(3))
+    layers = NetworkRounding(options, net, header, volume, torch.device("cpu"), progress).layers(math.nan, False)
+    assert layers and progress.n_said == 0
 
 
 def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys, small_blocks):
