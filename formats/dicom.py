@@ -32,11 +32,13 @@ GROUPS = {  # where a file of several slices, an enhanced one, has what other fi
 class _Slice(NamedTuple):
     """A slice: values (x, y, components), where the first lies, and the steps along the three axes, as columns.
 
-    is_padding: the values, of the same shape, that the file declares to be none. padding: what marks them, rescaled.
+    stored: the type of the values before they are rescaled, which may differ from slice to slice. is_padding: the
+    values, of the same shape, that the file declares to be none. padding: what marks them, rescaled.
     """
 
     path: str
     plane: np.ndarray
+    stored: np.dtype
     is_padding: np.ndarray
     padding: np.generic | None
     position: np.ndarray
@@ -47,7 +49,7 @@ class _Slice(NamedTuple):
         """What tells that both are of different series; "" if nothing does."""
         if self.plane.shape != other.plane.shape:
             return "other size"
-        if self.plane.dtype != other.plane.dtype:
+        if self.stored != other.stored:
             return "other type"
         if np.abs(self.steps - other.steps).max() > MAX_SLICE_DIFFERENCE:
             return "other spacing or direction"
@@ -149,7 +151,7 @@ def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:
     is_padding = (plane >= ends.min()) & (plane <= ends.max()) if ends.size else np.zeros(plane.shape, bool)
     padding = _rescaled(ends, slope, shift)[0] if ends.size else None
     series = str(file.get("SeriesInstanceUID"))
-    return _Slice(path, _rescaled(plane, slope, shift), is_padding, padding, place[0], steps, series)
+    return _Slice(path, _rescaled(plane, slope, shift), plane.dtype, is_padding, padding, place[0], steps, series)
 
 
 def _padding(file, plane: np.ndarray) -> np.ndarray:

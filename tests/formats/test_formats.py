@@ -983,6 +983,19 @@ def test_the_spacing_of_a_secondary_capture(tmp_path):
     assert geometry.spacing == (0.75, 2.5, SPACING[2])
 
 
+@pytest.mark.parametrize(("slopes", "dtype"), [((1, 2), np.int16), ((1, 0.5), np.float32), ((2, 0.5), np.float64)])
+def test_dicom_whose_slices_are_rescaled_in_different_ways(slopes, dtype, tmp_path):
+    """As those of PET are, of which some may not be rescaled at all."""
+    scan = edited(tmp_path)
+    for name, slope in zip(("1.dcm", "0.dcm"), slopes, strict=True):
+        file = pydicom.dcmread(scan / name)
+        file.RescaleSlope, file.RescaleIntercept = str(slope), "0"
+        file.save_as(scan / name)
+    found = read_volume(str(scan)).array
+    np.testing.assert_array_equal(found, slanted(SHAPE).astype(np.uint16) * np.array(slopes))
+    assert found.dtype == dtype
+
+
 def test_dicom_of_two_series(tmp_path):
     scan = edited(tmp_path, SeriesInstanceUID="1.2.3")
     file = pydicom.dcmread(scan / "1.dcm")
