@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cli.files import read_bytes
-from formats.common import VolumeError, as_volume_error, import_package, volume_from_axes
+from formats.common import VolumeError, as_volume_error, import_package, suffix_of, volume_from_axes
 from utils import Volume
 
 MAX_SLICE_DIFFERENCE = 1e-4  # most that voxel steps may differ between two slices, in mm
@@ -26,6 +26,11 @@ GROUPS = {  # where a file of several slices, an enhanced one, has what other fi
     "ImageOrientationPatient": "PlaneOrientationSequence",
     **dict.fromkeys(("PixelSpacing", "SpacingBetweenSlices", "SliceThickness"), "PixelMeasuresSequence"),
     **dict.fromkeys(("RescaleSlope", "RescaleIntercept"), "PixelValueTransformationSequence"),
+}
+
+NO_VALUES = {  # what makes values of the stored numbers in another way than a slope, and what makes a file of them
+    "ModalityLUTSequence": "pydicom.pixels.apply_modality_lut(file.pixel_array, file)",
+    "DoseGridScaling": "file.pixel_array * file.DoseGridScaling",
 }
 
 
@@ -99,11 +104,17 @@ def _filled(array: np.ndarray, is_padding: np.ndarray, slices: list[_Slice]) -> 
 
 
 def slice_files(folder: str) -> list[str]:
-    """The slices that lie in a folder, by name. Raises VolumeError."""
+    """The slices that lie in a folder, by name. Raises VolumeError, also for a file that only has the name of one."""
     try:
-        return sorted(entry.path for entry in os.scandir(folder) if entry.is_file() and _is_slice(entry.path))
+        files = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
+        found = [path for path in files if _is_slice(path)]
     except OSError as error:
         raise VolumeError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
+    for path in sorted({*files} - {*found}):
+        if suffix_of(path) == ".dcm" and not os.path.basename(path).startswith("."):  # as those that macOS adds
+            what = "expected a slice, found no DICM after 128 bytes"
+            raise VolumeError(f"{path}: {what}: DCMTK's dcmconv writes it anew if it is one, else remove it")
+    return found
 
 
 def _is_slice(path: str) -> bool:
@@ -118,11 +129,20 @@ def _read_slices(path: str) -> list[_Slice]:
     with as_volume_error(path, "pydicom cannot read it"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of elements that break the standard and are not looked at
         file = pydicom.dcmread(content)
-        if file.get("PhotometricInterpretation") == "PALETTE COLOR" or file.get("ModalityLUTSequence"):
-            raise VolumeError(f"{path}: expected values, found numbers of colours or of values in a table")
+        _check_values(path, file)
         n_frames = int(file.get("NumberOfFrames") or 1)
         planes = file.pixel_array if n_frames > 1 else [file.pixel_array]
         return [_slice(path, file, i, plane) for i, plane in enumerate(planes)]
+
+
+def _check_values(path: str, file) -> None:
+    """Raise VolumeError when the numbers that a file stores are no values, nor rescaled by slope and intercept."""
+    found = {key: way_out for key, way_out in NO_VALUES.items() if file.get(key)}
+    if file.get("PhotometricInterpretation") == "PALETTE COLOR":
+        found["a palette"] = "pydicom.pixels.apply_color_lut(file.pixel_array, file)"
+    for key, way_out in found.items():
+        what = f"expected values, or a slope and an intercept that make them, found {key}"
+        raise VolumeError(f"{path}: {what}: save {way_out} as .npy, with file = pydicom.dcmread(path)")
 
 
 def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:

@@ -961,12 +961,10 @@ def test_dicom_without_spacing_or_factors(tmp_path):
         ({"ImagePositionPatient": None}, "expected a position and two directions in space, found [[], "),
         ({"ImageOrientationPatient": None}, "expected a position and two directions in space"),
         ({"RescaleSlope": "1e300"}, "finite"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "expected values, found numbers of colours"),
-        ({"ModalityLUTSequence": [pydicom.Dataset()]}, "expected values, found numbers of colours or of values"),
     ],
     ids=str,
 )
-def test_dicom_without_a_place_or_values(elements, said, tmp_path, recwarn):
+def test_dicom_that_has_no_place(elements, said, tmp_path, recwarn):
     assert said in refusal(edited(tmp_path, **elements)) and not recwarn.list
 
 
@@ -994,6 +992,29 @@ def test_dicom_whose_slices_are_rescaled_in_different_ways(slopes, dtype, tmp_pa
     found = read_volume(str(scan)).array
     np.testing.assert_array_equal(found, slanted(SHAPE).astype(np.uint16) * np.array(slopes))
     assert found.dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("elements", "said"),
+    [
+        ({"ModalityLUTSequence": [pydicom.Dataset()]}, "found ModalityLUTSequence: save pydicom.pixels.apply_modality"),
+        ({"DoseGridScaling": "0.01"}, "found DoseGridScaling: save file.pixel_array * file.DoseGridScaling as .npy"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "found a palette: save pydicom.pixels.apply_color_lut"),
+    ],
+    ids=str,
+)
+def test_dicom_whose_numbers_are_no_values(elements, said, tmp_path):
+    assert said in refusal(edited(tmp_path, **elements))
+
+
+@pytest.mark.parametrize("start", [0, 132])
+def test_dicom_without_its_first_bytes(start, tmp_path):
+    """The volume would lack a slice."""
+    scan = write_dicom(tmp_path, slanted(SHAPE).astype(np.uint16))
+    (scan / "._1.dcm").write_bytes(b"of macOS")
+    read_volume(str(scan))
+    (scan / "0.dcm").write_bytes((scan / "0.dcm").read_bytes()[start:] if start else b"")
+    assert refusal(scan).startswith(f"{scan / '0.dcm'}: expected a slice, found no DICM after 128 bytes: ")
 
 
 def test_dicom_of_two_series(tmp_path):
