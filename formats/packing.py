@@ -49,6 +49,10 @@ def decoding(
         kept = np.dtype(f"u{kept.itemsize}")
     marks = [mark for name in ("_FillValue", "missing_value") for mark in _marks(variable, name, kept)]
     marks = [mark for k, mark in enumerate(marks) if not any(_is(mark, other) for other in marks[:k])]
+    for name in ("scale_factor", "add_offset"):
+        if text := variable.text(name):
+            way_out = f"ncatted -a {name},,o,d,VALUE, or its attrs[{name!r}] in h5py, sets it"
+            raise VolumeError(f"{path}: expected a number as {name}, found the text {quoted(text)}: {way_out}")
     packing = [variable.numbers(name) for name in ("scale_factor", "add_offset")]
     if any(len(numbers) > 1 for numbers in packing):
         raise VolumeError(f"{path}: expected one scale_factor and one add_offset, found {packing}")

@@ -153,6 +153,13 @@ def test_packed_values(tmp_path, kind):
     np.testing.assert_allclose(whole(volume.array), array, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_packing_that_is_told_by_text(tmp_path, kind):
+    """The values would be those that are stored."""
+    path = write(tmp_path, kind, grid(slanted(SHAPE), attributes={"add_offset": "20.0"}))
+    assert f"{path}: expected a number as add_offset, found the text '20.0': " in refusal(path)
+
+
 def test_several_marks_become_one(tmp_path):
     array = slanted(SHAPE).astype(np.int16)
     array[0, 0, 0], array[1, 1, 1], array[2, 2, 2] = -1, -2, -3
