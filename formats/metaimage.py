@@ -62,7 +62,9 @@ def read_meta(path: str) -> Volume:
             array = content(source, start, math.prod(sizes), dtype).reshape(sizes, order="F")
         array = np.moveaxis(array, 0, -1)
     spacing = [step or 1.0 for step in reader.GetDataSpacing()]  # VTK has 0 for an axis that the file lacks
-    axes = _directions(path, header, reader.GetDataDirection()).T * spacing
+    signs = [-1.0 if step.startswith("-") else 1.0 for step in header.get("ElementSpacing", "").split()[:3]]
+    signs += [1.0] * (3 - len(signs))  # ITK turns the axis round; VTK drops the sign
+    axes = _directions(path, header, reader.GetDataDirection()).T * spacing * signs
     return volume_from_axes(path, array, axes, np.array(reader.GetDataOrigin()), "LPS")
 
 

@@ -73,8 +73,12 @@ def read_nifti(path: str) -> Volume:
 
 
 def _scaled(array: np.ndarray, slope: float, shift: float) -> np.ndarray | LazyArray:
-    """slope * array + shift, computed on demand; `array` itself where slope and shift mean no scaling."""
-    if not (math.isfinite(slope) and math.isfinite(shift) and slope != 0 and (slope, shift) != (1, 0)):
+    """slope * array + shift, computed on demand; `array` itself where slope and shift mean no scaling.
+
+    A shift that is no number is 0, as in the NIfTI library.
+    """
+    shift = shift if math.isfinite(shift) else 0.0
+    if not (math.isfinite(slope) and slope != 0 and (slope, shift) != (1, 0)):
         return array
     dtype = float_for(array.dtype)
     return LazyArray(array.shape, dtype, lambda box: (array[box] * np.float64(slope) + shift).astype(dtype))

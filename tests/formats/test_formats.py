@@ -414,6 +414,14 @@ def test_meta_image_of_two_axes_and_of_one(shape, matrix, tmp_path):
     np.testing.assert_array_equal(np.reshape(volume.geometry.direction, (3, 3)), axes)
 
 
+def test_a_meta_image_of_negative_spacing_has_turned_axes(tmp_path):
+    """As ITK reads it."""
+    write_meta(tmp_path / "a.mha", slanted(SHAPE), ElementSpacing="0.5 -2 -3", TransformMatrix="0 1 0 -1 0 0 0 0 1")
+    geometry = read_volume(str(tmp_path / "a.mha")).geometry
+    assert geometry.spacing == (0.5, 2.0, 3.0)
+    assert geometry.direction == (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
+
+
 def test_meta_image_of_one_slice_as_vtk_writes_it(tmp_path):
     """VTK stores the first four of nine numbers, of which the second axis cannot be told."""
     array = np.zeros((5, 4), np.float32)
@@ -757,6 +765,8 @@ def test_nifti_slope(dtype, expected, endian, tmp_path):
     np.testing.assert_array_equal(found, slanted(SHAPE) * 0.5 - 3)
     (tmp_path / "a.nii").write_bytes(nifti(array, endian, slope=1, shift=0))
     assert read_volume(str(tmp_path / "a.nii")).array.dtype == dtype
+    (tmp_path / "a.nii").write_bytes(nifti(array, slope=2, shift=np.nan))
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.nii")).array, slanted(SHAPE) * 2)
 
 
 def nifti_file(folder: Path, suffix: str, data: bytes) -> str:
