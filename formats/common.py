@@ -88,3 +88,24 @@ def volume_from_axes(
     if not geometry.is_orthonormal:
         raise VolumeError(f"{path}: expected axes at right angles, found {direction.T.tolist()}")
     return Volume(array, geometry)
+
+
+def rescaled(stored: np.ndarray, slope: float, shift: float) -> np.ndarray:
+    """slope * stored + shift: integers where both factors are whole, of a type that holds all that there may be."""
+    if (slope, shift) == (1, 0):
+        return stored
+    if stored.dtype.kind in "iu" and slope.is_integer() and shift.is_integer():
+        ends = np.iinfo(stored.dtype)
+        most = max(abs(int(slope) * end + int(shift)) for end in (int(ends.min), int(ends.max)))
+        dtype = np.int32 if most < 1 << 31 else np.int64 if most < 1 << 62 else None
+        if dtype:
+            return stored.astype(dtype) * dtype(slope) + dtype(shift)
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        return (stored * slope + shift).astype(np.float32 if stored.dtype.itemsize <= 2 else np.float64)
+
+
+def narrowed(array: np.ndarray) -> np.ndarray:
+    """An array of int32 as int16 where that holds its values; others as they are."""
+    ends = np.iinfo(np.int16)
+    fits = array.dtype == np.int32 and ends.min <= array.min() and array.max() <= ends.max
+    return array.astype(np.int16) if fits else array

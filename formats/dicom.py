@@ -16,7 +16,15 @@ from typing import NamedTuple
 import numpy as np
 
 from cli.files import read_bytes
-from formats.common import VolumeError, as_volume_error, import_package, suffix_of, volume_from_axes
+from formats.common import (
+    VolumeError,
+    as_volume_error,
+    import_package,
+    narrowed,
+    rescaled,
+    suffix_of,
+    volume_from_axes,
+)
 from utils import Volume
 
 MAX_SLICE_DIFFERENCE = 1e-4  # most that voxel steps may differ between two slices, in mm
@@ -82,8 +90,7 @@ def read_dicom(folder: str) -> Volume:
             raise VolumeError(f"{folder}: {what}: is one missing, or are there several times?")
     array = np.stack([found.plane for found in slices], axis=2)
     array, fill = _filled(array, np.stack([found.is_padding for found in slices], axis=2), slices)
-    if array.dtype == np.int32 and array.min() > -(1 << 15) and array.max() < 1 << 15:
-        array = array.astype(np.int16)
+    array = narrowed(array)
     volume = volume_from_axes(folder, array, steps, positions[0], "LPS")
     return dataclasses.replace(volume, fill=None if fill is None else array.dtype.type(fill))
 
@@ -169,9 +176,9 @@ def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:
     plane = plane.reshape(*plane.shape[:2], -1).swapaxes(0, 1)
     ends = _padding(file, plane)
     is_padding = (plane >= ends.min()) & (plane <= ends.max()) if ends.size else np.zeros(plane.shape, bool)
-    padding = _rescaled(ends, slope, shift)[0] if ends.size else None
+    padding = rescaled(ends, slope, shift)[0] if ends.size else None
     series = str(file.get("SeriesInstanceUID"))
-    return _Slice(path, _rescaled(plane, slope, shift), plane.dtype, is_padding, padding, place[0], steps, series)
+    return _Slice(path, rescaled(plane, slope, shift), plane.dtype, is_padding, padding, place[0], steps, series)
 
 
 def _padding(file, plane: np.ndarray) -> np.ndarray:
@@ -185,17 +192,3 @@ def _padding(file, plane: np.ndarray) -> np.ndarray:
         return np.zeros(0, dtype)
     ends = [value, limit] if isinstance(limit, int) else [value]
     return np.array([end % (1 << 8 * dtype.itemsize) for end in ends], f"u{dtype.itemsize}").view(dtype)
-
-
-def _rescaled(plane: np.ndarray, slope: float, shift: float) -> np.ndarray:
-    """slope * plane + shift: integers where both factors are whole, of a type that holds all that there may be."""
-    if (slope, shift) == (1, 0):
-        return plane
-    if plane.dtype.kind in "iu" and slope.is_integer() and shift.is_integer():
-        ends = np.iinfo(plane.dtype)
-        most = max(abs(int(slope) * end + int(shift)) for end in (int(ends.min), int(ends.max)))
-        dtype = np.int32 if most < 1 << 31 else np.int64 if most < 1 << 62 else None
-        if dtype:
-            return plane.astype(dtype) * dtype(slope) + dtype(shift)
-    with np.errstate(over="ignore"):  # becomes infinite, which is refused
-        return (plane * slope + shift).astype(np.float32 if plane.dtype.itemsize <= 2 else np.float64)

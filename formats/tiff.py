@@ -22,6 +22,8 @@ from formats.common import (
     VolumeError,
     as_volume_error,
     import_package,
+    narrowed,
+    rescaled,
     unit_of_length,
     volume_from_axes,
 )
@@ -56,6 +58,7 @@ def read_tiff(path: str) -> Volume:
         roles = _roles(path, image.axes, image.shape)
         # ImageJ's voxels would otherwise be read from one place on, wherever their pages lie.
         array = np.stack([page.asarray() for page in (pages if metadata else image.pages)]).reshape(image.shape)
+        array = _calibrated(path, array, metadata)
         spacing, units, time_step = _spacing(path, pages[0].tags, metadata, file.ome_metadata)
         if told:
             raise VolumeError(f"{path}: tifffile cannot read all of it: {told[0]}")
@@ -120,6 +123,16 @@ def _check_pages(path: str, pages: list, metadata: dict) -> None:
         is_short = page.compression == UNCOMPRESSED and sum(length for _, length in pieces) < n_needed
         if is_short or not all(at > 0 and length > 0 and at + length <= n_bytes for at, length in pieces):
             raise VolumeError(f"{path}: truncated: a part of its voxels is not within its {n_bytes} bytes")
+
+
+def _calibrated(path: str, array: np.ndarray, imagej: dict) -> np.ndarray:
+    """The values that ImageJ shows: c0 + c1 * those stored, as of its signed 16-bit images. Raises VolumeError."""
+    if "cf" not in imagej:
+        return array
+    if imagej["cf"] != 0:
+        what = f"expected values, or a straight line that makes them, found ImageJ's function {imagej['cf']}"
+        raise VolumeError(f"{path}: {what}: ImageJ's Image > Type > 32-bit makes values of them")
+    return narrowed(rescaled(array, float(imagej.get("c1", 1)), float(imagej.get("c0", 0))))
 
 
 def _spacing(path: str, tags, imagej: dict, ome: str | None) -> tuple[list[float], dict[str, str], float]:

@@ -1191,6 +1191,22 @@ def test_tiff_whose_refusal_names_the_way_out(how, said, tmp_path):
     assert said in refusal(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize(
+    ("line", "dtype"),
+    [((-32768.0, 1.0), np.int16), ((-1024.0, 2.0), np.int32), ((0.5, 0.25), np.float32), ((0.0, 1.0), np.uint16)],
+)
+def test_values_that_imagej_has_calibrated(line, dtype, tmp_path):
+    """Its signed 16-bit images are stored so, as those that it has read from DICOM."""
+    stored = np.arange(120, dtype=np.uint16).reshape(4, 6, 5) * 500
+    said = {"axes": "ZYX", "cf": 0, "c0": line[0], "c1": line[1], "vunit": "Gray Value"}
+    tifffile.imwrite(tmp_path / "a.tif", stored, imagej=True, metadata=said)
+    found = read_volume(str(tmp_path / "a.tif")).array
+    np.testing.assert_array_equal(found, stored.T * line[1] + line[0])
+    assert found.dtype == dtype
+    tifffile.imwrite(tmp_path / "a.tif", stored, imagej=True, metadata=said | {"cf": 7})
+    assert "found ImageJ's function 7: ImageJ's Image > Type > 32-bit" in refusal(tmp_path / "a.tif")
+
+
 def test_ome_lengths_of_several_units(tmp_path):
     said = {"axes": "ZYX", "PhysicalSizeX": 0.25, "PhysicalSizeY": 500, "PhysicalSizeYUnit": "nm", "PhysicalSizeZ": 1}
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 6, 5), np.uint16), ome=True, metadata=said)
