@@ -44,6 +44,7 @@ SPACES = {
 }
 VECTORS = re.compile("vector|gradient|normal|matrix")  # in the kinds of axes whose components point in space
 ENUMERATIONS = ("type", "encoding", "endian", "space", "kinds", "centers", "centerings")  # case means nothing in them
+TEXT = ("ascii", "text", "txt")  # names of the encoding
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 NRRD_TYPES = {"float32": "float", "float64": "double"}  # the other types have the same names as in NumPy
 
@@ -216,8 +217,11 @@ def data_file(path: str) -> str:
 def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes: tuple[int, ...]) -> np.ndarray:
     source = data_file(path)
     offset = offset if source == path else 0
-    dtype = dtype.newbyteorder(">" if header.get("endian") == "big" else "<")
     count, encoding = math.prod(sizes), header.get("encoding", "raw")
+    endian = header.get("endian", "")
+    if endian not in ("little", "big") and dtype.itemsize > 1 and encoding not in TEXT:
+        raise VolumeError(f"{path}: expected the field endian: little or endian: big, found {endian or 'none'}")
+    dtype = dtype.newbyteorder(">" if endian == "big" else "<")
     skip = header.get("byte skip", header.get("byteskip", "0"))
     lines = header.get("line skip", header.get("lineskip", "0"))
     if lines != "0" or not re.fullmatch(r"-1|\d{1,15}" if encoding == "raw" else "0", skip):
@@ -234,7 +238,7 @@ def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes
         if encoding == "raw":
             return np.memmap(file, dtype, "r", offset, sizes, order="F")
         file.seek(offset)
-        if encoding in ("ascii", "text", "txt"):
+        if encoding in TEXT:
             values = np.array(file.read().split(), dtype.newbyteorder("="))
         elif encoding in ("gzip", "gz", "bzip2", "bz2"):
             unpacked = (gzip if encoding.startswith("g") else bz2).open(file)

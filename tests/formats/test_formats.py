@@ -498,6 +498,12 @@ def test_nrrd_in_another_file_after_other_bytes(skip, tmp_path):
     np.testing.assert_array_equal(read_volume(str(tmp_path / "a.nhdr")).array, slanted(SHAPE))
 
 
+def test_bytes_have_no_order(tmp_path):
+    array = slanted(SHAPE).astype(np.uint8)
+    (tmp_path / "a.nrrd").write_bytes(nrrd_header(array, endian="") + b"\n" + array.tobytes(order="F"))
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.nrrd")).array, array)
+
+
 def test_nrrd_of_text_by_spacings(tmp_path):
     text = " ".join(map(str, slanted(SHAPE).ravel(order="F"))).encode()
     header = b"NRRD0001\ntype: double\ndimension: 3\nsizes: 4 3 2\nspacings: 0.5 2 nan\nencoding: text\n\n"
@@ -678,6 +684,8 @@ def test_a_nrrd_image(tmp_path):
         {"encoding": "gzip"},
         {"encoding": "text"},
         {"encoding": "bzip2"},
+        {"endian": ""},
+        {"endian": "middle"},
     ],
     ids=str,
 )
