@@ -114,7 +114,7 @@ def parse(argv: Sequence[str]) -> arguments.Options:
     opt = build_parser().parse_args(argv)
     arguments.check_volume_arguments(opt)
     arguments.settle_blob(opt)
-    if not os.path.basename(opt.recon):  # a name of only a suffix would be a hidden file
+    if os.path.basename(opt.recon) in ("", ".", ".."):  # a folder: with a suffix it would be a hidden file
         raise UserError(f"--recon: expected the name of a file to write, found {opt.recon!r}")
     if opt.points:
         for name in ("roi", "time", "resolution", "volume", "preview"):

@@ -645,7 +645,7 @@ def test_recon_without_suffix_is_vti(chain, tmp_path, monkeypatch):
     assert set(found) == {"recon.vti", "other.vti"} and found["recon.vti"] == found["other.vti"]
 
 
-@pytest.mark.parametrize("name", ["", "folder/"])
+@pytest.mark.parametrize("name", ["", "folder/", ".", "folder/.."])
 def test_recon_without_a_name_is_refused(chain, tmp_path, monkeypatch, name):
     """With a suffix it would be a hidden file."""
     monkeypatch.chdir(tmp_path)
