@@ -154,12 +154,25 @@ def _allow_open_files(count: int) -> None:
 
 def _check_alike(path: str, volume: Volume, first_path: str, first: Volume) -> None:
     pairs = [("shape", volume.array.shape, first.array.shape), ("dtype", volume.array.dtype, first.array.dtype)]
-    for key in ("spacing", "origin", "direction", "units", "space"):
-        pairs.append((key, getattr(volume.geometry, key), getattr(first.geometry, key)))
+    pairs += [(key, getattr(volume.geometry, key), getattr(first.geometry, key)) for key in ("units", "space")]
+    if not _are_at_one_place(volume, first):
+        places = ("spacing", "origin", "direction")
+        pairs += [(key, getattr(volume.geometry, key), getattr(first.geometry, key)) for key in places]
     for key, found, expected in pairs:
         if found != expected:
             what = f"expected {key} {expected}, as in {first_path}, found {found}"
             raise VolumeError(f"{path}: {what}: a pattern is for files that are alike")
+
+
+def _are_at_one_place(volume: Volume, other: Volume) -> bool:
+    """Whether the voxels of two volumes of one shape are at the same places, up to rounding."""
+    a, b = volume.geometry, other.geometry
+    if a.d_in != b.d_in:
+        return False
+    steps = np.abs(a.axis_directions * a.spacing - b.axis_directions * b.spacing)
+    counts = np.maximum(np.subtract(volume.array.shape[: a.d_in], 1), 1)
+    off = np.abs(np.subtract(a.origin, b.origin)) + steps @ counts
+    return bool(off.max() <= UNEVEN * min(a.spacing))
 
 
 def _common_fill(fills: dict[str, np.generic]) -> np.generic | None:

@@ -298,3 +298,23 @@ def test_slices_of_a_volume_are_no_time_series(tmp_path):
     assert read_volume(str(tmp_path / "slice_*.tif"), 3).array.shape == (5, 4, 12)
     assert read_volume(str(tmp_path / "slice_*.tif"), 4).array.shape == (12, 5, 4, 1)
     assert read_volume(str(tmp_path / "slice_7*.tif")).geometry.d_in == 4  # one file is no stack
+
+
+@pytest.mark.parametrize(
+    ("origin", "spacing", "is_alike"),
+    [
+        ((7.0000001, 8, 9), (0.5, 1, 2.0000001), True),
+        ((7.0004, 8, 9), (0.5, 1, 2), True),
+        ((7.001, 8, 9), (0.5, 1, 2), False),
+        ((7, 8, 9), (0.5002, 1, 2), False),  # which adds up
+    ],
+)
+def test_places_of_steps_that_differ_by_rounding(tmp_path, origin, spacing, is_alike):
+    """As those that are stored as float32 or as texts."""
+    pattern = write_steps(tmp_path, 2, spacing=(0.5, 1, 2), origin=(7, 8, 9))
+    vtk_write(tmp_path / "step_1.vti", slanted(SHAPE), spacing=spacing, origin=origin)
+    if is_alike:
+        assert read_volume(pattern).geometry.origin == (0.0, 7.0, 8.0, 9.0)
+    else:
+        with pytest.raises(VolumeError, match="a pattern is for files that are alike"):
+            read_volume(pattern)
