@@ -41,6 +41,7 @@ SEVERAL_FILES = {  # formats whose files only name others, and what to give in p
         "open it in ParaView, apply Resample To Image, and save the result as .vti",
     ),
 }
+OF_NIBABEL = (".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
 MOST_LISTED = 5  # files of a folder in a message
 
 
@@ -169,6 +170,8 @@ def _reason_against(path: str, suffix: str, start: bytes) -> str:
         return f"expected the folder of the DICOM slices, found a file: --volume {folder}"
     if suffix in SEVERAL_FILES:
         return f"only names the files that hold the values: {SEVERAL_FILES[suffix]}"
+    if suffix in OF_NIBABEL:
+        return f"{suffix} files are not read: nibabel.save(nibabel.load({path!r}), 'scan.nii.gz') makes one that is"
     suffixes = " ".join([*READERS, *READERS_OF_ARRAYS])
     return (
         f"expected a volume (.npy {suffixes}, a folder of DICOM or Zarr files, or a headerless file with "

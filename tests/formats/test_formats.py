@@ -850,6 +850,14 @@ def test_meta_image_of_64_bit_integers(kind, tmp_path):
     assert "VTK does not read 64-bit integers in MetaImage" in refusal(tmp_path / "a.mha")
 
 
+@pytest.mark.parametrize("name", ["a.hdr", "a.img", "a.img.gz", "a.mgz"])
+def test_scans_of_other_formats_have_a_way_out(name, tmp_path):
+    (tmp_path / name).write_bytes(b"\x5c\1" + bytes(346))
+    assert f"nibabel.save(nibabel.load('{tmp_path / name}'), 'scan.nii.gz') makes one that is" in refusal(
+        tmp_path / name
+    )
+
+
 # --- DICOM ------------------------------------------------------------------------------------------
 
 
