@@ -310,7 +310,7 @@ def description(volume: Volume, dtype: np.dtype) -> Description:
         attributes["direction"] = np.array(geometry.direction)
     if geometry.space:
         attributes["space"] = geometry.space
-    name = on_one_line(geometry.name).replace("/", "_").strip(". ") or "sf"
+    name = re.sub(r"[/\\]", "_", on_one_line(geometry.name)).strip(". ") or "sf"  # both part groups in Zarr
     sizes = {axis: len(positions) for axis, (positions, _) in coordinates.items()} | {"component": shape[-1]}
     name += "_" * (name in dims or name.startswith("__"))
     return Description(name, dims, tuple(sizes[dim] for dim in dims), attributes, coordinates)

@@ -13,6 +13,8 @@ from helpers.volumes import slanted
 
 from formats.common import VolumeError
 from formats.reading import read_volume, source_files
+from formats.writing import write_volume
+from utils import Geometry, Volume
 
 zarr = pytest.importorskip("zarr")
 
@@ -149,3 +151,12 @@ def test_a_damaged_chunk(tmp_path):
     write(tmp_path / "a.zarr", slanted(SHAPE))
     (tmp_path / "a.zarr/c/1/0/1").write_bytes(b"x" * 50)
     assert "a part of its values cannot be read" in refusal(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("name", ["a/b", "a\\b"])
+def test_a_name_that_is_no_path(tmp_path, name):
+    """The array would lie in a group, without its axes."""
+    geometry = Geometry((1.0, 2.0, 3.0), (10.0, 20.0, 30.0), name=name)
+    write_volume(str(tmp_path / "a.zarr"), Volume(slanted(SHAPE), geometry))
+    found = read_volume(str(tmp_path / "a.zarr")).geometry
+    assert (found.name, found.spacing, found.origin) == ("a_b", geometry.spacing, geometry.origin)
