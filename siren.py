@@ -197,12 +197,12 @@ def start_as_axis_waves(net: FieldNet, mirrors: Mapping[int, float | None], high
 
 
 @torch.no_grad()
-def start_as_plane_waves(net: FieldNet, frequencies: torch.Tensor) -> None:
+def start_as_plane_waves(net: FieldNet, frequencies: np.ndarray) -> None:
     """Set the first layer to the sine and the cosine of each of these plane waves, over and over if they are too few.
 
     frequencies: (waves, d_in), radians per unit of the normalised coordinates.
     """
     layer, omega_0 = linear_layers(net)[0], net.config.omega_0
-    number = torch.arange(len(layer.bias))
-    layer.weight.copy_(frequencies[number // 2 % len(frequencies)] / omega_0)
-    layer.bias.copy_(math.pi / 2 * (number % 2) / omega_0)
+    number = np.arange(len(layer.bias))
+    layer.weight.copy_(torch.from_numpy(frequencies[number // 2 % len(frequencies)] / omega_0))
+    layer.bias.copy_(torch.from_numpy(math.pi / 2 * (number % 2) / omega_0))

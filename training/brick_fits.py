@@ -19,6 +19,7 @@ from training import processes
 from training.cutting import brick_volume, error_factor, passes_over, ready_to_cut, survey
 from training.fitting import Fit, new_fit
 from training.recipe import BATCH, Recipe, psnr_of, training_work
+from training.spectrum import waves_of
 from training.stacks import Member, StackedFit, memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
 from training.streaming import make_sampler, normalised, read_ahead
@@ -29,6 +30,7 @@ PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rat
 # Steps of a pass of a pilot: where a brick has fewer, each takes fewer samples. After a few steps, all networks are
 # alike: by 11 steps, the worse depth was chosen in half of the runs, which cost 1.3 and 3.5 dB.
 PILOT_STEPS, LEAST_PILOT_BATCH = 150, 256
+SURE_SHARE = 0.9  # of the variance, above which a brick starts from its plane waves, without a trial
 RecipeFor = Callable[[int, int, SirenConfig], Recipe]  # voxels not missing, voxels in all, network -> recipe
 
 
@@ -44,7 +46,10 @@ class Trained(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A fit of one brick. target_psnr: of the values normalised by its range, in dB, at which the fit ends."""
+    """A fit of one brick. waves: see `new_fit`.
+
+    target_psnr: of the values normalised by its range, in dB, at which the fit ends.
+    """
 
     brick: Volume
     values: ValueRange
@@ -52,6 +57,7 @@ class Task(NamedTuple):
     recipe: Recipe
     seed: int
     first_omega: float | None
+    waves: np.ndarray | None
     target_psnr: float | None
     device: torch.device
 
@@ -61,7 +67,7 @@ def fit_brick(task: Task, report: Report) -> Trained:
     target = task.target_psnr
     with processes.apart():
         sampler = make_sampler(task.brick.values, task.values, task.device, task.recipe.grad_lambda > 0)
-        fit = new_fit(task.config, sampler, task.recipe, task.seed, task.first_omega)
+        fit = new_fit(task.config, sampler, task.recipe, task.seed, task.first_omega, waves=task.waves)
 
         def on_step(fit: Fit) -> bool:
             report(fit.progress)
@@ -106,6 +112,9 @@ class BrickFits:
         self.workers = Workers(1 if self.has_stacks else n_processes)
         with Progress("looking at the bricks") as progress:
             self.survey = survey(self.volume, header.values, self.boxes, progress)
+        # Asked of one brick, so that it costs nothing for other volumes: the one with the most detail.
+        most = brick_volume(self.volume, header.values, self.boxes[int(self.survey.detail.argmax())])
+        self.has_waves = first_omega is None and waves_of(most.values, 0, SURE_SHARE) is not None
 
     def error_factor(self, number: int) -> float:
         """See `cutting.error_factor`."""
@@ -230,7 +239,7 @@ class BrickFits:
         """A brick as the member of a stack."""
         task = self._task(number, config, recipe)
         values = normalised(task.brick.values, task.values)
-        return Member(values, config, recipe, task.seed, task.target_psnr, self.error_factor(number))
+        return Member(values, config, recipe, task.seed, task.waves, task.target_psnr, self.error_factor(number))
 
     def _task(self, number: int, config: SirenConfig, recipe: Recipe) -> Task:
         """What `fit_brick` does for a brick."""
@@ -238,4 +247,5 @@ class BrickFits:
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         target = self.target_psnr and self.target_psnr + 10 * math.log10(self.error_factor(number))
         values = ValueRange(self.survey.low[number], self.survey.high[number], brick.fill)
-        return Task(brick, values, config, recipe, seed, self.first_omega, target, self.device)
+        waves = waves_of(brick.values, config.n_neurons, SURE_SHARE) if self.has_waves else None
+        return Task(brick, values, config, recipe, seed, self.first_omega, waves, target, self.device)

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from field.bricks import Bricks
@@ -296,7 +297,7 @@ def new_networks(
     seed: int,
     first_omega: float | None = None,
     number: int = 0,
-    waves: torch.Tensor | None = None,
+    waves: np.ndarray | None = None,
 ) -> list[FieldNet]:
     """A new network, and the starts of shorter waves that may take its place. The arguments: see `new_fit`."""
 
@@ -329,7 +330,7 @@ def new_fit(
     first_omega: float | None = None,
     n_threads: int = 1,
     number: int = 0,
-    waves: torch.Tensor | None = None,
+    waves: np.ndarray | None = None,
 ) -> Fit:
     """The fit of a new network to the volume of `sampler`.
 

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-import torch
+import numpy as np
 
 from cli.progress import Progress
 from siren import LEAST_NEURONS, MIN_NEURONS, SirenConfig, count_parameters, linear_layers, neurons_for_budget
@@ -20,7 +20,7 @@ from training.fitting import Fit, new_fit
 from training.recipe import TRIAL_SHARE, Recipe
 from training.recovery import COLLAPSED_FACTOR
 from training.sampler import VoxelSampler
-from training.spectrum import plane_waves
+from training.spectrum import waves_of
 
 DEPTHS = 3, 5, 8  # layers of the networks that compete
 MIDDLE_DEPTH = 5  # layers of the network where no trials are worth the time
@@ -34,9 +34,7 @@ LEAST_STEPS = 1_500  # steps of the shortest fit that begins with trials
 TRIALS = 4  # of a fit, at least: one of each network that competes, then further random starts of the best one
 TRIAL_VOXELS = 1 << 16  # that judge a trial: with 4,096, its PSNR is off by up to 1.3 dB
 TRIED_NEURONS = 24  # widest network that has several starts; the result of a wider one hardly depends on its start
-# A volume consists of plane waves if so many have this share of its variance: of lattices they have 0.65 to 1, of
-# volumes that do not repeat less than 0.45.
-N_WAVES, WAVES_SHARE = 16, 0.75
+WAVES_SHARE = 0.75  # of the variance, above which plane waves are tried: of lattices 0.65 to 1, of others below 0.45
 WAVES_LEAD = 6.0  # by so much a trial that starts from plane waves must be better, dB; it is by 8 to 40 where they help
 
 
@@ -79,7 +77,9 @@ def fit_after_trials(
         return new_fit(start.config, sampler, recipe, seed, first_omega, n_threads, start.number, start.waves)
 
     is_tried = has_trials and is_worth_trials(recipe_for(configs[0]), sampler)
-    waves = waves_of(sampler, max(config.n_neurons for config in configs)) if is_tried and first_omega is None else None
+    waves = None
+    if is_tried and first_omega is None:
+        waves = waves_of_sampler(sampler, max(config.n_neurons for config in configs))
     has_one = len(configs) == 1 and configs[0].n_neurons > TRIED_NEURONS and waves is None
     if not is_tried or has_one:
         middle = min(configs, key=lambda config: abs(config.n_layers - MIDDLE_DEPTH))
@@ -109,7 +109,7 @@ class Start:
     """A network before its training: waves and number as `new_fit` takes them."""
 
     config: SirenConfig
-    waves: torch.Tensor | None = None
+    waves: np.ndarray | None = None
     number: int = 0
 
 
@@ -138,16 +138,12 @@ class Trials:
             self.best, self.best_start, self.best_score = trial, start, found
 
 
-def waves_of(sampler: VoxelSampler, n_neurons: int) -> torch.Tensor | None:
-    """The frequencies (waves, d_in) of the `plane_waves` of a volume that consists of them; None of other volumes.
-
-    n_neurons: the width of the network that starts from them: a sine and a cosine for each.
-    """
-    if not isinstance(sampler, VoxelSampler):  # streamed
+def waves_of_sampler(sampler: VoxelSampler, n_neurons: int) -> np.ndarray | None:
+    """See `waves_of`. None of a streamed volume."""
+    if not isinstance(sampler, VoxelSampler):
         return None
-    found = plane_waves(sampler.values, sampler.shape, max(N_WAVES, math.ceil(n_neurons / 2)))
-    frequencies, shares = processes.gather(found)[0]  # another machine may have other last bits
-    return frequencies if float(shares[:N_WAVES].sum()) > WAVES_SHARE else None
+    values = sampler.values.cpu().numpy().reshape(*sampler.shape, -1)
+    return processes.gather(waves_of(values, n_neurons, WAVES_SHARE))[0]  # another machine may have other last bits
 
 
 def is_worth_trials(recipe: Recipe, sampler: VoxelSampler) -> bool:

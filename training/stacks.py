@@ -38,13 +38,15 @@ MOST_PADDING = 2.0  # the widest network of a stack / the narrowest one
 class Member(NamedTuple):
     """A brick of a stack and its network. values: (grid..., components), normalised by the brick's own range.
 
-    target_psnr: of these values, in dB, at which the fit ends. error_factor: see `cutting.error_factor`.
+    waves: see `new_fit`. target_psnr: of these values, in dB, at which the fit ends. error_factor: see
+    `cutting.error_factor`.
     """
 
     values: np.ndarray
     config: SirenConfig
     recipe: Recipe
     seed: int
+    waves: np.ndarray | None = None
     target_psnr: float | None = None
     error_factor: float = 1.0
 
@@ -185,7 +187,7 @@ class StackedFit:
         self.n_steps = self.recipe.count_steps(self.sampler.n_voxels)
         starts, width = [], stack_width(configs)
         for member, brick in zip(members, bricks, strict=True):
-            nets = new_networks(member.config, brick, member.seed, first_omega)
+            nets = new_networks(member.config, brick, member.seed, first_omega, waves=member.waves)
             starts.append([widened(net, width) for net in nets])
         nets, *further = zip(*starts, strict=True)
         self.short_wave_starts = [torch.stack([vector_of(net) for net in row]).to(device) for row in further]

@@ -166,7 +166,8 @@ def test_outputs_never_overwrite_the_voxels_behind_a_header(chain, tmp_path, suf
     """Under their own name, by a link, nor in the case of a name where the disk knows none."""
     array = slanted((9, 7, 5))
     headers = {
-        ".nhdr": "NRRD0004\ntype: float\ndimension: 3\nsizes: 9 7 5\nencoding: raw\ndata file: scan.raw\n\n",
+        ".nhdr": "NRRD0004\ntype: float\ndimension: 3\nsizes: 9 7 5\nencoding: raw\nendian: little\n"
+        "data file: scan.raw\n\n",
         ".mhd": "NDims = 3\nDimSize = 9 7 5\nElementType = MET_FLOAT\nElementDataFile = scan.raw\n",
     }
     (tmp_path / f"source{suffix}").write_text(headers[suffix])

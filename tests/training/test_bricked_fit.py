@@ -58,9 +58,9 @@ def test_a_brick_is_fitted_as_by_one_process(monkeypatch):
     """Of several, too. So a GPU replays its steps."""
     counts = []
 
-    def built(*arguments, build=brick_fits.new_fit):
+    def built(*arguments, build=brick_fits.new_fit, **keywords):
         counts.append(processes.count())
-        return build(*arguments)
+        return build(*arguments, **keywords)
 
     monkeypatch.setattr(brick_fits, "new_fit", built)
     fit = small_fit()
@@ -88,6 +88,25 @@ def test_the_bar_moves_within_a_brick_and_ends_at_the_whole_work(has_stacks, mon
     fit.fits.train_bricks(configs, recipes, NoProgress(shown.append))
     assert len(shown) > 20 and shown == sorted(shown)
     assert shown[-1] == pytest.approx(sum(fit.fits.work_of(configs, recipes).values()))
+
+
+@pytest.mark.parametrize("has_stacks", [False, True])
+def test_a_brick_of_a_lattice_starts_from_its_plane_waves(has_stacks):
+    """Each brick has frequencies of its own coordinates. A brick that is no lattice has waves along the axes."""
+    array = np.sin(np.indices((40, 36, 20))[:2] * [[[[1.0]]], [[[1.4]]]]).sum(0).astype(np.float32)
+    array[:20, :18] = 0.01 * slanted((20, 18, 20)) - 0.3
+    fit = small_fit(array)
+    fit.fits.has_stacks = has_stacks
+    configs = dict.fromkeys(range(4), fit.networks.config(8))
+    trained = fit.fits.train_bricks(configs, dict.fromkeys(configs, Recipe(1e-3, 8, lr=1e-3)), NoProgress())
+    for k, found in trained.items():
+        frequencies = 30 * found.weights["net_layers.0.linear.weight"]
+        units = (max(box.stop - box.start for box in fit.fits.boxes[k]) - 1) / 2  # voxels
+        expected = np.array([[0.0, 1.4, 0.0], [1.0, 0.0, 0.0]]) * units
+        is_like = np.abs(np.abs(frequencies[:, None]) - expected).max(axis=2).min(axis=1) < 1.0
+        assert is_like[:4].all() == (k != 0) and frequencies[0].any()
+    assert not small_fit(slanted((20, 18, 20))).fits.has_waves
+    assert not small_fit(array, first_omega=30.0).fits.has_waves
 
 
 def test_a_time_limit_is_shared_out_by_the_work():

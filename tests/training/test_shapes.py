@@ -141,7 +141,7 @@ def test_of_plane_waves_networks_start_from_these_waves_too(width, lead, is_chos
         best = ran[psnrs.index(40.0 + lead if is_chosen else 40.0)]
         weights = best.averaged_net.state_dict()
         assert all(torch.equal(tensor, weights[name]) for name, tensor in fit.net.state_dict().items())
-        expected = new_fit(best.net.config, of_waves, recipe, 0, waves=shapes.waves_of(of_waves, width))
+        expected = new_fit(best.net.config, of_waves, recipe, 0, waves=shapes.waves_of_sampler(of_waves, width))
         frequencies = OMEGA_0 * linear_layers(expected.net)[0].weight.detach()
         of_volume = frequencies[: 2 * 3].abs()  # one for each axis
         assert sorted(of_volume.argmax(1).tolist()) == [0, 0, 1, 1, 2, 2]
