@@ -19,7 +19,7 @@ from training import processes
 from training.cutting import brick_volume, error_factor, passes_over, ready_to_cut, survey
 from training.fitting import Fit, new_fit
 from training.recipe import BATCH, Recipe, psnr_of, training_work
-from training.spectrum import waves_of
+from training.spectrum import SURE_SHARE, waves_of
 from training.stacks import Member, StackedFit, memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
 from training.streaming import make_sampler, normalised, read_ahead
@@ -30,7 +30,6 @@ PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rat
 # Steps of a pass of a pilot: where a brick has fewer, each takes fewer samples. After a few steps, all networks are
 # alike: by 11 steps, the worse depth was chosen in half of the runs, which cost 1.3 and 3.5 dB.
 PILOT_STEPS, LEAST_PILOT_BATCH = 150, 256
-SURE_SHARE = 0.9  # of the variance, above which a brick starts from its plane waves, without a trial
 RecipeFor = Callable[[int, int, SirenConfig], Recipe]  # voxels not missing, voxels in all, network -> recipe
 
 

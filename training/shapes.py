@@ -20,7 +20,7 @@ from training.fitting import Fit, new_fit
 from training.recipe import TRIAL_SHARE, Recipe
 from training.recovery import COLLAPSED_FACTOR
 from training.sampler import VoxelSampler
-from training.spectrum import waves_of
+from training.spectrum import SURE_SHARE, TRIED_SHARE, waves_of
 
 DEPTHS = 3, 5, 8  # layers of the networks that compete
 MIDDLE_DEPTH = 5  # layers of the network where no trials are worth the time
@@ -34,7 +34,6 @@ LEAST_STEPS = 1_500  # steps of the shortest fit that begins with trials
 TRIALS = 4  # of a fit, at least: one of each network that competes, then further random starts of the best one
 TRIAL_VOXELS = 1 << 16  # that judge a trial: with 4,096, its PSNR is off by up to 1.3 dB
 TRIED_NEURONS = 24  # widest network that has several starts; the result of a wider one hardly depends on its start
-WAVES_SHARE = 0.75  # of the variance, above which plane waves are tried: of lattices 0.65 to 1, of others below 0.45
 WAVES_LEAD = 6.0  # by so much a trial that starts from plane waves must be better, dB; it is by 8 to 40 where they help
 
 
@@ -78,12 +77,13 @@ def fit_after_trials(
 
     is_tried = has_trials and is_worth_trials(recipe_for(configs[0]), sampler)
     waves = None
-    if is_tried and first_omega is None:
-        waves = waves_of_sampler(sampler, max(config.n_neurons for config in configs))
+    if first_omega is None:
+        widest = max(config.n_neurons for config in configs)
+        waves = waves_of_sampler(sampler, widest, TRIED_SHARE if is_tried else SURE_SHARE)
     has_one = len(configs) == 1 and configs[0].n_neurons > TRIED_NEURONS and waves is None
     if not is_tried or has_one:
         middle = min(configs, key=lambda config: abs(config.n_layers - MIDDLE_DEPTH))
-        return fit_of(Start(middle))
+        return fit_of(Start(middle, waves))
     starts = [Start(config) for config in configs]
     if waves is not None:
         starts += [Start(config, waves) for config in configs]
@@ -138,12 +138,12 @@ class Trials:
             self.best, self.best_start, self.best_score = trial, start, found
 
 
-def waves_of_sampler(sampler: VoxelSampler, n_neurons: int) -> np.ndarray | None:
+def waves_of_sampler(sampler: VoxelSampler, n_neurons: int, share: float) -> np.ndarray | None:
     """See `waves_of`. None of a streamed volume."""
     if not isinstance(sampler, VoxelSampler):
         return None
     values = sampler.values.cpu().numpy().reshape(*sampler.shape, -1)
-    return processes.gather(waves_of(values, n_neurons, WAVES_SHARE))[0]  # another machine may have other last bits
+    return processes.gather(waves_of(values, n_neurons, share))[0]  # another machine may have other last bits
 
 
 def is_worth_trials(recipe: Recipe, sampler: VoxelSampler) -> bool:
