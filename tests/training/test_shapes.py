@@ -141,7 +141,7 @@ def test_of_plane_waves_networks_start_from_these_waves_too(width, lead, is_chos
         best = ran[psnrs.index(40.0 + lead if is_chosen else 40.0)]
         weights = best.averaged_net.state_dict()
         assert all(torch.equal(tensor, weights[name]) for name, tensor in fit.net.state_dict().items())
-        expected = new_fit(best.net.config, of_waves, recipe, 0, waves=shapes.waves_of_sampler(of_waves, width, 0.75))
+        expected = new_fit(best.net.config, of_waves, recipe, 0, waves=shapes.waves_of_sampler(of_waves, width, 0.45))
         frequencies = OMEGA_0 * linear_layers(expected.net)[0].weight.detach()
         of_volume = frequencies[: 2 * 3].abs()  # one for each axis
         assert sorted(of_volume.argmax(1).tolist()) == [0, 0, 1, 1, 2, 2]
@@ -217,7 +217,7 @@ def test_without_trials_a_network_starts_from_plane_waves_that_are_nearly_all(no
     ran, recipe = given([]), dataclasses.replace(RECIPE, max_seconds=60.0)
     array = lattice() + noise * np.sqrt(1.5) * np.random.default_rng(0).standard_normal((24, 24, 24))
     of_waves, config = sampler(array.astype(np.float32)), SirenConfig(6, 3)
-    assert shapes.waves_of_sampler(of_waves, 6, 0.75) is not None
+    assert shapes.waves_of_sampler(of_waves, 6, 0.45) is not None
     fit = fit_after_trials([config], lambda config: recipe, of_waves, 0)
     waves = shapes.waves_of_sampler(of_waves, 6, 0.9)
     expected = new_fit(config, of_waves, recipe, 0, waves=waves).net.state_dict()
