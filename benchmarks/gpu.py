@@ -30,8 +30,8 @@ from shared import ROOT, random_field, script, table_head, table_row
 from cli import console
 from siren import FieldNet, SirenConfig, neurons_for_budget
 from training import step as step_module
+from training import unfused
 from training.fitting import Fit, new_fit
-from training.padded_gradient import Torch
 from training.recipe import default_recipe, psnr_of
 from training.sampler import VoxelSampler
 from training.stacks import Member, StackedFit
@@ -170,7 +170,7 @@ def begun(width: int, batch: int, device: torch.device, side: int) -> Fit:
 def step_seconds(fit: Fit, batch: int, psnr: float = 0.0, is_captured: bool = True, is_fused: bool = True) -> float:
     """Seconds of a step."""
     if not is_fused:
-        fit.step_function.loss_gradient.kernels = Torch
+        fit.step_function.loss_gradient.kernels = unfused
     drawn = fit.sampler.shuffled(0, 0, fit.density)[:batch]
     if not is_captured:
         fit.step_function.replay = None

@@ -1,4 +1,4 @@
-"""The functions of `padded_gradient.Torch`, each one kernel in place of up to twelve. Needs Triton."""
+"""The functions of `unfused`, each one kernel in place of up to twelve. Needs Triton."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _over(kernel: Callable, like: torch.Tensor, *arguments: object) -> None:
 
 
 def sines(phase: torch.Tensor, total: torch.Tensor | None, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """As `Torch.sines`."""
+    """As `unfused.sines`."""
     found, cosines = (torch.empty_like(phase, dtype=dtype) for _ in range(2))
     if total is None:
         _over(_sines, phase, phase, phase, found, cosines, phase, phase.numel(), False)
@@ -80,7 +80,7 @@ def sines(phase: torch.Tensor, total: torch.Tensor | None, dtype: torch.dtype) -
 def slopes(
     upper: torch.Tensor, added: torch.Tensor | None, cosines: torch.Tensor, dtype: torch.dtype
 ) -> tuple[torch.Tensor, ...]:
-    """As `Torch.slopes`."""
+    """As `unfused.slopes`."""
     lower = torch.empty_like(cosines, dtype=dtype)
     if added is None:
         _over(_slopes, upper, upper, upper, cosines, upper, lower, upper.numel(), False)
@@ -98,7 +98,7 @@ def loss(
     is_clipped: bool,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `Torch.loss`."""
+    """As `unfused.loss`."""
     squares, slopes = outputs.new_empty(values.shape[:-1]), torch.empty_like(outputs, dtype=dtype)
     sizes = squares.numel(), values.shape[-1], outputs.shape[-1]
     given = values if weights is None else weights.contiguous()

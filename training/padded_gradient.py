@@ -13,6 +13,7 @@ import torch
 
 from field.layers import block_ends, layer_table
 from siren import linear_layers
+from training import unfused
 from training.optimizers import padded
 from training.weights import TrainedWeights
 
@@ -30,54 +31,6 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out_dtype=torch.float32)
 
 
-class Torch:
-    """What a step computes for each number by itself, with torch. `fused` has the same functions, a kernel each.
-
-    dtype: of the matrices that are multiplied next.
-    """
-
-    @staticmethod
-    def sines(phase: torch.Tensor, total: torch.Tensor | None, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-        """(sines of the phases, their cosines, both of type `dtype`; `total` plus the sines, which replaces them)."""
-        cosines = torch.cos(phase, out=torch.empty_like(phase, dtype=dtype))
-        if total is None:
-            return torch.sin(phase, out=torch.empty_like(phase, dtype=dtype)), cosines, None
-        total = total + torch.sin(phase)
-        return total.to(dtype), cosines, total
-
-    @staticmethod
-    def slopes(
-        upper: torch.Tensor, added: torch.Tensor | None, cosines: torch.Tensor, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, ...]:
-        """(derivatives by the sines: `upper`, plus `added` if given; those by the phases, of type `dtype`)."""
-        total = upper if added is None else upper + added
-        return total, torch.mul(total, cosines, out=torch.empty_like(cosines, dtype=dtype))
-
-    @staticmethod
-    def loss(
-        outputs: torch.Tensor,
-        values: torch.Tensor,
-        weights: torch.Tensor | None,
-        factor: float,
-        is_clipped: bool,
-        dtype: torch.dtype,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(squared error (n,) of each sample; weights x error x factor / d_out, a row for each, of type `dtype`).
-
-        outputs: (n, padded d_out), of which the first d_out count; the rows have zeros for the others.
-        """
-        d_out = values.shape[-1]
-        error = outputs[..., :d_out] - values
-        if is_clipped:
-            error *= (values.abs() < 1) | (error * values < 0)
-        squares = error.square().mean(-1)
-        if weights is not None:
-            error *= weights[..., None]
-        slopes = torch.zeros_like(outputs, dtype=dtype)
-        torch.mul(error, factor / d_out, out=slopes[..., :d_out])
-        return squares, slopes
-
-
 class PaddedGradient:
     """Computes the mean squared error of a network over a batch, and its gradient in `trained.gradient`.
 
@@ -86,11 +39,11 @@ class PaddedGradient:
     A matrix is [W b], times the layer's factors, in the upper left corner of zeros. Samples lie along the first axis.
     Activation number `width` is always 1 and takes the biases in: its row of a matrix holds only pi/2 in the column of
     the biases, because sin(pi/2) = 1; at the end of a residual block it holds nothing, because the sum has that 1.
-    No operation waits for the device, so a CUDA graph can hold them. is_clipped: see `LossGradient`. kernels: `Torch`,
-    or what has the same functions.
+    No operation waits for the device, so a CUDA graph can hold them. is_clipped: see `LossGradient`. kernels: `unfused`
+    or `fused`.
     """
 
-    kernels = Torch
+    kernels = unfused
 
     def __init__(self, trained: TrainedWeights, first_trained_layer: int = 0, is_clipped: bool = False):
         self.trained, self.first_trained_layer, self.is_clipped = trained, first_trained_layer, is_clipped

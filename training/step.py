@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from field.evaluation import TILE
 from siren import FieldNet
-from training import padded_gradient, processes
+from training import processes, unfused
 from training.gradient import LossGradient
 from training.padded_gradient import PaddedGradient, product
 from training.recipe import Recipe
@@ -61,16 +61,16 @@ def has_half_products(device: torch.device) -> bool:
 
 @functools.cache  # for each device of a run
 def kernels_for(device: torch.device) -> object:
-    """`padded_gradient.Torch`, or on a GPU the kernels in its place. If they cannot be had, a line says so."""
+    """`unfused`, or on a GPU the kernels in its place. If they cannot be had, a line says so."""
     if device.type != "cuda":
-        return padded_gradient.Torch
+        return unfused
     try:
         from training import fused
 
         check_kernels(fused, device)
     except Exception as error:  # of many kinds: no Triton, no C compiler, an old card
         warn_of_lacking("Triton", error)
-        return padded_gradient.Torch
+        return unfused
     return fused
 
 
@@ -86,7 +86,7 @@ def check_kernels(kernels: object, device: torch.device) -> None:
         loss = kernels.loss(a, c[:, :1].clamp(-1, 1), b[:, 0], 0.5, True, dtype)
         return [tensor for part in (*sines, *slopes, loss) for tensor in part if tensor is not None]
 
-    for here, there in zip(found(kernels), found(padded_gradient.Torch), strict=True):
+    for here, there in zip(found(kernels), found(unfused), strict=True):
         if not torch.allclose(here.float(), there.float(), rtol=1e-2, atol=1e-2):
             raise ValueError("its kernels compute something else")
 

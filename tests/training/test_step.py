@@ -19,10 +19,10 @@ from helpers.volumes import slanted
 import training
 from field.evaluation import TILE
 from siren import FieldNet, linear_layers
-from training import replay
+from training import replay, unfused
 from training.fitting import Fit
 from training.optimizers import Muon, padded
-from training.padded_gradient import PaddedGradient, Torch
+from training.padded_gradient import PaddedGradient
 from training.recipe import Recipe
 from training.replay import Replay
 from training.sampler import VoxelSampler
@@ -116,10 +116,10 @@ def test_the_kernels_for_sines_compute_the_same(is_sum, dtype, fused):
     numbers = 9 * torch.randn(3, 2, 70, 33, generator=torch.Generator().manual_seed(0), dtype=type_of_sums)
     before, (phase, total, cosines) = numbers.clone(), numbers
     added = total if is_sum else None
-    assert_same(fused.sines(phase, added, dtype), Torch.sines(phase, added, dtype))
+    assert_same(fused.sines(phase, added, dtype), unfused.sines(phase, added, dtype))
     for of_cosines, of_result in ((dtype, dtype), (dtype, type_of_sums)):
         of_phase = phase, added, cosines.to(of_cosines), of_result
-        assert_same(fused.slopes(*of_phase), Torch.slopes(*of_phase))
+        assert_same(fused.slopes(*of_phase), unfused.slopes(*of_phase))
     assert torch.equal(numbers, before)
 
 
@@ -133,7 +133,7 @@ def test_the_kernel_for_the_loss_computes_the_same(is_weighted, is_clipped, shap
     values = torch.randn(*shape, d_out, generator=generator, **like).clamp(-1, 1)
     weights = torch.rand(*shape, generator=generator, **like) if is_weighted else None
     given = outputs, values, weights, 0.25, is_clipped, dtype
-    assert_same(fused.loss(*given), Torch.loss(*given))
+    assert_same(fused.loss(*given), unfused.loss(*given))
 
 
 @pytest.mark.gpu
@@ -179,7 +179,7 @@ def test_the_kernels_that_a_fit_begins_with_are_checked():
                 columns = [tensor.shape[-1] for tensor in given[:2]] if name == "loss" else []
                 kinds = [x.dtype if isinstance(x, torch.Tensor) else x for x in given if not isinstance(x, float)]
                 found.add((name, *columns, *kinds))
-                return getattr(Torch, name)(*given)
+                return getattr(unfused, name)(*given)
 
             return call
 
@@ -195,14 +195,16 @@ def test_the_kernels_that_a_fit_begins_with_are_checked():
 
 @pytest.mark.parametrize("name", ["sines", "slopes", "loss"])
 def test_kernels_that_compute_something_else_are_not_taken(name):
-    right = getattr(Torch, name)
+    right = getattr(unfused, name)
 
     def wrong(*given) -> tuple:
         first, *others = right(*given)
         return first * 1.1, *others
 
-    check_kernels(Torch, torch.device("cpu"))
-    kernels = SimpleNamespace(**{other: getattr(Torch, other) for other in ("sines", "slopes", "loss")} | {name: wrong})
+    check_kernels(unfused, torch.device("cpu"))
+    kernels = SimpleNamespace(
+        **{other: getattr(unfused, other) for other in ("sines", "slopes", "loss")} | {name: wrong}
+    )
     with pytest.raises(ValueError):
         check_kernels(kernels, torch.device("cpu"))
 
@@ -211,10 +213,10 @@ def test_without_triton_a_line_says_so(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "training.fused", raising=False)
     monkeypatch.delattr(training, "fused", raising=False)
-    assert kernels_for(torch.device("cpu")) is Torch
+    assert kernels_for(torch.device("cpu")) is unfused
     assert capsys.readouterr().err == ""
     for _ in range(3):
-        assert kernels_for(torch.device("cuda", 0)) is Torch
+        assert kernels_for(torch.device("cuda", 0)) is unfused
         kernels_for.cache_clear()
     assert capsys.readouterr().err.count("\n") == 1
 
