@@ -14,7 +14,7 @@ from field.binary import BlobError
 from utils import Box
 
 MAX_BRICKS = 1 << 20
-Network = tuple[dict, dict[str, np.ndarray]]  # a description (the fields of SirenConfig), float32 weights by name
+StoredNetwork = tuple[dict, dict[str, np.ndarray]]  # a description (the fields of SirenConfig), float32 weights by name
 
 
 class Cut(NamedTuple):
@@ -45,7 +45,7 @@ class Bricks:
     """
 
     cut: Cut
-    networks: Sequence[Network | None]
+    networks: Sequence[StoredNetwork | None]
 
     @classmethod
     def whole(cls, network: dict, weights: dict[str, np.ndarray]) -> Bricks:

@@ -9,7 +9,7 @@ import torch
 
 from cli.progress import NoProgress, Parts, Progress
 from field.blob import decode_field, encode_blob
-from field.bricks import Bricks, Network, brick_boxes
+from field.bricks import Bricks, StoredNetwork, brick_boxes
 from field.network_chunk import QuantisedLayer
 from field.neural_field import NeuralField
 from quantising import work
@@ -132,7 +132,7 @@ class BricksRounding:
 
 def _round_brick(
     options: RoundingOptions,
-    network: Network,
+    network: StoredNetwork,
     header: VolumeHeader,
     brick: Volume | None,
     device: torch.device,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from field import blob as blob_format
-from field.bricks import Network
+from field.bricks import StoredNetwork
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, sensitivities
 from siren import FieldNet, SirenConfig
@@ -65,7 +65,7 @@ def make_blob(header: VolumeHeader, net: FieldNet, bits: int = 9) -> bytes:
     )
 
 
-def decode_blob(data: bytes, large: bool = False) -> tuple[VolumeHeader, list[Network]]:
+def decode_blob(data: bytes, large: bool = False) -> tuple[VolumeHeader, list[StoredNetwork]]:
     """The header and all networks of a blob. large: see `decode_field`."""
     header, bricks = blob_format.decode_field(data, large)
     return header, [network for network in bricks.networks if network]
