@@ -69,7 +69,8 @@ def volume_of_variable(
     roles = _roles(path, name, variable, coordinates, d_in, d_out)
     is_series = "t" in roles and variable.shape[roles["t"]] > 1
     _warn_of_curved_axes(path, name, variables, coordinates, roles)
-    array, fill = array_of(path, variable, [roles.get(role) for role in ("txyzc" if is_series else "xyzc")])
+    used = [roles.get(role) for role in ("txyzc" if is_series else "xyzc")]
+    array, fill = array_of(f"{path}: {name}" if name else path, variable, used)
     steps, origin = np.ones(3), np.zeros(3)
     for k, role in enumerate("xyz"):
         if role in roles and (dim := variable.dims[roles[role]]) in coordinates:
@@ -257,7 +258,7 @@ def _positions(path: str, coordinate: Variable) -> np.ndarray:
     if coordinate.refusal:
         raise VolumeError(coordinate.refusal)
     said = {key: text for key, text in coordinate.attributes.items() if not key.startswith("valid_")}
-    _, decode, _ = decoding(path, coordinate._replace(attributes=said))
+    _, decode, _ = decoding(f"{path}: a coordinate", coordinate._replace(attributes=said))
     stored = np.asarray(coordinate.source[...])
     return (decode(stored) if decode else stored).astype(np.float64)
 

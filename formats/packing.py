@@ -15,11 +15,16 @@ from formats.stored import StoredArray
 from formats.variables import Variable
 from utils import float_for, quoted
 
+NUMBERS = ("scale_factor", "add_offset", "_FillValue", "missing_value", "valid_range", "valid_min", "valid_max")
+
 
 def array_of(
     path: str, variable: Variable, axes: list[int | None]
 ) -> tuple[np.ndarray | StoredArray, np.generic | None]:
-    """The array with these axes of the file, and its fill value: a memory map where the file is one, of the values."""
+    """The array with these axes of the file, and its fill value: a memory map where the file is one, of the values.
+
+    path: of the file, with the name of the array, for errors.
+    """
     dtype, decode, fill = decoding(path, variable)
     source = variable.source
     if isinstance(source, np.memmap) and decode is None and source.dtype == dtype:
@@ -41,18 +46,20 @@ def decoding(
 ) -> tuple[np.dtype, Callable[[np.ndarray], np.ndarray] | None, np.generic | None]:
     """(dtype of the values, function that makes them of the stored ones, fill value); None where there is none.
 
-    Scaled values are of the type `float_for`. Missing ones are then NaN.
+    Scaled values are of the type `float_for`. Missing ones are then NaN. Raises VolumeError.
     """
+    for key in NUMBERS:
+        said = np.ravel(np.asarray(variable.attributes.get(key, ()))).tolist()
+        if any(isinstance(part, str | bytes) and part for part in said):
+            way_out = f"ncatted -a {key},NAME,o,d,VALUE, or its attrs[{key!r}] in h5py or zarr, sets it"
+            text = quoted(variable.text(key) or said)
+            raise VolumeError(f"{path}: expected a number as {key}, found the text {text}: {way_out}")
     kept = np.dtype(np.uint8) if variable.dtype.kind == "b" else variable.dtype.newbyteorder("=")
     kept = np.dtype(np.float64) if kept.itemsize > 8 else kept  # long double
     if variable.text("_Unsigned").lower() == "true" and kept.kind == "i":
         kept = np.dtype(f"u{kept.itemsize}")
     marks = [mark for name in ("_FillValue", "missing_value") for mark in _marks(variable, name, kept)]
     marks = [mark for k, mark in enumerate(marks) if not any(_is(mark, other) for other in marks[:k])]
-    for name in ("scale_factor", "add_offset"):
-        if text := variable.text(name):
-            way_out = f"ncatted -a {name},,o,d,VALUE, or its attrs[{name!r}] in h5py, sets it"
-            raise VolumeError(f"{path}: expected a number as {name}, found the text {quoted(text)}: {way_out}")
     packing = [variable.numbers(name) for name in ("scale_factor", "add_offset")]
     if any(len(numbers) > 1 for numbers in packing):
         raise VolumeError(f"{path}: expected one scale_factor and one add_offset, found {packing}")

@@ -109,7 +109,7 @@ def _variable(zarr: Any, path: str, name: str, settings: dict, attributes: dict,
     dims = attributes.get("_ARRAY_DIMENSIONS") or settings.get("dimension_names") or ()
     if settings["zarr_format"] == 2 and dims and array.fill_value is not None:  # as xarray writes it
         attributes = {"_FillValue": array.fill_value, **attributes}
-    elif isinstance(fill := attributes.get("_FillValue"), str):  # xarray writes a float64 in base64
+    elif re.fullmatch("[A-Za-z0-9+/]{11}=", fill := str(attributes.get("_FillValue"))):  # xarray's way for a float64
         attributes = {**attributes, "_FillValue": np.frombuffer(base64.b64decode(fill), "<f8")}
     parent = name.rpartition("/")[0]
     names = [f"{parent}/{dim}".strip("/") if dim else "" for dim in dims] or [""] * array.ndim

@@ -19,8 +19,8 @@ from formats.reading import read_volume
 from utils import header_of, is_missing
 
 xarray = pytest.importorskip("xarray")
-for package in ("h5netcdf", "scipy", "zarr"):
-    pytest.importorskip(package)
+pytest.importorskip("h5netcdf")
+h5py, scipy_io, zarr = map(pytest.importorskip, ("h5py", "scipy.io", "zarr"))
 
 SHAPE = (7, 6, 5)  # x, y, z
 KINDS = ("nc3", "nc4", "nc4 chunks", "zarr2", "zarr3")
@@ -50,6 +50,20 @@ def grid(array: np.ndarray, dims: tuple[str, ...] = ("z", "y", "x"), attributes:
         {"v": (dims, array.T, attributes or {})},
         coords={dim: (dim, np.asarray(values), given) for dim, (values, given) in coordinates.items()},
     )
+
+
+def set_attribute(path: str, name: str, value: object) -> None:
+    """Set an attribute of "v" as it is."""
+    if path.endswith(".zarr"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            zarr.open_array(f"{path}/v").attrs[name] = value
+    elif Path(path).read_bytes()[:3] == b"CDF":
+        with scipy_io.netcdf_file(path, "a", mmap=False) as file:
+            setattr(file.variables["v"], name, value)
+    else:
+        with h5py.File(path, "a") as file:
+            file["v"].attrs[name] = value
 
 
 def whole(array) -> np.ndarray:
@@ -154,10 +168,28 @@ def test_packed_values(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_packing_that_is_told_by_text(tmp_path, kind):
-    """The values would be those that are stored."""
-    path = write(tmp_path, kind, grid(slanted(SHAPE), attributes={"add_offset": "20.0"}))
-    assert f"{path}: expected a number as add_offset, found the text '20.0': " in refusal(path)
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("add_offset", "20.0"),
+        ("missing_value", "-999"),
+        ("valid_range", "0, 30"),
+        ("valid_max", "30"),
+        ("_FillValue", "-9"),
+    ],
+)
+def test_numbers_that_are_told_by_text(tmp_path, kind, name, text):
+    """The values would be those that are stored, missing ones among them."""
+    path = write(tmp_path, kind, grid(slanted(SHAPE), attributes={} if name == "_FillValue" else {name: text}))
+    if name == "_FillValue":  # xarray writes it as a number
+        set_attribute(path, name, text)
+    message = refusal(path)
+    assert f"{path}: v: expected a number as {name}, found the text {text!r}: " in message and "attrs" in message
+
+
+def test_a_text_with_nothing_in_it_tells_no_number(tmp_path):
+    path = write(tmp_path, "nc4", grid(slanted(SHAPE), attributes={"missing_value": ""}))
+    np.testing.assert_array_equal(whole(read_volume(path).array), slanted(SHAPE))
 
 
 def test_several_marks_become_one(tmp_path):
