@@ -11,8 +11,10 @@ import json
 import math
 import os
 import re
+import shlex
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,9 +67,11 @@ def read_zarr(path: str, name: str | None, d_in: int | None, d_out: int | None) 
             settings, attributes = _metadata(folder)
             key = os.path.relpath(folder, path).replace(os.sep, "/").removeprefix(".")
             if settings.get("node_type") == "array":
+                if key == "":
+                    _check_above(path)
                 variables |= _variable(zarr, path, key, settings, attributes, sizes[folder])
-            elif scales := (attributes.get("ome") or attributes).get("multiscales"):
-                groups.append((key, scales[0]))
+            elif scales := _scales(attributes):
+                groups.append((key, scales))
         for key, scales in groups:
             levels = _scaled(key, scales, variables)
             if key == "" and name is None:
@@ -93,6 +97,22 @@ def _metadata(folder: str) -> tuple[dict, dict]:
         codecs = [{"name": codec["id"]} for codec in (*(settings["filters"] or ()), settings["compressor"]) if codec]
         return settings | {"node_type": "array", "data_type": settings["dtype"], "codecs": codecs}, content(".zattrs")
     return {}, content(".zattrs")
+
+
+def _scales(attributes: dict) -> dict:
+    """What a group says of the levels of its OME-Zarr image; {} where it holds none."""
+    return ((attributes.get("ome") or attributes).get("multiscales") or [{}])[0]
+
+
+def _check_above(path: str) -> None:
+    """Raise VolumeError when an array is a level of an OME-Zarr image: a folder above has its spacing and axes."""
+    place = Path(os.path.abspath(path))
+    for depth, above in enumerate(place.parents, 1):
+        level = place.relative_to(above).as_posix()
+        if level in [found["path"] for found in _scales(_metadata(str(above))[1]).get("datasets", ())]:
+            folder = os.path.normpath(os.path.join(path, *[".."] * depth))
+            way_out = f"--volume {shlex.quote(folder)} --array {shlex.quote(level)}"
+            raise VolumeError(f"{path}: is a level of an OME-Zarr image, whose spacing is told above it: {way_out}")
 
 
 def _variable(zarr: Any, path: str, name: str, settings: dict, attributes: dict, n_bytes: int) -> dict[str, Variable]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import sys
 
 import numpy as np
@@ -81,6 +82,21 @@ def test_levels_of_ome_zarr(tmp_path, version):
         assert volume.geometry.spacing == (0.36 * 2**k, 0.36 * 2**k, 2.0 * 2**k)
         assert volume.geometry.origin == (0.0, 0.0, k) and volume.geometry.name == str(k)
         assert volume.geometry.axis_attributes == {f"units_{axis}": "micrometer" for axis in "xyz"}
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("level", ["0", "scale0/image"])
+def test_a_level_without_its_image(tmp_path, monkeypatch, level, version):
+    """Its spacing is above it; to find it there, one types what the message says."""
+    zarr.create_group(str(tmp_path / "a b.zarr"), zarr_format=version)
+    write(tmp_path / "a b.zarr" / level, slanted(SHAPE), zarr_format=version)
+    scale = {"path": level, "coordinateTransformations": [{"type": "scale", "scale": [3, 2, 2]}]}
+    image = {"multiscales": [{"axes": [{"name": axis} for axis in "zyx"], "datasets": [scale]}]}
+    zarr.open_group(str(tmp_path / "a b.zarr")).attrs.update(image if version == 2 else {"ome": image})
+    for folder, path in ((tmp_path, f"a b.zarr/{level}"), (tmp_path / "a b.zarr" / level, ".")):
+        monkeypatch.chdir(folder)
+        _, volume, _, array = shlex.split(refusal(path).rpartition(": ")[2])
+        assert array == level and read_volume(volume, array=array).geometry.spacing == (2.0, 2.0, 3.0)
 
 
 # --- folders from strangers -------------------------------------------------------------------------
