@@ -23,7 +23,7 @@ from formats.cf import description, volume_of_variable
 from formats.common import MAX_EXPANSION, VolumeError, as_volume_error, import_package
 from formats.slabs import slices_first, without_float16
 from formats.variables import Variable
-from utils import Volume
+from utils import Volume, quoted
 
 CHUNK = {"t": 1, "z": 16, "y": 128, "x": 128}  # voxels of a chunk that is written: 1 MiB of float32
 MAX_METADATA_BYTES = 1 << 26
@@ -73,7 +73,7 @@ def read_zarr(path: str, name: str | None, d_in: int | None, d_out: int | None) 
             elif scales := _scales(attributes):
                 groups.append((key, scales))
         for key, scales in groups:
-            levels = _scaled(key, scales, variables)
+            levels = _scaled(path, key, scales, variables)
             if key == "" and name is None:
                 name = levels[0]
         return volume_of_variable(path, variables, name, d_in, d_out)
@@ -144,7 +144,7 @@ def _codecs(codecs: list[dict]) -> Iterator[str]:
         yield from _codecs([*inner.get("codecs", ()), *inner.get("index_codecs", ())])
 
 
-def _scaled(group: str, scales: dict, variables: dict[str, Variable]) -> list[str]:
+def _scaled(path: str, group: str, scales: dict, variables: dict[str, Variable]) -> list[str]:
     """Give the levels of an OME-Zarr image their axes, with coordinates; their names."""
     said = [{"name": axis} if isinstance(axis, str) else axis for axis in scales.get("axes") or "tczyx"]
     axes = [axis["name"] for axis in said]
@@ -152,18 +152,20 @@ def _scaled(group: str, scales: dict, variables: dict[str, Variable]) -> list[st
     for level in scales["datasets"]:
         name = f"{group}/{level['path']}".strip("/")
         if name not in variables or len(variables[name].shape) != len(axes):
-            raise VolumeError(f"level {level['path']!r}: expected an array of the axes {', '.join(axes)}")
+            raise VolumeError(f"{path}: level {level['path']!r}: expected an array of the axes {', '.join(axes)}")
         levels.append(name)
         step, start = np.ones(len(axes)), np.zeros(len(axes))
         for change in [*level.get("coordinateTransformations", ()), *scales.get("coordinateTransformations", ())]:
+            if not {*change} & {"scale", "translation"} and change.get("type") != "identity":
+                what = f"expected a scale or a translation, found {quoted(change)}"
+                raise VolumeError(f"{path}: level {level['path']!r}: {what}")
             factor = np.array(change.get("scale", 1.0), float)
             step, start = step * factor, start * factor + np.array(change.get("translation", 0.0), float)
         variables[name] = variables[name]._replace(dims=tuple(f"{name}/{axis}" for axis in axes))
         for k, axis in enumerate(axes):
-            if axis in "txyz":
-                positions = start[k] + step[k] * np.arange(variables[name].shape[k])
-                attributes = {"axis": axis.upper(), "units": said[k].get("unit", "")}
-                variables[f"{name}/{axis}"] = Variable((f"{name}/{axis}",), positions.dtype, attributes, positions)
+            positions = start[k] + step[k] * np.arange(variables[name].shape[k])
+            attributes = {"units": said[k].get("unit", "")}
+            variables[f"{name}/{axis}"] = Variable((f"{name}/{axis}",), positions.dtype, attributes, positions)
     return levels
 
 

@@ -84,6 +84,30 @@ def test_levels_of_ome_zarr(tmp_path, version):
         assert volume.geometry.axis_attributes == {f"units_{axis}": "micrometer" for axis in "xyz"}
 
 
+def level_of_an_image(path, axes: list[dict], *changes: dict) -> None:
+    """An OME-Zarr image of one level, with these axes and changes of its coordinates."""
+    write(path / "0", slanted((*SHAPE, 2)[: len(axes)]), chunks=(1, 4, 5, 6)[-len(axes) :])
+    scales = [{"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": changes}]}]
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"multiscales": scales}}}
+    (path / "zarr.json").write_text(json.dumps(group))
+
+
+@pytest.mark.parametrize("names", [("time", "Z", "Y", "X"), ("t", "depth", "row", "column")])
+def test_axes_of_ome_zarr_of_other_names(tmp_path, names):
+    axes = [{"name": name, "unit": "second" if k == 0 else "micrometer"} for k, name in enumerate(names)]
+    level_of_an_image(tmp_path / "a.zarr", axes, {"type": "scale", "scale": [0.5, 3, 2, 2]})
+    geometry = read_volume(str(tmp_path / "a.zarr")).geometry
+    assert geometry.spacing == (0.5, 2.0, 2.0, 3.0) and geometry.units_of("t") == "second"
+
+
+def test_changes_of_coordinates_that_are_not_known(tmp_path):
+    axes = [{"name": name} for name in "zyx"]
+    level_of_an_image(tmp_path / "a.zarr", axes, {"type": "identity"})
+    assert read_volume(str(tmp_path / "a.zarr")).geometry.spacing == (1.0, 1.0, 1.0)
+    level_of_an_image(tmp_path / "b.zarr", axes, {"type": "scale", "path": "steps"})
+    assert "expected a scale or a translation, found {'type': 'scale', 'path'" in refusal(tmp_path / "b.zarr")
+
+
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("level", ["0", "scale0/image"])
 def test_a_level_without_its_image(tmp_path, monkeypatch, level, version):
@@ -155,7 +179,7 @@ def test_a_level_outside_the_folder(tmp_path):
     scales = [{"axes": list("zyx"), "datasets": [{"path": "../secret.zarr"}]}]
     group = {"zarr_format": 3, "node_type": "group", "attributes": {"ome": {"multiscales": scales}}}
     (tmp_path / "a.zarr/zarr.json").write_text(json.dumps(group))
-    assert "level '../secret.zarr': expected an array" in refusal(tmp_path / "a.zarr")
+    assert f"{tmp_path / 'a.zarr'}: level '../secret.zarr': expected an array" in refusal(tmp_path / "a.zarr")
 
 
 def test_values_that_are_not_there(tmp_path):
