@@ -101,7 +101,9 @@ def test_no_plugin_is_run(path):
 def test_values_that_are_not_there(path):
     with h5py.File(path, "w") as file:
         file.create_dataset("v", (1 << 13,) * 3, "f4", chunks=(256,) * 3)
-    assert "bytes are too few for" in refusal(path)
+        file.create_dataset("part", (1 << 13,) * 3, "f4", chunks=(16,) * 3)[:16, :16, :16] = 1.0
+    assert "v: expected 549755813888 values, found none: it was never written" in refusal(path, "v")
+    assert "bytes are too few for" in refusal(path, "part")
 
 
 def test_groups_one_in_another(path):
