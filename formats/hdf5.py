@@ -37,8 +37,30 @@ def read_hdf5(path: str, name: str | None, d_in: int | None, d_out: int | None) 
             if _is_array(h5py, item):
                 found[key] = _variable(h5py, path, key, item)
 
-        h5py.File(path, "r").visititems(visit)  # every object once; no link to another file is followed
+        file = h5py.File(path, "r")
+        file.visititems(visit)  # every object once; no link to another file is followed
+        if name is not None and name.strip("/") not in found:
+            meant = _linked(h5py, file, name)
+            name = next((key for key in found if file[key] == meant), name)
         return volume_of_variable(path, found, name, d_in, d_out)
+
+
+def _linked(h5py: Any, place: Any, name: str) -> Any:
+    """The object of that name in a file, by soft links too; None where a link leads to another file, or nowhere."""
+    file, parts = place, name.split("/")
+    for _ in range(MOST_NESTED):  # links may lead in a circle
+        parts = [part for part in parts if part not in ("", ".")]
+        if not parts:
+            return place
+        link = place.get(parts[0], getlink=True) if isinstance(place, h5py.Group) else None
+        if isinstance(link, h5py.SoftLink):
+            place = file if link.path.startswith("/") else place
+            parts = [*link.path.split("/"), *parts[1:]]
+        elif isinstance(link, h5py.HardLink):
+            place, parts = place[parts[0]], parts[1:]
+        else:
+            break
+    return None
 
 
 def _is_array(h5py: Any, item: Any) -> bool:

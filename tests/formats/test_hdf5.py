@@ -60,6 +60,25 @@ def test_four_nameless_axes(path):
     assert read_volume(path, 4, array="either").array.shape == (5, 3, 7, 6)
 
 
+def test_links_in_a_file(path):
+    """As NeXus has them: a soft link, one by another one and by a group, and a second name."""
+    with h5py.File(path, "w") as file:
+        file["entry/detector/data"], file["other"] = slanted(SHAPE), slanted(SHAPE) + 1
+        file["entry/plot/soft"] = h5py.SoftLink("/entry/detector/data")
+        file["entry/near"] = h5py.SoftLink("./detector")
+        file["again"] = h5py.SoftLink("entry/near/../near/data")
+        file["twice"] = h5py.SoftLink("entry/near/data")
+        file["hard"] = file["entry/detector/data"]
+        file["circle"], file["nowhere"] = h5py.SoftLink("/circle/a"), h5py.SoftLink("/entry/no")
+        file["group"] = h5py.SoftLink("/entry/detector")
+    names = ("entry/plot/soft", "/entry/near/data", "twice", "hard", "group/data")
+    for volume in (read_volume(path, array=name) for name in names):
+        np.testing.assert_array_equal(whole(volume.array), slanted(SHAPE).T)
+        assert volume.geometry.name == "data"
+    for name in ("circle", "nowhere", "group", "again", "twice/more"):
+        assert f"holds no array {name!r}, only " in refusal(path, name)
+
+
 # --- files from strangers ---------------------------------------------------------------------------
 
 
