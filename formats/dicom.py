@@ -82,6 +82,9 @@ def read_dicom(folder: str) -> Volume:
     steps = slices[0].steps.copy()
     slices.sort(key=lambda found: found.position @ np.cross(steps[:, 0], steps[:, 1]))
     positions = np.array([found.position for found in slices])
+    if len(slices) > 1 and not np.ptp(positions, axis=0).any():
+        what = f"expected slices at different positions, found all {len(slices)} at {positions[0].tolist()}"
+        raise VolumeError(f"{folder}: {what}, as of a film: its pixel_array of pydicom, saved as .npy, is read")
     if len(slices) > 1:
         steps[:, 2] = (positions[-1] - positions[0]) / (len(slices) - 1)
         off = np.abs(positions - positions[0] - steps[:, 2] * np.arange(len(slices))[:, None]).max()

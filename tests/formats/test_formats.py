@@ -952,6 +952,21 @@ def test_dicom_of_slices_that_do_not_belong_together(tmp_path):
     assert read_volume(str(folder)).array.shape == (4, 3, 3)
 
 
+def test_dicom_of_frames_at_one_position(tmp_path):
+    """As of a film, in one file or in several: none is missing."""
+    film = tmp_path / "film"
+    film.mkdir()
+    frames = np.concatenate([slanted((4, 3)).astype(np.uint16)] * 5, axis=1)
+    data = dicom_slice(frames, (1.0, 2.0, 3.0), frames="5")
+    rows = (0x28).to_bytes(2, "little") + (0x10).to_bytes(2, "little") + b"US\2\0"
+    (film / "a.dcm").write_bytes(data.replace(rows + b"\x0f", rows + b"\3"))
+    files = write_dicom(tmp_path, slanted((4, 3, 1)).astype(np.uint16))
+    (files / "copy.dcm").write_bytes((files / "1.dcm").read_bytes())
+    for folder, n in ((film, 5), (files, 2)):
+        message = refusal(folder)
+        assert f"expected slices at different positions, found all {n} at [" in message and "pixel_array" in message
+
+
 def edited(folder: Path, **elements) -> Path:
     """A scan in whose first slice these elements have these values; those without one are left out."""
     scan = write_dicom(folder, slanted(SHAPE).astype(np.uint16))
