@@ -12,6 +12,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
+from xml.parsers import expat
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -69,7 +70,10 @@ def _piece_extents(path: str) -> list[list[int]]:
     """The extents of the pieces of an XML file: first and last point along x, along y, along z."""
     with open(path, "rb") as file:
         text = file.read().partition(b"<AppendedData")[0]
-    found = re.findall(rb"""<Piece\s[^>]*?\bExtent\s*=\s*["']([^"']*)["']""", text)
+    found = []
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = lambda name, said: found.append(said["Extent"]) if name == "Piece" else None
+    parser.Parse(text)
     return [[int(number) for number in extent.split()] for extent in found]
 
 
@@ -79,7 +83,8 @@ def _is_covered(whole: tuple[int, ...], pieces: list[list[int]], of_cells: bool)
     if of_cells:
         is_flat = whole[:, :1] == whole[:, 1:]
         whole, pieces = (ends - [0, 1] * ~is_flat for ends in (whole, pieces))
-        pieces = pieces[(pieces[:, :, 0] <= pieces[:, :, 1]).all(axis=1)]
+    pieces = np.stack([np.maximum(pieces[..., 0], whole[:, 0]), np.minimum(pieces[..., 1], whole[:, 1])], axis=-1)
+    pieces = pieces[(pieces[..., 0] <= pieces[..., 1]).all(axis=1)]  # of the whole
     cuts = [np.unique([*part[:, 0], *(part[:, 1] + 1)]) for part in np.stack([whole, *pieces], axis=1)]
     is_there = np.zeros([len(cut) - 1 for cut in cuts], bool)  # of the boxes between the cuts
 

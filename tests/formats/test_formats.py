@@ -219,6 +219,23 @@ def test_pieces_that_are_not_the_whole(pieces, is_whole, tmp_path):
         assert "pieces do not make up the whole extent" in refusal(tmp_path / "a.vti")
 
 
+def test_pieces_that_are_none(tmp_path):
+    """One in a comment fills no voxel, and those beyond the whole take no memory."""
+    array = slanted((3, 3, 3))
+    text = " ".join(map(str, array.ravel(order="F").tolist()))
+    values = f'<PointData><DataArray type="Float32" Name="a" format="ascii">{text}</DataArray></PointData>'
+    beyond = [f'<Piece Extent="{9 + k} {10**6 - k} {9 + k} {10**6 - k} {9 + k} {10**6 - k}"/>' for k in range(5000)]
+    for name, extent, more in (
+        ("a.vti", "0 2 0 2 0 1", ['<!-- <Piece Extent="0 2 0 2 0 2"> -->']),
+        ("b.vti", "0 2 0 2 0 2", beyond),
+    ):
+        piece = f'<Piece Extent="{extent}">{values}</Piece>{"".join(more)}'
+        image = f'<ImageData WholeExtent="0 2 0 2 0 2" Origin="0 0 0" Spacing="1 1 1">{piece}</ImageData>'
+        (tmp_path / name).write_text(f'<VTKFile type="ImageData" version="0.1">{image}</VTKFile>')
+    assert "pieces do not make up the whole extent" in refusal(tmp_path / "a.vti")
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "b.vti")).array, array)
+
+
 @pytest.mark.parametrize("size", ["given", "none"])
 @pytest.mark.parametrize("pack", [zlib.compress, gzip.compress])
 def test_compressed_meta_images(pack, size, tmp_path):
