@@ -31,7 +31,7 @@ NARROW_HEAD_START = 1.3  # further lead of a shallower network, if it is at most
 DB_PER_OCTAVE = 4.5  # what twice the bytes of a file gain, about
 LAYER_WEIGHTS = 10  # weights that take as many bytes as the record of a linear layer does in a file
 LEAST_STEPS = 1_500  # steps of the shortest fit that begins with trials
-TRIALS = 4  # of a fit, at least: one of each network that competes, then further random starts of the best one
+TRIALS = 4  # of a fit, at least, besides those of plane waves: one of each network, then further starts of the best one
 TRIAL_VOXELS = 1 << 16  # that judge a trial: with 4,096, its PSNR is off by up to 1.3 dB
 TRIED_NEURONS = 24  # widest network that has several starts; the result of a wider one hardly depends on its start
 WAVES_LEAD = 6.0  # by so much a trial that starts from plane waves must be better, dB; it is by 8 to 40 where they help
@@ -87,14 +87,14 @@ def fit_after_trials(
     starts = [Start(config) for config in configs]
     if waves is not None:
         starts += [Start(config, waves) for config in configs]
-    n_trials = max(TRIALS, len(starts))
-    with Progress("training", n_trials + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
+    n_further = max(TRIALS - len(configs), 0)  # also beside plane waves: these may be no better
+    with Progress("training", len(starts) + n_further + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
         trials = Trials(fit_of, progress)
         for start in starts:
             trials.run(start)
         best_start = trials.best_start
         if best_start.config.n_neurons <= TRIED_NEURONS:
-            for number in range(1, n_trials - len(starts) + 1):
+            for number in range(1, n_further + 1):
                 trials.run(dataclasses.replace(best_start, number=number))
     fit, best = fit_of(trials.best_start), trials.best
     if best.loss < COLLAPSED_FACTOR * sampler.variance:

@@ -134,7 +134,7 @@ def test_of_plane_waves_networks_start_from_these_waves_too(width, lead, is_chos
     of_waves, recipe = sampler(lattice()), dataclasses.replace(RECIPE, n_passes=2)
     for depths, others in (((3, 5, 8), [20.0]), ((5,), [])):
         psnrs = [*others, 40.0, *others, *others, 40.0 + lead, *others]
-        further = [10.0] * (4 - len(psnrs)) * (width == 6)
+        further = [10.0] * (4 - len(depths)) * (width == 6)
         ran = given(mse_of(psnr) for psnr in (*psnrs, *further))
         fit = fit_after_trials([SirenConfig(width, depth) for depth in depths], lambda config: recipe, of_waves, seed=0)
         assert [trial.net.config.n_layers for trial in ran] == [*depths, *depths, *[5] * len(further)]
