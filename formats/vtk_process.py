@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import subprocess
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ VTK_READERS = {
     **dict.fromkeys((".nii", ".nii.gz"), nifti.read_nifti),
 }
 OF_GRIDS = (*vtk_images.XML_FORMATS, ".vtk", ".vtkhdf", ".hdf")  # formats of several arrays, on grids of any kind
+SECONDS, SECONDS_PER_BYTE = 60, 5e-5  # most computing that a file may take; 1 MB that becomes 10 GB takes 30 s
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from formats import vtk_process; vtk_process.main(*sys.argv[2:])"
 
@@ -60,7 +62,7 @@ def read_by_vtk(path: str, name: str | None = None, resample: tuple[int, ...] | 
     if "error" in found:
         raise VolumeError(found["error"])
     if not is_whole:
-        raise VolumeError(f"{path}: damaged, or larger than the memory: VTK's reader dies of it")
+        raise VolumeError(f"{path}: damaged, or larger than the memory: VTK's reader dies of it, or does not end")
     if place:
         array = _mapped(*place, shape, dtype)
     geometry = {key: tuple(value) if isinstance(value, list) else value for key, value in found["geometry"].items()}
@@ -81,10 +83,11 @@ def main(path: str, *chosen: str) -> None:
     """Write the volume in a file to stdout. chosen: nothing, or the name and the counts of `read_by_vtk` in JSON."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # VTK prints on stdout, which becomes stderr
-    _limit_memory()
     try:
         with as_volume_error(path, "cannot be read"):
-            volume = VTK_READERS[suffix_of(path)](path, *(json.loads(chosen[0]) if chosen else ()))
+            name, resample = json.loads(chosen[0]) if chosen else (None, None)
+            _limit(math.inf if resample else _most_seconds(path))
+            volume = VTK_READERS[suffix_of(path)](path, *((name, resample) if chosen else ()))
     except VolumeError as error:
         out.write(json.dumps({"error": str(error)}).encode() + b"\n")
         return
@@ -106,14 +109,21 @@ def _slices(shape: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
         yield (*(slice(t, t + 1) for t in before), slice(None), slice(None), slice(z, z + 1))
 
 
-def _limit_memory() -> None:
-    """Limit this process to the machine's memory, because a damaged header may ask for more."""
+def _most_seconds(path: str) -> float:
+    """How much computing a file may take to be read."""
+    source = metaimage.data_file(path) if VTK_READERS[suffix_of(path)] is metaimage.read_meta else path
+    return SECONDS + os.path.getsize(source) * SECONDS_PER_BYTE
+
+
+def _limit(seconds: float) -> None:
+    """Limit this process to the machine's memory and so much computing: a damaged header may ask for more, or all."""
     try:
         import resource
     except ImportError:  # Windows
         return
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    memory = memory if hard == resource.RLIM_INFINITY else min(memory, hard)  # as `ulimit -v` has it
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_CORE, 0)):
+        _, hard = resource.getrlimit(kind)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)  # as `ulimit -v` has it
+        if most < math.inf:
+            resource.setrlimit(kind, (int(most), int(most)))

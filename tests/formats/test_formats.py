@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -264,6 +265,18 @@ def test_a_limit_of_memory_that_is_lower_than_the_machines(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.stdout == "(4, 3, 2)\n", done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals")
+def test_a_file_that_vtk_does_not_end_with(tmp_path):
+    head = "# vtk DataFile Version 5.1\n\nASCII\nDATASET STRUCTURED_POINTS\nDIMENSIONS 2 2 2\n"
+    (tmp_path / "a.vtk").write_text(head + "FIELD field 1\nname 1 99999999999 string\nhello\n")
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from formats import vtk_process; vtk_process.SECONDS = 1; vtk_process.main('a.vtk')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, timeout=100, check=False)
+    assert -done.returncode in (signal.SIGXCPU, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("said", [b"", b'{"shape": [4, 3, 2, 1], "dtype": "<f4"}\n', None])
