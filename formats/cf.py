@@ -135,7 +135,7 @@ def _roles(
 def _role(dim: str, coordinate: Variable | None) -> str | None:
     """What an axis is, one of t, x, y, z and c; None if neither its coordinate nor its name says so."""
     if coordinate is not None:
-        if (axis := coordinate.text("axis").lower()) and axis in "txyz":
+        if (axis := coordinate.text("axis").lower()) in ("t", "x", "y", "z"):
             return axis
         if role := STANDARD_NAMES.get(coordinate.text("standard_name").lower()):
             return role

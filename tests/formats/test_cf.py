@@ -107,6 +107,7 @@ def test_coordinates_name_and_units(tmp_path, kind):
         (("y", "x", "lev"), {}),
         (("p", "q", "r"), {"p": {"axis": "X"}, "q": {"axis": "Z"}}),
         (("p", "q", "r"), {"p": {"units": "degrees_east"}, "r": {"units": "hPa"}}),
+        (("a", "b", "c_"), {"a": {"axis": "XY"}}),
     ],
 )
 def test_axes_are_found_by_attributes_then_names_then_order(tmp_path, dims, attributes):
