@@ -107,14 +107,15 @@ def _roles(
 ) -> dict[str, int]:
     """The axis of the file for each of t, x, y, z and c (components) that there is. Raises VolumeError.
 
-    The names and the coordinates of the axes decide. Of the others, the last is x, the one before y, as in C order.
-    Further axes of one index are left out.
+    The names and the coordinates of the axes decide, first those of several indices. Of the others, the last is x, the
+    one before y, as in C order. Further axes of one index are left out. A second time is no place.
     """
     roles: dict[str, int] = {}
-    for axis, dim in enumerate(variable.dims):
-        if role := _role(dim, coordinates.get(dim)):
-            roles.setdefault(role, axis)
-    rest = [axis for axis in range(len(variable.shape)) if axis not in roles.values()]
+    found = [_role(dim, coordinates.get(dim)) for dim in variable.dims]
+    for axis in sorted(range(len(found)), key=lambda axis: variable.shape[axis] == 1):
+        if found[axis]:
+            roles.setdefault(found[axis], axis)
+    rest = [axis for axis in range(len(found)) if axis not in roles.values() and found[axis] != "t"]
     if not any(variable.dims):
         check_last_axis(f"{path}: {name}", variable.shape, d_in, d_out)
         n_axes = len(variable.shape)
@@ -124,10 +125,10 @@ def _roles(
     for role in "xyzt":
         if rest and role not in roles and (role != "t" or not variable.dims[rest[-1]]):
             roles[role] = rest.pop()
-    if any(variable.shape[axis] > 1 for axis in rest):
+    if left := [axis for axis, n in enumerate(variable.shape) if n > 1 and axis not in roles.values()]:
         raise VolumeError(
             f"{path}: {name}: expected axes of t, x, y, z and components, found {axes_of(variable)}: write a "
-            f"file with one index of {variable.dims[rest[-1]] or 'the others'}, as by ncks -d or xarray's isel"
+            f"file with one index of {variable.dims[left[-1]] or 'the others'}, as by ncks -d or xarray's isel"
         )
     return roles
 

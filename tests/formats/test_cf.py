@@ -520,6 +520,18 @@ def test_positions_that_are_no_regular_grid_are_told(tmp_path, capsys, kind):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("n_starts", [1, 2])
+def test_of_two_times_none_becomes_a_place(tmp_path, n_starts):
+    """As of forecasts: the times at which they began come first."""
+    dims, said = ("start", "time", "lat", "lon"), {"units": "hours since 2001-01-01"}
+    data = grid(slanted((7, 6, 5, n_starts)), dims, start=(range(n_starts), said), time=(6.0 * np.arange(5), said))
+    path = write(tmp_path, "nc4", data)
+    if n_starts == 1:
+        assert read_volume(path).array.shape == (5, 7, 6, 1) and read_volume(path).geometry.spacing[0] == 6.0
+    else:
+        assert "write a file with one index of time, as by" in refusal(path)
+
+
 def test_a_fifth_axis(tmp_path):
     data = grid(slanted((*SHAPE, 2)), ("member", "z", "y", "x"))
     assert "write a file with one index of member" in refusal(write(tmp_path, "nc4", data))
