@@ -75,8 +75,11 @@ def volume_of_variable(
     for k, role in enumerate("xyz"):
         if role in roles and (dim := variable.dims[roles[role]]) in coordinates:
             steps[k], origin[k] = _steps(path, dim, coordinates[dim])
-    turned = variable.numbers("direction")  # `description` writes it, and the attribute space
-    directions = np.reshape(turned, (3, 3)) * steps if len(turned) == 9 else np.diag(steps)
+    turned = variable.numbers("direction")  # `description` writes it, and origin and space
+    directions = np.diag(steps)
+    if len(turned) == 9:
+        corner = np.array(variable.numbers("origin") or origin)
+        origin, directions = corner + np.reshape(turned, (3, 3)) @ (origin - corner), np.reshape(turned, (3, 3)) * steps
     label = name.rsplit("/", 1)[-1] or "sf"
     volume = volume_from_axes(path, array, directions, origin, name=label, units=variable.text("units"))
     space = "LPS" if variable.text("space") == "LPS" else ""
@@ -85,7 +88,7 @@ def volume_of_variable(
     said = _axis_attributes(axes)
     said = {key: text for key, text in said.items() if not space or text != "mm"}  # which LPS implies
     geometry = dataclasses.replace(volume.geometry, space=space, axis_attributes=said)
-    if len(turned) == 9:
+    if len(turned) == 9 and (steps > 0).all():
         geometry = dataclasses.replace(geometry, direction=tuple(map(float, turned)))
     volume = dataclasses.replace(volume, geometry=geometry)
     times = None if axes["t"] is None else _positions(path, axes["t"]).ravel().tolist()
@@ -310,6 +313,7 @@ def description(volume: Volume, dtype: np.dtype) -> Description:
         attributes["_FillValue"] = dtype.type(volume.fill)
     if is_turned:
         attributes["direction"] = np.array(geometry.direction)
+        attributes["origin"] = np.array((*geometry.origin[d_in == 4 :], 0.0, 0.0)[:3])
     if geometry.space:
         attributes["space"] = geometry.space
     name = re.sub(r"[/\\]", "_", on_one_line(geometry.name)).strip(". ") or "sf"  # both part groups in Zarr

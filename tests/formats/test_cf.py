@@ -16,7 +16,8 @@ import net_decompress
 from formats.common import VolumeError
 from formats.moments import from_one_moment
 from formats.reading import read_volume
-from utils import header_of, is_missing
+from formats.writing import write_volume
+from utils import Geometry, Volume, header_of, is_missing
 
 xarray = pytest.importorskip("xarray")
 pytest.importorskip("h5netcdf")
@@ -564,6 +565,23 @@ def test_damage_is_one_line(tmp_path, kind):
             except VolumeError as error:
                 assert "\n" not in str(error)
         (tmp_path / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["a.nc", "a.zarr"])
+def test_a_part_of_turned_axes_stays_in_its_place(tmp_path, name):
+    """As xarray cuts it out, or turns it round: coordinates run along the axes from the corner of the whole."""
+    geometry = Geometry((1.0, 2.0, 3.0), (10.0, 20.0, 30.0), (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6))
+    turn = np.reshape(geometry.direction, (3, 3))
+    write_volume(str(tmp_path / name), Volume(slanted(SHAPE), geometry))
+    data = xarray.open_dataset(tmp_path / name, engine="zarr" if name == "a.zarr" else "h5netcdf").load()
+    for k, (part, step) in enumerate(((slice(2, None), 1), (slice(None, None, -2), -2))):
+        (tmp_path / str(k)).mkdir()
+        found = read_volume(write(tmp_path / str(k), "nc4", data.isel(x=part)))
+        np.testing.assert_array_equal(whole(found.array), slanted(SHAPE)[part])
+        first = np.arange(SHAPE[0])[part][0]
+        np.testing.assert_allclose(found.geometry.origin, geometry.origin + turn @ (first, 0, 0), atol=1e-12)
+        steps = np.reshape(found.geometry.direction, (3, 3)) * found.geometry.spacing
+        np.testing.assert_allclose(steps, turn * [step, 2, 3], atol=1e-12)
 
 
 # --- the scripts ------------------------------------------------------------------------------------
