@@ -216,7 +216,7 @@ def _steps(path: str, dim: str, coordinate: Variable) -> tuple[float, float]:
         what = f"expected numbers along {dim}, found {_shortened(found)}"
         raise VolumeError(f"{path}: {what}: write a file whose coordinate has them, or without the coordinate")
     if len(found) == 1:
-        return 1.0, float(found[0])
+        return (*coordinate.numbers("spacing"), 1.0)[0], float(found[0])
     gaps = np.diff(found)
     is_monotonic = (gaps > 0).all() or (gaps < 0).all()
     turns = np.round(gaps / 360) if _is_longitude(dim, coordinate) else np.zeros(len(gaps))
@@ -284,7 +284,7 @@ class Description(NamedTuple):
     dims: tuple[str, ...]
     shape: tuple[int, ...]
     attributes: dict[str, Any]
-    coordinates: dict[str, tuple[np.ndarray, dict[str, str]]]
+    coordinates: dict[str, tuple[np.ndarray, dict[str, str | float]]]
 
 
 def description(volume: Volume, dtype: np.dtype) -> Description:
@@ -302,7 +302,8 @@ def description(volume: Volume, dtype: np.dtype) -> Description:
 
     for axis, n, step, start in zip(axes, shape, geometry.spacing, geometry.origin, strict=False):
         sign = 1.0 if axis == "t" or is_turned else signs["xyz".index(axis)]
-        coordinates[axis] = start + sign * step * np.arange(n), said_of(axis)
+        alone = {"spacing": float(sign * step)} if n == 1 and axis != "t" else {}  # CF has no word for it
+        coordinates[axis] = start + sign * step * np.arange(n), said_of(axis) | alone
     dims = (*(["t"] if d_in == 4 else []), *[axis for axis in reversed(axes) if axis != "t"])
     if volume.time is not None and d_in < 4:
         dims, coordinates["t"] = ("t", *dims), (np.array([volume.time]), said_of("t"))

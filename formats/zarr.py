@@ -164,7 +164,7 @@ def _scaled(path: str, group: str, scales: dict, variables: dict[str, Variable])
         variables[name] = variables[name]._replace(dims=tuple(f"{name}/{axis}" for axis in axes))
         for k, axis in enumerate(axes):
             positions = start[k] + step[k] * np.arange(variables[name].shape[k])
-            attributes = {"units": said[k].get("unit", "")}
+            attributes = {"units": said[k].get("unit", ""), "spacing": step[k]}
             variables[f"{name}/{axis}"] = Variable((f"{name}/{axis}",), positions.dtype, attributes, positions)
     return levels
 

@@ -236,10 +236,12 @@ def test_only_vti_holds_several_arrays(tmp_path):
         volume_of(slanted(SHAPE).astype(np.uint16), TURNED, name="v", space="LPS"),
         volume_of(vectors(3)),
         volume_of(slanted(SHAPE[:2]), (-1.0, 0, 0, 0, 1, 0, 0, 0, 1), spacing=SPACING[:2]),
+        volume_of(slanted((SHAPE[0], 1, 1)), (1.0, 0, 0, 0, 1, 0, 0, 0, -1)),
+        volume_of(slanted((*SHAPE[:2], 1)), TURNED),
         volume_of(slanted(SHAPE), fill=np.float32(20), time=4.5),
         volume_of(slanted((2, *SHAPE)), spacing=(2.0, *SPACING), origin=(7.0, *ORIGIN)),
     ],
-    ids=["plain", "turned", "vectors", "image", "step", "series"],
+    ids=["plain", "turned", "vectors", "image", "row", "turned slice", "step", "series"],
 )
 def test_all_comes_back(tmp_path, suffix, volume):
     """Values, place, name and units; the fill value and times too where the format has them."""
