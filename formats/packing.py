@@ -16,6 +16,7 @@ from formats.variables import Variable
 from utils import float_for, quoted
 
 NUMBERS = ("scale_factor", "add_offset", "_FillValue", "missing_value", "valid_range", "valid_min", "valid_max")
+SLACK = 0.01  # most that a limit of unpacked values may be off the packed one; float32 rounds 300 / 0.01 by 0.002
 
 
 def array_of(
@@ -106,7 +107,9 @@ def _valid_range(path: str, variable: Variable, dtype: np.dtype, scale: float, o
     if dtype.kind == "f":
         ends = [_stored(end, dtype) for end in ends]
     elif any(isinstance(end, float) and math.isfinite(end) for end in ends):
-        ends = [round((end - offset) / scale) if math.isfinite(end) else end for end in ends][:: 1 if scale > 0 else -1]
+        ends = [(end - offset) / scale for end in ends][:: 1 if scale > 0 else -1]
+        inwards = (math.ceil, -SLACK), (math.floor, SLACK)
+        ends = [whole(end + by) if math.isfinite(end) else end for end, (whole, by) in zip(ends, inwards, strict=True)]
     elif variable.text("_Unsigned").lower() == "true":
         ends = [_stored(end, dtype) for end in ends]
     low, high = (end if math.isfinite(end) else unsaid for end, unsaid in zip(ends, (-math.inf, math.inf), strict=True))

@@ -211,9 +211,11 @@ def test_several_marks_become_one(tmp_path):
         ("int16", {"valid_range": np.array([2, 30], np.int16)}, 2, 30),
         ("uint8", {"valid_max": np.uint8(30)}, -1e9, 30),
         ("float32", {"valid_min": 20.5}, 20.5, 1e9),
+        ("int32", {"valid_min": 20.5, "valid_max": 25.5}, 20.5, 25.5),
         ("float64", {"valid_range": [np.nan, 30.0]}, -1e9, 30),
         ("int16", {"valid_range": np.array([20, 300], np.int16), "scale_factor": 0.1, "add_offset": 0.0}, 2, 30),
         ("int16", {"valid_range": [2.0, 30.0], "scale_factor": -0.1, "add_offset": 40.0}, 2, 30),  # of unpacked values
+        ("int16", {"valid_range": np.float32([20.1, 30.1]), "scale_factor": 0.1, "add_offset": 0.0}, 20.1, 30.1),
     ],
 )
 def test_values_beyond_the_valid_range_are_missing(tmp_path, dtype, limits, low, high, mark):
