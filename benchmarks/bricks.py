@@ -1,8 +1,9 @@
 """Bricks against one network: seconds, memory, PSNR and seams, by the scripts as a user runs them.
 
-A volume is a file, or `field:N`: N^3 voxels of a random field (see shared.py). Its finest detail has the same size
-in voxels for every N, as in simulations of the same resolution and different size. Prints one row per volume and way of
-cutting it, as soon as it is known: what train.py takes, and with --file what net_compress.py --volume makes of it.
+A volume is a file, or `field:N` or `lattice:N`: N^3 voxels of a random field or of a lattice (see shared.py). Their
+finest detail has the same size in voxels for every N, as in simulations of the same resolution and different size.
+Prints one row per volume and way of cutting it, as soon as it is known: what train.py takes, and with --file what
+net_compress.py --volume makes of it.
 
 The seams compare the error of the decoded volume in the layers that bricks share with that in the layers in the middle
 between two of them, as ratios of RMS values: of the error; of its difference from one layer to the next (a jump); of
