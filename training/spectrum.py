@@ -12,8 +12,8 @@ import numpy as np
 
 from utils import voxel_size
 
-# A volume consists of plane waves if a sum of so many explains most of its variance: of lattices 0.5 to 1, of other
-# images and volumes at most 0.35, of lines at most 0.85.
+# A volume consists of plane waves if a sum of so many explains most of its variance: of lattices 0.5 to 1, of layers
+# and wave packets 0.1 to 0.85, of other images and volumes at most 0.35, of lines at most 0.85. The trials decide.
 N_WAVES = 16
 TRIED_SHARE = 0.45  # of the variance, above which networks that start from the waves compete
 SURE_SHARE = 0.9  # above which they are taken where there are no trials
@@ -76,7 +76,7 @@ def explained_share(values: np.ndarray, frequencies: np.ndarray) -> float:
 def _middle(values: np.ndarray) -> np.ndarray:
     """The part of a volume that is looked at."""
     *grid, _ = values.shape
-    most = int(MOST_VOXELS ** (1 / len(grid)))
+    most = round(MOST_VOXELS ** (1 / len(grid)))  # the root may be 127.999...
     return values[tuple(slice(max(n - most, 0) // 2, max(n - most, 0) // 2 + most) for n in grid)]
 
 

@@ -81,3 +81,4 @@ def test_of_a_large_volume_the_middle_is_looked_at(monkeypatch):
     values[:, :10], values[:, 40:], values[:, :, :20], values[:, :, 50:] = [math.inf] * 4  # beyond the middle
     assert_alike(plane_waves(values, 1), waves)
     assert waves_of(values, 40, 0.9).shape == (20, 3)  # a sine and a cosine of each for 40 neurons
+    assert spectrum._middle(values).shape == (20, 30, 30, 1)
