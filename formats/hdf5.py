@@ -5,6 +5,7 @@ A file is not trusted: links to other files, data in other files and filters tha
 
 from __future__ import annotations
 
+import io
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -117,16 +118,46 @@ def write_hdf5(path: str, volume: Volume) -> None:
     h5py = import_package("h5py", "h5py", path)
     dtype = without_float16(np.dtype(volume.array.dtype))
     said = description(volume, dtype)
-    # Python writes the file, as HDF5 crashes the process when it cannot write in the close of one, as on a full disk.
-    with open(path, "w+b") as disk, h5py.File(disk, "w", track_order=True) as file:
-        file.attrs["Conventions"] = "CF-1.8"
-        for dim, n in zip(said.dims, said.shape, strict=True):
-            positions, attributes = said.coordinates.get(dim, (np.arange(n), {}))
-            file.create_dataset(dim, data=positions, track_order=True).make_scale(dim)
-            file[dim].attrs.update(attributes)
-        values = file.create_dataset(said.name, said.shape, dtype, track_order=True)
-        values.attrs.update(said.attributes)
-        for k, dim in enumerate(said.dims):
-            values.dims[k].attach_scale(file[dim])
-        for box, part in slices_first(volume.array, volume.geometry.d_in, dtype):
-            values[(0,) * (values.ndim - part.ndim) + box] = part  # 0: the step of a series
+    with _Disk(path, "w+") as disk:
+        with h5py.File(disk, "w", track_order=True) as file:
+            file.attrs["Conventions"] = "CF-1.8"
+            for dim, n in zip(said.dims, said.shape, strict=True):
+                positions, attributes = said.coordinates.get(dim, (np.arange(n), {}))
+                file.create_dataset(dim, data=positions, track_order=True).make_scale(dim)
+                file[dim].attrs.update(attributes)
+            values = file.create_dataset(said.name, said.shape, dtype, track_order=True)
+            values.attrs.update(said.attributes)
+            for k, dim in enumerate(said.dims):
+                values.dims[k].attach_scale(file[dim])
+            for box, part in slices_first(volume.array, volume.geometry.d_in, dtype):
+                values[(0,) * (values.ndim - part.ndim) + box] = part  # 0: the step of a series
+                if disk.failure:
+                    break
+        if disk.failure:
+            raise disk.failure
+
+
+class _Disk(io.FileIO):
+    """A file that HDF5 writes by way of Python. What it cannot take, as on a full disk, is lost.
+
+    HDF5 itself ends the process when it cannot write in the close of a file, and h5py cannot pass on an error from
+    there. failure: the first such error.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.failure = self.failure or error
+        return memoryview(data).nbytes
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return self.tell()
