@@ -210,9 +210,10 @@ def longest_kernels(width: int, batch: int, device: torch.device, side: int) -> 
     """Rows: what a step launches, the longest first: name, launches, microseconds of all of these. On a CPU: calls."""
     fit, is_gpu = begun(width, batch, device, side), device.type == "cuda"
     step_seconds(fit, batch, is_captured=False)  # which loads them
-    kind = torch.profiler.ProfilerActivity.CUDA if is_gpu else torch.profiler.ProfilerActivity.CPU
     drawn = fit.sampler.shuffled(0, 0, fit.density)[:batch]
-    with torch.profiler.profile(activities=[kind]) as profile:
+    # torch.profiler would load torch's compiler, which takes seconds.
+    recorded = {"use_device": "cuda", "use_cpu": False} if is_gpu else {}
+    with torch.autograd.profiler.profile(use_kineto=True, **recorded) as profile:
         for _ in range(MEASURED_STEPS):
             fit.step_function(drawn, 1e-6, 1, 0.0)
     found = [

@@ -13,6 +13,9 @@ sys.path.insert(0, str(ROOT))
 for library in ("OMP", "OPENBLAS"):  # before they are loaded, and for the scripts started as subprocesses too
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
+with contextlib.suppress(ImportError):  # before VTK draws: with Mesa's LLVM in the process, Triton's would crash it
+    import triton  # noqa: F401
+
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
