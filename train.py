@@ -39,7 +39,7 @@ from training.choices import (
     settled,
     size_messages,
 )
-from training.fitting import Fit
+from training.fitting import Fit, new_fit
 from training.long_runs import Checkpoint, checkpoint_files, run_bricks, run_fit, saved_network, target_of
 from training.network_files import configuration, write_network
 from training.options import MUST_MATCH, parse
@@ -145,7 +145,7 @@ def results(
     return found | dict(zip(("gt", "vol"), output_paths(opt)[2], strict=False))
 
 
-def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) -> Fit | BrickedFit:
+def make_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) -> Fit | BrickedFit:
     """The fit that the options ask for: of one network, or of one for each brick. Raises UserError."""
     counts, mirrors = bricks_for(opt, volume, header)
     if mirrors:
@@ -166,10 +166,11 @@ def new_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) 
     for message in size_messages(opt.compression_ratio, header, configs[0]):
         warn(message)
     sampler = make_sampler(volume.values, header.values, device, opt.grad_lambda > 0)
-    if opt.resume:
-        configs = [saved_network(opt.checkpoint, configs)]
     recipe = partial(recipe_for, opt, sampler.n_voxels)
-    return fit_after_trials(configs, recipe, sampler, opt.seed, opt.w0, opt.num_workers, has_trials=not opt.resume)
+    if opt.resume:  # the network comes from the checkpoint: there is no need to look for a good start
+        config = saved_network(opt.checkpoint, configs)
+        return new_fit(config, sampler, recipe(config), opt.seed, opt.w0, opt.num_workers)
+    return fit_after_trials(configs, recipe, sampler, opt.seed, opt.w0, opt.num_workers)
 
 
 @processes.joined()
@@ -189,7 +190,7 @@ def main(argv: Sequence[str]) -> None:
     whole = header_of(volume)
     header = clipped_header(opt, whole)
     warn_of_values(opt, volume, whole)
-    fit = new_fit(opt, volume, header, device)
+    fit = make_fit(opt, volume, header, device)
     options = settled(opt, fit.recipe, fit.config)
     checkpoint = Checkpoint(opt.checkpoint, {name: options[name] for name in MUST_MATCH})
     if opt.resume:

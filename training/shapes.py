@@ -63,19 +63,17 @@ def fit_after_trials(
     seed: int,
     first_omega: float | None = None,
     n_threads: int = 1,
-    has_trials: bool = True,
 ) -> Fit:
     """The fit of the network, from the start that is best after a trial of each.
 
-    recipe_for: gives the recipe for a network. first_omega, n_threads: see `new_fit`. has_trials: False for a fit that
-    takes its state from a checkpoint.
+    recipe_for: gives the recipe for a network. first_omega, n_threads: see `new_fit`.
     """
 
     def fit_of(start: Start, is_trial: bool = False) -> Fit:
         recipe = recipe_for(start.config).trial() if is_trial else recipe_for(start.config)
         return new_fit(start.config, sampler, recipe, seed, first_omega, n_threads, start.number, start.waves)
 
-    is_tried = has_trials and is_worth_trials(recipe_for(configs[0]), sampler)
+    is_tried = is_worth_trials(recipe_for(configs[0]), sampler)
     waves = None
     if first_omega is None:
         widest = max(config.n_neurons for config in configs)

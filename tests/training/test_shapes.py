@@ -7,7 +7,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from helpers.networks import field_net
 from helpers.volumes import slanted
 
 from siren import OMEGA_0, SirenConfig, count_parameters, linear_layers
@@ -228,9 +227,3 @@ def test_without_trials_a_network_starts_from_plane_waves_that_are_nearly_all(no
 def test_a_constant_volume_has_no_trials():
     constant = VoxelSampler(torch.zeros(4, 4, 4, 1).numpy(), torch.device("cpu"))
     assert not is_worth_trials(Recipe(n_passes=1e6, batch=16, lr=1e-3), constant)
-
-
-def test_a_fit_to_continue_has_no_trials(given):
-    ran = given([])
-    fit = fit_after_trials([field_net().config], lambda config: RECIPE, sampler(), seed=0, has_trials=False)
-    assert not ran and fit.step == 0
