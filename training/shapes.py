@@ -7,9 +7,9 @@ Of a volume that consists of plane waves, networks that start from these waves c
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -90,11 +90,12 @@ def fit_after_trials(
         trials = Trials(fit_of, progress)
         for start in starts:
             trials.run(start)
-        best_start = trials.best_start
+        best_start = trials.best.start
         if best_start.config.n_neurons <= TRIED_NEURONS:
             for number in range(1, n_further + 1):
-                trials.run(dataclasses.replace(best_start, number=number))
-    fit, best = fit_of(trials.best_start), trials.best
+                trials.run(best_start._replace(number=number))
+    start, best = trials.best
+    fit = fit_of(start)
     if best.loss < COLLAPSED_FACTOR * sampler.variance:
         fit.continue_from(best)
     fit.seconds = trials.seconds
@@ -102,8 +103,7 @@ def fit_after_trials(
     return fit
 
 
-@dataclasses.dataclass(frozen=True)
-class Start:
+class Start(NamedTuple):
     """A network before its training: waves and number as `new_fit` takes them."""
 
     config: SirenConfig
@@ -111,29 +111,33 @@ class Start:
     number: int = 0
 
 
-class Trials:
-    """Trials of several starts. best: the best trial; the others are forgotten: each holds an error for every voxel.
+class Trial(NamedTuple):
+    """The brief fit of a network from its start."""
 
-    best_start: of the best trial. seconds: of all trials.
+    start: Start
+    fit: Fit
+
+
+class Trials:
+    """Trials of several starts. best: the best one; the others are forgotten: each holds an error for every voxel.
+
+    seconds: of all trials.
     """
 
     def __init__(self, fit_of: Callable[..., Fit], progress: Progress):
         self.fit_of, self.progress = fit_of, progress
-        self.best: Fit | None = None
-        self.best_start: Start | None = None
-        self.best_score = -math.inf
+        self.best: Trial | None = None
         self.n_done, self.seconds = 0, 0.0
 
     def run(self, start: Start) -> None:
         """Try a start."""
-        trial = self.fit_of(start, is_trial=True)
-        trial.run(lambda fit: self.progress.update(self.n_done + fit.progress))
-        trial.judge_on(TRIAL_VOXELS)
-        trial.loss, trial.seconds = map(processes.broadcast_first, (trial.loss, trial.seconds))
-        self.n_done, self.seconds = self.n_done + 1, self.seconds + trial.seconds
-        found = score(trial) - (0.0 if start.waves is None else WAVES_LEAD)
-        if self.best is None or found > self.best_score:
-            self.best, self.best_start, self.best_score = trial, start, found
+        fit = self.fit_of(start, is_trial=True)
+        fit.run(lambda fit: self.progress.update(self.n_done + fit.progress))
+        fit.judge_on(TRIAL_VOXELS)
+        fit.loss, fit.seconds = map(processes.broadcast_first, (fit.loss, fit.seconds))
+        self.n_done, self.seconds = self.n_done + 1, self.seconds + fit.seconds
+        trial = Trial(start, fit)
+        self.best = max(self.best or trial, trial, key=score)
 
 
 def waves_of_sampler(sampler: VoxelSampler, n_neurons: int, share: float) -> np.ndarray | None:
@@ -150,14 +154,16 @@ def is_worth_trials(recipe: Recipe, sampler: VoxelSampler) -> bool:
     return is_long and recipe.schedule == "power" and sampler.variance > 0
 
 
-def score(trial: Fit) -> float:
-    """The PSNR of a trial, dB, without the head start of its depth and without what its bytes are worth.
+def score(trial: Trial) -> float:
+    """The PSNR of a trial, dB, without the lead of its depth and its waves, and without what its bytes are worth.
 
     The lowest number for a trial that diverged.
     """
-    config = trial.net.config
-    size = trial.net.n_parameters + LAYER_WEIGHTS * len(linear_layers(trial.net))
+    (config, waves, _), fit = trial
+    if not math.isfinite(fit.loss):
+        return -math.inf
+    size = fit.net.n_parameters + LAYER_WEIGHTS * len(linear_layers(fit.net))
     worth = HEAD_START.get(config.n_layers, 0.0) + DB_PER_OCTAVE * math.log2(size)
     if config.n_layers < MIDDLE_DEPTH and config.n_neurons <= TRIED_NEURONS:
         worth += NARROW_HEAD_START
-    return trial.psnr - worth if math.isfinite(trial.loss) else -math.inf
+    return fit.psnr - worth - (0.0 if waves is None else WAVES_LEAD)

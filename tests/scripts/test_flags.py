@@ -361,7 +361,7 @@ def test_checkpoint_and_resume(volume_file, tmp_path, monkeypatch):
 def test_the_chosen_depth_is_told_and_kept_when_resumed(tmp_path, monkeypatch, capsys):
     np.save(tmp_path / "v.npy", slanted((12, 12, 12)))
     monkeypatch.setattr(shapes, "LEAST_STEPS", 20)
-    monkeypatch.setattr(shapes, "score", lambda trial: -abs(trial.net.config.n_layers - 5))
+    monkeypatch.setattr(shapes, "score", lambda trial: -abs(trial.start.config.n_layers - 5))
 
     def run(name, *flags):
         files = ("--network", tmp_path / f"{name}.pth", "--config", tmp_path / f"{name}.json")
