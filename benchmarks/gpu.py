@@ -34,8 +34,8 @@ from training import unfused
 from training.fitting import Fit, new_fit
 from training.recipe import default_recipe, psnr_of
 from training.sampler import VoxelSampler
-from training.stacks import Member, StackedFit
-from utils import UserError, value_range
+from training.stacks import StackedFit, Task
+from utils import UserError, ValueRange, value_range
 
 N_LAYERS, N_SINES = 8, 15
 MEASURED_STEPS = 100
@@ -190,7 +190,8 @@ def stack_row(width: int, batch: int, n_networks: int, card: Card, device: torch
     generator, config = np.random.default_rng(0), SirenConfig(width, STACKED_LAYERS)
     recipe = dataclasses.replace(default_recipe(STACKED_SIDE**3, config), batch=batch)
     noise = (2 * generator.random((STACKED_SIDE,) * 3 + (1,), np.float32) - 1 for _ in range(n_networks))
-    fit = StackedFit([Member(values, config, recipe, k) for k, values in enumerate(noise)], device)
+    ends = ValueRange(np.float32([-1]), np.float32([1]))
+    fit = StackedFit([Task(values, ends, config, recipe, k) for k, values in enumerate(noise)], device)
     step, density = fit.step_function, fit.sampler.density(fit.step_function.errors)
     step.set_density(density)
     drawn = fit.sampler.batches(range(n_networks), 0, fit.steps_per_pass, density)[0]

@@ -20,9 +20,9 @@ from training.cutting import brick_volume, error_factor, passes_over, ready_to_c
 from training.fitting import Fit, new_fit
 from training.recipe import BATCH, Recipe, psnr_of, training_work
 from training.spectrum import SURE_SHARE, waves_of
-from training.stacks import Member, StackedFit, memory_for_a_stack, stacks_of
+from training.stacks import StackedFit, Task, memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
-from training.streaming import make_sampler, normalised, read_ahead
+from training.streaming import make_sampler, read_ahead
 from training.workers import Report, Workers, most_work_first
 from utils import ValueRange, Volume, VolumeHeader, shape_of
 
@@ -44,29 +44,12 @@ class Trained(NamedTuple):
     n_recoveries: int = 0
 
 
-class Task(NamedTuple):
-    """A fit of one brick. waves: see `new_fit`.
-
-    target_psnr: of the values normalised by its range, in dB, at which the fit ends.
-    """
-
-    brick: Volume
-    values: ValueRange
-    config: SirenConfig
-    recipe: Recipe
-    seed: int
-    first_omega: float | None
-    waves: np.ndarray | None
-    target_psnr: float | None
-    device: torch.device
-
-
-def fit_brick(task: Task, report: Report) -> Trained:
-    """The network of one brick."""
+def fit_brick(task: Task, device: torch.device, first_omega: float | None, report: Report) -> Trained:
+    """The network of one brick. first_omega: see `new_fit`."""
     target = task.target_psnr
     with processes.apart():
-        sampler = make_sampler(task.brick.values, task.values, task.device, task.recipe.grad_lambda > 0)
-        fit = new_fit(task.config, sampler, task.recipe, task.seed, task.first_omega, waves=task.waves)
+        sampler = make_sampler(task.brick, task.values, device, task.recipe.grad_lambda > 0)
+        fit = new_fit(task.config, sampler, task.recipe, task.seed, first_omega, waves=task.waves)
 
         def on_step(fit: Fit) -> bool:
             report(fit.progress)
@@ -216,12 +199,12 @@ class BrickFits:
             sizes = {k: self._size(k) for k in own}
             stacks = stacks_of({k: configs[k] for k in own}, recipes, sizes, memory_for_a_stack(self.device))
 
-        def members(stack: list[int]) -> list[Member]:
-            return [self._member(k, configs[k], recipes[k]) for k in stack]
+        def tasks_of(stack: list[int]) -> list[Task]:
+            return [self._task(k, configs[k], recipes[k]) for k in stack]
 
-        for stack, read in zip(stacks, read_ahead(members, stacks), strict=True):
+        for stack, tasks in zip(stacks, read_ahead(tasks_of, stacks), strict=True):
             with processes.apart():
-                fit = StackedFit(read, self.device, self.first_omega)
+                fit = StackedFit(tasks, self.device, self.first_omega)
                 fit.run(partial(parts.update_all, stack))
                 found = [(k, Trained(arrays_of(fit.network(i)), fit.error(i), fit.recoveries[i].n_recoveries))
                          for i, k in enumerate(stack)]  # fmt: skip
@@ -229,22 +212,16 @@ class BrickFits:
             yield from found
         stacked = {k for stack in stacks for k in stack}
         left = [k for k in own if k not in stacked]
-        tasks = ((k, (self._task(k, configs[k], recipes[k]),)) for k in left)
+        tasks = ((k, (self._task(k, configs[k], recipes[k]), self.device, self.first_omega)) for k in left)
         is_timed = any(recipes[k].max_seconds is not None for k in left)  # as many workers as share the time
         work = math.inf if is_timed else sum(parts.work[k] for k in left)
         yield from self.workers.each_done(fit_brick, tasks, work, parts.update)
 
-    def _member(self, number: int, config: SirenConfig, recipe: Recipe) -> Member:
-        """A brick as the member of a stack."""
-        task = self._task(number, config, recipe)
-        values = normalised(task.brick.values, task.values)
-        return Member(values, config, recipe, task.seed, task.waves, task.target_psnr, self.error_factor(number))
-
     def _task(self, number: int, config: SirenConfig, recipe: Recipe) -> Task:
-        """What `fit_brick` does for a brick."""
+        """The fit of a brick."""
         brick = brick_volume(self.volume, self.header.values, self.boxes[number])
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         target = self.target_psnr and self.target_psnr + 10 * math.log10(self.error_factor(number))
         values = ValueRange(self.survey.low[number], self.survey.high[number], brick.fill)
         waves = waves_of(brick.values, config.n_neurons, SURE_SHARE) if self.has_waves else None
-        return Task(brick, values, config, recipe, seed, self.first_omega, waves, target, self.device)
+        return Task(brick.values, values, config, recipe, seed, waves, target)

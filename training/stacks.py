@@ -20,13 +20,16 @@ from torch.nn import functional
 
 from field.layers import layer_table
 from siren import FieldNet, SirenConfig
+from training.cutting import error_factor
 from training.fitting import new_networks
 from training.optimizers import padded
 from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler, all_coordinates
 from training.step import StepFunction
+from training.streaming import normalised
 from training.weights import vector_of
+from utils import ValueRange
 
 # Samples a step of a whole stack. A GPU works on some 10^5 samples at a time: more keep it busier, up to about
 # MOST_SAMPLES, from where on two stacks, one after the other, take as long as one. A stack of fewer than ENOUGH_SAMPLES
@@ -35,20 +38,21 @@ MOST_SAMPLES, ENOUGH_SAMPLES = 1 << 20, 1 << 17
 MOST_PADDING = 2.0  # the widest network of a stack / the narrowest one
 
 
-class Member(NamedTuple):
-    """A brick of a stack and its network. values: (grid..., components), normalised by the brick's own range.
+class Task(NamedTuple):
+    """The fit of one brick.
 
-    waves: see `new_fit`. target_psnr: of these values, in dB, at which the fit ends. error_factor: see
-    `cutting.error_factor`.
+    brick: (grid..., components), normalised by the range of the volume, NaN where missing. values: the range of the
+    brick, to which the fit normalises them again. waves: see `new_fit`. target_psnr: of the values normalised by this
+    range, in dB, at which the fit ends.
     """
 
-    values: np.ndarray
+    brick: np.ndarray
+    values: ValueRange
     config: SirenConfig
     recipe: Recipe
     seed: int
     waves: np.ndarray | None = None
     target_psnr: float | None = None
-    error_factor: float = 1.0
 
 
 def stack_width(configs: Sequence[SirenConfig]) -> int:
@@ -176,18 +180,18 @@ class StackedFit:
     goes back to its best state, while the others go on. So it has fewer steps left than one that is fitted alone.
     """
 
-    def __init__(self, members: Sequence[Member], device: torch.device, first_omega: float | None = None):
-        self.members, configs = members, [member.config for member in members]
-        self.sampler = StackedSampler([VoxelSampler(member.values, device) for member in members])
-        limits, bricks = [member.recipe.max_seconds for member in members], self.sampler.bricks
+    def __init__(self, tasks: Sequence[Task], device: torch.device, first_omega: float | None = None):
+        self.tasks, configs = tasks, [task.config for task in tasks]
+        self.sampler = StackedSampler([VoxelSampler(normalised(task.brick, task.values), device) for task in tasks])
+        limits, bricks = [task.recipe.max_seconds for task in tasks], self.sampler.bricks
         self.recipe = dataclasses.replace(
-            _common(members[0].recipe), max_seconds=None if None in limits else math.fsum(limits)
+            _common(tasks[0].recipe), max_seconds=None if None in limits else math.fsum(limits)
         )
         self.steps_per_pass = math.ceil(self.sampler.n_voxels / self.recipe.batch)
         self.n_steps = self.recipe.count_steps(self.sampler.n_voxels)
         starts, width = [], stack_width(configs)
-        for member, brick in zip(members, bricks, strict=True):
-            nets = new_networks(member.config, brick, member.seed, first_omega, waves=member.waves)
+        for task, brick in zip(tasks, bricks, strict=True):
+            nets = new_networks(task.config, brick, task.seed, first_omega, waves=task.waves)
             starts.append([widened(net, width) for net in nets])
         nets, *further = zip(*starts, strict=True)
         self.short_wave_starts = [torch.stack([vector_of(net) for net in row]).to(device) for row in further]
@@ -202,6 +206,7 @@ class StackedFit:
         self.start, self.best = ([tensor.clone() for tensor in self.state] for _ in range(2))
         self.recoveries = [Recovery(brick.variance, len(further)) for brick in bricks]
         self.step, self.seconds, self.losses = 0, 0.0, [brick.variance for brick in bricks]
+        self.error_factors = [error_factor(task.values.low, task.values.high) for task in tasks]
         self.psnr = self._joint_psnr()
         self.reached: dict[int, torch.Tensor] = {}  # averaged weights of the networks that have their target PSNR
         self._set_rates()
@@ -209,7 +214,7 @@ class StackedFit:
     @property
     def progress(self) -> float:
         """The fraction of the fit that is done, 0 to 1."""
-        if len(self.reached) == len(self.members):
+        if len(self.reached) == len(self.tasks):
             return 1.0
         if self.recipe.max_seconds is not None:
             return min(self.seconds / self.recipe.max_seconds, 1.0)
@@ -220,8 +225,8 @@ class StackedFit:
 
         What float16 costs a network of few errors does not show beside the errors of the others.
         """
-        factors = [member.error_factor for member in self.members]
-        known = [(loss, factor) for loss, factor in zip(self.losses, factors, strict=True) if math.isfinite(loss)]
+        both = zip(self.losses, self.error_factors, strict=True)
+        known = [(loss, factor) for loss, factor in both if math.isfinite(loss)]
         return psnr_of(sum(loss * factor for loss, factor in known) / max(sum(factor for _, factor in known), 1e-300))
 
     def run(self, on_judged: Callable[[float], None] = lambda progress: None) -> None:
@@ -231,7 +236,7 @@ class StackedFit:
             density = self.sampler.density(self.step_function.errors)
             self.step_function.set_density(density)
             vars(self).pop("judging_voxels", None)
-            seeds = [member.seed for member in self.members]
+            seeds = [task.seed for task in self.tasks]
             for batch in self.sampler.batches(seeds, self.step // self.steps_per_pass, self.steps_per_pass, density):
                 rate = self.recipe.rate(self.step, self.sampler.n_voxels, self.progress)
                 self.step += 1
@@ -279,19 +284,19 @@ class StackedFit:
         self._keep_reached()
 
     def _set_rates(self) -> None:
-        rates = [m.recipe.lr * 0.5**r.n_halvings for m, r in zip(self.members, self.recoveries, strict=True)]
+        rates = [task.recipe.lr * 0.5**r.n_halvings for task, r in zip(self.tasks, self.recoveries, strict=True)]
         self.trained.rates.copy_(torch.tensor(rates))
 
     def _keep_reached(self) -> None:
         """Keep the networks that have their target PSNR. They train on with the others; these steps are not used."""
-        for k, member in enumerate(self.members):
-            is_near = member.target_psnr is not None and psnr_of(self.losses[k]) >= member.target_psnr
-            if is_near and k not in self.reached and psnr_of(self.error(k)) >= member.target_psnr:
+        for k, task in enumerate(self.tasks):
+            is_near = task.target_psnr is not None and psnr_of(self.losses[k]) >= task.target_psnr
+            if is_near and k not in self.reached and psnr_of(self.error(k)) >= task.target_psnr:
                 self.reached[k] = self.trained.averaged_weights[k].clone()
 
     def network(self, k: int) -> FieldNet:
         """The averaged network of brick number k of the stack, without the zeros."""
-        net = FieldNet(self.members[k].config)
+        net = FieldNet(self.tasks[k].config)
         with torch.no_grad():
             for name, parameter in net.named_parameters():
                 parameter.copy_(self.averages[name][k][tuple(map(slice, parameter.shape))])

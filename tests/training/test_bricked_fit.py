@@ -66,7 +66,8 @@ def test_a_brick_is_fitted_as_by_one_process(monkeypatch):
     fit = small_fit()
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    brick_fits.fit_brick(fit.fits._task(0, fit.networks.config(4), fit.recipe), lambda part: None)
+    task = fit.fits._task(0, fit.networks.config(4), fit.recipe)
+    brick_fits.fit_brick(task, torch.device("cpu"), None, lambda part: None)
     assert counts == [1]
 
 

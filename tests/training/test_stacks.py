@@ -20,10 +20,10 @@ from training.brick_fits import BrickFits
 from training.padded_gradient import PaddedGradient
 from training.recipe import Recipe, psnr_of
 from training.sampler import VoxelSampler
-from training.stacks import Member, StackedFit, StackedSampler, stack_width, stacks_of, widened
+from training.stacks import StackedFit, StackedSampler, Task, stack_width, stacks_of, widened
 from training.step import StepFunction
 from training.weights import TrainedWeights
-from utils import Geometry, Volume, header_of, value_range
+from utils import Geometry, ValueRange, Volume, header_of, value_range
 
 CPU = torch.device("cpu")
 # The largest part of a move, or of a gradient, that may differ from the reference's, by the type of the products.
@@ -141,10 +141,15 @@ def test_steps_of_each_network_are_those_of_the_reference(optimizer, products, p
 RECIPE = Recipe(n_passes=3, batch=80, lr=2e-3)
 
 
-def members(values: list[np.ndarray] | None = None, **fields) -> list[Member]:
+def value_limits(most: float = 1.0) -> ValueRange:
+    """The range -most to most."""
+    return ValueRange(np.float32([-most]), np.float32([most]))
+
+
+def tasks(values: list[np.ndarray] | None = None, **fields) -> list[Task]:
     recipe = dataclasses.replace(RECIPE, **fields)
-    found = zip(values or bricks(), WIDTHS, strict=True)
-    return [Member(brick, SirenConfig(width, 3), recipe, seed=k) for k, (brick, width) in enumerate(found)]
+    found = enumerate(zip(values or bricks(), WIDTHS, strict=True))
+    return [Task(brick, value_limits(), SirenConfig(width, 3), recipe, seed=k) for k, (brick, width) in found]
 
 
 def results(fit: StackedFit) -> list[bytes]:
@@ -177,7 +182,7 @@ def test_every_network_sees_its_own_brick_alone_and_no_missing_voxel():
 def test_the_same_seed_gives_the_same_bytes_and_networks_that_have_learned(place):
     found = []
     for _ in range(2):
-        fit = StackedFit(members(n_passes=8), torch.device(place))
+        fit = StackedFit(tasks(n_passes=8), torch.device(place))
         before = [fit.error(k) for k in range(3)]
         fit.run()
         found.append(results(fit))
@@ -188,7 +193,7 @@ def test_the_same_seed_gives_the_same_bytes_and_networks_that_have_learned(place
 @pytest.mark.parametrize("at", [5, 15])  # the last step is number 15
 def test_a_network_of_nan_leaves_the_others_alone_and_goes_back(at):
     def fitted(is_hurt: bool) -> StackedFit:
-        fit = StackedFit(members(), CPU)
+        fit = StackedFit(tasks(), CPU)
         take = fit.step_function._take
 
         def hurt(*arguments, **settings) -> None:
@@ -210,7 +215,7 @@ def test_a_network_of_nan_leaves_the_others_alone_and_goes_back(at):
 
 
 def test_a_collapsed_network_starts_again_with_shorter_waves_and_the_others_go_on(monkeypatch):
-    fit = StackedFit(members(), CPU)
+    fit = StackedFit(tasks(), CPU)
     fit.recoveries[1].best_loss, fit.best[0][1] = 0.005, 0.0
     others = fit.trained.weights[1:].clone()
     monkeypatch.setattr("training.recovery.COLLAPSE_STEPS", 8)
@@ -226,7 +231,7 @@ def test_a_collapsed_network_starts_again_with_shorter_waves_and_the_others_go_o
 def test_a_constant_brick_harms_nothing():
     values = bricks()
     values[0] = np.ones_like(values[0])
-    fit, other = StackedFit(members(values), CPU), StackedFit(members(), CPU)
+    fit, other = StackedFit(tasks(values), CPU), StackedFit(tasks(), CPU)
     fit.run()
     other.run()
     assert all(tensor.isfinite().all() for tensor in fit.state)
@@ -234,18 +239,19 @@ def test_a_constant_brick_harms_nothing():
 
 
 def test_a_network_that_has_its_target_is_kept_as_it_was():
-    wanted = [member._replace(target_psnr=0.0 if k == 1 else 300.0) for k, member in enumerate(members())]
+    wanted = [task._replace(target_psnr=0.0 if k == 1 else 300.0) for k, task in enumerate(tasks())]
     fit = StackedFit(wanted, CPU)
     fit.run()
     assert list(fit.reached) == [1] and torch.equal(fit.trained.averaged_weights[1], fit.reached[1])
-    fit = StackedFit([member._replace(target_psnr=0.0) for member in wanted], CPU)
+    fit = StackedFit([task._replace(target_psnr=0.0) for task in wanted], CPU)
     fit.run()
     assert fit.step == 4 < fit.n_steps
 
 
 def test_products_are_those_that_the_networks_need_that_matter():
     factors = 1.0, 1e-9, 1.0
-    fit = StackedFit([m._replace(error_factor=factor) for m, factor in zip(members(), factors, strict=True)], CPU)
+    ranges = [value_limits(math.sqrt(factor)) for factor in factors]
+    fit = StackedFit([task._replace(values=own) for task, own in zip(tasks(), ranges, strict=True)], CPU)
     for losses, expected in (([1e-3, 1e-9, 1e-3], 1e-3), ([1e-6, 1.0, 1e-6], 1e-6), ([1e-4, math.nan, math.nan], 1e-4)):
         fit._judge = lambda losses=losses: losses
         fit._recover_if_needed()
@@ -253,7 +259,7 @@ def test_products_are_those_that_the_networks_need_that_matter():
 
 
 def test_a_time_limit_is_that_of_all_together():
-    fit = StackedFit(members(max_seconds=0.05), CPU)
+    fit = StackedFit(tasks(max_seconds=0.05), CPU)
     assert fit.recipe.max_seconds == pytest.approx(0.15)
     fit.run()
     assert fit.progress == 1 and fit.step > 0
@@ -293,7 +299,7 @@ def test_a_volume_in_bricks_is_fitted_by_stacks_where_it_can_be(recipe, monkeypa
     fits = BrickFits(volume, header_of(volume), (2, 2, 1), lambda n_voxels, config: recipe, 0)
     fits.has_stacks = True
     recover = StackedFit._recover_if_needed
-    monkeypatch.setattr(StackedFit, "_recover_if_needed", lambda fit: judged.append(len(fit.members)) or recover(fit))
+    monkeypatch.setattr(StackedFit, "_recover_if_needed", lambda fit: judged.append(len(fit.tasks)) or recover(fit))
     configs = {k: SirenConfig(width, 3) for k, width in enumerate((4, 20, 8, 6))}
     done: list[int] = []
     recipes = dict.fromkeys(configs, recipe)
