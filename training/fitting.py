@@ -5,12 +5,11 @@ Source: Lu et al. 2021, section 3 (the loss with its gradient term).
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler
 from training.step import StepFunction
+from training.weights import vector_of
 
 SHORTER_WAVES = 2, 4  # factors of HIGHEST_WAVE after a collapse: fine detail is like noise to long waves
 MAX_STEP = 1 << 53  # largest number of a step in a checkpoint: a float holds it exactly
@@ -64,7 +64,7 @@ class Fit:
         self.loss = sampler.variance  # MSE of `averaged_net` when last judged; at first the MSE of a constant
         self.start = self._capture()
         self.best = self.start  # the best state that was judged
-        self.short_wave_starts = [net.state_dict() for net in short_wave_starts]
+        self.short_wave_starts = short_wave_starts
         # With schedule "step", the learning rate falls so low that a fit can stall without a collapse.
         self.recovery = Recovery(sampler.variance, len(short_wave_starts), can_collapse=recipe.schedule == "power")
 
@@ -136,8 +136,7 @@ class Fit:
 
     def continue_from(self, trial: Fit) -> None:
         """Start with the averaged network of another fit to the same volume, and with its errors."""
-        network = copy.deepcopy(trial.averaged_net.state_dict())
-        self._restore(self.start | {"network": network, "average": network})
+        self._start_with(trial.trained.averaged_weights)
         self.start = self.best = self._capture()
         if self.errors is not None:
             self.errors.copy_(trial.errors)
@@ -208,30 +207,25 @@ class Fit:
         if action in (Action.START, Action.SHORTER_WAVES):
             self.best = self.start
         if action is Action.SHORTER_WAVES:
-            network = self.short_wave_starts[-1 - self.recovery.n_short_wave_starts]
-            self._restore(self.start | {"network": network, "average": network})
+            self._start_with(vector_of(self.short_wave_starts[-1 - self.recovery.n_short_wave_starts]))
         elif action is not Action.GO_ON:
             self._restore(self.best)
         return action is not Action.GO_ON
 
     def _capture(self) -> dict:
-        return {
-            "step": self.step,
-            "network": copied(self.net.state_dict()),
-            "average": copied(self.averaged_net.state_dict()),
-            "optimizers": [copied(optimizer.state) for optimizer in self.trained.optimizers],
-            "loss": self.loss,
-        }
+        tensors = [tensor.clone() for tensor in self.trained.state]
+        return {"step": self.step, "loss": self.loss, "tensors": tensors}
 
     def _restore(self, state: dict) -> None:
-        state = copy.deepcopy(state)
-        self.step = state["step"]
-        self.net.load_state_dict(state["network"])
-        self.averaged_net.load_state_dict(state["average"])
-        for optimizer, saved in zip(self.trained.optimizers, state["optimizers"], strict=True):
-            for name, tensor in optimizer.state.items():
-                tensor.copy_(saved[name])
-        self.loss = state["loss"]
+        self.step, self.loss = state["step"], state["loss"]
+        for own, saved in zip(self.trained.state, state["tensors"], strict=True):
+            own.copy_(saved)
+
+    def _start_with(self, weights: torch.Tensor) -> None:
+        """Go back to the start, but with these weights."""
+        self._restore(self.start)
+        self.trained.weights.copy_(weights)
+        self.trained.averaged_weights.copy_(weights)
 
     def state_dict(self) -> dict:
         """Everything that `load_state_dict` needs to continue to the same result."""
@@ -266,12 +260,6 @@ class Fit:
         self._restore(state["now"])
 
 
-def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A copy of tensors by name, all by one operation: after a judgement, a GPU waits until its host has copied."""
-    parts = torch.cat([tensor.flatten() for tensor in tensors.values()]).split([t.numel() for t in tensors.values()])
-    return {name: part.view_as(tensor) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}
-
-
 def is_like(own: torch.Tensor, found: torch.Tensor, least: float = -math.inf, most: float = math.inf) -> bool:
     """Whether a tensor of a file may take the place of `own`: of the same shape, finite, and from `least` to `most`."""
     is_same = found.shape == own.shape and found.dtype == own.dtype  # first: a file can say any shape
@@ -280,14 +268,10 @@ def is_like(own: torch.Tensor, found: torch.Tensor, least: float = -math.inf, mo
 
 def check_state(fit: Fit, state: dict) -> None:
     """Raise ValueError unless this may be the `_capture` of the fit: its step, its loss, finite weights."""
-    step, loss, optimizers = state["step"], state["loss"], fit.trained.optimizers
+    step, loss, own, found = state["step"], state["loss"], fit.trained.state, state["tensors"]
     is_sound = type(step) is int and 0 <= step <= MAX_STEP and type(loss) is float and 0 <= loss < math.inf
-    for net, found in ((fit.net, state["network"]), (fit.averaged_net, state["average"])):
-        own = net.state_dict()
-        is_sound = is_sound and own.keys() == found.keys() and all(is_like(own[name], found[name]) for name in own)
-    for optimizer, found in zip(optimizers, state["optimizers"], strict=True):
-        is_sound = is_sound and all(found[name].shape == own.shape for name, own in optimizer.state.items())
-    if not is_sound:
+    is_sound = is_sound and [tensor.shape for tensor in found] == [tensor.shape for tensor in own]
+    if not (is_sound and all(map(is_like, own[:2], found[:2]))):
         raise ValueError("expected a state of finite weights, found another one")
 
 

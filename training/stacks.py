@@ -201,9 +201,7 @@ class StackedFit:
         self.step_function = StepFunction(nets, self.sampler, self.recipe, 0, 1, deviations, widths)
         self.trained = trained = self.step_function.trained
         self.averages = {name: trained.of_all(p.detach()) for name, p in trained.averaged_net.named_parameters()}
-        moments = [tensor for optimizer in trained.optimizers for tensor in optimizer.state.values()]
-        self.state = [trained.weights, trained.averaged_weights, *moments]
-        self.start, self.best = ([tensor.clone() for tensor in self.state] for _ in range(2))
+        self.start, self.best = ([tensor.clone() for tensor in trained.state] for _ in range(2))
         self.recoveries = [Recovery(brick.variance, len(further)) for brick in bricks]
         self.step, self.seconds, self.losses = 0, 0.0, [brick.variance for brick in bricks]
         self.error_factors = [error_factor(task.values.low, task.values.high) for task in tasks]
@@ -249,7 +247,7 @@ class StackedFit:
                     break
         if self.step:
             diverged = [k for k, loss in enumerate(self._judge()) if self.recoveries[k].has_diverged(loss)]
-            _copy(self.state, self.best, diverged)
+            _copy(self.trained.state, self.best, diverged)
         for k, weights in self.reached.items():
             self.trained.averaged_weights[k] = weights
 
@@ -270,7 +268,7 @@ class StackedFit:
         """Judge all networks, and do what the recovery of each decides."""
         before, self.losses = self.losses, self._judge()
         self.psnr = self._joint_psnr()
-        _copy(self.best, self.state, [k for k, r in enumerate(self.recoveries) if self.losses[k] < r.best_loss])
+        _copy(self.best, self.trained.state, [k for k, r in enumerate(self.recoveries) if self.losses[k] < r.best_loss])
         for k, recovery in enumerate(self.recoveries):
             action = recovery.judge(before[k], self.losses[k], self.step, self.progress)
             if action in (Action.START, Action.SHORTER_WAVES):
@@ -279,7 +277,7 @@ class StackedFit:
                 network = self.short_wave_starts[-1 - recovery.n_short_wave_starts][k]
                 self.best[0][k] = self.best[1][k] = network
             if action is not Action.GO_ON:
-                _copy(self.state, self.best, [k])
+                _copy(self.trained.state, self.best, [k])
                 self._set_rates()
         self._keep_reached()
 

@@ -103,6 +103,12 @@ class TrainedWeights:
             NORM_LIMIT * initial
         )
 
+    @property
+    def state(self) -> list[torch.Tensor]:
+        """All that a step changes: the weights, their average, what the optimisers remember."""
+        moments = (tensor for optimizer in self.optimizers for tensor in optimizer.state.values())
+        return [self.weights, self.averaged_weights, *moments]
+
     def of_all(self, tensor: torch.Tensor) -> torch.Tensor:
         """The same parameter, or its gradient, of all networks of a stack. tensor: that of `net` or `averaged_net`."""
         if self.weights.dim() == 1:

@@ -104,9 +104,7 @@ DAMAGE = {
 DAMAGE_OF_STATES = {
     "loss": [-1.0, math.inf, math.nan, 0],
     "step": [10**400, True, 1.0, -1],
-    "network": [{}, {"net_layers.0.linear.weight": endless()}],
-    "average": [{}],
-    "optimizers": [[], [{}]],
+    "tensors": [[], [endless()] * 5, {}, [None] * 5],
 }
 CASES = [((key,), value) for key, values in DAMAGE.items() for value in values]
 for state in ("now", "best", "start"):
@@ -131,9 +129,8 @@ def test_a_fit_of_other_types(case, saved, tmp_path):
 def test_optimizers_of_other_shapes(state, saved, tmp_path):
     """One number in the place of many would be copied to all of them."""
     content = torch.load(io.BytesIO(saved), weights_only=True)
-    optimizer = content["fit"][state]["optimizers"][0]
-    name = next(name for name, tensor in optimizer.items() if tensor.numel() > 1)
-    optimizer[name] = optimizer[name].reshape(-1)[0]
+    tensors = content["fit"][state]["tensors"]
+    tensors[-1] = tensors[-1].reshape(-1)[0]
     torch.save(content, tmp_path / "state")
     with pytest.raises(UserError, match="expected a checkpoint of train"):
         Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())

@@ -209,7 +209,7 @@ def test_a_network_of_nan_leaves_the_others_alone_and_goes_back(at):
     fit, sound = fitted(True), fitted(False)
     found, expected = results(fit), results(sound)
     assert found[0] == expected[0] and found[2] == expected[2] and found[1] != expected[1]
-    assert all(tensor.isfinite().all() for tensor in fit.state)
+    assert all(tensor.isfinite().all() for tensor in fit.trained.state)
     assert fit.error(1) < 3 * fit.sampler.bricks[1].variance
     assert [recovery.n_halvings for recovery in fit.recoveries] == [0, int(at < 15), 0]
 
@@ -234,7 +234,7 @@ def test_a_constant_brick_harms_nothing():
     fit, other = StackedFit(tasks(values), CPU), StackedFit(tasks(), CPU)
     fit.run()
     other.run()
-    assert all(tensor.isfinite().all() for tensor in fit.state)
+    assert all(tensor.isfinite().all() for tensor in fit.trained.state)
     assert fit.sampler.n_voxels == other.sampler.n_voxels and results(fit)[1:] == results(other)[1:]
 
 
