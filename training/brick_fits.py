@@ -94,13 +94,10 @@ class BrickFits:
         self.workers = Workers(1 if self.has_stacks else n_processes)
         with Progress("looking at the bricks") as progress:
             self.survey = survey(self.volume, header.values, self.boxes, progress)
+        self.error_factors = error_factor(self.survey.low, self.survey.high)
         # Asked of one brick, so that it costs nothing for other volumes: the one with the most detail.
         most = brick_volume(self.volume, header.values, self.boxes[int(self.survey.detail.argmax())])
         self.has_waves = first_omega is None and waves_of(most.values, 0, SURE_SHARE) is not None
-
-    def error_factor(self, number: int) -> float:
-        """See `cutting.error_factor`."""
-        return error_factor(self.survey.low[number], self.survey.high[number])
 
     def work(self, number: int, config: SirenConfig) -> float:
         """How much work a pass over a brick is."""
@@ -165,7 +162,7 @@ class BrickFits:
             n_passes = min(own, recipe.n_passes)
             recipes[k] = dataclasses.replace(recipe, lr=PILOT_RATE * recipe.lr, n_passes=n_passes, **brief)
         found = self.train_bricks(configs, recipes, progress)
-        return {k: each.error * float(self.survey.n_voxels[k]) * self.error_factor(k) for k, each in found.items()}
+        return {k: each.error * float(self.survey.n_voxels[k]) * self.error_factors[k] for k, each in found.items()}
 
     def train_bricks(
         self,
@@ -221,7 +218,7 @@ class BrickFits:
         """The fit of a brick."""
         brick = brick_volume(self.volume, self.header.values, self.boxes[number])
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
-        target = self.target_psnr and self.target_psnr + 10 * math.log10(self.error_factor(number))
+        target = self.target_psnr and self.target_psnr + 10 * math.log10(self.error_factors[number])
         values = ValueRange(self.survey.low[number], self.survey.high[number], brick.fill)
         waves = waves_of(brick.values, config.n_neurons, SURE_SHARE) if self.has_waves else None
         return Task(brick.values, values, config, recipe, seed, waves, target)

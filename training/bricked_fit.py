@@ -31,7 +31,6 @@ class BrickedFit:
     def __init__(self, networks: BrickNetworks):
         self.networks, self.fits, self.survey = networks, networks.fits, networks.survey
         self.done: dict[int, Trained] = {}
-        self.n_voxels_done, self.error_done = 0, 0.0  # voxels and squared error of these bricks, summed
         self.seconds = 0.0
 
     # --- the training ---
@@ -49,22 +48,13 @@ class BrickedFit:
             progress.total = progress.done + sum(self.fits.work_of(left, recipes).values()) / processes.count()
 
             def keep(number: int, trained: Trained) -> dict[str, str]:
-                self._add(number, trained)
+                self.done[number] = trained
                 self.seconds = time.monotonic() - started
                 on_done(self)
                 return {"bricks": f"{len(self.done)} of {self.networks.n_trained}", "PSNR": f"{self.psnr:.1f} dB"}
 
-            for number, trained in self.fits.train_bricks(left, recipes, progress, keep).items():
-                self._add(number, trained)  # those of other processes, too
+            self.done |= self.fits.train_bricks(left, recipes, progress, keep)  # with those of other processes
         self.seconds = time.monotonic() - started
-
-    def _add(self, number: int, trained: Trained) -> None:
-        """Take a brick as done."""
-        if number not in self.done:
-            n_voxels = int(self.survey.n_voxels[number])
-            self.n_voxels_done += n_voxels
-            self.error_done += trained.error * self.fits.error_factor(number) * n_voxels
-        self.done[number] = trained
 
     def _work_ahead(self) -> float:
         """About how much work the brief fits and the training are, for each process of the run."""
@@ -77,7 +67,10 @@ class BrickedFit:
     @property
     def psnr(self) -> float:
         """PSNR in dB of the bricks that are done, over the range of the whole volume."""
-        return psnr_of(self.error_done / self.n_voxels_done) if self.done else math.nan
+        if not self.done:
+            return math.nan
+        errors, numbers = np.array([trained.error for trained in self.done.values()]), list(self.done)
+        return psnr_of(np.average(errors * self.fits.error_factors[numbers], weights=self.survey.n_voxels[numbers]))
 
     @property
     def progress(self) -> float:
@@ -147,7 +140,7 @@ class BrickedFit:
         self.networks.n_layers, self.networks.configs = n_layers, configs
         self.seconds = max(seconds, self.seconds)
         for number, (weights, error) in done.items():
-            self._add(number, Trained(from_vector(weights.numpy(), configs[number]), error))
+            self.done[number] = Trained(from_vector(weights.numpy(), configs[number]), error)
 
 
 def as_vector(weights: dict[str, np.ndarray]) -> np.ndarray:

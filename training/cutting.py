@@ -108,12 +108,12 @@ def with_one_extent(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.n
     return np.minimum(start.astype(np.float32), low), np.maximum((start + extent).astype(np.float32), high)
 
 
-def error_factor(low: np.ndarray, high: np.ndarray) -> float:
-    """The factor that makes a squared error of a brick, in its own range, one in the range of the volume.
+def error_factor(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The factor (...) that makes a squared error of a brick, in its own range, one in the range of the volume.
 
-    low, high: of the brick, in normalised values of the volume.
+    low, high: (..., components) of bricks, in normalised values of the volume.
     """
-    return float(np.square((high.astype(np.float64) - low) / 2).mean())
+    return np.square((high.astype(np.float64) - low) / 2).mean(axis=-1)
 
 
 def detail(normalised: np.ndarray) -> float:
