@@ -165,23 +165,20 @@ def saved_network(path: str, configs: Sequence[SirenConfig]) -> SirenConfig:
 
 def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool]) -> History:
     """Run a fit to its end, or until `is_reached(estimated PSNR in dB)`; show progress and save checkpoints."""
-    history = []
-    n_recoveries, n_halvings, latest, done = fit.recovery.n_recoveries, fit.recovery.n_halvings, fit.step, fit.step
+    history, n_taken = [], fit.step
+    before = fit.recovery.n_recoveries, fit.recovery.n_halvings
     trial_seconds = fit.seconds if fit.trial_steps else 0.0
-    with Progress("training", *_work(fit, done), trial_seconds) as progress:
+    with Progress("training", *_work(fit, n_taken), trial_seconds) as progress:
 
         def on_step(fit: Fit) -> bool:
-            nonlocal n_recoveries, n_halvings, latest, done
-            recovery = fit.recovery
-            if recovery.n_recoveries != n_recoveries:
-                if recovery.n_halvings != n_halvings:
-                    progress.say(f"training went wrong: back to step {fit.step}, at half the learning rate")
-                else:
-                    progress.say("training stays at a constant: back to the start, with shorter waves")
-                n_recoveries, n_halvings = recovery.n_recoveries, recovery.n_halvings
-            done += max(fit.step - latest, 0)  # a recovery goes back
-            latest = fit.step
-            progress.total, n_done = _work(fit, done)
+            nonlocal before, n_taken
+            now = fit.recovery.n_recoveries, fit.recovery.n_halvings
+            if now != before:
+                to_best = f"training went wrong: back to step {fit.step}, at half the learning rate"
+                to_start = "training stays at a constant: back to the start, with shorter waves"
+                progress.say(to_start if now[1] == before[1] else to_best)
+            before, n_taken = now, n_taken + 1
+            progress.total, n_done = _work(fit, n_taken)
             progress.update(n_done, PSNR=f"{fit.psnr:.1f} dB")
             if fit.is_judged:
                 history.append((fit.seconds, fit.psnr))
@@ -194,14 +191,14 @@ def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool
     return history
 
 
-def _work(fit: Fit, done: float) -> tuple[float, float]:
+def _work(fit: Fit, n_taken: int) -> tuple[float, float]:
     """(all of the work of a fit, what is done of it), in steps or, with a time limit, as a part of the time.
 
-    done: the steps that were taken. Those before a recovery are work, too, and so are trials.
+    n_taken: the steps that were taken. Those before a recovery are work, too, and so are trials.
     """
     if fit.recipe.max_seconds is not None:
         return 1.0, fit.progress
-    done += fit.trial_steps
+    done = n_taken + fit.trial_steps
     return done + fit.n_steps - fit.step, done
 
 
