@@ -32,42 +32,14 @@ def plot_training(path: str, history: Sequence[tuple[float, float]], final: tupl
 def chart_of(line: list[tuple[float, float]], final: tuple[float, float] | None) -> object:
     """The vtkRenderer of a chart of the PSNR. line, final: as in `plot_training`, of finite numbers."""
     import vtkmodules.vtkRenderingContextOpenGL2  # noqa: F401
-    from vtkmodules.util.numpy_support import numpy_to_vtk
-    from vtkmodules.vtkChartsCore import vtkAxis, vtkChart, vtkChartLegend, vtkChartXY, vtkPlotPoints
-    from vtkmodules.vtkCommonDataModel import vtkTable
+    from vtkmodules.vtkChartsCore import vtkChartLegend, vtkChartXY
     from vtkmodules.vtkRenderingContext2D import vtkContextActor
     from vtkmodules.vtkRenderingCore import vtkRenderer
 
     chart, actor, scene = vtkChartXY(), vtkContextActor(), vtkRenderer()
-    plots = {
-        "estimate": (vtkChart.LINE if len(line) > 1 else vtkChart.POINTS, line, (33, 102, 172, 255), 2.0),
-        "exact": (vtkChart.POINTS, [final] if final else [], (178, 24, 43, 255), 7.0),
-    }
-    for label, (kind, points, colour, width) in plots.items():
-        if not points:
-            continue
-        table = vtkTable()
-        for title, column in zip(("x", label), np.transpose(points), strict=True):
-            values = numpy_to_vtk(np.ascontiguousarray(column), deep=True)
-            values.SetName(title)
-            table.AddColumn(values)
-        drawn = chart.AddPlot(kind)
-        drawn.SetInputData(table, 0, 1)
-        drawn.SetColor(*colour)
-        drawn.SetWidth(width)
-        if kind == vtkChart.POINTS:
-            drawn.SetMarkerStyle(vtkPlotPoints.CIRCLE)
-    bottom, left = chart.GetAxis(vtkAxis.BOTTOM), chart.GetAxis(vtkAxis.LEFT)
-    for axis, title in ((bottom, "training time in seconds"), (left, "PSNR in dB")):
-        axis.SetTitle(title)
-        axis.GetTitleProperties().BoldOff()
-        for style in (axis.GetTitleProperties(), axis.GetLabelProperties()):
-            style.SetFontSize(TEXT)
-        axis.SetBehavior(vtkAxis.FIXED)
-    ends, psnrs = np.transpose([*line, *[final] * bool(final)] or [(0.0, 0.0)])
-    margin = max(0.05 * np.ptp(psnrs), 0.5)  # so that no point is cut off
-    bottom.SetRange(0.0, 1.05 * ends.max() or 1.0)
-    left.SetRange(psnrs.min() - margin, psnrs.max() + margin)
+    _add_plot(chart, "estimate", line, len(line) > 1, (33, 102, 172, 255), 2.0)
+    _add_plot(chart, "exact", [final] if final else [], False, (178, 24, 43, 255), 7.0)
+    _set_axes(chart, [*line, *[final] * bool(final)] or [(0.0, 0.0)])
     chart.SetShowLegend(True)
     chart.GetLegend().SetHorizontalAlignment(vtkChartLegend.RIGHT)
     chart.GetLegend().SetVerticalAlignment(vtkChartLegend.BOTTOM)
@@ -75,3 +47,43 @@ def chart_of(line: list[tuple[float, float]], final: tuple[float, float] | None)
     scene.SetBackground(1, 1, 1)
     scene.AddActor(actor)
     return scene
+
+
+def _add_plot(
+    chart: object, label: str, points: list, is_line: bool, colour: tuple[int, int, int, int], width: float
+) -> None:
+    """Add a line through these points, or the points alone. width: of the line or of a point, pixels."""
+    from vtkmodules.util.numpy_support import numpy_to_vtk
+    from vtkmodules.vtkChartsCore import vtkChart, vtkPlotPoints
+    from vtkmodules.vtkCommonDataModel import vtkTable
+
+    if not points:
+        return
+    table = vtkTable()
+    for title, column in zip(("x", label), np.transpose(points), strict=True):
+        values = numpy_to_vtk(np.ascontiguousarray(column), deep=True)
+        values.SetName(title)
+        table.AddColumn(values)
+    drawn = chart.AddPlot(vtkChart.LINE if is_line else vtkChart.POINTS)
+    drawn.SetInputData(table, 0, 1)
+    drawn.SetColor(*colour)
+    drawn.SetWidth(width)
+    if not is_line:
+        drawn.SetMarkerStyle(vtkPlotPoints.CIRCLE)
+
+
+def _set_axes(chart: object, points: list[tuple[float, float]]) -> None:
+    """Give both axes their titles, and a range in which all points lie."""
+    from vtkmodules.vtkChartsCore import vtkAxis
+
+    seconds, psnrs = np.transpose(points)
+    margin = max(0.05 * np.ptp(psnrs), 0.5)  # so that no point is cut off
+    bottom, left = chart.GetAxis(vtkAxis.BOTTOM), chart.GetAxis(vtkAxis.LEFT)
+    bottom.SetRange(0.0, 1.05 * seconds.max() or 1.0)
+    left.SetRange(psnrs.min() - margin, psnrs.max() + margin)
+    for axis, title in ((bottom, "training time in seconds"), (left, "PSNR in dB")):
+        axis.SetBehavior(vtkAxis.FIXED)
+        axis.SetTitle(title)
+        axis.GetTitleProperties().BoldOff()
+        for style in (axis.GetTitleProperties(), axis.GetLabelProperties()):
+            style.SetFontSize(TEXT)

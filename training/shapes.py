@@ -82,18 +82,7 @@ def fit_after_trials(
     if not is_tried or has_one:
         middle = min(configs, key=lambda config: abs(config.n_layers - MIDDLE_DEPTH))
         return fit_of(Start(middle, waves))
-    starts = [Start(config) for config in configs]
-    if waves is not None:
-        starts += [Start(config, waves) for config in configs]
-    n_further = max(TRIALS - len(configs), 0)  # also beside plane waves: these may be no better
-    with Progress("training", len(starts) + n_further + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
-        trials = Trials(fit_of, progress)
-        for start in starts:
-            trials.run(start)
-        best_start = trials.best.start
-        if best_start.config.n_neurons <= TRIED_NEURONS:
-            for number in range(1, n_further + 1):
-                trials.run(best_start._replace(number=number))
+    trials = trials_of(configs, waves, fit_of)
     start, best = trials.best
     fit = fit_of(start)
     if best.loss < COLLAPSED_FACTOR * sampler.variance:
@@ -138,6 +127,23 @@ class Trials:
         self.n_done, self.seconds = self.n_done + 1, self.seconds + fit.seconds
         trial = Trial(start, fit)
         self.best = max(self.best or trial, trial, key=score)
+
+
+def trials_of(configs: Sequence[SirenConfig], waves: np.ndarray | None, fit_of: Callable[..., Fit]) -> Trials:
+    """Trials of all networks, also from plane waves if there are any; then of further starts of the best one."""
+    starts = [Start(config) for config in configs]
+    if waves is not None:
+        starts += [Start(config, waves) for config in configs]
+    n_further = max(TRIALS - len(configs), 0)  # also beside plane waves: these may be no better
+    with Progress("training", len(starts) + n_further + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
+        trials = Trials(fit_of, progress)
+        for start in starts:
+            trials.run(start)
+        best_start = trials.best.start
+        if best_start.config.n_neurons <= TRIED_NEURONS:
+            for number in range(1, n_further + 1):
+                trials.run(best_start._replace(number=number))
+    return trials
 
 
 def waves_of_sampler(sampler: VoxelSampler, n_neurons: int, share: float) -> np.ndarray | None:
