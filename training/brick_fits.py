@@ -16,13 +16,14 @@ from cli.progress import Parts, Progress
 from field.bricks import brick_boxes
 from siren import FieldNet, SirenConfig, count_parameters
 from training import processes
-from training.cutting import brick_volume, error_factor, passes_over, ready_to_cut, survey
+from training.cutting import passes_over
 from training.fitting import Fit, new_fit
 from training.recipe import BATCH, Recipe, psnr_of, training_work
 from training.spectrum import SURE_SHARE, waves_of
 from training.stacks import StackedFit, Task, memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
 from training.streaming import make_sampler, read_ahead
+from training.survey import brick_volume, error_factor, ready_to_cut, survey
 from training.workers import Report, Workers, most_work_first
 from utils import ValueRange, Volume, VolumeHeader, shape_of
 

@@ -9,11 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from cli.progress import Progress
-from siren import LEAST_NEURONS, SirenConfig, count_parameters
+from field.network_chunk import MAX_PARAMETERS
+from siren import LEAST_NEURONS, MAX_NEURONS, SirenConfig, count_parameters
 from training.brick_fits import PILOT_PASSES, PILOT_STEPS, BrickFits
-from training.cutting import MOST_SHARE, shared_out, width_for
+from training.cutting import MOST_SHARE
 from training.recipe import psnr_of
 from training.shapes import HEAD_START
+from utils import UserError
 
 BRICK_DEPTHS, SAMPLE = (5, 3), 4  # layers that compete, the most first, and bricks in which they do
 PILOT_SHARE = 1 / 8  # of the fit: pilots that compare depths are PILOT_STEPS long, but at most this
@@ -155,3 +157,36 @@ class BrickNetworks:
     def _form(self) -> dict:
         """The fields of the networks' SirenConfig, but the width."""
         return self.fields | {"n_layers": self.n_layers}
+
+
+def shared_out(n_parameters: float, need: np.ndarray, n_voxels: np.ndarray, fields: dict) -> list[SirenConfig | None]:
+    """The network of each brick. All of them together have about `n_parameters`; a brick that needs 0 has none.
+
+    need: what each brick needs of them, in any unit. n_voxels: of each brick. fields: of SirenConfig, but the width.
+    Raises UserError for more parameters than a file can hold.
+    """
+    least = count_parameters(SirenConfig(LEAST_NEURONS, **fields))
+    most = np.maximum(MOST_SHARE * n_voxels, least)
+    low, high = 0.0, n_parameters / max(need[need > 0].min(initial=math.inf), 1e-300)
+    for _ in range(100):  # the share of each need that uses up the parameters
+        share = (low + high) / 2
+        sizes = np.where(need > 0, np.clip(share * need, least, most), 0.0)
+        low, high = (share, high) if sizes.sum() < n_parameters else (low, share)
+    configs = [SirenConfig(width_for(size, fields), **fields) if size else None for size in sizes]
+    n_all = sum(count_parameters(config) for config in configs if config)
+    if n_all > MAX_PARAMETERS:
+        way_out = "a larger --compression_ratio or fewer --bricks give fewer"
+        raise UserError(f"bricks of {n_all} parameters in all, a file can hold at most {MAX_PARAMETERS}: {way_out}")
+    return configs
+
+
+def width_for(n_parameters: float, fields: dict) -> int:
+    """The width, LEAST_NEURONS to MAX_NEURONS, whose number of parameters is the nearest to `n_parameters`."""
+
+    def size(width: int) -> int:
+        return count_parameters(SirenConfig(width, **fields))
+
+    width = LEAST_NEURONS
+    while width < MAX_NEURONS and size(width) + size(width + 1) < 2 * n_parameters:
+        width += 1
+    return width

@@ -20,7 +20,6 @@ from torch.nn import functional
 
 from field.layers import layer_table
 from siren import FieldNet, SirenConfig
-from training.cutting import error_factor
 from training.fitting import new_networks
 from training.optimizers import padded
 from training.recipe import CHECK_STEPS, Recipe, psnr_of
@@ -28,6 +27,7 @@ from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler, all_coordinates
 from training.step import StepFunction
 from training.streaming import normalised
+from training.survey import error_factor
 from training.weights import vector_of
 from utils import ValueRange
 

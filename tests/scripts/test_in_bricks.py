@@ -177,7 +177,7 @@ def test_what_no_file_can_hold_is_refused_before_the_training(volume_file, tmp_p
     monkeypatch.setattr("field.bricks.MAX_BRICKS", 3)
     assert "at most 3 bricks" in error_of(train_script.main, *argv, "--bricks", "2,2,1")
     for flags in (), ("--n_layers", 2), ("--max_seconds", 1):
-        monkeypatch.setattr("training.cutting.MAX_PARAMETERS", 150)
+        monkeypatch.setattr("training.brick_networks.MAX_PARAMETERS", 150)
         said = error_of(train_script.main, *argv, "--bricks", "3,1,1", *flags)
         assert "at most 150: a larger --compression_ratio or fewer --bricks" in said
 

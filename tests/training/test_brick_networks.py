@@ -10,10 +10,12 @@ from helpers.brick_fits import small_fit
 from helpers.volumes import slanted
 
 from cli.progress import NoProgress
-from siren import count_parameters
-from training.brick_networks import BRICK_DEPTHS
+from siren import MAX_NEURONS, SirenConfig, count_parameters
+from training.brick_networks import BRICK_DEPTHS, shared_out, width_for
 from training.recipe import Recipe
 from training.shapes import HEAD_START
+
+FORM = {"n_layers": 3, "d_in": 3, "d_out": 1}
 
 
 def test_a_brick_with_more_detail_gets_more():
@@ -93,3 +95,21 @@ def test_bricks_without_a_voxel_do_not_count_for_the_recipe():
     assert fit.survey.medium_size == 2
     fit.run()
     assert fit.networks.n_trained == 1 and sorted(fit.done) == [0]
+
+
+def test_parameters_go_where_they_are_needed():
+    need, n_voxels = np.array([0.0, 1.0, 2.0, 4.0, 1e-9]), np.full(5, 100_000)
+    configs = shared_out(20_000, need, n_voxels, FORM)
+    sizes = [count_parameters(config) if config else 0 for config in configs]
+    assert sizes[0] == 0 and sizes[4] == count_parameters(SirenConfig(4, **FORM))
+    assert sum(sizes) == pytest.approx(20_000, rel=0.05)
+    assert sizes[2] / sizes[1] == pytest.approx(2, rel=0.15) and sizes[3] / sizes[2] == pytest.approx(2, rel=0.15)
+
+
+def test_a_small_brick_gets_no_more_than_its_share():
+    sizes = [count_parameters(c) for c in shared_out(1e9, np.array([1.0, 1.0]), np.array([4_000, 40_000]), FORM)]
+    assert sizes == pytest.approx([1_000, 10_000], rel=0.1)
+
+
+def test_no_network_is_wider_than_a_file_holds():
+    assert width_for(1e13, {"n_layers": 1, "d_in": 3, "d_out": 1}) == MAX_NEURONS

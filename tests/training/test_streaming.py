@@ -24,9 +24,9 @@ from field.neural_field import NeuralField
 from formats import slabs
 from formats.arrays import LazyArray
 from training import long_runs, outliers, streaming
-from training.cutting import survey
 from training.sampler import VoxelSampler
 from training.streaming import StreamingSampler, make_sampler
+from training.survey import survey
 from utils import Geometry, Volume, boxes, read_in_boxes, value_limits, value_range
 
 CPU = torch.device("cpu")
