@@ -31,16 +31,17 @@ from cli import console
 from siren import FieldNet, SirenConfig, neurons_for_budget
 from training import step as step_module
 from training import unfused
+from training.brick_task import Task
 from training.fitting import Fit, new_fit
 from training.recipe import default_recipe, psnr_of
 from training.sampler import VoxelSampler
-from training.stacks import StackedFit, Task
+from training.stacked_fit import StackedFit
 from utils import UserError, ValueRange, value_range
 
 N_LAYERS, N_SINES = 8, 15
 MEASURED_STEPS = 100
 LONGEST_KERNELS = 12  # rows of them, the first one for all
-TESTS = ("tests/training/test_step.py", "tests/training/test_stacks.py", "tests/test_cuda.py")
+TESTS = ("tests/training/test_step.py", "tests/training/test_stacked_fit.py", "tests/test_cuda.py")
 TRAINED = ["volume", "ratio", "dB", "s of training", "s of the process"]
 STACKED_LAYERS, STACKED_SIDE = 5, 32  # of the networks of a stack, and of their bricks, voxels
 STACKS = [(48, 2048), (18, 1024), (48, 1024), (18, 2048)]  # width, samples a step of each network

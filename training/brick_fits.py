@@ -1,4 +1,4 @@
-"""Fits single bricks of a volume: in processes, one a core; on a GPU in stacks."""
+"""Fits the bricks of a volume: in processes, one a core; on a GPU in stacks."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from cli.progress import Parts, Progress
 from field.bricks import brick_boxes
-from siren import FieldNet, SirenConfig, count_parameters
+from siren import SirenConfig, count_parameters
 from training import processes
+from training.brick_task import Task, Trained, arrays_of, fit_brick
 from training.cutting import passes_over
-from training.fitting import Fit, new_fit
-from training.recipe import BATCH, Recipe, psnr_of, training_work
+from training.recipe import BATCH, Recipe, training_work
 from training.spectrum import SURE_SHARE, waves_of
-from training.stacks import StackedFit, Task, memory_for_a_stack, stacks_of
+from training.stacked_fit import StackedFit
+from training.stacks import memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
-from training.streaming import make_sampler, read_ahead
+from training.streaming import read_ahead
 from training.survey import brick_volume, error_factor, ready_to_cut, survey
-from training.workers import Report, Workers, most_work_first
+from training.workers import Workers, most_work_first
 from utils import ValueRange, Volume, VolumeHeader, shape_of
 
 PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rate / that of the fit
@@ -32,39 +32,6 @@ PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rat
 # alike: by 11 steps, the worse depth was chosen in half of the runs, which cost 1.3 and 3.5 dB.
 PILOT_STEPS, LEAST_PILOT_BATCH = 150, 256
 RecipeFor = Callable[[int, int, SirenConfig], Recipe]  # voxels not missing, voxels in all, network -> recipe
-
-
-class Trained(NamedTuple):
-    """The network of a brick. weights: by name. error: mean squared error of the brick's normalised values.
-
-    n_recoveries: of its fit, see training/recovery.py; 0 where an earlier run did it.
-    """
-
-    weights: dict[str, np.ndarray]
-    error: float
-    n_recoveries: int = 0
-
-
-def fit_brick(task: Task, device: torch.device, first_omega: float | None, report: Report) -> Trained:
-    """The network of one brick. first_omega: see `new_fit`."""
-    target = task.target_psnr
-    with processes.apart():
-        sampler = make_sampler(task.brick, task.values, device, task.recipe.grad_lambda > 0)
-        fit = new_fit(task.config, sampler, task.recipe, task.seed, first_omega, waves=task.waves)
-
-        def on_step(fit: Fit) -> bool:
-            report(fit.progress)
-            is_near = target is not None and fit.is_judged and fit.psnr >= target
-            return is_near and psnr_of(sampler.mean_squared_error(fit.averaged_net)) >= target
-
-        fit.run(on_step)
-        error = sampler.mean_squared_error(fit.averaged_net)
-        return Trained(arrays_of(fit.averaged_net), error, fit.recovery.n_recoveries)
-
-
-def arrays_of(net: FieldNet) -> dict[str, np.ndarray]:
-    """A copy of the weights of a network, by name."""
-    return {name: tensor.cpu().numpy().copy() for name, tensor in net.state_dict().items()}
 
 
 class BrickFits:

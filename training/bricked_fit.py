@@ -19,8 +19,8 @@ from field.bricks import Bricks, Cut
 from field.layers import parameter_shapes
 from siren import SirenConfig, count_parameters
 from training import processes
-from training.brick_fits import Trained
 from training.brick_networks import BrickNetworks
+from training.brick_task import Trained
 from training.fitting import is_like
 from training.recipe import Recipe, psnr_of, training_work
 

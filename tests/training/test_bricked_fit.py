@@ -14,7 +14,7 @@ from helpers.volumes import slanted
 
 from cli.progress import NoProgress
 from field.neural_field import NeuralField
-from training import brick_fits, processes
+from training import brick_task, processes
 from training.long_runs import Checkpoint, run_bricks
 from training.recipe import Recipe
 from training.recovery import Action
@@ -58,16 +58,16 @@ def test_a_brick_is_fitted_as_by_one_process(monkeypatch):
     """Of several, too. So a GPU replays its steps."""
     counts = []
 
-    def built(*arguments, build=brick_fits.new_fit, **keywords):
+    def built(*arguments, build=brick_task.new_fit, **keywords):
         counts.append(processes.count())
         return build(*arguments, **keywords)
 
-    monkeypatch.setattr(brick_fits, "new_fit", built)
+    monkeypatch.setattr(brick_task, "new_fit", built)
     fit = small_fit()
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     task = fit.fits._task(0, fit.networks.config(4), fit.recipe)
-    brick_fits.fit_brick(task, torch.device("cpu"), None, lambda part: None)
+    brick_task.fit_brick(task, torch.device("cpu"), None, lambda part: None)
     assert counts == [1]
 
 
@@ -81,7 +81,7 @@ def test_no_process_is_started_without_a_brick(monkeypatch):
 @pytest.mark.parametrize("has_stacks", [False, True])
 def test_the_bar_moves_within_a_brick_and_ends_at_the_whole_work(has_stacks, monkeypatch):
     monkeypatch.setattr("training.workers.REPORT_SECONDS", 0.0)
-    monkeypatch.setattr("training.stacks.CHECK_STEPS", 1)
+    monkeypatch.setattr("training.stacked_fit.CHECK_STEPS", 1)
     shown, fit = [], small_fit()
     fit.fits.has_stacks = has_stacks
     configs = {k: fit.networks.config(4) for k in (0, 2)}
@@ -122,7 +122,7 @@ def test_a_time_limit_is_shared_out_by_the_work():
 @pytest.mark.parametrize("has_stacks", [False, True])
 def test_one_line_tells_how_many_bricks_recovered(has_stacks, monkeypatch, capsys):
     monkeypatch.setattr("training.fitting.CHECK_STEPS", 1)
-    monkeypatch.setattr("training.stacks.CHECK_STEPS", 1)
+    monkeypatch.setattr("training.stacked_fit.CHECK_STEPS", 1)
 
     judged = []
 

@@ -1,0 +1,66 @@
+"""The fit of one brick: what it takes, and what comes of it. Another process can do it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from siren import FieldNet, SirenConfig
+from training import processes
+from training.fitting import Fit, new_fit
+from training.recipe import Recipe, psnr_of
+from training.streaming import make_sampler
+from training.workers import Report
+from utils import ValueRange
+
+
+class Task(NamedTuple):
+    """The fit of one brick.
+
+    brick: (grid..., components), normalised by the range of the volume, NaN where missing. values: the range of the
+    brick, to which the fit normalises them again. waves: see `new_fit`. target_psnr: of the values normalised by this
+    range, in dB, at which the fit ends.
+    """
+
+    brick: np.ndarray
+    values: ValueRange
+    config: SirenConfig
+    recipe: Recipe
+    seed: int
+    waves: np.ndarray | None = None
+    target_psnr: float | None = None
+
+
+class Trained(NamedTuple):
+    """The network of a brick. weights: by name. error: mean squared error of the brick's normalised values.
+
+    n_recoveries: of its fit, see training/recovery.py; 0 where an earlier run did it.
+    """
+
+    weights: dict[str, np.ndarray]
+    error: float
+    n_recoveries: int = 0
+
+
+def fit_brick(task: Task, device: torch.device, first_omega: float | None, report: Report) -> Trained:
+    """The network of one brick. first_omega: see `new_fit`."""
+    target = task.target_psnr
+    with processes.apart():
+        sampler = make_sampler(task.brick, task.values, device, task.recipe.grad_lambda > 0)
+        fit = new_fit(task.config, sampler, task.recipe, task.seed, first_omega, waves=task.waves)
+
+        def on_step(fit: Fit) -> bool:
+            report(fit.progress)
+            is_near = target is not None and fit.is_judged and fit.psnr >= target
+            return is_near and psnr_of(sampler.mean_squared_error(fit.averaged_net)) >= target
+
+        fit.run(on_step)
+        error = sampler.mean_squared_error(fit.averaged_net)
+        return Trained(arrays_of(fit.averaged_net), error, fit.recovery.n_recoveries)
+
+
+def arrays_of(net: FieldNet) -> dict[str, np.ndarray]:
+    """A copy of the weights of a network, by name."""
+    return {name: tensor.cpu().numpy().copy() for name, tensor in net.state_dict().items()}

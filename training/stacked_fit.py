@@ -1,0 +1,231 @@
+"""Fits the networks of a stack, each to its brick, in steps that they take together.
+
+A network has samples of its own brick alone, and its own density, rate and recovery.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.func import functional_call
+from torch.nn import functional
+
+from siren import FieldNet
+from training.brick_task import Task
+from training.fitting import new_networks
+from training.recipe import CHECK_STEPS, psnr_of
+from training.recovery import Action, Recovery
+from training.sampler import VoxelSampler, all_coordinates
+from training.stacks import common_recipe, stack_width
+from training.step import StepFunction
+from training.streaming import normalised
+from training.survey import error_factor
+from training.weights import vector_of
+
+
+def widened(net: FieldNet, width: int) -> FieldNet:
+    """The same network among zeros: as wide as `width`."""
+    wide = FieldNet(dataclasses.replace(net.config, n_neurons=width))
+    with torch.no_grad():
+        for large, small in zip(wide.parameters(), net.parameters(), strict=True):
+            large.zero_()[tuple(map(slice, small.shape))] = small
+    return wide
+
+
+class StackedSampler:
+    """The samples of all bricks of a stack, on the device. A voxel's number counts on from brick to brick."""
+
+    is_resident = True
+
+    def __init__(self, bricks: Sequence[VoxelSampler]):
+        self.bricks, self.device = bricks, bricks[0].device
+        self.sizes = [len(brick.values) for brick in bricks]
+        self.starts = np.cumsum([0, *self.sizes[:-1]]).tolist()
+        self.n_voxels = max(brick.n_voxels for brick in bricks)  # of the brick with the most, which sets the steps
+        self.values = torch.cat([brick.values.to(self.device) for brick in bricks])
+        self.coordinates = torch.cat([all_coordinates(brick.axes).to(self.device) for brick in bricks])
+
+    def deviations(self) -> torch.Tensor:
+        """As `VoxelSampler.deviations`."""
+        return torch.cat([brick.deviations().to(self.device) for brick in self.bricks])
+
+    def density(self, errors: torch.Tensor) -> torch.Tensor:
+        """As `VoxelSampler.density`, 1 in the mean over each brick."""
+        parts = zip(self.bricks, errors.split(self.sizes), strict=True)
+        return torch.cat([brick.density(part) for brick, part in parts])
+
+    def batches(
+        self, seeds: Sequence[int], index: int, n_batches: int, density: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Pass number `index` over all bricks, in batches (bricks, samples).
+
+        All bricks have as many samples: one with fewer voxels begins its pass again.
+        """
+        n, rows = n_batches * math.ceil(self.n_voxels / n_batches), []
+        for brick, seed, part, start in zip(self.bricks, seeds, density.split(self.sizes), self.starts, strict=True):
+            order = brick.shuffled(seed, index, part.to(brick.values.device)).to(self.device) + start
+            rows.append(order.repeat(math.ceil(n / len(order)))[:n])
+        return torch.stack(rows).chunk(n_batches, dim=1)
+
+    def samples(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Coordinates (..., d_in) and values (..., components) of the voxels `flat` (...)."""
+        return self.coordinates[flat], self.values[flat]
+
+    def judging_voxels(self, density: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `VoxelSampler.judging_voxels`, for each brick, in stacks. The weighted sum over a brick is its mean."""
+        parts = zip(self.bricks, density.split(self.sizes), strict=True)
+        found = [brick.judging_voxels(part.to(brick.values.device)) for brick, part in parts]
+        most = max(len(weights) for _, _, weights in found)
+        columns = []
+        for x, values, weights in found:
+            more = most - len(weights)
+            rows = (x, values, weights[:, None] / len(weights))
+            columns.append([functional.pad(row, (0, 0, 0, more)) for row in rows])
+        x, values, weights = (torch.stack(column) for column in zip(*columns, strict=True))
+        return x, values, weights[..., 0]
+
+
+class StackedFit:
+    """The fits of the networks of a stack, each to its brick. See `Fit`, which fits one network.
+
+    The passes, the batch and the schedule are common; each network has its own learning rate. A network that diverges
+    goes back to its best state, while the others go on. So it has fewer steps left than one that is fitted alone.
+    """
+
+    def __init__(self, tasks: Sequence[Task], device: torch.device, first_omega: float | None = None):
+        self.tasks, configs = tasks, [task.config for task in tasks]
+        self.sampler = StackedSampler([VoxelSampler(normalised(task.brick, task.values), device) for task in tasks])
+        limits, bricks = [task.recipe.max_seconds for task in tasks], self.sampler.bricks
+        self.recipe = dataclasses.replace(
+            common_recipe(tasks[0].recipe), max_seconds=None if None in limits else math.fsum(limits)
+        )
+        self.steps_per_pass = math.ceil(self.sampler.n_voxels / self.recipe.batch)
+        self.n_steps = self.recipe.count_steps(self.sampler.n_voxels)
+        starts, width = [], stack_width(configs)
+        for task, brick in zip(tasks, bricks, strict=True):
+            nets = new_networks(task.config, brick, task.seed, first_omega, waves=task.waves)
+            starts.append([widened(net, width) for net in nets])
+        nets, *further = zip(*starts, strict=True)
+        self.short_wave_starts = [torch.stack([vector_of(net) for net in row]).to(device) for row in further]
+        widths = torch.tensor([float(config.n_neurons) for config in configs], device=device)
+        nets[0].to(device)
+        deviations = self.sampler.deviations()
+        self.step_function = StepFunction(nets, self.sampler, self.recipe, 0, 1, deviations, widths)
+        self.trained = trained = self.step_function.trained
+        self.averages = {name: trained.of_all(p.detach()) for name, p in trained.averaged_net.named_parameters()}
+        self.start, self.best = ([tensor.clone() for tensor in trained.state] for _ in range(2))
+        self.recoveries = [Recovery(brick.variance, len(further)) for brick in bricks]
+        self.step, self.seconds, self.losses = 0, 0.0, [brick.variance for brick in bricks]
+        self.error_factors = [error_factor(task.values.low, task.values.high) for task in tasks]
+        self.psnr = self._joint_psnr()
+        self.reached: dict[int, torch.Tensor] = {}  # averaged weights of the networks that have their target PSNR
+        self._set_rates()
+
+    @property
+    def progress(self) -> float:
+        """The fraction of the fit that is done, 0 to 1."""
+        if len(self.reached) == len(self.tasks):
+            return 1.0
+        if self.recipe.max_seconds is not None:
+            return min(self.seconds / self.recipe.max_seconds, 1.0)
+        return self.step / self.n_steps
+
+    def _joint_psnr(self) -> float:
+        """The PSNR of all networks together, in dB, by which the type of their products is chosen.
+
+        What float16 costs a network of few errors does not show beside the errors of the others.
+        """
+        both = zip(self.losses, self.error_factors, strict=True)
+        known = [(loss, factor) for loss, factor in both if math.isfinite(loss)]
+        return psnr_of(sum(loss * factor for loss, factor in known) / max(sum(factor for _, factor in known), 1e-300))
+
+    def run(self, on_judged: Callable[[float], None] = lambda progress: None) -> None:
+        """Train all networks to the end. `on_judged(progress)` is called after every judgement."""
+        started = time.monotonic()
+        while self.progress < 1:
+            density = self.sampler.density(self.step_function.errors)
+            self.step_function.set_density(density)
+            vars(self).pop("judging_voxels", None)
+            seeds = [task.seed for task in self.tasks]
+            for batch in self.sampler.batches(seeds, self.step // self.steps_per_pass, self.steps_per_pass, density):
+                rate = self.recipe.rate(self.step, self.sampler.n_voxels, self.progress)
+                self.step += 1
+                self.step_function(batch, rate, self.step, self.psnr)
+                self.seconds = time.monotonic() - started
+                if self.step % CHECK_STEPS == 0:
+                    self._recover_if_needed()
+                    on_judged(self.progress)
+                if self.progress >= 1:
+                    break
+        if self.step:
+            diverged = [k for k, loss in enumerate(self._judge()) if self.recoveries[k].has_diverged(loss)]
+            _copy(self.trained.state, self.best, diverged)
+        for k, weights in self.reached.items():
+            self.trained.averaged_weights[k] = weights
+
+    @functools.cached_property
+    def judging_voxels(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `Fit.judging_voxels`, for each brick."""
+        return self.sampler.judging_voxels(self.step_function.density)
+
+    @torch.no_grad()
+    def _judge(self) -> list[float]:
+        """The loss of each network, as `Fit._judge` says."""
+        x, values, weights = self.judging_voxels
+        net = self.trained.averaged_net
+        outputs = torch.vmap(lambda parameters, x: functional_call(net, parameters, (x,)))(self.averages, x)
+        return ((outputs.clamp(-1, 1) - values).square().mean(-1) * weights).sum(-1).tolist()
+
+    def _recover_if_needed(self) -> None:
+        """Judge all networks, and do what the recovery of each decides."""
+        before, self.losses = self.losses, self._judge()
+        self.psnr = self._joint_psnr()
+        _copy(self.best, self.trained.state, [k for k, r in enumerate(self.recoveries) if self.losses[k] < r.best_loss])
+        for k, recovery in enumerate(self.recoveries):
+            action = recovery.judge(before[k], self.losses[k], self.step, self.progress)
+            if action in (Action.START, Action.SHORTER_WAVES):
+                _copy(self.best, self.start, [k])
+            if action is Action.SHORTER_WAVES:
+                network = self.short_wave_starts[-1 - recovery.n_short_wave_starts][k]
+                self.best[0][k] = self.best[1][k] = network
+            if action is not Action.GO_ON:
+                _copy(self.trained.state, self.best, [k])
+                self._set_rates()
+        self._keep_reached()
+
+    def _set_rates(self) -> None:
+        rates = [task.recipe.lr * 0.5**r.n_halvings for task, r in zip(self.tasks, self.recoveries, strict=True)]
+        self.trained.rates.copy_(torch.tensor(rates))
+
+    def _keep_reached(self) -> None:
+        """Keep the networks that have their target PSNR. They train on with the others; these steps are not used."""
+        for k, task in enumerate(self.tasks):
+            is_near = task.target_psnr is not None and psnr_of(self.losses[k]) >= task.target_psnr
+            if is_near and k not in self.reached and psnr_of(self.error(k)) >= task.target_psnr:
+                self.reached[k] = self.trained.averaged_weights[k].clone()
+
+    def network(self, k: int) -> FieldNet:
+        """The averaged network of brick number k of the stack, without the zeros."""
+        net = FieldNet(self.tasks[k].config)
+        with torch.no_grad():
+            for name, parameter in net.named_parameters():
+                parameter.copy_(self.averages[name][k][tuple(map(slice, parameter.shape))])
+        return net.to(self.sampler.device)
+
+    def error(self, k: int) -> float:
+        """The mean squared error of brick number k, of its normalised values."""
+        return self.sampler.bricks[k].mean_squared_error(self.network(k))
+
+
+def _copy(there: list[torch.Tensor], here: list[torch.Tensor], networks: list[int]) -> None:
+    """Copy the rows of these networks from one state to another."""
+    if networks:
+        rows = torch.tensor(networks, device=here[0].device)
+        for a, b in zip(there, here, strict=True):
+            a[rows] = b[rows]
