@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from field.bricks import Bricks
-from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, start_as_axis_waves, start_as_plane_waves
+from siren import FieldNet, SirenConfig
 from training import processes
 from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler
+from training.starts import new_networks
 from training.step import StepFunction
 from training.weights import vector_of
 
-SHORTER_WAVES = 2, 4  # factors of HIGHEST_WAVE after a collapse: fine detail is like noise to long waves
 MAX_STEP = 1 << 53  # largest number of a step in a checkpoint: a float holds it exactly
 
 
@@ -273,37 +273,6 @@ def check_state(fit: Fit, state: dict) -> None:
     is_sound = is_sound and [tensor.shape for tensor in found] == [tensor.shape for tensor in own]
     if not (is_sound and all(map(is_like, own[:2], found[:2]))):
         raise ValueError("expected a state of finite weights, found another one")
-
-
-def new_networks(
-    config: SirenConfig,
-    sampler: VoxelSampler,
-    seed: int,
-    first_omega: float | None = None,
-    number: int = 0,
-    waves: np.ndarray | None = None,
-) -> list[FieldNet]:
-    """A new network, and the starts of shorter waves that may take its place. The arguments: see `new_fit`."""
-
-    def next_network(generator: torch.Generator, factor: float = 1) -> FieldNet:
-        """The next random network. factor: its highest wave / HIGHEST_WAVE."""
-        net = FieldNet(config, generator, first_omega or OMEGA_0)
-        if first_omega is None:  # along an axis of one voxel, a wave would be a constant
-            mirrors = {axis: mirror for axis, mirror in enumerate(sampler.mirrors) if sampler.shape[axis] > 1}
-            start_as_axis_waves(net, mirrors, factor * HIGHEST_WAVE)
-        return net
-
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(number + 1):
-        net = next_network(generator)  # at the end, the one with this number
-    if waves is not None:
-        start_as_plane_waves(net, waves)
-    if first_omega is not None:
-        return [net]
-    # A fit that continues from a checkpoint does not know the number. So the shorter waves come after network 0.
-    generator = torch.Generator().manual_seed(seed)
-    next_network(generator)
-    return [net, *(next_network(generator, factor) for factor in SHORTER_WAVES)]
 
 
 def new_fit(

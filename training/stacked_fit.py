@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from siren import FieldNet
 from training.brick_task import Task
-from training.fitting import new_networks
 from training.recipe import CHECK_STEPS, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler, all_coordinates
 from training.stacks import common_recipe, stack_width
+from training.starts import new_networks
 from training.step import StepFunction
 from training.streaming import normalised
 from training.survey import error_factor

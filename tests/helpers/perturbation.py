@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from siren import FieldNet, start_as_axis_waves
-from training import fitting
+from training import starts
 
 SIZE = 1e-6  # of each weight
 _seed: int | None = None
@@ -28,7 +28,7 @@ def switch_on(seed: int) -> None:
         start_as_axis_waves(net, *arguments, **keywords)
         move(net.net_layers[0].state_dict())
 
-    FieldNet.initialise, fitting.start_as_axis_waves = initialised, laid
+    FieldNet.initialise, starts.start_as_axis_waves = initialised, laid
 
 
 def move(state: dict[str, torch.Tensor]) -> None:

@@ -19,6 +19,7 @@ from training.fitting import Fit, new_fit
 from training.optimizers import Adam, Muon, share_of_latest
 from training.recipe import Recipe, default_recipe
 from training.sampler import VoxelSampler
+from training.starts import new_networks
 from training.step import loss_with_gradient
 from training.weights import NORM_LIMIT
 from utils import value_range
@@ -253,7 +254,7 @@ def test_a_short_fit_on_a_gpu_takes_smaller_batches():
 def test_no_wave_lies_along_an_axis_of_one_voxel(shape, along):
     """There, it would be a constant, and a part of the first layer would do nothing."""
     sampler = sampler_of(np.random.default_rng(0).random((*shape, 1), np.float32))
-    net, *shorter = fitting.new_networks(SirenConfig(13, 2), sampler, 0)
+    net, *shorter = new_networks(SirenConfig(13, 2), sampler, 0)
     for each in (net, *shorter):
         is_wave = each.net_layers[0].linear.weight.detach().abs() > 0.01
         assert is_wave.any(dim=1).all()

@@ -1,0 +1,42 @@
+"""The networks from which a fit starts."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from siren import HIGHEST_WAVE, OMEGA_0, FieldNet, SirenConfig, start_as_axis_waves, start_as_plane_waves
+from training.sampler import VoxelSampler
+
+SHORTER_WAVES = 2, 4  # factors of HIGHEST_WAVE after a collapse: fine detail is like noise to long waves
+
+
+def new_networks(
+    config: SirenConfig,
+    sampler: VoxelSampler,
+    seed: int,
+    first_omega: float | None = None,
+    number: int = 0,
+    waves: np.ndarray | None = None,
+) -> list[FieldNet]:
+    """A new network, and the starts of shorter waves that may take its place. The arguments: see `new_fit`."""
+
+    def next_network(generator: torch.Generator, factor: float = 1) -> FieldNet:
+        """The next random network. factor: its highest wave / HIGHEST_WAVE."""
+        net = FieldNet(config, generator, first_omega or OMEGA_0)
+        if first_omega is None:  # along an axis of one voxel, a wave would be a constant
+            mirrors = {axis: mirror for axis, mirror in enumerate(sampler.mirrors) if sampler.shape[axis] > 1}
+            start_as_axis_waves(net, mirrors, factor * HIGHEST_WAVE)
+        return net
+
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(number + 1):
+        net = next_network(generator)  # at the end, the one with this number
+    if waves is not None:
+        start_as_plane_waves(net, waves)
+    if first_omega is not None:
+        return [net]
+    # A fit that continues from a checkpoint does not know the number. So the shorter waves come after network 0.
+    generator = torch.Generator().manual_seed(seed)
+    next_network(generator)
+    return [net, *(next_network(generator, factor) for factor in SHORTER_WAVES)]
