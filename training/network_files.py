@@ -141,23 +141,11 @@ def read_config(path: str) -> dict:
 def network_config(path: str, settings: dict) -> SirenConfig:
     """The network that a configuration describes. Raises UserError if no such network can exist."""
     layers, n_layers = settings["layers"], settings["n_layers"]
-    if (
-        not isinstance(layers, list)
-        or not layers
-        or len(layers) != n_layers
-        or any(width != layers[0] for width in layers)
-    ):
+    if not (isinstance(layers, list) and layers and layers == layers[:1] * len(layers) and len(layers) == n_layers):
         raise UserError(f"{path}: layers: expected a list of {quoted(n_layers)} equal widths, found {quoted(layers)}")
-    fields = {
-        "n_neurons": layers[0],
-        "n_layers": n_layers,
-        "d_in": settings.get("d_in", 3),
-        "d_out": settings.get("d_out", 1),
-        "omega_0": settings.get("omega_0", OMEGA_0),
-        "is_residual": settings["is_residual"],
-    }
+    given = {name: settings[name] for name in ("d_in", "d_out", "omega_0", "is_residual") if name in settings}
     try:
-        config = SirenConfig(**fields)
+        config = SirenConfig(layers[0], n_layers, **given)
         check_network(dataclasses.asdict(config))
     except (UserError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: {error}") from None
