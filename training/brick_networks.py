@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from cli.progress import Progress
 from field.network_chunk import MAX_PARAMETERS
-from siren import LEAST_NEURONS, MAX_NEURONS, SirenConfig, count_parameters
+from siren import LEAST_NEURONS, MAX_NEURONS, SirenConfig, count_parameters, neurons_for_budget
 from training.brick_fits import PILOT_PASSES, PILOT_STEPS, BrickFits
 from training.cutting import MOST_SHARE
 from training.recipe import psnr_of
@@ -32,7 +31,8 @@ class BrickNetworks:
         self.fits, self.survey, self.fields = fits, fits.survey, fields
         self.configs: list[SirenConfig | None] = []  # None for a brick that is constant
         self.n_trained = int(np.count_nonzero(~self.survey.is_constant))  # bricks that are not constant
-        self.budget = min(budget, max(self.most_parameters, self._least_parameters(self._all_depths[0])))
+        most_parameters = MOST_SHARE * float(self.survey.n_voxels[~self.survey.is_constant].sum())
+        self.budget = min(budget, max(most_parameters, self._least_parameters(self._all_depths[0])))
         self.depths = [k for k in self._all_depths if self._least_parameters(k) <= self.budget] or self._all_depths[-1:]
         self.n_layers = self.depths[0]
         medium = self.survey.medium_size
@@ -45,11 +45,6 @@ class BrickNetworks:
     def least_parameters(self) -> int:
         """The number of parameters of all networks where each has the least width and the least depth."""
         return self._least_parameters(self._all_depths[-1])
-
-    @property
-    def most_parameters(self) -> float:
-        """The number of parameters that all networks may have together, about."""
-        return MOST_SHARE * float(self.survey.n_voxels[~self.survey.is_constant].sum())
 
     @property
     def _all_depths(self) -> Sequence[int]:
@@ -135,11 +130,6 @@ class BrickNetworks:
         """The width of each network, 0 for a brick without one."""
         return [config.n_neurons if config else 0 for config in self.configs]
 
-    @property
-    def crc32(self) -> int:
-        """A checksum of what is settled."""
-        return zlib.crc32(np.array([self.n_layers, *self.widths], "<i8").tobytes())
-
     def config(self, width: int) -> SirenConfig:
         """The network of this width."""
         return SirenConfig(width, **self._form)
@@ -182,11 +172,6 @@ def shared_out(n_parameters: float, need: np.ndarray, n_voxels: np.ndarray, fiel
 
 def width_for(n_parameters: float, fields: dict) -> int:
     """The width, LEAST_NEURONS to MAX_NEURONS, whose number of parameters is the nearest to `n_parameters`."""
-
-    def size(width: int) -> int:
-        return count_parameters(SirenConfig(width, **fields))
-
-    width = LEAST_NEURONS
-    while width < MAX_NEURONS and size(width) + size(width + 1) < 2 * n_parameters:
-        width += 1
-    return width
+    width = neurons_for_budget(n_parameters, LEAST_NEURONS, **fields)
+    below, above = (count_parameters(SirenConfig(width + more, **fields)) for more in (0, 1))
+    return width + 1 if below + above < 2 * n_parameters and width < MAX_NEURONS else width

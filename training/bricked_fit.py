@@ -120,13 +120,13 @@ class BrickedFit:
         volume |= {"counts": list(self.fits.counts), "mirrors": list(self.fits.mirrors)}
         volume |= {"target_psnr": self.fits.target_psnr}  # at which a brick that is done has ended
         volume |= self.networks.fields | dataclasses.asdict(self.recipe) | {"seed": self.fits.seed}
-        return volume | ({"networks_crc32": self.networks.crc32} if self.networks.configs else {})
+        return volume | ({"networks": [self.networks.n_layers, *self.networks.widths]} if self.networks.configs else {})
 
     def state_dict(self) -> dict:
         """Everything that `load_state_dict` needs to continue to the same result."""
         done = {k: (torch.from_numpy(as_vector(trained.weights)), trained.error) for k, trained in self.done.items()}
-        networks = {"n_layers": self.networks.n_layers, "widths": self.networks.widths}
-        return networks | {"done": done, "seconds": self.seconds}
+        n_layers, widths = self.networks.n_layers, self.networks.widths
+        return {"n_layers": n_layers, "widths": widths, "done": done, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict) -> None:
         """Add what is done in the `state_dict` of a fit with the same identity. Raises ValueError for a damaged one."""

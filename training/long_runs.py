@@ -25,8 +25,8 @@ CHECKPOINT_SECONDS = 60.0  # between checkpoints
 ESTIMATE_ERROR = 2.0  # by how much the estimated PSNR may be too low, dB
 MOST_LACKING = 1.0  # the next exact measurement waits for at most this growth of the estimated PSNR, dB
 
-# What it means if a checksum of the identity differs.
-CHECKSUMS = {"values_crc32": "the volume has other values", "networks_crc32": "its bricks have other networks"}
+# What is said if a part of the identity differs that tells nothing by itself.
+DIFFERENCES = {"values_crc32": "the volume has other values", "networks": "its bricks have other networks"}
 
 # What is compared first: the volume, of which other options follow, such as lr; before its checksum, what changes that.
 OF_VOLUME = ("shape", "d_in", "d_out", "fill", "clip", "bricks", "values_crc32")
@@ -124,7 +124,7 @@ class Checkpoint:
             raise UserError(f"{path}: expected a checkpoint of train.py, found something else") from None
         if differing:
             name = differing[0]
-            what = CHECKSUMS.get(name) or f"{name} was {_text(found.get(name))}, is {_text(expected[name])}"
+            what = DIFFERENCES.get(name) or f"{name} was {_text(found.get(name))}, is {_text(expected[name])}"
             raise OtherRunError(f"{path}: is of another run: {what}")
 
 
