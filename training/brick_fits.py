@@ -63,7 +63,7 @@ class BrickFits:
         with Progress("looking at the bricks") as progress:
             self.survey = survey(self.volume, header.values, self.boxes, progress)
         self.error_factors = error_factor(self.survey.low, self.survey.high)
-        # Asked of one brick, so that it costs nothing for other volumes: the one with the most detail.
+        # Plane waves are looked for in the brick with the most detail first: without any there, in no other brick.
         most = brick_volume(self.volume, header.values, self.boxes[int(self.survey.detail.argmax())])
         self.has_waves = first_omega is None and waves_of(most.values, 0, SURE_SHARE) is not None
 

@@ -111,7 +111,7 @@ class BrickedFit:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no weight has just diverged: what is done has not."""
+        """Whether all weights are finite: those of a brick that is done are."""
         return True
 
     def identity(self) -> dict:

@@ -166,7 +166,7 @@ class Fit:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no weight has just diverged."""
+        """Whether all weights are finite: a fit that has just diverged is not."""
         return bool(torch.isfinite(self.trained.weights).all())
 
     def identity(self) -> dict:

@@ -28,7 +28,8 @@ MOST_LACKING = 1.0  # the next exact measurement waits for at most this growth o
 # What is said if a part of the identity differs that tells nothing by itself.
 DIFFERENCES = {"values_crc32": "the volume has other values", "networks": "its bricks have other networks"}
 
-# What is compared first: the volume, of which other options follow, such as lr; before its checksum, what changes that.
+# The parts of the identity that are compared first, so that the message names the cause and not what follows from it:
+# other options, such as lr, follow from the volume; its checksum follows from the options before it here.
 OF_VOLUME = ("shape", "d_in", "d_out", "fill", "clip", "bricks", "values_crc32")
 
 History = list[tuple[float, float]]  # one entry per judged step: (seconds, estimated PSNR in dB)
@@ -100,8 +101,8 @@ class Checkpoint:
     def load(self, fit: Fit | BrickedFit) -> None:
         """Continue the fit from the file. Raises UserError unless the file has the same `identity` as the fit.
 
-        Of bricks, what all processes of the earlier run had is taken together; the first one may have had none. A run
-        before it may have had more processes: what they left is left out.
+        The bricks that all processes of the earlier run have done are taken together; the first process may have done
+        none. A run before that one may have had more processes: their files are left out.
         """
         paths = checkpoint_files(self.path) if isinstance(fit, BrickedFit) else [self.path]
         for path in paths:

@@ -22,7 +22,7 @@ LEAST_VOXELS = 8  # along an axis
 
 
 def near_the_middle(n: int) -> range:
-    """The mirrors of an axis of n voxels that lie at most a sixteenth of it from its middle. See find_mirrors."""
+    """The mirrors, as `find_mirrors` gives them, at most n / 16 voxels from the middle of an axis of n voxels."""
     return range(n - 1 - n // 8, n + n // 8)
 
 

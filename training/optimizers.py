@@ -3,8 +3,8 @@
 torch.optim has both optimisers. But it imports a compiler, which takes two seconds and is not needed here.
 
 What changes from step to step are two `numbers`. `step` takes them as they are, or as scalar tensors on a GPU: a
-captured step then reads the values of the day from the same memory. Of a stack of networks, the weights have a row for
-each network, and `rates` holds a factor of the learning rate for each.
+captured step then reads new values from the same memory. In a stack of networks, the weights have a row for each
+network, and `rates` holds a factor of the learning rate for each.
 """
 
 from __future__ import annotations

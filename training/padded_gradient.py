@@ -34,7 +34,8 @@ def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 class PaddedGradient:
     """Computes the mean squared error of a network over a batch, and its gradient in `trained.gradient`.
 
-    Or of all networks of a stack, each over a batch of its own: all tensors then have an axis of networks in front.
+    For a stack of networks it does so for each, over a batch of its own. All tensors then have an axis of networks in
+    front.
 
     A matrix is [W b], times the layer's factors, in the upper left corner of zeros. Samples lie along the first axis.
     Activation number `width` is always 1 and takes the biases in: its row of a matrix holds only pi/2 in the column of

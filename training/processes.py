@@ -20,7 +20,7 @@ import torch.distributed as dist
 from utils import UserError
 
 TIMEOUT = datetime.timedelta(minutes=30)  # how long a process waits for the others at a step
-PATIENCE = datetime.timedelta(days=100)  # and for what they do apart. It does not wait for a process that has ended
+PATIENCE = datetime.timedelta(days=100)  # how long it waits for what they do apart; the end of a process ends the wait
 FIRST_SPEAKS = 30.0  # seconds by which the other processes delay their errors: torchrun ends them meanwhile
 
 _is_apart = contextvars.ContextVar("is_apart", default=False)

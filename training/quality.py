@@ -15,7 +15,7 @@ from utils import ValueRange, Volume, VolumeHeader
 
 
 class Quality(NamedTuple):
-    """The quality of a network; None for what is unknown.
+    """The quality of a network. What is unknown is None.
 
     metrics: over the whole range of the volume. clipped: over the range after --clip. psnr_unrounded: for integers,
     the PSNR in dB before rounding; None for floats.

@@ -125,7 +125,7 @@ def passes_for_min_steps(n_voxels: int) -> int:
 
 
 def training_work(n_samples: float, n_parameters: float) -> float:
-    """The work of training a network of so many weights and biases with so many samples: in weights at a sample."""
+    """The work of training a network of so many weights and biases with so many samples. Unit: weights x samples."""
     return n_samples * (n_parameters + SAMPLE_OVERHEAD)
 
 

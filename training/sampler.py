@@ -73,8 +73,7 @@ class VoxelSampler:
     shape: of the grid, voxels. values: float32 tensor (voxels, components) in [-1, 1], NaN where missing. The tensor is
     on the device, or in host memory if training would take more than half of the device's memory: what is free of it
     would change from run to run, and with it the order of the samples. n_voxels: the number of voxels that are not
-    missing; only these are drawn. is_resident: whether `samples` reads the same memory of
-    the device at every step.
+    missing; only these are drawn. is_resident: whether `samples` reads the same memory of the device at every step.
     """
 
     def __init__(self, normalised: np.ndarray, device: torch.device):

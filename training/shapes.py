@@ -2,7 +2,7 @@
 
 The best depth is a property of the volume: 3 layers for smooth fields, 8 for rough ones, up to 5 dB apart. A trial is a
 brief fit; its length and its learning rate are those of `Recipe.trial`. The best network continues from its trial.
-Of a volume that consists of plane waves, networks that start from these waves compete too.
+For a volume that consists of plane waves, networks that start from these waves compete too.
 """
 
 from __future__ import annotations

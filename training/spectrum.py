@@ -12,8 +12,9 @@ import numpy as np
 
 from utils import voxel_size
 
-# A volume consists of plane waves if a sum of so many explains most of its variance: of lattices 0.5 to 1, of layers
-# and wave packets 0.1 to 0.85, of other images and volumes at most 0.35, of lines at most 0.85. The trials decide.
+# A volume consists of plane waves if a sum of so many explains most of its variance. The sum explains 0.5 to 1 of the
+# variance of lattices, 0.1 to 0.85 of that of layers and wave packets, at most 0.85 of that of lines, and at most 0.35
+# of that of other images and volumes. The trials decide.
 N_WAVES = 16
 TRIED_SHARE = 0.45  # of the variance, above which networks that start from the waves compete
 SURE_SHARE = 0.9  # above which they are taken where there are no trials

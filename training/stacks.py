@@ -32,9 +32,9 @@ def stack_width(configs: Sequence[SirenConfig]) -> int:
 def bytes_needed(n_voxels: int, config: SirenConfig, batch: int) -> int:
     """The memory that a brick takes in a stack.
 
-    Of each voxel: coordinates, values twice, error, density, and its place in the order of a pass, twice. Of each
-    sample and neuron: a sine and a cosine for every layer, and six more numbers at a time. There is room for all of
-    this once as the first step takes it, and once in the graph.
+    Each voxel has coordinates, values twice, an error, a density, and its place in the order of a pass, twice. Each
+    sample and neuron has a sine and a cosine for every layer, and six more numbers at a time. The samples take this
+    memory twice: in the first step, and in the CUDA graph.
     """
     a_voxel = 4 * config.d_in + 8 * config.d_out + 24
     a_sample = stack_width([config]) * (8 * len(layer_table(**dataclasses.asdict(config))) + 24)

@@ -94,9 +94,9 @@ def check_kernels(kernels: object, device: torch.device) -> None:
 class StepFunction:
     """One step of a fit: samples of the drawn voxels, gradient, errors of these voxels, update of the weights.
 
-    net: or a stack of networks, with widths: see `TrainedWeights`; each of them then has a batch of its own, a row of
-    the batch. trained: the weights. errors: (voxels,) running mean of each voxel's squared error, or None.
-    density: by which the voxels of the current pass are drawn, or None. Both stay in place for the CUDA graphs.
+    net: a network, or a stack of networks and their widths, see `TrainedWeights`. Each network of a stack has its own
+    batch, a row of the batch. trained: the weights. errors: (voxels,) running mean of each voxel's squared error, or
+    None. density: (voxels,) by which the current pass draws voxels, or None. Both stay in place for the CUDA graphs.
     """
 
     def __init__(

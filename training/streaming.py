@@ -97,9 +97,9 @@ def read_ahead(read: Callable[[Item], Found], items: Iterable[Item]) -> Iterator
 
 
 class StreamingSampler:
-    """A sampler like VoxelSampler, which reads and normalises a memory map, `original` (grid..., components), in parts.
+    """A sampler like VoxelSampler of a memory map, `original` (grid..., components): it is read in parts.
 
-    A place in the buffer identifies a voxel.
+    A place in the buffer identifies a voxel, where VoxelSampler has its flat index.
     """
 
     is_resident = False  # every refill takes new memory

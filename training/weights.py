@@ -52,9 +52,10 @@ class TrainedWeights:
 
     optimizer: "muon" (Muon for the hidden matrices, Adam for the rest) or "adam". momentum_steps, tile: see `Muon`.
 
-    net: or a stack of networks, one for each row of the weights; all tensors then have an axis of networks in front,
-    and the networks' parameters are those of the first row. widths: (networks,) of the networks, whose further neurons
-    have no weights but zeros. They stay zeros, as their gradients are. rates: (networks,) factors of the learning rate.
+    net: a network, or a stack of networks. The weights of a stack have a row for each network: all tensors then have an
+    axis of networks in front, and the parameters of `net` are views of the first row. widths: (networks,) neurons of
+    each network; its further neurons have weights of zero. These stay zero, as their gradients are. rates: (networks,)
+    factors of the learning rate.
     """
 
     def __init__(

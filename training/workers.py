@@ -70,7 +70,8 @@ class Workers:
         """The number and the result of each task (number, arguments) as it is done: `function(*arguments, report)`.
 
         function, arguments and results: what pickle takes. A task is drawn when a process is free for it, so few are in
-        memory at a time. work: how much all tasks are. on_part: is told, of a task, what its function tells its Report.
+        memory at a time. work: of all tasks together, see WORTH_WORKERS. on_part(number, part): is called with what the
+        function of a task tells its Report.
         Raises UserError when a process has been killed. After an error, these workers do nothing more.
         """
         if self.most <= 1 or (work < WORTH_WORKERS and not self.processes):
