@@ -241,14 +241,7 @@ class Fit:
 
     def load_state_dict(self, state: dict) -> None:
         """Continue from the `state_dict` of a fit with the same network, volume, recipe and seed."""
-        if not (isinstance(state["seconds"], float) and 0 <= state["seconds"] < math.inf):
-            raise ValueError("seconds: expected a finite number, found another value")
-        if self.errors is not None and not is_like(self.errors, state["errors"], 0.0, 4.0):
-            raise ValueError("errors: expected squares of at most 4, found others")
-        if state["density"] is not None and not is_like(self.errors, state["density"], 0.0):
-            raise ValueError("density: expected a number of at least 0 for each voxel, found others")
-        for found in (state["start"], state["best"], state["now"]):
-            check_state(self, found)
+        check_state_dict(self, state)
         self.start, self.best, self.seconds = state["start"], state["best"], state["seconds"]
         self.recovery.load_state_dict(state)
         for found in (self.start, self.best):
@@ -264,6 +257,18 @@ def is_like(own: torch.Tensor, found: torch.Tensor, least: float = -math.inf, mo
     """Whether a tensor of a file may take the place of `own`: of the same shape, finite, and from `least` to `most`."""
     is_same = found.shape == own.shape and found.dtype == own.dtype  # first: a file can say any shape
     return is_same and bool((torch.isfinite(found) & (found >= least) & (found <= most)).all())
+
+
+def check_state_dict(fit: Fit, state: dict) -> None:
+    """Raise ValueError unless this may be the `state_dict` of the fit, as far as `Recovery` does not check it."""
+    if not (isinstance(state["seconds"], float) and 0 <= state["seconds"] < math.inf):
+        raise ValueError("seconds: expected a finite number, found another value")
+    if fit.errors is not None and not is_like(fit.errors, state["errors"], 0.0, 4.0):
+        raise ValueError("errors: expected squares of at most 4, found others")
+    if state["density"] is not None and not is_like(fit.errors, state["density"], 0.0):
+        raise ValueError("density: expected a number of at least 0 for each voxel, found others")
+    for found in (state["start"], state["best"], state["now"]):
+        check_state(fit, found)
 
 
 def check_state(fit: Fit, state: dict) -> None:
