@@ -62,7 +62,7 @@ def build_parser() -> arguments.ArgumentParser:
     arguments.add_blob_arguments(group, "file to write the blob to")
     group.add_argument(
         "--volume",
-        help="the original volume: trains the network on while its weights are rounded, for a smaller file; "
+        help="the original volume: the network is trained on while its weights are rounded, for a smaller file; "
         "needed with files of the original scripts, which lack shape and range",
     )
     arguments.add_volume_arguments(group)
@@ -71,7 +71,7 @@ def build_parser() -> arguments.ArgumentParser:
         "--n_passes",
         type=arguments.number_from(0, 1e6),
         help="passes over --volume while rounding, 0 for none "
-        "(default: 12.5 million / voxels, at most 48, or 1,500 steps if more, and with --cuda 8 times as many; in "
+        "(default: 12.5 million / voxels, at most 48, or more for 1,500 steps; with --cuda 8 times as many; in "
         "bricks a quarter of train.py's default)",
     )
     group.add_argument(
@@ -83,7 +83,7 @@ def build_parser() -> arguments.ArgumentParser:
         "--cluster_bits",
         type=arguments.integer_from(1, MAX_BITS),
         help="about 2^bits values for the weights of a hidden matrix, 1 to 15 (default: as few as the network's PSNR "
-        "bears, with --quantizer kmeans 9)",
+        "allows; 9 with --quantizer kmeans)",
     )
     group.add_argument(
         "--quantizer", choices=("uniform", "kmeans"), default="uniform", help="equal steps, or the paper's codebooks"

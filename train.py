@@ -116,7 +116,7 @@ def warn_of_quality(opt: Options, volume: Volume, header: VolumeHeader, psnr: fl
         )
         warn(f"the network has {psnr:.1f} dB, where a constant volume would have {constant:.1f} dB: {more} help{hint}")
     if opt.target_psnr and psnr < opt.target_psnr:
-        warn(f"the network has {psnr:.1f} dB: {more} give more")
+        warn(f"the network has {psnr:.1f} dB, below --target_psnr {opt.target_psnr:g}: {more} give more")
 
 
 def results(

@@ -474,7 +474,7 @@ def voxel_grid(
         if count < 1:
             raise ValueError(f"axis {axis}: expected at least 1 point, found {count}")
         if count > 1 and stop - first == 1:
-            raise ValueError(f"axis {axis}: expected 1 point along 1 voxels, found {count}")
+            raise ValueError(f"axis {axis}: expected 1 point along 1 voxel, found {count}")
         if count > MAX_GRID_POINTS:
             raise ValueError(f"axis {axis}: expected at most {MAX_GRID_POINTS} points, found {count}")
         middle = (first + stop - 1) / 2

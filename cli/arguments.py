@@ -67,7 +67,7 @@ class ArgumentParser(argparse.ArgumentParser):
             "--num_workers",
             type=integer_from(1, 1024),
             default=default_workers(),
-            help="CPU threads, of 8 cores at most by default; no result depends on them",
+            help="CPU threads, one per core up to 8 by default; no result depends on them",
         )
 
 
@@ -111,7 +111,7 @@ def add_volume_arguments(group: ArgumentGroup) -> None:
         "--resample",
         type=voxel_counts,
         metavar="NX,NY,NZ",
-        help="voxels of the image to make of a volume on another grid of VTK's (.vtu, .vts, .vtp, uneven .vtr)",
+        help="resample a volume on another grid of VTK's (.vtu, .vts, .vtp, uneven .vtr) to an image of these voxels",
     )
     group.add_argument("--shape", type=voxel_counts, help="voxels X,Y,Z of a headerless volume (.raw), x fastest")
     group.add_argument("--dtype", choices=DTYPES, metavar="T", help="of a headerless volume: uint8, float32, ...")
@@ -253,6 +253,7 @@ def resolve_device(cuda: bool, gid: int):
         return torch.device("cpu")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gid >= count:
-        raise UserError(f"--cuda --gid {gid}: expected the number of a CUDA GPU, found {count} GPUs")
+        way_out = "choose another --gid" if count else "leave out --cuda"
+        raise UserError(f"--cuda --gid {gid}: expected the number of a CUDA GPU, found {count} GPUs: {way_out}")
     torch.set_float32_matmul_precision("highest")
     return torch.device("cuda", gid)

@@ -44,7 +44,7 @@ def add_input_and_output(group: arguments.ArgumentGroup) -> None:
         "--recon",
         default=RECON,
         help=f"file to write: {', '.join(SUFFIXES)}; .vti when it has no suffix; with --points .npy or .csv. A .raw "
-        "file (little-endian, x fastest) says in its name what it holds: recon_80x64x56_float32.raw. Of a time series "
+        "file (little-endian, x fastest) says in its name what it holds: recon_80x64x56_float32.raw. A time series is "
         "a .vti file a step (recon_0003.vti) and recon.pvd, which ParaView plays, or one .npy, .nc, .h5 or .zarr array",
     )
     group.add_argument(
@@ -55,11 +55,11 @@ def add_input_and_output(group: arguments.ArgumentGroup) -> None:
     group.add_argument(
         "--preview",
         metavar="FILE.png",
-        help="picture to write too: slices through the middle and a rendering of what is evaluated, with --volume the "
-        "original and the error as well; of a time series the step half-way",
+        help="picture to write, too: slices through the middle and a rendering of what is evaluated; with --volume "
+        "also of the original and of the error; of a time series the step half-way",
     )
     group.add_argument(
-        "--float", dest="as_float", action="store_true", default=False, help="write integer fields unrounded, as floats"
+        "--float", dest="as_float", action="store_true", default=False, help="leave integers unrounded, as floats"
     )
 
 
@@ -69,14 +69,13 @@ def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
         "--roi",
         type=arguments.roi,
         metavar="X0:X1,Y0:Y1,Z0:Z1",
-        help="only this box of voxels, half-open, an empty end being the volume's own; a single index is a slice",
+        help="only this box of voxels, half-open as in Python; an empty end is the volume's own; one index is a slice",
     )
     group.add_argument(
         "--time",
         type=arguments.time_or_steps,
         metavar="T | A:B",
-        help="of a time series only this time, in steps from 0, where 2.5 lies between two, or the steps from A up to "
-        "but not B",
+        help="of a time series only this time, in steps from 0 (2.5 lies between two), or the steps A to B - 1",
     )
     group.add_argument(
         "--resolution",
@@ -102,7 +101,7 @@ def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
         "--outside",
         choices=("error", "nan"),
         default="error",
-        help="what a position of --points outside the volume is: an error, or NaN",
+        help="what a position of --points outside the volume gives: an error, or NaN",
     )
 
 

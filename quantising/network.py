@@ -96,7 +96,7 @@ class NetworkRounding:
         layers, found = self._training(sampler, expected)(bits=self.options.bits or policy.DEFAULT_BITS)
         if found >= expected:
             return layers
-        self.progress.say(f"rounding with training is {expected - found:.1f} dB worse than without: without training")
+        self.progress.say(f"rounding with training is {expected - found:.1f} dB worse than without: it is left out")
         return alone
 
     def _by_error(self, sampler: VoxelSampler, error: float, expected: float) -> list[QuantisedLayer]:
@@ -123,7 +123,7 @@ class NetworkRounding:
         cost = expected - self._measured_psnr(self._loaded(alone))
         if not found >= expected - cost - policy.WORTH_DB:
             return alone
-        self.progress.say(f"rounding without training costs {cost:.1f} dB, of a larger file: with training after all")
+        self.progress.say(f"rounding without training costs {cost:.1f} dB, in a larger file: with training after all")
         return layers
 
     def _training(self, sampler: VoxelSampler, expected: float) -> Callable[..., tuple[list[QuantisedLayer], float]]:

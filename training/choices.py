@@ -106,7 +106,7 @@ def brick_messages(ratio: float, header: VolumeHeader, networks: BrickNetworks) 
     elif networks.n_trained and networks.budget < header.n_voxels / ratio:
         largest, way_out = "bricks of this volume have at most", ": --bricks none gives a lower one"
         found.append(_out_of_reach(ratio, header, largest, int(networks.budget), way_out))
-    return found + _larger_than_data(header, least, "networks", "are")
+    return found + _larger_than_data(header, least, "the networks have")
 
 
 def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> list[str]:
@@ -121,7 +121,7 @@ def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> li
         way_out = f": --n_layers {fitting} gives {_ratio(n_voxels / sizes[fitting])}" if sizes else ""
         smallest = f"the smallest network of {config.n_layers} layer{'s' * (config.n_layers > 1)} has"
         found.append(_out_of_reach(ratio, header, smallest, n_parameters, way_out))
-    return found + _larger_than_data(header, n_parameters, "network", "is")
+    return found + _larger_than_data(header, n_parameters, "the network has")
 
 
 def _out_of_reach(ratio: float, header: VolumeHeader, smallest: str, n_parameters: int, way_out: str) -> str:
@@ -133,9 +133,9 @@ def _ratio(ratio: float) -> str:
     return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}"
 
 
-def _larger_than_data(header: VolumeHeader, n_parameters: int, networks: str, verb: str) -> list[str]:
+def _larger_than_data(header: VolumeHeader, n_parameters: int, network_has: str) -> list[str]:
     n_values = header.n_voxels * header.n_components
-    what = f"the {networks}, of {n_parameters} parameters, {verb} larger than the data, of {n_values} values"
+    what = f"{network_has} more parameters than the volume has values, {n_values}"
     return [what] if n_parameters > n_values else []
 
 

@@ -47,8 +47,8 @@ def add_input_and_output(group: ArgumentGroup) -> None:
         "--volume",
         required=True,
         help="volume to fit: .npy, .raw, .vti, .nii, .tif, .nc, .h5, .zarr, a folder of DICOM slices, or another of "
-        "the formats in docs/volume-files.md; axis 0 is x. Of a time series an array [t, x, y, z], or the files of "
-        "its steps as a quoted pattern, 'run/*.vti', which are taken in natural order",
+        "the formats in docs/volume-files.md; axis 0 is x. A time series is an array [t, x, y, z], or a quoted pattern "
+        "of one file a step, 'run/*.vti', in natural order",
     )
     add_volume_arguments(group)
     group.add_argument(
@@ -56,13 +56,13 @@ def add_input_and_output(group: ArgumentGroup) -> None:
         type=fill_text,
         metavar="VALUE",
         help="the value of missing voxels, a number (after NIfTI's and DICOM's scaling) or nan: they are left out and "
-        "come back as they are; none: no value is one, also where one looks so",
+        "come back as they are; none: no voxel is missing (default: as the file says)",
     )
     group.add_argument(
         "--clip",
         type=interval,
         metavar="LO,HI",
-        help="clip the values, of every component, to this interval first, where a few outliers would ruin their range",
+        help="clip the values of every component to this interval, where a few outliers would ruin their range",
     )
     group.add_argument("--network", default=NETWORK, help="file to write the weights to")
     group.add_argument("--config", default=CONFIG, help="file to write the configuration to")
@@ -71,13 +71,13 @@ def add_input_and_output(group: ArgumentGroup) -> None:
         dest="vol_debug",
         action="store_true",
         default=False,
-        help="write the volume and the network's version of it, gt.vti and vol.vti, beside the network",
+        help="write the volume and what the network makes of it, gt.vti and vol.vti, beside the network",
     )
     group.add_argument("--disable-vol-debug", dest="vol_debug", action="store_false", help="do not (default)")
     group.add_argument(
         "--plot",
         metavar="FILE.png",
-        help="picture to write too: the PSNR over the seconds of training; after --resume from there on",
+        help="picture to write, too: the PSNR over the seconds of training; with --resume only from there on",
     )
 
 
@@ -90,9 +90,9 @@ def add_network(group: ArgumentGroup) -> None:
         "--bricks",
         type=brick_counts,
         default="auto",
-        metavar="NX,NY,NZ",
-        help="cut the volume into so many boxes, each with a network of its own; none: one network, which the original "
-        "scripts can read; auto: bricks where one network would take more than some five minutes",
+        metavar="auto|none|NX,NY,NZ",
+        help="cut the volume into that many boxes, each with a network of its own; none: one network, which the "
+        "original scripts can read; auto: bricks where one network would take more than about five minutes",
     )
     group.add_argument(
         "--n_layers",
@@ -103,14 +103,14 @@ def add_network(group: ArgumentGroup) -> None:
     group.add_argument(
         "--d_in",
         type=integer_from(1, 4),
-        help="number of grid axes of the volume, 4 for a time series (default: 4 for a pattern, and for a .npy array "
-        "of 4 axes besides its components; else 3; needed where the last of 4 axes is of 2 to 4, 6 or 9)",
+        help="number of grid axes of the volume: 4 of a time series, 3, or 2 of an image (default: 4 or 3, as the file "
+        "says; needed for a .npy array of 4 axes, the last of length 2, 3, 4, 6 or 9)",
     )
     group.add_argument(
         "--d_out",
         type=integer_from(1, 255),
-        help="values per voxel: length of the last axis when above 1 (default: those of the array in a .vti file, or "
-        "the length of the axis after those of --d_in)",
+        help="values per voxel, in the last axis when above 1 (default: as the file says; of .npy the length of the "
+        "axis after those of --d_in)",
     )
 
 
@@ -129,8 +129,8 @@ def add_optimisation(group: ArgumentGroup) -> None:
     group.add_argument(
         "--n_passes",
         type=number_from(0, 1e6, exclusive=True),
-        help="samples / voxels (default: 32.8 million / voxels, 5 to 45, or 1,500 steps if more; in bricks 8 or more; "
-        "with --cuda 64 (2.1 million / voxels)^0.56, at least 5, or 5,760 steps if more)",
+        help="samples / voxels (default: 32.8 million / voxels, from 5 to 45, or more for 1,500 steps; in bricks 8 or "
+        "more; with --cuda 64 (2.1 million / voxels)^0.56, at least 5, or more for 5,760 steps)",
     )
     group.add_argument(
         "--seed", type=integer_from(0, 2**63 - 1), default=0, help="of the weights and the order of samples"
@@ -138,10 +138,10 @@ def add_optimisation(group: ArgumentGroup) -> None:
     group.add_argument(
         "--target_psnr",
         type=number_from(0, exclusive=True),
-        help="end once the volume, clipped as by --clip, has this PSNR, in dB",
+        help="end once the network has this PSNR, in dB, against the volume as --clip leaves it",
     )
     group.add_argument(
-        "--max_seconds", type=number_from(0, exclusive=True), help="train for this time, in place of --n_passes"
+        "--max_seconds", type=number_from(0, exclusive=True), help="train for this time, in s, in place of --n_passes"
     )
 
 
@@ -150,7 +150,7 @@ def add_research(group: ArgumentGroup) -> None:
     group.add_argument(
         "--w0",
         type=number_from(0, 1e6, exclusive=True),
-        help="frequency of a first layer that starts at random, as the original's with 30 "
+        help="frequency of a first layer that starts at random, in the original 30 "
         "(default: it starts as waves along the axes)",
     )
     group.add_argument(
@@ -160,25 +160,25 @@ def add_research(group: ArgumentGroup) -> None:
     group.add_argument(
         "--batchSize",
         type=integer_from(1, 1 << 30),
-        help="batches of samples a step (default: 1024; 512 in a fit of very few steps)",
+        help="batches of --oversample samples in a step (default: 1024; 512 in a fit of very few steps)",
     )
     group.add_argument(
         "--oversample",
         type=integer_from(1, 1 << 30),
-        help="samples in each of those batches (default: 2; 1 with --max_seconds or few --n_passes; with --cuda 16, "
-        "fewer with few --n_passes)",
+        help="samples in each batch of --batchSize (default: 2; 1 with --max_seconds or few --n_passes; with --cuda "
+        "16, fewer with few --n_passes)",
     )
-    group.add_argument("--optimizer", choices=("muon", "adam"), default="muon", help="the original has adam")
+    group.add_argument("--optimizer", choices=("muon", "adam"), default="muon", help="adam in the original")
     group.add_argument(
         "--lr",
         type=number_from(0, 1e6, exclusive=True),
-        help="learning rate at its highest (default: 0.4 / (width x layers), of 2 layers at least; with adam half)",
+        help="highest learning rate (default: 0.4 / (width x layers), of 2 layers at least; half of it with adam)",
     )
     group.add_argument(
         "--schedule",
         choices=("power", "step"),
-        help="how the learning rate falls: as (1 - progress)^2, or in steps as in the original, which also sees every "
-        "voxel once a pass, not more often where the error is large, and counts errors beyond the range "
+        help="how the learning rate falls: power as (1 - progress)^2; step in steps, as in the original, which also "
+        "draws every voxel once a pass, not more often where the error is large, and counts errors beyond the range "
         "(default: power; step when --pass_decay or --lr_decay is given)",
     )
     group.add_argument(
@@ -195,7 +195,7 @@ def add_research(group: ArgumentGroup) -> None:
         "--grad_lambda",
         type=number_from(0, 1e6),
         default=0.0,
-        help="weight of the error of the gradient, in normalised coordinates; 0 leaves the term out",
+        help="weight of the squared error of the gradient, in normalised coordinates; 0 leaves it out",
     )
 
 

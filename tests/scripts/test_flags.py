@@ -133,7 +133,7 @@ def test_a_ratio_out_of_reach_is_said_with_a_way_out(tmp_path, capsys):
     assert "out of reach" not in capsys.readouterr().err
     np.save(tmp_path / "v.npy", slanted((8, 7, 5)))
     train(tmp_path / "v.npy", tmp_path, *briefly)
-    assert "is larger than the data" in capsys.readouterr().err
+    assert "more parameters than the volume has values, 280" in capsys.readouterr().err
 
 
 def test_names_that_need_not_be_typed(tmp_path, monkeypatch, capsys):
