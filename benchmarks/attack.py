@@ -11,7 +11,6 @@ again. When a process is killed depends on the clock, too.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -56,7 +55,7 @@ from helpers.volume_files import FORMATS, write_dicom
 from helpers.volumes import slanted
 from helpers.vtk import forked_readers
 from interruptions import run_and_check, write_full_disk, write_kill
-from shared import table_head, table_row
+from shared import argument_parser, table_head, table_row
 
 from cli import console
 from field.blob import decode_field
@@ -346,7 +345,7 @@ def attempt(attack: Attack, seed: int, limit: float, keep: Path, kind: str, tall
 
 def main(argv: Sequence[str]) -> None:
     """Attack, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--only", choices=list(ATTACKS), action="append", help="this kind (default: all)")
     parser.add_argument("--count", type=int, default=1000, help="mutants of each kind (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="most time for each kind (default: %(default)s)")

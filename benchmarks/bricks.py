@@ -12,29 +12,31 @@ its second difference (a kink). Without seams, all three are 1.
 
 from __future__ import annotations
 
-import argparse
 import concurrent.futures
 import itertools
 import math
 import multiprocessing
 import os
-import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import ROOT, array_of, is_made, read_scalar, table_head, table_row
+from shared import (
+    argument_parser,
+    array_of,
+    is_made,
+    measured_script,
+    network_flags,
+    read_scalar,
+    table_head,
+    table_row,
+)
 
 from cli import console
 from field.blob import decode_field
 from field.bricks import cuts
 from field.neural_field import NeuralField
-from utils import UserError
 
 HEAD = ["volume", "ratio", "bricks", "parameters", "s", "CPU s", "MB", "dB"]
 FILE_HEAD = ["bytes", "dB in the file", "s", "CPU s"]
@@ -43,21 +45,6 @@ FILE_HEAD = ["bytes", "dB in the file", "s", "CPU s"]
 def save(path: str, name: str) -> None:
     """Write a volume that is made to a .npy file."""
     np.save(path, array_of(name))
-
-
-def run(script: str, *arguments: object) -> tuple[dict[str, str], float, float]:
-    """Results, CPU seconds and MB of memory (of its largest process) of one script."""
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    with tempfile.TemporaryFile("w+") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
-        error = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise UserError(f"{' '.join(command)}: {error}")
-        out.seek(0)
-        found = dict(re.findall(r"^(\w+)=(.*)$", out.read(), re.M))
-    return found, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
 
 
 def seams(original: np.ndarray, blob: str) -> list[str]:
@@ -74,8 +61,8 @@ def seams(original: np.ndarray, blob: str) -> list[str]:
         for total, layers in ((at_cuts, ends[1:-1]), (between, middles if len(middles) > 1 else [])):
             for layer in layers:
                 box = tuple(slice(layer - 1, layer + 2) if a == axis else slice(None) for a in range(3))
-                error = np.moveaxis(field.on_grid(field.grid(box), as_float=True) - original[box].astype(np.float64),
-                                    axis, 0) / extent  # fmt: skip
+                error = field.on_grid(field.grid(box), as_float=True) - original[box].astype(np.float64)
+                error = np.moveaxis(error, axis, 0) / extent
                 found = error[1], np.diff(error, axis=0), np.diff(error, 2, axis=0)
                 total += np.array([np.square(part).mean() for part in found]) / max(len(layers), 1)
     return [f"{ratio:.2f}" for ratio in np.sqrt(at_cuts / np.maximum(between, 1e-300))]
@@ -84,25 +71,23 @@ def seams(original: np.ndarray, blob: str) -> list[str]:
 def measured(path: str, volume: np.ndarray, ratio: float, bricks: str, passes: float | None, with_file: bool) -> list:
     """The figures of one row, after the volume's name."""
     with tempfile.TemporaryDirectory() as name:
-        network = "--network", f"{name}/n.pth", "--config", f"{name}/n.json"
+        to_train, to_compress = network_flags(name)
         more = ("--n_passes", passes) if passes else ()
         size = "--compression_ratio", ratio, "--bricks", bricks
-        found, cpu, memory = run("train.py", "--volume", path, *network, *size, *more)
+        found, cpu, memory = measured_script("train.py", "--volume", path, *to_train, *size, *more)
         row = [f"{ratio:g}", found.get("bricks", "1"), found["parameters"], found["seconds"], f"{cpu:.0f}"]
-        row += [f"{memory:.0f}", found["psnr"]]
+        row += [f"{memory:.0f}", found.get("psnr") or found["psnr_estimate"]]
         flags = ("--volume", path) if with_file else ()
-        files = "--net", f"{name}/n.pth", "--config", f"{name}/n.json", "--compressed", f"{name}/blob"
-        packed, cpu, _ = run("net_compress.py", *files, *flags)
+        packed, cpu, _ = measured_script("net_compress.py", *to_compress, "--compressed", f"{name}/blob", *flags)
         if with_file:
-            row += [packed["bytes"], next(v for k, v in packed.items() if k.startswith("psnr")), packed["seconds"]]
-            row += [f"{cpu:.0f}"]
+            psnr = packed.get("psnr") or packed["psnr_estimate"]
+            row += [packed["bytes"], psnr, packed["seconds"], f"{cpu:.0f}"]
         return [*row, *seams(volume, f"{name}/blob")]
 
 
 def main(argv: Sequence[str]) -> None:
     """Measure all volumes in all ways."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("volumes", nargs="+", metavar="VOLUME")
+    parser = argument_parser(__doc__, volumes="+")
     parser.add_argument("--compression_ratio", type=float, nargs="+", default=[50.0], help="(default: 50)")
     parser.add_argument("--bricks", nargs="+", default=["none", "auto"], help="as of train.py (default: none auto)")
     parser.add_argument("--n_passes", type=float, help="as of train.py")

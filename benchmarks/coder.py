@@ -6,17 +6,13 @@ large, the median of REPEATS runs each.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from shared import argument_parser, median_seconds
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from field import entropy_coder
 from field.blob import decode_field, encode_blob
 from quantising.rounding import round_layers
@@ -29,18 +25,13 @@ SHAPE = (64, 64, 64)
 
 
 def timed(work: Callable[[], object]) -> tuple[float, object]:
-    """(median seconds of REPEATS calls of `work`, result of the last call)."""
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        result = work()
-        times.append(time.perf_counter() - started)
-    return float(np.median(times)), result
+    """(median seconds of REPEATS calls of `work`, its result)."""
+    return median_seconds(work, REPEATS), work()
 
 
 def main() -> None:
     """Measure and print the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--parameters", type=float, default=1e6)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 9, 15])
     opt = parser.parse_args()

@@ -5,20 +5,12 @@ The limit is what NumPy takes for the products and sines that the values need, o
 
 from __future__ import annotations
 
-import argparse
 import os
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import table_head, table_row
+from shared import argument_parser, median_seconds, table_head, table_row
 
 from field.evaluation import CHUNK
 from field.neural_field import NeuralField
@@ -27,16 +19,6 @@ from utils import Geometry, VolumeHeader, voxel_grid
 
 N_LAYERS = 8
 REGION = 32
-
-
-def median_seconds(function: Callable[[], object], repeats: int) -> float:
-    """Median seconds of `repeats` calls, after one call that does not count."""
-    seconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
 
 
 def limit_seconds(width: int, repeats: int) -> float:
@@ -69,7 +51,7 @@ def measure(width: int, side: int, repeats: int) -> list[str]:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[18, 64, 150])
     parser.add_argument("--side", type=int, default=96, help="voxels along each axis")
     parser.add_argument("--repeats", type=int, default=5)

@@ -23,9 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import ROOT, random_field, script, table_head, table_row
+from shared import ROOT, argument_parser, network_flags, random_field, script, table_head, table_row
 
 from cli import console
 from siren import FieldNet, SirenConfig, neurons_for_budget
@@ -87,23 +85,19 @@ def timed(name: str, *arguments: object) -> tuple[dict[str, str], float]:
     return script(name, *arguments), time.monotonic() - started
 
 
-def files(folder: Path, volume: Path) -> list[object]:
-    return ["--network", folder / f"{volume.stem}.pth", "--config", folder / f"{volume.stem}.json"]
-
-
 def trained(volume: Path, folder: Path, cuda: Sequence[str], ratio: float = 50.0, *flags: object) -> list[object]:
     """A row: volume, ratio, PSNR, seconds of training and of the process of train.py."""
     more = ["--compression_ratio", ratio, *flags]
-    found, seconds = timed("train.py", "--volume", volume, *files(folder, volume), *more, *cuda)
+    to_train, _ = network_flags(folder, volume.stem)
+    found, seconds = timed("train.py", "--volume", volume, *to_train, *more, *cuda)
     return [volume.stem, f"{ratio:g}", found["psnr"], found["seconds"], f"{seconds:.1f}"]
 
 
 def rounded_and_decoded(volume: Path, folder: Path, cuda: Sequence[str]) -> list[object]:
     """A row: volume, PSNR, bytes and seconds of net_compress.py, seconds of net_decompress.py and of its process."""
     blob = folder / f"{volume.stem}.blob"
-    network, config = files(folder, volume)[1::2]
-    given = ["--net", network, "--config", config, "--compressed", blob, "--volume", volume]
-    found, seconds = timed("net_compress.py", *given, *cuda)
+    _, to_compress = network_flags(folder, volume.stem)
+    found, seconds = timed("net_compress.py", *to_compress, "--compressed", blob, "--volume", volume, *cuda)
     decoded, process = timed("net_decompress.py", "--compressed", blob, "--recon", folder / "recon.npy", *cuda)
     return [volume.stem, found["psnr"], found["bytes"], f"{seconds:.1f}", decoded["seconds"], f"{process:.1f}"]
 
@@ -256,7 +250,7 @@ def tests_row(report: Report) -> list[str]:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument(
         "volumes", nargs="*", type=Path, default=[ROOT / "volumes" / "test_vol.npy"], metavar="VOLUME.npy"
     )
@@ -277,6 +271,22 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def report_steps(report: Report, opt: argparse.Namespace, device: torch.device) -> None:
+    """The limits of the card; tables of steps against them, of what a step launches, and of steps of a stack."""
+    card = Card.measured(device, 256 if opt.cpu else 8192)
+    report.say(f"\n{card.operations / 1e12:.0f} TFLOP/s in float16, {card.bytes / 1e12:.2f} TB/s")
+    head = ["width", "samples", "ms", "ms of arithmetic", "ms of traffic", "share", "million samples/s"]
+    pairs = [(width, batch) for batch in opt.batches for width in opt.widths]
+    rows = [lambda w=w, b=b: step_row(w, b, card, device, opt.side) for w, b in pairs]
+    report.table(f"A step, of {N_LAYERS} layers", head, rows)
+    for width in dict.fromkeys((opt.widths[0], opt.widths[-1])):
+        given = width, opt.batches[0], device, opt.side
+        rows = [lambda k=k, given=given: longest_kernels(*given)[k] for k in range(LONGEST_KERNELS)]
+        report.table(f"Kernels of a step, width {width}", ["kernel", "launches", "microseconds"], rows)
+    rows = [lambda w=w, b=b: stack_row(w, b, opt.networks, card, device) for w, b in STACKS]
+    report.table(f"A step of a stack, of {STACKED_LAYERS} layers", ["networks", *head], rows)
+
+
 def main(argv: Sequence[str]) -> None:
     """Measure and print the tables."""
     opt = build_parser().parse_args(argv)
@@ -289,18 +299,7 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         report.table("train.py", TRAINED, [lambda v=v: trained(v, folder, cuda) for v in opt.volumes])
-        card = Card.measured(device, 256 if opt.cpu else 8192)
-        report.say(f"\n{card.operations / 1e12:.0f} TFLOP/s in float16, {card.bytes / 1e12:.2f} TB/s")
-        head = ["width", "samples", "ms", "ms of arithmetic", "ms of traffic", "share", "million samples/s"]
-        pairs = [(width, batch) for batch in opt.batches for width in opt.widths]
-        rows = [lambda w=w, b=b: step_row(w, b, card, device, opt.side) for w, b in pairs]
-        report.table(f"A step, of {N_LAYERS} layers", head, rows)
-        for width in dict.fromkeys((opt.widths[0], opt.widths[-1])):
-            given = width, opt.batches[0], device, opt.side
-            rows = [lambda k=k, given=given: longest_kernels(*given)[k] for k in range(LONGEST_KERNELS)]
-            report.table(f"Kernels of a step, width {width}", ["kernel", "launches", "microseconds"], rows)
-        rows = [lambda w=w, b=b: stack_row(w, b, opt.networks, card, device) for w, b in STACKS]
-        report.table(f"A step of a stack, of {STACKED_LAYERS} layers", ["networks", *head], rows)
+        report_steps(report, opt, device)
         rows = [lambda n=n: trained_in_bricks(n, folder, cuda) for n in opt.fields]
         report.table("train.py, in bricks", TRAINED, rows)
         report.table("Tests marked gpu", ["result"], [lambda: tests_row(report)] if not opt.cpu else [])

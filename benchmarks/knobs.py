@@ -6,32 +6,28 @@ bytes of the file and seconds of net_compress.py, without --volume and with it. 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-from pathlib import Path
 
-from shared import script, table_head, table_row
+from shared import argument_parser, network_flags, script, table_head, table_row
 
 
 def row(path: str, ratio: float) -> list[str]:
     """The cells of one ratio."""
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        files = ("--config", folder / "n.json")
-        size = ("--compression_ratio", ratio)
-        fitted = script("train.py", "--volume", path, "--network", folder / "n.pth", *files, *size)
+        to_train, to_compress = network_flags(name)
+        fitted = script("train.py", "--volume", path, *to_train, "--compression_ratio", ratio)
         cells = [f"{ratio:g}", fitted["n_layers"], fitted["parameters"], fitted["seconds"]]
         for volume in ((), ("--volume", path)):
-            blob = ("--compressed", folder / "blob")
-            packed = script("net_compress.py", "--net", folder / "n.pth", *files, *blob, *volume)
-            found = script("net_decompress.py", *blob, "--recon", folder / "r.npy", "--volume", path)
+            blob = ("--compressed", f"{name}/blob")
+            packed = script("net_compress.py", *to_compress, *blob, *volume)
+            found = script("net_decompress.py", *blob, "--recon", f"{name}/r.npy", "--volume", path)
             cells += [f"{float(found['psnr']):.1f}", found["bytes"], packed["seconds"]]
     return cells
 
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("volume", help=".npy array [x, y, z]")
     parser.add_argument("--ratios", type=float, nargs="+", default=[12.5, 25, 50, 100, 200], help="of train.py")
     opt = parser.parse_args()

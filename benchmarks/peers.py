@@ -6,12 +6,10 @@ What they decode of a volume of integers is rounded to its type, as ours is.
 
 from __future__ import annotations
 
-import argparse
 import io
 import math
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,9 +17,7 @@ from pathlib import Path
 import h5py
 import hdf5plugin
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import array_of, table_head, table_row
+from shared import argument_parser, array_of, table_head, table_row
 
 from cli import console
 from field.metrics import compare
@@ -116,7 +112,7 @@ def around(codec: str, volume: np.ndarray, n_bytes: int) -> list[Point]:
 
 def main(argv: Sequence[str]) -> None:
     """Print the PSNR of each codec at each size."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("volume", metavar="VOLUME", help="a file, or field:N or lattice:N, see shared.py")
     parser.add_argument("--bytes", type=int, nargs="+", required=True, help="sizes of the file")
     opt = parser.parse_args(argv)
@@ -126,9 +122,8 @@ def main(argv: Sequence[str]) -> None:
         for n_bytes in opt.bytes:
             points = around(codec, volume, n_bytes)
             psnr = float(psnr_at(points, n_bytes))
-            cell = (
-                f"{psnr:.2f}" if math.isfinite(psnr) else f"- (its files: {points[0][0]:,} to {points[1][0]:,} bytes)"
-            )
+            beyond = f"- (its files: {points[0][0]:,} to {points[1][0]:,} bytes)"
+            cell = f"{psnr:.2f}" if math.isfinite(psnr) else beyond
             print(table_row([codec, f"{n_bytes:,}", cell]), flush=True)
 
 

@@ -12,7 +12,6 @@ What they decode of a volume of integers is rounded to its type, as ours is.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
@@ -26,10 +25,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from peers import SETTINGS, Point, available, psnr_at
-from shared import read_scalar, script, table_head, table_row
+from shared import argument_parser, network_flags, read_scalar, script, table_head, table_row
 
 from cli import console
 from field.metrics import compare
@@ -50,11 +47,10 @@ def ours(path: str, volume: np.ndarray, ratio: float) -> dict[str, Point]:
     """(bytes, PSNR) of our blob, and of the original's format for the same network, unless there are several."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        names = ("--network", folder / "n.pth", "--config", folder / "n.json")
-        script("train.py", "--volume", path, *names, "--compression_ratio", ratio)
+        (to_train, to_compress), blob = network_flags(folder), folder / "blob"
+        script("train.py", "--volume", path, *to_train, "--compression_ratio", ratio)
         settings, state = json.loads((folder / "n.json").read_text()), torch.load(folder / "n.pth", weights_only=True)
-        net, blob = ("--net", folder / "n.pth", "--config", folder / "n.json"), folder / "blob"
-        script("net_compress.py", *net, "--compressed", blob, "--volume", path)
+        script("net_compress.py", *to_compress, "--compressed", blob, "--volume", path)
         found = script("net_decompress.py", "--compressed", blob, "--recon", folder / "r.npy", "--volume", path)
         points = {"ours": (int(found["bytes"]), float(found["psnr"]))}
         return points if "bricks" in settings else points | {"original": original_format(volume, settings, state)}
@@ -171,10 +167,40 @@ def draw(name: str, n_voxels: int, curves: dict[str, list[Point]], folder: Path)
     plt.close(figure)
 
 
+Curves = dict[str, dict[str, list[Point]]]  # of each volume: of each codec
+
+
+def print_psnrs(tables: Curves, sizes: dict[str, int]) -> None:
+    """Print the table of PSNR at equal file ratios. sizes: voxels of each volume."""
+    ratios = (100, 200, 400, 800, 1600)
+    print(table_head(["volume", "codec", *(f"dB at {ratio}" for ratio in ratios)]))
+    for name, curves in tables.items():
+        for codec, points in curves.items():
+            found = [float(psnr_at(points, 4 * sizes[name] / ratio)) for ratio in ratios]
+            print(table_row([name, codec, *("-" if math.isnan(p) else f"{p:.1f}" for p in found)]))
+
+
+def print_deltas(tables: Curves, sizes: dict[str, int], low: float, high: float) -> None:
+    """Print the table of the Bjontegaard deltas over the file ratios from low to high."""
+    peers = [codec for codec in PEERS if any(codec in curves for curves in tables.values())]
+    print("", table_head(["ours against", *(f"{peer} dB, bytes" for peer in peers)]), sep="\n")
+    deltas: dict[str, list[float]] = {peer: [] for peer in peers}
+    for name, curves in tables.items():
+        cells = []
+        for peer in peers:
+            limits = 4 * sizes[name] / high, 4 * sizes[name] / low
+            gain = bd_psnr(curves["ours"], curves[peer], *limits) if peer in curves else math.nan
+            rate = bd_rate(curves["ours"], curves[peer], *limits) if peer in curves else math.nan
+            deltas[peer].append(gain)
+            cells.append("-" if math.isnan(gain) else f"{gain:+.2f}" + ("" if math.isnan(rate) else f", {rate:+.0f} %"))
+        print(table_row([name, *cells]))
+    means = [f"{np.nanmean(deltas[peer]):+.2f}" if np.isfinite(deltas[peer]).any() else "-" for peer in peers]
+    print(table_row(["mean", *means]))
+
+
 def main(argv: Sequence[str]) -> None:
     """Measure what is missing, print the tables and draw the pictures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("volumes", nargs="+", metavar="VOLUME")
+    parser = argument_parser(__doc__, volumes="+")
     parser.add_argument("--ratios", type=float, nargs="+", default=[16, 40, 100, 250], help="of train.py")
     parser.add_argument("--low", type=float, default=100, help="least file ratio compared (default: 100)")
     parser.add_argument("--high", type=float, default=2000, help="greatest file ratio compared (default: 2000)")
@@ -184,36 +210,15 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("expected volumes of different names")
     opt.output.mkdir(parents=True, exist_ok=True)
     record = Record(opt.output / "points.csv")
-    tables: dict[str, dict[str, list[Point]]] = {}
-    sizes = {}
+    tables, sizes = {}, {}
     for path in opt.volumes:
         checksum, name = measure(path, opt.ratios, record), Path(path).stem
         curves = {codec: record.curve(checksum, codec) for codec in ("ours", *PEERS)}
         tables[name] = {codec: points for codec, points in curves.items() if points}
         sizes[name] = read_scalar(path).array.size
         draw(name, sizes[name], tables[name], opt.output)
-
-    codecs = [codec for codec in ("ours", *PEERS) if any(codec in curves for curves in tables.values())]
-    ratios = (100, 200, 400, 800, 1600)
-    print(table_head(["volume", "codec", *(f"dB at {ratio}" for ratio in ratios)]))
-    for name, curves in tables.items():
-        for codec, points in curves.items():
-            found = [float(psnr_at(points, 4 * sizes[name] / ratio)) for ratio in ratios]
-            print(table_row([name, codec, *("-" if math.isnan(p) else f"{p:.1f}" for p in found)]))
-    peers = codecs[1:]
-    print("", table_head(["ours against", *(f"{peer} dB, bytes" for peer in peers)]), sep="\n")
-    deltas: dict[str, list[float]] = {peer: [] for peer in peers}
-    for name, curves in tables.items():
-        cells = []
-        for peer in peers:
-            limits = 4 * sizes[name] / opt.high, 4 * sizes[name] / opt.low
-            gain = bd_psnr(curves["ours"], curves[peer], *limits) if peer in curves else math.nan
-            rate = bd_rate(curves["ours"], curves[peer], *limits) if peer in curves else math.nan
-            deltas[peer].append(gain)
-            cells.append("-" if math.isnan(gain) else f"{gain:+.2f}" + ("" if math.isnan(rate) else f", {rate:+.0f} %"))
-        print(table_row([name, *cells]))
-    means = [f"{np.nanmean(deltas[peer]):+.2f}" if np.isfinite(deltas[peer]).any() else "-" for peer in peers]
-    print(table_row(["mean", *means]))
+    print_psnrs(tables, sizes)
+    print_deltas(tables, sizes, opt.low, opt.high)
 
 
 if __name__ == "__main__":

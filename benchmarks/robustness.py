@@ -6,15 +6,11 @@ volume --shapes. A fit counts as collapsed when it is less than 1 dB better than
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import read_scalar, table_head, table_row
+from shared import argument_parser, read_scalar, table_head, table_row
 
 from cli import console
 from field.metrics import compare
@@ -50,8 +46,7 @@ def row(name: str, volume: Volume, config: SirenConfig, seeds: range, passes: fl
 
 def main(argv: Sequence[str]) -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("volumes", nargs="*", metavar="VOLUME")
+    parser = argument_parser(__doc__, volumes="*")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--shapes", metavar="VOLUME", help="volume for the rows over widths, depths and ratios")
     parser.add_argument("--passes", type=float, help="passes of those rows (default: train.py's)")

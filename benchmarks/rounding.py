@@ -7,19 +7,16 @@ for each ratio. All other settings are the defaults.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import itertools
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from unittest.mock import patch
 
-from shared import ROOT, script, table_head, table_row
+from shared import argument_parser, network_flags, script, table_head, table_row
 
-sys.path.insert(0, str(ROOT))
 import net_compress
 from cli import console
 from quantising import policy
@@ -35,13 +32,12 @@ def rounded(net: Sequence[object], volume: str, added: float | None) -> str:
         stack.enter_context(contextlib.redirect_stdout(out))
         net_compress.main([str(flag) for flag in (*net, *flags, "--compressed", f"{folder}/blob")])
     found = dict(line.split("=", 1) for line in out.getvalue().splitlines() if "=" in line)
-    return f"{float(found.get('psnr_unrounded', found['psnr'])):.2f} ({found['bytes']})"
+    return f"{float(found['psnr']):.2f} ({found['bytes']})"
 
 
 def main(argv: Sequence[str]) -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("volumes", nargs="+", metavar="VOLUME")
+    parser = argument_parser(__doc__, volumes="+")
     parser.add_argument("--ratios", type=float, nargs="+", default=[50.0, 200.0], help="voxels / parameters")
     parser.add_argument("--added", type=float, nargs="+", default=[0.1, 0.2, 0.4, 0.8], help="errors of the steps")
     opt = parser.parse_args(argv)
@@ -49,12 +45,11 @@ def main(argv: Sequence[str]) -> None:
     print(table_head(head), flush=True)
     for path, ratio in itertools.product(opt.volumes, opt.ratios):
         with tempfile.TemporaryDirectory() as folder:
-            files = Path(folder, "n.pth"), Path(folder, "n.json")
+            to_train, to_compress = network_flags(folder)
             size = ("--compression_ratio", ratio, "--bricks", "none")
-            fitted = script("train.py", "--volume", path, "--network", files[0], "--config", files[1], *size)
-            cells = [Path(path).stem, f"{ratio:g}", f"{float(fitted.get('psnr_unrounded', fitted['psnr'])):.2f}"]
-            net = ("--net", files[0], "--config", files[1])
-            cells += [rounded(net, path, added) for added in (*opt.added, None)]
+            fitted = script("train.py", "--volume", path, *to_train, *size)
+            cells = [Path(path).stem, f"{ratio:g}", f"{float(fitted['psnr']):.2f}"]
+            cells += [rounded(to_compress, path, added) for added in (*opt.added, None)]
         print(table_row(cells), flush=True)
 
 

@@ -9,10 +9,8 @@ thread; the choice is part of them.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -20,9 +18,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import array_of, table_head, table_row
+from shared import argument_parser, array_of, table_head, table_row
 
 from cli import console
 from siren import HIGHEST_WAVE, LEAST_NEURONS, SirenConfig, neurons_for_budget
@@ -56,8 +52,7 @@ def fit_of(depth: int, rate: float, wave: float, sampler: VoxelSampler, n_parame
 
 def main(argv: Sequence[str]) -> None:
     """Measure and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("volumes", nargs="+", metavar="VOLUME")
+    parser = argument_parser(__doc__, volumes="+")
     parser.add_argument("--ratios", type=float, nargs="+", default=[50.0, 200.0], help="voxels / parameters")
     parser.add_argument("--depths", type=int, nargs="+", default=[2, 3, 4, 5, 6, 8, 12], help="layers")
     parser.add_argument("--rates", type=float, nargs="+", default=[1.0], help="learning rates / the default one")

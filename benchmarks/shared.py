@@ -1,11 +1,18 @@
-"""What the benchmarks share: the volumes they read, the scripts they run, the tables they print."""
+"""What the benchmarks share: the volumes they read, the scripts they run, the tables they print.
+
+The import of this module puts the repository on sys.path, so it comes before those of the repository.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +25,14 @@ from utils import Volume
 ROOT = Path(__file__).resolve().parents[1]
 CELL = 12.0  # voxels along a cell of `lattice`
 FINEST = 8.0  # length in voxels of the waves at which the spectrum of `random_field` ends
+
+
+def argument_parser(description: str, volumes: str | None = None) -> argparse.ArgumentParser:
+    """A parser with this text. volumes: number of volumes that it takes, as argparse's nargs; None for no volumes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if volumes:
+        parser.add_argument("volumes", nargs=volumes, metavar="VOLUME")
+    return parser
 
 
 def read_scalar(path: str) -> Volume:
@@ -66,16 +81,48 @@ def array_of(name: str) -> np.ndarray:
     return MADE[kind](int(n)) if is_made(name) else read_scalar(name).array
 
 
+def network_flags(folder: str | Path, stem: str = "n") -> tuple[tuple[object, ...], tuple[object, ...]]:
+    """The flags that name the files of a network in a folder: those of train.py, those of net_compress.py."""
+    network, config = Path(folder, f"{stem}.pth"), Path(folder, f"{stem}.json")
+    return ("--network", network, "--config", config), ("--net", network, "--config", config)
+
+
 def script(name: str, *arguments: object) -> dict[str, str]:
     """Run one of the scripts; its results. Its warnings, such as that a GPU lacks something, are printed."""
+    return measured_script(name, *arguments)[0]
+
+
+def measured_script(name: str, *arguments: object) -> tuple[dict[str, str], float, float]:
+    """As `script`: its results, its CPU seconds, and the MB of memory of its largest process."""
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        raise SystemExit(f"{' '.join(command)}: {run.stderr}")
-    for line in run.stderr.splitlines():
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
+        with process.stderr:
+            said = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(command)}: {said}")
+        out.seek(0)
+        found = dict(re.findall(r"^(\w+)=(.*)$", out.read(), re.M))
+    for line in said.splitlines():
         if ": warning: " in line:
             print(line, file=sys.stderr)
-    return dict(re.findall(r"^(\w+)=(.*)$", run.stdout, re.M))
+    return found, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def median_seconds(work: Callable[[], object], repeats: int, least: float = 0.0) -> float:
+    """Seconds of a call: the median of `repeats` measurements, each the mean over calls of about `least` seconds."""
+
+    def seconds_of(count: int) -> float:
+        started = time.perf_counter()
+        for _ in range(count):
+            work()
+        return (time.perf_counter() - started) / count
+
+    work()
+    count = max(1, int(least / seconds_of(1))) if least else 1
+    return float(np.median([seconds_of(count) for _ in range(repeats)]))
 
 
 def table_row(cells: Iterable[object]) -> str:

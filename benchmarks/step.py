@@ -7,19 +7,12 @@ gradient by autograd.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
+from shared import argument_parser, median_seconds, table_head, table_row
 from torch.nn import functional
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import table_head, table_row
 
 from siren import FieldNet, SirenConfig
 from training import fitting
@@ -27,22 +20,8 @@ from training.gradient import LossGradient, padded_columns, torch_matmul
 from training.recipe import BATCH, default_recipe
 from training.sampler import VoxelSampler
 
-REPEATS = 7
-
-
-def median_seconds(work: Callable[[], object], seconds: float = 0.3) -> float:
-    """Seconds that `work` takes: the median of REPEATS measurements, each a mean over about `seconds` of calls."""
-    work()
-    started = time.perf_counter()
-    work()
-    count = max(1, int(seconds / (time.perf_counter() - started)))
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        for _ in range(count):
-            work()
-        times.append((time.perf_counter() - started) / count)
-    return float(np.median(times))
+PARTS = ["matrix products", "sines", "cosines", "gradient", "autograd", "step"]  # of which the time is measured
+median = functools.partial(median_seconds, repeats=7, least=0.3)
 
 
 def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
@@ -66,54 +45,33 @@ def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
     h, z = np.ones((width + 1, size), np.float32), np.ones((width, size), np.float32)
 
     def product_seconds(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> float:
-        return min(median_seconds(functools.partial(multiply, a, b, out=out)) for multiply in (np.matmul, torch_matmul))
+        return min(median(functools.partial(multiply, a, b, out=out)) for multiply in (np.matmul, torch_matmul))
 
     products = product_seconds(weight, h, z) + product_seconds(z, h.T, gradient)
     products += product_seconds(weight[:, :-1].T, z, h[:-1])
     n_hidden, n_sines = 14, 15
-    parts = {
-        "matrix products": n_hidden * products,
-        "sines": n_sines * median_seconds(lambda: np.sin(z, out=h[:-1])),
-        "cosines": n_sines * median_seconds(lambda: np.cos(z, out=h[:-1])),
-        "gradient": median_seconds(lambda: loss_gradient(x, values)),
-        "autograd": median_seconds(autograd),
-        "step": median_seconds(lambda: fit._take_step(flat)),
-    }
-    return {name: 1e3 * seconds for name, seconds in parts.items()}
+    seconds = [n_hidden * products]
+    seconds += [n_sines * median(functools.partial(function, z, out=h[:-1])) for function in (np.sin, np.cos)]
+    seconds += map(median, (lambda: loss_gradient(x, values), autograd, lambda: fit._take_step(flat)))
+    return {name: 1e3 * part for name, part in zip(PARTS, seconds, strict=True)}
 
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[18, 64, 150])
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--num_workers", type=int, default=1, help="threads of gradient and step; all else has one")
     opt = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {opt.num_workers} threads, {opt.batch} samples a step, milliseconds a step")
-    head = [
-        "width",
-        "matrix products",
-        "sines",
-        "cosines",
-        "gradient",
-        "autograd",
-        "step",
-        "voxels/s",
-        "limit",
-        "share",
-    ]
-    print(table_head(head))
+    print(table_head(["width", *PARTS, "voxels/s", "limit", "share"]))
     for width in opt.widths:
         ms = measure(width, opt.batch, opt.num_workers)
         limit = ms["matrix products"] + ms["sines"] + ms["cosines"]
-        figures = [f"{ms[name]:.2f}" for name in head[1:7]]
-        figures += [
-            f"{1e3 * opt.batch / ms['step']:,.0f}",
-            f"{1e3 * opt.batch / limit:,.0f}",
-            f"{limit / ms['step']:.0%}",
-        ]
-        print(table_row([width, *figures]), flush=True)
+        figures = [f"{ms[name]:.2f}" for name in PARTS]
+        figures += [f"{1e3 * opt.batch / seconds:,.0f}" for seconds in (ms["step"], limit)]
+        print(table_row([width, *figures, f"{limit / ms['step']:.0%}"]), flush=True)
 
 
 if __name__ == "__main__":

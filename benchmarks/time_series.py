@@ -6,13 +6,12 @@ what they decode to; seconds of train.py, and of net_compress.py --volume. All s
 
 from __future__ import annotations
 
-import argparse
 import math
 import tempfile
 from pathlib import Path
 
 import numpy as np
-from shared import script, table_head, table_row
+from shared import argument_parser, network_flags, script, table_head, table_row
 
 
 def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
@@ -20,12 +19,11 @@ def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.save(folder / "v.npy", array)
-        network = ("--network", folder / "n.pth", "--config", folder / "n.json")
+        to_train, to_compress = network_flags(folder)
         given = ("--volume", folder / "v.npy")
         size = ("--d_in", array.ndim, "--compression_ratio", ratio)
-        fitted = script("train.py", *given, *network, *size)
-        network = ("--net", folder / "n.pth", "--config", folder / "n.json")
-        packed = script("net_compress.py", *given, *network, "--compressed", folder / "blob")
+        fitted = script("train.py", *given, *to_train, *size)
+        packed = script("net_compress.py", *given, *to_compress, "--compressed", folder / "blob")
         found = script("net_decompress.py", *given, "--compressed", folder / "blob", "--recon", folder / "r.npy")
     return {
         "parameters": int(fitted["parameters"]),
@@ -38,7 +36,7 @@ def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("volume", help=".npy array [t, x, y, z]")
     parser.add_argument("--ratios", type=float, nargs="+", default=[100.0, 50.0], help="voxels / parameters")
     opt = parser.parse_args()

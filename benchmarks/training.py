@@ -8,11 +8,9 @@ gradient, which take less time than the original's own.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,9 +19,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from shared import read_scalar, table_head, table_row
+from shared import argument_parser, read_scalar, table_head, table_row
 
 from cli import console
 from field.metrics import compare
@@ -94,8 +90,7 @@ def processor() -> str:
 
 def main(argv: Sequence[str]) -> None:
     """Measure, print the table and draw the curves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("volumes", nargs="+", metavar="VOLUME")
+    parser = argument_parser(__doc__, volumes="+")
     parser.add_argument("--compression_ratio", type=float, default=50.0, help="voxels / parameters (default: 50)")
     parser.add_argument("--plot", default="training.png", help="picture to write (default: training.png)")
     parser.add_argument("--cuda", action="store_true", help="use the GPU")

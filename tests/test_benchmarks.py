@@ -14,6 +14,7 @@ import pytest
 from helpers.scripts import ROOT, results
 from helpers.volumes import slanted
 
+from training import recipe
 from training.recipe import Recipe, default_recipe
 
 with_other_compressors = pytest.mark.skipif(
@@ -45,7 +46,9 @@ def benchmark(monkeypatch, small_blocks):
         module = importlib.import_module(name)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         if name == "step":
-            monkeypatch.setattr(module, "median_seconds", lambda work: [work()] and 1.0)
+            monkeypatch.setattr(module, "median", lambda work: [work()] and 1.0)
+        if name == "rounding":
+            monkeypatch.setattr(recipe, "MIN_STEPS", 1)
         if name == "gpu":
             monkeypatch.setattr(module, "MEASURED_STEPS", 1)
             monkeypatch.setattr(module, "precision_row", lambda *arguments: [])
