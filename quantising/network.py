@@ -45,8 +45,9 @@ class NetworkRounding:
         self.options, self.net, self.header, self.volume = options, net, header, volume
         self.device, self.progress = device, progress
         self.is_trained = volume is not None and options.n_passes != 0
-        self.is_narrow = net.n_parameters <= MAX_COMPENSATED
-        self.factors: Collection[CompensationFactor] = []  # none if each weight is rounded to the nearest
+        # Whether the weights are compensated also without training: else each is rounded to the nearest.
+        self.is_compensated = options.quantizer == "uniform" and net.n_parameters <= MAX_COMPENSATED
+        self.factors: Collection[CompensationFactor] = []
 
     def layers(self, psnr: float, is_exact: bool) -> list[QuantisedLayer]:
         """The layers in integers.
@@ -93,7 +94,7 @@ class NetworkRounding:
         alone = self._without_volume(None)
         self.progress.plan(self._measuring_work)
         expected = self._measured_psnr(self._loaded(alone))
-        layers, found = self._training(sampler, expected)(bits=self.options.bits or policy.DEFAULT_BITS)
+        layers, found = self._training(sampler, expected)(**self._bits)
         if found >= expected:
             return layers
         self.progress.say(f"rounding with training is {expected - found:.1f} dB worse than without: it is left out")
@@ -146,24 +147,18 @@ class NetworkRounding:
         return trained
 
     def _without_volume(self, error: float | None) -> list[QuantisedLayer]:
-        """The layers, without training. error: as of `_by_error`; None, if unknown too: 9 bits give the steps."""
-        net, options = self.net, self.options
-        is_compensated = len(self.factors) > 0 and self.is_narrow
-        added = None if error is None else policy.MSE_ADDED_BY_ROUNDING * error
-        if is_compensated and added is not None:
-            return rounding.round_to_error(net, self.header.shape, self.factors, added, self.header.missing)
-        if is_compensated:
-            sensitivity = compensated_sensitivities(net, self.factors)
-        else:
-            sensitivity = sensitivities(
-                net, quasirandom_points(self.header.shape, N_POINTS, missing=self.header.missing)
-            )
-        fineness = {"bits": options.bits or policy.DEFAULT_BITS} if added is None else {"error": added}
-        steps = choose_steps(net, sensitivity, **fineness)
+        """The layers, without training. error: as of `_by_error`; None: bits give the steps."""
+        net, options, shape = self.net, self.options, self.header.shape
+        fineness = self._bits if error is None else {"error": policy.MSE_ADDED_BY_ROUNDING * error}
+        if self.is_compensated and error is not None:
+            return rounding.round_to_error(net, shape, self.factors, **fineness, missing=self.header.missing)
+        if self.is_compensated:
+            steps = choose_steps(net, compensated_sensitivities(net, self.factors), **fineness)
+            return rounding.round_layer_by_layer(copy.deepcopy(net), steps, self.factors)
+        points = quasirandom_points(shape, N_POINTS, missing=self.header.missing)
+        steps = choose_steps(net, sensitivities(net, points), **fineness)
         if options.quantizer == "kmeans":
             return codebooks.round_to_codebooks(net, options.bits, steps)
-        if is_compensated:
-            return rounding.round_layer_by_layer(copy.deepcopy(net), steps, self.factors)
         return rounding.round_layers(net, steps)
 
     # --- what they need ---
@@ -192,7 +187,7 @@ class NetworkRounding:
         return decoded, unrounded if math.isfinite(unrounded) else decoded  # inf: float64 cannot tell large ones apart
 
     def _compensation_factors(self, is_trained: bool) -> Collection[CompensationFactor]:
-        if self.options.quantizer == "kmeans" or not (is_trained or self.is_narrow):
+        if not (is_trained or self.is_compensated):
             return []
 
         def on_products(n: int) -> None:
@@ -201,7 +196,12 @@ class NetworkRounding:
         net = copy.deepcopy(self.net).to(self.device)
         header = self.header
         factors = CompensationFactors(net, header.shape, on_products, self.options.n_all, header.missing)
-        return list(factors) if self.is_narrow else factors
+        return list(factors) if self.is_compensated else factors
+
+    @property
+    def _bits(self) -> dict[str, int]:
+        """What bits say of the steps, as `choose_steps` takes it."""
+        return {"bits": self.options.bits or policy.DEFAULT_BITS}
 
     def _recipe(self) -> Recipe:
         return policy.recipe_while_rounding(self.options, self.net.config, self.header.n_present, self.device)
@@ -212,8 +212,8 @@ class NetworkRounding:
         """Add the work that rounding will probably be to the progress."""
         if self.volume and self.options.bits is None:
             self.progress.plan((1 + self.header.values.is_integer) * self._measuring_work)
-        if self.options.quantizer != "kmeans" and (self.is_trained or self.is_narrow):
-            n_passes = 1 if self.is_narrow else 2
+        if self.is_trained or self.is_compensated:
+            n_passes = 1 if self.is_compensated else 2
             self.progress.plan(n_passes * work.of_factors(self.net.config, self.options.n_all))
         if self.is_trained:
             self.progress.plan(self.training_work + self._measuring_work)

@@ -39,7 +39,9 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class RoundingOptions:
-    """The options for rounding. bits, n_passes: None if left open. quantizer: "uniform" or "kmeans".
+    """The options for rounding. bits, n_passes: None if left open.
+
+    quantizer: "uniform", or "kmeans", which needs bits and 0 passes.
 
     Of a part of a field: error, the mean squared error, of normalised values, that sets the steps in place of the
     network's own; added, see `error_to_add`, of all parts together; n_all, the number of their weights.

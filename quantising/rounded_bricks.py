@@ -99,7 +99,7 @@ class BricksRounding:
         """The options for every brick, but for its error and its seed."""
         options, n_all, added = self.options, self.bricks.n_parameters, None
         passes = options.n_passes
-        if volume and passes is None and options.quantizer == "uniform":
+        if volume and passes is None:
             n_images = self.header.n_present / self.n_held
             passes = PASSES * passes_for(self.n_held, n_all, len(self.boxes), self.device.type, n_images)
         if volume and passes and options.bits is None and not math.isnan(psnr):
