@@ -16,7 +16,7 @@ import torch
 
 from quantising.sensitivity import Derivatives, bounded, derivatives, informative_points
 from siren import FieldNet, linear_layers
-from utils import Mask
+from utils import VolumeHeader
 
 POINTS_PER_WEIGHT = 4  # points of the domain for each weight of a metric; with fewer, the metric overfits the points
 MIN_METRIC = 1024  # a metric has points for at least this many weights
@@ -45,23 +45,22 @@ class CompensationFactor:
 class CompensationFactors:
     """Iterates over the compensation factors of all weights of a network, one block at a time.
 
-    shape, missing: of the field's grid: its voxels, those that are missing. on_products: `on_products(n)` is told of n
-    further products of two numbers; they are most of the work. n_all: the number of weights of all networks that are
-    rounded together; None if this is the only one. Each pass recomputes the factors. `list()` keeps the factors, which
-    takes 2 x block size numbers for each weight.
+    header: of the field that the network holds. on_products: `on_products(n)` is told of n further products of two
+    numbers; they are most of the work. n_all: the number of weights of all networks that are rounded together; None if
+    this is the only one. Each pass recomputes the factors. `list()` keeps the factors, which takes 2 x block size
+    numbers for each weight.
     """
 
     def __init__(
         self,
         net: FieldNet,
-        shape: tuple[int, ...],
+        header: VolumeHeader,
         on_products: OnProducts = lambda n: None,
         n_all: int | None = None,
-        missing: Mask | None = None,
     ):
         self.net, self.on_products = net, on_products
         self.blocks, n_points = metric_blocks(net.n_parameters, n_all)
-        self.x, self.weights = informative_points(net, shape, n_points, missing=missing)
+        self.x, self.weights = informative_points(net, header, n_points)
 
     def __len__(self) -> int:
         return len(self.blocks)

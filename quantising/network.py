@@ -148,14 +148,14 @@ class NetworkRounding:
 
     def _without_volume(self, error: float | None) -> list[QuantisedLayer]:
         """The layers, without training. error: as of `_by_error`; None: bits give the steps."""
-        net, options, shape = self.net, self.options, self.header.shape
+        net, options, header = self.net, self.options, self.header
         fineness = self._bits if error is None else {"error": policy.MSE_ADDED_BY_ROUNDING * error}
         if self.is_compensated and error is not None:
-            return rounding.round_to_error(net, shape, self.factors, **fineness, missing=self.header.missing)
+            return rounding.round_to_error(net, header, self.factors, **fineness)
         if self.is_compensated:
             steps = choose_steps(net, compensated_sensitivities(net, self.factors), **fineness)
             return rounding.round_layer_by_layer(copy.deepcopy(net), steps, self.factors)
-        points = quasirandom_points(shape, N_POINTS, missing=self.header.missing)
+        points = quasirandom_points(header.shape, N_POINTS, missing=header.missing)
         steps = choose_steps(net, sensitivities(net, points), **fineness)
         if options.quantizer == "kmeans":
             return codebooks.round_to_codebooks(net, options.bits, steps)
@@ -194,8 +194,7 @@ class NetworkRounding:
             self.progress.advance(work.PER_PRODUCT * n)
 
         net = copy.deepcopy(self.net).to(self.device)
-        header = self.header
-        factors = CompensationFactors(net, header.shape, on_products, self.options.n_all, header.missing)
+        factors = CompensationFactors(net, self.header, on_products, self.options.n_all)
         return list(factors) if self.is_compensated else factors
 
     @property

@@ -19,7 +19,7 @@ from siren import FieldNet, linear_layers
 from training.fitting import Fit
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
-from utils import Mask
+from utils import VolumeHeader
 
 MAX_TRIES = 8  # roundings that `round_to_error` tries, at most
 TOLERANCE = 0.1  # deviation from the wanted error that `round_to_error` accepts, relative to this error
@@ -97,19 +97,16 @@ def _split_by_layer(factors: Iterable[CompensationFactor], sizes: list[int]) -> 
 
 
 def round_to_error(
-    net: FieldNet,
-    shape: tuple[int, ...],
-    factors: list[CompensationFactor],
-    error: float,
-    missing: Mask | None = None,
+    net: FieldNet, header: VolumeHeader, factors: list[CompensationFactor], error: float
 ) -> list[QuantisedLayer]:
     """The layers in integers, with steps that change the normalised output by a mean squared error of about `error`.
 
     The error that the sensitivities predict can be many times too small. So the error is measured, and new steps are
-    chosen until it fits. If no try fits, the best try is returned. missing: of the field's voxels, which do not count.
+    chosen until it fits. If no try fits, the best try is returned. header: of the field, whose missing voxels do not
+    count.
     """
     sensitivity = compensated_sensitivities(net, factors)
-    x, weights = informative_points(net, shape, N_POINTS, 1, missing)
+    x, weights = informative_points(net, header, N_POINTS, seed=1)
     with torch.no_grad():
         output = net(x).clamp_(-1, 1)
     foretold = error

@@ -18,7 +18,7 @@ from torch.nn import functional
 from field.network_chunk import round_step
 from siren import FieldNet, linear_layers
 from training.sampler import density_of, draw_by_density
-from utils import Mask, normalised_coordinates, voxel_size
+from utils import Mask, VolumeHeader, normalised_coordinates, voxel_size
 
 CANDIDATES = 8  # candidate points for each point that `informative_points` draws
 N_POINTS = 8192  # points for a mean over the domain
@@ -84,16 +84,13 @@ def derivatives(net: FieldNet, x: torch.Tensor) -> Derivatives:
     return [(a, d) for (a, _), d in zip(taps, slopes, strict=True)]
 
 
-def informative_points(
-    net: FieldNet, shape: tuple[int, ...], n: int, seed: int = 0, missing: Mask | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """n points of the domain, half even and half drawn by how much the output depends on the weights; their weights.
+def informative_points(net: FieldNet, header: VolumeHeader, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """n points of a field, half even and half drawn by how much the output depends on the weights; their weights.
 
     The weighted mean of a quantity over the points estimates its mean over the domain. Even points alone say little
-    about a field that is empty except in a small part, because its derivatives are zero in the empty part. missing: see
-    `quasirandom_points`.
+    about a field that is empty except in a small part, because its derivatives are zero in the empty part.
     """
-    x = quasirandom_points(shape, CANDIDATES * n, seed, missing).to(next(net.parameters()).device)
+    x = quasirandom_points(header.shape, CANDIDATES * n, seed, header.missing).to(next(net.parameters()).device)
     squares = [
         sum(a.square().sum(1) * d.square().sum(1) for a, d in derivatives(net, part)) for part in x.split(1 << 14)
     ]

@@ -9,7 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.networks import arrays, field_net
+from helpers.networks import arrays, field_net, make_header
 from helpers.scripts import stored_state
 from helpers.volumes import wave
 
@@ -40,6 +40,7 @@ from training.sampler import VoxelSampler
 from utils import Mask, value_range
 
 SHAPE = (14, 12, 10)
+HEADER = make_header(SHAPE)
 
 
 def wave_sampler() -> VoxelSampler:
@@ -59,7 +60,7 @@ def trained() -> FieldNet:
 @pytest.fixture(scope="module")
 def factors(trained) -> list[CompensationFactor]:
     """How its errors of rounding are carried over."""
-    return list(CompensationFactors(trained, SHAPE))
+    return list(CompensationFactors(trained, HEADER))
 
 
 def dequantised(net: FieldNet, layers: list[QuantisedLayer]) -> FieldNet:
@@ -237,7 +238,7 @@ def test_blocks_cover_every_weight_once_and_reach_over_the_next(monkeypatch, blo
     monkeypatch.setattr(compensation, "WIDE_BLOCK", min(block, 40))
     monkeypatch.setattr(compensation, "MIN_BLOCK", 1)
     monkeypatch.setattr("quantising.sensitivity.quasirandom_points", lambda *args: quasirandom_points(*args).double())
-    factors, n = CompensationFactors(net, SHAPE), count_parameters(net.config)
+    factors, n = CompensationFactors(net, HEADER), count_parameters(net.config)
     size = 1000 if block == 1000 else min(block, 40)
     assert [factor.start for factor in factors] == list(range(0, n, size)) and len(factors) == math.ceil(n / size)
     taps = [(a, d * factors.weights.sqrt()[:, None]) for a, d in derivatives(net, factors.x)]
@@ -253,7 +254,7 @@ def test_the_largest_networks_have_smaller_blocks(monkeypatch):
     for block, kept, size in ((n, 1 << 28, n), (n // 2 - 1, 1 << 28, 2048), (500, 200 * n, 100), (500, 10 * n, 64)):
         monkeypatch.setattr(compensation, "BLOCK", block)
         monkeypatch.setattr(compensation, "MAX_METRIC_NUMBERS", kept)
-        blocks = CompensationFactors(net, SHAPE).blocks
+        blocks = CompensationFactors(net, HEADER).blocks
         assert blocks[0] == slice(0, size) and blocks[-1].stop == n
 
 
@@ -266,7 +267,7 @@ def test_points_are_drawn_where_the_weights_matter():
             parameter.zero_()
         first.weight[0] = 0.1
         last.weight[0, 0] = 1.0
-    x, weights = informative_points(net, SHAPE, 3000)
+    x, weights = informative_points(net, HEADER, 3000)
     even = quasirandom_points(SHAPE, 30_000, seed=5)
     taps = derivatives(net, even)
     size = sum(a.square().sum(1) * d.square().sum(1) for a, d in taps).sqrt()
@@ -278,9 +279,9 @@ def test_points_are_drawn_where_the_weights_matter():
 
 
 def test_a_block_that_reaches_all_weights_carries_errors_as_a_single_one_does(trained, monkeypatch):
-    whole = list(CompensationFactors(trained, SHAPE))
+    whole = list(CompensationFactors(trained, HEADER))
     monkeypatch.setattr(compensation, "BLOCK", 600)
-    halves = list(CompensationFactors(trained, SHAPE))
+    halves = list(CompensationFactors(trained, HEADER))
     assert [len(whole), len(halves)] == [1, 2]
     torch.testing.assert_close(halves[0].matrix, whole[0].matrix[:600], rtol=1e-3, atol=1e-3)
 
@@ -291,7 +292,7 @@ def test_steps_of_degenerate_networks(factor):
     with torch.no_grad():
         for parameter in net.parameters():
             parameter *= factor
-    factors = list(CompensationFactors(net, SHAPE))
+    factors = list(CompensationFactors(net, HEADER))
     both = sensitivities(net, quasirandom_points(SHAPE, 16)), compensated_sensitivities(net, factors)
     for fineness, sensitivity in itertools.product(({"bits": 9}, {"error": 1e-4}, {"error": 0.0}), both):
         steps = choose_steps(net, sensitivity, **fineness)
@@ -320,7 +321,7 @@ def test_a_hopeless_network_is_rounded_to_some_integers(value):
     with torch.no_grad():
         linear_layers(net)[-1].weight[0, 0] = value
         linear_layers(net)[0].weight[0, 0] = value
-    layers = round_to_error(net, SHAPE, list(CompensationFactors(net, SHAPE)), 1e-4)
+    layers = round_to_error(net, HEADER, list(CompensationFactors(net, HEADER)), 1e-4)
     assert [layer.weights.shape for layer in layers] == [layer.weight.shape for layer in linear_layers(net)]
 
 
@@ -339,7 +340,7 @@ def test_rounding_to_an_error(trained, factors, monkeypatch, error, foretold):
     told = [foretold * sensitivity for sensitivity in compensated_sensitivities(trained, factors)]
     monkeypatch.setattr("quantising.rounding.compensated_sensitivities", lambda *_: told)
     before = copy.deepcopy(arrays(trained))
-    layers = round_to_error(trained, SHAPE, factors, error)
+    layers = round_to_error(trained, HEADER, factors, error)
     found = mean_squared(trained, dequantised(trained, layers), quasirandom_points(SHAPE, 2000, seed=2))
     assert 0.6 * error < found < 1.5 * error
     for name, array in arrays(trained).items():
@@ -350,7 +351,7 @@ def test_rounding_to_an_error_when_the_first_steps_are_far_too_coarse(trained, f
     """With all weights zero, finer steps may change nothing at first."""
     told = [1e-7 * sensitivity for sensitivity in compensated_sensitivities(trained, factors)]
     monkeypatch.setattr("quantising.rounding.compensated_sensitivities", lambda *_: told)
-    layers = round_to_error(trained, SHAPE, factors, 1e-4)
+    layers = round_to_error(trained, HEADER, factors, 1e-4)
     found = mean_squared(trained, dequantised(trained, layers), quasirandom_points(SHAPE, 2000, seed=2))
     assert found < 1.5e-4
 
@@ -364,7 +365,7 @@ def test_compensation_beats_the_nearest(trained, monkeypatch, block, least):
     unseen, ratios = quasirandom_points(SHAPE, 2000, seed=1), []
     sensitivity, factors = (
         sensitivities(trained, quasirandom_points(SHAPE, 2000)),
-        list(CompensationFactors(trained, SHAPE)),
+        list(CompensationFactors(trained, HEADER)),
     )
     for error in (5e-6, 7e-6, 1e-5, 1.4e-5, 2e-5):
         steps = choose_steps(trained, sensitivity, error=error)
