@@ -77,8 +77,9 @@ Chunk q, quality
 ----------------
 
     u8 u8          major and minor version of the program that wrote the file
-    i16            the PSNR in units of 0.01 dB of what the file decodes to, over the range of the original volume;
-                   32767: no error at all. These two bytes are absent if the PSNR is unknown
+    i16            the PSNR in units of 0.01 dB of what the file decodes to, over the range of chunk F. Values of the
+                   volume beyond this range count as its nearest end. 32767: no error at all. These two bytes are
+                   absent if the PSNR is unknown
 
 Chunk M, missing voxels
 -----------------------
