@@ -161,11 +161,26 @@ def rounded_networks(
     return [(network, rounding.layers(*quality))]
 
 
+def read_back(opt: arguments.Options, blob: bytes) -> NeuralField:
+    """The field in a blob that was just made: what is written can be read. Raises UserError."""
+    try:
+        return NeuralField(*decode_field(blob, large=True), n_threads=opt.num_workers)
+    except BlobError as error:
+        raise UserError(f"{opt.net}: cannot be rounded: {error}") from None
+
+
 def warn_of_another_volume(path: str, psnr: float, expected: float) -> None:
     """Warn if the volume cannot well be the network's. psnr, expected: of the blob, and of the network when trained."""
     if psnr < min(expected, MOST_KEPT) - MOST_LOST:
         what = f"the blob has {psnr:.1f} dB, the network had {expected:.1f} dB"
         console.warn("net_compress.py", f"{path}: {what}: is it the volume that it was trained on?")
+
+
+def warn_of_loss(opt: arguments.Options, lost: float) -> None:
+    """Warn if rounding without a volume has cost too much. lost: in dB; NaN if unknown."""
+    if lost > MOST_FOR_ROUNDING:
+        way_out = ": more --cluster_bits, or none, cost less" if opt.cluster_bits else ""
+        console.warn("net_compress.py", f"{opt.compressed}: rounding has cost about {lost:.0f} dB{way_out}")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -186,32 +201,29 @@ def main(argv: Sequence[str]) -> None:
     quality = quality_in(settings, header)
 
     started = time.monotonic()
-    n_measured = (1 + bool(settings.get("clipped_from"))) if volume else 0
-    n_parameters = bricks.n_parameters
+    ranges = [found.values] if volume else []  # over which the blob is compared with the volume
+    ranges += [header.values] if volume and settings.get("clipped_from") else []
+    n_parameters, cut = bricks.n_parameters, None if bricks.is_whole else bricks.cut
     per_measuring = work.of_comparison(n_parameters / len(bricks.networks), volume) if volume else 0.0
-    figures: dict[str, str] = {}
-    with Progress("rounding", n_measured * per_measuring) as progress:
+    with Progress("rounding", len(ranges) * per_measuring) as progress:
         rounded = rounded_networks(opt, bricks, header, volume, quality, device, progress)
-        cut = None if bricks.is_whole else bricks.cut
         blob = encode_blob(header, rounded, Written(SUITE_VERSION), cut)
-        try:
-            readable = decode_field(blob, large=True)  # what is written can be read
-        except BlobError as error:
-            raise UserError(f"{opt.net}: cannot be rounded: {error}") from None
-        field = NeuralField(*readable, n_threads=opt.num_workers)
-        if volume:
-            decoded, chosen = field.lazy(), measured_boxes(volume.values)
-            metrics = compare(volume.array, decoded, found.values, progress.each(chosen, per_measuring))
-            figures = metrics.report(header.n_present)
-            if n_measured > 1:
-                metrics = compare(volume.array, decoded, header.values, progress.each(chosen, per_measuring))
-                figures["psnr_clipped"] = f"{metrics.psnr:.3f}"
-            blob = encode_blob(header, rounded, Written(SUITE_VERSION, metrics.psnr), cut)
-    if volume and opt.cluster_bits is None:
-        warn_of_another_volume(opt.volume, metrics.psnr, quality[0])
-    if not volume and (lost := decibels_lost(NeuralField(header, bricks), field, *quality)) > MOST_FOR_ROUNDING:
-        way_out = ": more --cluster_bits, or none, cost less" if opt.cluster_bits else ""
-        console.warn("net_compress.py", f"{opt.compressed}: rounding has cost about {lost:.0f} dB{way_out}")
+        field = read_back(opt, blob)
+        measured = []
+        for values in ranges:
+            chosen = progress.each(measured_boxes(volume.values), per_measuring)
+            measured.append(compare(volume.array, field.lazy(), values, chosen))
+    figures: dict[str, str] = {}
+    if volume:
+        figures = measured[0].report(header.n_present)
+        psnr = measured[-1].psnr  # over the range of the blob
+        if len(measured) > 1:
+            figures["psnr_clipped"] = f"{psnr:.3f}"
+        blob = encode_blob(header, rounded, Written(SUITE_VERSION, psnr), cut)
+        if opt.cluster_bits is None:
+            warn_of_another_volume(opt.volume, psnr, quality[0])
+    else:
+        warn_of_loss(opt, decibels_lost(NeuralField(header, bricks), field, *quality))
     write_or_rescue({opt.compressed: blob})
     n_values = math.prod(header.shape) * config.d_out
     per_weight = {"bits_per_weight": f"{8 * len(blob) / n_parameters:.3f}"} if n_parameters else {}
