@@ -25,7 +25,7 @@ from field.evaluation import (
     evaluate,
     scaled_layers,
 )
-from field.integers import MOST_AGAIN, ROUNDOFF, SAMPLE, largest_error, margins, sampled_voxels
+from field.integers import MOST_AGAIN, ROUNDOFF, SAMPLE, largest_error, margins
 from field.pieces import Piece, boxes_of, pieces_of_grid, pieces_of_points
 from utils import Box, Grid, voxel_size
 
@@ -58,9 +58,8 @@ class Brick:
         """By precision, the margin (d_out, 1) of g, see integers.margins; infinite where it decides no integers."""
         found = dict.fromkeys(ROUNDOFF, np.zeros_like(self.half))
         if self.layers:
-            index = sampled_voxels(self.shape, min(max(math.prod(self.shape) // SAMPLED, LEAST_SAMPLE), SAMPLE))
-            coordinates = coordinates_of(index, self.shape, "cpu")
-            errors = largest_error(self.layers, self.is_residual, coordinates, len(index))
+            n_sampled = min(max(math.prod(self.shape) // SAMPLED, LEAST_SAMPLE), SAMPLE)
+            errors = largest_error(self.layers, self.is_residual, self.shape, n_sampled)
             of_network = margins(errors, self.extent * self.half[:, 0])
             infinite = np.where(self.half > 0, np.inf, 0.0)
             found = {name: of_network[name] * self.half if name in of_network else infinite for name in ROUNDOFF}

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from field.evaluation import Coordinates, OnProgress, Positions
+from field.evaluation import OnProgress, Positions, point_coordinates
 from utils import ValueRange
 
 if TYPE_CHECKING:
@@ -80,15 +80,22 @@ def error_estimates(layers: list[np.ndarray], is_residual: bool, x: np.ndarray) 
     return np.sqrt(variance)
 
 
-def sampled_voxels(shape: tuple[int, ...], n: int = SAMPLE) -> np.ndarray:
+def sampled_voxels(shape: tuple[int, ...], n: int) -> np.ndarray:
     """The indices (n, d_in) of n voxels of a grid, or of all if there are fewer."""
     n_voxels = math.prod(shape)
     voxels = np.arange(n_voxels) if n_voxels <= n else np.random.default_rng(0).integers(n_voxels, size=n)
     return np.stack(np.unravel_index(voxels, shape), axis=1)
 
 
-def largest_error(layers: list[np.ndarray], is_residual: bool, coordinates: Coordinates, n: int) -> np.ndarray:
-    """The largest of the estimated errors at n positions, in roundoffs: (d_out,). NaN where it overflows."""
+def largest_error(
+    layers: list[np.ndarray], is_residual: bool, shape: tuple[int, ...], n_sampled: int = SAMPLE
+) -> np.ndarray:
+    """The largest of the estimated errors at a sample of a grid's voxels, in roundoffs: (d_out,). NaN: it overflows.
+
+    shape: of the grid.
+    """
+    index = sampled_voxels(shape, n_sampled)
+    n, coordinates = len(index), point_coordinates(shape, index)
     d_out, width = len(layers[-1]), len(layers[0])
     step = max(1, ACTIVATIONS // (d_out * width))
     parts = [slice(start, min(start + step, n)) for start in range(0, n, step)]

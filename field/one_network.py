@@ -16,7 +16,7 @@ from field.evaluation import (
     evaluate,
     scaled_layers,
 )
-from field.integers import largest_error, margins, sampled_voxels
+from field.integers import largest_error, margins
 
 
 class OneNetwork:
@@ -44,9 +44,7 @@ class OneNetwork:
     @cached_property
     def margins(self) -> dict[str, np.ndarray]:
         """By precision, the margins of the normalised values within which integers are not decided."""
-        index = sampled_voxels(self.shape)
-        coordinates = coordinates_of(index, self.shape, "cpu")
-        return margins(largest_error(self.layers, self.is_residual, coordinates, len(index)), self.extent)
+        return margins(largest_error(self.layers, self.is_residual, self.shape), self.extent)
 
     @property
     def precisions(self) -> list[str]:
