@@ -176,6 +176,11 @@ def test_info_tells_what_a_blob_holds(tmp_path, capsys):
         **{"psnr": "40.60", "version": "1.0"},
     }
     assert listing(tmp_path) == before
+    since = dataclasses.replace(geometry, spacing=(0.1, 1.0, 1.0, 1.0), origin=(1700000001.0, 0.0, 0.0, 0.0))
+    (tmp_path / "t").write_bytes(encode_blob(dataclasses.replace(header, geometry=since), [(network, layers)]))
+    net_decompress.main([str(tmp_path / "t"), "--info"])
+    found = results(capsys.readouterr().out)
+    assert (found["first_time"], found["last_time"]) == ("1700000001", "1700000001.4")
     (tmp_path / "o").write_bytes(original_blob(np.random.default_rng(0), 8, 6, 3, True)[0])
     net_decompress.main([str(tmp_path / "o"), "--info"])
     assert results(capsys.readouterr().out)["version"] == "the original scripts"
