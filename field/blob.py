@@ -433,6 +433,8 @@ def network_descriptions(data: bytes) -> list[dict]:
 
 
 def written_by(data: bytes) -> Written | None:
-    """What a valid blob says of the program that wrote it and of its quality; None if it says nothing."""
+    """What a valid blob, of either kind, says of its writer and of its quality; None if it says nothing."""
+    if not is_blob(data):  # of the original scripts
+        return None
     chunks, _ = _chunks(ByteReader(data[9:], "blob"))
     return decode_written(chunks["q"]) if "q" in chunks else None

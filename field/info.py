@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from field.blob import is_blob, network_descriptions, written_by
+from field.blob import network_descriptions, written_by
 from field.bricks import Bricks
 from field.layers import count_parameters
 from field.metrics import file_ratios
@@ -32,14 +32,14 @@ def blob_figures(data: bytes, header: VolumeHeader | None, bricks: Bricks) -> di
     if header is None:
         return size | {"version": "the original scripts"}
     ratios = file_ratios(header.n_voxels * header.n_components, header.dtype, len(data))
-    written = written_by(data) if is_blob(data) else None
+    written = written_by(data)
     version = {"version": ".".join(map(str, written.version))} if written else {}
     return _header_figures(header) | size | ratios | stored_psnr(data, "psnr") | version
 
 
 def stored_psnr(data: bytes, key: str) -> dict[str, str]:
     """The PSNR in dB that was measured when the blob was written, under this key; {} if the blob holds none."""
-    written = written_by(data) if is_blob(data) else None
+    written = written_by(data)
     return {} if written is None or math.isnan(written.psnr) else {key: f"{written.psnr:.2f}"}
 
 
