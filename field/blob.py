@@ -284,10 +284,8 @@ def encode_blob(
     """
     descriptions = [network for network, _ in networks]
     d_in, d_out = len(header.shape), header.n_components
-    if cut is None:
-        d_in, d_out = descriptions[0]["d_in"], descriptions[0]["d_out"]
     if any((network["d_in"], network["d_out"]) != (d_in, d_out) for network in descriptions):
-        raise BlobError("expected networks of the same d_in and d_out")
+        raise BlobError(f"expected networks of the same d_in and d_out as the header, {d_in} and {d_out}")
     check_header(header, d_in, d_out)
     check_size(descriptions)
     chunks = encode_header(header)
@@ -296,7 +294,6 @@ def encode_blob(
     if header.missing:
         chunks["M"] = encode_missing(header.missing)
     if cut is not None:
-        cut = Cut(tuple(cut.counts), *(np.asarray(ends, np.float32) for ends in cut[1:3]), tuple(cut.mirrors))
         check_cut(cut, header.shape, d_out)
         _check_number(cut, len(networks))
         chunks |= encode_cut(cut)
