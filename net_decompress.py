@@ -22,16 +22,16 @@ from cli.summary import Figures, summary, table
 from field import pictures, rendering
 from field.blob import BlobError
 from field.info import blob_figures, stored_psnr
-from field.metrics import combine_metrics, compare_steps, file_ratios, report_of_steps
+from field.metrics import Comparison, file_ratios
 from field.neural_field import NeuralField
 from field.options import parse
 from field.original_blob import decode_either
 from field.output import Output, write_output
 from formats import points
-from formats.arrays import LazyArray, part_of
+from formats.arrays import part_of
 from formats.common import raw_layout, suffix_of
 from formats.reading import read_volume, source_files
-from utils import Grid, UserError, ValueRange, Volume, differences, header_of
+from utils import Grid, UserError, Volume, differences, header_of
 
 MOST_LOST = 1.0  # dB below the PSNR that a blob had when it was written; the same voxels give the same
 warn = partial(console.warn, "net_decompress.py")
@@ -127,32 +127,27 @@ def write_volume_files(
     check_outputs(files, inputs)
     if opt.is_named and not opt.volume:  # which is not the name of an output, as it was checked
         check_derived([path for path in files if path != opt.recon], opt.compressed)
-    box, steps, clipped = grid.as_voxel_box(), {}, {}
-    is_compared = volume is not None and box is not None
-    values = ValueRange(*volume.value_limits, volume.fill) if volume else None
-
-    def on_values(grid: Grid, array: np.ndarray | LazyArray) -> None:
-        original = part_of(volume.array, grid.as_voxel_box())
-        steps.update(compare_steps(original, array, values, grid))
-        if field.values.may_be_clipped_from(values):
-            clipped.update(compare_steps(original, array, field.values, grid))
-
+    box = grid.as_voxel_box()
+    compared = Comparison(volume, field.values) if volume and box else None
     if volume and box is None:
         flag = "--resolution" if opt.resolution else f"--time {opt.time:g}"
         warn(f"{opt.volume}: not compared: {flag} asks for other positions than its voxels")
     with FileSet() as files:
-        write_output(output, field, opt.compressed, on_values if is_compared else None, files)
+        write_output(output, field, opt.compressed, compared and compared.add, files)
         if opt.preview:
-            original, title = part_of(volume.array, box) if steps else None, os.path.basename(opt.compressed)
+            original, steps = (part_of(volume.array, box), compared.steps) if compared else (None, {})
+            title = os.path.basename(opt.compressed)
             write_files({opt.preview: pictures.preview_of(field, grid, original, steps, title, opt.as_float)}, files)
     *by_step, recon = output.files()
-    written = {"recon": recon} | ({"first_step": by_step[0]} if by_step else {})
-    written |= {"last_step": by_step[-1]} if len(by_step) > 1 else {}
-    written |= {"voxels": beside[0]} if beside else {}
-    written |= {"preview": opt.preview} if opt.preview else {}
-    metrics = report_of_steps(steps, is_series=len(grid.shape) == 4) if steps else {}
-    metrics |= {"psnr_clipped": f"{combine_metrics(list(clipped.values())).psnr:.3f}"} if clipped else {}
-    return metrics, written, size_of([recon, *by_step, *beside])
+    written = {
+        "recon": recon,
+        "first_step": by_step[0] if by_step else None,
+        "last_step": by_step[-1] if len(by_step) > 1 else None,
+        "voxels": beside[0] if beside else None,
+        "preview": opt.preview,
+    }
+    written = {key: path for key, path in written.items() if path}
+    return compared.report() if compared else {}, written, size_of([recon, *by_step, *beside])
 
 
 def warn_of_another_volume(opt: arguments.Options, figures: Figures, stored: Figures) -> None:

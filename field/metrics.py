@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from formats.arrays import LazyArray
-from utils import Box, Grid, ValueRange, boxes, few_values, is_missing, read_in_boxes, value_range, wide_float
+from formats.arrays import LazyArray, part_of
+from utils import Box, Grid, ValueRange, Volume, boxes, few_values, is_missing, read_in_boxes, value_range, wide_float
 
 MEASURED_WHOLE = 1 << 28  # most voxels of a volume that is compared at every voxel
 MEASURED_VOXELS = 1 << 24  # random voxels compared in a larger volume; the PSNR is then good to about 0.01 dB
@@ -92,15 +92,6 @@ def compare(
     return Metrics(_psnr(errors.mean()), rmse, float((largest * scale).max()), psnrs, count, n_differing, labels)
 
 
-def compare_steps(
-    original: np.ndarray, decoded: np.ndarray | LazyArray, values: ValueRange, grid: Grid
-) -> dict[int, Metrics]:
-    """The metrics of each step of a series on a grid of voxels, by step number. A volume in space is step 0."""
-    if len(grid.shape) < 4:
-        return {0: compare(original, decoded, values)}
-    return {int(t): compare(original[k], decoded[k], values) for k, t in enumerate(grid.axes[0])}
-
-
 def measured_boxes(original: np.ndarray) -> list[Box]:
     """The boxes of a volume (grid..., components) to compare: all, or random ones above MEASURED_WHOLE voxels."""
     n_voxels = math.prod(original.shape[:-1])
@@ -130,11 +121,37 @@ def combine_metrics(parts: list[Metrics]) -> Metrics:
     return Metrics(mean(part.psnr for part in parts), rmse, largest, psnrs, *counts, labels)
 
 
-def report_of_steps(steps: dict[int, Metrics], is_series: bool) -> dict[str, str]:
-    """The result lines: the metrics over all steps, and for a series the PSNR of each step."""
-    metrics = combine_metrics(list(steps.values()))
-    found = metrics.report() | {"rmse": f"{metrics.rmse:.6g}", "max_error": f"{metrics.max_error:.6g}"}
-    return found | {f"psnr_t{t}": f"{step.psnr:.3f}" for t, step in steps.items() if is_series}
+class Comparison:
+    """Compares a decoded field with its volume, step by step of a series. A volume in space is step 0.
+
+    values: the range of the field; it may be clipped from that of the volume.
+    """
+
+    def __init__(self, volume: Volume, values: ValueRange):
+        self.array, self.whole, self.values = volume.array, ValueRange(*volume.value_limits, volume.fill), values
+        self.is_series = volume.geometry.d_in == 4
+        self.steps: dict[int, Metrics] = {}  # over the range of the volume
+        self.clipped: dict[int, Metrics] = {}  # over that of the field, where it is clipped
+
+    def add(self, grid: Grid, decoded: np.ndarray | LazyArray) -> None:
+        """Compare the values on a grid of voxels."""
+        self.steps |= self._compare(grid, decoded, self.whole)
+        if self.values.may_be_clipped_from(self.whole):
+            self.clipped |= self._compare(grid, decoded, self.values)
+
+    def _compare(self, grid: Grid, decoded: np.ndarray | LazyArray, values: ValueRange) -> dict[int, Metrics]:
+        original = part_of(self.array, grid.as_voxel_box())
+        if not self.is_series:
+            return {0: compare(original, decoded, values)}
+        return {int(t): compare(original[k], decoded[k], values) for k, t in enumerate(grid.axes[0])}
+
+    def report(self) -> dict[str, str]:
+        """The result lines: the metrics over all steps, and for a series the PSNR of each step."""
+        metrics = combine_metrics([*self.steps.values()])
+        found = metrics.report() | {"rmse": f"{metrics.rmse:.6g}", "max_error": f"{metrics.max_error:.6g}"}
+        found |= {f"psnr_t{t}": f"{step.psnr:.3f}" for t, step in self.steps.items() if self.is_series}
+        clipped = combine_metrics([*self.clipped.values()]).psnr if self.clipped else None
+        return found if clipped is None else found | {"psnr_clipped": f"{clipped:.3f}"}
 
 
 def _psnr(error: float) -> float:
