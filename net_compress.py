@@ -45,8 +45,8 @@ from training.network_files import (
 from utils import SUITE_VERSION, UserError, Volume, VolumeHeader, differences, header_of
 
 MOST_FOR_ROUNDING = 2.0  # dB that rounding costs without a warning
-MOST_LOST = 6.0  # dB that rounding hardly costs a network of at most MOST_KEPT
-MOST_KEPT = 80.0  # dB; above, weights of 15 bits may cost more
+MOST_LOST = 6.0  # most dB that rounding costs a network of at most MOST_KEPT
+MOST_KEPT = 80.0  # dB; a network of a higher PSNR may lose more, as its weights have 15 bits at most
 
 
 def build_parser() -> arguments.ArgumentParser:

@@ -154,7 +154,8 @@ def warn_of_another_volume(opt: arguments.Options, figures: Figures, stored: Fig
     """Warn if the comparison has a lower PSNR than the blob had when it was written. stored: of `stored_psnr`."""
     found = [float(figures[key]) for key in ("psnr", "psnr_clipped") if key in figures]
     for before in map(float, stored.values()):
-        is_as_written = any(abs(psnr - before) <= MOST_LOST for psnr in found)  # blobs of older versions have the first
+        # A clipped blob stores psnr_clipped, one of an older version psnr.
+        is_as_written = any(abs(psnr - before) <= MOST_LOST for psnr in found)
         if found and found[-1] < before - MOST_LOST and not is_as_written and not opt.as_float:
             what = f"{found[-1]:.1f} dB, where the blob had {before:.1f} dB when it was written"
             warn(f"{opt.volume}: {what}: is it the volume that it was made of?")

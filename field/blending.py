@@ -29,12 +29,12 @@ from field.integers import MOST_AGAIN, ROUNDOFF, SAMPLE, largest_error, margins
 from field.pieces import Piece, boxes_of, pieces_of_grid, pieces_of_points
 from utils import Box, Grid, voxel_size
 
-MAX_VALUES = 1 << 20  # values of a box
-MIN_POSITIONS = 1 << 14  # of a box, if threads can share several
+MAX_VALUES = 1 << 20  # most values of a box
+MIN_POSITIONS = 1 << 14  # least positions of a box, if threads can share several boxes
 STORED = 1 << 13  # positions whose values are handed on at a time, to stay in a core's cache
-KEPT = 1 << 14  # bricks whose networks stay decoded
-SAMPLED = 64  # voxels of a brick for each one at which the rounding errors are estimated
-LEAST_SAMPLE = 64  # of them
+KEPT = 1 << 14  # most bricks whose networks stay decoded
+SAMPLED = 64  # rounding errors are estimated at one of so many voxels of a brick
+LEAST_SAMPLE = 64  # fewest voxels of a brick at which they are estimated
 BLEND = 16.0  # largest error of a value by the arithmetic of the blend, in roundoffs
 
 Job = tuple[np.ndarray, Iterator[Piece]]  # the numbers of positions, in the shape that the pieces index
@@ -104,7 +104,7 @@ class Blend:
 
     @property
     def precisions(self) -> list[str]:
-        """Those in which integers are evaluated, the fastest first: without any that decides next to none of them."""
+        """The precisions in which integers are evaluated, the fastest first. One that decides few is left out."""
         most = MOST_AGAIN / max(float(self.extent.max()), 1.0)
         return [*(name for name, roundoff in ROUNDOFF.items() if BLEND * roundoff <= most), "portable"]
 
@@ -160,7 +160,7 @@ class Blend:
         on_progress(1.0)
 
     def _reflected(self, positions: Positions) -> tuple[Positions, dict[int, np.ndarray]]:
-        """Positions where the bricks are that hold them, and by axis with a mirror the derivatives of this."""
+        """The positions, those beyond a mirror at their images; and by axis with a mirror the derivatives, 1 or -1."""
         axes = list(positions.axes if isinstance(positions, Grid) else positions.T)
         signs = {}
         for axis, mirror in enumerate(self.mirrors):
@@ -217,9 +217,9 @@ def _float(precision: str) -> type[np.floating]:
 
 
 def _turn(slopes: np.ndarray, signs: dict[int, np.ndarray], numbers: np.ndarray, positions: Positions) -> None:
-    """Make derivatives (d_in, d_out, n) by reflected positions those by the positions `numbers`. See Blend._reflected.
+    """Turn derivatives (d_in, d_out, n) by reflected positions into those by the positions themselves, in place.
 
-    In place.
+    signs: of Blend._reflected. numbers: of the n positions.
     """
     index = np.unravel_index(numbers, positions.shape) if isinstance(positions, Grid) else (numbers,) * len(slopes)
     for axis, along in signs.items():
@@ -227,5 +227,5 @@ def _turn(slopes: np.ndarray, signs: dict[int, np.ndarray], numbers: np.ndarray,
 
 
 def _within(on_progress: OnProgress, start: float, length: float, whole: float) -> OnProgress:
-    """What tells how much of the whole is done when it is told how much of a part is. The parts may be more than it."""
+    """A callback for a part of the work: it passes on the fraction of the whole, at most 1. The parts may overlap."""
     return lambda fraction: on_progress(min((start + fraction * length) / whole, 1.0))

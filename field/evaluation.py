@@ -20,8 +20,9 @@ from field import portable
 from field.layers import layer_table
 from utils import Grid, normalised_coordinates
 
-# Positions in a chunk: activations stay in a core's cache, or fill a GPU. The last chunk is padded.
-CHUNK = {"cpu": 1072, "cuda": 1 << 18}  # of a CPU: rows a power of two apart would share a few sets of its cache
+# Positions in a chunk: activations stay in a core's cache, or fill a GPU. The last chunk is padded. On a CPU, it is no
+# power of two: rows a power of two apart would share a few sets of the cache.
+CHUNK = {"cpu": 1072, "cuda": 1 << 18}
 TILE = 16  # a GPU multiplies matrices whose sizes are multiples of this several times as fast
 # Positions by number -> (d_in, positions), normalised: a NumPy array, or a tensor on a GPU.
 Coordinates = Callable[[slice | np.ndarray], object]
@@ -255,7 +256,7 @@ def evaluate(
         for part, fetch in begun:
             end(part, fetch, on_progress)
 
-    work(on_progress, 1)  # here, so that the progress is told; helpers might do all of the others. It may be all
+    work(on_progress, 1)  # here, so that the progress is told at least once: helpers might do all other chunks
     do_with_helpers(starts, partial(work, on_progress), work, n_threads - 1 if network.xp is np else 0)
     on_progress(1.0)
 

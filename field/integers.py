@@ -104,7 +104,7 @@ def largest_error(
 
 
 def margins(errors: np.ndarray, extent: np.ndarray) -> dict[str, np.ndarray]:
-    """The margins (d_out, 1) of normalised values in float32 and float64, where they leave most values decided.
+    """By precision, the margins (d_out, 1) of normalised values. A precision that decides too few values has none.
 
     errors: `largest_error`. extent: of the range, (d_out,).
     """

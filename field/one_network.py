@@ -48,7 +48,7 @@ class OneNetwork:
 
     @property
     def precisions(self) -> list[str]:
-        """Those in which integers are evaluated, the fastest first."""
+        """The precisions in which integers are evaluated, the fastest first."""
         return [*self.margins, "portable"]
 
     def evaluate(

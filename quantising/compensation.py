@@ -22,8 +22,8 @@ POINTS_PER_WEIGHT = 4  # points of the domain for each weight of a metric; with 
 MIN_METRIC = 1024  # a metric has points for at least this many weights
 BLOCK = 4096  # weights in a block; the block itself and the next block compensate its errors
 WIDE_BLOCK = 2048  # weights in a block if the network has more than 2 BLOCK weights
-MIN_BLOCK = 64  # weights in the smallest block of a single network
-MIN_BLOCK_OF_MANY = 512  # and of one of many networks, which are rounded one after another. Below, files are larger
+MIN_BLOCK = 64  # least weights in a block of a single network
+MIN_BLOCK_OF_MANY = 512  # the same of one of many networks, rounded one by one. Smaller ones make larger files
 MAX_METRIC_NUMBERS = 1 << 28  # numbers in all metrics of a network; larger networks have smaller blocks
 DAMPING = 0.02  # added to the diagonal of a metric, relative to this diagonal
 OnProducts = Callable[[int], None]
@@ -87,7 +87,10 @@ def compensated_sensitivities(net: FieldNet, factors: Iterable[CompensationFacto
 
 
 def metric_blocks(n: int, n_all: int | None = None) -> tuple[list[slice], int]:
-    """The blocks of the n weights of a network, and the number of points of their metrics. n_all: see above."""
+    """The blocks of the n weights of a network, and the number of points of their metrics.
+
+    n_all: as of CompensationFactors.
+    """
     least, n_all = (MIN_BLOCK, n) if n_all is None else (MIN_BLOCK_OF_MANY, n_all)
     size = BLOCK if n_all <= 2 * BLOCK else max(least, min(WIDE_BLOCK, MAX_METRIC_NUMBERS // (2 * n_all)))
     blocks = [slice(start, min(start + size, n)) for start in range(0, n, size)]

@@ -67,8 +67,8 @@ class NetworkRounding:
                 is_exact = self.header.values.is_integer and decoded == math.inf
             error = policy.error_for_steps(self.options, psnr)
         # A brick without errors, as of a mask, is not trained: its learning rate would be 0, see `relative_rate`.
-        has_errors = error is None or decoded != math.inf
-        is_trained = self.is_trained and not is_exact and has_errors
+        has_no_errors = error is not None and decoded == math.inf
+        is_trained = self.is_trained and not (is_exact or has_no_errors)
         self.factors = self._compensation_factors(is_trained)
         layers = None
         if is_exact:
@@ -128,7 +128,7 @@ class NetworkRounding:
         return layers
 
     def _training(self, sampler: VoxelSampler, expected: float) -> Callable[..., tuple[list[QuantisedLayer], float]]:
-        """What rounds with training: it takes the fineness of `choose_steps`, and gives the layers and their PSNR, dB.
+        """A function that rounds with training: from bits or error, as of `choose_steps`, to the layers and their PSNR.
 
         expected: PSNR in dB, from which the learning rate follows.
         """

@@ -19,10 +19,10 @@ from utils import Grid, is_missing
 MSE_ADDED_BY_ROUNDING = 0.05  # relative to the network's own mean squared error; 0.05 costs 0.2 dB
 DEFAULT_BITS = 9  # bits for a value of a hidden matrix if the network's PSNR is unknown
 MAX_HALVINGS = 64  # halvings of the error that `coarsest_exact` tries, at most
-# Limits of the error that rounding with training adds, relative to the network's own: see `error_to_add`.
+# Limits of the squared error that rounding with training adds, relative to the network's own: see `error_to_add`.
 LEAST_ADDED, MOST_ADDED = 0.05, 0.4
-ADDED_PER_DB = 0.14  # of it for each decibel that a doubling of the network has gained
-FINER = 4.0  # if training does not make up for the error, a second try adds less by this factor
+ADDED_PER_DB = 0.14  # this error for each dB that a doubling of the network has gained
+FINER = 4.0  # a second try, if training does not make up for the error, adds less by this factor
 MAX_DB_LOST = 2.0  # most that rounding with training may lose, dB
 MAX_LEAD_LOST = 0.25  # most that rounding with training may lose, as a part of the network's lead in dB over a constant
 ALWAYS_ALLOWED_DB = 0.2  # loss that is always allowed, dB: rounding without training costs as much
@@ -39,12 +39,13 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class RoundingOptions:
-    """The options for rounding. bits, n_passes: None if left open.
+    """The options for rounding.
 
-    quantizer: "uniform", or "kmeans", which needs bits and 0 passes.
+    bits, n_passes: None if left open. quantizer: "uniform", or "kmeans", which needs bits and 0 passes.
 
-    Of a part of a field: error, the mean squared error, of normalised values, that sets the steps in place of the
-    network's own; added, see `error_to_add`, of all parts together; n_all, the number of their weights.
+    The others are None but for a network that holds a part of a field. error: the mean squared error, of normalised
+    values, that sets the steps in place of the network's own. added: as `error_to_add` gives it for the whole field.
+    n_all: the number of weights of all parts.
     """
 
     bits: int | None = None
@@ -60,7 +61,8 @@ class RoundingOptions:
 def error_for_steps(options: RoundingOptions, psnr: float) -> float | None:
     """The mean squared error, of normalised values, that sets the steps; None if it is unknown.
 
-    That of the network. Of a part of a field: RoundingOptions.error, within MOST_ERROR. psnr: of the network, dB.
+    It is the network's own, or RoundingOptions.error if given, but at most MOST_ERROR times the network's own.
+    psnr: of the network, dB.
     """
     own = error_of(psnr) if math.isfinite(psnr) else None
     if options.error is None:
@@ -82,7 +84,7 @@ def error_to_add(lead: float, n_weights: int) -> float:
 def allowed_loss(options: RoundingOptions, lead: float, expected: float, error: float) -> float:
     """The most that rounding with training may cost, dB.
 
-    lead: of the network, in dB over a constant. expected: its PSNR, dB. error: the one that set the steps.
+    lead: of the network, in dB over a constant. expected: its PSNR, dB. error: the squared error that set the steps.
     """
     found = max(ALWAYS_ALLOWED_DB, min(MAX_DB_LOST, MAX_LEAD_LOST * lead))
     if options.added is not None and error:  # steps of a part that are coarser than its own error gives cost more
