@@ -58,25 +58,20 @@ class NetworkRounding:
         if self.header.values.is_constant:
             return rounding.zero_layers(self.net)
         self._plan_work()
-        error, decoded = None, math.nan
-        if self.options.bits is not None:
-            is_exact = False
-        else:
-            if self.volume:
-                decoded, psnr = self._measured_psnrs()
-                is_exact = self.header.values.is_integer and decoded == math.inf
-            error = policy.error_for_steps(self.options, psnr)
+        by_bits, decoded = self.options.bits is not None, math.nan
+        if self.volume and not by_bits:
+            decoded, psnr = self._measured_psnrs()
+            is_exact = self.header.values.is_integer and decoded == math.inf
+        is_exact = is_exact and not by_bits
+        error = None if by_bits else policy.error_for_steps(self.options, psnr)
         # A brick without errors, as of a mask, is not trained: its learning rate would be 0, see `relative_rate`.
         has_no_errors = error is not None and decoded == math.inf
         is_trained = self.is_trained and not (is_exact or has_no_errors)
         self.factors = self._compensation_factors(is_trained)
-        layers = None
-        if is_exact:
-            layers = self._exactly()
-        elif is_trained:
+        if is_trained:
             sampler = make_sampler(self.volume.values, self.header.values, self.device)
-            layers = self._by_bits(sampler) if error is None else self._by_error(sampler, error, decoded)
-        return layers or self._without_volume(error)
+            return self._by_bits(sampler) if error is None else self._by_error(sampler, error, decoded)
+        return (is_exact and self._exactly()) or self._without_volume(error)
 
     # --- the ways to round ---
 
