@@ -66,7 +66,7 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
     source: the name of the field's file. on_values: called with each grid and its values. files: the new ones get their
     final names when it ends, all or none.
     """
-    grids, times, n_done = output.grids(), {}, 0
+    grids, times = output.grids(), {}
     shape = next(iter(grids.values())).shape
     n_points = math.prod(shape) * len(grids)
     n_arrays = field.header.n_components * (1 + len(field.header.shape) * output.with_gradient)
@@ -77,18 +77,7 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
     n_evaluations = 1 + output.with_gradient + bool(is_large and on_values)
     index = "" if output.path in grids else files.add(collection_path(output.path))  # first: the index of the set
     with Progress("decoding") as progress:
-
-        def evaluated(evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray | LazyArray:
-            """What `evaluate` gives on a grid: at once, or slab by slab when it is asked for."""
-
-            def counted(part: Grid) -> np.ndarray:
-                nonlocal n_done
-                size, all_points = math.prod(part.shape), n_points * n_evaluations
-                array = evaluate(part, on_progress=lambda done: progress.update((n_done + done * size) / all_points))
-                n_done += size
-                return array
-
-            return _slab_by_slab(counted, grid) if is_large else counted(grid)
+        evaluated = _Evaluation(progress, n_points * n_evaluations, is_large)
 
         def write(path: str, grid: Grid) -> None:  # a function, so that its arrays are freed when it returns
             array = evaluated(partial(field.on_grid, as_float=output.as_float), grid)
@@ -113,11 +102,30 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
                 file.write(collection(times))
 
 
-def _slab_by_slab(evaluate: Callable[[Grid], np.ndarray], grid: Grid) -> LazyArray:
-    """A lazy array that evaluates a box of the grid whenever the box is asked for."""
-    like = evaluate(grid.part((slice(0, 1),) * len(grid.shape)))
-    d_in = len(grid.shape)
-    return LazyArray((*grid.shape, *like.shape[d_in:]), like.dtype, lambda box: evaluate(grid.part(box)), d_in)
+class _Evaluation:
+    """Evaluates on grids, and tells the progress how much of all points is done.
+
+    is_lazy: whether the arrays are evaluated box by box, each box whenever it is asked for.
+    """
+
+    def __init__(self, progress: Progress, n_points: int, is_lazy: bool):
+        self.progress, self.n_points, self.is_lazy, self.n_done = progress, n_points, is_lazy, 0
+
+    def __call__(self, evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray | LazyArray:
+        """What `evaluate(grid, on_progress=...)` gives."""
+        if not self.is_lazy:
+            return self._now(evaluate, grid)
+        d_in = len(grid.shape)
+        like = self._now(evaluate, grid.part((slice(0, 1),) * d_in))
+        shape = (*grid.shape, *like.shape[d_in:])
+        return LazyArray(shape, like.dtype, lambda box: self._now(evaluate, grid.part(box)), d_in)
+
+    def _now(self, evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray:
+        size = math.prod(grid.shape)
+        tell = lambda done: self.progress.update((self.n_done + done * size) / self.n_points)  # noqa: E731
+        array = evaluate(grid, on_progress=tell)
+        self.n_done += size
+        return array
 
 
 def _in_space(gradient: np.ndarray | LazyArray) -> np.ndarray | LazyArray:
