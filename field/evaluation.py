@@ -132,6 +132,13 @@ class Network:
         place = {} if self.xp is np else {"device": self.device}
         return self.xp.empty((*shape, self.chunk), dtype=getattr(self.xp, self.precision), **place)
 
+    def _with_one(self, n_rows: int, width: int) -> object:
+        """Rows of activations: `width` of them to be filled in, a row of ones, and zeros."""
+        rows = self._empty(n_rows)
+        rows[width] = 1.0
+        rows[width + 1 :] = 0.0
+        return rows
+
     def __call__(self, x: object, with_slopes: bool) -> Callable[[], list[np.ndarray | None]]:
         """x: (d_in, n), n at most `chunk` -> what waits for and gives (d_out, n), and (d_in, d_out, n) or None.
 
@@ -139,19 +146,15 @@ class Network:
         """
         xp, (first, *hidden, last) = self.xp, self.layers
         (d_in, n), width = x.shape, len(first)
-        inputs, phase = self._empty(d_in + 1), self._empty(width)
-        inputs[:-1] = 0.0
-        inputs[:-1, :n] = x if xp is np else xp.as_tensor(x, device=self.device)
-        inputs[-1] = 1.0
-        h, a, b = (self._empty(self.rows) for _ in range(3))
-        for rows in (h, a, b):
-            rows[width] = 1.0
-            rows[width + 1 :] = 0.0
+        inputs, phase = self._with_one(d_in + 1, d_in), self._empty(width)
+        inputs[:d_in, :n] = x if xp is np else xp.as_tensor(x, device=self.device)
+        inputs[:d_in, n:] = 0.0
+        h, a, b = (self._with_one(self.rows, width) for _ in range(3))
         d_inputs = dh = da = db = None
         if with_slopes:
             d_inputs = self._empty(d_in, d_in)
+            d_inputs[:] = 0.0
             for axis in range(d_in):
-                d_inputs[axis] = 0.0
                 d_inputs[axis, axis] = 1.0
             dh, da, db = (self._empty(d_in, width) for _ in range(3))
 
