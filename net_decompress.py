@@ -137,7 +137,7 @@ def write_volume_files(
         if opt.preview:
             original, steps = (part_of(volume.array, box), compared.steps) if compared else (None, {})
             title = os.path.basename(opt.compressed)
-            write_files({opt.preview: pictures.preview_of(field, grid, original, steps, title, opt.as_float)}, files)
+            write_files({opt.preview: pictures.preview(field, grid, original, steps, title, opt.as_float)}, files)
     *by_step, recon = output.files()
     written = {
         "recon": recon,

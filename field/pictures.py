@@ -102,6 +102,26 @@ def drawn_spacing(grid: Grid, geometry: Geometry) -> tuple[float, ...]:
 
 
 def preview(
+    field: NeuralField, grid: Grid, original: np.ndarray | None, steps: dict[int, Metrics], name: str, as_float: bool
+) -> bytes:
+    """A picture (PNG) of a field on a grid, at the middle step of a time series. Its title starts with `name`.
+
+    original: the values on the grid, or None. steps: the metrics of each step; empty without an original.
+    """
+    geometry, step, part = field.header.geometry, 0, original
+    title = f"{name}: {geometry.name}, {' x '.join(map(str, grid.shape[-3:]))}"
+    if len(grid.shape) == 4:
+        middle = grid.shape[0] // 2
+        grid = grid.part((slice(middle, middle + 1), *(slice(None),) * 3))
+        step, part = grid.axes[0][0], None if original is None else original[middle]
+        time = geometry.origin[0] + geometry.spacing[0] * step
+        title += f", t = {time:.6g} {geometry.units_of('t')}".rstrip() + ("" if time == step else f" (step {step:g})")
+    if geometry.is_turned:
+        title += ", along turned axes from the first voxel"
+    return picture(field, grid, part, title, as_float, steps[int(step)] if steps else None)
+
+
+def picture(
     field: NeuralField,
     grid: Grid,
     original: np.ndarray | None,
@@ -179,23 +199,3 @@ def _label(axis: str, units: str) -> str:
     """The name of an axis with its units, where there is room for these; the captions have them in full."""
     units = SHORT_UNITS.get(units, units)
     return f"{axis} [{units}]" if 0 < len(units) <= 3 else axis
-
-
-def preview_of(
-    field: NeuralField, grid: Grid, original: np.ndarray | None, steps: dict[int, Metrics], name: str, as_float: bool
-) -> bytes:
-    """A picture (PNG) of a field on a grid, at the middle step of a time series. Its title starts with `name`.
-
-    original: the values on the grid, or None. steps: the metrics of each step; empty without an original.
-    """
-    geometry, step, part = field.header.geometry, 0, original
-    title = f"{name}: {geometry.name}, {' x '.join(map(str, grid.shape[-3:]))}"
-    if len(grid.shape) == 4:
-        middle = grid.shape[0] // 2
-        grid = grid.part((slice(middle, middle + 1), *(slice(None),) * 3))
-        step, part = grid.axes[0][0], None if original is None else original[middle]
-        time = geometry.origin[0] + geometry.spacing[0] * step
-        title += f", t = {time:.6g} {geometry.units_of('t')}".rstrip() + ("" if time == step else f" (step {step:g})")
-    if geometry.is_turned:
-        title += ", along turned axes from the first voxel"
-    return preview(field, grid, part, title, as_float, steps[int(step)] if steps else None)

@@ -56,7 +56,7 @@ def preview(path: Path, decoded: np.ndarray, original=None, d_in=3, fill=None, m
     field = SimpleNamespace(
         header=make_header(grid.shape, **header), values=ValueRange(ends, ends, fill), on_grid=on_grid
     )
-    path.write_bytes(pictures.preview(field, grid, original, "title", metrics=metrics))
+    path.write_bytes(pictures.picture(field, grid, original, "title", metrics=metrics))
     return read_png(path)
 
 
