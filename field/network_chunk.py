@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import struct
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from field import entropy_coder
 from field.binary import BlobError, ByteReader
-from field.layers import count_parameters, layer_table
+from field.layers import LinearLayer, count_parameters, layer_table
 from utils import quoted
 
 MAX_PARAMETERS = 1 << 27  # most parameters of all networks of a file; more are refused before memory is allocated
@@ -65,6 +66,11 @@ def check_size(networks: Sequence[dict]) -> int:
     return count
 
 
+def _may_have_codebook(layer: LinearLayer, network: dict) -> bool:
+    """Whether a codebook of a layer is stored, in a network with codebooks."""
+    return layer.n_out == layer.n_in == network["n_neurons"]
+
+
 # --- writing ----------------------------------------------------------------------------------------
 
 
@@ -75,7 +81,8 @@ def encode_network(network: dict, layers: list[QuantisedLayer]) -> bytes:
     flags = network["is_residual"] | has_codebooks << 1
     parts = [struct.pack("<2BHf", flags, network["n_layers"], network["n_neurons"], network["omega_0"])]
     groups, models = [], []
-    for layer, (_, n_out, n_in, *_) in zip(layers, layer_table(**network), strict=True):
+    for layer, place in zip(layers, layer_table(**network), strict=True):
+        n_out, n_in = place.n_out, place.n_in
         if layer.weights.shape != (n_out, n_in) or layer.biases.shape != (n_out,):
             raise BlobError(f"expected a layer {n_in} -> {n_out}, found {layer.weights.shape}, {layer.biases.shape}")
         if max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) > entropy_coder.MAX_MAGNITUDE:
@@ -84,7 +91,7 @@ def encode_network(network: dict, layers: list[QuantisedLayer]) -> bytes:
         a, b, largest = entropy_coder.fit_model(weights)
         bias_code = entropy_coder.small_float_code(int(np.abs(biases).max()))
         parts.append(struct.pack("<H4B", int(layer.step.view(np.uint32)) >> 16, a, b, largest, bias_code))
-        if has_codebooks and (n_out, n_in) == (network["n_neurons"],) * 2:
+        if has_codebooks and _may_have_codebook(place, network):
             # The model may allow a few integers that do not occur. The codebook has an entry for each of them too.
             half = entropy_coder.small_float(largest)
             n = len(layer.codebook)
@@ -112,35 +119,48 @@ def decode_weights(data: bytes, network: dict) -> dict[str, np.ndarray]:
     """The float32 tensors by name of a network from its chunk. Raises BlobError. network: its description."""
     content = ByteReader(data, "chunk 'N'")
     (flags,) = content.unpack(f"B{HEAD - 1}x")
-    records = []
-    for name, n_out, n_in, omega, _ in layer_table(**network):
-        upper, *codes = content.unpack("H4B")
-        step = np.uint32(upper << 16).view(np.float32)
-        if not (np.isfinite(step) and step > 0):
-            raise BlobError(f"a layer's step: expected a positive number, found {step}")
-        if entropy_coder.small_float(max(codes[2:])) > entropy_coder.MAX_MAGNITUDE:
-            raise BlobError(f"expected integers of magnitude at most {entropy_coder.MAX_MAGNITUDE}")
-        codebook = None
-        if flags & 2 and n_out == n_in == network["n_neurons"]:
-            codebook = content.array("<f4", 2 * entropy_coder.small_float(codes[2]) + 1)
-            if not np.isfinite(codebook).all():
-                raise BlobError("a layer's codebook: expected finite values")
-        records.append((name, n_out, n_in, MAX_FACTOR / omega, step, codes, codebook))
-    sizes = [size for _, n_out, n_in, *_ in records for size in (n_out * n_in, n_out)]
-    models = [model for *_, codes, _ in records for model in (tuple(codes[:3]), (0, 0, codes[3]))]
+    table = layer_table(**network)
+    records = [_read_record(content, bool(flags & 2) and _may_have_codebook(layer, network)) for layer in table]
+    sizes = [size for layer in table for size in (layer.n_out * layer.n_in, layer.n_out)]
+    models = [model for record in records for model in record.models]
     try:
         integers = iter(entropy_coder.decode(content.rest(), sizes, models))
     except entropy_coder.StreamError as error:
         raise BlobError(f"the network's stream {error}") from None
     tensors = {}
-    for name, n_out, n_in, limit, step, _, codebook in records:
-        layer = QuantisedLayer(next(integers).reshape(n_out, n_in), next(integers), step, codebook)
+    for (name, n_out, n_in, omega, _), record in zip(table, records, strict=True):
+        layer = QuantisedLayer(next(integers).reshape(n_out, n_in), next(integers), record.step, record.codebook)
         with np.errstate(over="ignore"):
-            tensors[f"{name}.weight"], tensors[f"{name}.bias"] = layer.dequantise()
-        for tensor in (tensors[f"{name}.weight"], tensors[f"{name}.bias"]):
-            if not (-limit <= tensor.min() and tensor.max() <= limit):
-                raise BlobError(f"{name}: expected weights of magnitude at most {limit:.3g}, found too large ones")
+            found = layer.dequantise()
+        limit = MAX_FACTOR / omega
+        if not all(-limit <= tensor.min() and tensor.max() <= limit for tensor in found):
+            raise BlobError(f"{name}: expected weights of magnitude at most {limit:.3g}, found too large ones")
+        tensors[f"{name}.weight"], tensors[f"{name}.bias"] = found
     return tensors
+
+
+class _Record(NamedTuple):
+    """What the integers of a layer stand for. models: of the matrix, of the bias."""
+
+    step: np.float32
+    models: tuple[entropy_coder.Model, entropy_coder.Model]
+    codebook: np.ndarray | None
+
+
+def _read_record(content: ByteReader, has_codebook: bool) -> _Record:
+    """The record of the next layer. Raises BlobError."""
+    upper, a, b, largest, of_bias = content.unpack("H4B")
+    step = np.uint32(upper << 16).view(np.float32)
+    if not (np.isfinite(step) and step > 0):
+        raise BlobError(f"a layer's step: expected a positive number, found {step}")
+    if entropy_coder.small_float(max(largest, of_bias)) > entropy_coder.MAX_MAGNITUDE:
+        raise BlobError(f"expected integers of magnitude at most {entropy_coder.MAX_MAGNITUDE}")
+    codebook = None
+    if has_codebook:
+        codebook = content.array("<f4", 2 * entropy_coder.small_float(largest) + 1)
+        if not np.isfinite(codebook).all():
+            raise BlobError("a layer's codebook: expected finite values")
+    return _Record(step, ((a, b, largest), (0, 0, of_bias)), codebook)
 
 
 class StoredNetworks(Sequence):
