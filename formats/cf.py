@@ -15,7 +15,7 @@ import numpy as np
 
 from cli import console
 from formats.common import UNEVEN, VolumeError, volume_from_axes
-from formats.packing import array_of, decoding
+from formats.packing import array_of, decoding, unmarked
 from formats.raw import check_last_axis
 from formats.series import with_times
 from formats.slabs import on_one_line
@@ -48,13 +48,18 @@ NAMES = {
 
 
 def volume_of_variable(
-    path: str, variables: Mapping[str, Variable], name: str | None, d_in: int | None, d_out: int | None
+    path: str,
+    variables: Mapping[str, Variable],
+    name: str | None,
+    d_in: int | None,
+    d_out: int | None,
+    is_marked: bool = True,
 ) -> Volume:
     """The volume of a variable: an array ((t,) x, y, z, components).
 
     variables: all arrays of numbers in the file, and single numbers, of which one may be the time. name: which array;
-    None where only one can be meant. d_in, d_out: as in `read_volume`; they tell what nameless axes are. Raises
-    VolumeError.
+    None where only one can be meant. d_in, d_out: as in `read_volume`; they tell what nameless axes are. is_marked:
+    whether the values that the file declares to be missing get a fill value. Raises VolumeError.
     """
     scalars = {key: found for key, found in variables.items() if not (found.shape or found.refusal)}
     variables = {key: found for key, found in variables.items() if key not in scalars}
@@ -70,7 +75,7 @@ def volume_of_variable(
     is_series = "t" in roles and variable.shape[roles["t"]] > 1
     _warn_of_curved_axes(path, name, variables, coordinates, roles)
     used = [roles.get(role) for role in ("txyzc" if is_series else "xyzc")]
-    array, fill = array_of(f"{path}: {name}" if name else path, variable, used)
+    array, fill = array_of(f"{path}: {name}" if name else path, variable if is_marked else unmarked(variable), used)
     steps, origin = np.ones(3), np.zeros(3)
     for k, role in enumerate("xyz"):
         if role in roles and (dim := variable.dims[roles[role]]) in coordinates:

@@ -69,10 +69,11 @@ class _Slice(NamedTuple):
         return "other SeriesInstanceUID" if self.series != other.series else ""
 
 
-def read_dicom(folder: str) -> Volume:
+def read_dicom(folder: str, is_marked: bool = True) -> Volume:
     """The volume whose slices lie in a folder, by their positions. Values are rescaled, padding is missing.
 
-    Raises VolumeError when slices are of several series, and when one of them is missing.
+    is_marked: whether padding, as the file declares it, gets a fill value. Raises VolumeError when slices are of
+    several series, and when one of them is missing.
     """
     slices = [found for path in slice_files(folder) for found in _read_slices(path)]
     for found in slices:
@@ -92,7 +93,9 @@ def read_dicom(folder: str) -> Volume:
             what = f"expected slices of one series at equal distances, found one off by {off:.4g}"
             raise VolumeError(f"{folder}: {what}: is one missing, or are there several times?")
     array = np.stack([found.plane for found in slices], axis=2)
-    array, fill = _filled(array, np.stack([found.is_padding for found in slices], axis=2), slices)
+    fill = None
+    if is_marked:
+        array, fill = _filled(array, np.stack([found.is_padding for found in slices], axis=2), slices)
     array = narrowed(array)
     volume = volume_from_axes(folder, array, steps, positions[0], "LPS")
     return dataclasses.replace(volume, fill=None if fill is None else array.dtype.type(fill))

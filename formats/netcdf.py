@@ -11,12 +11,12 @@ from formats.variables import Variable
 from utils import Volume
 
 
-def read_netcdf(path: str, name: str | None, d_in: int | None, d_out: int | None) -> Volume:
-    """The volume of an array in a NetCDF file of any kind but CDF-5. Raises VolumeError."""
+def read_netcdf(path: str, name: str | None, d_in: int | None, d_out: int | None, is_marked: bool = True) -> Volume:
+    """The volume of an array in a NetCDF file of any kind but CDF-5; see `volume_of_variable`. Raises VolumeError."""
     with open(path, "rb") as file:
         start = file.read(4)
     if start[:3] != b"CDF":
-        return read_hdf5(path, name, d_in, d_out)
+        return read_hdf5(path, name, d_in, d_out, is_marked)
     if start[3:] == b"\5":
         raise VolumeError(f"{path}: expected NetCDF of another kind than CDF-5: nccopy -k netCDF-4 writes one")
     scipy_io = import_package("scipy.io", "scipy", path)
@@ -28,4 +28,4 @@ def read_netcdf(path: str, name: str | None, d_in: int | None, d_out: int | None
             for key, item in found.items()
             if item.data.dtype.kind in "iuf"
         }
-        return volume_of_variable(path, variables, name, d_in, d_out)
+        return volume_of_variable(path, variables, name, d_in, d_out, is_marked)

@@ -15,7 +15,8 @@ from formats.stored import StoredArray
 from formats.variables import Variable
 from utils import float_for, quoted
 
-NUMBERS = ("scale_factor", "add_offset", "_FillValue", "missing_value", "valid_range", "valid_min", "valid_max")
+MARKS = ("_FillValue", "missing_value", "valid_range", "valid_min", "valid_max")
+NUMBERS = ("scale_factor", "add_offset", *MARKS)
 SLACK = 0.01  # most that a limit of unpacked values may be off the packed one; float32 rounds 300 / 0.01 by 0.002
 
 
@@ -42,6 +43,11 @@ def array_of(
     return StoredArray(path, source, dtype, values, window, tuple(axes), chunks), fill
 
 
+def unmarked(variable: Variable) -> Variable:
+    """The variable as if it declared no values to be missing."""
+    return variable._replace(attributes={key: said for key, said in variable.attributes.items() if key not in MARKS})
+
+
 def decoding(
     path: str, variable: Variable
 ) -> tuple[np.dtype, Callable[[np.ndarray], np.ndarray] | None, np.generic | None]:
@@ -57,8 +63,8 @@ def decoding(
             raise VolumeError(f"{path}: expected a number as {key}, found the text {text}: {way_out}")
     kept = np.dtype(np.uint8) if variable.dtype.kind == "b" else variable.dtype.newbyteorder("=")
     kept = np.dtype(np.float64) if kept.itemsize > 8 else kept  # long double
-    if variable.text("_Unsigned").lower() == "true" and kept.kind == "i":
-        kept = np.dtype(f"u{kept.itemsize}")
+    kind = {"true": "u", "false": "i"}.get(variable.text("_Unsigned").lower(), kept.kind)  # a format may lack one
+    kept = np.dtype(f"{kind}{kept.itemsize}") if kept.kind in "iu" else kept
     marks = [mark for name in ("_FillValue", "missing_value") for mark in _marks(variable, name, kept)]
     marks = [mark for k, mark in enumerate(marks) if not any(_is(mark, other) for other in marks[:k])]
     packing = [variable.numbers(name) for name in ("scale_factor", "add_offset")]
@@ -110,7 +116,7 @@ def _valid_range(path: str, variable: Variable, dtype: np.dtype, scale: float, o
         ends = [(end - offset) / scale for end in ends][:: 1 if scale > 0 else -1]
         inwards = (math.ceil, -SLACK), (math.floor, SLACK)
         ends = [whole(end + by) if math.isfinite(end) else end for end, (whole, by) in zip(ends, inwards, strict=True)]
-    elif variable.text("_Unsigned").lower() == "true":
+    elif dtype.kind != variable.dtype.kind:
         ends = [_stored(end, dtype) for end in ends]
     low, high = (end if math.isfinite(end) else unsaid for end, unsaid in zip(ends, (-math.inf, math.inf), strict=True))
     if dtype.kind == "f":
@@ -130,11 +136,14 @@ def _unused(dtype: np.dtype, low: float, high: float) -> np.generic | None:
 
 
 def _stored(number: float, dtype: np.dtype) -> float:
-    """A number of an attribute as values of that type have it: unsigned, or rounded as floats are."""
+    """A number of an attribute as values of that type have it: of the same bits, or rounded as floats are."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
             return float(dtype.type(number))
-    return number % (1 << 8 * dtype.itemsize) if dtype.kind == "u" and number < 0 else number
+    span = 1 << 8 * dtype.itemsize
+    if dtype.kind == "u":
+        return number + span if -span // 2 <= number < 0 else number
+    return number - span if span // 2 <= number < span else number
 
 
 def _marks(variable: Variable, name: str, dtype: np.dtype) -> list[np.generic]:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import glob
 import math
 import os
 import shlex
+from collections.abc import Callable
 
 import numpy as np
 
@@ -27,7 +29,7 @@ READERS = {
     **dict.fromkeys(vtk_process.VTK_READERS, vtk_process.read_by_vtk),
     **dict.fromkeys((".tif", ".tiff"), tiff.read_tiff),
 }
-# Their files hold arrays with names, and perhaps without a meaning of the axes: read(path, array, d_in, d_out).
+# Their files hold arrays with names, and perhaps without a meaning of the axes: read(path, array, d_in, d_out, marked).
 READERS_OF_ARRAYS = {
     **dict.fromkeys((".nc", ".nc4", ".cdf"), netcdf.read_netcdf),
     **dict.fromkeys((".h5", ".hdf5", ".he5", ".mat"), hdf5.read_hdf5),
@@ -72,15 +74,23 @@ def read_volume(
 
     d_in: None means three axes, or four for a time series: a pattern of names, a file of several times, or a .npy array
     of four axes besides components. d_out: None means all components of the file. array: the name of the array to read.
-    layout: of a headerless file. fill: the value of missing voxels; None: the one that the file declares, if any;
-    "none": no value. resample: how many voxels along x, y, z the image has that is made of another grid of VTK's.
+    layout: of a headerless file. fill: the value of missing voxels; None: what the file declares to be missing, if
+    anything; "none": no value. Another value than the declared one, and "none", leave all values as they are stored.
+    resample: how many voxels along x, y, z the image has that is made of another grid of VTK's.
     Values and type are kept, in the machine's byte order; booleans become uint8. A file that can be memory-mapped is
     not copied. Raises VolumeError for anything that is not a numeric volume of that form, finite where it is not
     missing.
     """
 
     def read_file(name: str, d_in: int | None, pattern: str = "") -> Volume:
-        return _checked(name, _read(name, d_in, d_out, array, layout, resample), d_in, d_out, fill, pattern)
+        def read(is_marked: bool) -> Volume:
+            volume = _read(name, d_in, d_out, array, layout, resample, is_marked)
+            return dataclasses.replace(volume, array=_native(name, volume.array))
+
+        _warn_of_voxels_elsewhere(name)
+        volume = _with_fill(name, read, fill)
+        _check(name, volume, d_in or volume.geometry.d_in, d_out, pattern)
+        return volume
 
     if not series.is_pattern(path):
         return read_file(path, d_in)
@@ -93,20 +103,17 @@ def read_volume(
     return volume
 
 
-def _checked(
-    path: str, volume: Volume, d_in: int | None, d_out: int | None, fill: float | str | None, pattern: str
-) -> Volume:
-    """What `read_volume` returns of one file. volume: of `_read`. pattern: of the files of which it is one, or ""."""
-    _warn_of_voxels_elsewhere(path)
-    values = _native(path, volume.array)
-    if fill is not None:
-        declared, given = volume.fill, None if fill == "none" else _fill(path, values.dtype, fill)
-        if given is not None and declared is not None and not np.array_equal(declared, given, equal_nan=True):
+def _with_fill(path: str, read: Callable[[bool], Volume], fill: float | str | None) -> Volume:
+    """The volume with its fill value, as `read_volume` has it. read: `_read` with its last argument."""
+    volume = read(True)
+    if fill is None:
+        return volume
+    declared, given = volume.fill, None if fill == "none" else _fill(path, volume.array.dtype, fill)
+    if declared is not None and (given is None or not np.array_equal(declared, given, equal_nan=True)):
+        if given is not None:
             console.warn(path, f"declares {declared} as missing: with --fill {fill} it counts as a value")
-        volume = dataclasses.replace(volume, fill=given)
-    volume = dataclasses.replace(volume, array=values)
-    _check(path, volume, d_in or volume.geometry.d_in, d_out, pattern)
-    return volume
+        volume = read(False)  # what the declared value has replaced, as what is beyond a valid range, comes back
+    return dataclasses.replace(volume, fill=given)
 
 
 def _warn_of_voxels_elsewhere(path: str) -> None:
@@ -125,8 +132,12 @@ def _read(
     array: str | None,
     layout: RawLayout | None,
     resample: tuple[int, ...] | None,
+    is_marked: bool,
 ) -> Volume:
-    """The unchecked volume of a file, with `d_in` axes where the file can have so many. Raises VolumeError."""
+    """The unchecked volume of a file, with `d_in` axes where the file can have so many. Raises VolumeError.
+
+    is_marked: whether what the file declares to be missing gets the fill value.
+    """
     is_folder, suffix = os.path.isdir(path), suffix_of(path)
     if os.path.exists(path) and not is_folder and not os.path.isfile(path):
         raise VolumeError(f"{path}: expected a file or a folder, found neither")
@@ -140,7 +151,7 @@ def _read(
     is_npy = start[:6] == b"\x93NUMPY"
     of_arrays = READERS_OF_ARRAYS.get(suffix) if not is_folder else zarr.read_zarr if is_zarr(path) else None
     of_arrays = None if is_npy else of_arrays
-    reader = _read_folder if is_folder else READERS.get(suffix)
+    reader = functools.partial(_read_folder, is_marked=is_marked) if is_folder else READERS.get(suffix)
     if layout is not None and (is_npy or reader or of_arrays):
         raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")
     is_grid = not (is_npy or is_folder) and suffix in vtk_process.OF_GRIDS
@@ -151,7 +162,7 @@ def _read(
     if is_npy:
         return raw.read_npy(path, d_in, d_out)
     if of_arrays:
-        volume = of_arrays(path, array, d_in, d_out)
+        volume = of_arrays(path, array, d_in, d_out, is_marked)
     elif is_grid:
         volume = vtk_process.read_by_vtk(path, array, resample)
     elif reader:
@@ -179,10 +190,10 @@ def _reason_against(path: str, suffix: str, start: bytes) -> str:
     )
 
 
-def _read_folder(folder: str) -> Volume:
+def _read_folder(folder: str, is_marked: bool) -> Volume:
     """The volume of the DICOM slices in a folder. Raises VolumeError, which says what else the folder holds."""
     if dicom.slice_files(folder):
-        return dicom.read_dicom(folder)
+        return dicom.read_dicom(folder, is_marked)
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     folders = [entry.path for entry in entries if entry.is_dir()]
     suffixes = (".npy", ".raw", *READERS, *READERS_OF_ARRAYS)
@@ -265,17 +276,17 @@ def _fill(path: str, dtype: np.dtype, fill: float) -> np.generic:
     """`fill` in that dtype, rounded if the dtype is a float. Raises VolumeError when the dtype has no such value."""
     with np.errstate(over="ignore"):
         found = np.array(fill).astype(dtype)[()] if dtype.kind == "f" else None
-    if dtype.kind != "f" and fill == fill and int(fill) == fill and np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max:
+    if dtype.kind != "f" and np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max and int(fill) == fill:
         found = dtype.type(int(fill))
     if found is None or np.isinf(found):
-        raise VolumeError(f"{path}: the fill value {fill} is none of its type, {dtype}")
+        raise VolumeError(f"{path}: expected a fill value of its type, {dtype}, found {fill}")
     return found
 
 
 def _check(path: str, volume: Volume, d_in: int, d_out: int | None, pattern: str) -> None:
     """Raise VolumeError unless the volume has `d_in` axes and `d_out` components, finite where not missing.
 
-    pattern: as in `_checked`.
+    pattern: of the files of which it is one, or "".
     """
     array = volume.array
     if volume.geometry.d_in < d_in:

@@ -51,8 +51,11 @@ def files_of(folder: str) -> list[str]:
     return found
 
 
-def read_zarr(path: str, name: str | None, d_in: int | None, d_out: int | None) -> Volume:
-    """The volume of an array in a Zarr folder. Of the levels of OME-Zarr, the first by default. Raises VolumeError."""
+def read_zarr(path: str, name: str | None, d_in: int | None, d_out: int | None, is_marked: bool = True) -> Volume:
+    """The volume of an array in a Zarr folder; see `volume_of_variable`. Raises VolumeError.
+
+    Of the levels of OME-Zarr, the first by default.
+    """
     zarr, path = import_package("zarr", "zarr", path), os.path.normpath(path)  # a shell completes it with a slash
     sizes: dict[str, int] = {}  # bytes of the files of each folder, with those of the folders in it
     for file in files_of(path):
@@ -76,7 +79,7 @@ def read_zarr(path: str, name: str | None, d_in: int | None, d_out: int | None) 
             levels = _scaled(path, key, scales, variables)
             if key == "" and name is None:
                 name = levels[0]
-        return volume_of_variable(path, variables, name, d_in, d_out)
+        return volume_of_variable(path, variables, name, d_in, d_out, is_marked)
 
 
 def _metadata(folder: str) -> tuple[dict, dict]:

@@ -234,6 +234,45 @@ def test_values_beyond_the_valid_range_are_missing(tmp_path, dtype, limits, low,
     np.testing.assert_allclose(found[~is_gone], exact[~is_gone], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["nc3", "nc4 chunks", "zarr3"])
+@pytest.mark.parametrize("fill", ["none", -5])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"valid_range": np.array([20, 30], np.int16)},
+        {"_FillValue": np.int16(21), "missing_value": np.array([22, 23], np.int16)},
+        {"valid_max": np.int16(30), "scale_factor": 0.5, "add_offset": 1.0},
+    ],
+)
+def test_values_that_the_user_takes_for_values_are_as_stored(tmp_path, kind, fill, said, capsys):
+    stored = np.rint(slanted(SHAPE)).astype(np.int16)
+    volume = read_volume(write(tmp_path, kind, grid(stored, attributes=said)), fill=fill)
+    np.testing.assert_array_equal(whole(volume.array), stored * said.get("scale_factor", 1) + said.get("add_offset", 0))
+    assert volume.fill == (None if fill == "none" else fill)
+    assert ("with --fill -5 it counts as a value" in capsys.readouterr().err) == (fill == -5)
+
+
+@pytest.mark.parametrize("says", ["false", "False", "true", "TRUE"])
+@pytest.mark.parametrize("kind", ["nc3", "nc4"])
+def test_bytes_are_signed_or_not_as_the_file_says(tmp_path, kind, says):
+    """NetCDF-3 has no unsigned bytes, and OPeNDAP no signed ones."""
+    is_signed = says.lower() == "false"
+    exact = np.arange(210).reshape(SHAPE).astype(np.uint8 if not is_signed else np.int8)
+    stored = exact.view(np.int8 if kind == "nc3" else np.uint8)
+    attributes = {"_Unsigned": says, "missing_value": stored[6, 5, 4], "valid_max": stored[3, 2, 1]}
+    volume = read_volume(write(tmp_path, kind, grid(stored, attributes=attributes)))
+    is_gone = (exact > exact[3, 2, 1]) | (exact == exact[6, 5, 4])
+    assert volume.array.dtype == exact.dtype and volume.fill == exact[6, 5, 4]
+    np.testing.assert_array_equal(whole(volume.array), np.where(is_gone, volume.fill, exact))
+
+
+def test_a_mark_that_the_type_has_not_marks_nothing(tmp_path):
+    stored = np.arange(210, dtype=np.uint8).reshape(SHAPE)
+    path = write(tmp_path, "nc4", grid(stored, attributes={"missing_value": np.int16(-9999)}))
+    volume = read_volume(path)
+    assert volume.fill is None and np.array_equal(whole(volume.array), stored)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_time_axis_is_a_series(tmp_path, kind):
     array = slanted((*SHAPE, 4))

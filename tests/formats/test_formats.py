@@ -1127,6 +1127,8 @@ def test_dicom_padding_is_missing(slope, shift, mark, tmp_path):
     np.testing.assert_array_equal(is_missing(volume.values, volume.fill), stored < 0)
     present = stored >= 0
     np.testing.assert_array_equal(volume.array[present], stored[present] * float(slope) + float(shift))
+    taken = read_volume(str(scan), fill="none")
+    np.testing.assert_array_equal(taken.array, stored * float(slope) + float(shift))
 
 
 def test_a_slice_that_cannot_be_opened(tmp_path, monkeypatch):
