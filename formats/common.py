@@ -90,6 +90,15 @@ def volume_from_axes(
     return Volume(array, geometry)
 
 
+def in_type(number: float, dtype: np.dtype) -> np.generic | None:
+    """A number in that dtype, rounded if the dtype is a float; None where the dtype has no such value."""
+    with np.errstate(over="ignore"):
+        found = np.array(number).astype(dtype)[()] if dtype.kind == "f" else None
+    if dtype.kind != "f" and np.iinfo(dtype).min <= number <= np.iinfo(dtype).max and int(number) == number:
+        found = dtype.type(int(number))
+    return None if found is None or np.isinf(found) else found
+
+
 def rescaled(stored: np.ndarray, slope: float, shift: float) -> np.ndarray:
     """slope * stored + shift: integers where both factors are whole, of a type that holds all that there may be."""
     if (slope, shift) == (1, 0):

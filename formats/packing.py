@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from formats.common import VolumeError
+from formats.common import VolumeError, in_type
 from formats.stored import StoredArray
 from formats.variables import Variable
 from utils import float_for, quoted
@@ -148,11 +148,8 @@ def _stored(number: float, dtype: np.dtype) -> float:
 
 def _marks(variable: Variable, name: str, dtype: np.dtype) -> list[np.generic]:
     """The values that an attribute declares missing, as far as the dtype has them."""
-    numbers = [_stored(number, dtype) for number in variable.numbers(name)]
-    with np.errstate(all="ignore"):
-        found = [np.array(number).astype(dtype)[()] for number in numbers]
-    pairs = zip(found, numbers, strict=True)
-    return [mark for mark, number in pairs if (not np.isinf(mark) if dtype.kind == "f" else mark == number)]
+    found = [in_type(_stored(number, dtype), dtype) for number in variable.numbers(name)]
+    return [mark for mark in found if mark is not None]
 
 
 def _is(values: np.ndarray | np.generic, mark: np.generic) -> np.ndarray | np.bool_:

@@ -21,7 +21,7 @@ import numpy as np
 from cli import console
 from cli.files import is_zarr
 from formats import dicom, hdf5, metaimage, netcdf, npz, nrrd, raw, series, tiff, vtk_process, zarr
-from formats.common import RawLayout, VolumeError, suffix_of
+from formats.common import RawLayout, VolumeError, in_type, suffix_of
 from utils import Volume, is_missing, read_in_boxes
 
 READERS = {
@@ -274,11 +274,7 @@ def _native(path: str, array: np.ndarray) -> np.ndarray:
 
 def _fill(path: str, dtype: np.dtype, fill: float) -> np.generic:
     """`fill` in that dtype, rounded if the dtype is a float. Raises VolumeError when the dtype has no such value."""
-    with np.errstate(over="ignore"):
-        found = np.array(fill).astype(dtype)[()] if dtype.kind == "f" else None
-    if dtype.kind != "f" and np.iinfo(dtype).min <= fill <= np.iinfo(dtype).max and int(fill) == fill:
-        found = dtype.type(int(fill))
-    if found is None or np.isinf(found):
+    if (found := in_type(fill, dtype)) is None:
         raise VolumeError(f"{path}: expected a fill value of its type, {dtype}, found {fill}")
     return found
 

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from cli.arguments import to_number
 from formats.common import (
     LENGTHS_IN_MM,
     MAX_EXPANSION,
     VolumeError,
     as_volume_error,
     import_package,
+    in_type,
     narrowed,
     rescaled,
     unit_of_length,
@@ -33,7 +35,9 @@ from utils import Volume
 ROLES = {"X": "x", "Y": "y", "Z": "z", "I": "z", "Q": "z", "T": "t", "C": "c", "S": "c"}  # I, Q: of pages without names
 BLACK_IS_ZERO, RGB = 1, 2  # values of the tag PhotometricInterpretation
 UNCOMPRESSED = 1  # value of the tag Compression
+GDAL_NODATA = 42113  # a tag: the value of missing voxels, as text
 NO_UNIT = "reference frame"  # OME's word for a unit of length that is not known
+NO_UNIT_OF_VALUES = "gray value"  # ImageJ's word, in lower case
 CLASSIC_BYTES = (1 << 32) - (1 << 25)  # most bytes of voxels in a TIFF that is no BigTIFF
 
 
@@ -58,7 +62,7 @@ def read_tiff(path: str) -> Volume:
         roles = _roles(path, image.axes, image.shape)
         # ImageJ's voxels would otherwise be read from one place on, wherever their pages lie.
         array = np.stack([page.asarray() for page in (pages if metadata else image.pages)]).reshape(image.shape)
-        array = _calibrated(path, array, metadata)
+        array, fill = _calibrated(path, array, metadata), _fill(array.dtype, pages[0].tags.valueof(GDAL_NODATA))
         spacing, units, time_step = _spacing(path, pages[0].tags, metadata, file.ome_metadata)
         if told:
             raise VolumeError(f"{path}: tifffile cannot read all of it: {told[0]}")
@@ -68,8 +72,11 @@ def read_tiff(path: str) -> Volume:
     place = _own_description(file.ome_metadata or "")
     unsaid = ("xyz" if place.get("space") else "") + ("" if "t" in roles else "t")  # lengths in a body are mm
     said = {f"units_{axis}": unit for axis, unit in units.items() if axis not in unsaid and unit not in ("", NO_UNIT)}
-    geometry = dataclasses.replace(volume.geometry, **place, axis_attributes=said)
-    return dataclasses.replace(volume, geometry=geometry.with_time(time_step, 0.0) if "t" in roles else geometry)
+    unit = on_one_line(str(metadata.get("vunit", "")))
+    names = {"units": unit if unit.lower() != NO_UNIT_OF_VALUES else "", **place}
+    geometry = dataclasses.replace(volume.geometry, **names, axis_attributes=said)
+    geometry = geometry.with_time(time_step, 0.0) if "t" in roles else geometry
+    return dataclasses.replace(volume, geometry=geometry, fill=fill)
 
 
 def _roles(path: str, axes: str, shape: tuple[int, ...]) -> list[str]:
@@ -135,6 +142,14 @@ def _calibrated(path: str, array: np.ndarray, imagej: dict) -> np.ndarray:
     return narrowed(rescaled(array, float(imagej.get("c1", 1)), float(imagej.get("c0", 0))))
 
 
+def _fill(dtype: np.dtype, text: str | None) -> np.generic | None:
+    """The value of missing voxels that GDAL's tag gives; None without the tag, and where the type has no such value."""
+    try:
+        return None if text is None else in_type(to_number(text), dtype)
+    except (ValueError, OverflowError):
+        return None
+
+
 def _spacing(path: str, tags, imagej: dict, ome: str | None) -> tuple[list[float], dict[str, str], float]:
     """(spacing along x, y, z; units by axis; time between two steps), 1 where ImageJ or OME wrote no valid one."""
     if ome:
@@ -145,8 +160,10 @@ def _spacing(path: str, tags, imagej: dict, ome: str | None) -> tuple[list[float
     of_time = {"t": str(imagej.get("tunit", "s"))} if imagej.get("finterval") else {}  # seconds are left out
     try:
         across = [tags[key].value[1] / tags[key].value[0] for key in ("XResolution", "YResolution")]
-        unit = unit_of_length(str(imagej.get("unit", "")))
-        units = dict.fromkeys("xyz" if "spacing" in imagej else "xy", "" if unit == "pixel" else unit)
+        unit = imagej.get("unit", "")
+        units = {"x": unit, "y": imagej.get("yunit", unit)}
+        units |= {"z": imagej.get("zunit", unit)} if "spacing" in imagej else {}
+        units = {axis: unit_of_length(str(found)) for axis, found in units.items() if found != "pixel"}
         return [*across, float(imagej.get("spacing", 1))], units | of_time, time_step
     except (KeyError, ZeroDivisionError, ValueError, TypeError):
         return [1.0] * 3, of_time, time_step

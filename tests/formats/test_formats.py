@@ -1254,6 +1254,37 @@ def test_tiff_whose_refusal_names_the_way_out(how, said, tmp_path):
     assert said in refusal(tmp_path / "a.tif")
 
 
+def test_the_units_of_imagej(tmp_path):
+    """Those of lengths may differ from axis to axis. Its word for values without units is no unit."""
+    said = {"axes": "ZYX", "spacing": 3.0, "unit": "micron", "yunit": "mm", "zunit": "nm"}
+    for unit in ("HU", "Gray Value"):
+        line = {"cf": 0, "c0": 0.0, "c1": 2.0, "vunit": unit}
+        tifffile.imwrite(tmp_path / "a.tif", np.ones((5, 6, 7), "u2"), imagej=True, metadata=said | line)
+        geometry = read_volume(str(tmp_path / "a.tif")).geometry
+        assert geometry.axis_attributes == {"units_x": "\u00b5m", "units_y": "mm", "units_z": "nm"}
+        assert geometry.units == ("HU" if unit == "HU" else "")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "text", "fill"),
+    [
+        ("int16", "-9999", -9999),
+        ("float32", "-3.4028234663852886e+38", np.finfo("f4").min),
+        ("float32", "nan", np.nan),
+        ("uint8", "-9999", None),  # the type has no such value
+        ("float32", "", None),
+    ],
+)
+def test_gdals_nodata_value_of_a_tiff_is_missing(dtype, text, fill, tmp_path):
+    stored = slanted(SHAPE).astype(dtype)
+    stored[-1, -1, -1] = stored[-1, -1, -1] if fill is None else fill
+    tag = (42113, "s", 0, text, True)
+    tifffile.imwrite(tmp_path / "a.tif", stored.T, photometric="minisblack", metadata={"axes": "ZYX"}, extratags=[tag])
+    volume = read_volume(str(tmp_path / "a.tif"))
+    np.testing.assert_array_equal(volume.array, stored)
+    assert volume.fill is None if fill is None else is_missing(volume.values, volume.fill).sum() == 1
+
+
 @pytest.mark.parametrize(
     ("line", "dtype"),
     [((-32768.0, 1.0), np.int16), ((-1024.0, 2.0), np.int32), ((0.5, 0.25), np.float32), ((0.0, 1.0), np.uint16)],
