@@ -195,7 +195,7 @@ def _read_header(path: str) -> tuple[dict[str, str], int]:
     found = re.match(rb"NRRD000\d\r?\n(.*?)(?:\r?\n\r?\n|\r?\n?\Z)", start, re.S)
     if not found:
         raise VolumeError(f"{path}: not a NRRD file")
-    fields = re.findall(r"^([^#:\n]+): ?([^\r\n]*)", found[1].decode("utf-8", "replace"), re.M)
+    fields = re.findall(r"^([^#:\n]+):(?!=) ?([^\r\n]*)", found[1].decode("utf-8", "replace"), re.M)
     header = {key.strip().lower(): value.rstrip() for key, value in fields}
     return {key: value.lower() if key in ENUMERATIONS else value for key, value in header.items()}, found.end()
 

@@ -164,7 +164,8 @@ def _spacing(path: str, tags, imagej: dict, ome: str | None) -> tuple[list[float
         units = {"x": unit, "y": imagej.get("yunit", unit)}
         units |= {"z": imagej.get("zunit", unit)} if "spacing" in imagej else {}
         units = {axis: unit_of_length(str(found)) for axis, found in units.items() if found != "pixel"}
-        return [*across, float(imagej.get("spacing", 1))], units | of_time, time_step
+        between = abs(float(imagej.get("spacing", 0))) or 1.0  # as ImageJ takes it
+        return [*across, between], units | of_time, time_step
     except (KeyError, ZeroDivisionError, ValueError, TypeError):
         return [1.0] * 3, of_time, time_step
 

@@ -576,6 +576,16 @@ def test_the_case_of_words_in_a_nrrd_header_means_nothing(tmp_path):
     assert found[0].geometry == found[1].geometry == found[2].geometry and found[0].geometry.origin == (0.5,) * 3
 
 
+def test_a_key_of_a_nrrd_header_is_no_field(tmp_path):
+    """`key:=value` is what somebody has noted, in words of his own."""
+    keys = "type:=uchar\nsizes:=1\nspace directions:=(9,0,0) (0,9,0) (0,0,9)\nspace:=RAS\nsample units:=none\n"
+    for name, header in (("a", nrrd_header(slanted(SHAPE))), ("b", nrrd_header(slanted(SHAPE)) + keys.encode())):
+        (tmp_path / f"{name}.nrrd").write_bytes(header + b"\n" + slanted(SHAPE).tobytes(order="F"))
+    plain, noted = (read_volume(str(tmp_path / f"{name}.nrrd")) for name in "ab")
+    np.testing.assert_array_equal(plain.array, noted.array)
+    assert plain.geometry == noted.geometry
+
+
 @pytest.mark.parametrize("line", ["note: " + " " * (1 << 19) + "x", "space directions: " + "(" * (1 << 19)], ids=len)
 def test_a_nrrd_header_of_long_lines(line, tmp_path):
     """Time is linear in their length. It was quadratic: half a megabyte took hours."""
@@ -1252,6 +1262,14 @@ def test_axes_of_imagej_and_ome(form, axes, tmp_path):
 def test_tiff_whose_refusal_names_the_way_out(how, said, tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 6, 5), np.uint16), **how)
     assert said in refusal(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(("spacing", "expected"), [(-2.0, 2.0), (0.0, 1.0)])
+def test_the_spacing_of_imagej_has_no_sign(spacing, expected, tmp_path):
+    said = {"axes": "ZYX", "spacing": spacing}
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((5, 6, 7), "u2"), imagej=True, resolution=(2, 4), metadata=said)
+    geometry = read_volume(str(tmp_path / "a.tif")).geometry
+    assert geometry.spacing == (0.5, 0.25, expected) and geometry.direction == IDENTITY
 
 
 def test_the_units_of_imagej(tmp_path):
