@@ -12,6 +12,7 @@ from types import ModuleType
 
 import numpy as np
 
+from cli import console
 from utils import SIGNS, Geometry, UserError, Volume
 
 MAX_EXPANSION = 10_000  # most bytes that one compressed byte can become; LZMA, the best method, reaches 7000
@@ -88,6 +89,17 @@ def volume_from_axes(
     if not geometry.is_orthonormal:
         raise VolumeError(f"{path}: expected axes at right angles, found {direction.T.tolist()}")
     return Volume(array, geometry)
+
+
+def warn_of_vectors(path: str, array: np.ndarray, space: str) -> None:
+    """Say so when values (..., components) may be vectors, and x, y, z of the file's space are not those of LPS.
+
+    Colours, which are integers, have no directions.
+    """
+    if array.shape[-1] == 3 and array.dtype.kind == "f" and space not in ("", "LPS"):
+        what = "the components of its vectors stay as they are, positions and gradients are in LPS"
+        turned = f"turn those that are in {space}, as by NumPy's array * {SIGNS[space]}"
+        console.warn(path, f"{what}: {turned}, if directions matter")
 
 
 def in_type(number: float, dtype: np.dtype) -> np.generic | None:

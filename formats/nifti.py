@@ -13,7 +13,7 @@ import struct
 import numpy as np
 
 from formats.arrays import LazyArray
-from formats.common import LENGTHS_IN_MM, MAX_EXPANSION, VolumeError, volume_from_axes
+from formats.common import LENGTHS_IN_MM, MAX_EXPANSION, VolumeError, volume_from_axes, warn_of_vectors
 from formats.slabs import Frame
 from utils import SIGNS, Volume, float_for
 
@@ -64,6 +64,7 @@ def read_nifti(path: str) -> Volume:
         array = mapped(path, reader, tuple(sizes[:5]), int(header.GetVoxOffset()), bool(reader.GetSwapBytes()))
     array = array[:, :, :, 0] if sizes[3] == 1 else np.moveaxis(array, 3, 0)
     volume = _nifti_place(path, header, _scaled(array, header.GetSclSlope(), header.GetSclInter()))
+    warn_of_vectors(path, volume.array, "RAS" if volume.geometry.space else "")
     if sizes[3] == 1:
         return volume
     second = UNIT_IN_SECONDS.get(header.GetXYZTUnits() & 0x38)

@@ -9,7 +9,7 @@ import numpy as np
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkCommonCore import vtkDataArray
 
-from formats.common import UNEVEN, VolumeError
+from formats.common import UNEVEN, VolumeError, warn_of_vectors
 from utils import SIGNS, Geometry, Volume, float_for
 
 NO_IMAGES = {
@@ -48,7 +48,10 @@ def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple
     times = data.GetFieldData().GetArray("TimeValue")
     time = times.GetTuple1(0) if times and times.GetNumberOfValues() == 1 else None
     geometry = dataclasses.replace(geometry, name=values.GetName() or "sf", units=units)
-    return Volume(array.transpose(2, 1, 0, 3), _in_lps(data, geometry), time=time)
+    space = _space_of(data)
+    warn_of_vectors(path, array, space)
+    geometry = dataclasses.replace(geometry.with_signs(SIGNS[space]), space="LPS") if space else geometry
+    return Volume(array.transpose(2, 1, 0, 3), geometry, time=time)
 
 
 def array_of(path: str, data, name: str | None) -> tuple[vtkDataArray, bool]:
@@ -137,10 +140,8 @@ def _with_nan(array: np.ndarray, is_missing: np.ndarray) -> np.ndarray:
     return np.where(is_missing[..., None], array.dtype.type(np.nan), array)
 
 
-def _in_lps(data, geometry: Geometry) -> Geometry:
-    """The geometry of a data set in LPS, where the data set says where its x, y, z point, as 3D Slicer says it."""
+def _space_of(data) -> str:
+    """Where x, y, z of a data set point, one of SIGNS, as 3D Slicer says it; "" where it does not."""
     said = data.GetFieldData().GetAbstractArray("SPACE")
     space = said.GetValue(0) if said and said.IsA("vtkStringArray") and said.GetNumberOfValues() else ""
-    if space not in SIGNS:
-        return geometry
-    return dataclasses.replace(geometry.with_signs(SIGNS[space]), space="LPS")
+    return space if space in SIGNS else ""

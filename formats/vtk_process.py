@@ -1,19 +1,22 @@
 """VTK's readers in a process of their own, because VTK crashes on damaged files and prints what it likes.
 
-The process writes one line of JSON to stdout, about the volume or an error, and then the voxels, x fastest. Voxels that
-a file stores unchanged stay in the file; the line of JSON then says where they are.
+The process writes one line of JSON to stdout, about the volume, with warnings, or about an error. Then it writes the
+voxels, x fastest. Voxels that a file stores unchanged stay in the file; the line of JSON then says where they are.
 
 Voxels keep the order of their file, also where VTK reverses an axis.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import math
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -63,6 +66,7 @@ def read_by_vtk(path: str, name: str | None = None, resample: tuple[int, ...] | 
         raise VolumeError(found["error"])
     if not is_whole:
         raise VolumeError(f"{path}: damaged, or larger than the memory: VTK's reader dies of it, or does not end")
+    sys.stderr.write(found["told"])
     if place:
         array = _mapped(*place, shape, dtype)
     geometry = {key: tuple(value) if isinstance(value, list) else value for key, value in found["geometry"].items()}
@@ -87,12 +91,13 @@ def main(path: str, *chosen: str) -> None:
         with as_volume_error(path, "cannot be read"):
             name, resample = json.loads(chosen[0]) if chosen else (None, None)
             _limit(math.inf if resample else _most_seconds(path))
-            volume = VTK_READERS[suffix_of(path)](path, *((name, resample) if chosen else ()))
+            with contextlib.redirect_stderr(io.StringIO()) as told:  # by Python; what VTK prints is no text for users
+                volume = VTK_READERS[suffix_of(path)](path, *((name, resample) if chosen else ()))
     except VolumeError as error:
         out.write(json.dumps({"error": str(error)}).encode() + b"\n")
         return
     array = volume.array
-    header = {"shape": array.shape, "dtype": array.dtype.str, "time": volume.time}
+    header = {"shape": array.shape, "dtype": array.dtype.str, "time": volume.time, "told": told.getvalue()}
     header["geometry"] = dataclasses.asdict(volume.geometry)
     if is_mapped := isinstance(array, np.memmap):
         header["map"] = [array.filename, array.offset, array.strides]

@@ -323,3 +323,20 @@ def test_a_vti_that_says_its_space(letters, signs, tmp_path):
     found = read_volume(str(tmp_path / "a.vti")).geometry
     assert found.space == ("LPS" if signs is not None else "")
     np.testing.assert_allclose(found.origin, np.multiply(ORIGIN, 1 if signs is None else signs))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize(("name", "space", "is_told"), [("a.nii", "LPS", True), ("a.nii", "", True),
+                                                        ("a.vti", "RAS", True), ("a.vti", "LPS", False),
+                                                        ("a.vti", "", False)])  # fmt: skip
+def test_vectors_of_a_file_in_ras_are_not_turned(name, space, is_told, dtype, tmp_path, capsys):
+    """Only positions are. A warning says so, unless they are colours."""
+    array, path = np.arange(72).reshape(4, 3, 2, 3).astype(dtype), tmp_path / name
+    write_volume(str(path), Volume(array, Geometry(SPACING, ORIGIN, space="LPS" if space else "")))
+    if space == "RAS":
+        codes = [" ".join(str(ord(letter)) for letter in text).encode() for text in ("LPS", "RAS")]
+        path.write_bytes(path.read_bytes().replace(*codes))
+    capsys.readouterr()
+    np.testing.assert_array_equal(read_volume(str(path)).array, array)
+    told, way_out = capsys.readouterr().err, "turn those that are in RAS, as by NumPy's array * (-1.0, -1.0, 1.0)"
+    assert way_out in told if is_told and dtype == "float32" else told == ""
