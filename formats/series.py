@@ -32,6 +32,7 @@ NUMBER = re.compile(  # in a name; an exponent without a sign needs a separator 
 )
 
 INTEGER = re.compile(r"\d+")
+MONTH = re.compile(r"[12]\d{3}\.(?:[1-9]|1[0-2])")  # a year and a month
 
 # --- read -------------------------------------------------------------------------------------------
 
@@ -46,17 +47,23 @@ def files_of(path: str) -> list[str]:
 
     Numbers may have a decimal part, an exponent, and a sign after a separator: t_-1 before t_1e-05 before t_0.25. The
     parts of a version, as 1.2.10 or v1.10, are integers. So are the numbers of the suffix, which is no decimal part.
-    All numbers are integers if two names are equal by their decimals, as 2020.1 and 2020.10.
+    All numbers are integers if two names are equal by their decimals, as 2020.1 and 2020.10, or if all decimals may be
+    a year and a month, as 2020.2 and 2020.10.
     """
     if not is_pattern(path):
         return [path]
 
+    def parts(path: str) -> tuple[str, str]:
+        return (path, "") if os.path.isdir(path) else os.path.splitext(path)
+
     def key(path: str, number: re.Pattern = NUMBER) -> tuple:
-        stem, suffix = (path, "") if os.path.isdir(path) else os.path.splitext(path)
-        return _natural(stem, number), _natural(suffix, number)
+        return tuple(_natural(part, number) for part in parts(path))
 
     paths = sorted(glob.glob(path))
-    if len({*map(key, paths)}) < len(paths):
+    stems = [os.path.basename(parts(path)[0]) for path in paths]
+    decimals = [found[0] for stem in stems for found in NUMBER.finditer(stem) if "." in found[0]]
+    are_months = bool(decimals) and all(map(MONTH.fullmatch, decimals))
+    if are_months or len({*map(key, paths)}) < len(paths):
         return sorted(paths, key=partial(key, number=INTEGER))
     return sorted(paths, key=key)
 
