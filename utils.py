@@ -20,6 +20,7 @@ import numpy as np
 SUITE_VERSION = 1, 0  # major and minor; a blob says which version wrote it
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 AXIS_ATTRIBUTES = ("units_t", "units_x", "units_y", "units_z", "calendar", "positive_z")
+DEFAULT_NAME = "sf"  # of values without a name, as in the files of the original scripts
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 SIGNS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0), "LAS": (1.0, -1.0, 1.0)}  # of x, y, z: to LPS and back
 MOST_LABELS = 12  # most different integers that may be labels. Each has a colour; their distances say nothing
@@ -57,7 +58,7 @@ class Geometry:
     spacing: tuple[float, ...]
     origin: tuple[float, ...]
     direction: tuple[float, ...] = IDENTITY
-    name: str = "sf"
+    name: str = DEFAULT_NAME
     units: str = ""
     space: str = ""
     axis_attributes: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -48,7 +48,7 @@ def vtk_of(volume: Volume) -> object:
     image.SetSpacing(frame.geometry.spacing)
     image.SetOrigin(frame.geometry.origin)
     image.SetDirectionMatrix(frame.geometry.direction)
-    values = vtk_array(frame.geometry.name or "sf", volume.array, frame.grid)
+    values = vtk_array(frame.geometry.name, volume.array, frame.grid)
     if frame.geometry.units:
         values.GetInformation().Set(vtkDataArray.UNITS_LABEL(), frame.geometry.units)
     image.GetPointData().AddArray(values)

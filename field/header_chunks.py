@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from field.binary import BlobError, ByteReader, carrier
-from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, SIGNS, Geometry, VolumeHeader, quoted
+from utils import AXIS_ATTRIBUTES, DEFAULT_NAME, DTYPES, IDENTITY, SIGNS, Geometry, VolumeHeader, quoted
 
 MAX_VOXELS = 1 << 40  # most voxels of a grid
 EXACT = (1 << 15) - 1  # stands in chunk q for an infinite PSNR
@@ -104,7 +104,7 @@ def _encode_geometry(geometry: Geometry) -> dict[str, bytes]:
         chunks["d"] = struct.pack("<9d", *geometry.direction)
     if world:
         chunks["w"] = struct.pack("B", world)
-    attributes = {"name": geometry.name} if geometry.name != "sf" else {}
+    attributes = {"name": geometry.name} if geometry.name != DEFAULT_NAME else {}
     attributes |= ({"units": geometry.units} if geometry.units else {}) | geometry.axis_attributes
     if attributes:
         chunks["a"] = json.dumps(attributes, separators=(",", ":")).encode()
@@ -124,7 +124,7 @@ def _decode_geometry(chunks: Mapping[str, ByteReader], d_in: int) -> Geometry:
             raise BlobError(f"world axes: expected 1 or 2, found {world}")
     if content := chunks.get("a"):
         attributes = _decode_attributes(content.rest())
-    names = attributes.get("name", "sf"), attributes.get("units", "")
+    names = attributes.get("name", DEFAULT_NAME), attributes.get("units", "")
     said = {key: attributes[key] for key in AXIS_ATTRIBUTES if key in attributes}
     geometry = Geometry(spacing, origin, direction, *names, "LPS" if world else "", said)
     return geometry.with_signs(SIGNS["RAS"]) if world == 2 else geometry

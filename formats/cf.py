@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cli import console
-from formats.common import UNEVEN, VolumeError, volume_from_axes
+from formats.common import UNEVEN, VolumeError, of_three_axes, volume_from_axes
 from formats.packing import array_of, decoding, unmarked
 from formats.raw import check_last_axis
 from formats.series import with_times
 from formats.slabs import on_one_line
 from formats.variables import Variable, axes_of, chosen
-from utils import Volume
+from utils import DEFAULT_NAME, Volume
 
 ULPS = 4  # most that a coordinate may be off equal steps, in units of its last place
 
@@ -85,7 +85,7 @@ def volume_of_variable(
     if len(turned) == 9:
         corner = np.array(variable.numbers("origin") or origin)
         origin, directions = corner + np.reshape(turned, (3, 3)) @ (origin - corner), np.reshape(turned, (3, 3)) * steps
-    label = name.rsplit("/", 1)[-1] or "sf"
+    label = name.rsplit("/", 1)[-1]
     volume = volume_from_axes(path, array, directions, origin, name=label, units=variable.text("units"))
     space = "LPS" if variable.text("space") == "LPS" else ""
     axes = {role: coordinates.get(variable.dims[axis]) for role, axis in roles.items() if role in "txyz"}
@@ -319,10 +319,10 @@ def description(volume: Volume, dtype: np.dtype) -> Description:
         attributes["_FillValue"] = dtype.type(volume.fill)
     if is_turned:
         attributes["direction"] = np.array(geometry.direction)
-        attributes["origin"] = np.array((*geometry.origin[d_in == 4 :], 0.0, 0.0)[:3])
+        attributes["origin"] = np.array(of_three_axes(geometry.origin[d_in == 4 :], 0.0))
     if geometry.space:
         attributes["space"] = geometry.space
-    name = re.sub(r"[/\\]", "_", on_one_line(geometry.name)).strip(". ") or "sf"  # both part groups in Zarr
+    name = re.sub(r"[/\\]", "_", on_one_line(geometry.name)).strip(". ") or DEFAULT_NAME  # both part groups in Zarr
     sizes = {axis: len(positions) for axis, (positions, _) in coordinates.items()} | {"component": shape[-1]}
     name += "_" * (name in dims or name.startswith("__"))
     return Description(name, dims, tuple(sizes[dim] for dim in dims), attributes, coordinates)

@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 
 from cli import console
-from utils import SIGNS, Geometry, UserError, Volume
+from utils import SIGNS, Geometry, UserError, Volume, float_for
 
 MAX_EXPANSION = 10_000  # most bytes that one compressed byte can become; LZMA, the best method, reaches 7000
 UNEVEN = 1e-3  # most that a coordinate, or a time, may be off equal steps, in steps
@@ -72,17 +72,23 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
 
 
+def of_three_axes(numbers: tuple[float, ...], rest: float) -> tuple[float, ...]:
+    """The numbers of up to three axes, one for each, and `rest` for each further axis of space."""
+    return (*numbers, rest, rest)[:3]
+
+
 def volume_from_axes(
     path: str, array: np.ndarray, steps: np.ndarray, origin: np.ndarray, space: str = "", **names: str
 ) -> Volume:
-    """The volume whose voxels along axis k are steps[:, k] apart. names: its name and units. Raises VolumeError.
+    """The volume whose voxels along axis k are steps[:, k] apart. Raises VolumeError.
 
-    space: where x, y, z of the file point, one of SIGNS; "" when the file does not say it. The volume has them in LPS.
+    names: its name and units, "" where unknown. space: where x, y, z of the file point, one of SIGNS; "" when the file
+    does not say it. The volume has them in LPS.
     """
     spacing = np.linalg.norm(steps, axis=0)
     if not (np.isfinite(steps).all() and np.isfinite(origin).all() and (spacing > 0).all()):
         raise VolumeError(f"{path}: expected axes of finite length, found {steps.T.tolist()} from {np.ravel(origin)}")
-    direction = steps / spacing + 0.0
+    direction, names = steps / spacing + 0.0, {key: text for key, text in names.items() if text}
     geometry = Geometry(*(tuple(np.ravel(part).tolist()) for part in (spacing, origin, direction)), **names)
     if space:
         geometry = dataclasses.replace(geometry.with_signs(SIGNS[space]), space="LPS")
@@ -112,7 +118,10 @@ def in_type(number: float, dtype: np.dtype) -> np.generic | None:
 
 
 def rescaled(stored: np.ndarray, slope: float, shift: float) -> np.ndarray:
-    """slope * stored + shift: integers where both factors are whole, of a type that holds all that there may be."""
+    """slope * stored + shift: integers where both factors are whole, of a type that holds all that there may be.
+
+    Others are of the type `float_for`.
+    """
     if (slope, shift) == (1, 0):
         return stored
     if stored.dtype.kind in "iu" and slope.is_integer() and shift.is_integer():
@@ -122,7 +131,7 @@ def rescaled(stored: np.ndarray, slope: float, shift: float) -> np.ndarray:
         if dtype:
             return stored.astype(dtype) * dtype(slope) + dtype(shift)
     with np.errstate(over="ignore"):  # becomes infinite, which is refused
-        return (stored * slope + shift).astype(np.float32 if stored.dtype.itemsize <= 2 else np.float64)
+        return (stored * slope + shift).astype(float_for(stored.dtype))
 
 
 def narrowed(array: np.ndarray) -> np.ndarray:

@@ -92,7 +92,7 @@ def _nifti_place(path: str, header, array: np.ndarray | LazyArray) -> Volume:
     """
     unit = UNIT_IN_MM.get(header.GetXYZTUnits() & 7, 1.0)
     lengths = np.abs([header.GetPixDim(i) or 1.0 for i in (1, 2, 3)]) * unit
-    name = header.GetIntentName().strip() or "sf"
+    name = header.GetIntentName().strip()
     if header.GetSFormCode() > 0:
         rows = np.array([header.GetSRowX(), header.GetSRowY(), header.GetSRowZ()]) * unit
         try:

@@ -90,7 +90,7 @@ def read_nrrd(path: str) -> Volume:
     if len(grid) < 3:  # the missing axes are at right angles to the others
         matrix = np.hstack([matrix, np.linalg.svd(matrix)[0][:, len(grid) :]])
     units = header.get("sample units", "").strip('"')
-    names = {"name": header.get("content") or "sf", "units": units}
+    names = {"name": header.get("content", ""), "units": units}
     volume = volume_from_axes(path, array, matrix, origin, space, **names)
     volume = dataclasses.replace(volume, geometry=dataclasses.replace(volume.geometry, axis_attributes=said))
     if not times:

@@ -14,7 +14,7 @@ import numpy as np
 from formats.arrays import LazyArray
 from formats.common import RawLayout, VolumeError, as_volume_error
 from formats.slabs import Frame, slabs
-from utils import DTYPES, Geometry, Volume
+from utils import DEFAULT_NAME, DTYPES, Geometry, Volume
 
 MAX_HEADER = 1 << 16  # bytes of a .npy header; NumPy itself refuses one of more than 10,000
 LIKE_COMPONENTS = (2, 3, 4, 6, 9)  # lengths at which a last axis may mean components, as of tensors, or space
@@ -41,7 +41,9 @@ def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     return *reader(start), start.tell()
 
 
-def volume_of_array(path: str, array: np.ndarray, d_in: int | None, d_out: int | None, name: str = "sf") -> Volume:
+def volume_of_array(
+    path: str, array: np.ndarray, d_in: int | None, d_out: int | None, name: str = DEFAULT_NAME
+) -> Volume:
     """The volume of an array [(t,) x, y, z(, components)]. Of four axes, the first is time unless d_in or d_out differ.
 
     Raises VolumeError for four axes that may end in components if d_in and d_out are None.

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from formats.arrays import LazyArray
-from utils import Box, Geometry, Volume
+from formats.common import of_three_axes
+from utils import DEFAULT_NAME, Box, Geometry, Volume
 
 SLAB_BYTES = 1 << 26  # most bytes of a slab of several planes
 
@@ -47,18 +48,17 @@ def frame_of(volume: Volume, has_float16: bool) -> Frame:
     """The frame of a volume. has_float16: whether the format has 16-bit floats."""
     given, shape, dtype = volume.geometry, volume.array.shape, np.dtype(volume.array.dtype)
     geometry = Geometry(
-        tuple(map(float, (*given.spacing, 1, 1)[:3])),
-        tuple(map(float, (*given.origin, 0, 0)[:3])),
+        tuple(map(float, of_three_axes(given.spacing, 1))),
+        tuple(map(float, of_three_axes(given.origin, 0))),
         given.direction,
-        on_one_line(given.name),
+        on_one_line(given.name) or DEFAULT_NAME,  # VTK does not read an array without a name
         on_one_line(given.units),
         given.space,
         {key: on_one_line(text) for key, text in given.axis_attributes.items()},
     )
     stored = dtype.newbyteorder("<") if has_float16 else without_float16(dtype)
-    return Frame(
-        given.d_in, (*shape[: given.d_in], 1, 1)[:3], math.prod(shape[given.d_in :]), stored, geometry, volume.time
-    )
+    grid, n_components = of_three_axes(shape[: given.d_in], 1), math.prod(shape[given.d_in :])
+    return Frame(given.d_in, grid, n_components, stored, geometry, volume.time)
 
 
 def without_float16(dtype: np.dtype) -> np.dtype:

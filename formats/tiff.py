@@ -25,6 +25,7 @@ from formats.common import (
     import_package,
     in_type,
     narrowed,
+    of_three_axes,
     rescaled,
     unit_of_length,
     volume_from_axes,
@@ -207,13 +208,13 @@ def write_tiff(path: str, volume: Volume) -> None:
     tifffile = import_package("tifffile", "tifffile", path)
     geometry, array, d_in = volume.geometry, volume.array, volume.geometry.d_in
     dtype = without_float16(np.dtype(array.dtype))
-    *grid, n_components = (*(*array.shape[:d_in], 1, 1)[:3], math.prod(array.shape[d_in:]))
+    grid, n_components = of_three_axes(array.shape[:d_in], 1), math.prod(array.shape[d_in:])
     unit = geometry.unit_of_lengths(d_in)
     unit = unit if unit in LENGTHS_IN_MM else NO_UNIT
     metadata = {"axes": "ZYX" + "S" * (n_components > 1), "Name": on_one_line(geometry.name)}
-    for axis, step in zip("XYZ", (*geometry.spacing, 1.0, 1.0), strict=False):
+    for axis, step in zip("XYZ", of_three_axes(geometry.spacing, 1.0), strict=True):
         metadata |= {f"PhysicalSize{axis}": step, f"PhysicalSize{axis}Unit": unit}
-    place = {"origin": (*geometry.origin, 0.0, 0.0)[:3], "direction": geometry.direction}
+    place = {"origin": of_three_axes(geometry.origin, 0.0), "direction": geometry.direction}
     metadata["Description"] = json.dumps(
         {**place, "name": on_one_line(geometry.name), "units": on_one_line(geometry.units), "space": geometry.space}
     )

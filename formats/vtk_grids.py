@@ -9,8 +9,8 @@ import numpy as np
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkCommonCore import vtkDataArray
 
-from formats.common import UNEVEN, VolumeError, warn_of_vectors
-from utils import SIGNS, Geometry, Volume, float_for
+from formats.common import UNEVEN, VolumeError, of_three_axes, warn_of_vectors
+from utils import DEFAULT_NAME, SIGNS, Geometry, Volume, float_for
 
 NO_IMAGES = {
     "vtkStructuredGrid": "a structured grid, which may be curved",
@@ -47,7 +47,7 @@ def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple
     units = values.GetInformation().Get(vtkDataArray.UNITS_LABEL()) or ""
     times = data.GetFieldData().GetArray("TimeValue")
     time = times.GetTuple1(0) if times and times.GetNumberOfValues() == 1 else None
-    geometry = dataclasses.replace(geometry, name=values.GetName() or "sf", units=units)
+    geometry = dataclasses.replace(geometry, name=values.GetName() or DEFAULT_NAME, units=units)
     space = _space_of(data)
     warn_of_vectors(path, array, space)
     geometry = dataclasses.replace(geometry.with_signs(SIGNS[space]), space="LPS") if space else geometry
@@ -107,7 +107,7 @@ def _resampled(path: str, data, counts: tuple[int, ...]):
         raise VolumeError(f"{path}: is an image as it is: leave --resample out")
     if not (data.IsA("vtkDataSet") or data.IsA("vtkCompositeDataSet")):
         raise VolumeError(f"{path}: expected a data set, found {data.GetClassName()}, which has no points")
-    counts = (*counts, 1, 1)[:3]
+    counts = of_three_axes(counts, 1)
     sampler = vtkResampleToImage()
     sampler.SetInputDataObject(data)
     sampler.SetSamplingDimensions(counts)

@@ -15,7 +15,7 @@ from cli import console
 from cli.files import FileSet
 from formats import hdf5, metaimage, nifti, nrrd, raw, tiff, vtk_images, zarr
 from formats.arrays import LazyArray
-from formats.common import VolumeError, import_package, suffix_of
+from formats.common import VolumeError, import_package, of_three_axes, suffix_of
 from formats.slabs import frame_of, planar, x_fastest
 from utils import Volume
 
@@ -56,7 +56,7 @@ def output_files(path: str, shape: tuple[int, ...], dtype: np.dtype, n_component
     if suffix == ".raw":
         if n_components > 1:
             raise VolumeError(f"{path}: the name of a .raw file has no place for {n_components} components: use .nrrd")
-        sizes = "x".join(map(str, (*shape, 1, 1)[:3]))
+        sizes = "x".join(map(str, of_three_axes(shape, 1)))
         given = re.search(r"_\d+x\d+x\d+_[^_]+$", os.path.basename(stem))
         if given and given[0] != f"_{sizes}_{dtype}":
             raise VolumeError(f"{path}: expected a name that ends in _{sizes}_{dtype}{dot}, or that says nothing of it")
@@ -124,7 +124,7 @@ def write_volume(
         if suffix == ".npy":
             raw.write_npy(file, frame, array)
         elif suffix == ".vti":
-            arrays = {volume.geometry.name or "sf": array, **(extra or {})}  # an array without a name is not read
+            arrays = {frame.geometry.name: array, **(extra or {})}
             vtk_images.write_vti(file, frame, arrays)
         else:
             if suffix == ".nii.gz":
