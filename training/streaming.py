@@ -32,7 +32,8 @@ from training.sampler import (
 )
 from utils import Box, UserError, ValueRange, boxes, drop_pages, read_in_boxes
 
-MAX_VOXELS_IN_MEMORY = 1 << 27  # voxels: training takes up to 60 bytes for each, beside the volume; the same everywhere
+MAX_VOXELS_IN_MEMORY = 1 << 27  # voxels of one component; the same everywhere
+VOXEL_BYTES, VALUE_BYTES = 56, 4  # most memory that training takes for a voxel and for each of its components
 BUFFER = 1 << 24  # voxels
 KEPT = BUFFER // 4 * 3  # voxels left in the buffer when it is refilled
 STRETCH = 1 << 10  # voxels in a stretch; in a longer one the voxels are more alike, which costs quality
@@ -47,7 +48,8 @@ def make_sampler(
 
     with_slopes: whether training needs `slopes`.
     """
-    if math.prod(original.shape[:-1]) > MAX_VOXELS_IN_MEMORY:
+    n_bytes = math.prod(original.shape[:-1]) * (VOXEL_BYTES + VALUE_BYTES * original.shape[-1])
+    if n_bytes > MAX_VOXELS_IN_MEMORY * (VOXEL_BYTES + VALUE_BYTES):
         return StreamingSampler(unpacked(original), values, device, with_slopes)
     return VoxelSampler(normalised(original, values), device)
 

@@ -159,7 +159,12 @@ def test_passes_differ_and_continue_where_they_were(small):
 def test_a_small_volume_is_held_in_memory(monkeypatch):
     array = wavy()[..., None]
     assert isinstance(make_sampler(array, value_range(array), CPU), VoxelSampler)
-    monkeypatch.setattr(streaming, "MAX_VOXELS_IN_MEMORY", 314)
+    vectors = np.repeat(array, 50, axis=-1)
+    assert isinstance(make_sampler(vectors, value_range(vectors), CPU), VoxelSampler)
+    monkeypatch.setattr(streaming, "MAX_VOXELS_IN_MEMORY", array.size)
+    assert isinstance(make_sampler(array, value_range(array), CPU), VoxelSampler)
+    assert isinstance(make_sampler(vectors, value_range(vectors), CPU), StreamingSampler)
+    monkeypatch.setattr(streaming, "MAX_VOXELS_IN_MEMORY", array.size - 1)
     assert isinstance(make_sampler(array, value_range(array), CPU), StreamingSampler)
 
 
