@@ -194,7 +194,7 @@ def _own_description(ome: str) -> dict[str, Any]:
     try:
         found = json.loads(html.unescape(re.search(r"<Description>([^<]*)</Description>", ome)[1]))
         place = {key: tuple(map(float, found[key])) for key in ("origin", "direction")}
-        names = {key: str(found[key]) for key in ("name", "units")}
+        names = {key: str(found[key]) for key in ("name", "units") if found[key]}
         is_whole = [len(place[key]) for key in place] == [3, 9] and np.isfinite(
             [*place["origin"], *place["direction"]]
         ).all()

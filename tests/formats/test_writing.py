@@ -23,7 +23,7 @@ from formats.arrays import LazyArray
 from formats.common import VolumeError, suffix_of
 from formats.reading import read_volume
 from formats.writing import SUFFIXES, output_files, output_path, write_volume
-from utils import IDENTITY, Geometry, UserError, Volume
+from utils import DEFAULT_NAME, IDENTITY, Geometry, UserError, Volume
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 
@@ -210,6 +210,16 @@ def test_blocks_of_a_vti(tmp_path, shape):
         for name, values in (("rho θ", array), ("b", vectors(3, shape))):
             found = vtk_to_numpy(image.GetPointData().GetArray(name)).reshape(*sizes, -1).transpose(2, 1, 0, 3)
             np.testing.assert_array_equal(found, values[box].reshape(found.shape))
+
+
+@pytest.mark.parametrize("suffix", [".vti", ".nrrd", ".nc", ".zarr", ".tif"])
+@pytest.mark.parametrize("name", ["", " ", "\u200b"])
+def test_a_name_without_a_letter_becomes_the_usual_one(tmp_path, name, suffix):
+    """VTK reads no array without a name."""
+    write_volume(str(tmp_path / f"v{suffix}"), volume_of(slanted(SHAPE), name=name))
+    volume = read_volume(str(tmp_path / f"v{suffix}"))
+    np.testing.assert_array_equal(volume.array[...], slanted(SHAPE))
+    assert volume.geometry.name == DEFAULT_NAME
 
 
 @pytest.mark.parametrize("name", ["a & b", "p < q", 'say "x"', "plain"])
