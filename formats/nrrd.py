@@ -130,7 +130,7 @@ def _steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
     """The vector from voxel to voxel along each axis of space; None for axes of components and of time."""
     if "space directions" in header:
         vectors = re.findall(r"none|\([^()]*\)", header["space directions"])
-        steps = [None if text == "none" else np.array(text.strip("()").split(","), float) for text in vectors]
+        steps = [None if text == "none" else _vector(header, text) for text in vectors]
     else:
         kinds = header.get("kinds", "").split() or ["domain"] * n_axes
         is_grid = [kind in ("domain", "space", "???", "none") for kind in kinds]
@@ -145,10 +145,16 @@ def _steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
     return steps
 
 
+def _vector(header: dict[str, str], text: str) -> np.ndarray:
+    """A vector of a header. Those of a plane, as ITK writes them for images, are vectors in space."""
+    numbers = [float(number) for number in text.strip("()").split(",")]
+    return np.array(numbers + [0.0] * (header.get("space dimension") == "2"))
+
+
 def _origin(header: dict[str, str], steps: list[np.ndarray | None]) -> np.ndarray:
     """The middle of the first voxel."""
     if "space origin" in header or "space directions" in header:
-        return np.array(header.get("space origin", "(0,0,0)").strip("()").split(","), float)
+        return _vector(header, header["space origin"]) if "space origin" in header else np.zeros(3)
     starts = zip(_starts(header, len(steps)), steps, strict=True)
     origin = [start for start, step in starts if step is not None][:3]
     return np.array(origin + [0.0] * (3 - len(origin)))

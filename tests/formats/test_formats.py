@@ -699,6 +699,19 @@ def test_a_nrrd_image(tmp_path):
     assert volume.geometry.spacing == (0.5, 2.0)
 
 
+@pytest.mark.parametrize("directions", ["(2,0) (0,3)", "(0,2) (-3,0)"])
+def test_a_nrrd_image_in_a_plane(directions, tmp_path):
+    """As ITK writes it."""
+    header = f"NRRD0004\ntype: float\ndimension: 2\nspace dimension: 2\nsizes: 4 3\nspace directions: {directions}\n"
+    header += "kinds: domain domain\nendian: little\nencoding: raw\nspace origin: (4,5)\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + slanted((4, 3)).tobytes(order="F"))
+    image, volume = (read_volume(str(tmp_path / "a.nrrd"), d_in) for d_in in (2, 3))
+    np.testing.assert_array_equal(image.array, slanted((4, 3)))
+    assert image.geometry.spacing == (2.0, 3.0) and volume.geometry.origin == (4.0, 5.0, 0.0)
+    turn = [[1, 0, 0], [0, 1, 0], [0, 0, 1]] if directions.startswith("(2") else [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
+    np.testing.assert_array_equal(np.reshape(volume.geometry.direction, (3, 3)), turn)
+
+
 @pytest.mark.parametrize(
     "fields",
     [
