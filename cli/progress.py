@@ -46,6 +46,8 @@ class Progress:
         self.done = done
         self.figures |= figures
         now = time.monotonic()
+        if done <= self.first:  # the time that processes take to start tells nothing of the speed
+            self.started = now
         shown = ", ".join(f"{key} {value}" for key, value in self.figures.items())
         if sys.stderr.isatty():
             if now - self.started >= BAR_AFTER_SECONDS:

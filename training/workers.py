@@ -53,12 +53,10 @@ class Workers:
         """Start processes, up to `n` in all, and wait until they are ready for a task."""
         if self.most <= 1:
             return
-        while len(self.processes) < min(n, self.most):
-            self.free.append(self._start())
-        for pipe in self.free:
-            pipe.send((_nothing, ()))
-        for pipe in self.free:
-            pipe.recv()
+        new = [self._start() for _ in range(len(self.processes), min(n, self.most))]
+        for pipe in new:
+            pipe.recv()  # its first message says that it is ready
+        self.free += new
 
     def each_done(
         self,
@@ -71,7 +69,7 @@ class Workers:
 
         function, arguments and results: what pickle takes. A task is drawn when a process is free for it, so few are in
         memory at a time. work: of all tasks together, see WORTH_WORKERS. on_part(number, part): is called with what the
-        function of a task tells its Report.
+        function of a task tells its Report, and with 0 when a process that has only been started for it begins.
         Raises UserError when a process has been killed. After an error, these workers do nothing more.
         """
         if self.most <= 1 or (work < WORTH_WORKERS and not self.processes):
@@ -140,6 +138,7 @@ def _work(pipe: connection.Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
+        pipe.send((None, None, 0.0))  # ready
         while True:
             (function, arguments), result, error = pipe.recv(), None, None
             try:
@@ -149,10 +148,6 @@ def _work(pipe: connection.Connection) -> None:
             except Exception:
                 error = traceback.format_exc()
             pipe.send((result, error, None))
-
-
-def _nothing(report: Report) -> None:
-    """The task of a process that only has to be ready."""
 
 
 def _now_and_then(report: Report) -> Report:

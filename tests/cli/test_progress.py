@@ -94,6 +94,16 @@ def test_the_time_left_is_that_of_the_work_so_far(terminal, clock):
         assert "01:00 left" in terminal.lines()[0] and " 40% [" in terminal.lines()[0]
 
 
+def test_the_speed_is_that_since_the_work_began(capsys, clock, monkeypatch):
+    """Not since processes were started for it."""
+    with Progress("rounding", 100) as shown:
+        clock[0] += 20
+        shown.advance(0)
+        clock[0] += 10
+        shown.advance(50)
+    assert capsys.readouterr().err == "rounding: 50%, 10 s left\n"
+
+
 def test_one_bar_goes_on_where_that_of_a_part_ended(terminal, clock):
     """Its time is that of all the work, and nothing of the other one stays."""
     with Progress("training", 100, is_part=True) as shown:
