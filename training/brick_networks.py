@@ -79,8 +79,10 @@ class BrickNetworks:
     @property
     def pilot_passes(self) -> float:
         """The passes of all pilots, each over all bricks that are not constant: about as many."""
-        of_depth = self._depth_passes * SAMPLE / max(self.n_trained, 1)
-        return PILOT_PASSES + (of_depth if len(self.depths) > 1 else 0.0)
+        if len(self.depths) == 1:
+            return PILOT_PASSES
+        n_further = len(self.depths) - (self._depth_passes == PILOT_PASSES)  # see _choose_depth
+        return PILOT_PASSES + n_further * self._depth_passes * min(SAMPLE / max(self.n_trained, 1), 1.0)
 
     def _choose_depth(self, need: np.ndarray, progress: Progress) -> dict[int, float]:
         """Settle the depth: the best in the bricks with the most detail. Returns their `pilot_errors`.

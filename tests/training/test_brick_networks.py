@@ -68,7 +68,7 @@ def test_depths_of_small_bricks_are_compared_after_more_than_a_few_steps(monkeyp
     monkeypatch.setattr(fit.fits, "pilot_errors", lambda configs, progress, passes=1.0: seen.append(
         (len(configs), passes)) or dict.fromkeys(configs, 1.0))  # fmt: skip
     fit.networks.settle(NoProgress())
-    assert seen == [(4, 10.0), (4, 10.0), (4, 1.0)]
+    assert seen == [(4, 10.0), (4, 10.0), (4, 1.0)] and fit.networks.pilot_passes == 21.0
 
 
 SIDES = [(80, False, 1024), (46, False, 512), (22, False, 256), (22, True, 1024)]
