@@ -43,6 +43,7 @@ class BrickedFit:
             left = {k: config for k, config in enumerate(self.networks.configs) if config and k not in self.done}
             if self.recipe.max_seconds is not None:
                 self.fits.workers.start(len(left))  # within the time
+                progress.advance(0.0)  # the speed is that from now on
             self.seconds = time.monotonic() - started
             recipes = self.fits.recipes(left, self.seconds)
             progress.total = progress.done + sum(self.fits.work_of(left, recipes).values()) / processes.count()

@@ -9,7 +9,7 @@ import pytest
 from helpers.brick_fits import small_fit
 from helpers.volumes import slanted
 
-from cli.progress import NoProgress
+from cli.progress import NoProgress, Progress
 from siren import MAX_NEURONS, SirenConfig, count_parameters
 from training.brick_networks import BRICK_DEPTHS, shared_out, width_for
 from training.recipe import Recipe
@@ -35,6 +35,15 @@ def test_where_no_time_is_left_each_brick_takes_a_step():
         fit.run()
         assert sorted(fit.done) == [0, 1, 2, 3] and math.isfinite(fit.psnr)
         assert fit.networks.n_layers == depth and fit.bricks().n_parameters <= n_parameters
+
+
+def test_with_a_time_limit_the_time_left_counts_from_when_processes_are_ready(monkeypatch):
+    told = []
+    monkeypatch.setattr(Progress, "update", lambda self, done, **_: told.append((self.description, done)))
+    fit = small_fit(recipe=Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=1e-9))
+    monkeypatch.setattr(fit.fits.workers, "start", lambda n: told.append("started"))
+    fit.run()
+    assert told[told.index("started") + 1] == ("training", 0.0)
 
 
 def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
