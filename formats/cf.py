@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cli import console
-from formats.common import UNEVEN, VolumeError, of_three_axes, volume_from_axes
+from formats.common import COMPLEX_WAY_OUT, UNEVEN, VolumeError, of_three_axes, volume_from_axes
 from formats.packing import array_of, decoding, unmarked
 from formats.raw import check_last_axis
 from formats.series import with_times
@@ -69,7 +69,7 @@ def volume_of_variable(
         raise VolumeError(variable.refusal)
     if variable.dtype.kind == "c":
         what = f"expected integers or floats, found dtype {variable.dtype}"
-        raise VolumeError(f"{path}: {name}: {what}: NumPy's abs(array) or array.real makes floats of them")
+        raise VolumeError(f"{path}: {name}: {what}: {COMPLEX_WAY_OUT}")
     coordinates = {dim: variables[dim] for dim in variable.dims if dim in variables and variables[dim].dims == (dim,)}
     roles = _roles(path, name, variable, coordinates, d_in, d_out)
     is_series = "t" in roles and variable.shape[roles["t"]] > 1

@@ -17,6 +17,10 @@ from utils import SIGNS, Geometry, UserError, Volume, float_for
 
 MAX_EXPANSION = 10_000  # most bytes that one compressed byte can become; LZMA, the best method, reaches 7000
 UNEVEN = 1e-3  # most that a coordinate, or a time, may be off equal steps, in steps
+COMPLEX_WAY_OUT = (
+    "NumPy's abs(array) or array.real makes floats of them; np.stack([array.real, array.imag], axis=-1), with "
+    "--d_out 2, keeps both parts"
+)
 LENGTHS_IN_MM = {"nm": 1e-6, "\u00b5m": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3, "km": 1e6}
 
 

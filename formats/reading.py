@@ -21,7 +21,7 @@ import numpy as np
 from cli import console
 from cli.files import is_zarr
 from formats import dicom, hdf5, metaimage, netcdf, npz, nrrd, raw, series, tiff, vtk_process, zarr
-from formats.common import RawLayout, VolumeError, in_type, suffix_of
+from formats.common import COMPLEX_WAY_OUT, RawLayout, VolumeError, in_type, suffix_of
 from utils import Volume, is_missing, read_in_boxes
 
 READERS = {
@@ -257,7 +257,7 @@ def _native(path: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == "b":
         array = array.view(np.uint8)
     if array.dtype.kind not in "iuf":
-        way_out = ": NumPy's abs(array) or array.real makes floats of them" if array.dtype.kind == "c" else ""
+        way_out = f": {COMPLEX_WAY_OUT}" if array.dtype.kind == "c" else ""
         raise VolumeError(f"{path}: expected integers or floats, found dtype {array.dtype}{way_out}")
     dtype = array.dtype.newbyteorder("=")
     if dtype.itemsize > 8:  # long double: neither our file formats nor a network hold it

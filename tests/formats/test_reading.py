@@ -294,6 +294,13 @@ def test_not_real_numbers(tmp_path, dtype):
     assert ("array.real" in message) == (array.dtype.kind == "c")
 
 
+def test_both_parts_of_complex_values_are_two_components(tmp_path):
+    array = np.full((4, 3, 2), 1 + 2j)
+    assert "np.stack([array.real, array.imag], axis=-1), with --d_out 2, keeps" in refusal(saved(tmp_path, array))
+    parts = saved(tmp_path, np.stack([array.real, array.imag], axis=-1))
+    np.testing.assert_array_equal(read_volume(parts, d_out=2).array, np.broadcast_to([1, 2], (4, 3, 2, 2)))
+
+
 @pytest.mark.parametrize("shape", [(), (8,), (4, 2), (2, 2, 2, 1), (1, 2, 2, 2)])
 def test_wrong_number_of_axes(tmp_path, shape):
     message = refusal(saved(tmp_path, np.ones(shape)), 3, 1)
