@@ -493,6 +493,12 @@ def test_a_likely_fill_value_is_named_beside_bad_quality(tmp_path, capsys, mark)
     assert "--fill 16" not in said
 
 
+def test_a_single_voxel_is_no_fill_value(tmp_path, capsys):
+    np.save(tmp_path / "v.npy", np.array([0, 50, 57, 61, 100]).reshape(5, 1, 1))
+    train(tmp_path / "v.npy", tmp_path, "--n_passes", 0.1)
+    assert "--fill" not in (said := capsys.readouterr().err) and "a constant volume" in said
+
+
 def test_a_decoded_volume_has_the_psnr_of_its_blob(tmp_path, capsys):
     """Under a key of its own, as this run measured nothing; not a part of the volume."""
     network = {"n_neurons": 2, "n_layers": 1, "d_in": 3, "d_out": 1, "is_residual": True, "omega_0": 30.0}
