@@ -14,6 +14,7 @@ WIDER = 10  # a range this many times as wide as the middle is ruined; a value t
 MOST_MARKS = 8  # most different values that mark missing voxels
 MIN_FILL_VOXELS, MIN_FILL_SHARE = 8, 1e-3  # voxels for each of them, and part of all voxels: fewer are outliers
 LIKELY_SHARE, LIKELY_GAP = 0.01, 0.25  # part of the voxels, and of the range: more of both may be a fill value
+BULK, DECADES = (0.01, 0.999), 3  # quantiles; positive values that spread between them over more call for a logarithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Outliers:
     """The outliers of one component of a volume.
 
     values: the different ones, ascending; of more than MOST_MARKS only some. count: how many there are in all. others:
-    (lowest, highest) of the other values. limits: the range of the volume. n_voxels: of the volume.
+    (lowest, highest) of the other values. limits: the range of the volume. n_voxels: of the volume. call_for_logarithm:
+    whether all values are positive, and spread over many decades.
     """
 
     component: int
@@ -30,6 +32,7 @@ class Outliers:
     others: tuple[np.generic, np.generic]
     limits: ValueRange
     n_voxels: int
+    call_for_logarithm: bool = False
 
     @property
     def are_marks(self) -> bool:
@@ -72,7 +75,8 @@ class Outliers:
         """One line that says how much of the range these values take, with what to type."""
         low, high = map(str, (self.limits.low[self.component], self.limits.high[self.component]))
         component = f"component {self.component}: " if len(self.limits.low) > 1 else ""
-        way_out, fill = f"consider --clip {','.join(map(str, self.others))}", self.limits.fill
+        logarithm = "the logarithm, NumPy's log10(array), if small values count, or " if self.call_for_logarithm else ""
+        way_out, fill = f"consider {logarithm}--clip {','.join(map(str, self.others))}", self.limits.fill
         if len(self.values) == 1:
             marked = f"--fill {self.values[0]!s}" if fill is None else self.replaced_by(fill)
             way_out += f", or {marked} if this marks missing voxels"
@@ -93,7 +97,7 @@ def find_outliers(original: np.ndarray, limits: ValueRange) -> Outliers | None:
     for c, sample in enumerate(samples.astype(np.float64).T):
         ends = far_limits(sample, float(limits.extent[c]))
         if ends and (outliers := _beyond(original, limits, c, *ends)) and (outliers.are_marks or not may_be_labels):
-            found.append(outliers)
+            found.append(dataclasses.replace(outliers, call_for_logarithm=_spread_over_decades(sample)))
     return max(found, key=lambda outliers: (outliers.are_marks, outliers.factor), default=None)
 
 
@@ -136,6 +140,12 @@ def far_limits(sample: np.ndarray, extent: float) -> tuple[float, float] | None:
     a, b = np.quantile(sample, MIDDLE) if sample.size else (0.0, 0.0)
     is_ruined = extent > WIDER * (b - a) > 0  # a == b: an object before an even background
     return (2 * a - b, 2 * b - a) if is_ruined else None
+
+
+def _spread_over_decades(sample: np.ndarray) -> bool:
+    """Whether all values (n,) are positive, and most of them spread over more than DECADES."""
+    low, high = np.quantile(sample, BULK)
+    return sample.min() > 0 and high / 10**DECADES > low
 
 
 def _far_from(low: float, high: float) -> tuple[float, float]:

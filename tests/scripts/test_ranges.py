@@ -145,6 +145,16 @@ def test_outliers_of_one_component_and_far_from_zero(tmp_path, capsys):
     assert f"--clip {others[0]},{others[-1]}, or --fill {spikes.max()} if" in error
 
 
+def test_the_logarithm_is_named_for_positive_values_of_many_decades():
+    """--clip alone would cut off the densest places of a density."""
+    normal = np.random.default_rng(0).standard_normal((20, 20, 20, 1))
+    for array, is_named in ((10**normal, True), (10**normal - 1e-3, False), (10 ** (normal / 2), False)):
+        array[3, 4, 5] = 1e7
+        warning = outliers.find_outliers(array, value_range(array)).warning()
+        assert ("consider the logarithm, NumPy's log10(array), if small values count, or --clip" in warning) == is_named
+        assert ("consider --clip" in warning) != is_named
+
+
 def sparse(shape=(16, 16, 16)) -> np.ndarray:
     """An object of three voxels in an even background."""
     array = np.zeros(shape, np.uint8)
