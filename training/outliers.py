@@ -110,7 +110,7 @@ def likely_fill(original: np.ndarray, limits: ValueRange) -> np.generic | None:
         values, counts = np.unique(sample, return_counts=True)
         for end, beside in ((0, 1), (-1, -2)) if len(values) > 2 else ():
             gap = abs(float(values[end]) - float(values[beside]))
-            if counts[end] > max(LIKELY_SHARE * len(sample), MIN_FILL_VOXELS) and gap > LIKELY_GAP * extent:
+            if counts[end] >= max(LIKELY_SHARE * len(sample), MIN_FILL_VOXELS) and gap > LIKELY_GAP * extent:
                 return values[end]
     return None
 
