@@ -22,7 +22,7 @@ from shared import argument_parser, array_of, table_head, table_row
 
 from cli import console
 from siren import HIGHEST_WAVE, LEAST_NEURONS, SirenConfig, neurons_for_budget
-from training import fitting
+from training import starts
 from training.fitting import Fit, new_fit
 from training.recipe import default_recipe, psnr_of
 from training.sampler import VoxelSampler
@@ -45,7 +45,7 @@ def fit_of(depth: int, rate: float, wave: float, sampler: VoxelSampler, n_parame
     fields = {"n_layers": depth, "d_in": len(sampler.shape)}
     config = SirenConfig(neurons_for_budget(n_parameters, LEAST_NEURONS, **fields), **fields)
     recipe = default_recipe(sampler.n_voxels, config)
-    with patch.object(fitting, "HIGHEST_WAVE", wave):
+    with patch.object(starts, "HIGHEST_WAVE", wave):
         fit = new_fit(config, sampler, dataclasses.replace(recipe, lr=rate * recipe.lr), 0)
     return measured(fit, started)
 
