@@ -24,6 +24,8 @@ from helpers.scripts import WELL, compress, train  # noqa: E402
 from helpers.volumes import SHAPE, slanted  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from cli.arguments import default_workers  # noqa: E402
+
 settings.register_profile("suite", deadline=None, derandomize=True, print_blob=True, database=None)
 settings.load_profile("suite")
 
@@ -39,10 +41,13 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at its own option
 def pytest_cmdline_main(config):
-    """Spread the whole suite over all cores, where pytest-xdist is there and not told otherwise."""
+    """Spread the whole suite over the cores, 8 at most, where pytest-xdist is there and not told otherwise.
+
+    A process takes about 1 GB, and a container of few cores may see all those of its machine.
+    """
     is_whole = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     if is_whole and not hasattr(config, "workerinput") and getattr(config.option, "numprocesses", 0) is None:
-        config.option.numprocesses = "auto"
+        config.option.numprocesses = default_workers()
         if config.option.dist == "no":
             config.option.dist = "worksteal"
 
