@@ -64,24 +64,29 @@ def read_meta(path: str) -> Volume:
     spacing = [step or 1.0 for step in reader.GetDataSpacing()]  # VTK has 0 for an axis that the file lacks
     signs = [-1.0 if step.startswith("-") else 1.0 for step in header.get("ElementSpacing", "").split()[:3]]
     signs += [1.0] * (3 - len(signs))  # ITK turns the axis round; VTK drops the sign
-    axes = _directions(path, header, reader.GetDataDirection()).T * spacing * signs
+    axes = _directions(path, header).T * spacing * signs
     return volume_from_axes(path, array, axes, np.array(reader.GetDataOrigin()), "LPS")
 
 
-def _directions(path: str, header: dict[str, str], found: tuple[float, ...]) -> np.ndarray:
-    """The directions of the three axes, as rows, as in ITK; VTK takes the columns for them. found: VTK's 9 numbers.
+def _directions(path: str, header: dict[str, str]) -> np.ndarray:
+    """The directions of the three axes, as rows, as in ITK. Raises VolumeError.
 
-    VTK puts the numbers of a smaller matrix into the first of the 9. Raises VolumeError.
+    VTK is not asked: until 9.6 it leaves them out, and it mixes up those of fewer axes.
     """
-    if header.get("NDims") not in ("1", "2"):
-        return np.reshape(found, (3, 3))
-    n, directions = int(header["NDims"]), np.eye(3)
-    names = [name for name in ("TransformMatrix", "Rotation", "Orientation") if name in header]
-    if names:
-        directions[:n, :n] = np.reshape(found[: n * n], (n, n))
-    if abs(np.linalg.det(directions)) < 0.5:
+    name = next((name for name in ("TransformMatrix", "Rotation", "Orientation") if name in header), None)
+    directions = np.eye(3)
+    if name is None:
+        return directions
+    try:
+        found = np.array([float(number) for number in header[name].split()])
+        n = int(header["NDims"])
+        matrix = found.reshape(n, n)[:3, :3]
+    except (KeyError, ValueError):
+        raise VolumeError(f"{path}: expected {name} = a square matrix of NDims numbers, found {header[name]}") from None
+    directions[:n, :n] = matrix
+    if n < 3 and abs(np.linalg.det(directions)) < 0.5:
         hint = "VTK writes it so for images of one slice: write them as .vti or .nrrd"
-        raise VolumeError(f"{path}: expected axes at right angles, found {names[0]} = {header[names[0]]}: {hint}")
+        raise VolumeError(f"{path}: expected axes at right angles, found {name} = {header[name]}: {hint}")
     return directions
 
 
