@@ -136,7 +136,8 @@ class BrickedFit:
             raise ValueError("seconds: expected a finite number, found another value")
         configs = self.networks.checked(n_layers, widths)
         for number, (weights, error) in done.items():
-            if not (is_like(torch.empty(count_parameters(configs[number])), weights) and 0 <= error < math.inf):
+            is_sound = number in range(len(configs)) and type(error) is float and 0 <= error < math.inf
+            if not (is_sound and is_like(torch.empty(count_parameters(configs[number])), weights)):
                 raise ValueError("expected the finite weights of a brick and its error")
         self.networks.n_layers, self.networks.configs = n_layers, configs
         self.seconds = max(seconds, self.seconds)

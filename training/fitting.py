@@ -216,6 +216,7 @@ class Fit:
         tensors = [tensor.clone() for tensor in self.trained.state]
         return {"step": self.step, "loss": self.loss, "tensors": tensors}
 
+    @torch.no_grad()  # a tensor of a file may want a gradient
     def _restore(self, state: dict) -> None:
         self.step, self.loss = state["step"], state["loss"]
         for own, saved in zip(self.trained.state, state["tensors"], strict=True):
@@ -275,7 +276,7 @@ def check_state(fit: Fit, state: dict) -> None:
     """Raise ValueError unless this may be the `_capture` of the fit: its step, its loss, finite weights."""
     step, loss, own, found = state["step"], state["loss"], fit.trained.state, state["tensors"]
     is_sound = type(step) is int and 0 <= step <= MAX_STEP and type(loss) is float and 0 <= loss < math.inf
-    is_sound = is_sound and [tensor.shape for tensor in found] == [tensor.shape for tensor in own]
+    is_sound = is_sound and [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in own]
     if not (is_sound and all(map(is_like, own[:2], found[:2]))):
         raise ValueError("expected a state of finite weights, found another one")
 

@@ -192,12 +192,22 @@ def test_damaged_checkpoints_are_refused(key, value, saved, tmp_path):
         Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_no_brick_is_counted_from_the_end(saved, tmp_path):
+    """As Python counts: the networks would fit."""
+    content = torch.load(io.BytesIO(saved), weights_only=True)
+    ((number, trained),) = content["fit"]["done"].items()
+    content["fit"]["done"] = {number - 4: trained}
+    torch.save(content, tmp_path / "state")
+    with pytest.raises(UserError, match="expected a checkpoint"):
+        Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None, torch.ones(1), 10**400], ids=lambda value: str(value)[:9])
 def test_weights_and_errors_of_a_checkpoint_are_finite(value, saved, tmp_path):
     for change in ("weights", "error"):
         content = torch.load(io.BytesIO(saved), weights_only=True)
         ((number, (weights, error)),) = content["fit"]["done"].items()
-        if change == "weights" and value is not None:
+        if change == "weights" and isinstance(value, float):
             weights[0] = value
         else:
             error = value

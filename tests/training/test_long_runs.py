@@ -136,6 +136,27 @@ def test_optimizers_of_other_shapes(state, saved, tmp_path):
         Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
 
 
+@pytest.mark.parametrize("state", ["now", "best", "start"])
+def test_optimizers_of_another_type(state, saved, tmp_path):
+    content = torch.load(io.BytesIO(saved), weights_only=True)
+    content["fit"][state]["tensors"][-1] = content["fit"][state]["tensors"][-1].to(torch.complex64)
+    torch.save(content, tmp_path / "state")
+    with pytest.raises(UserError, match="expected a checkpoint of train"):
+        Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
+
+
+def test_a_state_of_parameters_is_one_of_tensors(saved, tmp_path):
+    """They want gradients: every step would add to torch's record of them."""
+    content = torch.load(io.BytesIO(saved), weights_only=True)
+    for state in ("now", "best", "start"):
+        content["fit"][state]["tensors"] = [torch.nn.Parameter(part) for part in content["fit"][state]["tensors"]]
+    torch.save(content, tmp_path / "state")
+    fit = small_fit()
+    Checkpoint(str(tmp_path / "state"), OPTIONS).load(fit)
+    assert not any(tensor.requires_grad for tensor in fit.trained.state)
+    fit.run(lambda fit: fit.step == 35)
+
+
 def test_what_is_sound_goes_on(saved, tmp_path):
     (tmp_path / "state").write_bytes(saved)
     fit = small_fit()
