@@ -111,13 +111,13 @@ def _valid_range(path: str, variable: Variable, dtype: np.dtype, scale: float, o
         raise VolumeError(f"{path}: expected a valid_range of two numbers, found {quoted(given)}")
     ends = given or [(*variable.numbers(name), math.nan)[0] for name in ("valid_min", "valid_max")]
     if dtype.kind == "f":
-        ends = [_stored(end, dtype) for end in ends]
+        ends = [_stored(end, variable, dtype) for end in ends]
     elif any(isinstance(end, float) and math.isfinite(end) for end in ends):
         ends = [(end - offset) / scale for end in ends][:: 1 if scale > 0 else -1]
         inwards = (math.ceil, -SLACK), (math.floor, SLACK)
         ends = [whole(end + by) if math.isfinite(end) else end for end, (whole, by) in zip(ends, inwards, strict=True)]
     elif dtype.kind != variable.dtype.kind:
-        ends = [_stored(end, dtype) for end in ends]
+        ends = [_stored(end, variable, dtype) for end in ends]
     low, high = (end if math.isfinite(end) else unsaid for end, unsaid in zip(ends, (-math.inf, math.inf), strict=True))
     if dtype.kind == "f":
         return low, high
@@ -135,7 +135,7 @@ def _unused(dtype: np.dtype, low: float, high: float) -> np.generic | None:
     return dtype.type(min(low - 1, limits.max) if low > limits.min else max(high + 1, limits.min))
 
 
-def _stored(number: float, dtype: np.dtype) -> float:
+def _stored(number: float, variable: Variable, dtype: np.dtype) -> float:
     """A number of an attribute as values of that type have it: of the same bits, or rounded as floats are."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):
@@ -143,12 +143,12 @@ def _stored(number: float, dtype: np.dtype) -> float:
     span = 1 << 8 * dtype.itemsize
     if dtype.kind == "u":
         return number + span if -span // 2 <= number < 0 else number
-    return number - span if span // 2 <= number < span else number
+    return number - span if variable.dtype.kind == "u" and span // 2 <= number < span else number
 
 
 def _marks(variable: Variable, name: str, dtype: np.dtype) -> list[np.generic]:
     """The values that an attribute declares missing, as far as the dtype has them."""
-    found = [in_type(_stored(number, dtype), dtype) for number in variable.numbers(name)]
+    found = [in_type(_stored(number, variable, dtype), dtype) for number in variable.numbers(name)]
     return [mark for mark in found if mark is not None]
 
 

@@ -105,14 +105,16 @@ def read_volume(
 
 def _with_fill(path: str, read: Callable[[bool], Volume], fill: float | str | None) -> Volume:
     """The volume with its fill value, as `read_volume` has it. read: `_read` with its last argument."""
-    volume = read(True)
+    volume = read(fill != "none")
     if fill is None:
         return volume
-    declared, given = volume.fill, None if fill == "none" else _fill(path, volume.array.dtype, fill)
-    if declared is not None and (given is None or not np.array_equal(declared, given, equal_nan=True)):
-        if given is not None:
-            console.warn(path, f"declares {declared} as missing: with --fill {fill} it counts as a value")
+    if fill == "none":
+        return dataclasses.replace(volume, fill=None)
+    declared, given = volume.fill, _fill(path, volume.array.dtype, fill)
+    if declared is not None and not np.array_equal(declared, given, equal_nan=True):
+        console.warn(path, f"declares {declared} as missing: with --fill {fill} it counts as a value")
         volume = read(False)  # what the declared value has replaced, as what is beyond a valid range, comes back
+        given = _fill(path, volume.array.dtype, fill)
     return dataclasses.replace(volume, fill=given)
 
 

@@ -64,6 +64,8 @@ def read_tiff(path: str) -> Volume:
         # ImageJ's voxels would otherwise be read from one place on, wherever their pages lie.
         array = np.stack([page.asarray() for page in (pages if metadata else image.pages)]).reshape(image.shape)
         array, fill = _calibrated(path, array, metadata), _fill(array.dtype, pages[0].tags.valueof(GDAL_NODATA))
+        if fill is not None:  # the tag names a stored value
+            fill = in_type(_calibrated(path, fill[None], metadata).item(), array.dtype)
         spacing, units, time_step = _spacing(path, pages[0].tags, metadata, file.ome_metadata)
         if told:
             raise VolumeError(f"{path}: tifffile cannot read all of it: {told[0]}")

@@ -1154,6 +1154,21 @@ def test_dicom_padding_is_missing(slope, shift, mark, tmp_path):
     np.testing.assert_array_equal(taken.array, stored * float(slope) + float(shift))
 
 
+def test_fill_is_of_the_type_that_dicom_values_have_without_padding(tmp_path):
+    """Padding of several values makes floats of them."""
+    stored = np.arange(24).reshape(4, 3, 2).astype(np.int16)
+    stored[0] = -2000
+    scan = write_dicom(tmp_path, stored, shift=-1024.0)
+    for z, path in enumerate(sorted(scan.glob("[0-9].dcm"))):
+        file = pydicom.dcmread(path)
+        file.add_new("PixelPaddingValue", "SS", -2000)
+        file.RescaleIntercept = str(z)
+        file.save_as(path)
+    assert read_volume(str(scan)).array.dtype == np.float64
+    volume = read_volume(str(scan), fill=-2000)
+    assert volume.array.dtype == np.int16 == volume.fill.dtype and volume.fill == -2000
+
+
 def test_a_slice_that_cannot_be_opened(tmp_path, monkeypatch):
     scan = write_dicom(tmp_path, slanted(SHAPE).astype(np.uint16))
 
@@ -1314,6 +1329,15 @@ def test_gdals_nodata_value_of_a_tiff_is_missing(dtype, text, fill, tmp_path):
     volume = read_volume(str(tmp_path / "a.tif"))
     np.testing.assert_array_equal(volume.array, stored)
     assert volume.fill is None if fill is None else is_missing(volume.values, volume.fill).sum() == 1
+
+
+def test_the_nodata_value_of_calibrated_values_is_calibrated(tmp_path):
+    stored, line = np.arange(210, dtype=np.uint16).reshape(5, 6, 7), {"cf": 0, "c0": 0.5, "c1": 2.0}
+    said = {"imagej": True, "metadata": {"axes": "ZYX", **line}, "extratags": [(42113, "s", 0, "7", True)]}
+    tifffile.imwrite(tmp_path / "a.tif", stored, **said)
+    volume = read_volume(str(tmp_path / "a.tif"))
+    assert volume.fill == 14.5 and volume.fill.dtype == volume.array.dtype == np.float32
+    np.testing.assert_array_equal(is_missing(volume.values, volume.fill), stored.T == 7)
 
 
 @pytest.mark.parametrize(
