@@ -184,9 +184,9 @@ def stack_row(width: int, batch: int, n_networks: int, card: Card, device: torch
     """A row, as of `step_row`, of a stack of networks, each with a batch of its own noise."""
     generator, config = np.random.default_rng(0), SirenConfig(width, STACKED_LAYERS)
     recipe = dataclasses.replace(default_recipe(STACKED_SIDE**3, config), batch=batch)
-    noise = (2 * generator.random((STACKED_SIDE,) * 3 + (1,), np.float32) - 1 for _ in range(n_networks))
+    noise = [2 * generator.random((STACKED_SIDE,) * 3 + (1,), np.float32) - 1 for _ in range(n_networks)]
     ends = ValueRange(np.float32([-1]), np.float32([1]))
-    fit = StackedFit([Task(values, ends, config, recipe, k) for k, values in enumerate(noise)], device)
+    fit = StackedFit([Task(values, ends, config, recipe, k) for k, values in enumerate(noise)], noise, device)
     step, density = fit.step_function, fit.sampler.density(fit.step_function.errors)
     step.set_density(density)
     drawn = fit.sampler.batches(range(n_networks), 0, fit.steps_per_pass, density)[0]

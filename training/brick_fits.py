@@ -22,7 +22,7 @@ from training.spectrum import SURE_SHARE, waves_of
 from training.stacked_fit import StackedFit
 from training.stacks import memory_for_a_stack, stacks_of
 from training.step import is_for_gpu
-from training.streaming import read_ahead
+from training.streaming import normalised, read_ahead
 from training.survey import brick_volume, error_factor, ready_to_cut, survey
 from training.workers import Workers, most_work_first
 from utils import ValueRange, Volume, VolumeHeader, shape_of
@@ -164,12 +164,14 @@ class BrickFits:
             sizes = {k: self._size(k) for k in own}
             stacks = stacks_of({k: configs[k] for k in own}, recipes, sizes, memory_for_a_stack(self.device))
 
-        def tasks_of(stack: list[int]) -> list[Task]:
-            return [self._task(k, configs[k], recipes[k]) for k in stack]
+        def read(stack: list[int]) -> tuple[list[Task], list[np.ndarray]]:
+            """The tasks of a stack and their normalised values, while the GPU works on the stack before."""
+            tasks = [self._task(k, configs[k], recipes[k]) for k in stack]
+            return tasks, [normalised(task.brick, task.values) for task in tasks]
 
-        for stack, tasks in zip(stacks, read_ahead(tasks_of, stacks), strict=True):
+        for stack, (tasks, values) in zip(stacks, read_ahead(read, stacks), strict=True):
             with processes.apart():
-                fit = StackedFit(tasks, self.device, self.first_omega)
+                fit = StackedFit(tasks, values, self.device, self.first_omega)
                 fit.run(partial(parts.update_all, stack))
                 found = [(k, Trained(arrays_of(fit.network(i)), fit.error(i), fit.recoveries[i].n_recoveries))
                          for i, k in enumerate(stack)]  # fmt: skip

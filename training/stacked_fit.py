@@ -24,7 +24,6 @@ from training.sampler import VoxelSampler, all_coordinates
 from training.stacks import common_recipe, stack_width
 from training.starts import new_networks
 from training.step import StepFunction
-from training.streaming import normalised
 from training.survey import error_factor
 from training.weights import vector_of
 
@@ -96,11 +95,20 @@ class StackedFit:
 
     The passes, the batch and the schedule are common; each network has its own learning rate. A network that diverges
     goes back to its best state, while the others go on. So it has fewer steps left than one that is fitted alone.
+
+    normalised: the values of each task, (grid..., components), normalised by the range of the brick. first_omega: see
+    `new_fit`.
     """
 
-    def __init__(self, tasks: Sequence[Task], device: torch.device, first_omega: float | None = None):
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        normalised: Sequence[np.ndarray],
+        device: torch.device,
+        first_omega: float | None = None,
+    ):
         self.tasks, configs = tasks, [task.config for task in tasks]
-        self.sampler = StackedSampler([VoxelSampler(normalised(task.brick, task.values), device) for task in tasks])
+        self.sampler = StackedSampler([VoxelSampler(values, device) for values in normalised])
         limits, bricks = [task.recipe.max_seconds for task in tasks], self.sampler.bricks
         self.recipe = dataclasses.replace(
             common_recipe(tasks[0].recipe), max_seconds=None if None in limits else math.fsum(limits)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
+from helpers.brick_fits import small_fit
 from helpers.networks import field_net
 from helpers.reference import ReferenceStep
 from helpers.volumes import slanted, waves
@@ -15,7 +17,7 @@ from helpers.volumes import slanted, waves
 from cli.progress import NoProgress
 from field.evaluation import TILE
 from siren import SirenConfig
-from training import stacked_fit
+from training import brick_fits, stacked_fit
 from training.brick_fits import BrickFits
 from training.brick_task import Task
 from training.padded_gradient import PaddedGradient
@@ -154,6 +156,10 @@ def tasks(values: list[np.ndarray] | None = None, **fields) -> list[Task]:
     return [Task(brick, value_limits(), SirenConfig(width, 3), recipe, seed=k) for k, (brick, width) in found]
 
 
+def stack(found: list[Task], place: str = "cpu") -> StackedFit:
+    return StackedFit(found, [task.values.normalise(task.brick) for task in found], torch.device(place))
+
+
 def results(fit: StackedFit) -> list[bytes]:
     return [b"".join(p.cpu().numpy().tobytes() for p in fit.network(k).state_dict().values()) for k in range(3)]
 
@@ -184,7 +190,7 @@ def test_every_network_sees_its_own_brick_alone_and_no_missing_voxel():
 def test_the_same_seed_gives_the_same_bytes_and_networks_that_have_learned(place):
     found = []
     for _ in range(2):
-        fit = StackedFit(tasks(n_passes=8), torch.device(place))
+        fit = stack(tasks(n_passes=8), place)
         before = [fit.error(k) for k in range(3)]
         fit.run()
         found.append(results(fit))
@@ -195,7 +201,7 @@ def test_the_same_seed_gives_the_same_bytes_and_networks_that_have_learned(place
 @pytest.mark.parametrize("at", [5, 15])  # the last step is number 15
 def test_a_network_of_nan_leaves_the_others_alone_and_goes_back(at):
     def fitted(is_hurt: bool) -> StackedFit:
-        fit = StackedFit(tasks(), CPU)
+        fit = stack(tasks())
         take = fit.step_function._take
 
         def hurt(*arguments, **settings) -> None:
@@ -217,7 +223,7 @@ def test_a_network_of_nan_leaves_the_others_alone_and_goes_back(at):
 
 
 def test_a_collapsed_network_starts_again_with_shorter_waves_and_the_others_go_on(monkeypatch):
-    fit = StackedFit(tasks(), CPU)
+    fit = stack(tasks())
     fit.recoveries[1].best_loss, fit.best[0][1] = 0.005, 0.0
     others = fit.trained.weights[1:].clone()
     monkeypatch.setattr("training.recovery.COLLAPSE_STEPS", 8)
@@ -233,7 +239,7 @@ def test_a_collapsed_network_starts_again_with_shorter_waves_and_the_others_go_o
 def test_a_constant_brick_harms_nothing():
     values = bricks()
     values[0] = np.ones_like(values[0])
-    fit, other = StackedFit(tasks(values), CPU), StackedFit(tasks(), CPU)
+    fit, other = stack(tasks(values)), stack(tasks())
     fit.run()
     other.run()
     assert all(tensor.isfinite().all() for tensor in fit.trained.state)
@@ -242,10 +248,10 @@ def test_a_constant_brick_harms_nothing():
 
 def test_a_network_that_has_its_target_is_kept_as_it_was():
     wanted = [task._replace(target_psnr=0.0 if k == 1 else 300.0) for k, task in enumerate(tasks())]
-    fit = StackedFit(wanted, CPU)
+    fit = stack(wanted)
     fit.run()
     assert list(fit.reached) == [1] and torch.equal(fit.trained.averaged_weights[1], fit.reached[1])
-    fit = StackedFit([task._replace(target_psnr=0.0) for task in wanted], CPU)
+    fit = stack([task._replace(target_psnr=0.0) for task in wanted])
     fit.run()
     assert fit.step == 4 < fit.n_steps
 
@@ -253,7 +259,7 @@ def test_a_network_that_has_its_target_is_kept_as_it_was():
 def test_products_are_those_that_the_networks_need_that_matter():
     factors = 1.0, 1e-9, 1.0
     ranges = [value_limits(math.sqrt(factor)) for factor in factors]
-    fit = StackedFit([task._replace(values=own) for task, own in zip(tasks(), ranges, strict=True)], CPU)
+    fit = stack([task._replace(values=own) for task, own in zip(tasks(), ranges, strict=True)])
     for losses, expected in (([1e-3, 1e-9, 1e-3], 1e-3), ([1e-6, 1.0, 1e-6], 1e-6), ([1e-4, math.nan, math.nan], 1e-4)):
         fit._judge = lambda losses=losses: losses
         fit._recover_if_needed()
@@ -261,7 +267,7 @@ def test_products_are_those_that_the_networks_need_that_matter():
 
 
 def test_a_time_limit_is_that_of_all_together():
-    fit = StackedFit(tasks(max_seconds=0.05), CPU)
+    fit = stack(tasks(max_seconds=0.05))
     assert fit.recipe.max_seconds == pytest.approx(0.15)
     fit.run()
     assert fit.progress == 1 and fit.step > 0
@@ -282,3 +288,18 @@ def test_a_volume_in_bricks_is_fitted_by_stacks_where_it_can_be(recipe, monkeypa
     for k, (weights, error, _) in found.items():
         assert weights["net_layers.3.weight"].shape == (1, configs[k].n_neurons)
         assert 0 < error < 4
+
+
+def test_values_are_normalised_while_the_stack_before_is_fitted(monkeypatch):
+    """By the thread that reads ahead: a GPU does not wait for it."""
+    threads = []
+
+    def watched(*arguments, normalise=brick_fits.normalised):
+        threads.append(threading.current_thread())
+        return normalise(*arguments)
+
+    monkeypatch.setattr(brick_fits, "normalised", watched)
+    fit = small_fit()
+    fit.fits.has_stacks = True
+    fit.run()
+    assert len(threads) >= 4 and threading.main_thread() not in threads
