@@ -175,9 +175,9 @@ def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool
             nonlocal before, n_taken
             now = fit.recovery.n_recoveries, fit.recovery.n_halvings
             if now != before:
-                to_best = f"training has diverged: back to step {fit.step}, at half the learning rate"
-                to_start = "training stays at a constant: back to the start, with shorter waves"
-                progress.say(to_start if now[1] == before[1] else to_best)
+                slower = f"training has failed: back to step {fit.step}, at half the learning rate"  # in either way
+                shorter = "training stays at a constant: back to the start, with shorter waves"
+                progress.say(shorter if now[1] == before[1] else slower)
             before, n_taken = now, n_taken + 1
             progress.total, n_done = _work(fit, n_taken)
             progress.update(n_done, PSNR=f"{fit.psnr:.1f} dB")

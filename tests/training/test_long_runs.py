@@ -63,6 +63,16 @@ def test_a_fit_without_errors_has_no_target(monkeypatch):
     assert fit.progress == 1 and history[-1][1] == math.inf
 
 
+def test_a_collapse_without_another_start_is_no_divergence(monkeypatch, capsys):
+    monkeypatch.setattr("training.fitting.CHECK_STEPS", 30)
+    monkeypatch.setattr("training.recovery.COLLAPSE_STEPS", 60)
+    fit = small_fit()
+    monkeypatch.setattr(fit, "_judge", lambda: fit.sampler.variance)
+    run_fit(fit, Checkpoint(None, OPTIONS), lambda psnr: fit.recovery.n_recoveries > 0)
+    said = capsys.readouterr().err
+    assert "back to step 0, at half the learning rate" in said and "diverged" not in said
+
+
 def endless() -> torch.Tensor:
     """A tensor of 2^50 numbers, in a file of one."""
     return torch.zeros(1).expand(1 << 50)
