@@ -50,12 +50,12 @@ class Workers:
         self.processes, self.free = [], []
 
     def start(self, n: int) -> None:
-        """Start processes, up to `n` in all, and wait until they are ready for a task."""
+        """Start processes, up to `n` in all, and wait until they are ready for a task. Raises UserError if one dies."""
         if self.most <= 1:
             return
         new = [self._start() for _ in range(len(self.processes), min(n, self.most))]
         for pipe in new:
-            pipe.recv()  # its first message says that it is ready
+            _talk(None, pipe.recv)  # its first message says that it is ready
         self.free += new
 
     def each_done(
@@ -163,10 +163,11 @@ def _now_and_then(report: Report) -> Report:
     return reported
 
 
-def _talk(number: int, send_or_receive: Callable[..., object], *content: object) -> object:
-    """What `send_or_receive(*content)` returns, to or from the process that does task `number`."""
+def _talk(number: int | None, send_or_receive: Callable[..., object], *content: object) -> object:
+    """What `send_or_receive(*content)` returns, to or from the process that does task `number`, if any."""
     try:
         return send_or_receive(*content)
     except (EOFError, OSError):
         way_out = "perhaps memory ran out: fewer --num_workers take less"
-        raise UserError(f"the process that worked on brick {number} was killed: {way_out}") from None
+        process = "a process that was started" if number is None else f"the process that worked on brick {number}"
+        raise UserError(f"{process} was killed: {way_out}") from None

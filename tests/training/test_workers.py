@@ -108,6 +108,17 @@ def test_how_far_a_task_is_comes_before_its_result_and_not_at_every_call(n):
     assert sorted(part for part in told if part[1] == 0) == [(3, 0.0), (4, 0.0)] * (n > 1)  # a process begins
 
 
+def test_a_process_that_is_killed_as_it_starts(monkeypatch):
+    def started(workers, start=Workers._start):
+        pipe = start(workers)
+        workers.processes[-1].kill()
+        return pipe
+
+    monkeypatch.setattr(Workers, "_start", started)
+    with Workers(2) as workers, pytest.raises(UserError, match="a process that was started was killed"):
+        workers.start(2)
+
+
 def test_ctrl_c_is_heard_by_the_first_process_alone():
     """From the start of the others on, also while they import what they need."""
     before = signal.getsignal(signal.SIGINT)
