@@ -30,11 +30,12 @@ from formats.common import raw_layout
 from formats.reading import read_volume, source_files
 from quantising import work
 from quantising.network import NetworkRounding
-from quantising.policy import RoundingOptions, decibels_lost
+from quantising.policy import RoundingOptions, decibels_lost, integers_lost
 from quantising.rounded_bricks import BricksRounding
 from quantising.sensitivity import MAX_BITS
 from siren import SirenConfig, net_of
 from training.network_files import (
+    decoded_psnr_in,
     field_header,
     header_before_clipping,
     network_config,
@@ -169,18 +170,23 @@ def read_back(opt: arguments.Options, blob: bytes) -> NeuralField:
         raise UserError(f"{opt.net}: cannot be rounded: {error}") from None
 
 
-def warn_of_another_volume(path: str, psnr: float, expected: float) -> None:
-    """Warn if the volume cannot well be the network's. psnr, expected: of the blob, and of the network when trained."""
-    if psnr < min(expected, MOST_KEPT) - MOST_LOST:
-        what = f"the blob has {psnr:.1f} dB, the network had {expected:.1f} dB"
-        console.warn("net_compress.py", f"{path}: {what}: is it the volume that it was trained on?")
+def warn_of_measured_loss(opt: arguments.Options, psnr: float, quality: float, decoded: float) -> None:
+    """Warn if the volume cannot well be the network's, or if rounding has cost too much.
+
+    In dB, psnr: of the blob; quality, decoded: of the network when trained, before and after rounding to integers.
+    """
+    if opt.cluster_bits is None and psnr < min(quality, MOST_KEPT) - MOST_LOST:
+        what = f"the blob has {psnr:.1f} dB, the network had {quality:.1f} dB"
+        console.warn("net_compress.py", f"{opt.volume}: {what}: is it the volume that it was trained on?")
+    else:
+        warn_of_loss(opt, min(decoded, MOST_KEPT) - psnr)
 
 
 def warn_of_loss(opt: arguments.Options, lost: float) -> None:
-    """Warn if rounding without a volume has cost too much. lost: in dB; NaN if unknown."""
+    """Warn if rounding has cost too much. lost: in dB; NaN if unknown."""
     if lost > MOST_FOR_ROUNDING:
-        way_out = ": more --cluster_bits, or none, cost less" if opt.cluster_bits else ""
-        console.warn("net_compress.py", f"{opt.compressed}: rounding has cost about {lost:.0f} dB{way_out}")
+        way_out = "more --cluster_bits, or none, cost less" if opt.cluster_bits else "--cluster_bits 12 may cost less"
+        console.warn("net_compress.py", f"{opt.compressed}: rounding has cost about {lost:.0f} dB: {way_out}")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -220,10 +226,13 @@ def main(argv: Sequence[str]) -> None:
         if len(measured) > 1:
             figures["psnr_clipped"] = f"{psnr:.3f}"
         blob = encode_blob(header, rounded, Written(SUITE_VERSION, psnr), cut)
-        if opt.cluster_bits is None:
-            warn_of_another_volume(opt.volume, psnr, quality[0])
+        warn_of_measured_loss(opt, psnr, quality[0], decoded_psnr_in(settings))
     else:
-        warn_of_loss(opt, decibels_lost(NeuralField(header, bricks), field, *quality))
+        before = NeuralField(header, bricks, n_threads=opt.num_workers)
+        lost = decibels_lost(before, field, *quality)
+        if header.values.is_integer:
+            lost = max(integers_lost(before, field, decoded_psnr_in(settings)), lost)  # in this order, NaN is left out
+        warn_of_loss(opt, lost)
     write_or_rescue({opt.compressed: blob})
     n_values = math.prod(header.shape) * config.d_out
     per_weight = {"bits_per_weight": f"{8 * len(blob) / n_parameters:.3f}"} if n_parameters else {}

@@ -28,6 +28,7 @@ MAX_LEAD_LOST = 0.25  # most that rounding with training may lose, as a part of 
 ALWAYS_ALLOWED_DB = 0.2  # loss that is always allowed, dB: rounding without training costs as much
 WORTH_DB = 1.0  # what the smaller file of rounding with training is worth at least, against rounding alone, dB
 COARSE = 16  # most positions along an axis of the grid that tells what rounding has cost
+FINE = 64  # the same for integers, of which a few may be wrong
 MOST_ERROR = 4.0  # most that RoundingOptions.error may be, relative to the network's own
 TRAINED_VOXELS = 1.25e7  # samples that training while rounding uses by default
 MAX_PASSES_WHILE_ROUNDING = 48.0  # most passes that training while rounding uses by default
@@ -114,13 +115,38 @@ def decibels_lost(before: NeuralField, after: NeuralField, psnr: float, is_exact
     psnr: of the field before, in dB. is_exact: whether it decodes every integer of its volume exactly; its error then
     counts as that of rounding to integers. NaN if the PSNR is unknown, or if all is missing there.
     """
-    grid = Grid(tuple(np.linspace(0, n - 1, min(n, COARSE)) for n in before.header.shape))
-    extent = np.where(before.values.extent > 0, before.values.extent, 1.0)
-    a, b = (field.on_grid(grid, as_float=not is_exact).reshape(-1, len(extent)) for field in (before, after))
+    own = float(np.square(1 / _extent(before)).mean()) / 12 if is_exact else 10 ** (-psnr / 10)
+    added = _mean_square(before, after, COARSE, as_float=not is_exact)
+    return 10 * math.log10(1 + added / own) if own > 0 and not math.isnan(added) else math.nan
+
+
+def integers_lost(before: NeuralField, after: NeuralField, psnr: float) -> float:
+    """At least how much PSNR rounding has cost the integers that a field decodes to, in dB, by those on a grid.
+
+    psnr: of the integers before, in dB. The weights of a mask may hardly change its values and yet move many of them
+    across the border between 0 and 1. The RMSE after is at least the RMS of the difference minus the RMSE before.
+    0 if the PSNR is unknown, or infinite.
+    """
+    ratio = math.sqrt(_mean_square(before, after, FINE, as_float=False) / (10 ** (-psnr / 10) or math.inf))
+    return 20 * math.log10(ratio - 1) if ratio > 2 else 0.0
+
+
+def _extent(field: NeuralField) -> np.ndarray:
+    """The extent of each component's range, 1 where that is 0."""
+    return np.where(field.values.extent > 0, field.values.extent, 1.0)
+
+
+def _mean_square(before: NeuralField, after: NeuralField, most: int, as_float: bool) -> float:
+    """The mean square of the difference of two fields, of values whose range is 1, without missing voxels.
+
+    most: positions along an axis of the grid that is compared. as_float: before values are rounded to integers. NaN if
+    all is missing there.
+    """
+    grid, extent = Grid(tuple(np.linspace(0, n - 1, min(n, most)) for n in before.header.shape)), _extent(before)
+    a, b = (field.on_grid(grid, as_float=as_float).reshape(-1, len(extent)) for field in (before, after))
     squares = np.square(np.subtract(a, b, dtype=np.float64) / extent)
     squares = squares[np.isfinite(squares) & ~is_missing(a, before.header.fill)[:, None]]
-    own = float(np.square(1 / extent).mean()) / 12 if is_exact else 10 ** (-psnr / 10)
-    return 10 * math.log10(1 + squares.mean() / own) if own > 0 and len(squares) else math.nan
+    return float(squares.mean()) if len(squares) else math.nan
 
 
 def coarsest_exact(field: NeuralField, rounded: Callable[[float], tuple[Result, NeuralField]]) -> Result | None:

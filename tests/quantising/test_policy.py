@@ -301,3 +301,26 @@ def test_what_rounding_costs_is_told_by_the_voxels_that_are_not_missing(fill):
     mask[:] = True
     nothing = dataclasses.replace(headers[0], missing=Mask.of(shape, np.float32(fill), [mask]))
     assert math.isnan(policy.decibels_lost(*(NeuralField.of(net, nothing) for net in nets), 30.0, False))
+
+
+def test_what_rounding_costs_the_integers_of_a_mask_is_told():
+    """Its values lie near the border between 0 and 1: they hardly change, and most of the integers do."""
+    nets, header = (field_net(), field_net()), make_header((9, 7, 5), 0, 1, "uint8")
+    with torch.no_grad():
+        for net, bias in zip(nets, (-0.01, 0.01), strict=True):
+            net.net_layers[-1].weight.zero_()
+            net.net_layers[-1].bias.fill_(bias)
+    before, after = (NeuralField.of(net, header) for net in nets)
+    assert policy.decibels_lost(before, after, 6.0, False) < 0.1
+    assert policy.integers_lost(before, after, 40.0) == pytest.approx(20 * math.log10(100 - 1))
+    assert {policy.integers_lost(before, before, psnr) for psnr in (40.0, math.inf, math.nan)} == {0.0}
+
+
+def test_a_loss_of_the_decoded_values_is_told(tmp_path, capsys, small_blocks):
+    """Bricks of masks are rounded by their values before those are integers: the mask may lose more."""
+    trained = network_of("noise", noise((12, 12, 12)), tmp_path)
+    for lead, is_told in ((0.0, False), (3.0, True)):
+        psnr = trained.settings["psnr"]
+        trained.config.write_text(json.dumps(trained.settings | {"psnr_unrounded": psnr, "psnr": psnr + lead}))
+        compress(trained, tmp_path / "b", "--volume", trained.volume, "--n_passes", 0)
+        assert ("rounding has cost about" in capsys.readouterr().err) == is_told
