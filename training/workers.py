@@ -76,16 +76,22 @@ class Workers:
             for number, arguments in tasks:
                 yield number, function(*arguments, _now_and_then(partial(on_part, number)))
             return
-        tasks, busy = iter(tasks), {}
+        tasks, busy, unsent = iter(tasks), {}, {}
         while True:
             while len(busy) < self.most and (task := next(tasks, None)) is not None:
-                pipe = self.free.pop() if self.free else self._start()
-                busy[pipe] = task[0]
-                _talk(task[0], pipe.send, (function, task[1]))
+                number, content = task[0], (function, task[1])
+                if self.free:
+                    busy[pipe := self.free.pop()] = number
+                    _talk(number, pipe.send, content)
+                else:  # sent when the process is ready: until then a large one would wait, and no other process start
+                    busy[pipe := self._start()] = number
+                    unsent[pipe] = content
             if not busy:
                 return
             for pipe in connection.wait(list(busy)):
                 result, error, part = _talk(busy[pipe], pipe.recv)
+                if pipe in unsent:  # this message says that it is ready
+                    _talk(busy[pipe], pipe.send, unsent.pop(pipe))
                 if part is not None:
                     on_part(busy[pipe], part)
                     continue

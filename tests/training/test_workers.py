@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -148,3 +150,31 @@ def test_tasks_are_drawn_when_a_process_is_free():
 def test_errors_of_a_process_end_the_run(what, error, said):
     with pytest.raises(error, match=said), Workers(2) as two:
         list(two.each_done(fail, [(0, (what,)), (1, (what,))]))
+
+
+def test_processes_start_at_the_same_time(monkeypatch):
+    """Also for tasks that no pipe holds: none of these processes is ready before all have been started."""
+    n, threads, pipes = 3, [], []
+    all_started = threading.Barrier(n)
+
+    def work(pipe):
+        with contextlib.suppress(threading.BrokenBarrierError), pipe:
+            all_started.wait(timeout=20)
+            pipe.send((None, None, 0.0))
+            function, arguments = pipe.recv()
+            pipe.send((function(*arguments, None), None, None))
+
+    def start(_):
+        here, there = multiprocessing.Pipe()
+        pipes.append(here)
+        threads.append(threading.Thread(target=work, args=(there,)))
+        threads[-1].start()
+        return here
+
+    monkeypatch.setattr(Workers, "_start", start)
+    with Workers(n) as several:
+        found = dict(several.each_done(square, ((k, (k, bytes(2_000_000))) for k in range(n))))
+    assert {k: result for k, (result, _) in found.items()} == {k: k * k for k in range(n)}
+    for thread, pipe in zip(threads, pipes, strict=True):
+        thread.join()
+        pipe.close()
