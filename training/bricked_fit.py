@@ -45,6 +45,7 @@ class BrickedFit:
                 self.fits.workers.start(len(left))  # within the time
                 progress.advance(0.0)  # the speed is that from now on
             self.seconds = time.monotonic() - started
+            n_own = len(self.done) + len(processes.split_items([*left]))  # of several processes, each shows its share
             recipes = self.fits.recipes(left, self.seconds)
             progress.total = progress.done + sum(self.fits.work_of(left, recipes).values()) / processes.count()
 
@@ -52,7 +53,7 @@ class BrickedFit:
                 self.done[number] = trained
                 self.seconds = time.monotonic() - started
                 on_done(self)
-                return {"bricks": f"{len(self.done)} of {self.networks.n_trained}", "PSNR": f"{self.psnr:.1f} dB"}
+                return {"bricks": f"{len(self.done)} of {n_own}", "PSNR": f"{self.psnr:.1f} dB"}
 
             self.done |= self.fits.train_bricks(left, recipes, progress, keep)  # with those of other processes
         self.seconds = time.monotonic() - started

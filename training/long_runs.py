@@ -90,6 +90,8 @@ class Checkpoint:
             with contextlib.suppress(UserError):
                 self.save(fit)
                 what = f"{len(fit.done)} of {fit.networks.n_trained} bricks are in {self.path}"
+                if processes.count() > 1:
+                    what += f", those of the other processes in {self.path}.1 and so on"
                 print(f"train.py: {what}: --resume continues the run", file=sys.stderr)
 
     def save(self, fit: Fit | BrickedFit) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from unittest.mock import Mock
 
 import numpy as np
@@ -292,6 +293,14 @@ def test_each_process_saves_its_own_bricks_at_last(saved, tmp_path, monkeypatch)
     (tmp_path / "state").write_bytes(saved)
     second.save_at_last(fit)
     assert (tmp_path / "state.1").exists() and (tmp_path / "state").read_bytes() == saved
+
+
+def test_of_several_processes_each_tells_of_its_own_bricks_at_last(tmp_path, monkeypatch, capsys):
+    fit = small_fit()
+    fit.networks.settle(NoProgress())
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    Checkpoint(str(tmp_path / "state"), OPTIONS).save_at_last(fit)
+    assert re.search(r"0 of 4 bricks are in (\S+), those of the other processes in \1\.1", capsys.readouterr().err)
 
 
 def test_the_time_of_the_workers_is_shared_out():
