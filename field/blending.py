@@ -30,7 +30,9 @@ from field.pieces import Piece, boxes_of, pieces_of_grid, pieces_of_points
 from utils import Box, Grid, voxel_size
 
 MAX_VALUES = 1 << 20  # most values of a box
-MIN_POSITIONS = 1 << 14  # least positions of a box, if threads can share several boxes
+# Boxes that threads share, and least positions of a box. They do not depend on the number of threads, as the last bits
+# of float32 depend on the box.
+SHARES, MIN_POSITIONS = 16, 1 << 14
 STORED = 1 << 13  # positions whose values are handed on at a time, to stay in a core's cache
 KEPT = 1 << 14  # most bricks whose networks stay decoded
 SAMPLED = 64  # rounding errors are estimated at one of so many voxels of a brick
@@ -134,9 +136,7 @@ class Blend:
         """As OneNetwork.evaluate. Raises BlobError for a brick whose network is wrong."""
         positions, signs = self._reflected(positions)
         n = count_positions(positions) if chosen is None else len(chosen)
-        most = max(MAX_VALUES // self.d_out, 1)
-        if self.n_threads > 1:
-            most = min(most, max(n // (4 * self.n_threads), MIN_POSITIONS))
+        most = min(max(MAX_VALUES // self.d_out, 1), max(n // SHARES, MIN_POSITIONS))
         if isinstance(positions, Grid) and chosen is None:
             jobs = [partial(self._of_box, positions, box) for box in boxes_of(positions, self.cuts, most)]
         else:

@@ -237,6 +237,14 @@ def test_a_part_is_that_part_of_the_whole(dtype, monkeypatch):
         np.testing.assert_allclose(field[box], whole[box], rtol=0, atol=atol)
 
 
+def test_the_number_of_threads_changes_no_bit(monkeypatch):
+    """Of float32, the last bits depend on the boxes: the PSNR in thenet.json did, and with it the steps of rounding."""
+    monkeypatch.setattr(blending, "MIN_POSITIONS", 100)
+    fields = [cut_field((20, 16, 12), (2, 2, 1), n_neurons=16, n_threads=n) for n in (1, 2, 3)]
+    for found in fields[1:]:
+        np.testing.assert_array_equal(found.on_grid(), fields[0].on_grid())
+
+
 def test_integers_are_the_nearest_to_those_specified():
     field = cut_field((9, 7, 5), (2, 1, 2), low=0, high=60_000, dtype="uint16")
     found, expected = field.on_grid().reshape(-1, 1), expected_values(field, voxels((9, 7, 5)))
