@@ -17,7 +17,7 @@ from siren import SirenConfig, count_parameters
 from training import processes
 from training.brick_task import Task, Trained, arrays_of, fit_brick
 from training.cutting import passes_over
-from training.recipe import BATCH, Recipe, training_work
+from training.recipe import BATCH, Recipe, fit_work, training_work
 from training.spectrum import SURE_SHARE, waves_of
 from training.stacked_fit import StackedFit
 from training.stacks import memory_for_a_stack, stacks_of
@@ -73,8 +73,17 @@ class BrickFits:
 
     def work_of(self, configs: Mapping[int, SirenConfig], recipes: Mapping[int, Recipe]) -> dict[int, float]:
         """How much work the fit of each brick is. A time limit is shared out by the work of a pass."""
-        passes = {k: recipe.n_passes if recipe.max_seconds is None else 1.0 for k, recipe in recipes.items()}
-        return {k: self.work(k, config) * passes[k] for k, config in configs.items()}
+        return {
+            k: self.work(k, config)
+            if recipes[k].max_seconds is not None
+            else self.fit_work(recipes[k], int(self.survey.n_voxels[k]), count_parameters(config))
+            for k, config in configs.items()
+        }
+
+    def fit_work(self, recipe: Recipe, n_voxels: int, n_parameters: float) -> float:
+        """How much work a fit is. What it takes beside its samples is unknown of a stack, whose bricks share it."""
+        whole = training_work(recipe.n_passes * n_voxels, n_parameters)
+        return whole if self.has_stacks else fit_work(recipe, n_voxels, n_parameters)
 
     def _recipe(self, number: int, config: SirenConfig) -> Recipe:
         """The recipe of a brick, without regard to the time that has passed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from field.network_chunk import MAX_PARAMETERS
 from siren import LEAST_NEURONS, MAX_NEURONS, SirenConfig, count_parameters, neurons_for_budget
 from training.brick_fits import PILOT_PASSES, PILOT_STEPS, BrickFits
 from training.cutting import MOST_SHARE
-from training.recipe import psnr_of
+from training.recipe import Recipe, psnr_of
 from training.shapes import HEAD_START
 from utils import UserError
 
@@ -76,13 +77,19 @@ class BrickNetworks:
                 need[k] = math.sqrt((error + 1e-12) * count_parameters(pilots[k]))
         self.configs = self._shared_out(need)
 
-    @property
-    def pilot_passes(self) -> float:
-        """The passes of all pilots, each over all bricks that are not constant: about as many."""
-        if len(self.depths) == 1:
-            return PILOT_PASSES
-        n_further = len(self.depths) - (self._depth_passes == PILOT_PASSES)  # see _choose_depth
-        return PILOT_PASSES + n_further * self._depth_passes * min(SAMPLE / max(self.n_trained, 1), 1.0)
+    def work_ahead(self) -> float:
+        """About how much work the pilots and the fits of all bricks are."""
+        n, medium, pilot = self.n_trained, self.survey.medium_size, {"batch": self.fits.pilot_batch}
+
+        def work(recipe: Recipe) -> float:
+            return self.fits.fit_work(recipe, medium, self.budget / max(n, 1))
+
+        found = n * (work(self.recipe) + work(dataclasses.replace(self.recipe, n_passes=PILOT_PASSES, **pilot)))
+        if len(self.depths) > 1:
+            n_further = len(self.depths) - (self._depth_passes == PILOT_PASSES)  # see _choose_depth
+            longer = dataclasses.replace(self.recipe, n_passes=self._depth_passes, **pilot)
+            found += min(SAMPLE, n) * n_further * work(longer)
+        return found
 
     def _choose_depth(self, need: np.ndarray, progress: Progress) -> dict[int, float]:
         """Settle the depth: the best in the bricks with the most detail. Returns their `pilot_errors`.

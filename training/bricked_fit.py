@@ -22,7 +22,7 @@ from training import processes
 from training.brick_networks import BrickNetworks
 from training.brick_task import Trained
 from training.fitting import is_like
-from training.recipe import Recipe, psnr_of, training_work
+from training.recipe import Recipe, psnr_of
 
 
 class BrickedFit:
@@ -38,7 +38,7 @@ class BrickedFit:
     def run(self, on_done: Callable[[BrickedFit], None] = lambda fit: None) -> None:
         """Train all bricks that are not done. `on_done(self)` is called after each."""
         started = time.monotonic() - self.seconds
-        with self.fits.workers, Progress("training", self._work_ahead()) as progress:
+        with self.fits.workers, Progress("training", self.networks.work_ahead() / processes.count()) as progress:
             self.networks.settle(progress)
             left = {k: config for k, config in enumerate(self.networks.configs) if config and k not in self.done}
             if self.recipe.max_seconds is not None:
@@ -57,12 +57,6 @@ class BrickedFit:
 
             self.done |= self.fits.train_bricks(left, recipes, progress, keep)  # with those of other processes
         self.seconds = time.monotonic() - started
-
-    def _work_ahead(self) -> float:
-        """About how much work the brief fits and the training are, for each process of the run."""
-        n_trained, n_voxels = max(self.networks.n_trained, 1), self.survey.n_voxels[~self.survey.is_constant].sum()
-        passes = self.recipe.n_passes + self.networks.pilot_passes
-        return training_work(passes * n_voxels, self.networks.budget / n_trained) / processes.count()
 
     # --- how far it is, and what there is ---
 

@@ -22,6 +22,9 @@ GPU_BATCH = 16_384
 GPU_PASSES, GPU_VOXELS, GPU_EXPONENT = 64, 1 << 21, -0.56
 GPU_MIN_STEPS = 5_760
 SAMPLE_OVERHEAD = 5_000  # a sample takes as long as this many weights more than the network has, on one core
+# On one core, a step takes 0.8 ms more, as long as this many weights x samples, whatever the network and its samples.
+# Before the first step and after the last one, a fit takes as long as this many steps and passes more.
+STEP_OVERHEAD, FURTHER_STEPS, FURTHER_PASSES = 3e6, 10, 0.6
 WARM_UP_STEPS, WARM_UP_SHARE = 50, 1 / 5  # steps over which the learning rate rises, but at most a part of the fit
 TRIAL_SHARE = 0.04  # length of a trial / length of the fit
 TRIAL_RATE = 2.0  # learning rate of a trial / learning rate of the fit: a short fit gains decibels from a higher one
@@ -127,6 +130,12 @@ def passes_for_min_steps(n_voxels: int) -> int:
 def training_work(n_samples: float, n_parameters: float) -> float:
     """The work of training a network of so many weights and biases with so many samples. Unit: weights x samples."""
     return n_samples * (n_parameters + SAMPLE_OVERHEAD)
+
+
+def fit_work(recipe: Recipe, n_voxels: int, n_parameters: float) -> float:
+    """The `training_work` of a whole fit on one core, without a time limit."""
+    work = training_work((recipe.n_passes + FURTHER_PASSES) * n_voxels, n_parameters)
+    return work + STEP_OVERHEAD * (recipe.count_steps(n_voxels) + FURTHER_STEPS)
 
 
 def psnr_of(error: float) -> float:
