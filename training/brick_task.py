@@ -53,7 +53,7 @@ def fit_brick(task: Task, device: torch.device, first_omega: float | None, repor
 
         def on_step(fit: Fit) -> bool:
             report(fit.progress)
-            is_near = target is not None and fit.is_judged and fit.psnr >= target
+            is_near = target is not None and fit.is_compared and fit.psnr_now() >= target
             return is_near and psnr_of(sampler.mean_squared_error(fit.averaged_net)) >= target
 
         fit.run(on_step)

@@ -24,6 +24,7 @@ from training.starts import new_networks
 from training.step import StepFunction
 from training.weights import vector_of
 
+COMPARED = 20  # times that a short fit with a target is compared with it
 MAX_STEP = 1 << 53  # largest number of a step in a checkpoint: a float holds it exactly
 
 
@@ -61,6 +62,7 @@ class Fit:
         self.trained, self.averaged_net = self.step_function.trained, self.step_function.trained.averaged_net
         self.step, self.seconds = 0, 0.0
         self.trial_steps = 0.0  # steps that take as long as the trials before the fit took
+        self.trial_psnr = -math.inf  # PSNR of the network that goes on from a trial, dB
         self.loss = sampler.variance  # MSE of `averaged_net` when last judged; at first the MSE of a constant
         self.start = self._capture()
         self.best = self.start  # the best state that was judged
@@ -119,6 +121,16 @@ class Fit:
     def psnr(self) -> float:
         """PSNR of `averaged_net` in dB, estimated every CHECK_STEPS steps from a few thousand voxels."""
         return psnr_of(self.loss)
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether the PSNR is compared with a target at this step: as the fit is judged, or COMPARED times in a fit."""
+        is_short = self.recipe.max_seconds is None and self.n_steps < COMPARED * CHECK_STEPS
+        return self.is_judged or (is_short and self.step % math.ceil(self.n_steps / COMPARED) == 0)
+
+    def psnr_now(self) -> float:
+        """As `psnr`, at the current step."""
+        return self.psnr if self.is_judged else psnr_of(processes.broadcast_first(self._judge()))
 
     def _rate(self) -> float:
         """The learning rate of this step: that of the recipe, halved for each halving by a recovery."""

@@ -166,9 +166,11 @@ def saved_network(path: str, configs: Sequence[SirenConfig]) -> SirenConfig:
     return next((config for config in configs if _is_equal(config.n_layers, depth)), configs[0])
 
 
-def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool]) -> History:
+def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool] | None = None) -> History:
     """Run a fit to its end, or until `is_reached(estimated PSNR in dB)`; show progress and save checkpoints."""
     history, n_taken = [], fit.step
+    if is_reached and fit.step == 0 and is_reached(fit.trial_psnr):
+        return [(fit.seconds, fit.trial_psnr)]
     before = fit.recovery.n_recoveries, fit.recovery.n_halvings
     trial_seconds = fit.seconds if fit.trial_steps else 0.0
     with Progress("training", *_work(fit, n_taken), trial_seconds) as progress:
@@ -185,8 +187,8 @@ def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool
             progress.update(n_done, PSNR=f"{fit.psnr:.1f} dB")
             if fit.is_judged:
                 history.append((fit.seconds, fit.psnr))
-                if is_reached(fit.psnr):
-                    return True
+            if is_reached and fit.is_compared and is_reached(fit.psnr_now()):
+                return True
             checkpoint.save_in_time(fit)
             return False
 
@@ -223,18 +225,18 @@ def run_bricks(fit: BrickedFit, checkpoint: Checkpoint) -> History:
     return history
 
 
-def target_of(target_psnr: float | None, measure: Callable[[], float]) -> Callable[[float], bool]:
+def target_of(target_psnr: float | None, measure: Callable[[], float]) -> Callable[[float], bool] | None:
     """What tells `run_fit`, from the estimated PSNR, whether the exact one, `measure()`, has reached `target_psnr`.
 
-    All are in dB. Without a target nothing is reached, also where the estimate is infinite, as of a mask.
+    All are in dB. None without a target.
     """
     if target_psnr is None:
-        return lambda estimate: False
+        return None
     needed = target_psnr - ESTIMATE_ERROR  # the estimated PSNR that starts an exact measurement, dB
 
     def is_reached(estimate: float) -> bool:
         nonlocal needed
-        if estimate < needed:
+        if not estimate >= needed:  # true for NaN, of a fit that has just diverged
             return False
         lacking = target_psnr - measure()
         needed = estimate + min(max(lacking, 0.1), MOST_LACKING)

@@ -87,6 +87,7 @@ def fit_after_trials(
     fit = fit_of(start)
     if best.loss < COLLAPSED_FACTOR * sampler.variance:
         fit.continue_from(best)
+        fit.trial_psnr = best.psnr
     fit.seconds = trials.seconds
     fit.trial_steps = trials.seconds * best.step / (best.seconds or 1.0)
     return fit

@@ -79,13 +79,13 @@ class Workers:
         tasks, busy, unsent = iter(tasks), {}, {}
         while True:
             while len(busy) < self.most and (task := next(tasks, None)) is not None:
-                number, content = task[0], (function, task[1])
-                if self.free:
-                    busy[pipe := self.free.pop()] = number
-                    _talk(number, pipe.send, content)
-                else:  # sent when the process is ready: until then a large one would wait, and no other process start
-                    busy[pipe := self._start()] = number
+                is_new, content = not self.free, (function, task[1])
+                pipe = self._start() if is_new else self.free.pop()
+                busy[pipe] = task[0]
+                if is_new:  # sent when the process is ready: a large one would wait for this, and no other one start
                     unsent[pipe] = content
+                else:
+                    _talk(task[0], pipe.send, content)
             if not busy:
                 return
             for pipe in connection.wait(list(busy)):

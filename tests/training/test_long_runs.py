@@ -73,6 +73,24 @@ def test_a_collapse_without_another_start_is_no_divergence(monkeypatch, capsys):
     assert "back to step 0, at half the learning rate" in said and "diverged" not in said
 
 
+def test_a_short_fit_is_compared_with_its_target_too():
+    """It has 120 steps, and ended at step 100 at the earliest."""
+    fit, estimates = small_fit(), []
+    run_fit(fit, Checkpoint(None, OPTIONS), lambda psnr: estimates.append(psnr) or len(estimates) == 4)
+    assert fit.step == 18 and len(set(estimates[1:])) == 3  # the first one is that of the trials: there were none
+
+
+def test_a_trial_that_has_the_target_is_the_result():
+    fit = small_fit()
+    fit.trial_psnr = 30.0
+    history = run_fit(fit, Checkpoint(None, OPTIONS), target_of(29.0, lambda: 30.0))
+    assert fit.step == 0 and history == [(fit.seconds, 30.0)]
+
+
+def test_a_fit_that_has_diverged_is_not_measured():
+    assert not target_of(20.0, lambda: pytest.fail("measured"))(math.nan)
+
+
 def endless() -> torch.Tensor:
     """A tensor of 2^50 numbers, in a file of one."""
     return torch.zeros(1).expand(1 << 50)
