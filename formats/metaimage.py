@@ -143,11 +143,19 @@ def _read_header(path: str) -> tuple[dict[str, str], int]:
     with open(path, "rb") as file:
         for line in file.read(1 << 16).splitlines(keepends=True):
             end += len(line)
-            key, _, value = (part.strip() for part in line.decode("latin-1").partition("="))
+            key, _, value = (part.strip() for part in _text(line).partition("="))
             fields[key] = value
             if key == "ElementDataFile":  # the voxels follow
                 break
     return fields, end
+
+
+def _text(line: bytes) -> str:
+    """A line of a header as text, which may name a file: UTF-8, or else Latin-1, which has a letter for every byte."""
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return line.decode("latin-1")
 
 
 def meta_header(frame: Frame, data: str) -> bytes:

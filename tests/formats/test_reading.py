@@ -415,14 +415,15 @@ def test_announced_size_is_checked_before_it_is_allocated(tmp_path):
 def test_a_header_that_names_a_file_elsewhere_is_told(suffix, tmp_path, capsys):
     """It may come from a stranger, and the file hold what is nobody's business."""
     (tmp_path / "a").mkdir()
-    for voxels in (tmp_path / "secret", tmp_path / "a" / "v.raw"):
+    for voxels in (tmp_path / "secret", tmp_path / "a" / "v.raw", tmp_path / "a" / "größe.raw"):
         voxels.write_bytes(bytes(range(6)))
     header = "NRRD0004\ntype: uint8\ndimension: 3\nsizes: 3 2 1\nencoding: raw\ndata file: {}\n\n"
     if suffix == ".mhd":
         header = "NDims = 3\nDimSize = 3 2 1\nElementType = MET_UCHAR\nBinaryData = True\nElementDataFile = {}\n"
-    for name, is_told in (("v.raw", False), ("../secret", True), (str(tmp_path / "secret"), True)):
+    elsewhere = "../secret", str(tmp_path / "secret")
+    for name, is_told in (("v.raw", False), ("größe.raw", False), *((name, True) for name in elsewhere)):
         path = tmp_path / "a" / f"h{suffix}"
-        path.write_text(header.format(name))
+        path.write_text(header.format(name), encoding="utf-8")
         assert read_volume(str(path)).array.size == 6
         assert ("outside its folder" in capsys.readouterr().err) == is_told
 
