@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -118,7 +119,8 @@ def test_the_plugin_beside_modules_of_the_same_names(is_foreign_first, chain, tm
 @pytest.mark.parametrize("closed", ["<&-", "2>&-", ">&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams(closed, chain, tmp_path):
     """No file of data takes their numbers; nothing is lost."""
-    script = f"{sys.executable} {ROOT / SCRIPTS[2]} --compressed {chain.blob} --recon {tmp_path / 'r.vti'} {closed}"
+    command = [sys.executable, ROOT / SCRIPTS[2], "--compressed", chain.blob, "--recon", tmp_path / "r.vti"]
+    script = f"{shlex.join(map(str, command))} {closed}"
     done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == "" and ("recon=" in done.stdout) == (" >" not in f" {closed}")
     assert (tmp_path / "r.vti").read_bytes().endswith(b"</VTKFile>\n")

@@ -7,6 +7,7 @@ import gzip
 import io
 import itertools
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -987,7 +988,7 @@ def test_dicom_of_several_slices_in_a_file(tmp_path):
     found = read_volume(str(tmp_path))
     np.testing.assert_array_equal(found.array, 2 * array[::-1].transpose(2, 1, 0) - 7)
     assert found.geometry.spacing == (0.8, 0.5, 5.0) and found.geometry.origin == (-6.0, -16.0, 10.0)
-    assert f"--volume {tmp_path}" in refusal(tmp_path / "a.dcm")
+    assert f"--volume {shlex.quote(str(tmp_path))}" in refusal(tmp_path / "a.dcm")
 
 
 def test_dicom_of_slices_that_do_not_belong_together(tmp_path):
