@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 for library in ("OMP", "OPENBLAS"):  # before they are loaded, and for the scripts started as subprocesses too
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+os.environ["COLUMNS"] = "80"  # texts are as wide in every terminal
 
 with contextlib.suppress(ImportError):  # before VTK draws: with Mesa's LLVM in the process, Triton's would crash it
     import triton  # noqa: F401
@@ -79,6 +80,13 @@ def gpu(request):
     """Tests marked `gpu` have a GPU: where there is none, an emulated one."""
     is_emulated = request.node.get_closest_marker("gpu") and not torch.cuda.is_available()
     with emulated_gpu.emulated_gpu() if is_emulated else contextlib.nullcontext():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path):
+    """Every test has a current folder of its own to write to: the clone may be read-only, and stays as it is."""
+    with contextlib.chdir(tmp_path):
         yield
 
 
