@@ -122,8 +122,9 @@ class _Evaluation:
 
     def _now(self, evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray:
         size = math.prod(grid.shape)
-        tell = lambda done: self.progress.update((self.n_done + done * size) / self.n_points)  # noqa: E731
-        array = evaluate(grid, on_progress=tell)
+        array = evaluate(
+            grid, on_progress=lambda part: self.progress.update((self.n_done + part * size) / self.n_points)
+        )
         self.n_done += size
         return array
 

@@ -107,13 +107,15 @@ def round_to_error(
     """
     sensitivity = compensated_sensitivities(net, factors)
     x, weights = informative_points(net, header, N_POINTS, seed=1)
+    with torch.no_grad():
+        output = net(x).clamp_(-1, 1)
 
     @torch.no_grad()
     def tried(foretold: float) -> tuple[list[QuantisedLayer], float]:
         """The layers by steps for a predicted error, and the error that is measured."""
         rounded = copy.deepcopy(net)
         layers = round_layer_by_layer(rounded, choose_steps(net, sensitivity, error=foretold), factors)
-        squares = (rounded(x).clamp_(-1, 1) - net(x).clamp_(-1, 1)).square().mean(1)
+        squares = (rounded(x).clamp_(-1, 1) - output).square().mean(1)
         return layers, float((squares * weights).mean().nan_to_num(math.inf))
 
     foretold = error

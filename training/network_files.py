@@ -305,15 +305,18 @@ def quality_in(settings: dict, header: VolumeHeader) -> tuple[float, bool]:
 
     The PSNR is that before rounding to integers, if known. It is NaN if no PSNR between 0 and 300 dB is given.
     """
-    known = [settings[name] for name in ("psnr_unrounded", "psnr_clipped", "psnr") if name in settings]
-    likely = [p for p in known if isinstance(p, int | float) and not isinstance(p, bool) and 0 < p < 300]
-    return float(likely[0]) if likely else math.nan, settings.get("is_exact") is True and header.values.is_integer
+    known = (_likely_psnr(settings.get(name)) for name in ("psnr_unrounded", "psnr_clipped", "psnr"))
+    psnr = next((psnr for psnr in known if not math.isnan(psnr)), math.nan)
+    return psnr, settings.get("is_exact") is True and header.values.is_integer
 
 
 def decoded_psnr_in(settings: dict) -> float:
     """The PSNR in dB of what the network decodes to, as the configuration says: NaN if unknown, inf without errors."""
     found = settings.get("psnr_clipped", settings.get("psnr"))
-    if found == "inf":
-        return math.inf
+    return math.inf if found == "inf" else _likely_psnr(found)
+
+
+def _likely_psnr(found: object) -> float:
+    """A number of a configuration as a PSNR in dB; NaN if it is none between 0 and 300."""
     is_likely = isinstance(found, int | float) and not isinstance(found, bool) and 0 < found < 300
     return float(found) if is_likely else math.nan
