@@ -40,7 +40,15 @@ from training.choices import (
     size_messages,
 )
 from training.fitting import Fit, new_fit
-from training.long_runs import Checkpoint, checkpoint_files, run_bricks, run_fit, saved_network, target_of
+from training.long_runs import (
+    Checkpoint,
+    checkpoint_files,
+    kept_if_interrupted,
+    run_bricks,
+    run_fit,
+    saved_network,
+    target_of,
+)
 from training.network_files import configuration, write_network
 from training.options import MUST_MATCH, parse
 from training.plot import plot_training
@@ -50,7 +58,6 @@ from training.shapes import fit_after_trials
 from training.streaming import make_sampler
 from utils import UserError, Volume, VolumeHeader, count_lost, header_of
 
-LONG_SECONDS = 30.0  # a run that Ctrl-C or an error ends writes its network if it has trained for this time
 warn = partial(console.warn, "train.py")
 
 
@@ -205,7 +212,7 @@ def main(argv: Sequence[str]) -> None:
         write_network(paths, bricks, settings)
 
     history = []
-    try:
+    with kept_if_interrupted(fit, interrupted[0], lambda: write(interrupted, Quality())):
         if isinstance(fit, BrickedFit):
             history = run_bricks(fit, checkpoint)
         elif not header.values.is_constant:  # a constant volume needs no fit: its range describes it
@@ -214,15 +221,6 @@ def main(argv: Sequence[str]) -> None:
         quality = judge.quality(whole.values)
         if not processes.is_first():
             return
-    except BaseException as error:  # hours of training are not lost for it
-        if fit.seconds < LONG_SECONDS or not processes.is_first():
-            raise
-        write(interrupted, Quality())
-        kept = f"the network so far, {fit.progress:.0%} trained, is in {interrupted[0]}"
-        if isinstance(error, KeyboardInterrupt | UserError):
-            raise type(error)(": ".join([*map(str, error.args), kept])) from None
-        print(f"train.py: {kept}", file=sys.stderr)
-        raise
 
     write(finished, quality)
     try:

@@ -1,4 +1,4 @@
-"""A fit as a run of train.py: progress display, --target_psnr, and checkpoints for --resume."""
+"""A fit as a run of train.py: progress, --target_psnr, checkpoints for --resume, what an interrupted run leaves."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -22,6 +22,7 @@ from training.network_files import load_tensors
 from utils import UserError
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints
+LONG_SECONDS = 30.0  # a run that Ctrl-C or an error ends writes its network if it has trained for this time
 ESTIMATE_ERROR = 2.0  # by how much the estimated PSNR may be too low, dB
 MOST_LACKING = 1.0  # the next exact measurement waits for at most this growth of the estimated PSNR, dB
 
@@ -243,3 +244,19 @@ def target_of(target_psnr: float | None, measure: Callable[[], float]) -> Callab
         return lacking <= 0
 
     return is_reached
+
+
+@contextlib.contextmanager
+def kept_if_interrupted(fit: Fit | BrickedFit, path: str, write: Callable[[], None]) -> Iterator[None]:
+    """Write the network so far, to `path`, if a long training ends by Ctrl-C or an error: its hours are not lost."""
+    try:
+        yield
+    except BaseException as error:
+        if fit.seconds < LONG_SECONDS or not processes.is_first():
+            raise
+        write()
+        kept = f"the network so far, {fit.progress:.0%} trained, is in {path}"
+        if isinstance(error, KeyboardInterrupt | UserError):
+            raise type(error)(": ".join([*map(str, error.args), kept])) from None
+        print(f"train.py: {kept}", file=sys.stderr)
+        raise

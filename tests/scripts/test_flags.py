@@ -719,7 +719,7 @@ def test_integer_metrics_are_those_of_the_rounded_volume(tmp_path, capsys):
 def test_an_interrupted_long_run_leaves_its_network(volume_file, tmp_path, monkeypatch):
     """Ctrl-C after a while: the network so far under a name of its own, the previous one untouched."""
     before = train(volume_file, tmp_path)
-    monkeypatch.setattr(train_script, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr("training.long_runs.LONG_SECONDS", 0.0)
 
     def interrupt(fit, *_):
         fit.step, fit.seconds = 1, 1.0
@@ -740,7 +740,7 @@ def test_what_is_trained_is_not_lost_for_an_error(error, volume_file, tmp_path, 
     def fails(*_):
         raise error
 
-    monkeypatch.setattr(train_script, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr("training.long_runs.LONG_SECONDS", 0.0)
     monkeypatch.setattr("training.quality.Judge.quality", fails)
     with pytest.raises(type(error)) as found:
         train(volume_file, tmp_path)

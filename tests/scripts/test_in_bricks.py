@@ -206,7 +206,7 @@ def test_workers_change_nothing(cut, tmp_path, monkeypatch):
 def test_an_interrupted_run_leaves_what_is_done_and_goes_on(cut, tmp_path, monkeypatch):
     """A brick that is not done is its mean."""
     monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(train_script, "LONG_SECONDS", 0.0)
+    monkeypatch.setattr("training.long_runs.LONG_SECONDS", 0.0)
     run, flags = BrickedFit.run, (*SMALL, "--checkpoint", tmp_path / "state")
 
     def interrupted(fit, on_done):

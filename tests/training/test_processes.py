@@ -239,7 +239,7 @@ def torchrun(*args: object) -> list[str]:
 
 def test_ctrl_c_leaves_the_network_of_the_first_process(tmp_path):
     np.save(tmp_path / "v.npy", slanted((12, 11, 10)))
-    (tmp_path / "long.py").write_text(f"{PROGRAM}\ntrain.LONG_SECONDS = 0.0\nrun()")
+    (tmp_path / "long.py").write_text(f"{PROGRAM}\nlong_runs.LONG_SECONDS = 0.0\nrun()")
     command = torchrun("long.py", "--volume", "v.npy", "--max_seconds", 100)
     pipe = {"stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=tmp_path, **pipe, start_new_session=True, preexec_fn=hear_ctrl_c)
