@@ -1,4 +1,4 @@
-"""NIfTI (.nii, .nii.gz): a reader that uses VTK, in the process of vtk_process.py, and a header. Source: nifti1.h.
+"""NIfTI (.nii, .nii.gz): a reader, and the header to write. Sources: nifti1.h, nifti2.h.
 
 World coordinates of the file are RAS: x, y, z point to right, anterior, superior. Those of a volume are LPS, in mm, and
 times are in seconds.
@@ -7,111 +7,150 @@ times are in seconds.
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import math
-import struct
 
 import numpy as np
 
-from formats.arrays import LazyArray
-from formats.common import LENGTHS_IN_MM, MAX_EXPANSION, VolumeError, volume_from_axes, warn_of_vectors
+from formats.common import LENGTHS_IN_MM, VolumeError, as_volume_error, volume_from_axes, warn_of_vectors
+from formats.packing import array_of
 from formats.slabs import Frame
-from utils import SIGNS, Volume, float_for
+from formats.stored import StoredArray
+from formats.variables import Variable
+from formats.voxels import mapped, unpacked
+from utils import SIGNS, Volume
 
 MAX_AXIS = 32767  # most voxels along an axis
+NO_EXTENSION = bytes(4)  # between the header and the voxels
 VECTOR_INTENT = 1007  # intent code: the fifth axis has vector components
-NIFTI_TYPES = {
-    "int8": 256,
-    "int16": 4,
-    "int32": 8,
-    "int64": 1024,
-    "uint8": 2,
-    "uint16": 512,
-    "uint32": 768,
-    "uint64": 1280,
-    "float32": 16,
-    "float64": 64,
+TYPES = {
+    2: "uint8",
+    4: "int16",
+    8: "int32",
+    16: "float32",
+    64: "float64",
+    256: "int8",
+    512: "uint16",
+    768: "uint32",
+    1024: "int64",
+    1280: "uint64",
 }
+TYPE_CODES = {dtype: code for code, dtype in TYPES.items()}
+COLOURS = {128: 3, 2304: 4}  # bytes of a voxel, by the code of its type
+COMPLEX_TYPES = (32, 1792, 2048)
 UNIT_CODES = {"m": 1, "mm": 2, "\u00b5m": 3}
 UNIT_IN_MM = {code: LENGTHS_IN_MM[unit] for unit, code in UNIT_CODES.items()}  # others are taken for mm
 UNIT_IN_SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # s, ms, us
-RGB_TYPES, COMPLEX_TYPES = (128, 2304), (32, 1792, 2048)  # codes of data types
+FIELDS = {  # of a header: type and offset in NIfTI-1, and in NIfTI-2
+    "sizeof_hdr": ("i4", 0, "i4", 0),
+    "magic": ("S4", 344, "S4", 4),
+    "dim": ("(8,)i2", 40, "(8,)i8", 16),
+    "intent_code": ("i2", 68, "i4", 504),
+    "datatype": ("i2", 70, "i2", 12),
+    "bitpix": ("i2", 72, "i2", 14),
+    "pixdim": ("(8,)f4", 76, "(8,)f8", 104),
+    "vox_offset": ("f4", 108, "i8", 168),
+    "scl_slope": ("f4", 112, "f8", 176),
+    "scl_inter": ("f4", 116, "f8", 184),
+    "xyzt_units": ("u1", 123, "i4", 500),
+    "toffset": ("f4", 136, "f8", 216),
+    "qform_code": ("i2", 252, "i4", 344),
+    "sform_code": ("i2", 254, "i4", 348),
+    "quatern": ("(3,)f4", 256, "(3,)f8", 352),
+    "qoffset": ("(3,)f4", 268, "(3,)f8", 376),
+    "srow": ("(3,4)f4", 280, "(3,4)f8", 400),
+    "intent_name": ("S16", 328, "S16", 508),
+}
+
+
+def _header_type(n_bytes: int, first: int) -> np.dtype:
+    """The type of a header of so many bytes, little-endian. first: of the two columns of FIELDS that describe it."""
+    formats, offsets = ([column[k] for column in FIELDS.values()] for k in (first, first + 1))
+    return np.dtype({"names": [*FIELDS], "formats": formats, "offsets": offsets, "itemsize": n_bytes}).newbyteorder("<")
+
+
+HEADER, HEADER_2 = _header_type(348, 0), _header_type(540, 2)
 
 
 def read_nifti(path: str) -> Volume:
     """A NIfTI file's volume: values scaled, geometry from the sform or else the qform. Several times are a series."""
-    from vtkmodules.vtkIOImage import vtkNIFTIImageReader
-
-    from formats.vtk_grids import volume_of_data_set
-    from formats.vtk_output import mapped, output_of, read_header
-
-    reader = vtkNIFTIImageReader()
-    reader.TimeAsVectorOn()
     is_packed = path.lower().endswith(".gz")
-    expansion = MAX_EXPANSION if is_packed else 1
-    read_header(path, reader, expansion)
-    header = reader.GetNIFTIHeader()
-    sizes = [header.GetDim(i) if i <= header.GetDim(0) else 1 for i in range(1, 8)]
-    is_rgb = header.GetDataType() in RGB_TYPES
-    if header.GetDataType() in COMPLEX_TYPES:
+    with as_volume_error(path, "cannot be read"), (gzip.open if is_packed else open)(path, "rb") as file:
+        header, order = _header(path, file.read(HEADER_2.itemsize))
+    code, rank, offset = int(header["datatype"]), int(header["dim"][0]), float(header["vox_offset"])
+    sizes = [int(n) if axis < rank else 1 for axis, n in enumerate(header["dim"][1:])]
+    if code in COMPLEX_TYPES:
         raise VolumeError(f"{path}: expected real values, found complex ones")
-    if math.prod(sizes[5:]) != 1 or (is_rgb and math.prod(sizes[3:]) != 1):
+    if code not in TYPES and code not in COLOURS:
+        raise VolumeError(f"{path}: expected numbers of up to 64 bits, found NIfTI's type {code}")
+    n_most = 3 if code in COLOURS else 5  # axes of more than one voxel
+    if not 1 <= rank <= 7 or min(sizes) < 1 or math.prod(sizes[n_most:]) != 1:
         raise VolumeError(f"{path}: expected axes of space, time and components, found sizes {sizes}")
-    if is_packed or is_rgb:
-        array = volume_of_data_set(path, output_of(path, reader, expansion)).array
-        array = array.reshape(*array.shape[:3], sizes[3], -1)
-        array = array[:, :, ::-1] if reader.GetQFac() < 0 else array  # VTK has reversed z
+    if not header.dtype.itemsize <= offset < 1 << 60:
+        raise VolumeError(f"{path}: expected voxels after the header, found them from byte {offset:g} on")
+    dtype = np.dtype(TYPES.get(code, "uint8")).newbyteorder(order)
+    shape, roles = ((COLOURS[code], *sizes[:4]), "cxyzt") if code in COLOURS else (tuple(sizes[:5]), "xyztc")
+    if is_packed:
+        stored = unpacked(path, dtype, shape, "gzip", skipped=int(offset))
     else:
-        array = mapped(path, reader, tuple(sizes[:5]), int(header.GetVoxOffset()), bool(reader.GetSwapBytes()))
-    array = array[:, :, :, 0] if sizes[3] == 1 else np.moveaxis(array, 3, 0)
-    volume = _nifti_place(path, header, _scaled(array, header.GetSclSlope(), header.GetSclInter()))
-    warn_of_vectors(path, volume.array, "RAS" if volume.geometry.space else "")
-    if sizes[3] == 1:
+        stored = mapped(path, dtype, shape, int(offset))
+    variable = Variable(tuple(roles[::-1]), dtype, _scaling(header), stored.T)
+    is_series = sizes[3] > 1
+    array, _ = array_of(path, variable, [variable.dims.index(role) for role in ("txyzc" if is_series else "xyzc")])
+    volume = _nifti_place(path, header, array)
+    warn_of_vectors(path, array, "RAS" if volume.geometry.space else "")
+    if not is_series:
         return volume
-    second = UNIT_IN_SECONDS.get(header.GetXYZTUnits() & 0x38)
-    step, start = (part * (second or 1.0) for part in (abs(header.GetPixDim(4)) or 1.0, header.GetTOffset()))
+    second = UNIT_IN_SECONDS.get(header["xyzt_units"] & 0x38)
+    times = abs(float(header["pixdim"][4])) or 1.0, float(header["toffset"])
     space = dataclasses.replace(volume.geometry, axis_attributes={"units_t": "s"} if second else {})
-    return dataclasses.replace(volume, geometry=space.with_time(step, start))
+    return dataclasses.replace(volume, geometry=space.with_time(*(time * (second or 1.0) for time in times)))
 
 
-def _scaled(array: np.ndarray, slope: float, shift: float) -> np.ndarray | LazyArray:
-    """slope * array + shift, computed on demand; `array` itself where slope and shift mean no scaling.
-
-    A shift that is no number is 0, as in the NIfTI library.
-    """
-    shift = shift if math.isfinite(shift) else 0.0
-    if not (math.isfinite(slope) and slope != 0 and (slope, shift) != (1, 0)):
-        return array
-    dtype = float_for(array.dtype)
-    return LazyArray(array.shape, dtype, lambda box: (array[box] * np.float64(slope) + shift).astype(dtype))
+def _header(path: str, start: bytes) -> tuple[np.void, str]:
+    """The header at the start of a file, and the order of its bytes, < or >. Raises VolumeError."""
+    for form, magic in ((HEADER, b"n+1"), (HEADER_2, b"n+2")):
+        for order in "<>":
+            header = np.frombuffer(start.ljust(form.itemsize), form.newbyteorder(order), 1)[0]
+            if header["sizeof_hdr"] == form.itemsize and header["magic"] == magic:
+                return header, order
+    raise VolumeError(f"{path}: not a NIfTI file with header and voxels in one")
 
 
-def _nifti_place(path: str, header, array: np.ndarray | LazyArray) -> Volume:
+def _scaling(header: np.void) -> dict[str, float]:
+    """The slope and the shift of the values, as attributes of a variable. A shift that is no number is 0."""
+    slope, shift = float(header["scl_slope"]), float(header["scl_inter"])
+    is_scaled = math.isfinite(slope) and slope != 0
+    return {"scale_factor": slope, "add_offset": shift if math.isfinite(shift) else 0.0} if is_scaled else {}
+
+
+def _nifti_place(path: str, header: np.void, array: np.ndarray | StoredArray) -> Volume:
     """The volume of these values, with the geometry and the name that the header gives. Raises VolumeError.
 
-    A header with neither form, as of ANALYZE files, does not say where left is.
+    A header with neither form does not say where left is.
     """
-    unit = UNIT_IN_MM.get(header.GetXYZTUnits() & 7, 1.0)
-    lengths = np.abs([header.GetPixDim(i) or 1.0 for i in (1, 2, 3)]) * unit
-    name = header.GetIntentName().strip()
-    if header.GetSFormCode() > 0:
-        rows = np.array([header.GetSRowX(), header.GetSRowY(), header.GetSRowZ()]) * unit
+    unit = UNIT_IN_MM.get(header["xyzt_units"] & 7, 1.0)
+    side, *lengths = header["pixdim"][:4].tolist()
+    lengths = np.abs([length or 1.0 for length in lengths]) * unit
+    name = header["intent_name"].decode("utf-8", "replace").strip()
+    if header["sform_code"] > 0:
+        rows = header["srow"].astype(np.float64) * unit
         try:
             return volume_from_axes(path, array, rows[:, :3], rows[:, 3], "RAS", name=name)
         except VolumeError:
-            if header.GetQFormCode() <= 0:  # a qform always has right angles
+            if header["qform_code"] <= 0:  # a qform always has right angles
                 raise
-    if header.GetQFormCode() <= 0:
+    if header["qform_code"] <= 0:
         return volume_from_axes(path, array, np.diag(lengths), np.zeros(3), name=name)
-    b, c, d = header.GetQuaternB(), header.GetQuaternC(), header.GetQuaternD()
+    b, c, d = header["quatern"].tolist()
     a = math.sqrt(max(1 - b * b - c * c - d * d, 0))
     turn = np.array([
         [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
         [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
         [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
     ])  # fmt: skip
-    lengths[2] *= -1 if header.GetPixDim(0) < 0 else 1
-    origin = np.array([header.GetQOffsetX(), header.GetQOffsetY(), header.GetQOffsetZ()]) * unit
-    return volume_from_axes(path, array, turn * lengths, origin, "RAS", name=name)
+    lengths[2] *= -1 if side < 0 else 1
+    return volume_from_axes(path, array, turn * lengths, header["qoffset"].astype(np.float64) * unit, "RAS", name=name)
 
 
 def nifti_header(path: str, frame: Frame) -> bytes:
@@ -120,30 +159,36 @@ def nifti_header(path: str, frame: Frame) -> bytes:
     A volume that does not say where its axes point is taken to be in LPS.
     """
     c = frame.n_components
-    dim = (5, *frame.grid, 1, c, 1, 1) if c > 1 else (3, *frame.grid, 1, 1, 1, 1)
     place = frame.geometry.with_signs(SIGNS["RAS"])
     direction = np.reshape(place.direction, (3, 3))
     side = 1.0 if np.linalg.det(direction) > 0 else -1.0  # the qform holds no mirrored axes, but this sign of the third
-    qform = (*_quaternion(direction * (1.0, 1.0, side)), *place.origin)
-    sform = np.column_stack([direction * place.spacing, place.origin]).ravel()
+    header = np.zeros((), HEADER)
+    fields = {
+        "sizeof_hdr": HEADER.itemsize,
+        "magic": b"n+1",
+        "dim": (5, *frame.grid, 1, c, 1, 1) if c > 1 else (3, *frame.grid, 1, 1, 1, 1),
+        "intent_code": VECTOR_INTENT if c > 1 else 0,
+        "datatype": TYPE_CODES[frame.dtype.name],
+        "bitpix": 8 * frame.dtype.itemsize,
+        "pixdim": (side, *place.spacing, 0.0, 0.0, 0.0, 0.0),
+        "vox_offset": HEADER.itemsize + len(NO_EXTENSION),
+        "scl_slope": 1.0,
+        "xyzt_units": UNIT_CODES.get(place.unit_of_lengths(frame.d_in), 0),
+        "qform_code": 2,  # aligned with the anatomy
+        "sform_code": 2,
+        "quatern": _quaternion(direction * (1.0, 1.0, side)),
+        "qoffset": place.origin,
+        "srow": np.column_stack([direction * place.spacing, place.origin]),
+    }
     with np.errstate(over="ignore"):
-        floats = np.float32([*place.spacing, *qform, *sform])
-    if not (np.isfinite(floats).all() and (floats[:3] > 0).all()):
+        for field, value in fields.items():
+            header[field] = value
+    floats = np.concatenate([header["pixdim"], header["qoffset"], header["srow"].ravel()])
+    if not (np.isfinite(floats).all() and (header["pixdim"][1:4] > 0).all()):
         raise VolumeError(
             f"{path}: spacing and origin are float32 in NIfTI, found {place.spacing}, {frame.geometry.origin}"
         )
-    dtype, no_time = frame.dtype, (0.0,) * 4
-    unit = UNIT_CODES.get(place.unit_of_lengths(frame.d_in), 0)
-    return struct.pack(
-        "<i36x8h12x4h8f3f3xB128x2h6f12f16s4s4x",
-        *(348, *dim),
-        *(VECTOR_INTENT if c > 1 else 0, NIFTI_TYPES[dtype.name], 8 * dtype.itemsize, 0),
-        *(side, *floats[:3], *no_time),
-        *(352.0, 1.0, 0.0, unit),  # offset of the voxels, slope, intercept, unit
-        *(2, 2),  # qform and sform are aligned with the anatomy
-        *floats[3:],
-        *(b"", b"n+1"),
-    )
+    return header.tobytes() + NO_EXTENSION
 
 
 def _quaternion(turn: np.ndarray) -> np.ndarray:

@@ -5,25 +5,16 @@ The field `space` says where x, y, z of the world point. Spaces that are not ana
 
 from __future__ import annotations
 
-import bz2
 import dataclasses
-import gzip
 import math
-import os
 import re
 
 import numpy as np
 
 from cli import console
-from formats.common import (
-    LENGTHS_IN_MM,
-    MAX_EXPANSION,
-    VolumeError,
-    as_volume_error,
-    unit_of_length,
-    volume_from_axes,
-)
+from formats.common import LENGTHS_IN_MM, VolumeError, unit_of_length, volume_from_axes
 from formats.slabs import Frame, figures
+from formats.voxels import AT_END, file_beside, mapped, unpacked
 from utils import SIGNS, Volume
 
 READ_TYPES = {
@@ -44,7 +35,12 @@ SPACES = {
 }
 VECTORS = re.compile("vector|gradient|normal|matrix")  # in the kinds of axes whose components point in space
 ENUMERATIONS = ("type", "encoding", "endian", "space", "kinds", "centers", "centerings")  # case means nothing in them
-TEXT = ("ascii", "text", "txt")  # names of the encoding
+ENCODINGS = {
+    "raw": "raw",
+    **dict.fromkeys(("ascii", "text", "txt"), "text"),
+    **dict.fromkeys(("gzip", "gz"), "gzip"),
+    **dict.fromkeys(("bzip2", "bz2"), "bzip2"),
+}
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 NRRD_TYPES = {"float32": "float", "float64": "double"}  # the other types have the same names as in NumPy
 
@@ -210,50 +206,26 @@ def data_file(path: str) -> str:
     """The file that holds the voxels: the one that a header names, or the header's own. Raises VolumeError."""
     header, _ = _read_header(path)
     named = header.get("data file", header.get("datafile"))
-    if named is None:
-        return path
-    if not named or named.split()[0] == "LIST" or "%" in named:
-        raise VolumeError(f"{path}: expected its voxels in one file, found data file: {named}")
-    source = os.path.join(os.path.dirname(path), named)
-    if not os.path.isfile(source):
-        raise VolumeError(f"{path}: its data file {source} does not exist")
-    return source
+    return path if named is None else file_beside(path, named, "data file:")
 
 
 def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes: tuple[int, ...]) -> np.ndarray:
     source = data_file(path)
     offset = offset if source == path else 0
-    count, encoding = math.prod(sizes), header.get("encoding", "raw")
+    encoding = ENCODINGS.get(header.get("encoding", "raw"))
+    if encoding is None:
+        raise VolumeError(f"{path}: expected encoding raw, gzip, bzip2 or text, found {header['encoding']}")
     endian = header.get("endian", "")
-    if endian not in ("little", "big") and dtype.itemsize > 1 and encoding not in TEXT:
+    if endian not in ("little", "big") and dtype.itemsize > 1 and encoding != "text":
         raise VolumeError(f"{path}: expected the field endian: little or endian: big, found {endian or 'none'}")
     dtype = dtype.newbyteorder(">" if endian == "big" else "<")
     skip = header.get("byte skip", header.get("byteskip", "0"))
     lines = header.get("line skip", header.get("lineskip", "0"))
     if lines != "0" or not re.fullmatch(r"-1|\d{1,15}" if encoding == "raw" else "0", skip):
         raise VolumeError(f"{path}: {encoding}: cannot skip {lines} lines and {skip} bytes")
-    expected = count * dtype.itemsize
-    available = os.path.getsize(source) - offset
     if encoding == "raw":
-        offset = os.path.getsize(source) - expected if skip == "-1" else offset + int(skip)
-        if offset < 0 or expected > os.path.getsize(source) - offset:
-            raise VolumeError(f"{source}: expected {expected} bytes of voxels, found {available}")
-    elif expected > MAX_EXPANSION * available:
-        raise VolumeError(f"{source}: {available} bytes are too few for {expected} of voxels")
-    with as_volume_error(source, "its voxels cannot be read"), open(source, "rb") as file:
-        if encoding == "raw":
-            return np.memmap(file, dtype, "r", offset, sizes, order="F")
-        file.seek(offset)
-        if encoding in TEXT:
-            values = np.array(file.read().split(), dtype.newbyteorder("="))
-        elif encoding in ("gzip", "gz", "bzip2", "bz2"):
-            unpacked = (gzip if encoding.startswith("g") else bz2).open(file)
-            values = np.frombuffer(unpacked.read(expected + dtype.itemsize), dtype)  # to the end, for the checksum
-        else:
-            raise VolumeError(f"{path}: expected encoding raw, gzip, bzip2 or text, found {encoding}")
-    if len(values) != count:
-        raise VolumeError(f"{source}: expected {count} voxels, found {len(values)}")
-    return values.reshape(sizes, order="F")
+        return mapped(source, dtype, sizes, AT_END if skip == "-1" else offset + int(skip))
+    return unpacked(source, dtype, sizes, encoding, offset)
 
 
 def nrrd_header(frame: Frame) -> bytes:

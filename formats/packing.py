@@ -23,13 +23,13 @@ SLACK = 0.01  # most that a limit of unpacked values may be off the packed one; 
 def array_of(
     path: str, variable: Variable, axes: list[int | None]
 ) -> tuple[np.ndarray | StoredArray, np.generic | None]:
-    """The array with these axes of the file, and its fill value: a memory map where the file is one, of the values.
+    """The array with these axes of the file, and its fill value: a view of an array that has the values as they are.
 
     path: of the file, with the name of the array, for errors.
     """
     dtype, decode, fill = decoding(path, variable)
     source = variable.source
-    if isinstance(source, np.memmap) and decode is None and source.dtype == dtype:
+    if isinstance(source, np.ndarray) and decode is None and source.dtype == dtype:
         used = [axis for axis in axes if axis is not None]
         rest = [axis for axis in range(source.ndim) if axis not in used]
         view = source.transpose(*rest, *used)[(0,) * len(rest)]

@@ -20,13 +20,16 @@ import numpy as np
 
 from cli import console
 from cli.files import is_zarr
-from formats import dicom, hdf5, metaimage, netcdf, npz, nrrd, raw, series, tiff, vtk_process, zarr
+from formats import dicom, hdf5, metaimage, netcdf, nifti, npz, nrrd, raw, series, tiff, zarr
 from formats.common import COMPLEX_WAY_OUT, RawLayout, VolumeError, in_type, suffix_of
+from formats.vtk_process import VTK_READERS, read_by_vtk
 from utils import Volume, is_missing, read_in_boxes
 
 READERS = {
     **dict.fromkeys((".nrrd", ".nhdr"), nrrd.read_nrrd),
-    **dict.fromkeys(vtk_process.VTK_READERS, vtk_process.read_by_vtk),
+    **dict.fromkeys(VTK_READERS, read_by_vtk),
+    **dict.fromkeys((".mhd", ".mha"), metaimage.read_meta),
+    **dict.fromkeys((".nii", ".nii.gz"), nifti.read_nifti),
     **dict.fromkeys((".tif", ".tiff"), tiff.read_tiff),
 }
 # Their files hold arrays with names, and perhaps without a meaning of the axes: read(path, array, d_in, d_out, marked).
@@ -156,9 +159,9 @@ def _read(
     reader = functools.partial(_read_folder, is_marked=is_marked) if is_folder else READERS.get(suffix)
     if layout is not None and (is_npy or reader or of_arrays):
         raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")
-    is_grid = not (is_npy or is_folder) and suffix in vtk_process.OF_GRIDS
+    is_grid = not (is_npy or is_folder) and suffix in VTK_READERS
     if resample is not None and not is_grid:
-        raise VolumeError(f"{path}: --resample is for {' '.join(vtk_process.OF_GRIDS)}, this one is a grid of voxels")
+        raise VolumeError(f"{path}: --resample is for {' '.join(VTK_READERS)}, this one is a grid of voxels")
     if array is not None and not (of_arrays or is_grid):
         raise VolumeError(f"{path}: --array picks one of several arrays by its name, this file has one without a name")
     if is_npy:
@@ -166,7 +169,7 @@ def _read(
     if of_arrays:
         volume = of_arrays(path, array, d_in, d_out, is_marked)
     elif is_grid:
-        volume = vtk_process.read_by_vtk(path, array, resample)
+        volume = read_by_vtk(path, array, resample)
     elif reader:
         volume = reader(path)
     elif layout := layout or raw.layout_of_name(path):

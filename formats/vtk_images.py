@@ -37,7 +37,7 @@ ZLIB_LEVEL = 5  # the level that VTK uses
 # --- read -------------------------------------------------------------------------------------------
 
 
-def read_xml(path: str, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
+def read_xml(path: str, name: str | None, resample: tuple[int, ...] | None) -> Volume:
     """The volume of a file in one of VTK's XML formats; see `volume_of_data_set` of vtk_grids.py."""
     from vtkmodules import vtkIOXML
 
@@ -97,7 +97,7 @@ def _is_covered(whole: tuple[int, ...], pieces: list[list[int]], of_cells: bool)
     return bool(is_there[box(whole)].all())
 
 
-def read_legacy(path: str, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
+def read_legacy(path: str, name: str | None, resample: tuple[int, ...] | None) -> Volume:
     """The volume of a .vtk file, a data set in VTK's legacy format; see `volume_of_data_set` of vtk_grids.py."""
     from vtkmodules.vtkIOLegacy import vtkDataSetReader
 
@@ -144,7 +144,7 @@ def _numbers_of_text(path: str) -> int | None:
         return sum(len(words) for words in lines if words and re.fullmatch(rb"(?i)[-+.\d].*|nan|inf", words[0]))
 
 
-def read_vtkhdf(path: str, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
+def read_vtkhdf(path: str, name: str | None, resample: tuple[int, ...] | None) -> Volume:
     """The volume of a .vtkhdf file, a data set in HDF5 of one time step; see `volume_of_data_set` of vtk_grids.py."""
     from vtkmodules.vtkIOHDF import vtkHDFReader
 

@@ -6,8 +6,6 @@ import math
 import os
 import re
 
-import numpy as np
-from vtkmodules.util.numpy_support import get_numpy_array_type
 from vtkmodules.vtkCommonCore import vtkDataArray, vtkOutputWindow, vtkStringOutputWindow
 from vtkmodules.vtkCommonDataModel import vtkDataObject
 from vtkmodules.vtkCommonExecutionModel import vtkStreamingDemandDrivenPipeline as Pipeline
@@ -15,20 +13,20 @@ from vtkmodules.vtkCommonExecutionModel import vtkStreamingDemandDrivenPipeline 
 from formats.common import MAX_EXPANSION, VolumeError
 
 
-def output_of(path: str, reader, expansion: int = MAX_EXPANSION, source: str | None = None):
+def output_of(path: str, reader, expansion: int = MAX_EXPANSION):
     """The data object that a VTK reader makes of a file. Raises VolumeError with VTK's reason when VTK fails."""
-    said = read_header(path, reader, expansion, source)
+    said = read_header(path, reader, expansion)
     reader.Update()
     if (failed := _failure(said)) or reader.GetErrorCode():
         raise VolumeError(f"{path}: VTK cannot read it: {failed or 'damaged or truncated'}")
     return reader.GetOutputDataObject(0)
 
 
-def read_header(path: str, reader, expansion: int, source: str | None = None) -> vtkStringOutputWindow:
+def read_header(path: str, reader, expansion: int) -> vtkStringOutputWindow:
     """Let a VTK reader read a file's header. Returns the window that collects VTK's errors. Raises VolumeError.
 
     A file is refused before VTK allocates memory if its header announces more than `expansion` bytes of voxels per byte
-    of file. source: the file that holds the data, if it is another file.
+    of file.
     """
     said = vtkStringOutputWindow()
     vtkOutputWindow.SetInstance(said)
@@ -36,27 +34,10 @@ def read_header(path: str, reader, expansion: int, source: str | None = None) ->
     reader.UpdateInformation()
     if (failed := _failure(said)) or reader.GetErrorCode():
         raise VolumeError(f"{path}: VTK cannot read it: {failed or 'damaged or truncated'}")
-    expected, found = _announced(reader.GetOutputInformation(0)), os.path.getsize(source or path)
+    expected, found = _announced(reader.GetOutputInformation(0)), os.path.getsize(path)
     if expected > expansion * found:
         raise VolumeError(f"{path}: truncated: expected {expected} bytes of voxels, found {found} bytes in all")
     return said
-
-
-def dtype_of(reader, is_swapped: bool) -> np.dtype:
-    """The type of the voxels that a reader has found in the header of a file."""
-    return np.dtype(get_numpy_array_type(reader.GetDataScalarType())).newbyteorder("S" if is_swapped else "=")
-
-
-def mapped(path: str, reader, sizes: tuple[int, ...], offset: int, is_swapped: bool) -> np.ndarray:
-    """A memory map of voxels that a file stores unchanged from byte `offset` on, the first of `sizes` fastest.
-
-    The reader has found the type of the voxels in the header. Raises VolumeError when the file holds too few bytes.
-    """
-    dtype = dtype_of(reader, is_swapped)
-    expected, found = math.prod(sizes) * dtype.itemsize, os.path.getsize(path) - offset
-    if min(sizes) < 1 or not 0 < expected <= found or offset < 0:
-        raise VolumeError(f"{path}: truncated: expected {expected} bytes of voxels, found {found}")
-    return np.memmap(path, dtype, "r", offset, sizes, order="F")
 
 
 def _failure(said: vtkStringOutputWindow) -> str | None:

@@ -145,7 +145,7 @@ def test_the_tests_of_cuda_and_npy_files_need_no_vtk(tmp_path):
 
 def test_only_the_readers_of_volumes_and_the_pictures_know_vtk():
     knowing = {"drawing", "rendering", "plot", "conversion"}
-    knowing |= {"vtk_grids", "vtk_output", "vtk_images", "metaimage", "nifti"}
+    knowing |= {"vtk_grids", "vtk_output", "vtk_images"}
     for path in itertools.chain(*map(files_of, MODULES)):
         assert (path.stem in knowing) == bool(imported(path) & {"vtkmodules", "vtk"}), path
 

@@ -89,7 +89,7 @@ FORKING = """
 import contextlib, json, os, socket, sys
 sys.path.insert(0, sys.argv[1])
 from formats import vtk_process, vtk_output
-import vtkmodules.vtkIOHDF, vtkmodules.vtkIOImage, vtkmodules.vtkIOLegacy, vtkmodules.vtkIOXML
+import vtkmodules.vtkIOHDF, vtkmodules.vtkIOLegacy, vtkmodules.vtkIOXML
 requests = socket.socket(fileno=0)
 while True:
     request, (*out,), *_ = socket.recv_fds(requests, 1 << 16, 1)

@@ -1,0 +1,76 @@
+"""The voxels of a file: mapped where they are stored as they are, held where they are packed. And where they lie."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import math
+import os
+import zlib
+
+import numpy as np
+
+from formats.common import MAX_EXPANSION, VolumeError, as_volume_error
+
+AT_END = -1  # an offset: the voxels are the last bytes of the file
+PIECE = 1 << 20  # bytes of what follows the voxels that are unpacked at a time
+
+
+def file_beside(path: str, named: str, field: str) -> str:
+    """The file of voxels that a header names in that field, relative to its own folder. Raises VolumeError."""
+    source = os.path.join(os.path.dirname(path), named)
+    if os.path.isfile(source):
+        return source
+    if named and named.split()[0].upper() != "LIST" and "%" not in named and not os.path.exists(source):
+        raise VolumeError(f"{path}: its data file {source} does not exist")
+    raise VolumeError(f"{path}: expected its voxels in one file, found {field} {named or 'none'}")
+
+
+def mapped(source: str, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:
+    """A memory map of voxels that a file stores as they are. Raises VolumeError when it holds too few bytes."""
+    expected, n_bytes = math.prod(shape) * dtype.itemsize, os.path.getsize(source)
+    start = n_bytes - expected if offset == AT_END else offset
+    if not 0 <= start <= n_bytes - expected:
+        found = n_bytes - max(start, 0)
+        raise VolumeError(f"{source}: truncated: expected {expected} bytes of voxels, found {max(found, 0)}")
+    with as_volume_error(source, "its voxels cannot be read"):
+        return np.memmap(source, dtype, "r", start, shape, order="F")
+
+
+def unpacked(
+    source: str, dtype: np.dtype, shape: tuple[int, ...], encoding: str, offset: int = 0, skipped: int = 0
+) -> np.ndarray:
+    """Voxels from a text, or from a stream of zlib, gzip or bzip2, which may hold more. Raises VolumeError.
+
+    offset: the byte at which the text or the stream begins. skipped: the bytes of the stream before the voxels.
+    """
+    count, available = math.prod(shape), os.path.getsize(source) - offset
+    if (expected := count * dtype.itemsize) > MAX_EXPANSION * available:
+        raise VolumeError(f"{source}: truncated: expected {expected} bytes of voxels, found {available} packed ones")
+    with as_volume_error(source, "its voxels cannot be read"), open(source, "rb") as file:
+        file.seek(offset)
+        if encoding == "text":
+            values = np.array(file.read().split(), dtype.newbyteorder("="))
+        else:
+            content = _stream(file, encoding, skipped + expected)[skipped:]
+            values = np.frombuffer(content, dtype, len(content) // dtype.itemsize)
+    if len(values) != count:
+        raise VolumeError(f"{source}: truncated or damaged: expected {count} voxels, found {len(values)}")
+    return values.reshape(shape, order="F")
+
+
+def _stream(file, encoding: str, n_bytes: int) -> bytes:
+    """The first bytes of what is packed in a file. All of it is unpacked, so that its checksum counts."""
+    if encoding == "zlib":
+        inflater = zlib.decompressobj(wbits=47)  # zlib's own form, or that of gzip
+        content = inflater.decompress(file.read(), n_bytes)
+        while not inflater.eof and inflater.decompress(inflater.unconsumed_tail, PIECE):
+            pass
+        if not inflater.eof:
+            raise ValueError("its end is missing")
+        return content
+    stream = {"gzip": gzip, "bzip2": bz2}[encoding].open(file)
+    content = stream.read(n_bytes)
+    while stream.read(PIECE):
+        pass
+    return content
