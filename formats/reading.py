@@ -251,7 +251,7 @@ def _with_axes(path: str, volume: Volume, d_in: int) -> Volume:
     if not geometry.stays_within(d_in) or any(geometry.origin[d_in:]) or set(geometry.spacing[d_in:]) - {1.0}:
         raise VolumeError(f"{path}: --d_in {d_in} would lose a part of its place in space: leave the flag out")
     if math.prod(shape[d_in:-1]) == 1:
-        array = array.reshape(*shape[:d_in], shape[-1])
+        array = array[(..., *[0] * (array.ndim - 1 - d_in), slice(None))]
     if shape[-1] == 1:
         array = array[..., 0]
     return dataclasses.replace(volume, array=array, geometry=geometry.axes_between(0, d_in))

@@ -70,20 +70,6 @@ class StoredArray(Shaped):
         """The view of a box of this array."""
         return self._view(box)
 
-    def reshape(self, *shape: int) -> StoredArray:
-        """The view without some of the axes of one voxel. Raises ValueError for any other shape."""
-        kept, left = [], list(shape)
-        for axis, n in zip(self.axes, self.shape, strict=True):
-            if left and left[0] == n:
-                kept.append(axis)
-                left.pop(0)
-            elif n != 1:
-                break
-        view = dataclasses.replace(self, axes=tuple(kept))
-        if view.shape != shape or view.size != self.size:
-            raise ValueError(f"expected {self.shape} without axes of one voxel, found {shape}")
-        return view
-
     def _view(self, key: tuple) -> StoredArray:
         """key: one part for each of the first axes: an index, a slice, or None for a new axis."""
         window, axes, left = list(self.window), [], iter(self.axes)

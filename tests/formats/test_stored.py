@@ -95,10 +95,7 @@ def test_a_view_of_a_view_and_fewer_axes():
     view = stored(FILE, (3, 2, None, 0, 1)).part(np.s_[1:5, 2:, :, 1:4])
     expected = FILE.transpose(3, 2, 0, 1)[1:5, 2:, None, 1:4]
     np.testing.assert_array_equal(view[1:3, 1:, :, ::2], expected[1:3, 1:, :, ::2])
-    np.testing.assert_array_equal(view.reshape(4, 5, 3, 2)[:, :2], expected[:, :2, 0])
-    for shape in ((4, 5, 6), (4, 5, 3, 2, 1, 1), (5, 4, 3, 2)):
-        with pytest.raises(ValueError, match="without axes of one voxel"):
-            view.reshape(*shape)
+    np.testing.assert_array_equal(view[..., 0, :, :][:, :2], expected[:, :2, 0])
 
 
 @pytest.mark.parametrize("n", [1, 50, 500, 5000])
