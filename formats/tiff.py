@@ -25,12 +25,11 @@ from formats.common import (
     import_package,
     in_type,
     narrowed,
-    of_three_axes,
     rescaled,
     unit_of_length,
     volume_from_axes,
 )
-from formats.slabs import on_one_line, slices_first, without_float16
+from formats.slabs import frame_of, on_one_line, slices_first
 from utils import Volume
 
 ROLES = {"X": "x", "Y": "y", "Z": "z", "I": "z", "Q": "z", "T": "t", "C": "c", "S": "c"}  # I, Q: of pages without names
@@ -208,26 +207,23 @@ def _own_description(ome: str) -> dict[str, Any]:
 def write_tiff(path: str, volume: Volume) -> None:
     """Write a volume as OME-TIFF, a page a slice, not compressed. What OME has no place for is in its description."""
     tifffile = import_package("tifffile", "tifffile", path)
-    geometry, array, d_in = volume.geometry, volume.array, volume.geometry.d_in
-    dtype = without_float16(np.dtype(array.dtype))
-    grid, n_components = of_three_axes(array.shape[:d_in], 1), math.prod(array.shape[d_in:])
-    unit = geometry.unit_of_lengths(d_in)
+    frame = frame_of(volume, has_float16=False)
+    geometry, is_vector = frame.geometry, frame.n_components > 1
+    unit = geometry.unit_of_lengths(frame.d_in)
     unit = unit if unit in LENGTHS_IN_MM else NO_UNIT
-    metadata = {"axes": "ZYX" + "S" * (n_components > 1), "Name": on_one_line(geometry.name)}
-    for axis, step in zip("XYZ", of_three_axes(geometry.spacing, 1.0), strict=True):
+    metadata = {"axes": "ZYX" + "S" * is_vector, "Name": geometry.name}
+    for axis, step in zip("XYZ", geometry.spacing, strict=True):
         metadata |= {f"PhysicalSize{axis}": step, f"PhysicalSize{axis}Unit": unit}
-    place = {"origin": of_three_axes(geometry.origin, 0.0), "direction": geometry.direction}
-    metadata["Description"] = json.dumps(
-        {**place, "name": on_one_line(geometry.name), "units": on_one_line(geometry.units), "space": geometry.space}
-    )
+    place = {key: getattr(geometry, key) for key in ("origin", "direction", "name", "units", "space")}
+    metadata["Description"] = json.dumps(place)
     metadata["UUID"] = str(uuid.uuid5(uuid.NAMESPACE_OID, metadata["Description"]))  # the same file every time
-    shape = (*reversed(grid), *[n_components] * (n_components > 1))
+    shape = (*reversed(frame.grid), *[frame.n_components] * is_vector)
 
     def pages() -> Iterator[np.ndarray]:
-        for _, part in slices_first(array, d_in, dtype):
+        for _, part in slices_first(volume.array, frame.d_in, frame.dtype):
             yield from part.reshape(-1, *shape[1:])
 
-    is_large = math.prod(shape) * dtype.itemsize > CLASSIC_BYTES
+    is_large = math.prod(shape) * frame.dtype.itemsize > CLASSIC_BYTES
     with tifffile.TiffWriter(path, ome=True, bigtiff=is_large, byteorder="<") as file:
-        layout = {"planarconfig": "contig"} if n_components > 1 else {}
-        file.write(pages(), shape=shape, dtype=dtype, photometric="minisblack", metadata=metadata, **layout)
+        layout = {"planarconfig": "contig"} if is_vector else {}
+        file.write(pages(), shape=shape, dtype=frame.dtype, photometric="minisblack", metadata=metadata, **layout)

@@ -54,23 +54,27 @@ def chosen(path: str, variables: Mapping[str, Variable], name: str | None) -> st
         raise VolumeError(f"{path}: holds no array {name!r}, only {_listed(variables)}")
     if not variables:
         raise VolumeError(f"{path}: expected arrays of numbers, found none")
-    real = {name: found for name, found in variables.items() if found.dtype.kind != "c"} or variables
-    data = {name: found for name, found in real.items() if found.dims != (name,)}  # without coordinates
-    n_axes = {name: min(sum(n > 1 for n in found.shape), 3) for name, found in (data or real).items()}
+    real = {name: found for name, found in variables.items() if found.dtype.kind != "c"}
+    data = _without_coordinates(real or variables)
+    n_axes = {name: min(sum(n > 1 for n in found.shape), 3) for name, found in data.items()}
     most = [name for name, n in n_axes.items() if n == max(n_axes.values())]
     if len(most) != 1:
         raise VolumeError(f"{path}: expected --array, the name of one of its arrays: {_listed(variables)}")
     return most[0]
 
 
+def _without_coordinates(variables: Mapping[str, Variable]) -> Mapping[str, Variable]:
+    """The arrays that are not the positions along an axis; all of them if there are no others."""
+    return {name: found for name, found in variables.items() if found.dims != (name,)} or variables
+
+
 def _listed(variables: Mapping[str, Variable]) -> str:
     """The arrays of a file, those of most axes first: temperature (time 12, lat 64, lon 128; float32; K), ..."""
-    data = {name: found for name, found in variables.items() if found.dims != (name,)}  # without coordinates
-    ordered = sorted((data or variables).items(), key=lambda item: -len(item[1].shape))
+    ordered = sorted(_without_coordinates(variables).items(), key=lambda item: -len(item[1].shape))
     texts = []
     for name, found in ordered[:MAX_LISTED]:
         texts.append(f"{name} ({'; '.join(filter(None, (axes_of(found), found.dtype.name, found.text('units'))))})")
-    left = len(data or variables) - len(texts)
+    left = len(ordered) - len(texts)
     return ", ".join(texts + [f"{left} more"] * (left > 0)) or "none of numbers"
 
 
