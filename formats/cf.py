@@ -1,7 +1,7 @@
 """Variables on named dimensions as volumes, and back, by the CF conventions: axes, coordinates, units.
 
-Source: cfconventions.org, sections 4 and 5. The readers of NetCDF, HDF5 and Zarr call `volume_of_variable`, the writers
-`description`.
+Source: cfconventions.org, sections 4 and 5. The readers of NetCDF, HDF5 and Zarr give what `volume_of_variable` takes.
+The writers call `description`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def volume_of_variable(
     name: str | None,
     d_in: int | None,
     d_out: int | None,
-    is_marked: bool = True,
+    is_marked: bool,
 ) -> Volume:
     """The volume of a variable: an array ((t,) x, y, z, components).
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from formats.cf import description, volume_of_variable
+from formats.cf import description
 from formats.common import MAX_EXPANSION, VolumeError, as_volume_error, import_package
 from formats.slabs import slices_first, without_float16
 from formats.variables import Variable
@@ -23,10 +23,10 @@ MOST_NESTED = 100  # groups one in another; HDF5 takes minutes for ten thousand
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"  # what NetCDF names a scale without values
 
 
-def read_hdf5(path: str, name: str | None, d_in: int | None, d_out: int | None, is_marked: bool = True) -> Volume:
-    """The volume of an array in an HDF5 file; see `volume_of_variable`. Raises VolumeError.
+def read_hdf5(path: str, name: str | None) -> tuple[dict[str, Variable], str | None]:
+    """The arrays in an HDF5 file, and the name of the one that `name`, perhaps of a link, means. Raises VolumeError.
 
-    The file stays open as long as the array is used.
+    The file stays open as long as an array is used.
     """
     h5py = import_package("h5py", "h5py", path)
     with open(path, "rb") as file:
@@ -46,7 +46,7 @@ def read_hdf5(path: str, name: str | None, d_in: int | None, d_out: int | None, 
         if name is not None and name.strip("/") not in found:
             meant = _linked(h5py, file, name)
             name = next((key for key in found if file[key] == meant), name)
-        return volume_of_variable(path, found, name, d_in, d_out, is_marked)
+        return found, name
 
 
 def _linked(h5py: Any, place: Any, name: str) -> Any:

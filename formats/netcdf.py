@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import warnings
 
-from formats.cf import volume_of_variable
 from formats.common import VolumeError, as_volume_error, import_package
 from formats.hdf5 import read_hdf5
 from formats.variables import Variable
-from utils import Volume
 
 
-def read_netcdf(path: str, name: str | None, d_in: int | None, d_out: int | None, is_marked: bool = True) -> Volume:
-    """The volume of an array in a NetCDF file of any kind but CDF-5; see `volume_of_variable`. Raises VolumeError."""
+def read_netcdf(path: str, name: str | None) -> tuple[dict[str, Variable], str | None]:
+    """The arrays in a NetCDF file of any kind but CDF-5, and the name of the one that is meant. Raises VolumeError."""
     with open(path, "rb") as file:
         start = file.read(4)
     if start[:3] != b"CDF":
-        return read_hdf5(path, name, d_in, d_out, is_marked)
+        return read_hdf5(path, name)
     if start[3:] == b"\5":
         raise VolumeError(f"{path}: expected NetCDF of another kind than CDF-5: nccopy -k netCDF-4 writes one")
     scipy_io = import_package("scipy.io", "scipy", path)
@@ -28,4 +26,4 @@ def read_netcdf(path: str, name: str | None, d_in: int | None, d_out: int | None
             for key, item in found.items()
             if item.data.dtype.kind in "iuf"
         }
-        return volume_of_variable(path, variables, name, d_in, d_out, is_marked)
+        return variables, name

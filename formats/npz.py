@@ -16,11 +16,8 @@ COMPRESSIONS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED  # a kilobyte of bzip2 c
 LOCAL_HEADER_BYTES = 30  # before the name of an entry; two lengths are at its end
 
 
-def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None, is_marked: bool = True) -> Volume:
-    """The volume of an array in a .npz file, whose axes are those of a .npy file. Raises VolumeError.
-
-    is_marked: without effect, as NumPy's files declare nothing to be missing.
-    """
+def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -> Volume:
+    """The volume of an array in a .npz file, whose axes are those of a .npy file. Raises VolumeError."""
     with as_volume_error(path, "not a readable .npz archive"), zipfile.ZipFile(path) as archive:
         variables, entries = {}, {}
         for entry in archive.infolist():

@@ -21,7 +21,8 @@ import numpy as np
 from cli import console
 from cli.files import is_zarr
 from formats import dicom, hdf5, metaimage, netcdf, nifti, npz, nrrd, raw, series, tiff, zarr
-from formats.common import COMPLEX_WAY_OUT, RawLayout, VolumeError, in_type, suffix_of
+from formats.cf import volume_of_variable
+from formats.common import COMPLEX_WAY_OUT, RawLayout, VolumeError, as_volume_error, in_type, suffix_of
 from formats.vtk_process import VTK_READERS, read_by_vtk
 from utils import Volume, is_missing, read_in_boxes
 
@@ -32,8 +33,7 @@ READERS = {
     **dict.fromkeys((".nii", ".nii.gz"), nifti.read_nifti),
     **dict.fromkeys((".tif", ".tiff"), tiff.read_tiff),
 }
-# Their files hold arrays with names, and perhaps without a meaning of the axes: read(path, array, d_in, d_out, marked).
-READERS_OF_ARRAYS = {
+READERS_OF_ARRAYS = {  # of files that hold arrays with names: read(path, name)
     **dict.fromkeys((".nc", ".nc4", ".cdf"), netcdf.read_netcdf),
     **dict.fromkeys((".h5", ".hdf5", ".he5", ".mat"), hdf5.read_hdf5),
     ".npz": npz.read_npz,
@@ -166,8 +166,12 @@ def _read(
         raise VolumeError(f"{path}: --array picks one of several arrays by its name, this file has one without a name")
     if is_npy:
         return raw.read_npy(path, d_in, d_out)
+    if of_arrays is npz.read_npz:
+        return npz.read_npz(path, array, d_in, d_out)
     if of_arrays:
-        volume = of_arrays(path, array, d_in, d_out, is_marked)
+        variables, name = of_arrays(path, array)
+        with as_volume_error(path, "cannot be read"):
+            volume = volume_of_variable(path, variables, name, d_in, d_out, is_marked)
     elif is_grid:
         volume = read_by_vtk(path, array, resample)
     elif reader:
@@ -176,7 +180,7 @@ def _read(
         volume = raw.read_raw(path, layout)
     else:
         raise VolumeError(f"{path}: {_reason_against(path, suffix, start)}")
-    return volume if of_arrays is npz.read_npz else _with_axes(path, volume, d_in or 3)
+    return _with_axes(path, volume, d_in or 3)
 
 
 def _reason_against(path: str, suffix: str, start: bytes) -> str:

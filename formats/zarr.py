@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from formats.cf import description, volume_of_variable
+from formats.cf import description
 from formats.common import MAX_EXPANSION, VolumeError, as_volume_error, import_package
 from formats.slabs import slices_first, without_float16
 from formats.variables import Variable
@@ -51,10 +51,10 @@ def files_of(folder: str) -> list[str]:
     return found
 
 
-def read_zarr(path: str, name: str | None, d_in: int | None, d_out: int | None, is_marked: bool = True) -> Volume:
-    """The volume of an array in a Zarr folder; see `volume_of_variable`. Raises VolumeError.
+def read_zarr(path: str, name: str | None) -> tuple[dict[str, Variable], str | None]:
+    """The arrays in a Zarr folder, and the name of the one that is meant: of the levels of OME-Zarr, the first one.
 
-    Of the levels of OME-Zarr, the first by default.
+    Raises VolumeError.
     """
     zarr, path = import_package("zarr", "zarr", path), os.path.normpath(path)  # a shell completes it with a slash
     sizes: dict[str, int] = {}  # bytes of the files of each folder, with those of the folders in it
@@ -79,7 +79,7 @@ def read_zarr(path: str, name: str | None, d_in: int | None, d_out: int | None, 
             levels = _scaled(path, key, scales, variables)
             if key == "" and name is None:
                 name = levels[0]
-        return volume_of_variable(path, variables, name, d_in, d_out, is_marked)
+        return variables, name
 
 
 def _metadata(folder: str) -> tuple[dict, dict]:
