@@ -11,29 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from cli.endings import EXIT_ERROR, end_interrupted, interrupt
+from cli.files import LossyFile
 from utils import UserError
 
 MAX_MESSAGE = 1000  # characters of an error
 NO_GPU_MEMORY = re.compile("CUDA.*(out of memory|ALLOC_FAILED)")  # in the messages of torch's errors
 
 
-class _Stream(io.FileIO):
-    """A standard stream. What it cannot take, as on a full disk, is lost, and the run goes on to write its files."""
+def _write_with_care(name: str) -> LossyFile | None:
+    """Make sys.stdout or sys.stderr write by way of a LossyFile, and escape characters that its encoding lacks.
 
-    failure: OSError | None = None
-
-    def write(self, data) -> int:
-        try:
-            return super().write(data)
-        except OSError as error:
-            self.failure = error
-            return memoryview(data).nbytes
-
-
-def _write_with_care(name: str) -> _Stream | None:
-    """Make sys.stdout or sys.stderr write by way of a _Stream, and escape characters that its encoding lacks.
-
-    Returns the _Stream; None where the stream is a caller's own, or Windows', which can be a console of its own kind.
+    Returns the LossyFile; None where the stream is a caller's own, or Windows', which can be a console of its own kind.
     """
     stream = getattr(sys, name)
     if os.name == "nt" or stream is not getattr(sys, f"__{name}__"):
@@ -41,7 +29,7 @@ def _write_with_care(name: str) -> _Stream | None:
             stream.reconfigure(errors="backslashreplace")
         return None
     stream.flush()
-    raw, by_line = _Stream(stream.fileno(), "w", closefd=False), stream.line_buffering or stream.write_through
+    raw, by_line = LossyFile(stream.fileno(), "w", closefd=False), stream.line_buffering or stream.write_through
     setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, "backslashreplace", None, by_line))
     return raw
 

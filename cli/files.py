@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import io
 import itertools
 import os
 import platform
@@ -312,6 +313,29 @@ def _rescue(contents: Mapping[str, bytes]) -> list[str]:
                 with contextlib.suppress(OSError):
                     os.rmdir(folder)  # when it is empty
     return []
+
+
+class LossyFile(io.FileIO):
+    """A file, or a standard stream. What it cannot take, as on a full disk, is lost, and its writer goes on.
+
+    failure: the first such error.
+    """
+
+    failure: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            return memoryview(data).nbytes
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failure = self.failure or error
+            return self.tell()
 
 
 def check_space(path: str, n_bytes: int, what: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cli.files import LossyFile
 from formats.cf import description
 from formats.common import MAX_EXPANSION, VolumeError, as_volume_error, import_package
 from formats.slabs import slices_first, without_float16
@@ -121,8 +122,9 @@ def write_hdf5(path: str, volume: Volume) -> None:
     h5py = import_package("h5py", "h5py", path)
     dtype = without_float16(np.dtype(volume.array.dtype))
     said = description(volume, dtype)
-    with _Disk(path, "w+") as disk:
-        with h5py.File(disk, "w", track_order=True) as file:
+    # HDF5 ends the process when it cannot write in the close of a file, and h5py cannot pass on an error from there.
+    with LossyFile(path, "w+") as disk:
+        with io.BufferedRandom(disk) as buffered, h5py.File(buffered, "w", track_order=True) as file:
             file.attrs["Conventions"] = "CF-1.8"
             for dim, n in zip(said.dims, said.shape, strict=True):
                 positions, attributes = said.coordinates.get(dim, (np.arange(n), {}))
@@ -138,29 +140,3 @@ def write_hdf5(path: str, volume: Volume) -> None:
                     break
         if disk.failure:
             raise disk.failure
-
-
-class _Disk(io.FileIO):
-    """A file that HDF5 writes by way of Python. What it cannot take, as on a full disk, is lost.
-
-    HDF5 itself ends the process when it cannot write in the close of a file, and h5py cannot pass on an error from
-    there. failure: the first such error.
-    """
-
-    failure: OSError | None = None
-
-    def write(self, data: bytes | memoryview) -> int:
-        rest = memoryview(data)
-        try:
-            while rest:
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            self.failure = self.failure or error
-        return memoryview(data).nbytes
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.failure = self.failure or error
-            return self.tell()
