@@ -89,8 +89,9 @@ def volume_from_axes(
     names: its name and units, "" where unknown. space: where x, y, z of the file point, one of SIGNS; "" when the file
     does not say it. The volume has them in LPS.
     """
-    spacing = np.linalg.norm(steps, axis=0)
-    if not (np.isfinite(steps).all() and np.isfinite(origin).all() and (spacing > 0).all()):
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        spacing = np.linalg.norm(steps, axis=0)
+    if not (np.isfinite([*steps, spacing]).all() and np.isfinite(origin).all() and (spacing > 0).all()):
         raise VolumeError(f"{path}: expected axes of finite length, found {steps.T.tolist()} from {np.ravel(origin)}")
     direction, names = steps / spacing + 0.0, {key: text for key, text in names.items() if text}
     geometry = Geometry(*(tuple(np.ravel(part).tolist()) for part in (spacing, origin, direction)), **names)

@@ -94,7 +94,8 @@ def decoding(
 
     def unpacked(stored: np.ndarray) -> np.ndarray:
         stored = stored.astype(kept, copy=False)
-        values = (stored * np.float64(scale) + offset).astype(dtype)
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+            values = (stored * np.float64(scale) + offset).astype(dtype)
         values[missing(stored)] = np.nan
         return values
 

@@ -12,6 +12,7 @@ import signal
 import struct
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -962,6 +963,15 @@ def test_nifti_that_is_none(tmp_path):
         struct.pack_into(f"<{form}", data, at, value)
         (tmp_path / "a.nii").write_bytes(data)
         assert said in refusal(tmp_path / "a.nii")
+
+
+def test_numbers_that_overflow_are_refused_in_one_line(tmp_path):
+    """Without a warning of NumPy's before it."""
+    (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE), slope=3e38))
+    write_meta(tmp_path / "a.mha", slanted(SHAPE), ElementSpacing="1e300 1 1")
+    with warnings.catch_warnings(action="error"):
+        assert "expected finite values" in refusal(tmp_path / "a.nii")
+        assert "expected axes of finite length" in refusal(tmp_path / "a.mha")
 
 
 def test_scaled_values_of_a_nifti_stay_in_it(tmp_path):
