@@ -97,7 +97,7 @@ def read_volume(
 
     if not series.is_pattern(path):
         return read_file(path, d_in)
-    volume = series.read_files(path, lambda step: read_file(step, 3, path), d_in == 4)
+    volume = series.read_files(path, lambda step: read_file(step, 3, path), d_in)
     if d_in not in (None, volume.geometry.d_in):
         found = "a time series, of 4 axes" if volume.geometry.d_in == 4 else "the slices of a volume, of 3 axes"
         raise VolumeError(

@@ -13,6 +13,7 @@ from formats.common import VolumeError
 from formats.hdf5 import write_hdf5
 from formats.reading import read_volume
 from formats.series import files_of, is_pattern, read_files
+from formats.writing import write_volume
 from utils import Geometry, Volume, boxes, read_in_boxes, value_limits
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
@@ -223,7 +224,7 @@ def with_fills(folder, fills, shape=SHAPE):
     def read(path):
         return Volume(slanted(shape), Geometry.plain(3), fills[int(path[-1])])
 
-    return read_files(str(folder / "a?"), read, False)
+    return read_files(str(folder / "a?"), read, None)
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (4, 3, 1)], ids=["steps", "slices"])
@@ -287,6 +288,18 @@ def test_files_of_several_steps_are_to_be_joined(tmp_path, suffix, way_out, d_in
     with pytest.raises(VolumeError, match="a time series of 3 steps: a pattern is for files of one step") as caught:
         read_volume(str(tmp_path / f"s_*{suffix}"), d_in)
     assert f"join them into one file first, as by {way_out}" in str(caught.value)
+
+
+def test_images_that_say_their_times_are_steps(tmp_path, capsys):
+    """A map a day. With --d_in 3 they are slices, and have no time."""
+    array = slanted((3, 5, 4, 1))
+    for k, time in enumerate((12.0, 10.0, 11.0)):
+        write_volume(str(tmp_path / f"day_{k}.vti"), Volume(array[k], Geometry.plain(3), time=time))
+    found = read_volume(str(tmp_path / "day_*.vti"))
+    np.testing.assert_array_equal(np.asarray(found.array), array[[1, 2, 0]])
+    assert found.geometry.origin[0] == 10 and capsys.readouterr().err == ""
+    stacked = read_volume(str(tmp_path / "day_*.vti"), 3)
+    assert stacked.array.shape == (5, 4, 3) and stacked.time is None
 
 
 def test_slices_of_a_volume_are_no_time_series(tmp_path):
