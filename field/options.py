@@ -45,7 +45,8 @@ def add_input_and_output(group: arguments.ArgumentGroup) -> None:
         default=RECON,
         help=f"file to write: {', '.join(SUFFIXES)}; .vti when it has no suffix; with --points .npy or .csv. A .raw "
         "file (little-endian, x fastest) says in its name what it holds: recon_80x64x56_float32.raw. A time series is "
-        "a .vti file a step (recon_0003.vti) and recon.pvd, which ParaView plays, or one .npy, .nc, .h5 or .zarr array",
+        "a .vti file a step (recon_0003.vti) and recon.pvd, which ParaView plays, or one .npy, .nii, "
+        ".nii.gz, .nc, .h5 or .zarr",
     )
     group.add_argument(
         "--volume",

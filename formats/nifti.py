@@ -40,7 +40,8 @@ COLOURS = {128: 3, 2304: 4}  # bytes of a voxel, by the code of its type
 COMPLEX_TYPES = (32, 1792, 2048)
 UNIT_CODES = {"m": 1, "mm": 2, "\u00b5m": 3}
 UNIT_IN_MM = {code: LENGTHS_IN_MM[unit] for unit, code in UNIT_CODES.items()}  # others are taken for mm
-UNIT_IN_SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}  # s, ms, us
+TIME_CODES = {"s": 8, "ms": 16, "us": 24, "\u00b5s": 24}
+UNIT_IN_SECONDS = {8: 1.0, 16: 1e-3, 24: 1e-6}
 FIELDS = {  # of a header: type and offset in NIfTI-1, and in NIfTI-2
     "sizeof_hdr": ("i4", 0, "i4", 0),
     "magic": ("S4", 344, "S4", 4),
@@ -156,9 +157,12 @@ def _nifti_place(path: str, header: np.void, array: np.ndarray | StoredArray) ->
 def nifti_header(path: str, frame: Frame) -> bytes:
     """A NIfTI-1 header for one file, with a float32 sform and qform. Raises VolumeError for a place beyond float32.
 
-    A volume that does not say where its axes point is taken to be in LPS.
+    The fourth axis is time, the fifth one components. A volume that does not say where its axes point is taken to be in
+    LPS.
     """
     c = frame.n_components
+    n_axes, is_series = 5 if c > 1 else max(3, frame.d_in), frame.d_in == 4
+    step, start = (frame.time_step, frame.time) if is_series else (0.0, 0.0)
     place = frame.geometry.with_signs(SIGNS["RAS"])
     direction = np.reshape(place.direction, (3, 3))
     side = 1.0 if np.linalg.det(direction) > 0 else -1.0  # the qform holds no mirrored axes, but this sign of the third
@@ -166,14 +170,16 @@ def nifti_header(path: str, frame: Frame) -> bytes:
     fields = {
         "sizeof_hdr": HEADER.itemsize,
         "magic": b"n+1",
-        "dim": (5, *frame.grid, 1, c, 1, 1) if c > 1 else (3, *frame.grid, 1, 1, 1, 1),
+        "dim": (n_axes, *frame.grid, frame.n_times, c, 1, 1),
         "intent_code": VECTOR_INTENT if c > 1 else 0,
         "datatype": TYPE_CODES[frame.dtype.name],
         "bitpix": 8 * frame.dtype.itemsize,
-        "pixdim": (side, *place.spacing, 0.0, 0.0, 0.0, 0.0),
+        "pixdim": (side, *place.spacing, step, 0.0, 0.0, 0.0),
         "vox_offset": HEADER.itemsize + len(NO_EXTENSION),
         "scl_slope": 1.0,
-        "xyzt_units": UNIT_CODES.get(place.unit_of_lengths(frame.d_in), 0),
+        "xyzt_units": UNIT_CODES.get(place.unit_of_lengths(min(frame.d_in, 3)), 0)
+        + TIME_CODES.get(place.units_of("t"), 0) * is_series,
+        "toffset": start,
         "qform_code": 2,  # aligned with the anatomy
         "sform_code": 2,
         "quatern": _quaternion(direction * (1.0, 1.0, side)),
@@ -183,10 +189,11 @@ def nifti_header(path: str, frame: Frame) -> bytes:
     with np.errstate(over="ignore"):
         for field, value in fields.items():
             header[field] = value
-    floats = np.concatenate([header["pixdim"], header["qoffset"], header["srow"].ravel()])
+    floats = np.concatenate([header["pixdim"], [header["toffset"]], header["qoffset"], header["srow"].ravel()])
     if not (np.isfinite(floats).all() and (header["pixdim"][1:4] > 0).all()):
         raise VolumeError(
             f"{path}: spacing and origin are float32 in NIfTI, found {place.spacing}, {frame.geometry.origin}"
+            + f", in time {step}, {start}" * is_series
         )
     return header.tobytes() + NO_EXTENSION
 

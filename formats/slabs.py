@@ -24,7 +24,8 @@ SLAB_BYTES = 1 << 26  # most bytes of a slab of several planes
 class Frame(NamedTuple):
     """What the header of a file says of a volume.
 
-    d_in: the number of grid axes of the array. grid, geometry: always of three axes. dtype: as stored, little-endian.
+    d_in: the number of grid axes of the array. grid, geometry: always of the three axes of space. dtype: as stored,
+    little-endian. time: of the first step, None where it is unknown. n_times, time_step: 1 and 0 where it is no series.
     """
 
     d_in: int
@@ -33,6 +34,8 @@ class Frame(NamedTuple):
     dtype: np.dtype
     geometry: Geometry
     time: float | None
+    n_times: int = 1
+    time_step: float = 0.0
 
     def of(self, array: np.ndarray | LazyArray) -> Frame:
         """The same frame with the components and the type of another array on the same grid."""
@@ -46,7 +49,9 @@ class Frame(NamedTuple):
 
 def frame_of(volume: Volume, has_float16: bool) -> Frame:
     """The frame of a volume. has_float16: whether the format has 16-bit floats."""
-    given, shape, dtype = volume.geometry, volume.array.shape, np.dtype(volume.array.dtype)
+    whole, dtype = volume.geometry, np.dtype(volume.array.dtype)
+    first = int(whole.d_in == 4)  # axis of space
+    given, shape = whole.axes_between(first), volume.array.shape[first:]
     geometry = Geometry(
         tuple(map(float, of_three_axes(given.spacing, 1))),
         tuple(map(float, of_three_axes(given.origin, 0))),
@@ -58,7 +63,9 @@ def frame_of(volume: Volume, has_float16: bool) -> Frame:
     )
     stored = dtype.newbyteorder("<") if has_float16 else without_float16(dtype)
     grid, n_components = of_three_axes(shape[: given.d_in], 1), math.prod(shape[given.d_in :])
-    return Frame(given.d_in, grid, n_components, stored, geometry, volume.time)
+    time = (volume.array.shape[0], whole.spacing[0]) if first else ()
+    start = whole.origin[0] if first else volume.time
+    return Frame(whole.d_in, grid, n_components, stored, geometry, start, *time)
 
 
 def without_float16(dtype: np.dtype) -> np.dtype:

@@ -27,7 +27,7 @@ WRITERS = {
     ".tif": (tiff.write_tiff, "tifffile"),
 }
 SUFFIXES = (".vti", ".npy", ".raw", ".nrrd", ".mhd", ".mha", ".nii", ".nii.gz", *WRITERS)
-WITH_TIME = (".npy", ".nc", ".h5", ".zarr")  # formats that hold a time series in one file
+WITH_TIME = (".npy", ".nii", ".nii.gz", ".nc", ".h5", ".zarr")  # formats that hold a time series in one file
 GZIP_LEVEL = 5
 DEFLATE_MOST = 1032  # most bytes that Deflate can compress into one byte
 

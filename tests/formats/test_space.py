@@ -271,6 +271,28 @@ def test_a_nifti_of_several_times(unit, second, tmp_path):
     assert_same_places(seen_by_sitk(tmp_path / "b.nii"), expected)
 
 
+@pytest.mark.parametrize(("unit", "found_unit"), [("s", "sec"), ("ms", "msec"), ("days since 2001-01-01", "unknown")])
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_series_as_nifti(suffix, n, unit, found_unit, tmp_path):
+    """In one file, as nibabel finds it: time is the fourth axis, the fifth one holds components."""
+    array = np.stack([ARRAY, ARRAY + 100])[..., None] * np.arange(1, n + 1, dtype=np.int16)
+    array = array if n > 1 else array[..., 0]
+    place = Geometry(SPACING, tuple(ORIGIN), tuple(OBLIQUE.ravel()), space="LPS", axis_attributes={"units_t": unit})
+    path = str(tmp_path / f"a{suffix}")
+    write_volume(path, Volume(array, place.with_time(2.5, 7.0)))
+    image = nibabel.load(path)
+    np.testing.assert_array_equal(np.asarray(image.dataobj), np.moveaxis(array, 0, 3))
+    assert image.header["pixdim"][4] == 2.5 and image.header["toffset"] == 7
+    assert image.header.get_xyzt_units() == ("mm", found_unit)
+    affine = LPS_OF_RAS[:, None] * np.column_stack([OBLIQUE * SPACING, ORIGIN])
+    np.testing.assert_allclose(image.affine[:3], affine, atol=1e-5)
+    found = read_volume(path)
+    second = 1e-3 if unit == "ms" else 1.0
+    np.testing.assert_array_equal(np.asarray(found.array), array)
+    assert (found.geometry.spacing[0], found.geometry.origin[0]) == pytest.approx((2.5 * second, 7 * second))
+
+
 def test_an_image_of_two_axes(tmp_path):
     plane = np.arange(20, dtype=np.int16).reshape(5, 4)
     nibabel.save(nibabel.Nifti1Image(plane, np.diag([0.5, 2.0, 1.0, 1.0]) + np.eye(4, k=3) * 7), tmp_path / "a.nii")
