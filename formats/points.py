@@ -126,6 +126,6 @@ def write_points(
             return
         quoted = ['"' + label.replace('"', '""') + '"' if set(label) & set(',"\n\r') else label for label in names]
         file.write((",".join([*axes, *quoted]) + "\n").encode())
-        digits = "%.17g" if table.dtype == np.float64 else "%.9g"
-        form = ["%.17g"] * d_in + [digits] * table.shape[1]
+        digits = "%s" if table.dtype == np.float64 else "%.9g"  # %s: as few as give the same float64 again
+        form = ["%s"] * d_in + [digits] * table.shape[1]
         np.savetxt(file, np.column_stack([points, table]), fmt=form, delimiter=",")

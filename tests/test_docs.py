@@ -199,7 +199,7 @@ def expect_scan(folder: Path) -> None:
 
 def expect_parts(folder: Path) -> None:
     """Values and derivatives at positions; the parts, which ParaView opens."""
-    assert (folder / "values.csv").read_text().startswith("x,y,z,sf,dsf/dx,dsf/dy,dsf/dz\n1,2,3,")
+    assert (folder / "values.csv").read_text().startswith("x,y,z,sf,dsf/dx,dsf/dy,dsf/dz\n1.0,2.0,3.0,")
     assert read_volume("part.vti").array.shape == (32, 64, 36)
     assert read_volume("fine.vti").array.shape == (128, 256, 144)
 

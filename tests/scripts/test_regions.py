@@ -216,6 +216,7 @@ def test_points_in_csv(blob, tmp_path, head):
     )
     lines = (tmp_path / "o.csv").read_text().splitlines()
     assert lines[0] == "x,y,z,density,ddensity/dx,ddensity/dy,ddensity/dz"
+    assert [line.rsplit(",", 4)[0] for line in lines[1:]] == rows.splitlines()  # 3.57, not 3.5699999999999998
     table = np.array([[float(cell) for cell in line.split(",")] for line in lines[1:]])
     field = NeuralField.open(blob)
     np.testing.assert_array_equal(table[:, :3], POINTS)
