@@ -75,7 +75,10 @@ def read_raw(path: str, layout: RawLayout) -> Volume:
     expected, found = math.prod(shape) * dtype.itemsize, os.path.getsize(path)
     if found != expected:
         sizes = " x ".join(map(str, layout.shape))
-        raise VolumeError(f"{path}: expected {expected} bytes for {sizes} of {layout.dtype}, found {found}")
+        what = f"expected {expected} bytes for {sizes} of {layout.dtype}, found {found}"
+        n, name = found - expected, os.path.basename(path)
+        way_out = f": if it begins with a header, a .nhdr file with 'byte skip: {n}' and 'data file: {name}' reads it"
+        raise VolumeError(f"{path}: {what}{way_out if n > 0 else ''}")
     array = np.memmap(path, dtype, "r", shape=shape, order="F") if expected else np.empty(shape, dtype)
     return Volume(array[..., None], Geometry.plain(3))
 

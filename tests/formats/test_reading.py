@@ -167,9 +167,20 @@ def test_raw_by_its_layout(tmp_path, dtype, endian):
 def test_raw_of_another_length(tmp_path, n_bytes):
     (tmp_path / "a.raw").write_bytes(bytes(n_bytes))
     layout = RawLayout((4, 3, 2), "float32")
-    assert f"expected 96 bytes for 4 x 3 x 2 of float32, found {n_bytes}" in refusal(
-        tmp_path / "a.raw", 3, 1, None, layout
-    )
+    message = refusal(tmp_path / "a.raw", 3, 1, None, layout)
+    assert f"expected 96 bytes for 4 x 3 x 2 of float32, found {n_bytes}" in message
+    assert (f"'byte skip: {n_bytes - 96}' and 'data file: a.raw'" in message) == (n_bytes > 96)
+
+
+def test_a_raw_file_that_begins_with_a_header(tmp_path):
+    """By a text file beside it, as the documentation shows one."""
+    array = np.arange(32 * 24 * 20, dtype="<u2").reshape(32, 24, 20)
+    (tmp_path / "scan.raw").write_bytes(bytes(512) + array.tobytes("F"))
+    page = (Path(__file__).parents[2] / "docs" / "volume-files.md").read_text(encoding="utf-8")
+    (tmp_path / "scan.nhdr").write_text("NRRD0004" + page.partition("\nNRRD0004")[2].partition("```")[0], "utf-8")
+    volume = read_volume(str(tmp_path / "scan.nhdr"))
+    np.testing.assert_array_equal(volume.array, array)
+    assert volume.geometry.spacing == (5, 5, 5) and volume.geometry.unit_of_lengths(3) == "µm"
 
 
 def test_options_that_a_file_does_not_need(tmp_path):
