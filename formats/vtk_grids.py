@@ -9,6 +9,7 @@ import numpy as np
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkCommonCore import vtkDataArray
 
+from cli import console
 from formats.common import UNEVEN, VolumeError, of_three_axes, warn_of_vectors
 from utils import DEFAULT_NAME, SIGNS, Geometry, Volume, float_for
 
@@ -35,6 +36,9 @@ def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple
         data = _resampled(path, data, resample)
     shape, geometry = _points(path, data)
     values, is_on_cells = array_of(path, data, name)
+    if not is_on_cells and data.GetCellData().HasArray(values.GetName() or ""):
+        way_out = "ParaView's filter Pass Arrays leaves that on cells alone"
+        console.warn(path, f"{values.GetName()} is on points and on cells: that on points is read; {way_out}")
     if is_on_cells:
         inwards = np.multiply(geometry.spacing, [0.5 * (n > 1) for n in shape])
         origin = geometry.origin + np.reshape(geometry.direction, (3, 3)) @ inwards

@@ -153,6 +153,16 @@ def test_arrays_on_points_go_before_those_on_cells(tmp_path):
     assert "holds no array 'q'" in said and "'p'" in said and "'c'" in said
 
 
+def test_an_array_on_points_and_on_cells_is_told(tmp_path, capfd):
+    image = add_cells(image_of_points(), slanted([n - 1 for n in SHAPE]))
+    path = write(tmp_path / "a.vti", image)
+    assert read_volume(path).array.shape == SHAPE and "on cells" not in capfd.readouterr().err
+    image.GetCellData().GetArray(0).SetName("p")
+    path = write(tmp_path / "a.vti", image)
+    assert read_volume(path).array.shape == SHAPE
+    assert "p is on points and on cells: that on points is read" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("pieces", "is_whole"),
     [(["0 3 0 3 0 1", "0 3 0 3 2 3"], False), (["0 3 0 3 0 2", "0 3 0 3 2 3"], True), (["0 3 0 3 0 3"], True)],
