@@ -40,7 +40,7 @@ READERS_OF_ARRAYS = {  # of files that hold arrays with names: read(path, name)
 }
 HEADERS = {".nrrd": nrrd, ".nhdr": nrrd, ".mhd": metaimage, ".mha": metaimage}  # which may name a file of voxels
 SEVERAL_FILES = {  # formats whose files only name others, and what to give in place of them
-    ".pvd": "give the files that it lists by a pattern, as --volume 'run_*.vti'",
+    ".pvd": "give the files that it lists by a pattern, as --volume 'run_*.vti': each says its time as TimeValue",
     **dict.fromkeys(
         (".pvti", ".pvtr", ".pvts", ".pvtu", ".pvtp", ".vtm", ".vtmb", ".vtpd", ".vtpc", ".vth", ".vthb"),
         "open it in ParaView, apply Resample To Image, and save the result as .vti",
@@ -304,6 +304,9 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None, pattern: str
     if volume.geometry.d_in > d_in:
         way_out = _joined(path, pattern) if pattern else ""
         raise VolumeError(f"{path}: expected {d_in} axes, found a time series of {len(array)} steps{way_out}")
+    if suffix_of(path) in (".nii", ".nii.gz") and array.ndim == d_in == 4 and d_out == len(array):
+        fifth = "nibabel.Nifti1Image(image.get_fdata()[:, :, :, None], image.affine)"
+        raise VolumeError(f"{path}: its fourth axis is time: expected components along the fifth one, as by {fifth}")
     d_out = d_out or (array.shape[-1] if array.ndim > d_in else 1)
     expected = d_in + (d_out > 1)
     if array.ndim != expected or (d_out > 1 and array.shape[-1] != d_out):

@@ -979,6 +979,28 @@ def test_scaled_values_of_a_nifti_stay_in_it(tmp_path):
     assert isinstance(read_volume(str(tmp_path / "a.nii")).array, StoredArray)
 
 
+def test_meta_image_of_four_axes_has_a_way_out(tmp_path, monkeypatch):
+    sitk = pytest.importorskip("SimpleITK")
+    monkeypatch.chdir(tmp_path)
+    array = np.random.default_rng(0).random((6, 5, 4, 3), np.float32)
+    sitk.WriteImage(sitk.GetImageFromArray(array, isVector=False), "a.mha")
+    message = refusal("a.mha")
+    assert "found NDims = 4" in message
+    eval(message.partition("NDims = 4: ")[2].partition(" writes")[0], {"SimpleITK": sitk})
+    np.testing.assert_array_equal(read_volume("series.nii").array, array.transpose(0, 3, 2, 1))
+
+
+def test_nifti_of_components_along_the_fourth_axis_has_a_way_out(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    array = np.random.default_rng(0).random((6, 5, 4, 3), np.float32)
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(VolumeError) as caught:
+        read_volume(str(tmp_path / "a.nii.gz"), None, 3)
+    code = str(caught.value).partition("as by ")[2]
+    nibabel.save(eval(code, {"nibabel": nibabel, "image": nibabel.load(tmp_path / "a.nii.gz")}), tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "b.nii.gz"), None, 3).array, array)
+
+
 @pytest.mark.parametrize("name", ["a.hdr", "a.img", "a.img.gz", "a.mgz"])
 def test_scans_of_other_formats_have_a_way_out(name, tmp_path):
     (tmp_path / name).write_bytes(b"\x5c\1" + bytes(346))
