@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import glob
+import io
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import partial
 from xml.sax.saxutils import quoteattr
@@ -102,16 +105,17 @@ def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) ->
     if not paths:
         raise VolumeError(f"{pattern}: expected files of that pattern, found none")
     _allow_open_files(len(paths))
-    first = read(paths[0])
     arrays, times, said, fills = [], [], [], {}
-    for i, path in enumerate(paths):
-        volume = read(path) if i else first
-        _check_alike(path, volume, paths[0], first)
-        arrays.append(volume.array)
-        times.append(volume.time)
-        said.append(volume.geometry.attributes_of("t"))
-        if volume.fill is not None:
-            fills[path] = volume.fill
+    with _each_warning_once():
+        first = read(paths[0])
+        for i, path in enumerate(paths):
+            volume = read(path) if i else first
+            _check_alike(path, volume, paths[0], first)
+            arrays.append(volume.array)
+            times.append(volume.time)
+            said.append(volume.geometry.attributes_of("t"))
+            if volume.fill is not None:
+                fills[path] = volume.fill
     first = dataclasses.replace(first, fill=_common_fill(fills))
     is_series = d_in == 4 if d_in else any(time is not None for time in times)
     if not is_series and len(arrays) > 1 and first.geometry.d_in == 3 and arrays[0].shape[2] == 1:
@@ -126,6 +130,22 @@ def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) ->
         arrays, times = [arrays[k] for k in order], [times[k] for k in order]
     geometry = with_times(pattern, first.geometry, times)
     return dataclasses.replace(first, array=StackedSteps(arrays), geometry=geometry, time=None)
+
+
+@contextlib.contextmanager
+def _each_warning_once() -> Iterator[None]:
+    """Print a warning that several files share once, at the end: for the first file, with the number of the others."""
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            yield
+    finally:
+        lines = {line: line.partition(": warning: ")[2] or line for line in told.getvalue().splitlines()}
+        counts = collections.Counter(lines.values())
+        for line, message in lines.items():
+            if n := counts.pop(message, 0):
+                more = f" ({n - 1} more {'files' if n > 2 else 'file'} likewise)" if n > 1 else ""
+                print(line + more, file=sys.stderr)
 
 
 def _from_one_moment(

@@ -9,6 +9,7 @@ from helpers.volumes import slanted
 from helpers.vtk import vtk_write
 
 import formats
+from cli import console
 from formats.common import VolumeError
 from formats.hdf5 import write_hdf5
 from formats.reading import read_volume
@@ -149,6 +150,23 @@ def test_more_files_than_a_process_may_open(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
     np.testing.assert_array_equal(whole(series)[:, 0, 0, 0], np.arange(100))
+
+
+def test_what_several_files_warn_of_is_told_once(tmp_path, capsys):
+    def read(path: str) -> Volume:
+        console.warn(path, "has no units")
+        if path.endswith("3"):
+            console.warn(path, "is odd")
+            raise VolumeError("no volume")
+        return Volume(slanted((3, 4, 5)), Geometry.plain(3))
+
+    for k in range(4):
+        (tmp_path / f"s{k}").touch()
+    with pytest.raises(VolumeError, match="no volume"):
+        read_files(str(tmp_path / "s?"), read, None)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"{tmp_path / 's0'}: warning: has no units (3 more files likewise)"
+    assert second == f"{tmp_path / 's3'}: warning: is odd"
 
 
 def test_one_step_is_a_series(tmp_path):
