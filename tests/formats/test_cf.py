@@ -581,6 +581,18 @@ def test_of_two_times_none_becomes_a_place(tmp_path, n_starts):
         assert "write a file with one index of time, as by" in refusal(path)
 
 
+def test_a_dimension_of_which_nothing_is_said_is_told(tmp_path, capsys):
+    """Where others are known: an ensemble of maps is no volume."""
+    xarray = pytest.importorskip("xarray")
+    values = np.random.default_rng(0).random((3, 4, 5, 6))
+    for dims, told in ((("time", "member", "lat", "lon"), "q: member is taken for z"), ("tijk", ""), ("tzyx", "")):
+        xarray.Dataset({"q": (tuple(dims), values)}).to_netcdf(tmp_path / "a.nc", engine="h5netcdf")
+        volume = read_volume(str(tmp_path / "a.nc"))
+        np.testing.assert_array_equal(np.asarray(volume.array), values.transpose(0, 3, 2, 1))
+        found = capsys.readouterr().err
+        assert told in found and bool(told) == bool(found)
+
+
 def test_a_fifth_axis(tmp_path):
     data = grid(slanted((*SHAPE, 2)), ("member", "z", "y", "x"))
     assert "write a file with one index of member" in refusal(write(tmp_path, "nc4", data))
