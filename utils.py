@@ -455,12 +455,12 @@ def voxel_grid(
 
     roi: the box, one slice of step 1 or one index per axis. resolution: the number of points along each axis, from the
     first voxel to the last one; a single point lies at the middle. Raises ValueError for a wrong number of axes, for a
-    box that is empty or not within the grid, for several points along one voxel, and for more than MAX_GRID_POINTS
-    along an axis.
+    box that is empty or not within the grid, for numbers of points that are not whole, for several points along one
+    voxel, and for more than MAX_GRID_POINTS along an axis.
     """
     roi = (slice(None),) * len(shape) if roi is None else (roi,) if isinstance(roi, slice | int | np.integer) else roi
     resolution = None if resolution is None else np.ravel(resolution).tolist()
-    if len(roi) != len(shape) or (resolution and len(resolution) != len(shape)):
+    if len(roi) != len(shape) or (resolution is not None and len(resolution) != len(shape)):
         raise ValueError(f"expected {len(shape)} axes, found {len(resolution if len(roi) == len(shape) else roi)}")
     axes = []
     for axis, (n, part) in enumerate(zip(shape, roi, strict=True)):
@@ -471,9 +471,9 @@ def voxel_grid(
         first, stop = 0 if part.start is None else part.start, n if part.stop is None else part.stop
         if not 0 <= first < stop <= n:
             raise ValueError(f"axis {axis}: expected a range within 0:{n} that is not empty, found {first}:{stop}")
-        count = resolution[axis] if resolution else stop - first
-        if count < 1:
-            raise ValueError(f"axis {axis}: expected at least 1 point, found {count}")
+        count = stop - first if resolution is None else resolution[axis]
+        if not isinstance(count, int | np.integer) or count < 1:
+            raise ValueError(f"axis {axis}: expected a whole number of points, at least 1, found {count}")
         if count > 1 and stop - first == 1:
             raise ValueError(f"axis {axis}: expected 1 point along 1 voxel, found {count}")
         if count > MAX_GRID_POINTS:

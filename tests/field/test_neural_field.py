@@ -305,8 +305,12 @@ def test_grids_that_are_none():
     for index in (9, -1):
         with pytest.raises(ValueError, match=f"axis 0: expected a range within 0:9 that is not empty, found {index}"):
             field.grid(np.s_[index, :, :])
-    for wrong in ({"roi": np.s_[3:5, ...]}, {"roi": np.s_[3:5]}, {"roi": 3}, {"resolution": 5}, {"roi": ()}):
+    of_other_axes = [{"roi": np.s_[3:5, ...]}, {"roi": np.s_[3:5]}, {"roi": 3}, {"roi": ()}]
+    for wrong in (*of_other_axes, {"resolution": 5}, {"resolution": ()}):
         with pytest.raises(ValueError, match="expected 3 axes, found"):
+            field.grid(**wrong)
+    for wrong in ({"resolution": (np.nan, 1, 1)}, {"resolution": (1.5, 1, 1)}, {"roi": np.s_[0.5:3, :, :]}):
+        with pytest.raises(ValueError, match="axis 0: expected a whole number of points, at least 1, found"):
             field.grid(**wrong)
     for counts in ([3, 1, 4], np.array([3, 1, 4])):
         assert field.grid(resolution=counts).shape == (3, 1, 4)
