@@ -283,7 +283,7 @@ def _limits(key: str, pairs: object, dtype: np.dtype) -> tuple[np.ndarray, np.nd
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError(f"{key}: expected lists of the least and greatest value, found {quoted(pairs)}")
     with np.errstate(over="ignore"):  # a value becomes infinite, which does not fit
-        low, high = (np.array(limits).astype(dtype) for limits in zip(*pairs, strict=True))
+        low, high = (np.array(limits, dtype) for limits in zip(*pairs, strict=True))
     if np.stack([low, high], axis=1).tolist() != pairs:
         raise ValueError(f"{key} {quoted(pairs)} does not fit dtype {dtype}")
     return low, high

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 from helpers.networks import chunks_of, watched_samples
-from helpers.scripts import ROOT, WELL, compared_round_trip, compress, error_of, train
+from helpers.scripts import ROOT, WELL, compared_round_trip, compress, error_of, round_trip, train
 from helpers.volumes import SHAPE, psnr_of, range_without, slanted
 
 import net_compress
@@ -77,6 +77,14 @@ def test_the_whole_range_of_64_bit_integers(tmp_path):
     array[0, 0, 0], array[-1, -1, -1] = 0, 2**64 - 1
     decoded, printed = compared_round_trip(array, tmp_path)
     assert float(printed[2]["psnr"]) == pytest.approx(psnr_of(array, decoded), abs=1e-3)
+
+
+def test_components_on_both_sides_of_what_int64_holds(tmp_path):
+    """NumPy makes floats of a list of 0 and 2^64 - 1, if no type is given."""
+    array = np.array([[0, 2**63 + 1], [3, 2**64 - 1]], np.uint64).reshape(2, 1, 1, 2)
+    decoded = round_trip(array, tmp_path, "--d_out", 2, "--n_passes", 1)
+    assert decoded.dtype == np.uint64 and decoded.shape == array.shape
+    assert (decoded[..., 0] <= 3).all() and (decoded[..., 1] >= 2**63 + 1).all()
 
 
 @pytest.mark.skipif(np.finfo(np.longdouble).nmant <= 52, reason="long double is float64 here")
