@@ -22,20 +22,23 @@ import numpy as np
 import pydicom
 import pytest
 import tifffile
-from helpers.scripts import ROOT, compress, decompress, train
+from helpers.scripts import ROOT
 from helpers.volume_files import (
     FORMATS,
     ORIGIN,
     SPACING,
     dicom_slice,
     nrrd_header,
+    plain_nrrd_header,
+    refusal,
     tiff,
+    vti_of_pieces,
     write_dicom,
     write_nrrd,
     write_raw,
     write_tiff,
 )
-from helpers.volumes import slanted
+from helpers.volumes import TURNED, slanted
 from helpers.vtk import vtk_image, vtk_read, vtk_write
 from vtkmodules.vtkIOHDF import vtkHDFWriter
 from vtkmodules.vtkIOLegacy import vtkStructuredPointsWriter
@@ -51,7 +54,6 @@ from utils import IDENTITY, SIGNS, Geometry, is_missing
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 
 SHAPE = (4, 3, 2)
-TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
 MIRRORED = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -71,13 +73,6 @@ def in_ras(geometry: Geometry) -> Geometry:
     """The place of a volume in the coordinates of NIfTI. test_space.py holds these against another reader."""
     assert geometry.space == "LPS"
     return geometry.with_signs(SIGNS["RAS"])
-
-
-def refusal(path: object, *args, **keywords) -> str:
-    with pytest.raises(VolumeError) as caught:
-        read_volume(str(path), *args, **keywords)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- every format -----------------------------------------------------------------------------------
@@ -115,9 +110,9 @@ def test_direction(write, keeps, direction, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "float64"])
-@pytest.mark.parametrize(("write", "keeps"), [f for f in FORMATS if f.id.split(".")[0] == "a" and "tif" not in f.id])
+@pytest.mark.parametrize(("write", "keeps"), [f for f in FORMATS if f.id != "dicom" and "tif" not in f.id])
 def test_types(write, keeps, dtype, tmp_path):
-    array = (slanted(SHAPE) - 25).astype(dtype) if dtype != "uint8" else slanted(SHAPE).astype(dtype)
+    array = (slanted(SHAPE) - 25 * (dtype != "uint8")).astype(dtype)
     found = read_volume(str(write(tmp_path, array))).array
     assert found.dtype == array.dtype
     np.testing.assert_array_equal(found, array)
@@ -187,37 +182,33 @@ def test_damaged_voxels_are_noticed(write, keeps, tmp_path):
     path = write(tmp_path, array)
     file, n_refused = file_of_voxels(path), 0
     content = file.read_bytes()
-    for at in range(len(content) // 2, len(content), 1 + len(content) // 80):
+    for at in range(len(content) // 2, len(content), 1 + len(content) // 30):
         file.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
         try:
             np.testing.assert_array_equal(read_volume(str(path)).array, array)
         except VolumeError:
             n_refused += 1
-    assert n_refused > 10
+    assert n_refused > 5
 
 
 @pytest.mark.parametrize(
-    ("pieces", "is_whole"),
+    ("kind", "pieces", "is_whole"),
     [
-        (["0 1 0 1 0 1"], False),
-        (["0 9 0 9 0 4", "0 9 0 9 5 9"], True),
-        (["0 9 0 9 0 5", "0 9 0 9 5 9"], True),
-        (["0 9 0 9 0 4", "0 9 0 9 6 9"], False),
-        (["0 9 0 9 0 4", "0 9 0 4 4 9", "0 5 4 9 4 9"], False),
-        (["0 9 0 9 0 4", "0 9 0 4 4 9", "0 5 4 9 4 9", "5 9 4 9 4 9"], True),
+        ("PointData", ["0 1 0 1 0 1"], False),
+        ("PointData", ["0 9 0 9 0 4", "0 9 0 9 5 9"], True),
+        ("PointData", ["0 9 0 9 0 5", "0 9 0 9 5 9"], True),
+        ("PointData", ["0 9 0 9 0 4", "0 9 0 9 6 9"], False),
+        ("PointData", ["0 9 0 9 0 4", "0 9 0 4 4 9", "0 5 4 9 4 9"], False),
+        ("PointData", ["0 9 0 9 0 4", "0 9 0 4 4 9", "0 5 4 9 4 9", "5 9 4 9 4 9"], True),
+        ("CellData", ["0 10 0 10 0 4", "0 10 0 10 5 10"], False),  # all points, and not all cells
+        ("CellData", ["0 10 0 10 0 5", "0 10 0 10 5 10"], True),
+        ("CellData", ["0 10 0 10 0 10"], True),
     ],
 )
-def test_pieces_that_are_not_the_whole(pieces, is_whole, tmp_path):
+def test_pieces_that_are_not_the_whole(kind, pieces, is_whole, tmp_path):
     """VTK leaves the voxels between them as its memory happens to be."""
-    array, parts = slanted((10, 10, 10)), []
-    for extent in pieces:
-        ends = np.reshape(list(map(int, extent.split())), (3, 2))
-        part = array[tuple(slice(first, last + 1) for first, last in ends)]
-        text = " ".join(map(str, part.ravel(order="F").tolist()))
-        values = f'<DataArray type="Float32" Name="a" format="ascii">{text}</DataArray>'
-        parts.append(f'<Piece Extent="{extent}"><PointData Scalars="a">{values}</PointData></Piece>')
-    image = f'<ImageData WholeExtent="0 9 0 9 0 9" Origin="0 0 0" Spacing="1 1 1">{"".join(parts)}</ImageData>'
-    (tmp_path / "a.vti").write_text(f'<VTKFile type="ImageData" version="0.1">{image}</VTKFile>' + 3000 * " ")
+    array = slanted((10, 10, 10))
+    (tmp_path / "a.vti").write_text(vti_of_pieces(array, pieces, kind))
     if is_whole:
         np.testing.assert_array_equal(read_volume(str(tmp_path / "a.vti")).array, array)
     else:
@@ -226,19 +217,12 @@ def test_pieces_that_are_not_the_whole(pieces, is_whole, tmp_path):
 
 def test_pieces_that_are_none(tmp_path):
     """One in a comment fills no voxel, and those beyond the whole take no memory."""
-    array = slanted((3, 3, 3))
-    text = " ".join(map(str, array.ravel(order="F").tolist()))
-    values = f'<PointData><DataArray type="Float32" Name="a" format="ascii">{text}</DataArray></PointData>'
-    beyond = [f'<Piece Extent="{9 + k} {10**6 - k} {9 + k} {10**6 - k} {9 + k} {10**6 - k}"/>' for k in range(5000)]
-    for name, extent, more in (
-        ("a.vti", "0 2 0 2 0 1", ['<!-- <Piece Extent="0 2 0 2 0 2"> -->']),
-        ("b.vti", "0 2 0 2 0 2", beyond),
-    ):
-        piece = f'<Piece Extent="{extent}">{values}</Piece>{"".join(more)}'
-        image = f'<ImageData WholeExtent="0 2 0 2 0 2" Origin="0 0 0" Spacing="1 1 1">{piece}</ImageData>'
-        (tmp_path / name).write_text(f'<VTKFile type="ImageData" version="0.1">{image}</VTKFile>')
+    comment = '<!-- <Piece Extent="0 2 0 2 0 2"> -->'
+    (tmp_path / "a.vti").write_text(vti_of_pieces(slanted((3, 3, 3)), ["0 2 0 2 0 1"], more=comment))
     assert "pieces do not make up the whole extent" in refusal(tmp_path / "a.vti")
-    np.testing.assert_array_equal(read_volume(str(tmp_path / "b.vti")).array, array)
+    beyond = (f'<Piece Extent="{9 + k} {10**6 - k} {9 + k} {10**6 - k} {9 + k} {10**6 - k}"/>' for k in range(5000))
+    (tmp_path / "b.vti").write_text(vti_of_pieces(slanted((3, 3, 3)), ["0 2 0 2 0 2"], more="".join(beyond)))
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "b.vti")).array, slanted((3, 3, 3)))
 
 
 @pytest.mark.parametrize("size", ["given", "none"])
@@ -252,7 +236,7 @@ def test_compressed_meta_images(pack, size, tmp_path):
     (tmp_path / "a.zraw").write_bytes(stream)
     np.testing.assert_array_equal(read_volume(str(tmp_path / "a.mhd")).array, array)
     begin = 10 if pack is gzip.compress else 2  # gzip's header holds a time, and more of which nothing depends
-    for at in range(begin, len(stream), 1 + len(stream) // 40):
+    for at in range(begin, len(stream), 1 + len(stream) // 12):
         for damaged in (stream[:at] + bytes([stream[at] ^ 4]) + stream[at + 1 :], stream[:at]):
             (tmp_path / "a.zraw").write_bytes(damaged)
             assert "a.zraw: " in refusal(tmp_path / "a.mhd")
@@ -325,19 +309,6 @@ def test_sizes_that_are_not_there(write, keeps, name, tmp_path):
     assert "expected" in refusal(path) or "VTK" in refusal(path)
 
 
-def test_the_chain_from_every_kind_of_file(tmp_path):
-    """Three sizes and a marked corner, from a scan to a .vti, in the order and the place that the scan has."""
-    array = slanted((9, 7, 5)).astype(np.uint16)
-    array[8, 0, 0] = 90
-    trained = train(write_dicom(tmp_path, array, TURNED, order=(3, 0, 4, 1, 2)), tmp_path, "--n_passes", 1)
-    compress(trained, tmp_path / "blob")
-    decompress(tmp_path / "blob", tmp_path / "out.vti")
-    found = vtk_read(tmp_path / "out.vti")
-    assert found.dimensions == (9, 7, 5)
-    np.testing.assert_allclose(found.direction, TURNED, atol=1e-7)
-    np.testing.assert_allclose((found.spacing, found.origin), (SPACING, ORIGIN), rtol=1e-7)
-
-
 # --- several arrays ---------------------------------------------------------------------------------
 
 
@@ -369,14 +340,6 @@ def test_options_that_a_format_does_not_need(write, keeps, tmp_path):
 
 
 # --- headerless -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32", "float64"])
-def test_raw_by_its_name(dtype, tmp_path):
-    array = slanted(SHAPE).astype(dtype)
-    found = read_volume(str(write_raw(tmp_path, array))).array
-    assert isinstance(found, np.memmap) and found.dtype == array.dtype
-    np.testing.assert_array_equal(found, array)
 
 
 def test_flags_go_before_the_name(tmp_path):
@@ -411,9 +374,7 @@ def write_meta(path: Path, array: np.ndarray, **fields: str) -> None:
         "ElementDataFile": fields.get("ElementDataFile", "LOCAL"),
     }
     header = "".join(f"{key} = {value}\n" for key, value in fields.items()).encode()
-    path.write_bytes(
-        header + np.moveaxis(array, -1, 0).tobytes(order="F") if array.ndim > 3 else header + array.tobytes("F")
-    )
+    path.write_bytes(header + (np.moveaxis(array, -1, 0) if array.ndim > 3 else array).tobytes(order="F"))
 
 
 @pytest.mark.parametrize("keys", [("TransformMatrix", "Offset"), ("Rotation", "Origin"), ("Orientation", "Position")])
@@ -487,8 +448,7 @@ PACKED = zlib.compress(bytes(range(6))).decode("latin-1")
     ],
 )
 def test_meta_image_of_text_and_short_flags(fields, content, tmp_path):
-    header = f"{HEADER}{fields}\nElementDataFile = LOCAL\n"
-    (tmp_path / "v.mha").write_bytes((header + content).encode("latin-1"))
+    (tmp_path / "v.mha").write_bytes(f"{HEADER}{fields}\nElementDataFile = LOCAL\n{content}".encode("latin-1"))
     assert read_volume(str(tmp_path / "v.mha")).array[..., 0].T.tolist() == [[1, 2, 3], [4, 5, 255]]
 
 
@@ -504,20 +464,14 @@ def test_meta_image_of_text_and_short_flags(fields, content, tmp_path):
     ],
 )
 def test_meta_image_that_is_damaged(fields, content, said, tmp_path):
-    header = f"{HEADER}{fields}\nElementDataFile = LOCAL\n"
-    (tmp_path / "v.mha").write_bytes((header + content).encode("latin-1"))
-    with pytest.raises(VolumeError, match=said):
-        read_volume(str(tmp_path / "v.mha"))
+    (tmp_path / "v.mha").write_bytes(f"{HEADER}{fields}\nElementDataFile = LOCAL\n{content}".encode("latin-1"))
+    assert said in refusal(tmp_path / "v.mha")
 
 
 def test_meta_image_without_its_data_file(tmp_path):
     write_meta(tmp_path / "a.mhd", slanted(SHAPE), ElementDataFile="nowhere.raw")
     expected = f"{tmp_path / 'a.mhd'}: its data file {tmp_path / 'nowhere.raw'} does not exist"
     assert refusal(tmp_path / "a.mhd") == expected
-
-
-def test_raw_nrrd_is_mapped(tmp_path):
-    assert isinstance(read_volume(str(write_nrrd(tmp_path, slanted(SHAPE)))).array, np.memmap)
 
 
 @pytest.mark.parametrize("skip", ["7", "-1"])
@@ -553,11 +507,10 @@ def test_nrrd_of_text_by_spacings(tmp_path):
     ],
 )
 def test_nrrd_without_directions_begins_where_its_axes_do(fields, origin, tmp_path):
-    header = f"NRRD0004\ntype: float\ndimension: 3\nsizes: 4 3 2\nspacings: 0.5 2 3\n{fields}\nencoding: raw\n"
-    (tmp_path / "a.nrrd").write_bytes(header.encode() + b"endian: little\n\n" + bytes(4 * 24))
-    volume = read_volume(str(tmp_path / "a.nrrd"))
-    assert volume.geometry.origin == origin and volume.geometry.spacing == (0.5, 2.0, 3.0)
-    assert volume.geometry.direction == IDENTITY and volume.geometry.space == ""
+    (tmp_path / "a.nrrd").write_bytes(plain_nrrd_header(SHAPE, "spacings: 0.5 2 3", fields) + bytes(4 * 24))
+    geometry = read_volume(str(tmp_path / "a.nrrd")).geometry
+    assert geometry.origin == origin and geometry.spacing == (0.5, 2.0, 3.0)
+    assert geometry.direction == IDENTITY and geometry.space == ""
 
 
 def test_the_case_of_words_in_a_nrrd_header_means_nothing(tmp_path):
@@ -598,31 +551,30 @@ def test_a_nrrd_header_of_long_lines(line, tmp_path):
 )
 def test_nrrd_of_axes_that_say_where_they_end(centers, spacing, origin, tmp_path):
     """A spacing that is given counts more."""
-    header = "NRRD0004\ntype: float\ndimension: 3\nsizes: 4 3 2\nspacings: nan nan 2\nencoding: raw\nendian: little\n"
-    header += f"axis mins: 10 5 -2\naxis maxs: 11.5 7 5\ncenters: {centers}\n\n"
-    (tmp_path / "a.nrrd").write_bytes(header.encode() + bytes(4 * 24))
+    ends = "axis mins: 10 5 -2", "axis maxs: 11.5 7 5", f"centers: {centers}"
+    (tmp_path / "a.nrrd").write_bytes(plain_nrrd_header(SHAPE, *ends, "spacings: nan nan 2") + bytes(4 * 24))
     geometry = read_volume(str(tmp_path / "a.nrrd")).geometry
     assert geometry.spacing == spacing and geometry.origin == (origin, 5.0, -2.0)
-    (tmp_path / "a.nrrd").write_bytes(header.replace("spacings: nan nan 2\n", "").encode() + bytes(4 * 24))
+    (tmp_path / "a.nrrd").write_bytes(plain_nrrd_header(SHAPE, *ends) + bytes(4 * 24))
     assert read_volume(str(tmp_path / "a.nrrd")).geometry.spacing == (*spacing[:2], 7.0)
 
 
 def test_nrrd_of_components_that_begins_elsewhere(tmp_path):
-    header = b"NRRD0004\ntype: float\ndimension: 4\nsizes: 2 4 3 2\nkinds: vector domain domain domain\n"
-    header += b"axis mins: nan 10 5 -2\nencoding: raw\nendian: little\n\n"
-    (tmp_path / "a.nrrd").write_bytes(header + bytes(4 * 48))
-    assert read_volume(str(tmp_path / "a.nrrd")).geometry.origin == (10.0, 5.0, -2.0)
-    for wrong in (b"axis mins: 10 5 -2", b"axis mins: nan 10 5 x", b"axis mins: nan 10 5 -2\ncenters: cell"):
-        (tmp_path / "a.nrrd").write_bytes(header.replace(b"axis mins: nan 10 5 -2", wrong) + bytes(4 * 48))
-        assert "not a readable NRRD header" in refusal(tmp_path / "a.nrrd")
+    def write(mins: str) -> Path:
+        header = plain_nrrd_header((2, *SHAPE), "kinds: vector domain domain domain", f"axis mins: {mins}")
+        (tmp_path / "a.nrrd").write_bytes(header + bytes(4 * 48))
+        return tmp_path / "a.nrrd"
+
+    assert read_volume(str(write("nan 10 5 -2"))).geometry.origin == (10.0, 5.0, -2.0)
+    for wrong in ("10 5 -2", "nan 10 5 x", "nan 10 5 -2\ncenters: cell"):
+        assert "not a readable NRRD header" in refusal(write(wrong))
 
 
 @pytest.mark.parametrize("axis", [0, 3])
 def test_nrrd_of_components(axis, tmp_path):
     array = np.stack([slanted(SHAPE), -slanted(SHAPE)], axis=-1)
     stored = np.moveaxis(array, -1, axis)
-    steps = ["(0,-0.5,0)", "(2,0,0)", "(0,0,3)"]
-    kinds = ["domain"] * 3
+    steps, kinds = ["(0,-0.5,0)", "(2,0,0)", "(0,0,3)"], ["domain"] * 3
     steps.insert(axis, "none")
     kinds.insert(axis, "vector")
     fields = {"dimension": "4", "sizes": " ".join(map(str, stored.shape)), "space directions": " ".join(steps)}
@@ -630,17 +582,8 @@ def test_nrrd_of_components(axis, tmp_path):
     (tmp_path / "a.nrrd").write_bytes(header + b"\n" + stored.tobytes(order="F"))
     volume = read_volume(str(tmp_path / "a.nrrd"), 3, 2)
     np.testing.assert_array_equal(volume.array, array)
-    assert volume.geometry.spacing == SPACING and volume.geometry.direction == (
-        0.0,
-        1.0,
-        0.0,
-        -1.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        1.0,
-    )
+    assert volume.geometry.spacing == SPACING
+    assert volume.geometry.direction == (0.0, 1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("axis", [0, 3])
@@ -663,10 +606,8 @@ def test_nrrd_of_time_steps(is_oriented, axis, tmp_path):
     volume = read_volume(str(tmp_path / "a.nrrd"))
     assert isinstance(volume.array, np.memmap)
     np.testing.assert_array_equal(volume.array, series)
-    assert volume.geometry.spacing == (2.5, *SPACING) and volume.geometry.origin == (
-        7.0,
-        *(ORIGIN if is_oriented else (0, 0, 0)),
-    )
+    assert volume.geometry.spacing == (2.5, *SPACING)
+    assert volume.geometry.origin == (7.0, *(ORIGIN if is_oriented else (0, 0, 0)))
     assert "expected 3 axes, found a time series of 5 steps" in refusal(tmp_path / "a.nrrd", 3)
     header = header.replace(b"axis mins: ", b"axis mins: 0 ")
     (tmp_path / "a.nrrd").write_bytes(header + b"\n" + stored.tobytes(order="F"))
@@ -674,25 +615,22 @@ def test_nrrd_of_time_steps(is_oriented, axis, tmp_path):
 
 
 def test_nrrd_of_four_axes_of_which_nothing_is_said(tmp_path):
-    header = b"NRRD0004\ntype: float\ndimension: 4\nsizes: 4 3 2 2\nencoding: raw\nendian: little\n\n"
-    (tmp_path / "a.nrrd").write_bytes(header + bytes(4 * 48))
+    (tmp_path / "a.nrrd").write_bytes(plain_nrrd_header((*SHAPE, 2)) + bytes(4 * 48))
     assert refusal(tmp_path / "a.nrrd").endswith("a field like kinds: domain domain domain time (or vector) says it")
-    (tmp_path / "a.nrrd").write_bytes(header.replace(b"enc", b"kinds: domain domain time vector\nenc") + bytes(4 * 48))
+    kinds = "kinds: domain domain time vector"
+    (tmp_path / "a.nrrd").write_bytes(plain_nrrd_header((*SHAPE, 2), kinds) + bytes(4 * 48))
     assert read_volume(str(tmp_path / "a.nrrd"), 4, 2).array.shape == (2, 4, 3, 1, 2)
 
 
 def test_nrrd_of_a_list_is_no_time_series(tmp_path):
-    header = b"NRRD0004\ntype: float\ndimension: 4\nsizes: 4 3 2 2\nkinds: domain domain domain list\n"
-    (tmp_path / "a.nrrd").write_bytes(header + b"encoding: raw\nendian: little\n\n" + bytes(4 * 48))
+    (tmp_path / "a.nrrd").write_bytes(plain_nrrd_header((*SHAPE, 2), "kinds: domain domain domain list") + bytes(192))
     said = refusal(tmp_path / "a.nrrd", 4)
     assert "found a single volume of 2 components: a list axis is taken for components" in said
-    write_nrrd(tmp_path, slanted(SHAPE))
-    assert refusal(tmp_path / "a.nrrd", 4).endswith("found a single volume")
+    assert refusal(write_nrrd(tmp_path, slanted(SHAPE)), 4).endswith("found a single volume")
 
 
 def test_a_nrrd_image(tmp_path):
-    header = b"NRRD0004\ntype: float\ndimension: 2\nsizes: 4 3\nspacings: 0.5 2\nencoding: raw\nendian: little\n\n"
-    (tmp_path / "a.nrrd").write_bytes(header + slanted((4, 3)).tobytes(order="F"))
+    (tmp_path / "a.nrrd").write_bytes(plain_nrrd_header((4, 3), "spacings: 0.5 2") + slanted((4, 3)).tobytes(order="F"))
     volume = read_volume(str(tmp_path / "a.nrrd"), 2)
     np.testing.assert_array_equal(volume.array, slanted((4, 3)))
     assert volume.geometry.spacing == (0.5, 2.0)
@@ -701,14 +639,13 @@ def test_a_nrrd_image(tmp_path):
 @pytest.mark.parametrize("directions", ["(2,0) (0,3)", "(0,2) (-3,0)"])
 def test_a_nrrd_image_in_a_plane(directions, tmp_path):
     """As ITK writes it."""
-    header = f"NRRD0004\ntype: float\ndimension: 2\nspace dimension: 2\nsizes: 4 3\nspace directions: {directions}\n"
-    header += "kinds: domain domain\nendian: little\nencoding: raw\nspace origin: (4,5)\n\n"
-    (tmp_path / "a.nrrd").write_bytes(header.encode() + slanted((4, 3)).tobytes(order="F"))
+    fields = "space dimension: 2", f"space directions: {directions}", "kinds: domain domain", "space origin: (4,5)"
+    (tmp_path / "a.nrrd").write_bytes(plain_nrrd_header((4, 3), *fields) + slanted((4, 3)).tobytes(order="F"))
     image, volume = (read_volume(str(tmp_path / "a.nrrd"), d_in) for d_in in (2, 3))
     np.testing.assert_array_equal(image.array, slanted((4, 3)))
     assert image.geometry.spacing == (2.0, 3.0) and volume.geometry.origin == (4.0, 5.0, 0.0)
-    turn = [[1, 0, 0], [0, 1, 0], [0, 0, 1]] if directions.startswith("(2") else [[0, -1, 0], [1, 0, 0], [0, 0, 1]]
-    np.testing.assert_array_equal(np.reshape(volume.geometry.direction, (3, 3)), turn)
+    turn = (1, 0, 0, 0, 1, 0, 0, 0, 1) if directions.startswith("(2") else (0, -1, 0, 1, 0, 0, 0, 0, 1)
+    assert volume.geometry.direction == turn
 
 
 @pytest.mark.parametrize(
@@ -874,13 +811,13 @@ def test_nifti_of_colours_and_of_complex_values(suffix, tmp_path):
         assert "expected real values, found complex ones" in refusal(nifti_file(tmp_path, suffix, bytes(data)))
 
 
-def test_uncompressed_nifti_and_meta_image_are_mapped(tmp_path):
+def test_what_is_not_compressed_is_mapped(tmp_path):
     """Nothing of a large file is in memory before it is looked at; nor where its values are turned over by VTK."""
     (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE), pixdim=(-1, *SPACING, 1, 1, 1, 1), q=(0, 0, 0, *ORIGIN)))
     write_meta(tmp_path / "a.mha", slanted(SHAPE))
     write_meta(tmp_path / "a.mhd", slanted(SHAPE), ElementDataFile="a.raw")
     (tmp_path / "a.raw").write_bytes(slanted(SHAPE).tobytes("F"))
-    for name in ("a.nii", "a.mha", "a.mhd"):
+    for name in ("a.nii", "a.mha", "a.mhd", write_nrrd(tmp_path, slanted(SHAPE)), write_raw(tmp_path, slanted(SHAPE))):
         found = read_volume(str(tmp_path / name)).array
         assert isinstance(found, np.memmap) and not found.flags.writeable
         np.testing.assert_array_equal(found, slanted(SHAPE))
@@ -1012,41 +949,27 @@ def test_scans_of_other_formats_have_a_way_out(name, tmp_path):
 # --- DICOM ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["uint16", "int16"])
-def test_dicom_rescaled(dtype, tmp_path):
-    """VTK would wrap these around."""
-    array = np.array([0, 1, 32767, 20000], dtype).reshape(2, 2, 1)
-    volume = read_volume(str(write_dicom(tmp_path, array, shift=-1024)))
-    np.testing.assert_array_equal(volume.array, array.astype(int) - 1024)
-    assert volume.array.dtype == np.int16
-
-
-@pytest.mark.parametrize("slope", [2, 3])
-@pytest.mark.parametrize("dtype", ["uint16", "int16"])
-def test_dicom_scaled_by_a_whole_number(dtype, slope, tmp_path):
-    """VTK would wrap these around, and lose bits of them."""
-    array = np.array([0, 1, 32767, 20000, 100, 7, 8, 30001, 1, 2, 3, 4], dtype).reshape(2, 3, 2)
-    volume = read_volume(str(write_dicom(tmp_path, array, shift=-1024, slope=str(slope))))
-    np.testing.assert_array_equal(volume.array, array.astype(int) * slope - 1024)
-    assert volume.array.dtype == np.int32
-
-
-def test_dicom_scaled_by_a_fraction(tmp_path):
-    array = slanted(SHAPE).astype(np.uint16)
-    volume = read_volume(str(write_dicom(tmp_path, array, shift=-3, slope="0.5")))
-    np.testing.assert_array_equal(volume.array, slanted(SHAPE) * 0.5 - 3)
+@pytest.mark.parametrize("stored", [np.uint16, np.int16])
+@pytest.mark.parametrize(
+    ("slope", "shift", "dtype"),
+    [
+        (1, -1024, np.int16), (-1, 5, np.int16), (2, -1024, np.int32), (3, -1024, np.int32), (0.5, -3, np.float32),
+        (3e6, 0, np.int64), (1, 3_000_000_000, np.int64), (1, 1e20, np.float32), (1e18, 0, np.float32),
+    ],
+)  # fmt: skip
+def test_dicom_rescaled(slope, shift, dtype, stored, tmp_path):
+    """Exact where an integer holds all, else floats; never wrapped around, as VTK would do."""
+    array = np.array([0, 1, 32767, 20000, 100, 7, 8, 30001, 1, 2, 3, 4], stored).reshape(2, 3, 2)
+    found = read_volume(str(write_dicom(tmp_path, array, shift=shift, slope=f"{slope:g}"))).array
+    np.testing.assert_array_equal(found, (array.astype(float) * slope + shift).astype(dtype))
+    assert found.dtype == dtype
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"syntax": "1.2.840.10008.1.2.4.90"}, "pydicom cannot read it"),
-        ({"syntax": "1.2.840.10008.1.2.2"}, "pydicom cannot read it"),
-        ({"frames": "12"}, "pydicom cannot read it"),
-    ],
+    "more", [{"syntax": "1.2.840.10008.1.2.4.90"}, {"syntax": "1.2.840.10008.1.2.2"}, {"frames": "12"}]
 )
-def test_dicom_that_is_refused(more, message, tmp_path):
-    assert message in refusal(write_dicom(tmp_path, slanted(SHAPE).astype(np.uint16), **more))
+def test_dicom_that_pydicom_cannot_read(more, tmp_path):
+    assert "pydicom cannot read it" in refusal(write_dicom(tmp_path, slanted(SHAPE).astype(np.uint16), **more))
 
 
 def test_dicom_of_several_slices_in_a_file(tmp_path):
@@ -1118,27 +1041,21 @@ def test_dicom_of_frames_at_one_position(tmp_path):
         assert f"expected slices at different positions, found all {n} at [" in message and "pixel_array" in message
 
 
+def edit(path: Path, **elements) -> None:
+    """Set these elements of a slice; None leaves one out."""
+    file = pydicom.dcmread(path)
+    for name, value in elements.items():
+        delattr(file, name) if value is None and name in file else setattr(file, name, value)
+    pydicom.filewriter.correct_ambiguous_vr(file, is_little_endian=True)
+    file.save_as(path)
+
+
 def edited(folder: Path, **elements) -> Path:
-    """A scan in whose first slice these elements have these values; those without one are left out."""
+    """A scan in whose slices these elements have these values; those without one are left out."""
     scan = write_dicom(folder, slanted(SHAPE).astype(np.uint16))
     for path in scan.glob("*.dcm"):
-        file = pydicom.dcmread(path)
-        for name, value in elements.items():
-            delattr(file, name) if value is None and name in file else setattr(file, name, value)
-        file.save_as(path)
+        edit(path, **elements)
     return scan
-
-
-@pytest.mark.parametrize(
-    ("slope", "shift", "dtype"),
-    [(3e6, 0, np.int64), (1, 3_000_000_000, np.int64), (1, 1e20, np.float32), (1e18, 0, np.float32), (2, 1, np.int16)],
-)
-def test_dicom_of_large_factors(slope, shift, dtype, tmp_path):
-    """Exact where an integer holds all, else floats; never wrapped around."""
-    scan = edited(tmp_path, RescaleSlope=f"{slope:g}", RescaleIntercept=f"{shift:.10g}")
-    found = read_volume(str(scan)).array
-    np.testing.assert_array_equal(found, (slanted(SHAPE).astype(float) * slope + shift).astype(dtype))
-    assert found.dtype == dtype
 
 
 def test_dicom_without_spacing_or_factors(tmp_path):
@@ -1153,10 +1070,13 @@ def test_dicom_without_spacing_or_factors(tmp_path):
         ({"ImagePositionPatient": None}, "expected a position and two directions in space, found [[], "),
         ({"ImageOrientationPatient": None}, "expected a position and two directions in space"),
         ({"RescaleSlope": "1e300"}, "finite"),
+        ({"ModalityLUTSequence": [pydicom.Dataset()]}, "found ModalityLUTSequence: save pydicom.pixels.apply_modality"),
+        ({"DoseGridScaling": "0.01"}, "found DoseGridScaling: save file.pixel_array * file.DoseGridScaling as .npy"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "found a palette: save pydicom.pixels.apply_color_lut"),
     ],
     ids=str,
 )
-def test_dicom_that_has_no_place(elements, said, tmp_path, recwarn):
+def test_dicom_without_a_place_or_whose_numbers_are_no_values(elements, said, tmp_path, recwarn):
     assert said in refusal(edited(tmp_path, **elements)) and not recwarn.list
 
 
@@ -1178,25 +1098,10 @@ def test_dicom_whose_slices_are_rescaled_in_different_ways(slopes, dtype, tmp_pa
     """As those of PET are, of which some may not be rescaled at all."""
     scan = edited(tmp_path)
     for name, slope in zip(("1.dcm", "0.dcm"), slopes, strict=True):
-        file = pydicom.dcmread(scan / name)
-        file.RescaleSlope, file.RescaleIntercept = str(slope), "0"
-        file.save_as(scan / name)
+        edit(scan / name, RescaleSlope=str(slope), RescaleIntercept="0")
     found = read_volume(str(scan)).array
     np.testing.assert_array_equal(found, slanted(SHAPE).astype(np.uint16) * np.array(slopes))
     assert found.dtype == dtype
-
-
-@pytest.mark.parametrize(
-    ("elements", "said"),
-    [
-        ({"ModalityLUTSequence": [pydicom.Dataset()]}, "found ModalityLUTSequence: save pydicom.pixels.apply_modality"),
-        ({"DoseGridScaling": "0.01"}, "found DoseGridScaling: save file.pixel_array * file.DoseGridScaling as .npy"),
-        ({"PhotometricInterpretation": "PALETTE COLOR"}, "found a palette: save pydicom.pixels.apply_color_lut"),
-    ],
-    ids=str,
-)
-def test_dicom_whose_numbers_are_no_values(elements, said, tmp_path):
-    assert said in refusal(edited(tmp_path, **elements))
 
 
 @pytest.mark.parametrize("start", [0, 132])
@@ -1211,9 +1116,7 @@ def test_dicom_without_its_first_bytes(start, tmp_path):
 
 def test_dicom_of_two_series(tmp_path):
     scan = edited(tmp_path, SeriesInstanceUID="1.2.3")
-    file = pydicom.dcmread(scan / "1.dcm")
-    file.SeriesInstanceUID = "1.2.4"
-    file.save_as(scan / "1.dcm")
+    edit(scan / "1.dcm", SeriesInstanceUID="1.2.4")
     assert f"is of another series than {scan / '0.dcm'}: other SeriesInstanceUID: " in refusal(scan)
 
 
@@ -1222,11 +1125,9 @@ def test_dicom_of_the_least_of_32_bit_integers(tmp_path):
     stored = np.arange(24, dtype=np.int32).reshape(SHAPE)
     stored[1, 2, 1] = np.iinfo(np.int32).min
     scan = write_dicom(tmp_path, stored.astype(np.int16), order=(0, 1, 2))
-    for z, path in enumerate(sorted(scan.glob("[0-9].dcm"))):
-        file = pydicom.dcmread(path)
-        file.BitsAllocated, file.BitsStored, file.HighBit, file.PixelRepresentation = 32, 32, 31, 1
-        file.PixelData = stored[:, :, z].T.tobytes()
-        file.save_as(path)
+    wide = {"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31, "PixelRepresentation": 1}
+    for z in range(2):
+        edit(scan / f"{z}.dcm", **wide, PixelData=stored[:, :, z].T.tobytes())
     volume = read_volume(str(scan))
     assert volume.array.dtype == np.int32
     np.testing.assert_array_equal(volume.array, stored)
@@ -1239,10 +1140,7 @@ def test_dicom_padding_is_missing(slope, shift, mark, tmp_path):
     stored[0, :, 0], stored[1, 2, 1] = (-2000, -1990, -1995), -2000
     scan = write_dicom(tmp_path, stored, shift=float(shift), slope=slope)
     for path in scan.glob("[0-9].dcm"):
-        file = pydicom.dcmread(path)
-        file.add_new("PixelPaddingValue", "SS", -2000)
-        file.add_new("PixelPaddingRangeLimit", "SS", -1990)
-        file.save_as(path)
+        edit(path, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1990)
     volume = read_volume(str(scan))
     np.testing.assert_array_equal(volume.fill, mark)
     np.testing.assert_array_equal(is_missing(volume.values, volume.fill), stored < 0)
@@ -1257,11 +1155,8 @@ def test_fill_is_of_the_type_that_dicom_values_have_without_padding(tmp_path):
     stored = np.arange(24).reshape(4, 3, 2).astype(np.int16)
     stored[0] = -2000
     scan = write_dicom(tmp_path, stored, shift=-1024.0)
-    for z, path in enumerate(sorted(scan.glob("[0-9].dcm"))):
-        file = pydicom.dcmread(path)
-        file.add_new("PixelPaddingValue", "SS", -2000)
-        file.RescaleIntercept = str(z)
-        file.save_as(path)
+    for z in range(2):
+        edit(scan / f"{z}.dcm", PixelPaddingValue=-2000, RescaleIntercept=str(z))
     assert read_volume(str(scan)).array.dtype == np.float64
     volume = read_volume(str(scan), fill=-2000)
     assert volume.array.dtype == np.int16 == volume.fill.dtype and volume.fill == -2000
@@ -1299,11 +1194,6 @@ def test_tiff_keeps_its_rows_in_order(dtype, orientation, endian, tmp_path):
     found = read_volume(str(tmp_path / "a.tif")).array
     assert found.dtype == array.dtype
     np.testing.assert_array_equal(found, array)
-
-
-def test_deflated_tiff(tmp_path):
-    (tmp_path / "a.tif").write_bytes(tiff(slanted(SHAPE), packed=True))
-    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.tif")).array, slanted(SHAPE))
 
 
 @pytest.mark.parametrize("form", [{}, {"bigtiff": True}, {"tile": (16, 16)}, {"compression": "zlib"}], ids=str)

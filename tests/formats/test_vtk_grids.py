@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.scripts import compress, decompress, train
-from helpers.volumes import slanted
+from helpers.volume_files import refusal
+from helpers.volumes import TURNED, slanted
 from helpers.vtk import vtk_image
 from vtkmodules.util.numpy_support import numpy_to_vtk, vtk_to_numpy
 from vtkmodules.vtkCommonDataModel import vtkRectilinearGrid
@@ -27,7 +28,6 @@ from utils import Volume
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 
 SHAPE, SPACING, ORIGIN = (6, 5, 4), (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25)
-TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
 LIST = ("Resample To Image", "--resample NX,NY,NZ")
 
 
@@ -107,13 +107,6 @@ def places(volume: Volume) -> np.ndarray:
     return index @ steps.T + volume.geometry.origin
 
 
-def refusal(path: str, **keywords) -> str:
-    with pytest.raises(VolumeError) as caught:
-        read_volume(path, **keywords)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
 # --- cells of an image ------------------------------------------------------------------------------
 
 
@@ -161,27 +154,6 @@ def test_an_array_on_points_and_on_cells_is_told(tmp_path, capfd):
     path = write(tmp_path / "a.vti", image)
     assert read_volume(path).array.shape == SHAPE
     assert "p is on points and on cells: that on points is read" in capfd.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("pieces", "is_whole"),
-    [(["0 3 0 3 0 1", "0 3 0 3 2 3"], False), (["0 3 0 3 0 2", "0 3 0 3 2 3"], True), (["0 3 0 3 0 3"], True)],
-)
-def test_pieces_that_have_all_points_and_not_all_cells(pieces, is_whole, tmp_path):
-    """VTK leaves the cells between them as its memory happens to be."""
-    parts = []
-    for extent in pieces:
-        first, last = np.reshape(list(map(int, extent.split())), (3, 2)).T
-        part = slanted((3, 3, 3))[tuple(slice(a, b) for a, b in zip(first, last, strict=True))]
-        text = " ".join(map(str, part.ravel(order="F").tolist()))
-        values = f'<DataArray type="Float32" Name="a" format="ascii">{text}</DataArray>'
-        parts.append(f'<Piece Extent="{extent}"><CellData Scalars="a">{values}</CellData></Piece>')
-    image = f'<ImageData WholeExtent="0 3 0 3 0 3" Origin="0 0 0" Spacing="1 1 1">{"".join(parts)}</ImageData>'
-    (tmp_path / "a.vti").write_text(f'<VTKFile type="ImageData" version="0.1">{image}</VTKFile>' + 3000 * " ")
-    if is_whole:
-        np.testing.assert_array_equal(read_volume(str(tmp_path / "a.vti")).array, slanted((3, 3, 3)))
-    else:
-        assert "pieces do not make up the whole extent" in refusal(str(tmp_path / "a.vti"))
 
 
 # --- rectilinear grids ------------------------------------------------------------------------------

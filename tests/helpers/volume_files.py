@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,20 @@ from vtkmodules.vtkIOImage import vtkMetaImageWriter, vtkNIFTIImageWriter, vtkTI
 from vtkmodules.vtkIOLegacy import vtkStructuredPointsWriter
 from vtkmodules.vtkIOXML import vtkXMLImageDataWriter
 
+from formats.common import VolumeError
+from formats.reading import read_volume
 from helpers.vtk import vtk_image
 from utils import IDENTITY
 
 SPACING, ORIGIN = (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25)
+
+
+def refusal(path: object, *args, **keywords) -> str:
+    """The one line with which `read_volume` refuses a file, or one that it names."""
+    with pytest.raises(VolumeError) as caught:
+        read_volume(str(path), *args, **keywords)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def by_vtk(writer_class, name: str, keeps: str, **settings):
@@ -54,6 +63,12 @@ def nrrd_header(array: np.ndarray, direction=IDENTITY, **fields: str) -> bytes:
     }
     lines = ["NRRD0005", "# a comment", *(f"{key}: {value}" for key, value in fields.items()), "key:=value"]
     return "\n".join(lines).encode() + b"\n"
+
+
+def plain_nrrd_header(shape: tuple[int, ...], *fields: str) -> bytes:
+    """That of little-endian float32 values of which nothing is said but these fields."""
+    lines = ["NRRD0004", "type: float", f"dimension: {len(shape)}", f"sizes: {' '.join(map(str, shape))}"]
+    return "\n".join([*lines, "encoding: raw", "endian: little", *fields, "\n"]).encode()
 
 
 def write_nrrd(folder: Path, array: np.ndarray, direction=IDENTITY) -> Path:
@@ -101,11 +116,8 @@ def dicom_slice(plane: np.ndarray, position, direction=IDENTITY, shift=None, **m
         (0x28, 0x101, "US", struct.pack(number, 16)),
         (0x28, 0x102, "US", struct.pack(number, 15)),
         (0x28, 0x103, "US", struct.pack(number, plane.dtype.kind == "i")),
-        *(
-            []
-            if shift is None
-            else [(0x28, 0x1052, "DS", decimals(shift)), (0x28, 0x1053, "DS", more.get("slope", "1"))]
-        ),
+        *([] if shift is None else [(0x28, 0x1052, "DS", decimals(shift))]),
+        *([] if shift is None else [(0x28, 0x1053, "DS", more.get("slope", "1"))]),
         (0x7FE0, 0x10, "OW", np.ascontiguousarray(plane.T).tobytes()),
     ]
     head = dicom_element(2, 0, "UL", struct.pack("<I", len(syntax))) + syntax
@@ -124,26 +136,20 @@ def write_dicom(folder: Path, array: np.ndarray, direction=IDENTITY, order=(1, 0
     return folder / "scan"
 
 
-def tiff(array: np.ndarray, description: str = "", orientation: int = 1, endian: str = "<", packed=False) -> bytes:
-    """Plain or deflated, a page a slice, as ImageJ writes it where there is a description."""
+def tiff(array: np.ndarray, description: str = "", orientation: int = 1, endian: str = "<") -> bytes:
+    """A page a slice, as ImageJ writes it where there is a description."""
     kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
     out, text = bytearray(struct.pack(endian + "2sHI", b"II" if endian == "<" else b"MM", 42, 0)), description.encode()
     link = 4
     for plane in np.moveaxis(array, 2, 0):
         voxels = plane.T.astype(array.dtype.newbyteorder(endian)).tobytes()
-        voxels = zlib.compress(voxels) if packed else voxels
         voxels += bytes(len(voxels) % 2)
         at = len(out)
         out += voxels + struct.pack(endian + "4I", 2, 1, 1, 2) + text + b"\0"
         out += bytes(len(out) % 2)
         tags = [
             *((256, 4, 1, plane.shape[0]), (257, 4, 1, plane.shape[1]), (258, 3, 1, array.dtype.itemsize * 8)),
-            *(
-                (259, 3, 1, 8 if packed else 1),
-                (262, 3, 1, 1),
-                (270, 2, len(text) + 1, at + len(voxels) + 16),
-                (273, 4, 1, at),
-            ),
+            *((259, 3, 1, 1), (262, 3, 1, 1), (270, 2, len(text) + 1, at + len(voxels) + 16), (273, 4, 1, at)),
             *((274, 3, 1, orientation), (277, 3, 1, 1), (278, 4, 1, plane.shape[1]), (279, 4, 1, len(voxels))),
             *((282, 5, 1, at + len(voxels)), (283, 5, 1, at + len(voxels) + 8), (339, 3, 1, kind)),
         ]
@@ -165,6 +171,20 @@ def write_raw(folder: Path, array: np.ndarray, direction=IDENTITY) -> Path:
     path = folder / f"my_field_{'x'.join(map(str, array.shape))}_{array.dtype.name}.raw"
     path.write_bytes(array.tobytes(order="F"))
     return path
+
+
+def vti_of_pieces(array: np.ndarray, extents: list[str], kind: str = "PointData", more: str = "") -> str:
+    """A .vti, as text, whose pieces of these extents have the values of `array` on their points, or on their cells."""
+    parts, n_more = [], kind == "CellData"
+    for extent in extents:
+        ends = np.reshape(list(map(int, extent.split())), (3, 2))
+        part = array[tuple(slice(first, last + 1 - n_more) for first, last in ends)]
+        text = " ".join(map(str, part.ravel(order="F").tolist()))
+        values = f'<DataArray type="Float32" Name="a" format="ascii">{text}</DataArray>'
+        parts.append(f'<Piece Extent="{extent}"><{kind} Scalars="a">{values}</{kind}></Piece>')
+    whole = " ".join(f"0 {n - 1 + n_more}" for n in array.shape)
+    image = f'<ImageData WholeExtent="{whole}" Origin="0 0 0" Spacing="1 1 1">{"".join(parts)}{more}</ImageData>'
+    return f'<VTKFile type="ImageData" version="0.1">{image}</VTKFile>' + 3000 * " "
 
 
 # What comes back: s spacing, o origin, d direction, n name, u units.

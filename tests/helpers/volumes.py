@@ -9,6 +9,7 @@ import numpy as np
 from utils import ValueRange, value_limits
 
 SHAPE = (9, 7, 5)
+TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)  # a direction along no axis of space
 
 
 def slanted(shape: tuple[int, ...]) -> np.ndarray:
@@ -16,6 +17,11 @@ def slanted(shape: tuple[int, ...]) -> np.ndarray:
     slopes = (3.0, -2.0, 1.0, 0.5)
     index = np.indices(shape)
     return (20.0 + sum(s * i for s, i in zip(slopes, index, strict=False))).astype(np.float32)
+
+
+def whole(array) -> np.ndarray:
+    """All the values of an array that may lie in a file."""
+    return array[tuple(map(slice, array.shape))]
 
 
 def range_without(values: np.ndarray, fill: np.generic | None) -> ValueRange:
