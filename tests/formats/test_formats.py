@@ -292,7 +292,7 @@ def test_a_process_of_its_own(tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize(
     "suffix", [".vti", ".vtk", ".vtkhdf", ".hdf", ".mha", ".mhd", ".nrrd", ".nhdr", ".nii", ".nii.gz"]
 )
-@pytest.mark.parametrize("content", [b"", b"hello\n" * 20])
+@pytest.mark.parametrize("content", [b"", b"hello\n" * 20, b"<VTKFile type='PolyData'></VTKFile>"])
 def test_foreign(suffix, content, tmp_path):
     (tmp_path / f"a{suffix}").write_bytes(content)
     assert f"a{suffix}: " in refusal(tmp_path / f"a{suffix}")
