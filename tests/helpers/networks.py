@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from field import blob as blob_format
+from field.blob import QuantisedLayer
 from field.bricks import StoredNetwork
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, sensitivities
@@ -63,6 +64,13 @@ def make_blob(header: VolumeHeader, net: FieldNet, bits: int = 9) -> bytes:
         header,
         [(dataclasses.asdict(net.config), round_layers(net, choose_steps(net, sensitivities(net, points), bits=bits)))],
     )
+
+
+def zero_network(d_in: int) -> tuple[dict, list[QuantisedLayer]]:
+    """A network of two neurons whose weights are zero, as `encode_blob` takes it."""
+    network = {"n_neurons": 2, "n_layers": 1, "d_in": d_in, "d_out": 1, "is_residual": True, "omega_0": 30.0}
+    matrices = np.zeros((2, d_in), np.int32), np.zeros((1, 2), np.int32)
+    return network, [QuantisedLayer(matrix, matrix[:, 0].copy(), np.float32(1.0)) for matrix in matrices]
 
 
 def decode_blob(data: bytes, large: bool = False) -> tuple[VolumeHeader, list[StoredNetwork]]:

@@ -907,17 +907,6 @@ def test_a_checkpoint_whose_text_has_no_end(volume_file, tmp_path, monkeypatch):
         train(volume_file, tmp_path, *flags, "--resume")
 
 
-def test_what_a_configuration_says_is_not_allocated(chain, tmp_path):
-    """2^32 - 1 voxels along an axis; and a frequency that a blob cannot hold."""
-    for changes, said in (({"shape": [2**32 - 1, 1, 1]}, None), ({"omega_0": 1e-6}, "omega_0")):
-        (tmp_path / "odd.json").write_text(json.dumps({**chain.settings, **changes}))
-        argv = ("--net", chain.network, "--config", tmp_path / "odd.json", "--compressed", tmp_path / "blob")
-        if said:
-            assert said in error_of(net_compress.main, *argv)
-        else:
-            net_compress.main([str(a) for a in argv])
-
-
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
