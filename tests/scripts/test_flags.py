@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.cut_fields import cut_blob
-from helpers.networks import field_net, make_blob, make_header, watched_samples
+from helpers.networks import field_net, make_blob, make_header, watched_samples, zero_network
 from helpers.original import original_blob
 from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, stored, train
 from helpers.volumes import psnr_of, slanted
@@ -30,7 +30,7 @@ import net_decompress
 import train as train_script
 from cli.files import size_text
 from field import options as decompress_options
-from field.blob import QuantisedLayer, encode_blob
+from field.blob import encode_blob
 from field.header_chunks import Written
 from training import fitting, long_runs, options, shapes
 from training.sampler import VoxelSampler
@@ -68,16 +68,14 @@ def test_configuration_is_the_originals_and_more(volume_file, tmp_path):
     trained = train(volume_file, tmp_path, "--seed", 5, "--lr", 1e-3, "--compression_ratio", 2)
     settings = trained.settings
     assert list(settings)[: len(ORIGINAL_KEYS)] == ORIGINAL_KEYS
-    assert settings["layers"] == [16, 16] and settings["n_layers"] == 2 and settings["is_residual"] is True
-    assert settings["is_cuda"] is False and settings["batchSize"] == 64 and settings["oversample"] == 1
-    assert settings["lr"] == 1e-3 and settings["n_passes"] == 2.0 and settings["compression_ratio"] == 2.0
-    assert settings["shape"] == [9, 7, 5] and settings["dtype"] == "float32" and settings["seed"] == 5
-    assert settings["value_range"] == [[8.0, 48.0]]
-    assert settings["spacing"] == [1.0] * 3 and settings["origin"] == [0.0] * 3
-    assert settings["omega_0"] == 30.0 and settings["torch_version"] == torch.__version__
-    assert settings["format_version"] == 1 and settings["seconds"] > 0
-    assert settings["options"]["volume"] == str(volume_file)
-    assert 0 < settings["psnr"] < 100
+    expected = {"layers": [16, 16], "n_layers": 2, "is_residual": True, "is_cuda": False, "batchSize": 64, "lr": 1e-3}
+    expected |= {"oversample": 1, "n_passes": 2.0, "compression_ratio": 2.0, "shape": [9, 7, 5], "dtype": "float32"}
+    expected |= {"seed": 5, "value_range": [[8.0, 48.0]], "spacing": [1.0] * 3, "origin": [0.0] * 3, "omega_0": 30.0}
+    expected |= {"torch_version": torch.__version__, "format_version": 1}
+    assert {key: settings[key] for key in expected} == expected
+    assert settings["seconds"] > 0 and 0 < settings["psnr"] < 100
+    expected = {"volume": str(volume_file), "d_in": 3, "d_out": 1, "n_passes": 2.0}  # as they are settled
+    assert {key: settings["options"][key] for key in expected} == expected
 
 
 def test_train_reports(volume_file, tmp_path, capsys):
@@ -111,15 +109,14 @@ def test_architecture_flags(volume_file, tmp_path, flags, names):
 
 
 def test_compression_ratio(tmp_path):
-    np.save(tmp_path / "v.npy", slanted((20, 15, 10)))
-    sizes = {}
-    for ratio in (1, 2, 1.5):
-        state = train(tmp_path / "v.npy", tmp_path, "--compression_ratio", ratio, "--n_passes", 0.1).state
-        sizes[ratio] = sum(t.numel() for t in state.values())
+    """The largest network below voxels / ratio. Components do not count."""
+    for ratio, d_out in ((1, 1), (1.5, 1), (2, 1), (1, 3)):
+        np.save(tmp_path / "v.npy", np.stack([slanted((20, 15, 10))] * d_out, axis=-1).squeeze())
+        flags = ("--d_out", d_out, "--d_in", 3, "--compression_ratio", ratio, "--n_passes", 0.1)
+        state = train(tmp_path / "v.npy", tmp_path, *flags).state
         n = state["net_layers.0.linear.bias"].numel()
-        larger = 3 * (n + 1) + (n + 1) + 2 * ((n + 1) ** 2 + n + 1) + n + 1 + 1
-        assert sizes[ratio] < 3000 / ratio <= larger, "the largest network below voxels / ratio"
-    assert sizes[1] > sizes[1.5] > sizes[2]
+        sizes = [4 * width + 2 * (width**2 + width) + d_out * (width + 1) for width in (n, n + 1)]
+        assert sum(t.numel() for t in state.values()) == sizes[0] < 3000 / ratio <= sizes[1]
 
 
 def test_a_ratio_out_of_reach_is_said_with_a_way_out(tmp_path, capsys):
@@ -136,9 +133,8 @@ def test_a_ratio_out_of_reach_is_said_with_a_way_out(tmp_path, capsys):
     assert "more parameters than the volume has values, 280" in capsys.readouterr().err
 
 
-def test_names_that_need_not_be_typed(tmp_path, monkeypatch, capsys):
+def test_names_that_need_not_be_typed(tmp_path, capsys):
     """Each script finds what the one before wrote; a blob may be given without --compressed, but no other file."""
-    monkeypatch.chdir(tmp_path)
     stored("waves", tmp_path)
     net_compress.main(["--cluster_bits", "6"])
     assert "next: python net_decompress.py\n" in capsys.readouterr().out
@@ -155,44 +151,30 @@ def test_names_that_need_not_be_typed(tmp_path, monkeypatch, capsys):
 
 def test_info_tells_what_a_blob_holds(tmp_path, capsys):
     """Without the files of a decoding; of a blob of the original scripts, what that holds."""
+
+    def info(data: bytes) -> dict[str, str]:
+        (tmp_path / "b").write_bytes(data)
+        net_decompress.main([str(tmp_path / "b"), "--info"])
+        assert listing(tmp_path) == {"b": data}
+        return results(capsys.readouterr().out)
+
     geometry = Geometry((2.0, float(np.float32(0.8)), 1.5, 1.0), (3.0, -1.0, 0.0, 7.0), name="T", units="K")
-    low, high = np.array([-3], np.int16), np.array([900], np.int16)
-    network = {"n_neurons": 2, "n_layers": 1, "d_in": 4, "d_out": 1, "is_residual": True, "omega_0": 30.0}
-    layers = [
-        QuantisedLayer(np.zeros((n_out, n_in), np.int32), np.zeros(n_out, np.int32), np.float32(1.0))
-        for n_out, n_in in ((2, 4), (1, 2))
-    ]
-    header = VolumeHeader((5, 6, 4, 3), low, high, geometry)
-    data = encode_blob(header, [(network, layers)], Written((1, 0), 40.6))
-    (tmp_path / "b").write_bytes(data)
-    before = listing(tmp_path)
-    net_decompress.main([str(tmp_path / "b"), "--info"])
-    found = results(capsys.readouterr().out)
-    assert found == {
+    header = VolumeHeader((5, 6, 4, 3), np.array([-3], np.int16), np.array([900], np.int16), geometry)
+    data = encode_blob(header, [zero_network(d_in=4)], Written((1, 0), 40.6))
+    assert info(data) == {
         **{"shape": "6,4,3", "type": "int16", "name": "T", "units": "K", "spacing": "0.8,1.5,1", "origin": "-1,0,7"},
         **{"times": "5", "first_time": "3", "last_time": "11", "range": "-3,900", "layers": "1", "width": "2"},
         **{"parameters": "13", "bytes": str(len(data)), "bits_per_weight": f"{8 * len(data) / 13:.3f}"},
         **{"file_ratio": f"{4 * 360 / len(data):.2f}", "source_ratio": f"{2 * 360 / len(data):.2f}"},
         **{"psnr": "40.60", "version": "1.0"},
     }
-    assert listing(tmp_path) == before
     since = dataclasses.replace(geometry, spacing=(0.1, 1.0, 1.0, 1.0), origin=(1700000001.0, 0.0, 0.0, 0.0))
-    (tmp_path / "t").write_bytes(encode_blob(dataclasses.replace(header, geometry=since), [(network, layers)]))
-    net_decompress.main([str(tmp_path / "t"), "--info"])
-    found = results(capsys.readouterr().out)
+    found = info(encode_blob(dataclasses.replace(header, geometry=since), [zero_network(d_in=4)]))
     assert (found["first_time"], found["last_time"]) == ("1700000001", "1700000001.4")
-    (tmp_path / "o").write_bytes(original_blob(np.random.default_rng(0), 8, 6, 3, True)[0])
-    net_decompress.main([str(tmp_path / "o"), "--info"])
-    assert results(capsys.readouterr().out)["version"] == "the original scripts"
+    assert info(original_blob(np.random.default_rng(0), 8, 6, 3, True)[0])["version"] == "the original scripts"
     shifted = make_header((5, 4, 3), 1e6, 1e6 + 1e-3, "float64")
-    network |= {"d_in": 3}
-    layers[0] = dataclasses.replace(layers[0], weights=np.zeros((2, 3), np.int32))
-    (tmp_path / "s").write_bytes(encode_blob(shifted, [(network, layers)]))
-    net_decompress.main([str(tmp_path / "s"), "--info"])
-    assert results(capsys.readouterr().out)["range"] == "1e+06,1000000.001"
-    (tmp_path / "c").write_bytes(cut_blob((9, 7, 5), (2, 1, 3), constant=(0, 4)))
-    net_decompress.main([str(tmp_path / "c"), "--info"])
-    found = results(capsys.readouterr().out)
+    assert info(encode_blob(shifted, [zero_network(d_in=3)]))["range"] == "1e+06,1000000.001"
+    found = info(cut_blob((9, 7, 5), (2, 1, 3), constant=(0, 4)))
     assert (found["bricks"], found["constant_bricks"], found["width"]) == ("2,1,3", "2", "3")
     assert found["parameters"] == str(4 * (3 * 4 + 2 * 3 * 4 + 4))
 
@@ -293,23 +275,18 @@ def test_batch_size_times_oversample_samples_a_step(volume_file, tmp_path, batch
     assert min(315, size) - 2 <= max(map(len, steps)) <= size
 
 
-@pytest.mark.parametrize("n_passes", [1, 3])
+@pytest.mark.parametrize("n_passes", [1, 2.5, 3])
 def test_n_passes_sees_every_voxel_so_often(volume_file, tmp_path, n_passes):
-    flat = torch.cat(steps_of(volume_file, tmp_path, "--n_passes", n_passes, "--schedule", "step"))
-    assert flat.bincount(minlength=315).tolist() == [n_passes] * 315
-
-
-def test_fractional_n_passes(volume_file, tmp_path):
-    flags = "--n_passes", 2.5, "--batchSize", 5, "--schedule", "step"
+    flags = "--n_passes", n_passes, "--batchSize", 5, "--schedule", "step"
     counts = torch.cat(steps_of(volume_file, tmp_path, *flags)).bincount(minlength=315)
-    assert 2.5 * 315 <= counts.sum() <= 2.5 * 315 + 10 and sorted(set(counts.tolist())) == [2, 3]
+    assert set(counts.tolist()) == {math.floor(n_passes), math.ceil(n_passes)}
+    assert 0 <= counts.sum() - n_passes * 315 <= 5
 
 
 def test_defaults_of_a_fit_are_settled(volume_file, tmp_path):
     """1,500 steps, each of which is a pass, at 0.4 / (16 x 2); a low target ends them early."""
-    files = ("--volume", volume_file, "--network", tmp_path / "n", "--config", tmp_path / "c")
-    train_script.main([str(a) for a in (*files, "--n_layers", 1, "--target_psnr", 1)])
-    settings = json.loads((tmp_path / "c").read_text())
+    train_script.main(["--volume", str(volume_file), "--n_layers", "1", "--target_psnr", "1"])
+    settings = json.loads((tmp_path / "thenet.json").read_text())
     assert (settings["n_passes"], settings["lr"], settings["oversample"]) == (1500, pytest.approx(0.0125), 2)
 
 
@@ -322,13 +299,13 @@ def test_target_psnr(volume_file, tmp_path):
 
 def test_max_seconds(volume_file, tmp_path, monkeypatch):
     """By a clock that goes on by 0.01 seconds at every look."""
-    argv = ("--volume", volume_file, "--network", tmp_path / "n", "--config", tmp_path / "c", "--n_layers", 2)
+    argv = ("--volume", str(volume_file), "--n_layers", "2", "--max_seconds", "0.495")
     clock = SimpleNamespace(monotonic=itertools.count(0.0, 0.01).__next__)
     with monkeypatch.context() as patch, watched_samples() as steps:
         patch.setattr(fitting, "time", clock)
-        train_script.main([str(a) for a in (*argv, "--max_seconds", 0.495)])
-    assert len(steps) == 50 and json.loads((tmp_path / "c").read_text())["seconds"] == pytest.approx(0.5)
-    assert "not both" in error_of(train_script.main, *argv, "--max_seconds", 1, "--n_passes", 1)
+        train_script.main([*argv])
+    seconds = json.loads((tmp_path / "thenet.json").read_text())["seconds"]
+    assert len(steps) == 50 and seconds == pytest.approx(0.5)
 
 
 def interrupt_at(monkeypatch, step):
@@ -392,8 +369,7 @@ def test_the_chosen_depth_is_told_and_kept_when_resumed(tmp_path, monkeypatch, c
 
 
 def test_resume_needs_a_checkpoint(volume_file, tmp_path):
-    outputs = ("--network", tmp_path / "n", "--config", tmp_path / "c", "--n_layers", 1)
-    argv = ("--volume", volume_file, *outputs, "--resume")
+    argv = ("--volume", volume_file, "--n_layers", 1, "--resume")
     assert "--checkpoint" in error_of(train_script.main, *argv)
     (tmp_path / "bad").write_bytes(b"hello")
     torch.save({"identity": 1}, tmp_path / "foreign")
@@ -461,13 +437,6 @@ def test_three_components(tmp_path):
     np.testing.assert_array_equal(decompress(tmp_path / "blob", tmp_path / "out.vti"), found)
 
 
-def test_compression_ratio_counts_voxels_not_components(tmp_path):
-    shape = (20, 15, 10)
-    np.save(tmp_path / "v.npy", np.stack([slanted(shape)] * 3, axis=-1))
-    state = train(tmp_path / "v.npy", tmp_path, "--d_out", 3, "--compression_ratio", 1, "--n_passes", 0.1).state
-    assert sum(t.numel() for t in state.values()) < 3000
-
-
 def test_a_network_no_better_than_a_constant_is_warned_of(tmp_path, capsys):
     values = np.random.default_rng(0).random((12, 10, 8), np.float32)
     np.save(tmp_path / "v.npy", values)
@@ -501,12 +470,8 @@ def test_a_single_voxel_is_no_fill_value(tmp_path, capsys):
 
 def test_a_decoded_volume_has_the_psnr_of_its_blob(tmp_path, capsys):
     """Under a key of its own, as this run measured nothing; not a part of the volume."""
-    network = {"n_neurons": 2, "n_layers": 1, "d_in": 3, "d_out": 1, "is_residual": True, "omega_0": 30.0}
-    layers = [
-        QuantisedLayer(np.zeros((n_out, n_in), np.int32), np.zeros(n_out, np.int32), np.float32(1.0))
-        for n_out, n_in in ((2, 3), (1, 2))
-    ]
-    (tmp_path / "b").write_bytes(encode_blob(make_header((5, 4, 3)), [(network, layers)], Written((1, 0), 40.6)))
+    data = encode_blob(make_header((5, 4, 3)), [zero_network(d_in=3)], Written((1, 0), 40.6))
+    (tmp_path / "b").write_bytes(data)
     for option, expected in ((), "40.60"), (("--roi", ":,1:,:"), None):
         net_decompress.main([str(tmp_path / "b"), "--recon", str(tmp_path / "r.vti"), *option])
         found = results(capsys.readouterr().out)
@@ -639,7 +604,6 @@ def test_decompress_reports_what_it_wrote(chain, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["r.npy", "r.zarr", "r.mhd", "r.vti"])
 def test_the_line_for_people_has_the_size_of_all_that_was_written(name, tmp_path, monkeypatch, capsys):
     """Of what a folder holds, of voxels beside their header, of the steps that a list names, r.pvd here."""
-    monkeypatch.chdir(tmp_path)
     shape = (3, 6, 5, 4) if name == "r.vti" else (60, 50, 40)
     blob = make_blob(make_header(shape), field_net(d_in=len(shape)))
     (tmp_path / "a.nvc").write_bytes(blob)
@@ -649,8 +613,7 @@ def test_the_line_for_people_has_the_size_of_all_that_was_written(name, tmp_path
     assert f" -> {name.replace('.vti', '.pvd')}  {size}" in capsys.readouterr().out
 
 
-def test_recon_without_suffix_is_vti(chain, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_recon_without_suffix_is_vti(chain, tmp_path):
     net_decompress.main(["--compressed", str(chain.blob)])
     net_decompress.main(["--compressed", str(chain.blob), "--recon", "other"])
     found = listing(tmp_path)
@@ -658,9 +621,8 @@ def test_recon_without_suffix_is_vti(chain, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["", "folder/", ".", "folder/.."])
-def test_recon_without_a_name_is_refused(chain, tmp_path, monkeypatch, name):
+def test_recon_without_a_name_is_refused(chain, tmp_path, name):
     """With a suffix it would be a hidden file."""
-    monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "p.csv").write_text("1,2,3\n")
     before = listing(tmp_path)
@@ -695,8 +657,8 @@ def test_recon_is_refused_before_it_is_evaluated(chain, tmp_path, monkeypatch):
     assert set(listing(tmp_path)) == {"out.raw"}
 
 
-def test_float(tmp_path):
-    """Integers come back rounded in their own type; with --float they do not, and are what was rounded."""
+def test_float(tmp_path, capsys):
+    """Integers come back rounded in their own type, and are measured so; with --float they are what was rounded."""
     array = (slanted((9, 7, 5)) * 4).astype(np.uint8)
     rounded = round_trip(array, tmp_path, *WELL)
     assert rounded.dtype == np.uint8 and np.abs(rounded.astype(int) - array).max() < 0.03 * np.ptp(array) + 0.5
@@ -704,11 +666,6 @@ def test_float(tmp_path):
     assert unrounded.dtype == np.float32 and np.abs(unrounded - np.rint(unrounded)).max() > 0.2
     np.testing.assert_array_equal(np.rint(unrounded), rounded)
     assert rounded.min() >= array.min() and rounded.max() <= array.max()
-
-
-def test_integer_metrics_are_those_of_the_rounded_volume(tmp_path, capsys):
-    array = (slanted((9, 7, 5)) * 4).astype(np.uint8)
-    rounded = round_trip(array, tmp_path, *WELL)
     capsys.readouterr()
     decompress(tmp_path / "blob", tmp_path / "out.npy", "--volume", tmp_path / "in.npy")
     found = results(capsys.readouterr().out)
@@ -831,14 +788,6 @@ def test_a_damaged_checkpoint_is_refused(volume_file, tmp_path, monkeypatch):
         train(volume_file, tmp_path, "--checkpoint", checkpoint, "--resume")
 
 
-@pytest.mark.parametrize("scale", [1e160, 1e-300])
-def test_extreme_ranges(tmp_path, scale, recwarn):
-    volume = slanted((6, 5, 4)).astype(np.float64) * scale
-    np.save(tmp_path / "v.npy", volume)
-    assert np.isfinite(train(tmp_path / "v.npy", tmp_path, *WELL).settings["psnr"])
-    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
-
-
 def test_a_checkpoint_that_cannot_be_written_ends_no_training(volume_file, tmp_path, monkeypatch, capsys):
     def full(self, fit):
         raise UserError("state: cannot be written: No space left on device")
@@ -849,62 +798,6 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_training(volume_file, tmp_p
     assert trained.network.exists()
     said = "train.py: warning: state: cannot be written: No space left on device: the training goes on\n"
     assert capsys.readouterr().err.count(said) > 1
-
-
-def deep(depth: int) -> list:
-    """A list whose text is as long as 2^depth."""
-    found: list = []
-    for _ in range(depth):
-        found = [found, found]
-    return found
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"best_loss": None},
-        {"best_loss": math.nan},
-        {"n_halvings": "x"},
-        {"n_recoveries": -1},
-        {"start": {}},
-        {"seconds": math.nan},
-        {"seconds": None},
-        {"best": "x"},
-        {"best": {}},
-        {"errors": torch.full((315,), 1e29)},
-        {"errors": torch.zeros(3)},
-        {"now": None},
-        {"now": "loss"},
-        {"now": "weights"},
-        {"density": "x"},
-    ],
-    ids=str,
-)
-def test_damaged_checkpoints(damage, volume_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
-    flags = ("--n_passes", 2, "--checkpoint", tmp_path / "state")
-    train(volume_file, tmp_path, *flags)
-    content = torch.load(tmp_path / "state", weights_only=True)
-    if damage == {"now": "loss"}:
-        damage = {"now": content["fit"]["now"] | {"loss": None}}
-    if damage == {"now": "weights"}:
-        content["fit"]["now"]["tensors"][0][0] = math.nan
-        damage = {}
-    content["fit"] |= damage
-    torch.save(content, tmp_path / "state")
-    with pytest.raises(UserError, match="expected a checkpoint of train"):
-        train(volume_file, tmp_path, *flags, "--resume")
-
-
-def test_a_checkpoint_whose_text_has_no_end(volume_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
-    flags = ("--n_passes", 2, "--checkpoint", tmp_path / "state")
-    train(volume_file, tmp_path, *flags)
-    content = torch.load(tmp_path / "state", weights_only=True)
-    content["identity"]["seed"] = deep(60)
-    torch.save(content, tmp_path / "state")
-    with pytest.raises(UserError, match="of another run: seed was something else, is 0"):
-        train(volume_file, tmp_path, *flags, "--resume")
 
 
 @pytest.mark.parametrize(
@@ -919,10 +812,9 @@ def test_a_checkpoint_whose_text_has_no_end(volume_file, tmp_path, monkeypatch):
     ],
     ids=str,
 )
-def test_a_checkpoint_names_the_flag_that_differs(flags, name, volume_file, tmp_path, monkeypatch):
+def test_a_checkpoint_names_the_flag_that_differs(flags, name, volume_file, monkeypatch):
     monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
-    same = ("--volume", volume_file, "--network", tmp_path / "n", "--config", tmp_path / "c", "--n_passes", 4)
-    same += ("--n_layers", 2, "--checkpoint", tmp_path / "state")
+    same = ("--volume", volume_file, "--n_passes", 4, "--n_layers", 2, "--checkpoint", "state")
     train_script.main([str(a) for a in same])
     assert f"is of another run: {name}" in error_of(train_script.main, *same, *flags, "--resume")
 
@@ -936,25 +828,18 @@ def test_a_checkpoint_names_the_flag_that_differs(flags, name, volume_file, tmp_
     ],
     ids=["shape", "components", "values"],
 )
-def test_a_checkpoint_names_the_volume_before_what_follows_from_it(array, said, tmp_path, monkeypatch):
+def test_a_checkpoint_names_the_volume_before_what_follows_from_it(array, said, monkeypatch):
     """Such as the learning rate, the number of passes and the depth."""
     monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
-    np.save(tmp_path / "a.npy", slanted((9, 7, 5)))
-    np.save(tmp_path / "b.npy", array)
-    flags = ("--d_in", 3, "--checkpoint", tmp_path / "state", "--seed")
-    outputs = ("--network", tmp_path / "n", "--config", tmp_path / "c", "--compression_ratio", 9)
-    train_script.main([str(a) for a in ("--volume", tmp_path / "a.npy", *outputs, "--n_passes", 2, *flags, 0)])
-    message = error_of(train_script.main, "--volume", tmp_path / "b.npy", *outputs, *flags, 1, "--resume")
+    np.save("a.npy", slanted((9, 7, 5)))
+    np.save("b.npy", array)
+    flags = ("--compression_ratio", "9", "--d_in", "3", "--checkpoint", "state", "--seed")
+    train_script.main(["--volume", "a.npy", "--n_passes", "2", *flags, "0"])
+    message = error_of(train_script.main, "--volume", "b.npy", *flags, 1, "--resume")
     assert f"state: is of another run: {said}: without" in message
 
 
-def test_settled_options_are_in_the_configuration(volume_file, tmp_path):
-    options = train(volume_file, tmp_path, "--n_passes", 3).settings["options"]
-    assert (options["d_in"], options["d_out"], options["n_passes"]) == (3, 1, 3.0) and options["lr"] > 0
-
-
-def test_the_next_command_can_be_pasted_where_names_begin_with_a_dash(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_next_command_can_be_pasted_where_names_begin_with_a_dash(capsys):
     np.save("-lead.npy", slanted((9, 7, 5)))
     small = ["--n_passes", "1", "--n_layers", "2"]
     train_script.main(["--volume=-lead.npy", "--network=-n.pth", "--config=-c.json", *small])
@@ -964,9 +849,8 @@ def test_the_next_command_can_be_pasted_where_names_begin_with_a_dash(tmp_path, 
     assert "9,7,5" in capsys.readouterr().out
 
 
-def test_the_next_command_reads_the_same_volume(tmp_path, capsys, monkeypatch):
+def test_the_next_command_reads_the_same_volume(tmp_path, capsys):
     """Whatever it takes; and it makes the smaller file."""
-    monkeypatch.chdir(tmp_path)
     slanted((9, 7, 5)).ravel(order="F").tofile("a b.raw")
     argv = ("--volume", "a b.raw", "--shape", "9,7,5", "--dtype", "float32", "--endian", "little", "--n_passes", "1")
     train_script.main([*argv, "--n_layers", "2"])

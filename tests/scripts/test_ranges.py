@@ -55,9 +55,10 @@ def test_a_tiny_range_of_float32_is_as_good_as_float32_can_hold(tmp_path):
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e300])
-def test_ranges_at_the_ends_of_float64(scale, tmp_path):
+def test_ranges_at_the_ends_of_float64(scale, tmp_path, recwarn):
     decoded, printed = compared_round_trip(scale * UNIT, tmp_path)
     assert float(printed[2]["psnr"]) == pytest.approx(psnr_of(UNIT, decoded / scale), abs=1e-3) and np.ptp(decoded) > 0
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
 
 
 @pytest.mark.parametrize(("low", "dtype"), [(2**60 - 5, "int64"), (-(2**60) - 5, "int64"), (2**63 + 7, "uint64")])

@@ -110,7 +110,17 @@ def test_a_fit_that_has_just_diverged_is_not_saved(tmp_path, monkeypatch):
     checkpoint.load(small_fit())
 
 
-@pytest.mark.parametrize("value", [torch.zeros(3), torch.tensor(2), endless(), [[]], "x", None, 2.0, True])
+def deep(depth: int) -> list:
+    """A list whose text is as long as 2^depth."""
+    found: list = []
+    for _ in range(depth):
+        found = [found, found]
+    return found
+
+
+@pytest.mark.parametrize(
+    "value", [torch.zeros(3), torch.tensor(2), endless(), [[]], deep(60), "x", None, 2.0, True], ids=range(9)
+)
 @pytest.mark.parametrize("key", ["n_layers", "shape", "lr"])
 def test_an_identity_of_other_types(key, value, saved, tmp_path):
     content = torch.load(io.BytesIO(saved), weights_only=True)
@@ -123,14 +133,17 @@ def test_an_identity_of_other_types(key, value, saved, tmp_path):
 
 
 DAMAGE = {
-    "n_halvings": [10**400, 5, True],
-    "n_recoveries": [10**400, 5],
+    "best_loss": [None, math.nan],
+    "seconds": [None, math.nan],
+    "n_halvings": [10**400, 5, True, "x"],
+    "n_recoveries": [10**400, 5, -1],
     "n_short_wave_starts": [1, -1],
-    "errors": [torch.zeros(1), torch.zeros(24).long(), torch.full((24,), math.nan), endless()],
-    "density": [torch.ones(1), torch.ones(23), torch.ones(24, 24), -torch.ones(24), torch.ones(24) / 0, endless()],
+    "errors": [torch.zeros(1), torch.zeros(24).long(), torch.full((24,), math.nan), torch.full((24,), 1e29), endless()],
+    "density": [torch.ones(1), torch.ones(23), torch.ones(24, 24), -torch.ones(24), torch.ones(24) / 0, endless(), "x"],
+    **{state: [None, "x", {}] for state in ("now", "best", "start")},
 }
 DAMAGE_OF_STATES = {
-    "loss": [-1.0, math.inf, math.nan, 0],
+    "loss": [-1.0, math.inf, math.nan, 0, None],
     "step": [10**400, True, 1.0, -1],
     "tensors": [[], [endless()] * 5, {}, [None] * 5],
 }
@@ -153,21 +166,19 @@ def test_a_fit_of_other_types(case, saved, tmp_path):
         Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
 
 
+ODD_TENSORS = {
+    "one number in the place of many": lambda tensor: tensor.reshape(-1)[0],  # would be copied to all of them
+    "complex": lambda tensor: tensor.to(torch.complex64),
+    "NaN": lambda tensor: torch.full_like(tensor, math.nan),
+}
+
+
+@pytest.mark.parametrize(("what", "index"), [*((what, -1) for what in ODD_TENSORS if what != "NaN"), ("NaN", 0)])
 @pytest.mark.parametrize("state", ["now", "best", "start"])
-def test_optimizers_of_other_shapes(state, saved, tmp_path):
-    """One number in the place of many would be copied to all of them."""
+def test_weights_and_optimizers_of_other_shapes_and_types(state, index, what, saved, tmp_path):
     content = torch.load(io.BytesIO(saved), weights_only=True)
     tensors = content["fit"][state]["tensors"]
-    tensors[-1] = tensors[-1].reshape(-1)[0]
-    torch.save(content, tmp_path / "state")
-    with pytest.raises(UserError, match="expected a checkpoint of train"):
-        Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
-
-
-@pytest.mark.parametrize("state", ["now", "best", "start"])
-def test_optimizers_of_another_type(state, saved, tmp_path):
-    content = torch.load(io.BytesIO(saved), weights_only=True)
-    content["fit"][state]["tensors"][-1] = content["fit"][state]["tensors"][-1].to(torch.complex64)
+    tensors[index] = ODD_TENSORS[what](tensors[index])
     torch.save(content, tmp_path / "state")
     with pytest.raises(UserError, match="expected a checkpoint of train"):
         Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
