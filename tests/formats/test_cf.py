@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.scripts import decompress, listing, results, train
-from helpers.volumes import slanted
+from helpers.volume_files import refusal
+from helpers.volumes import slanted, whole
 
 import net_compress
 import net_decompress
@@ -65,16 +66,6 @@ def set_attribute(path: str, name: str, value: object) -> None:
     else:
         with h5py.File(path, "a") as file:
             file["v"].attrs[name] = value
-
-
-def whole(array) -> np.ndarray:
-    return array[tuple(slice(n) for n in array.shape)]
-
-
-def refusal(path: str, **flags) -> str:
-    with pytest.raises(VolumeError) as caught:
-        read_volume(path, **flags)
-    return str(caught.value)
 
 
 # --- what comes with the values ---------------------------------------------------------------------
@@ -266,17 +257,12 @@ def test_bytes_are_signed_or_not_as_the_file_says(tmp_path, kind, says):
     np.testing.assert_array_equal(whole(volume.array), np.where(is_gone, volume.fill, exact))
 
 
-def test_a_mark_that_the_type_has_not_marks_nothing(tmp_path):
-    stored = np.arange(210, dtype=np.uint8).reshape(SHAPE)
-    path = write(tmp_path, "nc4", grid(stored, attributes={"missing_value": np.int16(-9999)}))
-    volume = read_volume(path)
+@pytest.mark.parametrize(("mark", "dtype"), [(np.int16(-9999), np.uint8), (np.int32(65535), np.int16)])
+def test_a_mark_that_the_type_has_not_marks_nothing(tmp_path, mark, dtype):
+    """Nor a number of the same bits."""
+    stored = np.arange(-100, 110).reshape(SHAPE).astype(dtype)
+    volume = read_volume(write(tmp_path, "nc4", grid(stored, attributes={"missing_value": mark})))
     assert volume.fill is None and np.array_equal(whole(volume.array), stored)
-
-
-def test_a_mark_of_signed_integers_is_no_other_number_of_their_bits(tmp_path):
-    stored = np.arange(-100, 110, dtype=np.int16).reshape(SHAPE)
-    path = write(tmp_path, "nc4", grid(stored, attributes={"missing_value": np.int32(65535)}))
-    assert read_volume(path).fill is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

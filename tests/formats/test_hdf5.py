@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers.volumes import slanted
+from helpers import volume_files
+from helpers.volumes import slanted, whole
 
 from formats.common import VolumeError
 from formats.reading import read_volume
@@ -20,14 +21,9 @@ def path(tmp_path):
 
 
 def refusal(path: str, array: str | None = None) -> str:
-    with pytest.raises(VolumeError) as caught:
-        read_volume(path, array=array)
-    assert str(caught.value).startswith(f"{path}: ")
-    return str(caught.value)
-
-
-def whole(array) -> np.ndarray:
-    return array[tuple(slice(n) for n in array.shape)]
+    message = volume_files.refusal(path, array=array)
+    assert message.startswith(f"{path}: ")
+    return message
 
 
 # --- what is read -----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tifffile
-from helpers.volumes import slanted
+from helpers.volumes import slanted, whole
 from helpers.vtk import vtk_write
 
 import formats
@@ -28,11 +28,6 @@ def write_steps(folder, n=12, times=None, **keywords):
         time = None if times is None else times[t]
         vtk_write(folder / f"step_{t}.vti", 100 * t + slanted(SHAPE), time=time, **keywords)
     return str(folder / "step_*.vti")
-
-
-def whole(series) -> np.ndarray:
-    """All the values of a series."""
-    return series[(slice(None),) * 4]
 
 
 def test_natural_order(tmp_path):
@@ -274,7 +269,7 @@ def test_a_pattern_has_four_axes(tmp_path, d_in):
 
 @pytest.mark.parametrize("d_in", [None, 2, 3, 4])
 @pytest.mark.parametrize("components", [(), (3,)])
-def test_images_are_slices_to_be_stacked(tmp_path, monkeypatch, d_in, components):
+def test_images_are_slices_to_be_stacked(tmp_path, d_in, components):
     """Whatever --d_in is given. The advice makes the volume."""
     images = np.random.default_rng(0).random((11, 7, 6, *components))
     for k, image in enumerate(images):
@@ -285,7 +280,6 @@ def test_images_are_slices_to_be_stacked(tmp_path, monkeypatch, d_in, components
         read_volume(pattern, d_in, d_out)
     message = str(caught.value)
     assert "--d_in" not in message and "\n" not in message
-    monkeypatch.chdir(tmp_path)
     eval(message.partition("as by ")[2].partition(", then --d_out 3")[0], {"numpy": np, "formats": formats})
     np.testing.assert_array_equal(read_volume("stack.npy", None, d_out).array, np.stack(images, axis=2))
 

@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 import pytest
 from helpers.scripts import ROOT, listing
-from helpers.volumes import slanted
+from helpers.volumes import TURNED, slanted, whole
 from helpers.vtk import vtk_read
 from vtkmodules.util.numpy_support import vtk_to_numpy
 from vtkmodules.vtkIOXML import vtkXMLImageDataReader
@@ -23,12 +23,10 @@ from formats.arrays import LazyArray
 from formats.common import VolumeError, suffix_of
 from formats.reading import read_volume
 from formats.writing import SUFFIXES, output_files, output_path, write_volume
-from utils import DEFAULT_NAME, IDENTITY, Geometry, UserError, Volume
+from utils import DEFAULT_NAME, DTYPES, IDENTITY, Geometry, UserError, Volume
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 
-DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
-TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
 SPACING, ORIGIN = (0.1, 2 / 3, 3.0), (-1.5, 10.1, 0.25)
 SHAPE = (11, 4, 3)  # VTK takes a first axis of up to 9 in a NRRD file for components
 IMAGES = (".vti", ".nrrd", ".mhd", ".mha", ".nii", ".nii.gz")  # that VTK reads
@@ -264,7 +262,7 @@ def test_all_comes_back(tmp_path, suffix, volume):
     found = read_volume(path, None if d_in == 4 else d_in)
     assert found.geometry == volume.geometry and found.array.dtype == volume.array.dtype
     assert suffix == ".tif" or (found.fill, found.time) == (volume.fill, volume.time)
-    np.testing.assert_array_equal(found.array[tuple(map(slice, found.array.shape))], volume.array)
+    np.testing.assert_array_equal(whole(found.array), volume.array)
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".zarr"])

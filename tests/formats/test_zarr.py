@@ -10,9 +10,9 @@ import sys
 
 import numpy as np
 import pytest
-from helpers.volumes import slanted
+from helpers.volume_files import refusal
+from helpers.volumes import slanted, whole
 
-from formats.common import VolumeError
 from formats.reading import read_volume, source_files
 from formats.writing import write_volume
 from utils import Geometry, Volume
@@ -22,21 +22,11 @@ zarr = pytest.importorskip("zarr")
 SHAPE = (12, 10, 8)
 
 
-def refusal(path) -> str:
-    with pytest.raises(VolumeError) as caught:
-        read_volume(str(path))
-    return str(caught.value)
-
-
 def write(path, array: np.ndarray, **flags):
     """An array in a folder, [x, y, z] whatever its order there."""
     made = zarr.create_array(str(path), shape=array.T.shape, dtype=array.dtype, **{"chunks": (4, 5, 6), **flags})
     made[...] = array.T
     return made
-
-
-def whole(array) -> np.ndarray:
-    return array[tuple(slice(n) for n in array.shape)]
 
 
 @pytest.mark.parametrize("version", [2, 3])
