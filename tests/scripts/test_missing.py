@@ -208,18 +208,6 @@ def test_unknown_gradients_teach_nothing():
     assert all(p.grad.isfinite().all() for p in net.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("grad_lambda", [0.0, 0.01])
-def test_a_fit_does_not_see_the_missing_voxels(grad_lambda):
-    """Whatever stands there, the fitted network is the same."""
-    results = []
-    for fill in (math.nan, 1e6, 20.25):
-        array, _ = holed(fill=fill)
-        net = FieldNet(SirenConfig(8, 2, 3, 1), torch.Generator().manual_seed(0))
-        fit(net, field_of(array[..., None], np.float32(fill)), n_passes=2, grad_lambda=grad_lambda)
-        results.append([p.tolist() for p in net.parameters()])
-    assert results[0] == results[1] == results[2]
-
-
 # --- through the scripts ----------------------------------------------------------------------------
 
 
@@ -251,12 +239,13 @@ def test_missing_voxels_come_back_as_they_were(dtype, fill, tmp_path):
     assert float(values["file_ratio"]) == pytest.approx(4 * array.size / int(values["bytes"]), abs=5e-3)
 
 
-def test_the_network_is_that_of_the_present_voxels_whatever_marks_the_others(tmp_path):
+@pytest.mark.parametrize("grad_lambda", [0.0, 0.01])
+def test_the_network_is_that_of_the_present_voxels_whatever_marks_the_others(grad_lambda, tmp_path):
     networks = []
-    for fill in (math.nan, -9999.0, 1e30):
+    for fill in (math.nan, -9999.0, 1e30, 20.25):
         array, _ = holed(fill=fill)
         np.save(tmp_path / "v.npy", array)
-        networks.append(train(tmp_path / "v.npy", tmp_path, "--fill", fill).state)
+        networks.append(train(tmp_path / "v.npy", tmp_path, "--fill", fill, "--grad_lambda", grad_lambda).state)
     for other in networks[1:]:
         assert all(torch.equal(networks[0][name], other[name]) for name in other)
 
@@ -400,21 +389,20 @@ def test_a_value_is_never_the_fill_value():
 
 
 @pytest.mark.parametrize("value", ["inf", "x", "", "1,2", "1e999"])
-def test_fill_is_a_number(value, tmp_path):
+def test_fill_is_a_number(value):
     message = error_of(train_script.main, "--volume", "v.npy", "--fill", value)
-    assert (
-        message.startswith("argument --fill: expected a finite number, nan or none, found") and repr(value) in message
-    )
+    assert message.startswith("argument --fill: expected a finite number, nan or none, found")
+    assert repr(value) in message
 
 
 def test_nan_without_fill_says_what_to_do(tmp_path):
     array, _ = holed()
     np.save(tmp_path / "v.npy", array)
-    message = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--network", tmp_path / "n.pth")
+    message = error_of(train_script.main, "--volume", tmp_path / "v.npy")
     assert "found 91 NaN or infinite ones" in message and message.endswith("train.py --fill nan takes NaN as missing")
     array[0, 0, 1] = np.inf
     np.save(tmp_path / "v.npy", array)
-    message = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--network", tmp_path / "n.pth")
+    message = error_of(train_script.main, "--volume", tmp_path / "v.npy")
     assert "found 92 NaN or infinite ones" in message
     array[~np.isfinite(array)] = np.nan  # as the message says
     assert message.endswith("array[~np.isfinite(array)] = np.nan makes them missing, with train.py --fill nan")
