@@ -11,7 +11,7 @@ import torch
 from helpers.networks import decode_blob
 from helpers.original import original_coordinates, original_forward
 from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, train
-from helpers.volumes import slanted
+from helpers.volumes import TURNED, slanted
 from helpers.vtk import vtk_read, vtk_write
 
 import net_decompress
@@ -57,13 +57,11 @@ def test_npy_geometry_and_name(tmp_path, volume_file):
 
 
 def test_direction_and_units(tmp_path):
-    turned = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
-    volume = Volume(slanted((9, 7, 5)), Geometry((0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), turned, "T", "K"))
+    volume = Volume(slanted((9, 7, 5)), Geometry((0.5, 2.0, 3.0), (-1.0, 10.0, 0.25), TURNED, "T", "K"))
     write_volume(str(tmp_path / "in.vti"), volume)
     compress(train(tmp_path / "in.vti", tmp_path, "--n_layers", 1), tmp_path / "blob")
     decompress(tmp_path / "blob", tmp_path / "recon.vti")
-    found = read_volume(str(tmp_path / "recon.vti"))
-    assert found.geometry == volume.geometry
+    assert read_volume(str(tmp_path / "recon.vti")).geometry == volume.geometry
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(1e-12, 3e-12), (1e9, -5e12)])
@@ -77,21 +75,13 @@ def test_units_come_back(tmp_path, scale, offset):
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-def test_integers_come_back_in_their_type(tmp_path, dtype):
-    array = (slanted((6, 5, 4)) * 3).astype(dtype)
-    found = round_trip(array, tmp_path, *WELL)
-    assert found.dtype == np.dtype(dtype) and found.shape == array.shape
-    assert np.abs(found.astype(np.float64) - array.astype(np.float64)).max() < 0.03 * float(np.ptp(array)) + 0.5
-    assert found.min() >= array.min() and found.max() <= array.max()
-
-
-@pytest.mark.parametrize("dtype", INTEGERS)
 def test_the_whole_range_of_an_integer_type(tmp_path, dtype):
-    """Nothing wraps around at the ends."""
+    """It comes back in that type. Nothing wraps around at the ends."""
     info = np.iinfo(dtype)
     array = np.full((5, 4, 3), info.min, dtype)
     array[3:] = info.max
     found = round_trip(array, tmp_path, *WELL)
+    assert found.dtype == np.dtype(dtype) and found.shape == array.shape
     span = float(info.max) - float(info.min)
     error = found.astype(np.float64) - array.astype(np.float64)
     assert np.sqrt(np.mean(error**2)) < 0.02 * span and np.abs(error).max() < 0.1 * span
@@ -145,19 +135,18 @@ def test_a_constant_volume_is_reported_without_error(tmp_path, capsys):
     assert found["psnr"] == "inf" and float(found["rmse"]) == 0 and float(found["max_error"]) == 0
 
 
-@pytest.mark.parametrize("shape", [(1, 6, 5), (6, 1, 5), (6, 5, 1), (1, 1, 7), (2, 2, 2), (3, 5, 7), (13, 2, 3)])
-@pytest.mark.parametrize("grad_lambda", [0, 0.001])
+@pytest.mark.parametrize(
+    ("shape", "grad_lambda"),
+    [((1, 6, 5), 0.001), ((6, 1, 5), 0), ((6, 5, 1), 0.001), ((1, 1, 7), 0), ((1, 1, 7), 0.001), ((2, 2, 2), 0.001),
+     ((3, 5, 7), 0.001), ((13, 2, 3), 0)],
+)  # fmt: skip
 def test_odd_shapes(tmp_path, shape, grad_lambda):
     array = slanted(shape)
     found = round_trip(array, tmp_path, *WELL, "--grad_lambda", grad_lambda)
     assert found.shape == shape and np.isfinite(found).all()
     assert np.sqrt(np.mean((found - array) ** 2)) < 0.02 * np.ptp(array)
-    assert vtk_dimensions(tmp_path) == shape
-
-
-def vtk_dimensions(folder):
-    decompress(folder / "blob", folder / "recon.vti")
-    return vtk_read(folder / "recon.vti").dimensions
+    decompress(tmp_path / "blob", tmp_path / "recon.vti")
+    assert vtk_read(tmp_path / "recon.vti").dimensions == shape
 
 
 def test_a_single_voxel(tmp_path):
@@ -187,7 +176,7 @@ def test_read_only_current_folder_and_paths_with_spaces(tmp_path, monkeypatch):
 
 def test_a_spacing_that_the_blob_refuses_is_refused_before_training(tmp_path):
     vtk_write(tmp_path / "flat.vti", slanted((4, 3, 1)), spacing=(1.0, 1.0, 0.0))
-    message = error_of(train_script.main, "--volume", tmp_path / "flat.vti", "--network", tmp_path / "n.pth")
+    message = error_of(train_script.main, "--volume", tmp_path / "flat.vti")
     assert message == f"{tmp_path / 'flat.vti'}: expected a positive spacing, found (1.0, 1.0, 0.0)"
     assert set(listing(tmp_path)) == {"flat.vti"}
 
