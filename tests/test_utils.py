@@ -45,17 +45,12 @@ def test_time_spans_its_own_interval():
 # --- values -----------------------------------------------------------------------------------------
 
 
-def test_normalise_by_hand():
-    values = np.array([[10.0], [15.0], [20.0], [12.5]], np.float32)
-    found = range_of(10, 20, np.float32).normalise(values)
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found.ravel(), [-1, 0, 1, -0.5])
-
-
-def test_denormalise_by_hand():
-    found = range_of(10, 20, np.float32).denormalise(np.array([[-1.0], [0.0], [1.0], [-0.5]], np.float32))
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found.ravel(), [10, 15, 20, 12.5])
+def test_values_and_normalised_ones_by_hand():
+    values, normalised = np.float32([[10.0], [15.0], [20.0], [12.5]]), np.float32([[-1.0], [0.0], [1.0], [-0.5]])
+    limits = range_of(10, 20, np.float32)
+    for found, expected in ((limits.normalise(values), normalised), (limits.denormalise(normalised), values)):
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_each_component_has_its_own_range():
@@ -135,14 +130,10 @@ def test_wide_floats_do_not_overflow():
 
 def test_describe():
     array = np.array([3, 9, 5, 4], np.int16).reshape(2, 2, 1)
-    header = header_of(Volume(array, Geometry((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), name="p")))
-    assert (
-        header.shape == (2, 2, 1)
-        and header.geometry.spacing == (1.0, 2.0, 3.0)
-        and header.geometry.origin == (4.0, 5.0, 6.0)
-    )
+    geometry = Geometry((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), name="p")
+    header = header_of(Volume(array, geometry))
+    assert header.shape == (2, 2, 1) and header.geometry == geometry
     assert header.low.tolist() == [3] and header.high.tolist() == [9] and header.low.dtype == np.int16
-    assert header.geometry.name == "p"
     header = header_of(Volume(array, Geometry.plain(2)))
     assert header.shape == (2, 2) and header.low.shape == (1,)
 
@@ -150,42 +141,23 @@ def test_describe():
 # --- metrics ----------------------------------------------------------------------------------------
 
 
-def test_psnr_by_hand():
-    original = np.array([0.0, 10.0, 5.0, 5.0]).reshape(4, 1, 1)
-    decoded = original + np.array([1.0, -1.0, 1.0, -1.0]).reshape(4, 1, 1)
-    metrics = compare(original, decoded)
-    assert metrics.psnr == pytest.approx(20.0, abs=1e-12)  # 20 log10(10 / 1)
-    assert metrics.rmse == pytest.approx(1.0, rel=1e-12) and metrics.max_error == pytest.approx(1.0, rel=1e-12)
-
-
-def test_psnr_by_hand_unequal_errors():
-    metrics = compare(np.array([2, 6, 4, 4], np.uint8), np.array([2, 6, 4, 8], np.uint8))
-    assert metrics.rmse == pytest.approx(2.0) and metrics.max_error == pytest.approx(4.0)
-    assert metrics.psnr == pytest.approx(6.020599913, abs=1e-8)  # 20 log10(4 / 2): the original's range, not decoded's
-
-
-def test_unsigned_differences_do_not_wrap():
-    metrics = compare(np.array([0, 255], np.uint8), np.array([1, 254], np.uint8))
-    assert metrics.max_error == pytest.approx(1.0)
-
-
-def test_differences_of_large_integers_are_exact():
-    original = np.array([2**60, 2**60 + 8], np.int64)
-    metrics = compare(original, original + 1)
-    assert metrics.rmse == pytest.approx(1.0) and metrics.psnr == pytest.approx(18.0617997, abs=1e-6)
-
-
-def test_psnr_of_no_difference_and_of_a_constant():
-    a = np.array([1.0, 2.0])
-    assert compare(a, a).psnr == math.inf and compare(a, a).rmse == 0 and compare(a, a).max_error == 0
-    constant = compare(np.ones(3), np.ones(3) * 3)
-    assert constant.psnr == -math.inf and constant.rmse == pytest.approx(2.0) and constant.max_error == 2.0
-
-
-def test_metrics_of_tiny_and_huge_values():
-    for scale in (1e-300, 1e300):
-        metrics = compare(np.array([0.0, 10.0]) * scale, np.array([1.0, 9.0]) * scale)
-        assert metrics.psnr == pytest.approx(20.0) and metrics.rmse == pytest.approx(scale)
+@pytest.mark.parametrize(
+    ("original", "decoded", "rmse", "max_error", "psnr"),
+    [
+        ([0.0, 10.0, 5.0, 5.0], [1.0, 9.0, 6.0, 4.0], 1, 1, 20.0),  # 20 log10(10 / 1)
+        (np.uint8([2, 6, 4, 4]), np.uint8([2, 6, 4, 8]), 2, 4, 6.020599913),  # the original's range, not decoded's
+        (np.uint8([0, 255]), np.uint8([1, 254]), 1, 1, 48.130803609),  # unsigned differences do not wrap
+        (np.array([2**60, 2**60 + 8]), np.array([2**60 + 1, 2**60 + 9]), 1, 1, 18.061799740),  # of integers, exact
+        ([1.0, 2.0], [1.0, 2.0], 0, 0, math.inf),
+        ([1.0, 1.0, 1.0], [3.0, 3.0, 3.0], 2, 2, -math.inf),
+        ([0.0, 1e-299], [1e-300, 9e-300], 1e-300, 1e-300, 20.0),
+        ([0.0, 1e301], [1e300, 9e300], 1e300, 1e300, 20.0),
+    ],
+)
+def test_psnr_by_hand(original, decoded, rmse, max_error, psnr):
+    metrics = compare(np.array(original), np.array(decoded))
+    assert metrics.rmse == pytest.approx(rmse, rel=1e-12, abs=0) and metrics.psnr == pytest.approx(psnr, abs=1e-8)
+    assert metrics.max_error == pytest.approx(max_error, rel=1e-12, abs=0)
 
 
 def test_metrics_across_blocks():
