@@ -57,39 +57,25 @@ def noise(high: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, high, (N, N, N))
 
 
-@pytest.mark.parametrize(
-    "array",
-    [
-        np.where(SQUARES < 0.5, 255, 0).astype(np.uint8),
-        regions(8),
-        np.rint(255 * np.exp(-3 * SQUARES)).astype(np.uint8),
-        np.rint(20 * np.exp(-3 * SQUARES)).astype(np.float32),
-        np.where(SQUARES < 0.5, noise(200), 0).astype(np.uint8),
-        np.clip(3 * noise(200), 100, 300),
-        np.where(noise(100) == 0, noise(250), 0),
-        slanted((N, N, N)),
-        regions(40) + 0.5,
-        np.full((N, N, N), 3),
-        np.arange(20).reshape(20, 1, 1),
-        (noise(200)[::2, ::2, ::2]).repeat(2, 0).repeat(2, 1).repeat(2, 2),
-    ],
-    ids=[
-        "mask",
-        "few",
-        "smooth",
-        "levels",
-        "scan",
-        "saturated",
-        "sparse",
-        "plane",
-        "float",
-        "constant",
-        "line",
-        "wide",
-    ],
-)
-def test_other_volumes_do_not(array):
-    assert not look_like_labels(array[..., None], None)
+OTHERS = {
+    "mask": np.where(SQUARES < 0.5, 255, 0).astype(np.uint8),
+    "few": regions(8),
+    "smooth": np.rint(255 * np.exp(-3 * SQUARES)).astype(np.uint8),
+    "levels": np.rint(20 * np.exp(-3 * SQUARES)).astype(np.float32),
+    "scan": np.where(SQUARES < 0.5, noise(200), 0).astype(np.uint8),
+    "saturated": np.clip(3 * noise(200), 100, 300),
+    "sparse": np.where(noise(100) == 0, noise(250), 0),
+    "plane": slanted((N, N, N)),
+    "float": regions(40) + 0.5,
+    "constant": np.full((N, N, N), 3),
+    "line": np.arange(20).reshape(20, 1, 1),
+    "wide": (noise(200)[::2, ::2, ::2]).repeat(2, 0).repeat(2, 1).repeat(2, 2),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_other_volumes_do_not(what):
+    assert not look_like_labels(OTHERS[what][..., None], None)
 
 
 def test_vectors_do_not():
