@@ -228,6 +228,7 @@ def outputs(net: SimpleNamespace, shape: list[int]) -> np.ndarray:
 
 from helpers.cut_fields import cut_blob  # noqa: E402
 from helpers.networks import chunks_of, decode_blob, field_net, make_header  # noqa: E402
+from helpers.volumes import TURNED  # noqa: E402
 
 from field import blob as blob_format  # noqa: E402
 from field.blob import BlobError, QuantisedLayer  # noqa: E402
@@ -242,8 +243,6 @@ from quantising.codebooks import round_to_codebooks  # noqa: E402
 from quantising.rounding import round_layers  # noqa: E402
 from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities  # noqa: E402
 from utils import IDENTITY, Geometry, Mask, VolumeHeader  # noqa: E402
-
-TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -299,14 +298,8 @@ def assert_same(blob: bytes) -> None:
         assert (ours.counts, ours.mirrors) == (bricks.cut.counts, bricks.cut.mirrors)
         np.testing.assert_array_equal([ours.brick_low, ours.brick_high], [bricks.cut.low, bricks.cut.high])
     for net, (network, tensors) in zip(ours.networks, networks, strict=True):
-        assert network == {
-            "n_neurons": net.n_neurons,
-            "n_layers": net.n_layers,
-            "d_in": ours.d_in,
-            "d_out": ours.d_out,
-            "omega_0": net.omega_0,
-            "is_residual": net.is_residual,
-        }
+        described = {key: value for key, value in vars(net).items() if key != "layers"}
+        assert network == described | {"d_in": ours.d_in, "d_out": ours.d_out}
         mine = [array for layer in net.layers for array in layer]
         for array, (name, tensor) in zip(mine, tensors.items(), strict=True):
             assert array.dtype == tensor.dtype == np.float32 and array.shape == tensor.shape, name
