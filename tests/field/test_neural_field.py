@@ -101,12 +101,6 @@ def test_values_are_those_of_the_network_in_float64(n_layers, is_residual):
     np.testing.assert_allclose(found.reshape(-1, 2), expected, rtol=0, atol=5e-6)
 
 
-def test_every_voxel_lies_where_it_belongs():
-    i, j, k = np.indices((9, 7, 5))
-    expected = 5 + 5 * (0.02 * (i - 4) / 4 - 0.03 * (j - 3) / 4 + 0.04 * (k - 2) / 4)
-    np.testing.assert_allclose(linear_field().on_grid(), expected, rtol=0, atol=1e-6)
-
-
 def test_a_box_is_that_part_of_the_whole():
     shape = (40, 23, 31)
     field = neural_field(shape, n_neurons=18)
@@ -215,23 +209,6 @@ def test_gradient_is_that_of_autograd(n_layers, is_residual):
     found = field.gradient_at(positions(field, index))
     assert found.shape == (50, 2, 3) and is_free.any()
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
-
-
-def test_gradient_of_a_known_field_under_anisotropic_spacing():
-    found = linear_field().gradient_on_grid()
-    expected = 5 * np.array([0.02, -0.03, 0.04]) / 4 / GEOMETRY["spacing"]
-    assert found.shape == (9, 7, 5, 3)
-    np.testing.assert_allclose(found, np.broadcast_to(expected, found.shape), rtol=1e-5)
-
-
-def test_gradient_is_the_limit_of_central_differences():
-    field = neural_field(low=-1e6, high=1e6, dtype="float64", n_neurons=12, omega_0=5.0)
-    points = positions(field, np.random.default_rng(0).random((40, 3)) * [7, 5, 3] + 0.5)
-    found, scale = field.gradient_at(points), 1e-2
-    for axis in range(3):
-        step = np.eye(3)[axis] * scale * GEOMETRY["spacing"][axis]
-        difference = (field.at(points + step) - field.at(points - step)) / (2 * step[axis])
-        np.testing.assert_allclose(found[:, axis], difference, rtol=0, atol=2e-3 * np.abs(found).max())
 
 
 def test_gradient_on_a_grid_is_that_at_its_points():
@@ -389,15 +366,3 @@ def test_progress_is_told_and_can_end_the_evaluation(n_threads):
 
     with pytest.raises(InterruptedError):
         field.on_grid(on_progress=stop)
-
-
-@pytest.mark.parametrize("is_residual", [True, False])
-def test_torch_agrees(is_residual):
-    """On the CPU; on a GPU see test_cuda.py."""
-    net, shape = field_net(d_out=2, is_residual=is_residual), (30, 20, 10)
-    field, by_torch = (NeuralField.of(net, make_header(shape, d_out=2), device) for device in ("cpu", "cpu:0"))
-    np.testing.assert_allclose(by_torch.on_grid(), field.on_grid(), rtol=0, atol=2e-6)
-    slopes = field.gradient_on_grid()
-    is_free = (np.abs(slopes) > 0) & (np.abs(by_torch.gradient_on_grid()) > 0)
-    assert is_free.mean() > 0.2
-    np.testing.assert_allclose(by_torch.gradient_on_grid()[is_free], slopes[is_free], rtol=0, atol=1e-4)
