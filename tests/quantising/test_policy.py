@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers.networks import chunks_of, decode_blob, field_net, make_header
 from helpers.scripts import compress, decompress, results, stored, train
-from helpers.volumes import labels, large_integers, noise, noisy_waves, waves
+from helpers.volumes import labels, large_integers, noise, noisy_waves, psnr_of, waves
 
 import net_compress
 from cli.progress import NoProgress, Progress
@@ -34,11 +34,6 @@ def network_of(name: str, volume: np.ndarray, folder):
     trained.volume = folder / "v.npy"
     np.save(trained.volume, volume)
     return trained
-
-
-def psnr_of(volume: np.ndarray, decoded: np.ndarray) -> float:
-    rmse = np.sqrt(np.square(decoded.astype(float) - volume).mean())
-    return 20 * np.log10(float(np.ptp(volume)) / rmse)
 
 
 def test_cluster_bits(tmp_path, small_blocks):
