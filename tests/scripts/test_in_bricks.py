@@ -55,12 +55,6 @@ def test_the_way_through_the_scripts(cut, tmp_path, capsys):
     decompress(cut.blob, tmp_path / "whole.vti", "--gradient")
 
 
-def test_info_counts_bricks(cut, tmp_path, capsys):
-    net_decompress.main([str(cut.blob), "--info"])
-    found = results(capsys.readouterr().out)
-    assert found["bricks"] == "2,2,1" and found["parameters"] == str(cut.settings["n_parameters"])
-
-
 def test_rounding_alone_loses_little(cut, tmp_path, capsys):
     compress(cut, tmp_path / "blob", "--num_workers", 1)
     decoded = NeuralField.open(str(tmp_path / "blob"))[...]
@@ -166,14 +160,13 @@ def test_bricks_have_no_more_parameters_than_help(bricks, ratio, cut, tmp_path, 
 
 
 @pytest.mark.parametrize("counts", ["2,2", "13,1,1", "1,1,1,1", "2,0,1", "x"])
-def test_impossible_counts_are_refused(counts, volume_file, tmp_path):
-    argv = "--volume", volume_file, "--network", tmp_path / "n.pth", "--config", tmp_path / "n.json"
-    assert "--bricks" in error_of(train_script.main, *argv, "--bricks", counts)
+def test_impossible_counts_are_refused(counts, volume_file):
+    assert "--bricks" in error_of(train_script.main, "--volume", volume_file, "--bricks", counts)
 
 
-def test_what_no_file_can_hold_is_refused_before_the_training(volume_file, tmp_path, monkeypatch):
+def test_what_no_file_can_hold_is_refused_before_the_training(volume_file, monkeypatch):
     monkeypatch.setattr("training.brick_fits.fit_brick", lambda *_: pytest.fail("a brick is trained"))
-    argv = "--volume", volume_file, "--network", tmp_path / "n.pth", "--config", tmp_path / "n.json", "--num_workers", 1
+    argv = "--volume", volume_file, "--num_workers", 1
     monkeypatch.setattr("field.bricks.MAX_BRICKS", 3)
     assert "at most 3 bricks" in error_of(train_script.main, *argv, "--bricks", "2,2,1")
     for flags in (), ("--n_layers", 2), ("--max_seconds", 1):
