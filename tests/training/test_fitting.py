@@ -36,13 +36,6 @@ def slanted_sampler(shape=(5, 4, 3)) -> VoxelSampler:
     return sampler_of(slanted(shape))
 
 
-def fitted(sampler, net=None, **fields):
-    """The state dict after a fit, from the same start unless `net` says otherwise."""
-    net = copy.deepcopy(net or field_net())
-    fit(net, sampler, **fields)
-    return net.state_dict()
-
-
 def mean_squares(net, sampler):
     """Of each component, as it is decoded: clipped."""
     with torch.no_grad():
@@ -259,21 +252,6 @@ def test_no_wave_lies_along_an_axis_of_one_voxel(shape, along):
         is_wave = each.net_layers[0].linear.weight.detach().abs() > 0.01
         assert is_wave.any(dim=1).all()
         assert set(is_wave.nonzero()[:, 1].tolist()) == along
-
-
-def test_the_seed_decides():
-    sampler = slanted_sampler()
-    assert distance(fitted(sampler, seed=1), fitted(sampler, seed=1)) == 0
-    assert distance(fitted(sampler, seed=1), fitted(sampler, seed=2)) > 0
-
-
-def test_lr_is_the_size_of_adams_first_step():
-    """Adam's first step moves a weight by lr, whatever its gradient."""
-    sampler, net = slanted_sampler(), field_net(n_neurons=16)
-    for lr in (1e-4, 1e-3):
-        after = fitted(sampler, net, batch=60, lr=lr, optimizer="adam", schedule="step")
-        moved = torch.cat([(after[k] - v).abs().flatten() for k, v in net.state_dict().items()])
-        assert moved.max() == pytest.approx(lr, rel=0.01) and moved.median() == pytest.approx(lr, rel=0.05)
 
 
 def rates(recipe: Recipe, steps) -> list[float]:
