@@ -238,9 +238,8 @@ def test_a_checkpoint_of_a_streamed_volume(small, volume_file, tmp_path, monkeyp
     assert taken == [95] and len(sums) == 1
     assert train(volume_file, tmp_path, *flags, "--resume").data == whole.data
     np.save(tmp_path / "other.npy", 2 * slanted((9, 7, 5)))
-    command = ("--volume", tmp_path / "other.npy", "--network", tmp_path / "n", "--config", tmp_path / "j")
-    small_net = ("--n_layers", 2, *flags)
-    assert "the volume has other values" in error_of(script.main, *command, *small_net, "--resume")
+    command = ("--volume", tmp_path / "other.npy", "--n_layers", 2, *flags, "--resume")
+    assert "the volume has other values" in error_of(script.main, *command)
 
 
 def peak_of(main, *argv: object) -> int:
@@ -273,9 +272,8 @@ def test_training_needs_a_fraction_of_the_volumes_memory(n_files, tmp_path, monk
         values = np.random.default_rng(t).random((1 << 20) // n_files, np.float32)
         values.tofile(tmp_path / f"big_{t}_{128 // n_files}x128x64_float32.raw")
     file = "big_*.raw" if n_files > 1 else "big_0_128x128x64_float32.raw"
-    outputs = ("--network", tmp_path / "n.pth", "--config", tmp_path / "n.json")
     flags = ("--n_layers", 2, "--compression_ratio", 1e9, "--n_passes", 0.01)
-    peak = peak_of(script.main, "--volume", tmp_path / file, *outputs, *flags)
+    peak = peak_of(script.main, "--volume", tmp_path / file, *flags)
     assert peak < 4_000_000  # of 4 MB in files, which would take 12 MB more in memory
 
 
@@ -308,15 +306,9 @@ def test_decoding_needs_a_fraction_of_the_volumes_memory(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("recon", "flags"),
-    [
-        ("r.npy", ()),
-        ("r.vti", ("--gradient",)),
-        ("r.nii.gz", ("--roi", "1:8,:,2:")),
-        ("t.npy", ()),
-        ("t.vti", ("--gradient",)),
-        ("t.vti", ("--time", "1:3")),
-    ],
-)
+    [("r.npy", ()), ("r.vti", ("--gradient",)), ("r.nii.gz", ("--roi", "1:8,:,2:")), ("t.npy", ()),
+     ("t.vti", ("--gradient",)), ("t.vti", ("--time", "1:3"))],
+)  # fmt: skip
 def test_a_large_volume_is_decoded_slab_by_slab(tmp_path, monkeypatch, capsys, recon, flags):
     """To the same files with the same figures, and never more of it than a slab; a time series too."""
 
@@ -334,15 +326,8 @@ def test_a_large_volume_is_decoded_slab_by_slab(tmp_path, monkeypatch, capsys, r
 
     def written(folder):
         (tmp_path / folder).mkdir()
-        files = (
-            "--compressed",
-            tmp_path / "blob",
-            "--volume",
-            tmp_path / "v.npy",
-            "--recon",
-            tmp_path / folder / recon,
-        )
-        script.main([str(a) for a in (*files, *flags)])
+        files = ("--compressed", "blob", "--volume", "v.npy", "--recon", str(tmp_path / folder / recon))
+        script.main([*files, *flags])
         places = ("recon", "first_step", "last_step", "seconds")
         figures = {k: v for k, v in results(capsys.readouterr().out).items() if k not in places}
         return listing(tmp_path / folder), figures
