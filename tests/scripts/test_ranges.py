@@ -298,10 +298,10 @@ def test_clip_is_an_interval(clip):
 )
 def test_clip_that_leaves_nothing(dtype, clip, expected, tmp_path):
     np.save(tmp_path / "v.npy", spiked(-300, 1e6, dtype))
-    message = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--clip", clip, "--network", tmp_path / "n")
+    message = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--clip", clip)
     shown = ",".join(str(to_number(end)) for end in clip.split(","))
     assert message.startswith(f"--clip {shown}: {tmp_path / 'v.npy'}: ")
-    assert expected in message and not (tmp_path / "n").exists()
+    assert expected in message and not (tmp_path / "thenet.pth").exists()
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float32"])
@@ -309,7 +309,7 @@ def test_clip_that_leaves_nothing(dtype, clip, expected, tmp_path):
 def test_nothing_is_clipped_to_the_fill_value(dtype, clip, tmp_path):
     """It would count as missing."""
     np.save(tmp_path / "v.npy", np.arange(-5, 95).reshape(5, 5, 4).astype(dtype))
-    argv = ("--volume", tmp_path / "v.npy", f"--clip={clip}", "--network", tmp_path / "n", "--fill")
+    argv = ("--volume", tmp_path / "v.npy", f"--clip={clip}", "--fill")
     expected = f"expected ends other than {np.dtype(dtype).type(0)!s}, which marks missing voxels"
     assert error_of(train_script.main, *argv, 0) == f"--clip {clip}: {tmp_path / 'v.npy'}: {expected}"
     for low, high in ((1, 50), (-4, -1), (-4, 50), (-9, 99)):
