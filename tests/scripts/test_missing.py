@@ -213,15 +213,9 @@ def test_unknown_gradients_teach_nothing():
 
 @pytest.mark.parametrize(
     ("dtype", "fill"),
-    [
-        ("float32", math.nan),
-        ("float32", -9999),
-        ("float64", 25.5),
-        ("float16", math.nan),
-        ("int16", -999),
-        ("uint8", 0),
-    ],
-)
+    [("float32", math.nan), ("float32", -9999), ("float64", 25.5), ("float16", math.nan), ("int16", -999),
+     ("uint8", 0)],
+)  # fmt: skip
 def test_missing_voxels_come_back_as_they_were(dtype, fill, tmp_path):
     array, mask = holed(fill=fill, dtype=dtype)
     decoded, printed = compared_round_trip(array, tmp_path, "--fill", fill)
@@ -452,11 +446,11 @@ def test_a_fill_value_that_nobody_named_stops_the_training(fill, share, tmp_path
     array = (10 + rng.random((20, 10, 10))).astype(np.float32)
     array.ravel()[rng.permutation(array.size)[: int(share * array.size)]] = fill
     np.save(tmp_path / "v.npy", array)
-    argv = ("--volume", tmp_path / "v.npy", "--network", tmp_path / "n", "--config", tmp_path / "c", "--n_passes", 1)
+    argv = ("--volume", tmp_path / "v.npy", "--n_passes", 1)
     said = error_of(train_script.main, *argv)
     value = str(np.float32(fill))
     assert f"the value {value} stands in {int(share * array.size)} voxels" in said and f"--fill {value} if" in said
-    assert not (tmp_path / "n").exists()
+    assert not (tmp_path / "thenet.pth").exists()
     for text, n_missing in ((value, str(int(share * array.size))), ("none", None)):
         train_script.main([str(a) for a in (*argv, "--fill", text)])
         assert results(capsys.readouterr().out).get("missing") == n_missing
@@ -468,7 +462,7 @@ def test_a_second_fill_value_stops_the_training_too(fill, tmp_path):
     array = (10 + np.random.default_rng(0).random((20, 10, 10))).astype(np.float32)
     array[0], array[1] = np.float32(fill) if fill != "5" else -9999.0, -9999.0
     np.save(tmp_path / "v.npy", array)
-    said = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--network", tmp_path / "n", "--fill", fill)
+    said = error_of(train_script.main, "--volume", tmp_path / "v.npy", "--fill", fill)
     assert "the value -9999.0 stands in" in said
     written = {"1e20": "array[array < 10.0", "nan": "] = np.nan if this marks missing", "5": "--fill -9999.0 if"}
     assert written[fill] in said
@@ -480,7 +474,7 @@ def test_several_fill_values_stop_it_together(codes, tmp_path, capsys):
     array = (10 + np.random.default_rng(0).random((20, 10, 10))).astype(np.float32)
     array[: len(codes)] = np.reshape(codes, (-1, 1, 1))
     np.save(tmp_path / "v.npy", array)
-    argv = ("--volume", tmp_path / "v.npy", "--network", tmp_path / "n", "--config", tmp_path / "c", "--n_passes", 1)
+    argv = ("--volume", tmp_path / "v.npy", "--n_passes", 1)
     said = error_of(train_script.main, *argv)
     named = " and ".join(", ".join(str(np.float32(code)) for code in sorted(codes)).rsplit(", ", 1))
     assert f"the values {named} stand in {100 * len(codes)} voxels" in said
