@@ -62,18 +62,9 @@ def test_neurons_for_budget_is_the_originals():
 
 @pytest.mark.parametrize(
     "fields",
-    [
-        {"n_neurons": 0},
-        {"n_layers": 0},
-        {"d_in": -1},
-        {"d_out": 1.0},
-        {"n_layers": True},
-        {"n_neurons": "8"},
-        {"omega_0": 0.0},
-        {"omega_0": math.nan},
-        {"omega_0": math.inf},
-    ],
-)
+    [{"n_neurons": 0}, {"n_layers": 0}, {"d_in": -1}, {"d_out": 1.0}, {"n_layers": True}, {"n_neurons": "8"},
+     {"omega_0": 0.0}, {"omega_0": math.nan}, {"omega_0": math.inf}],
+)  # fmt: skip
 def test_impossible_networks(fields):
     with pytest.raises(ValueError, match=next(iter(fields))):
         SirenConfig(**{"n_neurons": 4, **fields})

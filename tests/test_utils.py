@@ -77,16 +77,9 @@ def test_integers_are_rounded_to_the_nearest():
 
 @pytest.mark.parametrize(
     ("dtype", "expected"),
-    [
-        ("uint8", "float32"),
-        ("int16", "float32"),
-        ("int32", "float64"),
-        ("int64", "float64"),
-        ("float16", "float16"),
-        ("float32", "float32"),
-        ("float64", "float64"),
-    ],
-)
+    [("uint8", "float32"), ("int16", "float32"), ("int32", "float64"), ("int64", "float64"), ("float16", "float16"),
+     ("float32", "float32"), ("float64", "float64")],
+)  # fmt: skip
 def test_as_float_leaves_integers_unrounded(dtype, expected):
     found = range_of(0, 10, dtype).denormalise(np.array([[-0.9], [0.05]]), as_float=True)
     assert found.dtype == np.dtype(expected)

@@ -453,14 +453,9 @@ def test_several_networks():
 
 @pytest.mark.parametrize(
     ("psnr", "hundredths", "back"),
-    [
-        (40.601, 4060, 40.6),
-        (-3.217, -322, -3.22),
-        (math.inf, 32767, math.inf),
-        (1e9, 32766, 327.66),
-        (math.nan, None, None),
-    ],
-)
+    [(40.601, 4060, 40.6), (-3.217, -322, -3.22), (math.inf, 32767, math.inf), (1e9, 32766, 327.66),
+     (math.nan, None, None)],
+)  # fmt: skip
 def test_the_writer_and_its_quality(psnr, hundredths, back):
     """They take 9 bytes; unknown quality none of them."""
     network = random_network(0, 5, n_layers=1)

@@ -163,14 +163,9 @@ def test_packed_values(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("name", "text"),
-    [
-        ("add_offset", "20.0"),
-        ("missing_value", "-999"),
-        ("valid_range", "0, 30"),
-        ("valid_max", "30"),
-        ("_FillValue", "-9"),
-    ],
-)
+    [("add_offset", "20.0"), ("missing_value", "-999"), ("valid_range", "0, 30"), ("valid_max", "30"),
+     ("_FillValue", "-9")],
+)  # fmt: skip
 def test_numbers_that_are_told_by_text(tmp_path, kind, name, text):
     """The values would be those that are stored, missing ones among them."""
     path = write(tmp_path, kind, grid(slanted(SHAPE), attributes={} if name == "_FillValue" else {name: text}))
