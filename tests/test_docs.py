@@ -194,7 +194,7 @@ def expect_scan(folder: Path) -> None:
     """The scan has come back as it was."""
     scan, back = (read_volume(name) for name in ("scan.nii.gz", "back.nii.gz"))
     assert back.geometry == scan.geometry
-    assert back.array.dtype == np.int16 and back.array.shape == (48, 56, 40)
+    assert back.array.dtype == np.int16 and back.array.shape == (80, 64, 56)
 
 
 def expect_parts(folder: Path) -> None:
