@@ -58,25 +58,24 @@ def build_parser() -> arguments.ArgumentParser:
         "python net_compress.py --net a.pth --config a.json a.nvc",
     )
     group = parser.add_argument_group("input and output")
-    group.add_argument("--net", default=arguments.NETWORK, help="weights that train.py wrote (.pth)")
-    group.add_argument("--config", default=arguments.CONFIG, help="configuration that train.py wrote (.json)")
+    group.add_argument("--net", default=arguments.NETWORK, metavar="FILE", help="weights that train.py wrote")
+    group.add_argument("--config", default=arguments.CONFIG, metavar="FILE", help="configuration that train.py wrote")
     arguments.add_blob_arguments(group, "file to write the blob to")
     group.add_argument(
         "--volume",
         help="the original volume: the network is trained on while its weights are rounded, for a smaller file; "
-        "needed with files of the original scripts, which lack shape and range",
+        "needed with files of the original scripts",
     )
     arguments.add_volume_arguments(group)
     group = parser.add_argument_group("optimisation")
     group.add_argument(
         "--n_passes",
         type=arguments.number_from(0, 1e6),
-        help="passes over --volume while rounding, 0 for none "
-        "(default: 12.5 million / voxels, at most 48, or more for 1,500 steps; with --cuda 8 times as many; in "
-        "bricks a quarter of train.py's default)",
+        help="passes over --volume while rounding, 0 for none (default: 12.5 million / voxels, at most 48, or more for "
+        "1,500 steps; with --cuda 8 times as many; in bricks a quarter of train.py's default)",
     )
     group.add_argument(
-        "--seed", type=arguments.integer_from(0, 2**63 - 1), default=0, help="of the order of the samples"
+        "--seed", type=arguments.integer_from(0, 2**63 - 1), default=0, help="seed of the order of samples"
     )
     parser.add_device_arguments()
     group = parser.add_argument_group("research: how weights are rounded")

@@ -62,12 +62,13 @@ class ArgumentParser(argparse.ArgumentParser):
         group = self.add_argument_group("execution")
         group.add_argument("--cuda", action="store_true", default=False, help="use a CUDA GPU (default: the CPU)")
         group.add_argument("--no-cuda", dest="cuda", action="store_false", help="use the CPU")
-        group.add_argument("--gid", type=integer_from(0), default=0, help="which GPU, with --cuda")
+        group.add_argument("--gid", type=integer_from(0), default=0, metavar="N", help="which GPU, with --cuda")
         group.add_argument(
             "--num_workers",
             type=integer_from(1, 1024),
             default=default_workers(),
-            help="CPU threads, one per core up to 8 by default; no result depends on them",
+            metavar="N",
+            help="CPU threads, one per core up to 8; no result depends on them",
         )
 
 
@@ -80,7 +81,7 @@ def default_workers() -> int:
 def add_blob_arguments(group: ArgumentGroup, what: str) -> None:
     """Add the blob, as an argument of its own or as --compressed. `settle_blob` makes one of both."""
     group.add_argument("blob", nargs="?", metavar="BLOB", help=f"{what}, the same as --compressed")
-    group.add_argument("--compressed", help=f"{what} (default: {BLOB})")
+    group.add_argument("--compressed", metavar="BLOB", help=f"{what} (default: {BLOB})")
 
 
 def settle_blob(opt: argparse.Namespace) -> None:
@@ -104,18 +105,18 @@ def add_volume_arguments(group: ArgumentGroup) -> None:
     """Add the options that say how to read --volume: --array, --resample, --shape, --dtype, --endian."""
     group.add_argument(
         "--array",
-        help="which of the volume's arrays, by its name (default: the active or first one; of .nc, .h5, .zarr and .npz "
-        "the only one)",
+        metavar="NAME",
+        help="which array of the volume (default: the active or first one; of .nc, .h5, .zarr and .npz the only one)",
     )
     group.add_argument(
         "--resample",
         type=voxel_counts,
         metavar="NX,NY,NZ",
-        help="resample a volume on another grid of VTK's (.vtu, .vts, .vtp, uneven .vtr) to an image of these voxels",
+        help="voxels to resample another grid of VTK's to (.vtu, .vts, .vtp, uneven .vtr)",
     )
-    group.add_argument("--shape", type=voxel_counts, help="voxels X,Y,Z of a headerless volume (.raw), x fastest")
-    group.add_argument("--dtype", choices=DTYPES, metavar="T", help="of a headerless volume: uint8, float32, ...")
-    group.add_argument("--endian", choices=("little", "big"), help="of a headerless volume (default: little)")
+    group.add_argument("--shape", type=voxel_counts, metavar="X,Y,Z", help="voxels of a .raw file, x fastest")
+    group.add_argument("--dtype", choices=DTYPES, metavar="T", help="type of a .raw file: uint8, float32, ...")
+    group.add_argument("--endian", choices=("little", "big"), help="byte order of a .raw file (default: little)")
 
 
 def volume_arguments(opt: Options) -> list[str]:

@@ -34,30 +34,28 @@ def add_input_and_output(group: arguments.ArgumentGroup) -> None:
         "--large",
         action="store_true",
         default=False,
-        help="read a blob of more than 2^24 weights, or of a volume of more than 2^30 voxels with missing ones; it can "
-        "take gigabytes of memory, however small the file",
+        help="read a blob of more than 2^24 weights, or of more than 2^30 voxels with missing ones; it can take "
+        "gigabytes of memory",
     )
-    group.add_argument(
-        "--info", action="store_true", default=False, help="only print what the blob holds; write and evaluate nothing"
-    )
+    group.add_argument("--info", action="store_true", default=False, help="only print what the blob holds")
     group.add_argument(
         "--recon",
         default=RECON,
-        help=f"file to write: {', '.join(SUFFIXES)}; .vti when it has no suffix; with --points .npy or .csv. A .raw "
-        "file (little-endian, x fastest) says in its name what it holds: recon_80x64x56_float32.raw. A time series is "
-        "a .vti file a step (recon_0003.vti) and recon.pvd, which ParaView plays, or one .npy, .nii, "
-        ".nii.gz, .nc, .h5 or .zarr",
+        metavar="FILE",
+        help=f"file to write: {', '.join(SUFFIXES)}; without a suffix .vti; with --points .npy or .csv. A .raw file "
+        "gets shape and type in its name: recon_80x64x56_float32.raw. A time series is a .vti file a step and "
+        "recon.pvd, which ParaView plays, or one .npy, .nc, .h5 or .zarr array",
     )
     group.add_argument(
         "--volume",
-        help="the original volume, to compare with; a blob of the original scripts takes shape and range from it",
+        help="the original volume, to compare with; needed for a blob of the original scripts",
     )
     arguments.add_volume_arguments(group)
     group.add_argument(
         "--preview",
         metavar="FILE.png",
-        help="picture to write, too: slices through the middle and a rendering of what is evaluated; with --volume "
-        "also of the original and of the error; of a time series the step half-way",
+        help="also draw what is evaluated: slices through the middle and a rendering; with --volume also of the "
+        "original and of the error; of a time series the step half-way",
     )
     group.add_argument(
         "--float", dest="as_float", action="store_true", default=False, help="leave integers unrounded, as floats"
@@ -76,27 +74,26 @@ def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
         "--time",
         type=arguments.time_or_steps,
         metavar="T | A:B",
-        help="of a time series only this time, in steps from 0 (2.5 lies between two), or the steps A to B - 1",
+        help="only this time of a series, in steps from 0 (2.5 lies between two), or the steps A to B - 1",
     )
     group.add_argument(
         "--resolution",
         type=arguments.voxel_counts,
         metavar="NX,NY,NZ",
-        help="that many points along each axis, from the first voxel to the last of the volume or of --roi; 1 is the "
-        "middle of the axis",
+        help="points along each axis, from the first voxel to the last of the volume or of --roi; 1 is its middle",
     )
     group.add_argument(
         "--gradient",
         action="store_true",
         default=False,
-        help="add the exact gradient, in units of value per unit of length (.vti, or with --points, where a time "
-        "series has a derivative by time too)",
+        help="add the exact gradient, in units of value per unit of length (to .vti, or with --points; there also the "
+        "derivative by time)",
     )
     group.add_argument(
         "--points",
         metavar="FILE",
-        help="only these positions, in the units of spacing and origin: .npy of shape (n, axes), or .csv: x,y,z; "
-        "of a time series t,x,y,z; where the first line of a .csv file holds names, the columns of these names",
+        help="only these positions, in the units of spacing and origin: .npy of shape (n, axes), or .csv of the "
+        "columns x,y,z, or t,x,y,z of a time series, in another order if the first line names them",
     )
     group.add_argument(
         "--outside",

@@ -32,7 +32,7 @@ def build_parser() -> ArgumentParser:
     add_network(parser.add_argument_group("network"))
     add_optimisation(parser.add_argument_group("optimisation"))
     group = parser.add_argument_group("long runs")
-    group.add_argument("--checkpoint", help="file to write the state of the run to, every minute")
+    group.add_argument("--checkpoint", metavar="FILE", help="file to write the state of the run to, every minute")
     group.add_argument(
         "--resume", action="store_true", default=False, help="continue from --checkpoint, to the same result"
     )
@@ -46,69 +46,75 @@ def add_input_and_output(group: ArgumentGroup) -> None:
     group.add_argument(
         "--volume",
         required=True,
-        help="volume to fit: .npy, .raw, .vti, .nii, .tif, .nc, .h5, .zarr, a folder of DICOM slices, or another of "
-        "the formats in docs/volume-files.md; axis 0 is x. A time series is an array [t, x, y, z], or a quoted pattern "
-        "of one file a step, 'run/*.vti', in natural order",
+        help="volume to fit, in a format of docs/volume-files.md: .npy, .raw, .vti, .nii, .tif, .nc, .h5, .zarr, a "
+        "folder of DICOM slices, ...; axis 0 is x. A time series is an array [t, x, y, z], or one file a step by a "
+        "quoted pattern, 'run/*.vti'",
     )
     add_volume_arguments(group)
     group.add_argument(
         "--fill",
         type=fill_text,
         metavar="VALUE",
-        help="the value of missing voxels, a number (after NIfTI's and DICOM's scaling) or nan: they are left out and "
-        "come back as they are; none: no voxel is missing (default: as the file says)",
+        help="value of missing voxels, a number (after NIfTI's and DICOM's scaling) or nan; none: no voxel is missing "
+        "(default: as the file says)",
     )
     group.add_argument(
         "--clip",
         type=interval,
         metavar="LO,HI",
-        help="clip the values of every component to this interval, where a few outliers would ruin their range",
+        help="clip values to this interval, where a few outliers would ruin the range",
     )
-    group.add_argument("--network", default=NETWORK, help="file to write the weights to")
-    group.add_argument("--config", default=CONFIG, help="file to write the configuration to")
+    group.add_argument("--network", default=NETWORK, metavar="FILE", help="file to write the weights to")
+    group.add_argument("--config", default=CONFIG, metavar="FILE", help="file to write the configuration to")
     group.add_argument(
         "--enable-vol-debug",
         dest="vol_debug",
         action="store_true",
         default=False,
-        help="write the volume and what the network makes of it, gt.vti and vol.vti, beside the network",
+        help="also write the volume, gt.vti, and what the network makes of it, vol.vti, beside the network",
     )
     group.add_argument("--disable-vol-debug", dest="vol_debug", action="store_false", help="do not (default)")
     group.add_argument(
         "--plot",
         metavar="FILE.png",
-        help="picture to write, too: the PSNR over the seconds of training; with --resume only from there on",
+        help="also draw the PSNR over the seconds of training; with --resume only from there on",
     )
 
 
 def add_network(group: ArgumentGroup) -> None:
     """Add the options for the size and the form of the network."""
     group.add_argument(
-        "--compression_ratio", type=number_from(0, exclusive=True), default=50.0, help="voxels / network parameters"
+        "--compression_ratio",
+        type=number_from(0, exclusive=True),
+        default=50.0,
+        metavar="R",
+        help="voxels / network parameters",
     )
     group.add_argument(
         "--bricks",
         type=brick_counts,
         default="auto",
         metavar="auto|none|NX,NY,NZ",
-        help="cut the volume into that many boxes, each with a network of its own; none: one network, which the "
-        "original scripts can read; auto: bricks where one network would take more than about five minutes",
+        help="boxes along each axis, each with a network of its own; none: one network, which the original scripts can "
+        "read; auto: bricks where one network would take more than about five minutes",
     )
     group.add_argument(
         "--n_layers",
         type=integer_from(1, 255),
-        help="sine layers (default: the best of 3, 5 and 8, or fewer, in brief trials; 5 where a fit is too short for "
-        "trials)",
+        metavar="N",
+        help="sine layers (default: the best of 3, 5 and 8, or fewer, in brief trials; 5 where a fit is short)",
     )
     group.add_argument(
         "--d_in",
         type=integer_from(1, 4),
-        help="number of grid axes of the volume: 4 of a time series, 3, or 2 of an image (default: 4 or 3, as the file "
-        "says; needed for a .npy array of 4 axes, the last of length 2, 3, 4, 6 or 9)",
+        metavar="N",
+        help="axes of the volume: 2 of an image, 3, or 4 of a time series (default: 4 or 3, as the file says; needed "
+        "for a .npy array of 4 axes, the last of length 2, 3, 4, 6 or 9)",
     )
     group.add_argument(
         "--d_out",
         type=integer_from(1, 255),
+        metavar="C",
         help="values per voxel, in the last axis when above 1 (default: as the file says; of .npy the length of the "
         "axis after those of --d_in)",
     )
@@ -129,19 +135,27 @@ def add_optimisation(group: ArgumentGroup) -> None:
     group.add_argument(
         "--n_passes",
         type=number_from(0, 1e6, exclusive=True),
-        help="samples / voxels (default: 32.8 million / voxels, from 5 to 45, or more for 1,500 steps; in bricks 8 or "
-        "more; with --cuda 64 (2.1 million / voxels)^0.56, at least 5, or more for 5,760 steps)",
+        metavar="N",
+        help="passes: samples / voxels (default: 32.8 million / voxels, from 5 to 45, or more for 1,500 steps; in "
+        "bricks 8 or more, see docs/large-volumes.md; with --cuda others, see docs/training.md)",
     )
     group.add_argument(
-        "--seed", type=integer_from(0, 2**63 - 1), default=0, help="of the weights and the order of samples"
+        "--seed",
+        type=integer_from(0, 2**63 - 1),
+        default=0,
+        help="seed of the weights and of the order of samples",
     )
     group.add_argument(
         "--target_psnr",
         type=number_from(0, exclusive=True),
-        help="end once the network has this PSNR, in dB, against the volume as --clip leaves it",
+        metavar="DB",
+        help="end once the network has this PSNR, in dB; with --clip, of the clipped volume",
     )
     group.add_argument(
-        "--max_seconds", type=number_from(0, exclusive=True), help="train for this time, in s, in place of --n_passes"
+        "--max_seconds",
+        type=number_from(0, exclusive=True),
+        metavar="S",
+        help="train for this time, in s, in place of --n_passes",
     )
 
 
@@ -150,8 +164,8 @@ def add_research(group: ArgumentGroup) -> None:
     group.add_argument(
         "--w0",
         type=number_from(0, 1e6, exclusive=True),
-        help="frequency of a first layer that starts at random, in the original 30 "
-        "(default: it starts as waves along the axes)",
+        metavar="W0",
+        help="frequency of a first layer that starts at random, in the original 30 (default: waves along the axes)",
     )
     group.add_argument(
         "--is-residual", dest="is_residual", action="store_true", default=True, help="residual blocks (default)"
@@ -177,9 +191,9 @@ def add_research(group: ArgumentGroup) -> None:
     group.add_argument(
         "--schedule",
         choices=("power", "step"),
-        help="how the learning rate falls: power as (1 - progress)^2; step in steps, as in the original, which also "
-        "draws every voxel once a pass, not more often where the error is large, and counts errors beyond the range "
-        "(default: power; step when --pass_decay or --lr_decay is given)",
+        help="how the learning rate falls. power: as (1 - progress)^2; step: in steps, as in the original, which also "
+        "draws every voxel once a pass and counts errors beyond the range (default: power; step when --pass_decay or "
+        "--lr_decay is given)",
     )
     group.add_argument(
         "--pass_decay",
