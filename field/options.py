@@ -44,7 +44,7 @@ def add_input_and_output(group: arguments.ArgumentGroup) -> None:
         metavar="FILE",
         help=f"file to write: {', '.join(SUFFIXES)}; without a suffix .vti; with --points .npy or .csv. A .raw file "
         "gets shape and type in its name: recon_80x64x56_float32.raw. A time series is a .vti file a step and "
-        "recon.pvd, which ParaView plays, or one .npy, .nc, .h5 or .zarr array",
+        "recon.pvd, which ParaView plays, or one .npy, .nii, .nii.gz, .nc, .h5 or .zarr array",
     )
     group.add_argument(
         "--volume",
