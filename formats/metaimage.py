@@ -31,9 +31,9 @@ TYPE_NAMES = {dtype: name for name, dtype in TYPES.items()}
 def read_meta(path: str) -> Volume:
     """The volume of a .mha file, or of a .mhd file and its data file. Uncompressed binary data are mapped."""
     header, end = _read_header(path)
-    if header.get("NDims", "3").strip() not in ("1", "2", "3"):
+    if header.get("NDims", "").strip() == "4":
         way_out = f"SimpleITK.WriteImage(SimpleITK.ReadImage({path!r}), 'series.nii') writes a time series that is read"
-        raise VolumeError(f"{path}: expected up to three axes, found NDims = {header['NDims'][:20]}: {way_out}")
+        raise VolumeError(f"{path}: expected up to three axes, found NDims = 4: {way_out}")
     source = data_file(path)
     is_big = any(_flag(path, header, name) for name in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"))
     is_binary, is_packed = _flag(path, header, "BinaryData", True), _flag(path, header, "CompressedData")

@@ -282,11 +282,14 @@ def _limits(key: str, pairs: object, dtype: np.dtype) -> tuple[np.ndarray, np.nd
     """(low, high), arrays of one value per component, from a list of [low, high]. Raises ValueError."""
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError(f"{key}: expected lists of the least and greatest value, found {quoted(pairs)}")
-    with np.errstate(over="ignore"):  # a value becomes infinite, which does not fit
-        low, high = (np.array(limits, dtype) for limits in zip(*pairs, strict=True))
-    if np.stack([low, high], axis=1).tolist() != pairs:
-        raise ValueError(f"{key} {quoted(pairs)} does not fit dtype {dtype}")
-    return low, high
+    try:
+        with np.errstate(over="ignore"):  # a value becomes infinite, which does not fit
+            low, high = (np.array(limits, dtype) for limits in zip(*pairs, strict=True))
+        if np.stack([low, high], axis=1).tolist() == pairs:
+            return low, high
+    except OverflowError:  # of an integer
+        pass
+    raise ValueError(f"{key} {quoted(pairs)} does not fit dtype {dtype}")
 
 
 def header_before_clipping(path: str, settings: dict, header: VolumeHeader | None) -> VolumeHeader | None:
