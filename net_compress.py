@@ -151,14 +151,14 @@ def rounded_networks(
     quality: tuple[float, bool],
     device: torch.device,
     progress: Progress,
-) -> list[tuple[dict, list[QuantisedLayer]]]:
+) -> list[tuple[SirenConfig, list[QuantisedLayer]]]:
     """The networks with weights in integers, as `encode_blob` takes them. quality: of `quality_in`."""
     options = RoundingOptions(opt.cluster_bits, opt.quantizer, opt.n_passes, opt.seed, opt.num_workers)
     if not bricks.is_whole:
         return BricksRounding(options, bricks, header, volume, device, progress).layers(*quality)
-    network, weights = bricks.networks[0]
-    rounding = NetworkRounding(options, net_of(network, weights), header, volume, device, progress)
-    return [(network, rounding.layers(*quality))]
+    net = net_of(*bricks.networks[0])
+    rounding = NetworkRounding(options, net, header, volume, device, progress)
+    return [(net.config, rounding.layers(*quality))]
 
 
 def read_back(opt: arguments.Options, blob: bytes) -> NeuralField:

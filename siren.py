@@ -8,7 +8,6 @@ Periodic Activation Functions", 2020, section 3.2 (initialisation).
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import zlib
 from collections.abc import Mapping
@@ -17,47 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from field.layers import OMEGA_0, SirenConfig
+
 MIN_NEURONS = 16  # least width of a network of a given depth, as in the original scripts
 LEAST_NEURONS = 4  # least width where the depth is chosen, and in bricks
 MAX_NEURONS = (1 << 16) - 1  # greatest width of a network that a blob holds
-OMEGA_0 = 30.0  # frequency factor of every sine, as in the original scripts
 # If an axis has fewer waves, they are the lowest of so many: of high waves alone, nothing smooth is learned.
 FEWEST_WAVES = 2
 HIGHEST_WAVE = 9.0  # highest frequency of `start_as_axis_waves`, radians per unit of the normalised coordinates
-
-
-@dataclasses.dataclass(frozen=True)
-class SirenConfig:
-    """The settings that define a network.
-
-    n_neurons: width N of every hidden layer. n_layers: number of sine layers, the first one included. Each
-    further layer is a residual block of two N x N matrices, or one N x N matrix if not ``is_residual``.
-    d_in, d_out: number of coordinates and of values. omega_0: frequency factor inside every sine.
-
-    Raises ValueError for a network that cannot exist.
-    """
-
-    n_neurons: int
-    n_layers: int = 8
-    d_in: int = 3
-    d_out: int = 1
-    omega_0: float = OMEGA_0
-    is_residual: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("n_neurons", "n_layers", "d_in", "d_out"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, found {value!r}")
-        if not (isinstance(self.omega_0, int | float) and math.isfinite(self.omega_0) and self.omega_0 > 0):
-            raise ValueError(f"omega_0 must be positive and finite, found {self.omega_0!r}")
-
-
-def count_parameters(config: SirenConfig) -> int:
-    """The number of weights and biases of the network."""
-    n, matrices = config.n_neurons, 2 if config.is_residual else 1
-    hidden = (config.n_layers - 1) * matrices * (n * n + n)
-    return config.d_in * n + n + hidden + n * config.d_out + config.d_out
 
 
 def neurons_for_budget(n_parameters: float, least: int = MIN_NEURONS, **config) -> int:
@@ -66,7 +32,7 @@ def neurons_for_budget(n_parameters: float, least: int = MIN_NEURONS, **config) 
     config: the other fields of SirenConfig. The rule is that of the original scripts.
     """
     n = least
-    while n < MAX_NEURONS and count_parameters(SirenConfig(n + 1, **config)) < n_parameters:
+    while n < MAX_NEURONS and SirenConfig(n + 1, **config).n_parameters < n_parameters:
         n += 1
     return n
 
@@ -136,11 +102,6 @@ class FieldNet(nn.Module):
         self.net_layers = nn.ModuleList(layers)
         self.initialise(generator, first_omega)
 
-    @property
-    def n_parameters(self) -> int:
-        """The number of weights and biases."""
-        return count_parameters(self.config)
-
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None, first_omega: float) -> None:
         """SIREN initialisation, with all phases equally likely and the smallest biases for this.
@@ -166,9 +127,9 @@ class FieldNet(nn.Module):
         return x
 
 
-def net_of(network: dict, weights: dict[str, np.ndarray]) -> FieldNet:
-    """The network of this description, the fields of SirenConfig, with these weights by name."""
-    net = FieldNet(SirenConfig(**network))
+def net_of(config: SirenConfig, weights: dict[str, np.ndarray]) -> FieldNet:
+    """The network with these weights by name."""
+    net = FieldNet(config)
     net.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     return net
 

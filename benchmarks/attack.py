@@ -109,7 +109,7 @@ def read_blob(folder: Path) -> object:
     with memory_below(blob_memory(data, announced(data))):
         header, networks = decode_blob(data)
     for network, tensors in networks:
-        check_header(header, network["d_in"], network["d_out"])
+        check_header(header, network.d_in, network.d_out)
         check_network(network)
         assert all(np.isfinite(tensor).all() for tensor in tensors.values())
     if any(kind == b"B" for kind, _ in chunks_of(data)):

@@ -6,7 +6,6 @@ large, the median of REPEATS runs each.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -17,7 +16,7 @@ from field import entropy_coder
 from field.blob import decode_field, encode_blob
 from quantising.rounding import round_layers
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
-from siren import FieldNet, SirenConfig, count_parameters, neurons_for_budget
+from siren import FieldNet, SirenConfig, neurons_for_budget
 from utils import Geometry, VolumeHeader
 
 REPEATS = 5
@@ -40,12 +39,12 @@ def main() -> None:
     net = FieldNet(config, torch.Generator().manual_seed(0))
     header = VolumeHeader(SHAPE, np.float32([0]), np.float32([1]), Geometry.plain(3))
     points = quasirandom_points(SHAPE, N_POINTS)
-    print(f"parameters={count_parameters(config)}\nn_neurons={config.n_neurons}", flush=True)
+    print(f"parameters={config.n_parameters}\nn_neurons={config.n_neurons}", flush=True)
     for bits in opt.bits:
         to_choose, steps = timed(lambda bits=bits: choose_steps(net, sensitivities(net, points), bits=bits))
         to_round, layers = timed(lambda steps=steps: round_layers(net, steps))
         to_fit, _ = timed(lambda layers=layers: [entropy_coder.fit_model(layer.weights) for layer in layers])
-        to_encode, blob = timed(lambda layers=layers: encode_blob(header, [(dataclasses.asdict(config), layers)]))
+        to_encode, blob = timed(lambda layers=layers: encode_blob(header, [(config, layers)]))
         to_decode, _ = timed(lambda blob=blob: decode_field(blob))
         seconds = {"choose_steps": to_choose, "round": to_round, "fit_models": to_fit, "encode": to_encode}
         seconds |= {"compress": to_choose + to_round + to_encode, "decode": to_decode}

@@ -15,7 +15,7 @@ from shared import argument_parser, read_scalar, table_head, table_row
 from cli import console
 from field.metrics import compare
 from field.neural_field import NeuralField
-from siren import SirenConfig, count_parameters, neurons_for_budget
+from siren import SirenConfig, neurons_for_budget
 from training.recipe import default_recipe, psnr_of
 from training.shapes import fit_after_trials
 from training.streaming import make_sampler
@@ -39,7 +39,7 @@ def row(name: str, volume: Volume, config: SirenConfig, seeds: range, passes: fl
     psnr = [p for p, _, _ in fits]
     collapsed = sum(p < constant + 1 for p, constant, _ in fits)
     figures = [f"{p:.2f}" for p in psnr]
-    cells = [name, config.n_neurons, config.n_layers, count_parameters(config), " ".join(figures)]
+    cells = [name, config.n_neurons, config.n_layers, config.n_parameters, " ".join(figures)]
     cells += [f"{max(psnr) - min(psnr):.2f}", sum(n for _, _, n in fits), collapsed]
     print(table_row(cells), flush=True)
 

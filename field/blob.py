@@ -236,13 +236,14 @@ from field.binary import BlobError, ByteReader
 from field.bricks import Bricks, Cut, check_cut
 from field.cut_chunks import decode_cut, encode_cut
 from field.header_chunks import Written, check_header, decode_header, decode_written, encode_header, encode_written
+from field.layers import SirenConfig
 from field.missing import decode_missing, encode_missing
 from field.network_chunk import (
     HEAD,
     QuantisedLayer,
     StoredNetworks,
     check_size,
-    decode_description,
+    decode_config,
     decode_weights,
     encode_network,
 )
@@ -273,21 +274,21 @@ def _check_usual(count: int, limit: int, what: str) -> None:
 
 def encode_blob(
     header: VolumeHeader,
-    networks: Sequence[tuple[dict, list[QuantisedLayer]]],
+    networks: Sequence[tuple[SirenConfig, list[QuantisedLayer]]],
     written: Written | None = None,
     cut: Cut | None = None,
 ) -> bytes:
-    """The blob of a header and of networks. networks: the description and the linear layers of each network.
+    """The blob of a header and of networks. networks: the settings and the linear layers of each.
 
     cut: how the field is cut; then there is a network for each brick that is not constant, in the order of the
     bricks. Raises BlobError for what the format cannot hold.
     """
-    descriptions = [network for network, _ in networks]
+    configs = [config for config, _ in networks]
     d_in, d_out = len(header.shape), header.n_components
-    if any((network["d_in"], network["d_out"]) != (d_in, d_out) for network in descriptions):
+    if any((config.d_in, config.d_out) != (d_in, d_out) for config in configs):
         raise BlobError(f"expected networks of the same d_in and d_out as the header, {d_in} and {d_out}")
     check_header(header, d_in, d_out)
-    check_size(descriptions)
+    check_size(configs)
     chunks = encode_header(header)
     if written:
         chunks["q"] = encode_written(written)
@@ -297,7 +298,7 @@ def encode_blob(
         check_cut(cut, header.shape, d_out)
         _check_number(cut, len(networks))
         chunks |= encode_cut(cut)
-    listed = [*chunks.items(), *(("N", encode_network(network, layers)) for network, layers in networks)]
+    listed = [*chunks.items(), *(("N", encode_network(config, layers)) for config, layers in networks)]
     body = b"".join(struct.pack("<cI", kind.encode(), len(content)) + content for kind, content in listed)
     return MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
 
@@ -330,12 +331,12 @@ def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks
         return header, Bricks(cut, StoredNetworks(cut.is_constant, networks))
     if len(networks) != 1:
         raise BlobError(f"expected one network, found {len(networks)}: written by a newer version")
-    ((network, content),) = networks
-    return header, Bricks.whole(network, decode_weights(content, network))
+    ((config, content),) = networks
+    return header, Bricks.whole(config, decode_weights(content, config))
 
 
-def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, list[tuple[dict, bytes]]]:
-    """Header, cut, and the description and the chunk of each network of a blob. Raises BlobError.
+def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, list[tuple[SirenConfig, bytes]]]:
+    """Header, cut, and the settings and the chunk of each network of a blob. Raises BlobError.
 
     large: see `decode_field`.
     """
@@ -351,8 +352,8 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
     cut = decode_cut(chunks, header.shape, header.n_components) if "B" in chunks else None
     for content in chunks.values():
         content.end()
-    networks = _decode_descriptions(contents, len(header.shape), header.n_components)
-    count = check_size([network for network, _ in networks])
+    networks = _decode_configs(contents, len(header.shape), header.n_components)
+    count = check_size(config for config, _ in networks)
     if not large:
         _check_usual(count, USUAL_PARAMETERS, "weights")
     if cut:
@@ -360,14 +361,14 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
     return header, cut, networks
 
 
-def _decode_descriptions(contents: list[ByteReader], d_in: int, d_out: int) -> list[tuple[dict, bytes]]:
-    """The description and the content of each chunk N. Raises BlobError."""
-    found: dict[bytes, dict] = {}  # by their bytes: the networks of bricks are often alike, and many
+def _decode_configs(contents: list[ByteReader], d_in: int, d_out: int) -> list[tuple[SirenConfig, bytes]]:
+    """The settings and the content of each chunk N. Raises BlobError."""
+    found: dict[bytes, SirenConfig] = {}  # by their bytes: the networks of bricks are often alike, and many
     networks = []
     for content in contents:
         head = content.data[:HEAD]
         if head not in found:
-            found[head] = decode_description(content, d_in, d_out)
+            found[head] = decode_config(content, d_in, d_out)
         networks.append((found[head], content.data))
     return networks
 
@@ -422,11 +423,11 @@ def _check_kinds(kinds: str) -> None:
 # --- parts of a valid blob --------------------------------------------------------------------------
 
 
-def network_descriptions(data: bytes) -> list[dict]:
-    """The descriptions of all networks of a valid blob."""
+def network_configs(data: bytes) -> list[SirenConfig]:
+    """The settings of all networks of a valid blob."""
     chunks, networks = _chunks(ByteReader(data[9:], "blob"))
     d_in, d_out = chunks["F"].unpack("2B")
-    return [decode_description(content, d_in, d_out) for content in networks]
+    return [decode_config(content, d_in, d_out) for content in networks]
 
 
 def written_by(data: bytes) -> Written | None:

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from field.binary import BlobError
+from field.layers import SirenConfig
 from utils import Box
 
 MAX_BRICKS = 1 << 20
-StoredNetwork = tuple[dict, dict[str, np.ndarray]]  # a description (the fields of SirenConfig), float32 weights by name
+StoredNetwork = tuple[SirenConfig, dict[str, np.ndarray]]  # float32 weights by name
 
 
 class Cut(NamedTuple):
@@ -48,16 +49,16 @@ class Bricks:
     networks: Sequence[StoredNetwork | None]
 
     @classmethod
-    def whole(cls, network: dict, weights: dict[str, np.ndarray]) -> Bricks:
+    def whole(cls, config: SirenConfig, weights: dict[str, np.ndarray]) -> Bricks:
         """The one brick of a field that is not cut."""
-        ends = (np.full((1, network["d_out"]), end, np.float32) for end in (-1, 1))
-        return cls(Cut((1,) * network["d_in"], *ends), [(network, weights)])
+        ends = (np.full((1, config.d_out), end, np.float32) for end in (-1, 1))
+        return cls(Cut((1,) * config.d_in, *ends), [(config, weights)])
 
     @classmethod
     def of(cls, net: object) -> Bricks:
         """The one brick that is a siren.FieldNet. On a CPU, both share the memory of the weights."""
         weights = {name: tensor.cpu().numpy() for name, tensor in net.state_dict().items()}
-        return cls.whole(dataclasses.asdict(net.config), weights)
+        return cls.whole(net.config, weights)
 
     @property
     def n_parameters(self) -> int:

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from field import portable
-from field.layers import layer_table
+from field.layers import SirenConfig, layer_table
 from utils import Grid, normalised_coordinates
 
 # Positions in a chunk: activations stay in a core's cache, or fill a GPU. The last chunk is padded. On a CPU, it is no
@@ -87,10 +87,10 @@ def count_positions(positions: Positions) -> int:
     return math.prod(positions.shape) if isinstance(positions, Grid) else len(positions)
 
 
-def scaled_layers(network: dict, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
+def scaled_layers(config: SirenConfig, weights: dict[str, np.ndarray]) -> list[np.ndarray]:
     """[W b] of every linear layer of a network, times its factors: float32, as Network takes them."""
     layers = []
-    for layer in layer_table(**network):
+    for layer in layer_table(config):
         weight = weights[f"{layer.name}.weight"].astype(np.float64) * (layer.omega * layer.scale)
         bias = weights[f"{layer.name}.bias"].astype(np.float64) * layer.omega
         layers.append(np.column_stack([weight, bias]).astype(np.float32))

@@ -7,25 +7,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from field.blob import network_descriptions, written_by
+from field.blob import network_configs, written_by
 from field.bricks import Bricks
-from field.layers import count_parameters
 from field.metrics import file_ratios
 from utils import IDENTITY, VolumeHeader
 
 
 def blob_figures(data: bytes, header: VolumeHeader | None, bricks: Bricks) -> dict[str, object]:
     """Shape, type, place, range, network, size and quality of a blob, by key; what is unknown has no key."""
-    networks = [bricks.networks[0][0]] if header is None else network_descriptions(data)
-    n_parameters = sum(count_parameters(**network) for network in networks)
+    configs = [bricks.networks[0][0]] if header is None else network_configs(data)
+    n_parameters = sum(config.n_parameters for config in configs)
     size = {} if bricks.is_whole else {"bricks": _numbers(bricks.cut.counts[-3:])}
     if bricks.cut.mirrors:
         size["mirrors"] = _numbers(bricks.cut.mirrors[-3:])
-    if len(bricks.networks) > len(networks):
-        size["constant_bricks"] = len(bricks.networks) - len(networks)
+    if len(bricks.networks) > len(configs):
+        size["constant_bricks"] = len(bricks.networks) - len(configs)
     for key, field in (("layers", "n_layers"), ("width", "n_neurons")):
-        if networks:
-            size[key] = _span([network[field] for network in networks])
+        if configs:
+            size[key] = _span([getattr(config, field) for config in configs])
     size |= {"parameters": n_parameters, "bytes": len(data)}
     if n_parameters:
         size["bits_per_weight"] = f"{8 * len(data) / n_parameters:.3f}"

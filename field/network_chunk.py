@@ -1,18 +1,17 @@
-"""The content of chunk N of a blob: a network's description, and its layers as coded integers. See field/blob.py."""
+"""The content of chunk N of a blob: a network's settings, and its layers as coded integers. See field/blob.py."""
 
 from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from field import entropy_coder
 from field.binary import BlobError, ByteReader
-from field.layers import LinearLayer, count_parameters, layer_table
-from utils import quoted
+from field.layers import LinearLayer, SirenConfig, layer_table
 
 MAX_PARAMETERS = 1 << 27  # most parameters of all networks of a file; more are refused before memory is allocated
 MAX_FACTOR = 1e30  # largest magnitude of a weight times the frequency of its layer: no phase overflows
@@ -43,45 +42,53 @@ def round_step(step: float) -> np.float32:
     return np.uint32(bits << 16).view(np.float32)
 
 
-def check_network(network: dict) -> None:
-    """Raise BlobError unless a network's description (the fields of SirenConfig) is within the format's limits."""
+def network_of(**fields: object) -> SirenConfig:
+    """The network of these settings, as a file gives them. Raises BlobError for an impossible or a too large one."""
+    try:
+        config = SirenConfig(**fields)
+    except ValueError as error:
+        raise BlobError(str(error)) from None
+    check_network(config)
+    return config
+
+
+def check_network(config: SirenConfig) -> None:
+    """Raise BlobError unless a network is within the format's limits."""
     limits = {"n_layers": 255, "n_neurons": 65535, "d_in": 4, "d_out": 255}
     for name, limit in limits.items():
-        if not 1 <= network[name] <= limit:
-            raise BlobError(f"{name}: expected 1 to {limit}, found {network[name]}")
-    if not isinstance(network["is_residual"], bool):
-        raise BlobError(f"is_residual: expected true or false, found {quoted(network['is_residual'])}")
+        if getattr(config, name) > limit:
+            raise BlobError(f"{name}: expected 1 to {limit}, found {getattr(config, name)}")
     with np.errstate(over="ignore"):
-        omega_0 = float(np.float32(network["omega_0"]))
+        omega_0 = float(np.float32(config.omega_0))
     if not 1e-6 <= omega_0 <= 1e6:
-        raise BlobError(f"omega_0: expected 1e-6 to 1e6, found {network['omega_0']}")
-    check_size([network])
+        raise BlobError(f"omega_0: expected 1e-6 to 1e6, found {config.omega_0}")
+    check_size([config])
 
 
-def check_size(networks: Sequence[dict]) -> int:
+def check_size(configs: Iterable[SirenConfig]) -> int:
     """The number of parameters of all networks of a file. Raises BlobError when it is above MAX_PARAMETERS."""
-    count = sum(count_parameters(**network) for network in networks)
+    count = sum(config.n_parameters for config in configs)
     if count > MAX_PARAMETERS:
         raise BlobError(f"expected at most {MAX_PARAMETERS} parameters in all, found {count}")
     return count
 
 
-def _may_have_codebook(layer: LinearLayer, network: dict) -> bool:
+def may_have_codebook(layer: LinearLayer, config: SirenConfig) -> bool:
     """Whether a codebook of a layer is stored, in a network with codebooks."""
-    return layer.n_out == layer.n_in == network["n_neurons"]
+    return layer.n_out == layer.n_in == config.n_neurons
 
 
 # --- writing ----------------------------------------------------------------------------------------
 
 
-def encode_network(network: dict, layers: list[QuantisedLayer]) -> bytes:
+def encode_network(config: SirenConfig, layers: list[QuantisedLayer]) -> bytes:
     """The content of chunk N. Raises BlobError."""
-    check_network(network)
+    check_network(config)
     has_codebooks = any(layer.codebook is not None for layer in layers)
-    flags = network["is_residual"] | has_codebooks << 1
-    parts = [struct.pack("<2BHf", flags, network["n_layers"], network["n_neurons"], network["omega_0"])]
+    flags = config.is_residual | has_codebooks << 1
+    parts = [struct.pack("<2BHf", flags, config.n_layers, config.n_neurons, config.omega_0)]
     groups, models = [], []
-    for layer, place in zip(layers, layer_table(**network), strict=True):
+    for layer, place in zip(layers, layer_table(config), strict=True):
         n_out, n_in = place.n_out, place.n_in
         if layer.weights.shape != (n_out, n_in) or layer.biases.shape != (n_out,):
             raise BlobError(f"expected a layer {n_in} -> {n_out}, found {layer.weights.shape}, {layer.biases.shape}")
@@ -91,7 +98,7 @@ def encode_network(network: dict, layers: list[QuantisedLayer]) -> bytes:
         a, b, largest = entropy_coder.fit_model(weights)
         bias_code = entropy_coder.small_float_code(int(np.abs(biases).max()))
         parts.append(struct.pack("<H4B", int(layer.step.view(np.uint32)) >> 16, a, b, largest, bias_code))
-        if has_codebooks and _may_have_codebook(place, network):
+        if has_codebooks and may_have_codebook(place, config):
             # The model may allow a few integers that do not occur. The codebook has an entry for each of them too.
             half = entropy_coder.small_float(largest)
             n = len(layer.codebook)
@@ -104,23 +111,21 @@ def encode_network(network: dict, layers: list[QuantisedLayer]) -> bytes:
 # --- reading ----------------------------------------------------------------------------------------
 
 
-def decode_description(content: ByteReader, d_in: int, d_out: int) -> dict:
-    """The description of a network from the first HEAD bytes of its chunk. Raises BlobError."""
+def decode_config(content: ByteReader, d_in: int, d_out: int) -> SirenConfig:
+    """The settings of a network from the first HEAD bytes of its chunk. Raises BlobError."""
     flags, n_layers, n_neurons, omega_0 = content.unpack("2BHf")
     if flags > 3:
         raise BlobError(f"flags: expected 0 to 3, found {flags}")
-    network = {"n_neurons": n_neurons, "n_layers": n_layers, "d_in": d_in, "d_out": d_out}
-    network |= {"is_residual": bool(flags & 1), "omega_0": omega_0}
-    check_network(network)
-    return network
+    sizes = {"n_neurons": n_neurons, "n_layers": n_layers, "d_in": d_in, "d_out": d_out}
+    return network_of(**sizes, omega_0=omega_0, is_residual=bool(flags & 1))
 
 
-def decode_weights(data: bytes, network: dict) -> dict[str, np.ndarray]:
-    """The float32 tensors by name of a network from its chunk. Raises BlobError. network: its description."""
+def decode_weights(data: bytes, config: SirenConfig) -> dict[str, np.ndarray]:
+    """The float32 tensors by name of a network from its chunk. Raises BlobError."""
     content = ByteReader(data, "chunk 'N'")
     (flags,) = content.unpack(f"B{HEAD - 1}x")
-    table = layer_table(**network)
-    records = [_read_record(content, bool(flags & 2) and _may_have_codebook(layer, network)) for layer in table]
+    table = layer_table(config)
+    records = [_read_record(content, bool(flags & 2) and may_have_codebook(layer, config)) for layer in table]
     sizes = [size for layer in table for size in (layer.n_out * layer.n_in, layer.n_out)]
     models = [model for record in records for model in record.models]
     try:
@@ -164,25 +169,25 @@ def _read_record(content: ByteReader, has_codebook: bool) -> _Record:
 
 
 class StoredNetworks(Sequence):
-    """The networks of bricks: description and float32 tensors by name, decoded whenever they are asked for, or None.
+    """The networks of bricks: settings and float32 tensors by name, decoded whenever they are asked for, or None.
 
     An item is None for a brick without a network. Raises BlobError for one whose integers are wrong.
     """
 
-    def __init__(self, is_constant: Sequence[bool], networks: list[tuple[dict, bytes]]):
-        """networks: the description and the chunk of each brick that is not constant."""
+    def __init__(self, is_constant: Sequence[bool], networks: list[tuple[SirenConfig, bytes]]):
+        """networks: the settings and the chunk of each brick that is not constant."""
         networks = iter(networks)
         self._stored = [None if constant else next(networks) for constant in is_constant]
 
     def __len__(self) -> int:
         return len(self._stored)
 
-    def __getitem__(self, brick: int) -> tuple[dict, dict[str, np.ndarray]] | None:
+    def __getitem__(self, brick: int) -> tuple[SirenConfig, dict[str, np.ndarray]] | None:
         stored = self._stored[brick]
         if stored is None:
             return None
-        network, data = stored
+        config, data = stored
         try:
-            return network, decode_weights(data, network)
+            return config, decode_weights(data, config)
         except BlobError as error:
             raise BlobError(f"brick {brick}: {error}") from None

@@ -17,6 +17,7 @@ from field.evaluation import (
     scaled_layers,
 )
 from field.integers import largest_error, margins
+from field.layers import SirenConfig
 
 
 class OneNetwork:
@@ -27,14 +28,14 @@ class OneNetwork:
 
     def __init__(
         self,
-        network: dict,
+        config: SirenConfig,
         weights: dict[str, np.ndarray],
         shape: tuple[int, ...],
         extent: np.ndarray,
         device: str,
         n_threads: int,
     ):
-        self.layers, self.is_residual = scaled_layers(network, weights), network["is_residual"]
+        self.layers, self.is_residual = scaled_layers(config, weights), config.is_residual
         self.shape, self.extent, self.device, self.n_threads = shape, extent, device, n_threads
 
     def network(self, precision: str = "float32") -> Network:

@@ -9,8 +9,8 @@ import numpy as np
 from field.binary import BlobError, ByteReader
 from field.blob import decode_field, is_blob
 from field.bricks import Bricks
-from field.layers import parameter_shapes
-from field.network_chunk import check_network
+from field.layers import SirenConfig, parameter_shapes
+from field.network_chunk import network_of
 from utils import VolumeHeader
 
 ORIGINAL_BITS = (4, *range(6, 17))  # bits per index; the original reader garbles indices of 1, 2, 3 and 5 bits
@@ -26,8 +26,8 @@ def decode_either(data: bytes, large: bool = False) -> tuple[VolumeHeader | None
     return decode_field(data, large) if is_blob(data) else (None, Bricks.whole(*decode_original(data)))
 
 
-def decode_original(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
-    """The network (description, float32 tensors by name) of a blob of the original neurcomp scripts.
+def decode_original(data: bytes) -> tuple[SirenConfig, dict[str, np.ndarray]]:
+    """The network (settings, float32 tensors by name) of a blob of the original neurcomp scripts.
 
     Such a blob has no magic bytes and no header. Each hidden matrix is stored as a codebook and indices into it. Raises
     BlobError unless every byte of the blob is accounted for.
@@ -38,13 +38,12 @@ def decode_original(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     (bits,) = reader.unpack("B")
     if is_residual > 1 or len(set(widths)) != 1:
         raise BlobError("not a blob of this suite or of the original scripts")
-    network = {"n_neurons": widths[0], "n_layers": n_layers, "d_in": d_in, "d_out": d_out}
-    network |= {"is_residual": bool(is_residual), "omega_0": 30.0}
-    check_network(network)
+    sizes = {"n_neurons": widths[0], "n_layers": n_layers, "d_in": d_in, "d_out": d_out}
+    config = network_of(**sizes, is_residual=bool(is_residual))
     if bits not in ORIGINAL_BITS:
         raise BlobError(f"bits: the original reads {ORIGINAL_BITS} rightly, found {bits}")
     tensors = {}
-    for name, shape in parameter_shapes(**network).items():
+    for name, shape in parameter_shapes(config).items():
         count = math.prod(shape)
         if name.endswith("weight") and not name.startswith(("net_layers.0.", f"net_layers.{n_layers}.")):
             centroids = reader.array("<f4", 1 << bits)
@@ -54,7 +53,7 @@ def decode_original(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
         if not np.isfinite(tensors[name]).all():
             raise BlobError(f"{name} holds NaN or infinite weights")
     reader.end()
-    return network, tensors
+    return config, tensors
 
 
 def _unpack_original_indices(reader: ByteReader, bits: int, count: int) -> np.ndarray:

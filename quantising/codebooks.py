@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from field.network_chunk import QuantisedLayer
+from field.layers import layer_table
+from field.network_chunk import QuantisedLayer, may_have_codebook
 from quantising.rounding import round_layers
 from siren import FieldNet, linear_layers
 
@@ -16,8 +17,8 @@ KMEANS_ITERATIONS = 50  # at most
 def round_to_codebooks(net: FieldNet, bits: int, steps: list[np.float32]) -> list[QuantisedLayer]:
     """The layers in integers: at most 2^bits codebook values for each hidden matrix, `steps` for everything else."""
     layers = round_layers(net, steps)
-    for i, layer in enumerate(linear_layers(net)):
-        if tuple(layer.weight.shape) == (net.config.n_neurons,) * 2:
+    for i, (layer, place) in enumerate(zip(linear_layers(net), layer_table(net.config), strict=True)):
+        if may_have_codebook(place, net.config):
             values = layer.weight.detach().cpu().numpy()
             codebook = kmeans(values.ravel(), 2**bits)
             if len(codebook) % 2 == 0:  # the format needs a middle value to count from

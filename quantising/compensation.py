@@ -59,7 +59,7 @@ class CompensationFactors:
         n_all: int | None = None,
     ):
         self.net, self.on_products = net, on_products
-        self.blocks, n_points = metric_blocks(net.n_parameters, n_all)
+        self.blocks, n_points = metric_blocks(net.config.n_parameters, n_all)
         self.x, self.weights = informative_points(net, header, n_points)
 
     def __len__(self) -> int:

@@ -46,7 +46,7 @@ class NetworkRounding:
         self.device, self.progress = device, progress
         self.is_trained = volume is not None and options.n_passes != 0
         # Whether the weights are compensated also without training: else each is rounded to the nearest.
-        self.is_compensated = options.quantizer == "uniform" and net.n_parameters <= MAX_COMPENSATED
+        self.is_compensated = options.quantizer == "uniform" and net.config.n_parameters <= MAX_COMPENSATED
         self.factors: Collection[CompensationFactor] = []
 
     def layers(self, psnr: float, is_exact: bool) -> list[QuantisedLayer]:
@@ -104,7 +104,7 @@ class NetworkRounding:
         """
         trained, lead = self._training(sampler, expected), expected - psnr_of(sampler.variance)
         added = self.options.added
-        added = policy.error_to_add(lead, self.net.n_parameters) if added is None else added
+        added = policy.error_to_add(lead, self.net.config.n_parameters) if added is None else added
         least = expected - policy.allowed_loss(self.options, lead, expected, error)
         layers, found = trained(error=added * error)
         if not found >= least:  # true for NaN
@@ -214,7 +214,7 @@ class NetworkRounding:
 
     @property
     def _measuring_work(self) -> float:
-        return work.of_comparison(self.net.n_parameters, self.volume)
+        return work.of_comparison(self.net.config.n_parameters, self.volume)
 
     @property
     def training_work(self) -> float:
@@ -222,4 +222,4 @@ class NetworkRounding:
         sizes = np.array(layer_sizes(self.net))
         trained = [1 - done / sizes.sum() for done in np.cumsum(sizes)[:-1]]  # after each layer that is rounded
         n_samples = self._recipe().n_passes * self.header.n_present
-        return work.of_training(n_samples, self.net.n_parameters, float(np.mean(trained)) if trained else 1.0)
+        return work.of_training(n_samples, self.net.config.n_parameters, float(np.mean(trained)) if trained else 1.0)

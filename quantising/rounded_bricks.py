@@ -15,7 +15,7 @@ from field.neural_field import NeuralField
 from quantising import work
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions, coarsest_exact, error_to_add
-from siren import SirenConfig, count_parameters, net_of
+from siren import SirenConfig, net_of
 from training.cutting import count_held, missing_in, passes_for, passes_over
 from training.recipe import error_of, psnr_of
 from training.survey import brick_volume, error_factor, ready_to_cut, survey
@@ -23,7 +23,7 @@ from training.workers import Report, Workers, most_work_first
 from utils import Geometry, Volume, VolumeHeader, find_missing, shape_of
 
 PASSES = 0.25  # over each brick while it is rounded / while it is trained, by default: more gain 0.2 dB at most
-Rounded = list[tuple[dict, list[QuantisedLayer]]]  # the description and the layers of each brick that has a network
+Rounded = list[tuple[SirenConfig, list[QuantisedLayer]]]  # the settings and the layers of each brick that has a network
 
 
 class BricksRounding:
@@ -43,7 +43,7 @@ class BricksRounding:
         self.workers = Workers(options.n_threads if device.type == "cpu" else 1)
         self.boxes = brick_boxes(header.shape, bricks.cut.counts, bricks.cut.mirrors)
         self.n_held = count_held(header, bricks.cut.mirrors)
-        self.configs = {k: SirenConfig(**network[0]) for k, network in enumerate(bricks.networks) if network}
+        self.configs = {k: network[0] for k, network in enumerate(bricks.networks) if network}
 
     def layers(self, psnr: float, is_exact: bool) -> Rounded:
         """The networks in integers, in the order of their bricks.
@@ -74,8 +74,10 @@ class BricksRounding:
         the voxels: a brick with twice the weights may add twice the error, also if it has fewer voxels.
         """
         options = self._options_of_a_brick(psnr, volume)
-        shares = {k: work.of_training((options.n_passes or 0.0) * math.prod(shape_of(self.boxes[k])), self._size(k))
-                  + work.of_factors(config, options.n_all) for k, config in self.configs.items()}  # fmt: skip
+        shares = {}
+        for k, config in self.configs.items():
+            n_samples = (options.n_passes or 0.0) * math.prod(shape_of(self.boxes[k]))
+            shares[k] = work.of_training(n_samples, config.n_parameters) + work.of_factors(config, options.n_all)
         self.progress.plan(sum(shares.values()))
         per_weight = math.nan  # squared error that rounding may add, for each weight
         if math.isfinite(psnr):
@@ -90,10 +92,7 @@ class BricksRounding:
         if n_again:
             what = "again " + "with finer steps, or " * (options.bits is None) + "without training"
             self.progress.say(f"rounding with training has cost too much in {n_again} of {len(found)} bricks: {what}")
-        return [(dataclasses.asdict(self.configs[k]), found[k]) for k in sorted(found)]
-
-    def _size(self, brick: int) -> int:
-        return count_parameters(self.configs[brick])
+        return [(self.configs[k], found[k]) for k in sorted(found)]
 
     def _options_of_a_brick(self, psnr: float, volume: Volume | None) -> RoundingOptions:
         """The options for every brick, but for its error and its seed."""
@@ -114,7 +113,7 @@ class BricksRounding:
         brick = brick_volume(volume, self.header.values, box) if volume else None
         missing = find_missing(brick.values, brick.fill) if brick else missing_in(self.header, box)
         header = VolumeHeader(shape_of(box), low, high, Geometry.plain(len(box)), missing)
-        error = per_weight * self._size(k) / max(header.n_present, 1) / error_factor(low, high)
+        error = per_weight * self.configs[k].n_parameters / max(header.n_present, 1) / error_factor(low, high)
         own = {"error": None if math.isnan(error) else error, "seed": options.seed + k}
         if options.n_passes and self.options.n_passes is None:
             own["n_passes"] = passes_over(options.n_passes, header.n_present, header.n_voxels)

@@ -123,7 +123,7 @@ def choose_steps(
     layers = linear_layers(net)
     largest = [float(layer.weight.detach().abs().max()) for layer in layers]
     if error is not None:
-        scale = math.sqrt(12 * error * net.config.d_out / net.n_parameters)
+        scale = math.sqrt(12 * error * net.config.d_out / net.config.n_parameters)
     else:
         counted = range(1, len(layers) - 1) if len(layers) > 2 else range(len(layers))
         scale = max(largest[i] / relative[i] for i in counted) / 2 ** (bits - 1)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from cli.progress import Progress
 from field.metrics import measured_boxes
 from quantising.compensation import metric_blocks, products_of_matrix
-from siren import SirenConfig, count_parameters
+from siren import SirenConfig
 from training.fitting import Fit
 from training.recipe import CHECK_STEPS, training_work
 from utils import Volume, shape_of
@@ -37,7 +37,7 @@ def of_comparison(n_parameters: float, volume: Volume) -> float:
 
 def of_factors(config: SirenConfig, n_all: int | None = None) -> float:
     """The work of one pass over the compensation factors. n_all: see CompensationFactors."""
-    blocks, n_points = metric_blocks(count_parameters(config), n_all)
+    blocks, n_points = metric_blocks(config.n_parameters, n_all)
     sizes = [block.stop - block.start for block in blocks]
     pairs = [(a, a + b) for a, b in zip(sizes, [*sizes[1:], 0], strict=True)]
     return PER_PRODUCT * sum(n_points * a * size + products_of_matrix(a, size) for a, size in pairs)
@@ -49,8 +49,8 @@ def step_reporter(progress: Progress) -> Callable[[Fit], None]:
 
     def on_step(fit: Fit) -> None:
         nonlocal latest
-        trained = fit.trained.weights.numel() / fit.net.n_parameters
-        step_work = of_training(fit.recipe.batch, fit.net.n_parameters, trained)
+        trained = fit.trained.weights.numel() / fit.config.n_parameters
+        step_work = of_training(fit.recipe.batch, fit.config.n_parameters, trained)
         if fit.step != 1:  # a new fit begins with step 1; a recovery goes back to one that was judged
             progress.plan((latest + 1 - fit.step) * step_work)
         figures = {"PSNR": f"{fit.psnr:.1f} dB"} if fit.step >= CHECK_STEPS else {}  # it has been judged

@@ -18,7 +18,7 @@ SCRIPTS = {"train", "net_compress", "net_decompress"}
 ALLOWED = {
     "quantising": {"cli", "field", "siren", "training", "utils"},
     "training": {"cli", "field", "siren", "utils"},
-    "siren": set(),
+    "siren": {"field"},
     "field": {"cli", "formats", "utils"},
     "formats": {"cli", "utils"},
     "cli": {"utils"},

@@ -13,7 +13,7 @@ import torch
 
 from cli.progress import Parts, Progress
 from field.bricks import brick_boxes
-from siren import SirenConfig, count_parameters
+from siren import SirenConfig
 from training import processes
 from training.brick_task import Task, Trained, arrays_of, fit_brick
 from training.cutting import passes_over
@@ -69,14 +69,14 @@ class BrickFits:
 
     def work(self, number: int, config: SirenConfig) -> float:
         """How much work a pass over a brick is."""
-        return training_work(float(self.survey.n_voxels[number]), count_parameters(config))
+        return training_work(float(self.survey.n_voxels[number]), config.n_parameters)
 
     def work_of(self, configs: Mapping[int, SirenConfig], recipes: Mapping[int, Recipe]) -> dict[int, float]:
         """How much work the fit of each brick is. A time limit is shared out by the work of a pass."""
         return {
             k: self.work(k, config)
             if recipes[k].max_seconds is not None
-            else self.fit_work(recipes[k], int(self.survey.n_voxels[k]), count_parameters(config))
+            else self.fit_work(recipes[k], int(self.survey.n_voxels[k]), config.n_parameters)
             for k, config in configs.items()
         }
 

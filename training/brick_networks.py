@@ -10,7 +10,7 @@ import numpy as np
 
 from cli.progress import Progress
 from field.network_chunk import MAX_PARAMETERS
-from siren import LEAST_NEURONS, MAX_NEURONS, SirenConfig, count_parameters, neurons_for_budget
+from siren import LEAST_NEURONS, MAX_NEURONS, SirenConfig, neurons_for_budget
 from training.brick_fits import PILOT_PASSES, PILOT_STEPS, BrickFits
 from training.cutting import MOST_SHARE
 from training.recipe import Recipe, psnr_of
@@ -54,7 +54,7 @@ class BrickNetworks:
 
     def _least_parameters(self, depth: int) -> int:
         smallest = SirenConfig(LEAST_NEURONS, **self.fields | {"n_layers": depth})
-        return self.n_trained * count_parameters(smallest)
+        return self.n_trained * smallest.n_parameters
 
     # --- brief fits: pilots ---
 
@@ -74,7 +74,7 @@ class BrickNetworks:
             left = {k: config for k, config in pilots.items() if k not in errors}
             errors |= self.fits.pilot_errors(left, progress)
             for k, error in errors.items():
-                need[k] = math.sqrt((error + 1e-12) * count_parameters(pilots[k]))
+                need[k] = math.sqrt((error + 1e-12) * pilots[k].n_parameters)
         self.configs = self._shared_out(need)
 
     def work_ahead(self) -> float:
@@ -164,7 +164,7 @@ def shared_out(n_parameters: float, need: np.ndarray, n_voxels: np.ndarray, fiel
     need: what each brick needs of them, in any unit. n_voxels: of each brick. fields: of SirenConfig, but the width.
     Raises UserError for more parameters than a file can hold.
     """
-    least = count_parameters(SirenConfig(LEAST_NEURONS, **fields))
+    least = SirenConfig(LEAST_NEURONS, **fields).n_parameters
     most = np.maximum(MOST_SHARE * n_voxels, least)
     low, high = 0.0, n_parameters / max(need[need > 0].min(initial=math.inf), 1e-300)
     for _ in range(100):  # the share of each need that uses up the parameters
@@ -172,7 +172,7 @@ def shared_out(n_parameters: float, need: np.ndarray, n_voxels: np.ndarray, fiel
         sizes = np.where(need > 0, np.clip(share * need, least, most), 0.0)
         low, high = (share, high) if sizes.sum() < n_parameters else (low, share)
     configs = [SirenConfig(width_for(size, fields), **fields) if size else None for size in sizes]
-    n_all = sum(count_parameters(config) for config in configs if config)
+    n_all = sum(config.n_parameters for config in configs if config)
     if n_all > MAX_PARAMETERS:
         way_out = "a larger --compression_ratio or fewer --bricks give fewer"
         raise UserError(f"bricks of {n_all} parameters in all, a file can hold at most {MAX_PARAMETERS}: {way_out}")
@@ -182,5 +182,5 @@ def shared_out(n_parameters: float, need: np.ndarray, n_voxels: np.ndarray, fiel
 def width_for(n_parameters: float, fields: dict) -> int:
     """The width, LEAST_NEURONS to MAX_NEURONS, whose number of parameters is the nearest to `n_parameters`."""
     width = neurons_for_budget(n_parameters, LEAST_NEURONS, **fields)
-    below, above = (count_parameters(SirenConfig(width + more, **fields)) for more in (0, 1))
+    below, above = (SirenConfig(width + more, **fields).n_parameters for more in (0, 1))
     return width + 1 if below + above < 2 * n_parameters and width < MAX_NEURONS else width

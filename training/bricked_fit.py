@@ -17,7 +17,7 @@ import torch
 from cli.progress import Progress
 from field.bricks import Bricks, Cut
 from field.layers import parameter_shapes
-from siren import SirenConfig, count_parameters
+from siren import SirenConfig
 from training import processes
 from training.brick_networks import BrickNetworks
 from training.brick_task import Trained
@@ -100,7 +100,7 @@ class BrickedFit:
         is_known = self.survey.is_constant[:, None] | np.array([[number in self.done] for number in numbers])
         ends = [np.where(is_known, end, self.survey.mean) for end in (self.survey.low, self.survey.high)]
         done = self.done
-        nets = [(dataclasses.asdict(self.networks.configs[k]), done[k].weights) if k in done else None for k in numbers]
+        nets = [(self.networks.configs[k], done[k].weights) if k in done else None for k in numbers]
         return Bricks(Cut(self.fits.counts, *ends, self.fits.mirrors), nets)
 
     # --- checkpoints ---
@@ -132,7 +132,7 @@ class BrickedFit:
         configs = self.networks.checked(n_layers, widths)
         for number, (weights, error) in done.items():
             is_sound = number in range(len(configs)) and type(error) is float and 0 <= error < math.inf
-            if not (is_sound and is_like(torch.empty(count_parameters(configs[number])), weights)):
+            if not (is_sound and is_like(torch.empty(configs[number].n_parameters), weights)):
                 raise ValueError("expected the finite weights of a brick and its error")
         self.networks.n_layers, self.networks.configs = n_layers, configs
         self.seconds = max(seconds, self.seconds)
@@ -147,6 +147,6 @@ def as_vector(weights: dict[str, np.ndarray]) -> np.ndarray:
 
 def from_vector(vector: np.ndarray, config: SirenConfig) -> dict[str, np.ndarray]:
     """The weights of a network that are `as_vector`."""
-    shapes = parameter_shapes(**dataclasses.asdict(config))
+    shapes = parameter_shapes(config)
     parts = np.split(vector, np.cumsum([math.prod(shape) for shape in shapes.values()])[:-1])
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}

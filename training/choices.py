@@ -9,7 +9,7 @@ from cli.arguments import Options
 from field.binary import BlobError
 from field.bricks import check_counts, held_shape
 from field.network_chunk import check_network
-from siren import SirenConfig, count_parameters
+from siren import SirenConfig
 from training.brick_fits import RecipeFor
 from training.brick_networks import BrickNetworks
 from training.cutting import count_held, counts_for, counts_of_bricks, passes_for, passes_over
@@ -37,7 +37,7 @@ def networks_for(opt: Options, header: VolumeHeader) -> list[SirenConfig]:
     configs = networks_for_budget(header.n_voxels // opt.compression_ratio, opt.n_layers, **fields)
     try:
         for config in configs:
-            check_network(dataclasses.asdict(config))
+            check_network(config)
     except BlobError as error:
         raise UserError(f"--compression_ratio {opt.compression_ratio:g} gives a network with {error}") from None
     return configs
@@ -114,9 +114,9 @@ def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> li
 
     ratio: the wanted number of voxels for each parameter.
     """
-    n_voxels, n_parameters, found = header.n_voxels, count_parameters(config), []
+    n_voxels, n_parameters, found = header.n_voxels, config.n_parameters, []
     if n_parameters > max(n_voxels / ratio, 1):
-        sizes = {n: count_parameters(dataclasses.replace(config, n_layers=n)) for n in range(1, config.n_layers)}
+        sizes = {n: dataclasses.replace(config, n_layers=n).n_parameters for n in range(1, config.n_layers)}
         fitting = max((n for n, size in sizes.items() if size <= n_voxels / ratio), default=1)
         way_out = f": --n_layers {fitting} gives {_ratio(n_voxels / sizes[fitting])}" if sizes else ""
         smallest = f"the smallest network of {config.n_layers} layer{'s' * (config.n_layers > 1)} has"

@@ -6,7 +6,6 @@ NumPy's sines are three times as fast as torch's. `padded_gradient` computes the
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import math
 from collections.abc import Callable
 
@@ -39,7 +38,7 @@ class LossGradient:
         config, layers = net.config, linear_layers(net)
         self.first_trained_layer = first_trained_layer  # the linear layers before this one get no gradient
         like = layers[0].weight.detach()
-        table = layer_table(**dataclasses.asdict(config))
+        table = layer_table(config)
         self.block_ends = block_ends(table)
         self.factors = [(layer.omega * layer.scale, layer.omega) for layer in table]  # (of weights, of biases)
         for parameter in (p for layer in layers[first_trained_layer:] for p in layer.parameters()):

@@ -79,7 +79,7 @@ def _in_settings(bricks: Bricks) -> dict:
     in normalised values of the whole field; the mirrors, if there are any. See field.bricks.Cut.
     """
     counts, low, high, mirrors = bricks.cut
-    widths = [network[0]["n_neurons"] if network else 0 for network in bricks.networks]
+    widths = [network[0].n_neurons if network else 0 for network in bricks.networks]
     found = {"counts": list(counts), "widths": widths, "low": low.tolist(), "high": high.tolist()}
     return found | ({"mirrors": list(mirrors)} if mirrors else {})
 
@@ -146,7 +146,7 @@ def network_config(path: str, settings: dict) -> SirenConfig:
     given = {name: settings[name] for name in ("d_in", "d_out", "omega_0", "is_residual") if name in settings}
     try:
         config = SirenConfig(layers[0], n_layers, **given)
-        check_network(dataclasses.asdict(config))
+        check_network(config)
     except (UserError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: {error}") from None
     return config
@@ -160,9 +160,8 @@ def read_networks(
     config: as of `network_config`, that of the widest network.
     """
     if settings.get("bricks") is None:
-        network = dataclasses.asdict(config)
-        state = _read_state(path, config_path, parameter_shapes(**network))
-        bricks = Bricks.whole(network, {name: tensor.numpy() for name, tensor in state.items()})
+        state = _read_state(path, config_path, parameter_shapes(config))
+        bricks = Bricks.whole(config, {name: tensor.numpy() for name, tensor in state.items()})
     else:
         bricks = _read_bricks(path, config_path, settings["bricks"], header, config)
     checksum = weights_crc32(state_of(bricks))
@@ -185,21 +184,20 @@ def _read_bricks(path: str, config_path: str, entry: dict, header: VolumeHeader 
         configs = [dataclasses.replace(config, n_neurons=width) if width else None for width in widths]
         if [config is None for config in configs] != cut.is_constant.tolist():
             raise ValueError("widths: expected one for each brick that is not constant, 0 for the others")
-        networks = [config and dataclasses.asdict(config) for config in configs]
-        check_size([network for network in networks if network])
+        check_size(filter(None, configs))
     except KeyError as error:
         raise UserError(f"{config_path}: bricks: expected the keys counts, widths, low and high, not {error}") from None
     except (UserError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{config_path}: bricks: does not describe the bricks of a field: {error}") from None
-    shapes, own = [parameter_shapes(**network) if network else {} for network in networks], _cut_state(cut)
+    shapes, own = [parameter_shapes(config) if config else {} for config in configs], _cut_state(cut)
     expected = {name: part.shape for name, part in own.items()}
     expected |= {f"bricks.{k}.{name}": shape for k, found in enumerate(shapes) for name, shape in found.items()}
     state = _read_state(path, config_path, expected)
     if any(not np.array_equal(state[name].numpy(), part) for name, part in own.items()):
         raise UserError(f"{config_path}: belongs to other weights than {path}: these are of a field cut otherwise")
     weights = [{name: state[f"bricks.{k}.{name}"].numpy() for name in found} for k, found in enumerate(shapes)]
-    both = zip(networks, weights, strict=True)
-    return Bricks(cut, [(network, tensors) if network else None for network, tensors in both])
+    both = zip(configs, weights, strict=True)
+    return Bricks(cut, [(config, tensors) if config else None for config, tensors in both])
 
 
 def _read_state(path: str, config_path: str, expected: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:

@@ -6,7 +6,6 @@ float32. What lies inside a sine, and the sums of the residual blocks, are float
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
@@ -50,7 +49,7 @@ class PaddedGradient:
         self.trained, self.first_trained_layer, self.is_clipped = trained, first_trained_layer, is_clipped
         config, layers = trained.net.config, linear_layers(trained.net)
         self.width, self.d_out = n, d_out = config.n_neurons, config.d_out
-        self.ends, table = (layers[0], layers[-1]), layer_table(**dataclasses.asdict(config))
+        self.ends, table = (layers[0], layers[-1]), layer_table(config)
         self.factors = [(layer.omega * layer.scale, layer.omega) for layer in table]
         self.block_ends = block_ends(table)
         like = layers[0].weight.detach()

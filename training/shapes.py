@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cli.progress import Progress
-from siren import LEAST_NEURONS, MIN_NEURONS, SirenConfig, count_parameters, linear_layers, neurons_for_budget
+from siren import LEAST_NEURONS, MIN_NEURONS, SirenConfig, linear_layers, neurons_for_budget
 from training import processes
 from training.fitting import Fit, new_fit
 from training.recipe import TRIAL_SHARE, Recipe
@@ -44,7 +44,7 @@ def networks_for_budget(n_parameters: float, depth: int | None, **fields) -> lis
     SHALLOW_DEPTHS compete too. fields: the other fields of SirenConfig.
     """
     if depth is None:
-        smallest = {n: count_parameters(SirenConfig(LEAST_NEURONS, n, **fields)) for n in range(1, max(DEPTHS) + 1)}
+        smallest = {n: SirenConfig(LEAST_NEURONS, n, **fields).n_parameters for n in range(1, max(DEPTHS) + 1)}
         deepest = max((n for n, size in smallest.items() if size <= n_parameters), default=1)
         depths, least = {min(n, deepest) for n in DEPTHS}, LEAST_NEURONS
         if neurons_for_budget(n_parameters, least, n_layers=min(depths), **fields) <= NARROW:
@@ -169,7 +169,7 @@ def score(trial: Trial) -> float:
     (config, waves, _), fit = trial
     if not math.isfinite(fit.loss):
         return -math.inf
-    size = fit.net.n_parameters + LAYER_WEIGHTS * len(linear_layers(fit.net))
+    size = fit.config.n_parameters + LAYER_WEIGHTS * len(linear_layers(fit.net))
     worth = HEAD_START.get(config.n_layers, 0.0) + DB_PER_OCTAVE * math.log2(size)
     if config.n_layers < MIDDLE_DEPTH and config.n_neurons <= TRIED_NEURONS:
         worth += NARROW_HEAD_START

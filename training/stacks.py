@@ -37,7 +37,7 @@ def bytes_needed(n_voxels: int, config: SirenConfig, batch: int) -> int:
     memory twice: in the first step, and in the CUDA graph.
     """
     a_voxel = 4 * config.d_in + 8 * config.d_out + 24
-    a_sample = stack_width([config]) * (8 * len(layer_table(**dataclasses.asdict(config))) + 24)
+    a_sample = stack_width([config]) * (8 * len(layer_table(config)) + 24)
     return n_voxels * a_voxel + 2 * batch * a_sample
 
 

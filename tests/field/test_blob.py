@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import struct
 
@@ -96,13 +95,12 @@ def headers(draw):
 @settings(max_examples=30)
 @given(headers())
 def test_header_round_trip(header):
-    network = {"n_neurons": 1, "n_layers": 1, "d_in": len(header.shape), "d_out": len(header.low)}
-    network |= {"omega_0": 30.0, "is_residual": False}
+    config = SirenConfig(1, 1, len(header.shape), len(header.low), is_residual=False)
     layers = [
         QuantisedLayer(np.ones((layer.n_out, layer.n_in), np.int32), np.zeros(layer.n_out, np.int32), round_step(0.1))
-        for layer in layer_table(**network)
+        for layer in layer_table(config)
     ]
-    same_header(decode_blob(encode_blob(header, [(network, layers)]))[0], header)
+    same_header(decode_blob(encode_blob(header, [(config, layers)]))[0], header)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +177,7 @@ def test_damage_beneath_a_right_checksum(small_blob):
             except BlobError:
                 refused += 1
                 continue
-            check_header(found, network[0]["d_in"], network[0]["d_out"])
+            check_header(found, network[0].d_in, network[0].d_out)
             assert {name: tensor.shape for name, tensor in network[1].items()} == expected
             assert all(np.isfinite(tensor).all() for tensor in network[1].values())
     assert refused > len(small_blob)
@@ -217,9 +215,8 @@ def test_original_blob_is_read_exactly(bits, is_residual):
     for n, n_layers, d_in, d_out in ((5, 3, 3, 1), (8, 2, 2, 3), (1, 2, 3, 1), (3, 1, 3, 1)):
         data, expected = original_blob(rng, bits, n, n_layers, is_residual, d_in, d_out)
         assert not is_blob(data)
-        description, tensors = decode_original(data)
-        config = SirenConfig(n, n_layers, d_in, d_out, 30.0, is_residual)
-        assert description == dataclasses.asdict(config)
+        config, tensors = decode_original(data)
+        assert config == SirenConfig(n, n_layers, d_in, d_out, 30.0, is_residual)
         assert list(tensors) == list(FieldNet(config).state_dict())
         for name, tensor in tensors.items():
             assert tensor.dtype == np.float32
@@ -283,9 +280,9 @@ GOLDEN_SHAPE = (48, 40, 36)
 
 def test_a_blob_that_the_original_wrote(data):
     """Ours evaluates it to what the original does, within 1e-5 of the range."""
-    description, tensors = decode_original((data / "original_8bit.bin").read_bytes())
-    assert description["n_neurons"] == 28 and description["n_layers"] == 8 and description["is_residual"] is True
-    net = FieldNet(SirenConfig(**description))
+    config, tensors = decode_original((data / "original_8bit.bin").read_bytes())
+    assert config == SirenConfig(28, 8)
+    net = FieldNet(config)
     net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
     flat = np.ravel_multi_index(np.array(list(GOLDEN)).T, GOLDEN_SHAPE)
     x = original_coordinates(GOLDEN_SHAPE)[flat]

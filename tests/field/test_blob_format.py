@@ -235,7 +235,7 @@ from field.blob import BlobError, QuantisedLayer  # noqa: E402
 from field.bricks import Cut  # noqa: E402
 from field.entropy_coder import frequencies  # noqa: E402
 from field.header_chunks import Written  # noqa: E402
-from field.layers import layer_table  # noqa: E402
+from field.layers import SirenConfig, layer_table  # noqa: E402
 from field.missing import encode_missing  # noqa: E402
 from field.network_chunk import round_step  # noqa: E402
 from field.neural_field import NeuralField  # noqa: E402
@@ -255,10 +255,12 @@ def with_chunk(blob: bytes, extra: bytes) -> bytes:
     return blob[:5] + struct.pack("<I", zlib.crc32(body)) + body
 
 
-def random_network(seed: int, largest: int, codebooks: bool = False, **config) -> tuple[dict, list[QuantisedLayer]]:
+def random_network(
+    seed: int, largest: int, codebooks: bool = False, **config
+) -> tuple[SirenConfig, list[QuantisedLayer]]:
     """A network of random integers of magnitudes up to `largest`."""
     rng = np.random.default_rng(seed)
-    network = {"n_neurons": 5, "n_layers": 3, "d_in": 3, "d_out": 1, "omega_0": 30.0, "is_residual": True, **config}
+    network = SirenConfig(**{"n_neurons": 5, "n_layers": 3} | config)
 
     def integers(*shape: int) -> np.ndarray:
         found = np.rint(rng.laplace(0, largest / 4, shape)).clip(-largest, largest).astype(np.int32)
@@ -266,8 +268,8 @@ def random_network(seed: int, largest: int, codebooks: bool = False, **config) -
         return found
 
     layers = []
-    for _, n_out, n_in, *_ in layer_table(**network):
-        has_codebook = codebooks and n_out == n_in == network["n_neurons"]
+    for _, n_out, n_in, *_ in layer_table(network):
+        has_codebook = codebooks and n_out == n_in == network.n_neurons
         codebook = np.sort(rng.standard_normal(2 * largest + 1)).astype(np.float32) if has_codebook else None
         layers.append(
             QuantisedLayer(integers(n_out, n_in), integers(n_out), round_step(rng.uniform(1e-6, 2)), codebook)
@@ -298,8 +300,7 @@ def assert_same(blob: bytes) -> None:
         assert (ours.counts, ours.mirrors) == (bricks.cut.counts, bricks.cut.mirrors)
         np.testing.assert_array_equal([ours.brick_low, ours.brick_high], [bricks.cut.low, bricks.cut.high])
     for net, (network, tensors) in zip(ours.networks, networks, strict=True):
-        described = {key: value for key, value in vars(net).items() if key != "layers"}
-        assert network == described | {"d_in": ours.d_in, "d_out": ours.d_out}
+        assert network == SirenConfig(net.n_neurons, net.n_layers, ours.d_in, ours.d_out, net.omega_0, net.is_residual)
         mine = [array for layer in net.layers for array in layer]
         for array, (name, tensor) in zip(mine, tensors.items(), strict=True):
             assert array.dtype == tensor.dtype == np.float32 and array.shape == tensor.shape, name
@@ -418,7 +419,7 @@ def test_decoders_agree_at_all_bits(bits):
     net = field_net(n_neurons=7, d_in=2)
     steps = choose_steps(net, sensitivities(net, quasirandom_points((5, 4), 64)), bits=bits)
     for layers in (round_layers(net, steps), round_to_codebooks(net, bits, steps)):
-        assert_same(blob_format.encode_blob(make_header((5, 4)), [(dataclasses.asdict(net.config), layers)]))
+        assert_same(blob_format.encode_blob(make_header((5, 4)), [(net.config, layers)]))
 
 
 @pytest.mark.parametrize(("n_neurons", "n_layers", "codebooks"), [(94, 2, False), (100, 4, True), (128, 2, False)])
@@ -511,9 +512,7 @@ def test_attributes_of_another_form(text):
 def test_values_are_those_specified(shape, d_out, n_layers, is_residual):
     net = field_net(n_layers=n_layers, d_in=len(shape), d_out=d_out, is_residual=is_residual, omega_0=20.0)
     layers = round_layers(net, choose_steps(net, sensitivities(net, quasirandom_points(shape, 64)), bits=9))
-    blob = blob_format.encode_blob(
-        make_header(shape, -3.0, 5.0, d_out=d_out), [(dataclasses.asdict(net.config), layers)]
-    )
+    blob = blob_format.encode_blob(make_header(shape, -3.0, 5.0, d_out=d_out), [(net.config, layers)])
     np.testing.assert_allclose(values_of(blob), evaluate(read_blob(blob)), rtol=0, atol=8e-5)
 
 
@@ -610,7 +609,7 @@ def fingerprint(blob: bytes) -> dict:
         | {
             "header": [header.shape, header.low.dtype.name, header.low.tolist(), header.high.tolist()],
             "geometry": [header.geometry.spacing, header.geometry.origin, header.geometry.name],
-            "network": networks[0][0],
+            "network": dataclasses.asdict(networks[0][0]),
             "crc32": zlib.crc32(b"".join(tensor.astype("<f4").tobytes() for tensor in tensors)),
             "values": values_of(blob)[::11].astype(float).tolist(),
         }
@@ -646,7 +645,7 @@ def write_golden() -> None:
     for name, net in nets.items():
         steps = choose_steps(net, sensitivities(net, quasirandom_points(headers[name].shape, 256)), bits=9)
         layers = round_to_codebooks(net, 6, steps) if name == "codebooks" else round_layers(net, steps)
-        blob = blob_format.encode_blob(headers[name], [(dataclasses.asdict(net.config), layers)])
+        blob = blob_format.encode_blob(headers[name], [(net.config, layers)])
         (GOLDEN / f"golden_{name}.blob").write_bytes(blob)
         expected[name] = fingerprint(blob)
     blob = cut_blob(

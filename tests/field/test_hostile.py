@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import io
 import json
@@ -28,7 +27,7 @@ import net_decompress
 from field import blob as blob_format
 from field import entropy_coder
 from field.blob import BlobError, QuantisedLayer, decode_field, encode_blob
-from field.layers import layer_table
+from field.layers import SirenConfig, layer_table
 from field.network_chunk import MAX_PARAMETERS, round_step
 from field.neural_field import NeuralField
 from quantising.codebooks import round_to_codebooks
@@ -61,8 +60,8 @@ def test_arbitrary_networks(net, bits, kmeans):
     steps = choose_steps(net, sensitivities(net, quasirandom_points((3,) * net.config.d_in, 32)), bits=bits)
     layers = round_to_codebooks(net, bits, steps) if kmeans else round_layers(net, steps)
     header = make_header((3,) * net.config.d_in, d_out=net.config.d_out)
-    found, ((network, tensors),) = decode_blob(encode_blob(header, [(dataclasses.asdict(net.config), layers)]))
-    assert found.shape == header.shape and network == dataclasses.asdict(net.config)
+    found, ((network, tensors),) = decode_blob(encode_blob(header, [(net.config, layers)]))
+    assert found.shape == header.shape and network == net.config
     originals = arrays(net)
     expected = [array for layer in layers for array in layer.dequantise()]
     for i, (name, tensor) in enumerate(tensors.items()):
@@ -197,7 +196,7 @@ def test_memory_of_large_masks(axis):
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])
 def test_weights_of_any_size(dtype, omega, is_residual):
     """Up to the limit, values are in the range; derivatives may overflow; none warns. Larger ones are refused."""
-    network = {"n_neurons": 8, "n_layers": 3, "d_in": 3, "d_out": 1, "is_residual": is_residual, "omega_0": omega}
+    config = SirenConfig(8, 3, omega_0=omega, is_residual=is_residual)
     rng, header = np.random.default_rng(0), make_header((4, 3, 5), high=200, dtype=dtype)
 
     def field_of(factor: float) -> NeuralField:
@@ -207,9 +206,9 @@ def test_weights_of_any_size(dtype, omega, is_residual):
                 rng.choice([-100, 100], layer.n_out),
                 round_step(factor * 1e28 / layer.omega),
             )
-            for layer in layer_table(**network)
+            for layer in layer_table(config)
         ]
-        return NeuralField(*decode_field(encode_blob(header, [(network, layers)])))
+        return NeuralField(*decode_field(encode_blob(header, [(config, layers)])))
 
     field = field_of(0.99)
     values = field[...]
@@ -439,7 +438,7 @@ def test_hostile_names_and_units(name, suffix, tmp_path):
     """A name is text of the file's maker: it is written somehow, or refused."""
     net = field_net(n_neurons=2, n_layers=1)
     layers = round_layers(net, choose_steps(net, sensitivities(net, quasirandom_points((3, 2, 2), 32)), bits=4))
-    blob = encode_blob(make_header(), [(dataclasses.asdict(net.config), layers)])
+    blob = encode_blob(make_header(), [(net.config, layers)])
     data = assemble([*chunks_of(blob), (b"a", json.dumps({"name": name, "units": name}).encode())])
     (tmp_path / "blob").write_bytes(data)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(UserError):

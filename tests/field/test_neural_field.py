@@ -15,7 +15,7 @@ from helpers.original import original_forward
 from field.blob import BlobError
 from field.bricks import Bricks
 from field.evaluation import CHUNK
-from field.layers import parameter_shapes
+from field.layers import SirenConfig, parameter_shapes
 from field.neural_field import NeuralField
 from utils import DTYPES, voxel_grid
 
@@ -36,12 +36,12 @@ def linear_field(slopes=(0.02, -0.03, 0.04), shape=(9, 7, 5), low=0.0, high=10.0
     """
     slopes = np.atleast_2d(slopes)
     n, d_in = slopes.shape
-    network = {"n_neurons": n, "n_layers": 1, "d_in": d_in, "d_out": n, "is_residual": False, "omega_0": 1.0}
+    config = SirenConfig(n, 1, d_in, n, omega_0=1.0, is_residual=False)
     weights = [slopes * 1e-3, np.zeros(n), np.eye(n) * 1e3, np.zeros(n)]
-    names = parameter_shapes(**network)
+    names = parameter_shapes(config)
     header = make_header(shape, low, high, dtype, n, **{**GEOMETRY, **fields})
     weights = {name: array.astype(np.float32) for name, array in zip(names, weights, strict=True)}
-    return NeuralField(header, Bricks.whole(network, weights))
+    return NeuralField(header, Bricks.whole(config, weights))
 
 
 def positions(field: NeuralField, index: np.ndarray) -> np.ndarray:

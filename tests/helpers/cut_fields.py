@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 
 import numpy as np
-import torch
 
 from field.blob import encode_blob
 from field.bricks import Bricks, Cut, cuts
@@ -16,7 +14,7 @@ from helpers.networks import arrays, field_net, make_header
 from helpers.original import original_forward
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities
-from siren import FieldNet, SirenConfig
+from siren import net_of
 
 CLIPPED = {"gain": 8.0}  # networks whose values leave -1 to 1
 
@@ -26,9 +24,9 @@ def random_bricks(shape, counts, seed=0, d_out=1, constant=(), gain=1.0, mirrors
     rng, n = np.random.default_rng(seed), math.prod(counts)
     ends = np.sort(rng.uniform(-1, 1, (2, n, d_out)), axis=0).astype(np.float32)
     nets = [field_net(seed=1000 * seed + k, d_in=len(shape), d_out=d_out, **network) for k in range(n)]
-    networks = [(dataclasses.asdict(net.config), arrays(net)) for net in nets]
+    networks = [(net.config, arrays(net)) for net in nets]
     for network, weights in networks:
-        weights[f"net_layers.{network['n_layers']}.weight"] *= np.float32(gain)
+        weights[f"net_layers.{network.n_layers}.weight"] *= np.float32(gain)
     for k in constant:
         ends[1, k], networks[k] = ends[0, k], None
     return Bricks(Cut(tuple(counts), *ends, tuple(mirrors)), networks)
@@ -47,8 +45,7 @@ def cut_blob(shape, counts, seed=0, constant=(), header=None, bits=6, **network)
     bricks = random_bricks(shape, counts, seed, constant=constant, **{"n_neurons": 3, "n_layers": 2} | network)
     networks = []
     for found in filter(None, bricks.networks):
-        net = FieldNet(SirenConfig(**found[0]))
-        net.load_state_dict({name: torch.from_numpy(weight) for name, weight in found[1].items()})
+        net = net_of(*found)
         steps = choose_steps(net, sensitivities(net, quasirandom_points(shape, 32)), bits=bits)
         networks.append((found[0], round_layers(net, steps)))
     header = header or make_header(shape, d_out=bricks.cut.low.shape[1])
@@ -88,7 +85,7 @@ def expected_at(shape, bricks: Bricks, p: np.ndarray) -> np.ndarray:
             scales[0] = max(sizes[0] - 1, 1) if len(sizes) == 4 else scales[0]
             x = [(2 * (q - a) - (m - 1)) / s for q, (a, _), m, s in zip(p, edges, sizes, scales, strict=True)]
             network, weights = bricks.networks[number]
-            y = original_forward(weights, network["n_layers"], network["is_residual"], np.array([x]))[0]
+            y = original_forward(weights, network.n_layers, network.is_residual, np.array([x]))[0]
         total += weight * (low + (np.clip(y, -1, 1) + 1) / 2 * (high - low))
     return total
 

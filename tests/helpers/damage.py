@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
@@ -155,7 +154,7 @@ def seeds() -> tuple[bytes, ...]:
         net = field_net(**fields)
         steps = choose_steps(net, sensitivities(net, quasirandom_points(head.shape, 32)), bits=bits)
         layers = round_to_codebooks(net, bits, steps) if kmeans else round_layers(net, steps)
-        blobs.append(encode_blob(head, [(dataclasses.asdict(net.config), layers)]))
+        blobs.append(encode_blob(head, [(net.config, layers)]))
     cuts = {"mirrors": (4, 0, 3)}, {"constant": (1,)}
     return (*blobs, *(cut_blob((5, 4, 3), (2, 1, 2), **how) for how in cuts))
 

@@ -62,7 +62,7 @@ def make_blob(header: VolumeHeader, net: FieldNet, bits: int = 9) -> bytes:
     points = 2 * torch.rand(64, net.config.d_in, generator=torch.Generator().manual_seed(0)) - 1
     return blob_format.encode_blob(
         header,
-        [(dataclasses.asdict(net.config), round_layers(net, choose_steps(net, sensitivities(net, points), bits=bits)))],
+        [(net.config, round_layers(net, choose_steps(net, sensitivities(net, points), bits=bits)))],
     )
 
 

@@ -7,8 +7,8 @@ import zlib
 
 import numpy as np
 
-from field.bricks import Bricks, Cut
-from field.layers import parameter_shapes
+from field.bricks import Bricks, Cut, StoredNetwork
+from field.layers import SirenConfig, parameter_shapes
 from field.neural_field import NeuralField
 from utils import Geometry, VolumeHeader
 
@@ -36,16 +36,13 @@ def header_of(shape: tuple[int, ...], dtype: str) -> VolumeHeader:
     return VolumeHeader(shape, *(np.array([end], dtype) for end in RANGES[dtype]), Geometry.plain(3))
 
 
-def steep_network(
-    seed: int, gain: float, is_residual: bool = True, n_layers: int = 12
-) -> tuple[dict, dict[str, np.ndarray]]:
-    """Its description and its weights."""
-    network = {"n_neurons": 24, "n_layers": n_layers, "d_in": 3, "d_out": 1, "is_residual": is_residual}
-    network["omega_0"], draw, weights = 30.0, random.Random(seed).random, {}
-    for name, shape in parameter_shapes(**network).items():
+def steep_network(seed: int, gain: float, is_residual: bool = True, n_layers: int = 12) -> StoredNetwork:
+    """Its settings and its weights."""
+    config, draw, weights = SirenConfig(24, n_layers, is_residual=is_residual), random.Random(seed).random, {}
+    for name, shape in parameter_shapes(config).items():
         normal = np.array([sum(draw() for _ in range(12)) - 6.0 for _ in range(np.prod(shape))])
         weights[name] = (normal.reshape(shape) * gain * np.sqrt(6.0 / shape[-1]) / 30.0).astype(np.float32)
-    return network, weights
+    return config, weights
 
 
 def checksums() -> list[str]:

@@ -221,7 +221,7 @@ def test_the_work_of_rounding_is_known_before(flags, tmp_path, monkeypatch):
 
 def test_steps_that_are_taken_again_are_further_work():
     """Two layers are trained for 6 steps each. The first one goes back to its start after 4 of them."""
-    progress, parts = NoProgress(), Mock(net=Mock(n_parameters=100), psnr=30.0)
+    progress, parts = NoProgress(), Mock(config=Mock(n_parameters=100), psnr=30.0)
     parts.recipe.batch, parts.trained.weights.numel.return_value = 8, 50
     progress.total = 12 * work.of_training(8, 100, 0.5)
     on_step = work.step_reporter(progress)
@@ -234,7 +234,7 @@ def test_steps_that_are_taken_again_are_further_work():
 def test_a_step_of_training_is_less_work_where_layers_are_rounded():
     """Their gradient is not needed; their output is."""
     net = field_net(n_neurons=24, n_layers=5)
-    none, half, all_layers = (work.of_training(1, net.n_parameters, trained) for trained in (0.0, 0.5, 1.0))
+    none, half, all_layers = (work.of_training(1, net.config.n_parameters, trained) for trained in (0.0, 0.5, 1.0))
     assert none == pytest.approx(2 * half - all_layers) and 0.3 * all_layers < none < all_layers
     header, options = make_header((40, 40, 40)), RoundingOptions(n_passes=2)
     whole = NetworkRounding(options, net, header, None, torch.device("cpu"), NoProgress())

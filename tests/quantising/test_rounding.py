@@ -33,7 +33,7 @@ from quantising.sensitivity import (
     quasirandom_points,
     sensitivities,
 )
-from siren import FieldNet, SirenConfig, count_parameters, linear_layers
+from siren import FieldNet, SirenConfig, linear_layers
 from training.fitting import Fit
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
@@ -238,7 +238,7 @@ def test_blocks_cover_every_weight_once_and_reach_over_the_next(monkeypatch, blo
     monkeypatch.setattr(compensation, "WIDE_BLOCK", min(block, 40))
     monkeypatch.setattr(compensation, "MIN_BLOCK", 1)
     monkeypatch.setattr("quantising.sensitivity.quasirandom_points", lambda *args: quasirandom_points(*args).double())
-    factors, n = CompensationFactors(net, HEADER), count_parameters(net.config)
+    factors, n = CompensationFactors(net, HEADER), net.config.n_parameters
     size = 1000 if block == 1000 else min(block, 40)
     assert [factor.start for factor in factors] == list(range(0, n, size)) and len(factors) == math.ceil(n / size)
     taps = [(a, d * factors.weights.sqrt()[:, None]) for a, d in derivatives(net, factors.x)]
@@ -250,7 +250,7 @@ def test_blocks_cover_every_weight_once_and_reach_over_the_next(monkeypatch, blo
 
 def test_the_largest_networks_have_smaller_blocks(monkeypatch):
     net = field_net(n_neurons=16, n_layers=6)
-    n = count_parameters(net.config)
+    n = net.config.n_parameters
     for block, kept, size in ((n, 1 << 28, n), (n // 2 - 1, 1 << 28, 2048), (500, 200 * n, 100), (500, 10 * n, 64)):
         monkeypatch.setattr(compensation, "BLOCK", block)
         monkeypatch.setattr(compensation, "MAX_METRIC_NUMBERS", kept)

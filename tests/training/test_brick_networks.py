@@ -10,7 +10,7 @@ from helpers.brick_fits import small_fit
 from helpers.volumes import slanted
 
 from cli.progress import NoProgress, Progress
-from siren import MAX_NEURONS, SirenConfig, count_parameters
+from siren import MAX_NEURONS, SirenConfig
 from training.brick_networks import BRICK_DEPTHS, shared_out, width_for
 from training.brick_task import Trained
 from training.recipe import Recipe, training_work
@@ -24,7 +24,7 @@ def test_a_brick_with_more_detail_gets_more():
     array[18:, 16:] += np.random.default_rng(0).normal(size=(15, 13, 5)) * 5
     fit = small_fit(array.astype(np.float32), n_parameters=600)
     fit.networks.settle(NoProgress())
-    sizes = [count_parameters(config) for config in fit.networks.configs]
+    sizes = [config.n_parameters for config in fit.networks.configs]
     assert sizes[3] > max(sizes[:3]) and sum(sizes) == pytest.approx(600, rel=0.3)
 
 
@@ -122,14 +122,14 @@ def test_bricks_without_a_voxel_do_not_count_for_the_recipe():
 def test_parameters_go_where_they_are_needed():
     need, n_voxels = np.array([0.0, 1.0, 2.0, 4.0, 1e-9]), np.full(5, 100_000)
     configs = shared_out(20_000, need, n_voxels, FORM)
-    sizes = [count_parameters(config) if config else 0 for config in configs]
-    assert sizes[0] == 0 and sizes[4] == count_parameters(SirenConfig(4, **FORM))
+    sizes = [config.n_parameters if config else 0 for config in configs]
+    assert sizes[0] == 0 and sizes[4] == SirenConfig(4, **FORM).n_parameters
     assert sum(sizes) == pytest.approx(20_000, rel=0.05)
     assert sizes[2] / sizes[1] == pytest.approx(2, rel=0.15) and sizes[3] / sizes[2] == pytest.approx(2, rel=0.15)
 
 
 def test_a_small_brick_gets_no_more_than_its_share():
-    sizes = [count_parameters(c) for c in shared_out(1e9, np.array([1.0, 1.0]), np.array([4_000, 40_000]), FORM)]
+    sizes = [c.n_parameters for c in shared_out(1e9, np.array([1.0, 1.0]), np.array([4_000, 40_000]), FORM)]
     assert sizes == pytest.approx([1_000, 10_000], rel=0.1)
 
 
