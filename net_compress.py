@@ -26,8 +26,7 @@ from field.header_chunks import Written
 from field.metrics import compare, file_ratios, measured_boxes
 from field.network_chunk import QuantisedLayer
 from field.neural_field import NeuralField
-from formats.common import raw_layout
-from formats.reading import read_volume, source_files
+from formats.reading import read_original, source_files
 from quantising import work
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions, decibels_lost, integers_lost
@@ -43,7 +42,7 @@ from training.network_files import (
     read_config,
     read_networks,
 )
-from utils import SUITE_VERSION, UserError, Volume, VolumeHeader, differences, header_of
+from utils import SUITE_VERSION, UserError, Volume, VolumeHeader
 
 MOST_FOR_ROUNDING = 2.0  # dB that rounding costs without a warning
 MOST_LOST = 6.0  # most dB that rounding costs a network of at most MOST_KEPT
@@ -125,15 +124,7 @@ def read_volume_of(
     """
     if not opt.volume:
         return None, None
-    layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-    fill = expected and expected.fill_option
-    volume = read_volume(opt.volume, config.d_in, config.d_out, opt.array, layout, fill, opt.resample)
-    found = header_of(volume)
-    differing = differences(found, expected) if expected else []
-    if "shape" in differing:
-        raise UserError(
-            f"{opt.volume}: expected shape {expected.shape}, as in {opt.config}, found {volume.array.shape}"
-        )
+    volume, found, differing = read_original(opt, config.d_in, config.d_out, expected, opt.config)
     if differing:
         what = "other voxels are missing"
         if differing != ["missing"]:

@@ -29,9 +29,9 @@ from field.original_blob import decode_either
 from field.output import Output, write_output
 from formats import points
 from formats.arrays import part_of
-from formats.common import raw_layout, suffix_of
-from formats.reading import read_volume, source_files
-from utils import Grid, UserError, Volume, differences, header_of
+from formats.common import suffix_of
+from formats.reading import read_original, source_files
+from utils import Grid, UserError, Volume
 
 MOST_LOST = 1.0  # dB below the PSNR that a blob had when it was written; the same voxels give the same
 warn = partial(console.warn, "net_decompress.py")
@@ -59,16 +59,9 @@ def read_field(opt: arguments.Options, data: bytes, device: object) -> tuple[Neu
         )
     volume = None
     if opt.volume:
-        layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-        d_in, d_out, fill = len(bricks.cut.counts), bricks.cut.low.shape[1], header and header.fill_option
-        volume = read_volume(opt.volume, d_in, d_out, opt.array, layout, fill, opt.resample)
-        found = header_of(volume)
+        d_in, d_out = len(bricks.cut.counts), bricks.cut.low.shape[1]
+        volume, found, differing = read_original(opt, d_in, d_out, header, opt.compressed)
         header = header or found
-        differing = differences(found, header)
-        if "shape" in differing:
-            raise UserError(
-                f"{opt.volume}: expected shape {header.shape}, as in {opt.compressed}, found {volume.array.shape}"
-            )
         if "range" in differing:
             clipped = ", which may be clipped" if header.values.may_be_clipped_from(found.values) else ""
             warn(f"{opt.volume}: has another range than {opt.compressed}{clipped}")

@@ -21,8 +21,7 @@ from cli.files import check_outputs
 from cli.summary import summary
 from field import rendering
 from field.neural_field import NeuralField
-from formats.common import raw_layout
-from formats.reading import read_volume, source_files
+from formats.reading import read_asked, source_files
 from formats.series import is_pattern
 from formats.writing import write_volume
 from training import label_maps, outliers, processes
@@ -64,8 +63,7 @@ warn = partial(console.warn, "train.py")
 def read(opt: Options) -> Volume:
     """The volume that the options ask for. Raises UserError."""
     fill = opt.fill if opt.fill in (None, "none") else to_number(opt.fill)
-    layout = raw_layout(opt.shape, opt.dtype, opt.endian)
-    volume = read_volume(opt.volume, opt.d_in, opt.d_out, opt.array, layout, fill, opt.resample)
+    volume = read_asked(opt, opt.d_in, opt.d_out, fill)
     if volume.geometry.d_in == 4 and opt.vol_debug:
         raise UserError(f"--enable-vol-debug: {opt.volume}: is a time series, expected a single volume")
     if volume.geometry.d_in == 4 and opt.d_in is None:

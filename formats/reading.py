@@ -19,12 +19,13 @@ from collections.abc import Callable
 import numpy as np
 
 from cli import console
+from cli.arguments import Options
 from cli.files import is_zarr
 from formats import dicom, hdf5, metaimage, netcdf, nifti, npz, nrrd, raw, series, tiff, zarr
 from formats.cf import volume_of_variable
-from formats.common import COMPLEX_WAY_OUT, RawLayout, VolumeError, as_volume_error, in_type, suffix_of
+from formats.common import COMPLEX_WAY_OUT, RawLayout, VolumeError, as_volume_error, in_type, raw_layout, suffix_of
 from formats.vtk_process import VTK_READERS, read_by_vtk
-from utils import Volume, is_missing, read_in_boxes
+from utils import UserError, Volume, VolumeHeader, differences, header_of, is_missing, read_in_boxes
 
 READERS = {
     **dict.fromkeys((".nrrd", ".nhdr"), nrrd.read_nrrd),
@@ -62,6 +63,27 @@ def source_files(path: str) -> list[str]:
             elif suffix in HEADERS and os.path.isfile(name):
                 found.append(HEADERS[suffix].data_file(name))
     return found
+
+
+def read_asked(opt: Options, d_in: int | None, d_out: int | None, fill: float | str | None) -> Volume:
+    """`read_volume` of --volume, as the flags of `cli.arguments.add_volume_arguments` ask."""
+    layout = raw_layout(opt.shape, opt.dtype, opt.endian)
+    return read_volume(opt.volume, d_in, d_out, opt.array, layout, fill, opt.resample)
+
+
+def read_original(
+    opt: Options, d_in: int, d_out: int, expected: VolumeHeader | None, source: str
+) -> tuple[Volume, VolumeHeader, list[str]]:
+    """The volume in --volume of which a field was made, its header, and its `differences` from the expected header.
+
+    expected: the header in the file `source`, None if that holds none. Raises UserError for another shape.
+    """
+    volume = read_asked(opt, d_in, d_out, expected and expected.fill_option)
+    found = header_of(volume)
+    differing = differences(found, expected) if expected else []
+    if "shape" in differing:
+        raise UserError(f"{opt.volume}: expected shape {expected.shape}, as in {source}, found {volume.array.shape}")
+    return volume, found, differing
 
 
 def read_volume(
