@@ -62,9 +62,6 @@ class CompensationFactors:
         self.blocks, n_points = metric_blocks(net.config.n_parameters, n_all)
         self.x, self.weights = informative_points(net, header, n_points)
 
-    def __len__(self) -> int:
-        return len(self.blocks)
-
     def __iter__(self) -> Iterator[CompensationFactor]:
         taps = [(a, d * self.weights.sqrt()[:, None]) for a, d in derivatives(self.net, self.x)]
         own = compensation_metric(taps, self.blocks[0], self.blocks[0], self.on_products)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -47,7 +47,7 @@ class NetworkRounding:
         self.is_trained = volume is not None and options.n_passes != 0
         # Whether the weights are compensated also without training: else each is rounded to the nearest.
         self.is_compensated = options.quantizer == "uniform" and net.config.n_parameters <= MAX_COMPENSATED
-        self.factors: Collection[CompensationFactor] = []
+        self.factors: Iterable[CompensationFactor] = []
 
     def layers(self, psnr: float, is_exact: bool) -> list[QuantisedLayer]:
         """The layers in integers.
@@ -181,7 +181,7 @@ class NetworkRounding:
         unrounded = self._measured_psnr(self.net, as_float=True)
         return decoded, unrounded if math.isfinite(unrounded) else decoded  # inf: float64 cannot tell large ones apart
 
-    def _compensation_factors(self, is_trained: bool) -> Collection[CompensationFactor]:
+    def _compensation_factors(self, is_trained: bool) -> Iterable[CompensationFactor]:
         if not (is_trained or self.is_compensated):
             return []
 

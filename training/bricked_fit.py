@@ -21,7 +21,7 @@ from siren import SirenConfig
 from training import processes
 from training.brick_networks import BrickNetworks
 from training.brick_task import Trained
-from training.fitting import is_like
+from training.checkpoint_checks import check_seconds, is_like
 from training.recipe import Recipe, psnr_of
 
 
@@ -127,8 +127,7 @@ class BrickedFit:
     def load_state_dict(self, state: dict) -> None:
         """Add what is done in the `state_dict` of a fit with the same identity. Raises ValueError for a damaged one."""
         widths, done, seconds, n_layers = (state[name] for name in ("widths", "done", "seconds", "n_layers"))
-        if not (isinstance(seconds, float) and 0 <= seconds < math.inf):
-            raise ValueError("seconds: expected a finite number, found another value")
+        check_seconds(seconds)
         configs = self.networks.checked(n_layers, widths)
         for number, (weights, error) in done.items():
             is_sound = number in range(len(configs)) and type(error) is float and 0 <= error < math.inf

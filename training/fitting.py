@@ -17,6 +17,7 @@ import torch
 from field.bricks import Bricks
 from siren import FieldNet, SirenConfig
 from training import processes
+from training.checkpoint_checks import check_state_dict
 from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler
@@ -25,7 +26,6 @@ from training.step import StepFunction
 from training.weights import vector_of
 
 COMPARED = 20  # times that a short fit with a target is compared with it
-MAX_STEP = 1 << 53  # largest number of a step in a checkpoint: a float holds it exactly
 
 
 class Fit:
@@ -264,33 +264,6 @@ class Fit:
         if state["density"] is not None:
             self._set_density(state["density"].to(self.errors, copy=True))
         self._restore(state["now"])
-
-
-def is_like(own: torch.Tensor, found: torch.Tensor, least: float = -math.inf, most: float = math.inf) -> bool:
-    """Whether a tensor of a file may take the place of `own`: of the same shape, finite, and from `least` to `most`."""
-    is_same = found.shape == own.shape and found.dtype == own.dtype  # first: a file can say any shape
-    return is_same and bool((torch.isfinite(found) & (found >= least) & (found <= most)).all())
-
-
-def check_state_dict(fit: Fit, state: dict) -> None:
-    """Raise ValueError unless this may be the `state_dict` of the fit, as far as `Recovery` does not check it."""
-    if not (isinstance(state["seconds"], float) and 0 <= state["seconds"] < math.inf):
-        raise ValueError("seconds: expected a finite number, found another value")
-    if fit.errors is not None and not is_like(fit.errors, state["errors"], 0.0, 4.0):
-        raise ValueError("errors: expected squares of at most 4, found others")
-    if state["density"] is not None and not is_like(fit.errors, state["density"], 0.0):
-        raise ValueError("density: expected a number of at least 0 for each voxel, found others")
-    for found in (state["start"], state["best"], state["now"]):
-        check_state(fit, found)
-
-
-def check_state(fit: Fit, state: dict) -> None:
-    """Raise ValueError unless this may be the `_capture` of the fit: its step, its loss, finite weights."""
-    step, loss, own, found = state["step"], state["loss"], fit.trained.state, state["tensors"]
-    is_sound = type(step) is int and 0 <= step <= MAX_STEP and type(loss) is float and 0 <= loss < math.inf
-    is_sound = is_sound and [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in own]
-    if not (is_sound and all(map(is_like, own[:2], found[:2]))):
-        raise ValueError("expected a state of finite weights, found another one")
 
 
 def new_fit(

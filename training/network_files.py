@@ -189,15 +189,14 @@ def _read_bricks(path: str, config_path: str, entry: dict, header: VolumeHeader 
         raise UserError(f"{config_path}: bricks: expected the keys counts, widths, low and high, not {error}") from None
     except (UserError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{config_path}: bricks: does not describe the bricks of a field: {error}") from None
-    shapes, own = [parameter_shapes(config) if config else {} for config in configs], _cut_state(cut)
+    own, shapes = _cut_state(cut), {k: parameter_shapes(config) for k, config in enumerate(configs) if config}
     expected = {name: part.shape for name, part in own.items()}
-    expected |= {f"bricks.{k}.{name}": shape for k, found in enumerate(shapes) for name, shape in found.items()}
+    expected |= {f"bricks.{k}.{name}": shape for k, found in shapes.items() for name, shape in found.items()}
     state = _read_state(path, config_path, expected)
     if any(not np.array_equal(state[name].numpy(), part) for name, part in own.items()):
         raise UserError(f"{config_path}: belongs to other weights than {path}: these are of a field cut otherwise")
-    weights = [{name: state[f"bricks.{k}.{name}"].numpy() for name in found} for k, found in enumerate(shapes)]
-    both = zip(configs, weights, strict=True)
-    return Bricks(cut, [(config, tensors) if config else None for config, tensors in both])
+    weights = {k: {name: state[f"bricks.{k}.{name}"].numpy() for name in found} for k, found in shapes.items()}
+    return Bricks(cut, [config and (config, weights[k]) for k, config in enumerate(configs)])
 
 
 def _read_state(path: str, config_path: str, expected: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:

@@ -26,18 +26,17 @@ HALF_PSNR = 45.0
 
 def loss_with_gradient(
     net: FieldNet, x: torch.Tensor, values: torch.Tensor, gradients: torch.Tensor, grad_lambda: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(total loss, value loss): total = value MSE + grad_lambda x MSE of the analytic gradient. Paper, section 3.
+) -> torch.Tensor:
+    """The MSE of the values + grad_lambda x that of the analytic gradient. Source: Lu et al., 2021, section 3.
 
     x: (n, d_in); values: (n, d_out); gradients: (n, d_out, d_in); all normalised. NaN in `gradients` adds no error.
     """
     x = x.requires_grad_()
     predicted = net(x)
     slopes = [torch.autograd.grad(predicted[:, c].sum(), x, create_graph=True)[0] for c in range(predicted.shape[1])]
-    value_loss = functional.mse_loss(predicted, values)
     slopes = torch.stack(slopes, dim=1)
     gradients = torch.where(gradients.isnan(), slopes.detach(), gradients)
-    return value_loss + grad_lambda * functional.mse_loss(slopes, gradients), value_loss
+    return functional.mse_loss(predicted, values) + grad_lambda * functional.mse_loss(slopes, gradients)
 
 
 def is_for_gpu(device: torch.device) -> bool:
@@ -172,6 +171,6 @@ class StepFunction:
             self.loss_gradient(x, values, **more)
         else:
             self.trained.gradient.zero_()
-            loss_with_gradient(self.net, x, values, self.sampler.slopes(flat), self.grad_lambda)[0].backward()
+            loss_with_gradient(self.net, x, values, self.sampler.slopes(flat), self.grad_lambda).backward()
         processes.average_over_processes(self.trained.gradient, weight=len(flat))
         self.trained.take_step(numbers, products)
