@@ -24,8 +24,8 @@ from field.blob import BlobError, decode_field, encode_blob, is_blob, is_usual
 from field.bricks import Bricks
 from field.header_chunks import Written
 from field.metrics import compare, file_ratios, measured_boxes
-from field.network_chunk import QuantisedLayer
 from field.neural_field import NeuralField
+from field.quantised import QuantisedLayer
 from formats.reading import read_original, source_files
 from quantising import work
 from quantising.network import NetworkRounding

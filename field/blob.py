@@ -1,7 +1,7 @@
 """The blob: a field's header and its quantised networks in one small file.
 
 This docstring is the specification. The code here puts the chunks together and takes them apart. Their content is made
-and read in `header_chunks` (F, G, d, w, a, q), `missing` (M), `cut_chunks` (S, B) and `network_chunk` (N).
+and read in `header_chunks` (F, G, d, w, a, q), `missing` (M), `cut_chunks` (S, B) and `network_chunk` (N, P).
 
 Format, version 1
 =================
@@ -28,8 +28,9 @@ that it does not know if the letter is lower-case (61 to 7A); otherwise it refus
     "S"   symmetry             at most one,       no axis has a mirror
                                before B
     "B"   bricks               at most one,       one brick: the whole field
-                               before any N
-    "N"   network              one a brick        the brick is constant
+                               before any network
+    "N"   network              one of the two     the brick is constant
+    "P"   network, packed      a brick
 
 Chunk F, field
 --------------
@@ -127,18 +128,18 @@ cut into k bricks, 1 <= k <= max(l - f, 1), at the voxels
 
 Brick i of an axis holds the voxels c(i) to c(i+1), both included: neighbours share a layer of voxels. There are at most
 2^20 bricks. A brick whose low equals its high in every component is constant; it has no network. Each of the others has
-one chunk N. These chunks are in the order of the bricks.
+one chunk N or P. These chunks are in the order of the bricks.
 
-Without this chunk there is one brick, the whole field, of low -1 and high 1, and one chunk N.
+Without this chunk there is one brick, the whole field, of low -1 and high 1, and one chunk N or P.
 
-Chunk N, network
-----------------
+Chunks N and P, network
+-----------------------
 
-    u8             flags. Bit 0: residual. Bit 1: codebooks. The others are 0
+    u8             flags. Bit 0: residual. Bit 1, of chunk N only: codebooks. The others are 0
     u8             n_layers, at least 1
     u16            n_neurons, at least 1
     f32            omega_0: 1e-6 to 1e6
-    ...            a record for each linear layer
+    ...            in chunk N: a record for each linear layer
     ...            the stream of all integers, up to the end of the chunk
 
 The networks of a file have at most 2^27 weights and biases in all. The linear layers are, in order and as n_in ->
@@ -149,7 +150,12 @@ n_out:
     n_neurons -> d_out
 
 A layer has a weight matrix W (n_out x n_in, row by row) and a bias b (n_out). Each of their numbers is stored as one
-integer. The record of a layer says what the integers stand for:
+integer k. It stands for step k, rounded to f32, unless the layer has a codebook. All weights and biases are finite, and
+in a sine layer at most 1e30 / omega_0 in magnitude, in the last layer at most 1e30: so no phase overflows an f32.
+
+The integers of a network come in this order: matrix and bias of the first layer, matrix and bias of the second, ...
+
+*Chunk N.* The record of a layer is
 
     u16            step: the upper half of an f32 whose lower half is 0; positive and finite
     u8 u8 u8       a, b, m: the model of the matrix's integers, see below
@@ -157,15 +163,26 @@ integer. The record of a layer says what the integers stand for:
     (2 M + 1) x    the codebook, finite; M = s(m) is that of the matrix. Only with flag bit 1, and only for a layer with
       f32          n_in = n_out = n_neurons. (The first or last layer may be such a one)
 
-An integer k of a bias stands for step k, rounded to f32. An integer k of a matrix stands for the same or, with a
-codebook, for codebook[M + k], counted from 0. All weights and biases are finite, and in a sine layer at most 1e30 /
-omega_0 in magnitude, in the last layer at most 1e30: so no phase overflows an f32.
+With a codebook, an integer k of a matrix stands for codebook[M + k], counted from 0.
+
+*Chunk P.* The stream begins with four more integers for each linear layer, layer after layer, all by the model
+(168, 0, 72). Each is added to the number in the same place of the layer before, those of the first layer to 940, 130,
+30 and 25. The sums are
+
+    t              step: the f32 whose bits are 2^20 t; 1 to 2039
+    r              0 to 255
+    m              the model of the matrix's integers is (r, 0, m) for the first layer, (0, r, m) for all others
+    g              the model of the bias's integers is (0, 0, g), or they are gaps with M = s(g)
+
+The biases of some layers ascend from 0 or more: of all sine layers, when not residual; of the first layer and of the
+first one of each residual block (W1, b1 below), when residual. Their integers are gaps: the first bias, and then what
+each is more than the one before. The last bias is at most 30720. (A writer can bring any network into this form. The
+order of its neurons changes nothing; nor does the sign of all numbers of a neuron, as a sine is odd.)
 
 The stream of integers
 ----------------------
 
-The integers of a network come in this order: matrix and bias of the first layer, matrix and bias of the second, ...
-They are coded by rANS. `x div y` is the integer part of x / y; products to its left are taken first.
+The integers are coded by rANS. `x div y` is the integer part of x / y; products to its left are taken first.
 
 *Small floats.* A byte c stands for the integer s(c) = c if c < 8, else (8 + c mod 8) 2^(c div 8 - 1).
 
@@ -180,6 +197,10 @@ each k from 0 to M:
 P(i) is the integer nearest to 2^30 x 2^-(2^-i). Let S be the sum of v(|k|) over k = -M to M. The frequency of k is
 
     f(k) = 1 + v(|k|) (2^16 - (2 M + 1)) div S
+
+Gaps are integers k from 0 to M. Their A is 5 x 2^24 div max(M, 1), their B is 0. S is the sum of v(k) over k = 0 to M,
+
+    f(k) = 1 + v(k) (2^16 - (M + 1)) div S
 
 What the frequencies lack of 2^16 in all is added to f(0). start(k) is the sum of f over all integers below k.
 
@@ -240,19 +261,19 @@ from field.layers import SirenConfig
 from field.missing import decode_missing, encode_missing
 from field.network_chunk import (
     HEAD,
-    QuantisedLayer,
+    StoredNetwork,
     StoredNetworks,
     check_size,
     decode_config,
-    decode_weights,
     encode_network,
 )
+from field.quantised import QuantisedLayer
 from utils import VolumeHeader, quoted
 
 MAGIC = b"\x93NVC"
 VERSION = 1
-KNOWN = "FGdwaqMSBN"  # types of chunks
-ORDERS = ("N", "BN", "B", "SBN", "SB")  # in which chunks of these three types may come; all N count once
+KNOWN = "FGdwaqMSBNP"  # types of chunks
+ORDERS = ("N", "BN", "B", "SBN", "SB")  # in which chunks of these types may come; all N and P count as one N
 # A file of a few kilobytes can hold as many as the format allows. More than these are read only when asked for.
 USUAL_PARAMETERS = 1 << 24
 USUAL_MASK_VOXELS = 1 << 30
@@ -298,7 +319,7 @@ def encode_blob(
         check_cut(cut, header.shape, d_out)
         _check_number(cut, len(networks))
         chunks |= encode_cut(cut)
-    listed = [*chunks.items(), *(("N", encode_network(config, layers)) for config, layers in networks)]
+    listed = [*chunks.items(), *(encode_network(config, layers) for config, layers in networks)]
     body = b"".join(struct.pack("<cI", kind.encode(), len(content)) + content for kind, content in listed)
     return MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
 
@@ -331,12 +352,12 @@ def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks
         return header, Bricks(cut, StoredNetworks(cut.is_constant, networks))
     if len(networks) != 1:
         raise BlobError(f"expected one network, found {len(networks)}: written by a newer version")
-    ((config, content),) = networks
-    return header, Bricks.whole(config, decode_weights(content, config))
+    (stored,) = networks
+    return header, Bricks.whole(stored.config, stored.weights())
 
 
-def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, list[tuple[SirenConfig, bytes]]]:
-    """Header, cut, and the settings and the chunk of each network of a blob. Raises BlobError.
+def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, list[StoredNetwork]]:
+    """Header, cut and networks of a blob. Raises BlobError.
 
     large: see `decode_field`.
     """
@@ -352,8 +373,8 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
     cut = decode_cut(chunks, header.shape, header.n_components) if "B" in chunks else None
     for content in chunks.values():
         content.end()
-    networks = _decode_configs(contents, len(header.shape), header.n_components)
-    count = check_size(config for config, _ in networks)
+    networks = _stored(contents, len(header.shape), header.n_components)
+    count = check_size(stored.config for stored in networks)
     if not large:
         _check_usual(count, USUAL_PARAMETERS, "weights")
     if cut:
@@ -361,19 +382,19 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
     return header, cut, networks
 
 
-def _decode_configs(contents: list[ByteReader], d_in: int, d_out: int) -> list[tuple[SirenConfig, bytes]]:
-    """The settings and the content of each chunk N. Raises BlobError."""
-    found: dict[bytes, SirenConfig] = {}  # by their bytes: the networks of bricks are often alike, and many
+def _stored(contents: list[tuple[str, bytes]], d_in: int, d_out: int) -> list[StoredNetwork]:
+    """The networks in the chunks N and P, whose types and contents are given. Raises BlobError."""
+    found: dict[tuple[str, bytes], SirenConfig] = {}  # the networks of bricks are often alike, and many
     networks = []
-    for content in contents:
-        head = content.data[:HEAD]
-        if head not in found:
-            found[head] = decode_config(content, d_in, d_out)
-        networks.append((found[head], content.data))
+    for kind, content in contents:
+        head = content[:HEAD]
+        if (kind, head) not in found:
+            found[kind, head] = decode_config(ByteReader(head, f"chunk {kind!r}"), kind, d_in, d_out)
+        networks.append(StoredNetwork(kind, content, found[kind, head]))
     return networks
 
 
-def _sound_chunks(data: bytes) -> tuple[dict[str, ByteReader], list[ByteReader]]:
+def _sound_chunks(data: bytes) -> tuple[dict[str, ByteReader], list[tuple[str, bytes]]]:
     """The chunks of a blob, see `_chunks`. Raises BlobError unless magic bytes, version and checksum are right."""
     reader = ByteReader(data, "blob")
     if reader.take(4) != MAGIC:
@@ -386,28 +407,28 @@ def _sound_chunks(data: bytes) -> tuple[dict[str, ByteReader], list[ByteReader]]
     return _chunks(reader)
 
 
-def _chunks(reader: ByteReader) -> tuple[dict[str, ByteReader], list[ByteReader]]:
-    """The content of each known chunk but N by its type, and the contents of all chunks N. Raises BlobError.
+def _chunks(reader: ByteReader) -> tuple[dict[str, ByteReader], list[tuple[str, bytes]]]:
+    """The content of each known chunk by its type, and the types and contents of all chunks N and P. Raises BlobError.
 
     No type comes too often, or at a place where it may not.
     """
     chunks: dict[str, ByteReader] = {}
-    networks: list[ByteReader] = []
-    kinds = []  # of the known chunks, in the order of the file; all N once
+    networks: list[tuple[str, bytes]] = []
+    kinds = []  # of the known chunks, in the order of the file; all N and P as one N
     while not reader.ended:
         kind, length = reader.unpack("cI")
         kind = kind.decode("latin-1")
-        content = ByteReader(reader.take(length), f"chunk {kind!r}")
+        content = reader.take(length)
         if kind not in KNOWN:
             if not "a" <= kind <= "z":
                 raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
             continue
-        if kind != "N" or not networks:
-            kinds.append(kind)
-        if kind == "N":
-            networks.append(content)
+        if kind in "NP":
+            kinds += "" if networks else "N"
+            networks.append((kind, content))
         else:
-            chunks[kind] = content
+            kinds += kind
+            chunks[kind] = ByteReader(content, f"chunk {kind!r}")
     _check_kinds("".join(kinds))
     return chunks, networks
 
@@ -416,8 +437,8 @@ def _check_kinds(kinds: str) -> None:
     """Raise BlobError unless a file may hold chunks of these types, in this order."""
     is_once_each = len(set(kinds)) == len(kinds)
     if not (kinds.startswith("F") and is_once_each and "".join(kind for kind in kinds if kind in "SBN") in ORDERS):
-        what = "the chunk F, at most one each of G, d, a, w, q, M, and one N; or for bricks at most one S, one B, all N"
-        raise BlobError(f"expected {what}, found {quoted(kinds)}")
+        what = "the chunk F, at most one each of G, d, a, w, q, M, and one network (N, P); or for bricks at most one S"
+        raise BlobError(f"expected {what}, one B, all networks; found {quoted(kinds)}")
 
 
 # --- parts of a valid blob --------------------------------------------------------------------------
@@ -427,7 +448,7 @@ def network_configs(data: bytes) -> list[SirenConfig]:
     """The settings of all networks of a valid blob."""
     chunks, networks = _chunks(ByteReader(data[9:], "blob"))
     d_in, d_out = chunks["F"].unpack("2B")
-    return [decode_config(content, d_in, d_out) for content in networks]
+    return [stored.config for stored in _stored(networks, d_in, d_out)]
 
 
 def written_by(data: bytes) -> Written | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import bisect
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,13 @@ POWERS = (759250125, 902905651, 984625594, 1028218693, 1050733751, 1062175491, 1
 Model = tuple[int, int, int]
 
 
+class Table(NamedTuple):
+    """How often, in 2^16 symbols, integers are expected. frequencies: of `least`, `least` + 1, ...; each at least 1."""
+
+    frequencies: np.ndarray
+    least: int
+
+
 class StreamError(ValueError):
     """The bytes are not a stream of the expected integers."""
 
@@ -39,12 +47,24 @@ def small_float_code(value: int) -> int:
     return next(code for code in range(256) if small_float(code) >= value)
 
 
-def frequencies(model: Model) -> np.ndarray:
-    """How often, in 2^16 symbols, a model expects each integer from -M to M: int64, each at least 1.
-
-    Raises StreamError for a model whose M is too large.
-    """
+def table_of(model: Model) -> Table:
+    """The table of the integers from -M to M that a model expects. Raises StreamError where M is too large."""
     linear, square, largest = (small_float(code) for code in model)
+    values = _values(linear, square, largest)
+    return _table(np.concatenate([values[:0:-1], values]), -largest)
+
+
+def table_of_gaps(code: int) -> Table:
+    """The table of the integers from 0 to M, the small float of this code: of gaps between random numbers in order.
+
+    Raises StreamError where M is too large.
+    """
+    largest = small_float(code)
+    return _table(_values((5 << FIXED_POINT) // max(largest, 1), 0, largest), 0)
+
+
+def _values(linear: int, square: int, largest: int) -> np.ndarray:
+    """2^30 x 2^-(linear k + square k^2), the rates in fixed point, for k = 0 to `largest`."""
     if largest > MAX_MAGNITUDE:
         raise StreamError(f"expected integers of magnitude at most {MAX_MAGNITUDE}, found {largest}")
     k = np.arange(largest + 1, dtype=np.int64)
@@ -52,31 +72,41 @@ def frequencies(model: Model) -> np.ndarray:
     value = np.full(largest + 1, 1 << 30, np.int64)
     for i, factor in enumerate(POWERS, 1):
         value = np.where(exponent >> (FIXED_POINT - i) & 1, value * factor >> 30, value)
-    value >>= exponent >> FIXED_POINT
-    value = np.concatenate([value[:0:-1], value])
-    table = 1 + value * ((1 << TABLE_BITS) - len(value)) // value.sum()
-    table[largest] += (1 << TABLE_BITS) - table.sum()
-    return table
+    return value >> (exponent >> FIXED_POINT)
 
 
-def fit_model(integers: np.ndarray) -> Model:
-    """The model that codes these integers in nearly the fewest bits. A local search finds its first two bytes."""
+def _table(values: np.ndarray, least: int) -> Table:
+    """The table whose frequencies are about proportional to `values`."""
+    table = 1 + values * ((1 << TABLE_BITS) - len(values)) // values.sum()
+    table[-least] += (1 << TABLE_BITS) - table.sum()
+    return Table(table, least)
+
+
+def fit_model(integers: np.ndarray, is_linear: bool | None = None) -> Model:
+    """The model that codes these integers in nearly the fewest bits. A local search finds its first two bytes.
+
+    is_linear: if given, only the first byte is sought and the second one is 0, or the other way round.
+    """
     largest = int(np.abs(integers).max(initial=0))
     code = small_float_code(largest)
     counts = np.bincount(np.abs(integers).ravel(), minlength=small_float(code) + 1)
 
     def bits(rates: tuple[int, int]) -> float:
-        return float(counts @ (TABLE_BITS - np.log2(frequencies((*rates, code))[small_float(code) :])))
+        return float(counts @ (TABLE_BITS - np.log2(table_of((*rates, code)).frequencies[small_float(code) :])))
+
+    def is_open(rates: tuple[int, int]) -> bool:
+        return is_linear is None or rates[is_linear] == 0
 
     variance = max(float(np.square(integers, dtype=np.float64).mean()), 0.02)
     gauss = small_float_code(int(0.7213 / variance * 2**FIXED_POINT))
     laplace = small_float_code(int(2.04 / variance**0.5 * 2**FIXED_POINT))
     starts = [(0, gauss), (laplace, 0), (max(laplace - 8, 0), max(gauss - 8, 0)), (0, 0)]
-    best = min((bits(rates), rates) for rates in starts)
+    best = min((bits(rates), rates) for rates in filter(is_open, starts))
     for step in (8, 4, 2, 1, 1):
         a, b = best[1]
         around = [(a + i * step, b + j * step) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-        best = min([best, *((bits(rates), rates) for rates in around if min(rates) >= 0 and max(rates) < 240)])
+        found = [rates for rates in filter(is_open, around) if min(rates) >= 0 and max(rates) < 240]
+        best = min([best, *((bits(rates), rates) for rates in found)])
     return *best[1], code
 
 
@@ -84,15 +114,14 @@ def _count_lanes(n_symbols: int) -> int:
     return max(1, min(MAX_LANES, n_symbols // SYMBOLS_A_LANE))
 
 
-def encode(groups: Sequence[np.ndarray], models: Sequence[Model]) -> bytes:
-    """The stream of flat arrays of integers. Each array is coded by its own model."""
+def encode(groups: Sequence[np.ndarray], tables: Sequence[Table]) -> bytes:
+    """The stream of flat arrays of integers. Each array is coded by its own table."""
     lanes = _count_lanes(sum(len(group) for group in groups))
     state = np.full(lanes, 1 << 16, np.uint64)
     words: list[np.ndarray] = []
-    for group, model in zip(reversed(groups), reversed(models), strict=True):
-        table = frequencies(model)
+    for group, (table, least) in zip(reversed(groups), reversed(tables), strict=True):
         starts = np.cumsum(table) - table
-        symbols = group.astype(np.int64) + len(table) // 2
+        symbols = group.astype(np.int64) - least
         frequency, start = table[symbols].astype(np.uint64), starts[symbols].astype(np.uint64)
         for i in range((len(group) - 1) // lanes * lanes, -1, -lanes):
             f, c = frequency[i : i + lanes], start[i : i + lanes]
@@ -104,72 +133,70 @@ def encode(groups: Sequence[np.ndarray], models: Sequence[Model]) -> bytes:
     return state.astype("<u4").tobytes() + np.concatenate([np.empty(0, "<u2"), *words[::-1]]).tobytes()
 
 
-def decode(data: bytes, sizes: Sequence[int], models: Sequence[Model]) -> list[np.ndarray]:
-    """The int32 arrays, of the given sizes, that `encode` turned into a stream.
+class Decoder:
+    """Takes the arrays, one after another, out of a stream of `encode`. n: the number of integers of all arrays.
 
     Raises StreamError unless the stream holds exactly these integers.
     """
-    lanes = _count_lanes(sum(sizes))
-    if len(data) < 4 * lanes or len(data) % 2:
-        raise StreamError(f"expected at least {4 * lanes} bytes, an even number, found {len(data)}")
-    states, words = np.frombuffer(data, "<u4", lanes), np.frombuffer(data, "<u2", offset=4 * lanes)
-    return (_decode_few if lanes <= FEW_LANES else _decode_many)(states, words, sizes, models)
 
+    def __init__(self, data: bytes, n: int):
+        self.lanes, self.n, self.n_taken = _count_lanes(n), n, 0
+        if len(data) < 4 * self.lanes or len(data) % 2:
+            raise StreamError(f"expected at least {4 * self.lanes} bytes, an even number, found {len(data)}")
+        self.state = np.frombuffer(data, "<u4", self.lanes).astype(np.int64)
+        self.words = np.frombuffer(data, "<u2", offset=4 * self.lanes).astype(np.uint16)
+        self.position = 0  # of the next word
 
-def _decode_many(
-    states: np.ndarray, words: np.ndarray, sizes: Sequence[int], models: Sequence[Model]
-) -> list[np.ndarray]:
-    """As `decode`: a symbol of each state at a time."""
-    state, words, lanes = states.astype(np.int64), words.astype(np.int64), len(states)
-    position = 0
-    groups = []
-    for size, model in zip(sizes, models, strict=True):
-        table = frequencies(model)
+    def take(self, size: int, table: Table) -> np.ndarray:
+        """The next array: int32, of this size, coded by this table."""
+        group = (self._take_few if self.lanes <= FEW_LANES else self._take_many)(size, table.frequencies)
+        self.n_taken += size
+        return group + np.int32(table.least)
+
+    def end(self) -> None:
+        """Raise StreamError unless the stream ends here."""
+        if self.position != len(self.words) or (self.state != 1 << 16).any():
+            raise StreamError("does not end where its last integer does")
+
+    def _ended(self, i: int) -> StreamError:
+        return StreamError(f"ends after {self.n_taken + i} of {self.n} integers")
+
+    def _take_many(self, size: int, table: np.ndarray) -> np.ndarray:
+        """A symbol of each state at a time."""
         starts = np.cumsum(table) - table
         symbol_of = np.repeat(np.arange(len(table), dtype=np.int32), table)
         group = np.empty(size, np.int32)
-        for i in range(0, size, lanes):
-            x = state[: min(lanes, size - i)]
+        for i in range(0, size, self.lanes):
+            x = self.state[: min(self.lanes, size - i)]
             low = x & 0xFFFF
             symbol = symbol_of[low]
             group[i : i + len(x)] = symbol
             x = table[symbol] * (x >> TABLE_BITS) + low - starts[symbol]
             needy = np.flatnonzero(x < 1 << 16)
-            if position + len(needy) > len(words):
-                raise StreamError(f"ends after {sum(map(len, groups)) + i} of {sum(sizes)} integers")
-            x[needy] = x[needy] << 16 | words[position : position + len(needy)]
-            position += len(needy)
-            state[: len(x)] = x
-        groups.append(group - len(table) // 2)
-    if position != len(words) or (state != 1 << 16).any():
-        raise StreamError("does not end where its last integer does")
-    return groups
+            words = self.words[self.position : self.position + len(needy)]
+            if len(words) < len(needy):
+                raise self._ended(i)
+            x[needy] = x[needy] << 16 | words
+            self.position += len(needy)
+            self.state[: len(x)] = x
+        return group
 
-
-def _decode_few(
-    states: np.ndarray, words: np.ndarray, sizes: Sequence[int], models: Sequence[Model]
-) -> list[np.ndarray]:
-    """As `decode`: symbol by symbol, in Python's integers. With few states, NumPy's calls would take longer."""
-    state, words, lanes = states.tolist(), memoryview(words.astype(np.uint16)), len(states)
-    position = 0
-    groups = []
-    for size, model in zip(sizes, models, strict=True):
-        table = frequencies(model)
+    def _take_few(self, size: int, table: np.ndarray) -> np.ndarray:
+        """Symbol by symbol, in Python's integers. With few states, NumPy's calls would take longer."""
+        state, words, lanes, position = self.state.tolist(), memoryview(self.words), self.lanes, self.position
         starts, table = (np.cumsum(table) - table).tolist(), table.tolist()
-        group, half = array.array("i"), len(table) // 2
+        group = array.array("i")
         for i in range(size):
             x = state[i % lanes]
             low = x & 0xFFFF
             symbol = bisect.bisect_right(starts, low) - 1
-            group.append(symbol - half)
+            group.append(symbol)
             x = table[symbol] * (x >> TABLE_BITS) + low - starts[symbol]
             if x < 1 << 16:
                 if position == len(words):
-                    raise StreamError(f"ends after {sum(map(len, groups)) + i} of {sum(sizes)} integers")
+                    raise self._ended(i)
                 x = x << 16 | words[position]
                 position += 1
             state[i % lanes] = x
-        groups.append(np.array(group, np.int32))
-    if position != len(words) or any(x != 1 << 16 for x in state):
-        raise StreamError("does not end where its last integer does")
-    return groups
+        self.state[:], self.position = state, position
+        return np.array(group, np.int32)

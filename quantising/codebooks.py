@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 
 from field.layers import layer_table
-from field.network_chunk import QuantisedLayer, may_have_codebook
+from field.plain_network import may_have_codebook
+from field.quantised import QuantisedLayer
 from quantising.rounding import round_layers
 from siren import FieldNet, linear_layers
 

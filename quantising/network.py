@@ -12,8 +12,8 @@ import torch
 
 from cli.progress import Progress
 from field.metrics import compare, measured_boxes
-from field.network_chunk import QuantisedLayer
 from field.neural_field import NeuralField
+from field.quantised import QuantisedLayer
 from quantising import codebooks, policy, rounding, work
 from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities, layer_sizes
 from quantising.policy import RoundingOptions

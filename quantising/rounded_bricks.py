@@ -10,8 +10,8 @@ import torch
 from cli.progress import NoProgress, Parts, Progress
 from field.blob import decode_field, encode_blob
 from field.bricks import Bricks, StoredNetwork, brick_boxes
-from field.network_chunk import QuantisedLayer
 from field.neural_field import NeuralField
+from field.quantised import QuantisedLayer
 from quantising import work
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions, coarsest_exact, error_to_add

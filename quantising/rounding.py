@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from field.network_chunk import QuantisedLayer, round_step
+from field.quantised import QuantisedLayer, round_step
 from quantising.compensation import CompensationFactor, compensated_sensitivities, layer_sizes
 from quantising.sensitivity import MAX_STEPS, N_POINTS, choose_steps, informative_points
 from siren import FieldNet, linear_layers
@@ -138,7 +138,7 @@ def round_to_error(
 
 def _is_finest(layer: QuantisedLayer) -> bool:
     """Whether the layer has about the finest step that the coder takes."""
-    return max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) > 0.9 * MAX_STEPS
+    return max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) > 0.8 * MAX_STEPS
 
 
 def round_and_train(

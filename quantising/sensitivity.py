@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from field.network_chunk import round_step
+from field.quantised import round_step
 from siren import FieldNet, linear_layers
 from training.sampler import density_of, draw_by_density
 from utils import Mask, VolumeHeader, normalised_coordinates, voxel_size
@@ -131,4 +131,5 @@ def choose_steps(
     finest = [
         max(w, float(layer.bias.detach().abs().max())) / MAX_STEPS for w, layer in zip(largest, layers, strict=True)
     ]
-    return [round_step(max(scale * r, f)) for r, f in zip(relative, finest, strict=True)]
+    found = [round_step(scale * r, is_least=bits is not None) for r in relative]
+    return [max(step, round_step(f, is_least=True)) for step, f in zip(found, finest, strict=True)]

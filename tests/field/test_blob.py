@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from field.blob import BlobError, QuantisedLayer, encode_blob, is_blob
 from field.header_chunks import check_header
 from field.layers import layer_table
-from field.network_chunk import round_step
 from field.original_blob import decode_either, decode_original
+from field.quantised import round_step
 from siren import FieldNet, SirenConfig
 from utils import DTYPES, Geometry, VolumeHeader
 
@@ -33,13 +33,41 @@ def same_header(a: VolumeHeader, b: VolumeHeader) -> None:
 # --- round trips ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("is_residual", [True, False])
+@pytest.mark.parametrize(("n_layers", "d_in", "d_out"), [(1, 3, 1), (2, 2, 3), (8, 3, 1), (3, 4, 2), (2, 1, 1)])
+def test_network_round_trip(n_layers, d_in, d_out, is_residual):
+    net = field_net(n_layers=n_layers, d_in=d_in, d_out=d_out, is_residual=is_residual, omega_0=12.5)
+    header, networks = decode_blob(make_blob(make_header((3,) * d_in, d_out=d_out), net, 16))
+    assert len(networks) == 1
+    config, tensors = networks[0]
+    assert config == net.config
+    assert header.shape == (3,) * d_in
+    expected = arrays(net)
+    assert list(tensors) == list(expected)
+    for name, tensor in tensors.items():
+        assert tensor.dtype == np.float32 and tensor.shape == expected[name].shape
+        atol = np.abs(expected[name]).max() * 2e-3
+        np.testing.assert_allclose(magnitudes(tensor), magnitudes(expected[name]), rtol=0, atol=atol, err_msg=name)
+    positions = 2 * np.random.default_rng(0).random((50, d_in), np.float32) - 1
+    decoded = FieldNet(net.config)
+    decoded.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
+    with torch.no_grad():
+        outputs = [each(torch.from_numpy(positions)).numpy() for each in (net, decoded)]
+    np.testing.assert_allclose(*outputs, rtol=0, atol=0.05)
+
+
+def magnitudes(tensor: np.ndarray) -> np.ndarray:
+    """Those of all weights, in ascending order: a blob has the neurons in another order, some with another sign."""
+    return np.sort(np.abs(tensor), axis=None)
+
+
 def test_more_bits_are_nearer_and_larger():
     net, sizes, errors = field_net(n_neurons=20), [], []
     for bits in (2, 4, 6, 9, 12):
         blob = make_blob(make_header(), net, bits)
         sizes.append(len(blob))
         (_, tensors), expected = decode_blob(blob)[1][0], arrays(net)
-        errors.append(max(np.abs(tensors[name] - expected[name]).max() for name in tensors))
+        errors.append(max(np.abs(magnitudes(tensors[name]) - magnitudes(expected[name])).max() for name in tensors))
     assert sizes == sorted(set(sizes)) and errors == sorted(set(errors), reverse=True)
 
 

@@ -39,9 +39,17 @@ def s(c: int) -> int:
     return c if c < 8 else (8 + c % 8) * 2 ** (c // 8 - 1)
 
 
-def model(a: int, b: int, m: int) -> tuple[list[int], list[int]]:
-    """f(k) and start(k) of k = -M to M."""
-    big_a, big_b, big_m = s(a), s(b), s(m)
+def model(a: int, b: int, m: int) -> tuple[list[int], list[int], int]:
+    """f(k) and start(k) of k = -M to M, and -M."""
+    return table(s(a), s(b), s(m), -s(m))
+
+
+def gaps(g: int) -> tuple[list[int], list[int], int]:
+    """f(k) and start(k) of k = 0 to M, and 0."""
+    return table(5 * 2**24 // max(s(g), 1), 0, s(g), 0)
+
+
+def table(big_a: int, big_b: int, big_m: int, first: int) -> tuple[list[int], list[int], int]:
     assert big_m <= 30720
     k = np.arange(big_m + 1)  # all below 2^63
     e = np.minimum(big_a * k + np.minimum(big_b * k, 2**34) * k, 30 * 2**24)
@@ -49,57 +57,90 @@ def model(a: int, b: int, m: int) -> tuple[list[int], list[int]]:
     for i in range(1, 17):
         v = np.where(e >> (24 - i) & 1, v * POWERS[i] // 2**30, v)
     v = (v >> (e >> 24)).tolist()
-    v = v[:0:-1] + v
+    if first < 0:
+        v = v[:0:-1] + v
     total = sum(v)
-    f = [1 + value * (2**16 - (2 * big_m + 1)) // total for value in v]
-    f[big_m] += 2**16 - sum(f)
+    f = [1 + value * (2**16 - (big_m - first + 1)) // total for value in v]
+    f[-first] += 2**16 - sum(f)
     start = [0]
     for frequency in f[:-1]:
         start.append(start[-1] + frequency)
-    return f, start
+    return f, start, first
 
 
-def read_stream(data: bytes, sizes: list[int], models: list[tuple[int, int, int]]) -> list[np.ndarray]:
-    n_states = min(max(sum(sizes) // 8192, 1), 2048)
-    x = list(struct.unpack_from(f"<{n_states}I", data))
-    words = iter(struct.unpack(f"<{(len(data) - 4 * n_states) // 2}H", data[4 * n_states :]))
-    groups = []
-    for size, codes in zip(sizes, models, strict=True):
-        f, start = model(*codes)
+class Integers:
+    """The integers of a stream, group by group. n: how many there are in all."""
+
+    def __init__(self, data: bytes, n: int):
+        n_states = min(max(n // 8192, 1), 2048)
+        self.x = list(struct.unpack_from(f"<{n_states}I", data))
+        self.words = iter(struct.unpack(f"<{(len(data) - 4 * n_states) // 2}H", data[4 * n_states :]))
+
+    def next(self, size: int, table: tuple[list[int], list[int], int]) -> np.ndarray:
+        x, (f, start, first) = self.x, table
         places = np.searchsorted(start, np.arange(2**16), side="right") - 1
         integers = []
         for i in range(size):
-            state = x[i % n_states]
+            state = x[i % len(x)]
             place = int(places[state % 2**16])
             state = f[place] * (state // 2**16) + state % 2**16 - start[place]
-            x[i % n_states] = state * 2**16 + next(words) if state < 2**16 else state
-            integers.append(place - len(f) // 2)
-        groups.append(np.array(integers))
-    assert next(words, None) is None and set(x) == {2**16}
-    return groups
+            x[i % len(x)] = state * 2**16 + next(self.words) if state < 2**16 else state
+            integers.append(place + first)
+        return np.array(integers)
+
+    def end(self) -> None:
+        assert next(self.words, None) is None and set(self.x) == {2**16}
 
 
-def read_network(stream: io.BytesIO, d_in: int, d_out: int) -> SimpleNamespace:
+def float_of(bits: int) -> float:
+    return struct.unpack("<f", struct.pack("<I", bits))[0]
+
+
+def read_network(kind: bytes, stream: io.BytesIO, d_in: int, d_out: int) -> SimpleNamespace:
     flags, n_layers, n, omega_0 = unpack(stream, "BBHf")
     n_hidden = (n_layers - 1) * (2 if flags & 1 else 1)
+    shapes = [(d_in, n), *[(n, n)] * n_hidden, (n, d_out)]
+    layers = (read_plain if kind == b"N" else read_packed)(stream, shapes, n, flags)
+    return SimpleNamespace(n_neurons=n, n_layers=n_layers, omega_0=omega_0, is_residual=bool(flags & 1), layers=layers)
+
+
+def read_packed(stream: io.BytesIO, shapes: list[tuple[int, int]], n: int, flags: int) -> list[tuple]:
+    assert flags < 2
+    integers = Integers(stream.read(), sum((n_in + 1) * n_out + 4 for n_in, n_out in shapes))
+    numbers, layers = integers.next(4 * len(shapes), model(168, 0, 72)).reshape(-1, 4), []
+    numbers = np.array([940, 130, 30, 25]) + np.cumsum(numbers, axis=0)
+    for k, ((n_in, n_out), (t, r, m, g)) in enumerate(zip(shapes, numbers.tolist(), strict=True)):
+        assert 1 <= t <= 2039 and 0 <= r <= 255
+        matrix = integers.next(n_out * n_in, model(r, 0, m) if k == 0 else model(0, r, m)).reshape(n_out, n_in)
+        is_sine = k < len(shapes) - 1
+        if is_sine and (not flags & 1 or k == 0 or k % 2 == 1):
+            bias = np.cumsum(integers.next(n_out, gaps(g)))
+            assert bias[-1] <= 30720
+        else:
+            bias = integers.next(n_out, model(0, 0, g))
+        layers.append(tuple(np.float32(float_of(t << 20)) * part.astype(np.float32) for part in (matrix, bias)))
+    integers.end()
+    return layers
+
+
+def read_plain(stream: io.BytesIO, shapes: list[tuple[int, int]], n: int, flags: int) -> list[tuple]:
+    assert flags < 4
     records = []
-    for n_in, n_out in [(d_in, n), *[(n, n)] * n_hidden, (n, d_out)]:
+    for n_in, n_out in shapes:
         step, a, b, m, m_bias = unpack(stream, "HBBBB")
         codebook = None
         if flags & 2 and n_in == n_out == n:
             codebook = np.array(unpack(stream, f"{2 * s(m) + 1}f"), np.float32)
-        records.append(
-            (n_in, n_out, struct.unpack("<f", struct.pack("<I", step << 16))[0], (a, b, m), m_bias, codebook)
-        )
-    sizes = [size for n_in, n_out, *_ in records for size in (n_out * n_in, n_out)]
-    models = [codes for *_, matrix, m_bias, _ in records for codes in (matrix, (0, 0, m_bias))]
-    integers = iter(read_stream(stream.read(), sizes, models))
+        records.append((n_in, n_out, float_of(step << 16), (a, b, m), m_bias, codebook))
+    integers = Integers(stream.read(), sum((n_in + 1) * n_out for n_in, n_out in shapes))
     layers = []
-    for n_in, n_out, step, (*_, m), _, codebook in records:
-        matrix, bias = next(integers).reshape(n_out, n_in), next(integers)
+    for n_in, n_out, step, (*rates, m), m_bias, codebook in records:
+        matrix = integers.next(n_out * n_in, model(*rates, m)).reshape(n_out, n_in)
+        bias = integers.next(n_out, model(0, 0, m_bias))
         weights = np.float32(step) * matrix.astype(np.float32) if codebook is None else codebook[s(m) + matrix]
         layers.append((weights, np.float32(step) * bias.astype(np.float32)))
-    return SimpleNamespace(n_neurons=n, n_layers=n_layers, omega_0=omega_0, is_residual=bool(flags & 1), layers=layers)
+    integers.end()
+    return layers
 
 
 def read_missing(stream: io.BytesIO, shape: tuple[int, ...]) -> np.ndarray:
@@ -156,8 +197,8 @@ def read_blob(data: bytes) -> SimpleNamespace:
             field.counts = unpack(content, f"{field.d_in}H")
             ranges = [unpack(content, f"{2 * field.d_out}f") for _ in range(math.prod(field.counts))]
             field.brick_low, field.brick_high = np.split(np.array(ranges), 2, axis=1)
-        elif kind == b"N":
-            field.networks.append(read_network(content, field.d_in, field.d_out))
+        elif kind in (b"N", b"P"):
+            field.networks.append(read_network(kind, content, field.d_in, field.d_out))
         else:
             assert b"a" <= kind <= b"z", "a chunk that may not be skipped"
             continue
@@ -233,12 +274,12 @@ from helpers.volumes import TURNED  # noqa: E402
 from field import blob as blob_format  # noqa: E402
 from field.blob import BlobError, QuantisedLayer  # noqa: E402
 from field.bricks import Cut  # noqa: E402
-from field.entropy_coder import frequencies  # noqa: E402
+from field.entropy_coder import table_of, table_of_gaps  # noqa: E402
 from field.header_chunks import Written  # noqa: E402
 from field.layers import SirenConfig, layer_table  # noqa: E402
 from field.missing import encode_missing  # noqa: E402
-from field.network_chunk import round_step  # noqa: E402
 from field.neural_field import NeuralField  # noqa: E402
+from field.quantised import round_step  # noqa: E402
 from quantising.codebooks import round_to_codebooks  # noqa: E402
 from quantising.rounding import round_layers  # noqa: E402
 from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities  # noqa: E402
@@ -411,7 +452,8 @@ def test_a_mask_that_repeats_costs_little():
 @pytest.mark.parametrize("m", [0, 9, 40, 95])
 def test_tables_agree(m):
     for a, b in itertools.product((0, 1, 100, 150, 200, 254, 255), repeat=2):
-        assert frequencies((a, b, m)).tolist() == model(a, b, m)[0]
+        assert table_of((a, b, m)).frequencies.tolist() == model(a, b, m)[0]
+    assert table_of_gaps(m).frequencies.tolist() == gaps(m)[0]
 
 
 @pytest.mark.parametrize("bits", range(1, 17))
@@ -617,51 +659,35 @@ def fingerprint(blob: bytes) -> dict:
 
 
 def write_golden() -> None:
-    """Write the golden files of this version of the format, and what they must decode to."""
-    nets = {
-        "residual": field_net(n_neurons=24, n_layers=4),
-        "plain": field_net(n_neurons=40, n_layers=3, d_out=3, is_residual=False, omega_0=22.5, seed=1),
-        "codebooks": field_net(n_neurons=20, n_layers=3, d_in=2, seed=2),
-        "missing": field_net(n_neurons=16, n_layers=2, seed=3),
-    }
-    headers = {
-        "residual": make_header((6, 5, 4), -1.5, 40.0),
-        "plain": VolumeHeader(
-            (4, 7, 3),
-            np.int16([-9, 0, 5]),
-            np.int16([9, 7, 5]),
-            Geometry((0.25, 0.5, 3.0), (-1.0, 0.0, 1e6), name="velocity µ"),
-        ),
-        "codebooks": make_header((9, 12), 0, 255, "uint8"),
-        "missing": make_header(
-            (6, 7, 5),
-            -2,
-            3,
-            "int16",
-            missing=Mask.of((6, 7, 5), np.int16(-999), [MASKS["a ball"](np.indices((6, 7, 5)))]),
+    """Write the golden files of this version of the program, and what they must decode to."""
+    expected = json.loads((GOLDEN / "golden_expected.json").read_text())
+    plain = {"low": np.int16([-9, 0, 5]), "high": np.int16([9, 7, 5])}
+    place = Geometry((0.25, 0.5, 3.0), (-1.0, 0.0, 1e6), name="velocity µ")
+    fields = {
+        "packed": (make_header((6, 5, 4), -1.5, 40.0), field_net(n_neurons=24, n_layers=4)),
+        "packed_plain": (
+            VolumeHeader((4, 7, 3), **plain, geometry=place),
+            field_net(n_neurons=40, n_layers=3, d_out=3, is_residual=False, omega_0=22.5, seed=1),
         ),
     }
-    expected = {}
-    for name, net in nets.items():
-        steps = choose_steps(net, sensitivities(net, quasirandom_points(headers[name].shape, 256)), bits=9)
-        layers = round_to_codebooks(net, 6, steps) if name == "codebooks" else round_layers(net, steps)
-        blob = blob_format.encode_blob(headers[name], [(net.config, layers)])
+    blobs = {}
+    for name, (header, net) in fields.items():
+        steps = choose_steps(net, sensitivities(net, quasirandom_points(header.shape, 256)), bits=9)
+        blobs[name] = blob_format.encode_blob(header, [(net.config, round_layers(net, steps))])
+    header = make_header((12, 9, 7), -300, 700, "int16")
+    blobs["packed_bricks"] = cut_blob(
+        (12, 9, 7), (2, 1, 2), 5, (2,), header, 7, n_neurons=10, gain=6, mirrors=(12, 7, 0)
+    )
+    for name, blob in blobs.items():
         (GOLDEN / f"golden_{name}.blob").write_bytes(blob)
         expected[name] = fingerprint(blob)
-    blob = cut_blob(
-        (12, 9, 7), (3, 1, 2), 4, (2,), make_header((12, 9, 7), -300, 700, "int16"), 7, n_neurons=10, gain=6
-    )
-    (GOLDEN / "golden_bricks.blob").write_bytes(blob)
-    expected["bricks"] = fingerprint(blob)
-    blob = cut_blob(
-        (12, 9, 7), (2, 1, 2), 5, (), make_header((12, 9, 7), -2.0, 3.0), 7, n_neurons=10, mirrors=(12, 7, 0)
-    )
-    (GOLDEN / "golden_mirrors.blob").write_bytes(blob)
-    expected["mirrors"] = fingerprint(blob)
     (GOLDEN / "golden_expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
-@pytest.mark.parametrize("name", ["residual", "plain", "codebooks", "missing", "bricks", "mirrors"])
+OF_OLDER_PROGRAMS = ["residual", "plain", "missing", "bricks", "mirrors"]  # chunk N without codebooks
+
+
+@pytest.mark.parametrize("name", [*OF_OLDER_PROGRAMS, "codebooks", "packed", "packed_plain", "packed_bricks"])
 def test_golden(name):
     blob = (GOLDEN / f"golden_{name}.blob").read_bytes()
     expected = json.loads((GOLDEN / "golden_expected.json").read_text())[name]

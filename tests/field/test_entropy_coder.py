@@ -14,13 +14,15 @@ from field import entropy_coder
 from field.entropy_coder import (
     MAX_LANES,
     MAX_MAGNITUDE,
+    Decoder,
+    Model,
     StreamError,
-    decode,
     encode,
     fit_model,
-    frequencies,
     small_float,
     small_float_code,
+    table_of,
+    table_of_gaps,
 )
 
 
@@ -28,10 +30,22 @@ def gaussian(n: int, deviation: float, seed: int = 0) -> np.ndarray:
     return np.rint(np.random.default_rng(seed).normal(0, deviation, n)).astype(np.int32)
 
 
-def coded(groups: list[np.ndarray]) -> tuple[bytes, list[int], list[entropy_coder.Model]]:
+def frequencies(model: Model) -> np.ndarray:
+    return table_of(model).frequencies
+
+
+def decode(stream: bytes, sizes: list[int], models: list[Model]) -> list[np.ndarray]:
+    """The groups of a whole stream."""
+    decoder = Decoder(stream, sum(sizes))
+    found = [decoder.take(size, table_of(model)) for size, model in zip(sizes, models, strict=True)]
+    decoder.end()
+    return found
+
+
+def coded(groups: list[np.ndarray]) -> tuple[bytes, list[int], list[Model]]:
     """The stream of groups by their best models, their sizes and the models."""
     models = [fit_model(group) for group in groups]
-    return encode(groups, models), [len(group) for group in groups], models
+    return encode(groups, [*map(table_of, models)]), [len(group) for group in groups], models
 
 
 def assert_round_trip(groups: list[np.ndarray]) -> bytes:
@@ -59,8 +73,9 @@ def test_small_float_code_is_the_least(value):
     assert small_float(code) >= value and (code == 0 or small_float(code - 1) < value)
 
 
-def check_table(model: entropy_coder.Model) -> None:
-    table = frequencies(model)
+def check_table(model: Model) -> None:
+    table, least = table_of(model)
+    assert least == -small_float(model[2])
     assert table.dtype == np.int64 and len(table) == 2 * small_float(model[2]) + 1
     assert table.sum() == 1 << 16 and table.min() >= 1
     np.testing.assert_array_equal(table, table[::-1])
@@ -87,8 +102,9 @@ def test_arbitrary_models_are_valid(model):
 
 def test_too_large_a_model():
     for code in range(small_float_code(MAX_MAGNITUDE) + 1, 256):
-        with pytest.raises(StreamError, match="30720"):
-            frequencies((0, 0, code))
+        for table in (lambda code=code: table_of((0, 0, code)), lambda code=code: table_of_gaps(code)):
+            with pytest.raises(StreamError, match="30720"):
+                table()
 
 
 def test_powers():
@@ -146,7 +162,40 @@ def test_models_that_expect_otherwise():
     """Any model codes any integers that it holds, at a price."""
     group = np.array([15, -15, 15, 0, 7], np.int32)
     for model in ((255, 255, 15), (0, 0, 15), (200, 0, 95)):
-        np.testing.assert_array_equal(decode(encode([group], [model]), [5], [model])[0], group)
+        np.testing.assert_array_equal(decode(encode([group], [table_of(model)]), [5], [model])[0], group)
+
+
+@pytest.mark.parametrize("code", range(small_float_code(MAX_MAGNITUDE) + 1))
+def test_tables_of_gaps(code):
+    """From 0 to M, the smaller the more frequent: 2^5 times from one end to the other."""
+    table, least = table_of_gaps(code)
+    assert least == 0 and len(table) == small_float(code) + 1
+    assert table.sum() == 1 << 16 and table.min() >= 1 and (np.diff(table) <= 0).all()
+    ideal = 2.0 ** -(5 * np.arange(len(table)) / max(len(table) - 1, 1))
+    expected = 1 + ideal / ideal.sum() * (2**16 - len(table))
+    np.testing.assert_allclose(table, expected, rtol=1e-3, atol=len(table))
+
+
+def test_gaps_and_others_in_one_stream():
+    groups, tables = [np.arange(40, dtype=np.int32), gaussian(9, 3)], [table_of_gaps(40), table_of((0, 0, 40))]
+    decoder = Decoder(encode(groups, tables), 49)
+    for group, table in zip(groups, tables, strict=True):
+        np.testing.assert_array_equal(decoder.take(len(group), table), group)
+    decoder.end()
+
+
+@pytest.mark.parametrize("is_linear", [False, True])
+def test_a_model_of_one_rate(is_linear):
+    """The rate that is asked for is near the best, the other one 0."""
+    for group in (gaussian(3000, 5), np.rint(np.random.default_rng(0).laplace(0, 9, 500)).astype(np.int32)):
+        model = fit_model(group, is_linear)
+        assert model[is_linear] == 0
+
+        def bits(rate: int, group=group, m=model[2]) -> float:
+            table = frequencies((rate, 0, m) if is_linear else (0, rate, m))
+            return float(np.sum(16 - np.log2(table[group + small_float(m)])))
+
+        assert bits(max(model[:2])) <= 1.01 * min(bits(rate) for rate in range(240))
 
 
 # --- size -------------------------------------------------------------------------------------------

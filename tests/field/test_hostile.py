@@ -25,11 +25,12 @@ from hypothesis.extra import numpy as hnp
 
 import net_decompress
 from field import blob as blob_format
-from field import entropy_coder
-from field.blob import BlobError, QuantisedLayer, decode_field, encode_blob
+from field import plain_network
+from field.blob import BlobError, decode_field, encode_blob
 from field.layers import SirenConfig, layer_table
-from field.network_chunk import MAX_PARAMETERS, round_step
+from field.network_chunk import MAX_PARAMETERS
 from field.neural_field import NeuralField
+from field.quantised import QuantisedLayer, in_order, round_step
 from quantising.codebooks import round_to_codebooks
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities
@@ -63,12 +64,14 @@ def test_arbitrary_networks(net, bits, kmeans):
     found, ((network, tensors),) = decode_blob(encode_blob(header, [(net.config, layers)]))
     assert found.shape == header.shape and network == net.config
     originals = arrays(net)
-    expected = [array for layer in layers for array in layer.dequantise()]
+    ordered = layers if any(layer.codebook is not None for layer in layers) else in_order(network, layers)
+    expected = [array for layer in ordered for array in layer.dequantise()]
+    rounded = [array for layer in layers for array in layer.dequantise()]
     for i, (name, tensor) in enumerate(tensors.items()):
         np.testing.assert_array_equal(tensor, expected[i], err_msg=name)
         step = float(steps[i // 2])
         if layers[i // 2].codebook is None or name.endswith("bias"):
-            off = np.abs(tensor.astype(float) - originals[name])
+            off = np.abs(rounded[i].astype(float) - originals[name])
             assert (off <= step / 2 + 1e-6 * np.abs(originals[name]) + 1e-45).all(), name
 
 
@@ -126,13 +129,25 @@ HOSTILE = {
     "bias M 255": (b"N", 13, "B", 255),
     "M just too large": (b"N", 12, "B", 96),
     "all codes 255": (b"N", 10, "BBBB", 255, 255, 255, 255),
+    "packed, codebooks": (b"P", 0, "B", 2),
+    "packed, flags 255": (b"P", 0, "B", 255),
+    "packed, no layers": (b"P", 1, "B", 0),
+    "packed, 255 layers": (b"P", 1, "B", 255),
+    "packed, no neurons": (b"P", 2, "H", 0),
+    "packed, 65535 neurons": (b"P", 2, "H", 65535),
+    "packed, 65535 neurons, 255 layers": (b"P", 1, "BH", 255, 65535),
+    "packed, omega 0": (b"P", 4, "f", 0.0),
+    "packed, omega negative": (b"P", 4, "f", -30.0),
+    "packed, omega NaN": (b"P", 4, "f", math.nan),
+    "packed, omega infinite": (b"P", 4, "f", math.inf),
 }
 
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_numbers(what):
     with memory_traced():
-        assert read_within_bounds(decode_blob, replaced(seeds()[0], *HOSTILE[what]), 0) is None
+        sound = seeds()[2 if HOSTILE[what][0] == b"N" else 0]
+        assert read_within_bounds(decode_blob, replaced(sound, *HOSTILE[what]), 0) is None
 
 
 def lzma2(data: bytes) -> bytes:
@@ -199,23 +214,22 @@ def test_weights_of_any_size(dtype, omega, is_residual):
     config = SirenConfig(8, 3, omega_0=omega, is_residual=is_residual)
     rng, header = np.random.default_rng(0), make_header((4, 3, 5), high=200, dtype=dtype)
 
-    def field_of(factor: float) -> NeuralField:
-        layers = [
-            QuantisedLayer(
-                rng.choice([-100, 100], (layer.n_out, layer.n_in)),
-                rng.choice([-100, 100], layer.n_out),
-                round_step(factor * 1e28 / layer.omega),
-            )
-            for layer in layer_table(config)
-        ]
+    def field_of(more: int) -> NeuralField:
+        """Of the largest integers that the limit allows, and so many more."""
+        layers = []
+        for layer in layer_table(config):
+            step = round_step(1e28 / layer.omega)
+            largest = int(1e30 / layer.omega / float(step)) + more
+            weights = rng.choice([-largest, largest], (layer.n_out, layer.n_in))
+            layers.append(QuantisedLayer(weights, rng.choice([-largest, largest], layer.n_out), step))
         return NeuralField(*decode_field(encode_blob(header, [(config, layers)])))
 
-    field = field_of(0.99)
+    field = field_of(0)
     values = field[...]
     assert ((values >= header.low) & (values <= header.high)).all()
     field.gradient_on_grid()
     with pytest.raises(BlobError, match="too large"):
-        field_of(1.01)
+        field_of(1)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -244,10 +258,10 @@ HOSTILE_BRICKS = {
     "high infinite": (b"B", 10, "f", math.inf),
     "high below low": (b"B", 10, "f", -1.0),
     "one constant, with its network": (b"B", 6, "ff", 0.5, 0.5),
-    "flags of a network": (b"N", 0, "B", 4),
-    "no layers": (b"N", 1, "B", 0),
-    "65535 neurons": (b"N", 2, "H", 65535),
-    "omega NaN": (b"N", 4, "f", math.nan),
+    "flags of a network": (b"P", 0, "B", 4),
+    "no layers": (b"P", 1, "B", 0),
+    "65535 neurons": (b"P", 2, "H", 65535),
+    "omega NaN": (b"P", 4, "f", math.nan),
 }
 
 
@@ -416,8 +430,8 @@ def test_tables_of_many_layers(monkeypatch):
     for i in range(256):
         content[8 + 6 * i : 14 + 6 * i] = bytes([0x80, 0x3F, i % 200, i // 2, 95, 95])  # no model twice
     data = assemble([field, (b"N", bytes(content) + bytes(1200))])
-    made, frequencies = [], entropy_coder.frequencies
-    monkeypatch.setattr(entropy_coder, "frequencies", lambda model: made.append(model) or frequencies(model))
+    made, table_of = [], plain_network.table_of
+    monkeypatch.setattr(plain_network, "table_of", lambda model: made.append(model) or table_of(model))
     with pytest.raises(BlobError, match="does not end"):
         decode_blob(data)
     assert len(made) == 2 * 256

