@@ -1,4 +1,4 @@
-"""What follows the description in chunk P: one stream of coded integers. The neurons of the network are in order.
+"""What follows the settings in chunk P: one stream of coded integers. The neurons of the network are in order.
 
 The first integers say what the others stand for, and how they are coded. Of biases that ascend, the gaps are coded.
 """
@@ -39,7 +39,7 @@ def encode_packed(config: SirenConfig, layers: Sequence[QuantisedLayer]) -> byte
 
 
 def decode_packed(content: ByteReader, config: SirenConfig) -> Iterator[QuantisedLayer]:
-    """The layers of a network. content: of its chunk, after the description. Raises BlobError, StreamError."""
+    """The layers of a network. content: of its chunk, after the settings. Raises BlobError, StreamError."""
     table = layer_table(config)
     n = sum((layer.n_in + 1) * layer.n_out + len(TYPICAL) for layer in table)
     stream = entropy_coder.Decoder(content.rest(), n)

@@ -1,4 +1,4 @@
-"""What follows the description in chunk N: a record for each layer, perhaps with a codebook, then coded integers.
+"""What follows the settings in chunk N: a record for each layer, perhaps with a codebook, then coded integers.
 
 A network with codebooks is written so, and read; without them it is only read, from files of older programs.
 """

@@ -66,11 +66,11 @@ def make_blob(header: VolumeHeader, net: FieldNet, bits: int = 9) -> bytes:
     )
 
 
-def zero_network(d_in: int) -> tuple[dict, list[QuantisedLayer]]:
+def zero_network(d_in: int) -> tuple[SirenConfig, list[QuantisedLayer]]:
     """A network of two neurons whose weights are zero, as `encode_blob` takes it."""
-    network = {"n_neurons": 2, "n_layers": 1, "d_in": d_in, "d_out": 1, "is_residual": True, "omega_0": 30.0}
     matrices = np.zeros((2, d_in), np.int32), np.zeros((1, 2), np.int32)
-    return network, [QuantisedLayer(matrix, matrix[:, 0].copy(), np.float32(1.0)) for matrix in matrices]
+    layers = [QuantisedLayer(matrix, matrix[:, 0].copy(), np.float32(1.0)) for matrix in matrices]
+    return SirenConfig(2, 1, d_in), layers
 
 
 def decode_blob(data: bytes, large: bool = False) -> tuple[VolumeHeader, list[StoredNetwork]]:
