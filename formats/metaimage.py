@@ -47,8 +47,8 @@ def read_meta(path: str) -> Volume:
         n_components = int(header.get("ElementNumberOfChannels", 1))
         offset = int(header.get("HeaderSize", 0)) or (end if source == path else 0)  # -1 is AT_END
         spacing = _numbers(header, ("ElementSpacing", "ElementSize"), shape, 1.0)
-        origin = _numbers(header, ("Origin", "Position", "Offset"), shape, 0.0)
-        if int(header["NDims"]) != len(shape) or not 1 <= len(shape) <= 3 or min(*shape, n_components) < 1:
+        origin = _numbers(header, ("Origin", "Offset", "Position"), shape, 0.0)
+        if not 1 <= int(header["NDims"]) == len(shape) <= 3 or min(*shape, n_components) < 1:
             raise ValueError(f"expected up to 3 axes, found NDims = {header['NDims']}, DimSize = {header['DimSize']}")
     except (KeyError, ValueError) as error:
         raise VolumeError(f"{path}: not a readable MetaImage header: {error}") from None
@@ -63,11 +63,15 @@ def read_meta(path: str) -> Volume:
 
 
 def _numbers(header: dict[str, str], fields: tuple[str, ...], shape: tuple[int, ...], rest: float) -> tuple[float, ...]:
-    """One number for each of three axes, by the first of these fields that there is; `rest` where it says nothing."""
-    text = next((header[field] for field in fields if field in header), "")
-    numbers = tuple(map(float, text.split()))
+    """One number for each of three axes, by the first of these fields that there is; `rest` where it says nothing.
+
+    As in ITK, the field may have more numbers than the image has axes: those of an image are often three.
+    """
+    field = next((field for field in fields if field in header), fields[0])
+    text = header.get(field, "")
+    numbers = tuple(map(float, text.split()[: len(shape)]))
     if len(numbers) not in (0, len(shape)):
-        raise ValueError(f"expected {fields[0]} = {len(shape)} numbers, found {text}")
+        raise ValueError(f"expected {field} = {len(shape)} numbers, found {text}")
     return of_three_axes(numbers or (rest,), rest)
 
 

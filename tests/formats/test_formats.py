@@ -853,6 +853,25 @@ def test_meta_image_whose_voxels_have_a_size_and_no_spacing(tmp_path):
     assert read_volume(str(tmp_path / "a.mha")).geometry.spacing == SPACING
 
 
+def test_meta_image_of_more_numbers_than_axes(tmp_path):
+    """As ITK reads it: three numbers for an image of two axes."""
+    write_meta(tmp_path / "a.mha", slanted((4, 3)), NDims="2", ElementSpacing="1 2 3", Offset="5 6 7")
+    volume = read_volume(str(tmp_path / "a.mha"), 2)
+    np.testing.assert_array_equal(volume.array, slanted((4, 3)))
+    assert (volume.geometry.spacing, volume.geometry.origin) == ((1.0, 2.0), (5.0, 6.0))
+
+
+@pytest.mark.parametrize("rest", [{}, {"Origin": "7 8 9"}])
+def test_of_several_origins_of_a_meta_image_that_of_itk_counts(rest, tmp_path):
+    write_meta(tmp_path / "a.mha", slanted(SHAPE), Position="1 2 3", Offset="4 5 6", **rest)
+    assert read_volume(str(tmp_path / "a.mha")).geometry.origin == ((7.0, 8.0, 9.0) if rest else (4.0, 5.0, 6.0))
+
+
+def test_a_meta_image_names_the_field_that_is_wrong(tmp_path):
+    write_meta(tmp_path / "a.mha", slanted(SHAPE), Offset="4 5")
+    assert "expected Offset = 3 numbers, found 4 5" in refusal(tmp_path / "a.mha")
+
+
 @pytest.mark.parametrize(
     "fields",
     [
