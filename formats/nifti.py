@@ -22,6 +22,7 @@ from utils import SIGNS, Volume
 
 MAX_AXIS = 32767  # most voxels along an axis
 NO_EXTENSION = bytes(4)  # between the header and the voxels
+GZIP = b"\x1f\x8b"  # the first bytes of a packed file, whatever its name says: downloads are often unpacked on the way
 VECTOR_INTENT = 1007  # intent code: the fifth axis has vector components
 TYPES = {
     2: "uint8",
@@ -75,9 +76,11 @@ HEADER, HEADER_2 = _header_type(348, 0), _header_type(540, 2)
 
 def read_nifti(path: str) -> Volume:
     """A NIfTI file's volume: values scaled, geometry from the sform or else the qform. Several times are a series."""
-    is_packed = path.lower().endswith(".gz")
-    with as_volume_error(path, "cannot be read"), (gzip.open if is_packed else open)(path, "rb") as file:
-        header, order = _header(path, file.read(HEADER_2.itemsize))
+    with as_volume_error(path, "cannot be read"):
+        with open(path, "rb") as file:
+            is_packed = file.read(len(GZIP)) == GZIP
+        with (gzip.open if is_packed else open)(path, "rb") as file:
+            header, order = _header(path, file.read(HEADER_2.itemsize))
     code, rank, offset = int(header["datatype"]), int(header["dim"][0]), float(header["vox_offset"])
     sizes = [int(n) if axis < rank else 1 for axis, n in enumerate(header["dim"][1:])]
     if code in COMPLEX_TYPES:
@@ -95,7 +98,8 @@ def read_nifti(path: str) -> Volume:
         stored = unpacked(path, dtype, shape, "gzip", skipped=int(offset))
     else:
         stored = mapped(path, dtype, shape, int(offset))
-    variable = Variable(tuple(roles[::-1]), dtype, _scaling(header), stored.T)
+    scaling = _scaling(header) if code in TYPES else {}  # which does not apply to colours
+    variable = Variable(tuple(roles[::-1]), dtype, scaling, stored.T)
     is_series = sizes[3] > 1
     array, _ = array_of(path, variable, [variable.dims.index(role) for role in ("txyzc" if is_series else "xyzc")])
     volume = _nifti_place(path, header, array)
@@ -110,10 +114,11 @@ def read_nifti(path: str) -> Volume:
 
 def _header(path: str, start: bytes) -> tuple[np.void, str]:
     """The header at the start of a file, and the order of its bytes, < or >. Raises VolumeError."""
-    for form, magic in ((HEADER, b"n+1"), (HEADER_2, b"n+2")):
+    # Some single files have the magic of a pair, ni1 or ni2. The voxels of a real pair begin at byte 0 of another file.
+    for form, magics in ((HEADER, (b"n+1", b"ni1")), (HEADER_2, (b"n+2", b"ni2"))):
         for order in "<>":
             header = np.frombuffer(start.ljust(form.itemsize), form.newbyteorder(order), 1)[0]
-            if header["sizeof_hdr"] == form.itemsize and header["magic"] == magic:
+            if header["sizeof_hdr"] == form.itemsize and header["magic"] in magics:
                 return header, order
     raise VolumeError(f"{path}: not a NIfTI file with header and voxels in one")
 
@@ -133,7 +138,7 @@ def _nifti_place(path: str, header: np.void, array: np.ndarray | StoredArray) ->
     unit = UNIT_IN_MM.get(header["xyzt_units"] & 7, 1.0)
     side, *lengths = header["pixdim"][:4].tolist()
     lengths = np.abs([length or 1.0 for length in lengths]) * unit
-    name = header["intent_name"].decode("utf-8", "replace").strip()
+    name = header["intent_name"].partition(b"\0")[0].decode("utf-8", "replace").strip()
     if header["sform_code"] > 0:
         rows = header["srow"].astype(np.float64) * unit
         try:

@@ -341,6 +341,8 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None, pattern: str
         raise VolumeError(f"{path}: is empty: shape {array.shape}")
     if not all(0 < s < math.inf for s in volume.geometry.spacing):
         raise VolumeError(f"{path}: expected a positive spacing, found {volume.geometry.spacing}")
+    if not np.isfinite(volume.geometry.origin).all():
+        raise VolumeError(f"{path}: expected a finite origin, found {volume.geometry.origin}")
     if not volume.geometry.is_orthonormal:
         direction = np.reshape(volume.geometry.direction, (3, 3))
         raise VolumeError(f"{path}: expected axes of unit length, at right angles, found {direction.T.tolist()}")

@@ -803,6 +803,7 @@ def test_nifti_of_colours_and_of_complex_values(suffix, tmp_path):
     array = np.random.default_rng(0).integers(0, 99, (3, *SHAPE)).astype(np.uint8)
     data = bytearray(nifti(array, dim=(3, *SHAPE, 1, 1, 1, 1), pixdim=(-1, *SPACING, 1, 1, 1, 1)))
     struct.pack_into("<hh", data, 70, 128, 24)
+    struct.pack_into("<f", data, 112, 2.0)  # a slope, which does not apply to colours
     found = read_volume(nifti_file(tmp_path, suffix, bytes(data)), 3, 3).array
     np.testing.assert_array_equal(found, np.moveaxis(array, 0, -1))
     for code, bits in ((32, 64), (1792, 128)):
@@ -908,17 +909,37 @@ def test_what_follows_the_voxels_of_a_nifti_is_left_out(suffix, tmp_path):
 
 
 def test_nifti_that_is_none(tmp_path):
-    (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE)).replace(b"n+1", b"ni1"))
-    assert "not a NIfTI file with header and voxels in one" in refusal(tmp_path / "a.nii")
+    series = nifti(slanted(SHAPE), dim=(4, *SHAPE[:2], 1, SHAPE[2], 1, 1, 1))
     for at, form, value, said in (
         (70, "h", 1536, "type 1536"),
         (108, "f", 0, "after the header"),
         (42, "h", 0, "sizes"),
+        (136, "f", np.nan, "expected a finite origin"),
+        (344, "4s", b"", "not a NIfTI file with header and voxels in one"),
     ):
-        data = bytearray(nifti(slanted(SHAPE)))
+        data = bytearray(series)
         struct.pack_into(f"<{form}", data, at, value)
         (tmp_path / "a.nii").write_bytes(data)
         assert said in refusal(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_a_nifti_is_packed_as_its_bytes_say(is_packed, tmp_path):
+    """Not as its name says: a browser may unpack a file and leave it the name."""
+    data = nifti(slanted(SHAPE))
+    name = "a.nii" if is_packed else "a.nii.gz"
+    (tmp_path / name).write_bytes(gzip.compress(data) if is_packed else data)
+    np.testing.assert_array_equal(read_volume(str(tmp_path / name)).array, slanted(SHAPE))
+
+
+def test_one_nifti_file_that_calls_itself_a_pair(tmp_path):
+    (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE)).replace(b"n+1", b"ni1"))
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.nii")).array, slanted(SHAPE))
+
+
+def test_the_name_in_a_nifti_ends_at_its_first_zero(tmp_path):
+    (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE), name=b"rho\0left\0over"))
+    assert read_volume(str(tmp_path / "a.nii")).geometry.name == "rho"
 
 
 def test_numbers_that_overflow_are_refused_in_one_line(tmp_path):
