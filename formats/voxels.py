@@ -13,7 +13,7 @@ import numpy as np
 from formats.common import MAX_EXPANSION, VolumeError, as_volume_error
 
 AT_END = -1  # an offset: the voxels are the last bytes of the file
-PIECE = 1 << 20  # bytes of what follows the voxels that are unpacked at a time
+PIECE = 1 << 26  # bytes of what follows the voxels that are unpacked at a time
 
 
 def file_beside(path: str, named: str, field: str) -> str:
@@ -45,22 +45,26 @@ def unpacked(
     offset: the byte at which the text or the stream begins. skipped: the bytes of the stream before the voxels.
     """
     count, available = math.prod(shape), os.path.getsize(source) - offset
-    if (expected := count * dtype.itemsize) > MAX_EXPANSION * available:
+    expected, most = count * dtype.itemsize, MAX_EXPANSION * available
+    if skipped + expected > most:
         raise VolumeError(f"{source}: truncated: expected {expected} bytes of voxels, found {available} packed ones")
     with as_volume_error(source, "its voxels cannot be read"), open(source, "rb") as file:
         file.seek(offset)
         if encoding == "text":
             values = np.array(file.read().split(), dtype.newbyteorder("="))
         else:
-            content = _stream(file, encoding, skipped + expected)[skipped:]
-            values = np.frombuffer(content, dtype, len(content) // dtype.itemsize)
+            content = _stream(file, encoding, skipped + expected, most)
+            values = np.frombuffer(content, dtype, (len(content) - skipped) // dtype.itemsize, skipped)
     if len(values) != count:
         raise VolumeError(f"{source}: truncated or damaged: expected {count} voxels, found {len(values)}")
     return values.reshape(shape, order="F")
 
 
-def _stream(file, encoding: str, n_bytes: int) -> bytes:
-    """The first bytes of what is packed in a file. All of it is unpacked, so that its checksum counts."""
+def _stream(file, encoding: str, n_bytes: int, most: int) -> bytes:
+    """The first bytes of what is packed in a file. All of it is unpacked, so that its checksum counts.
+
+    most: bytes that may follow. A kilobyte of bzip2 can hold a gigabyte; zlib and gzip cannot.
+    """
     if encoding == "zlib":
         inflater = zlib.decompressobj(wbits=47)  # zlib's own form, or that of gzip
         content = inflater.decompress(file.read(), n_bytes)
@@ -70,7 +74,9 @@ def _stream(file, encoding: str, n_bytes: int) -> bytes:
             raise ValueError("its end is missing")
         return content
     stream = {"gzip": gzip, "bzip2": bz2}[encoding].open(file)
-    content = stream.read(n_bytes)
-    while stream.read(PIECE):
-        pass
+    content, left = stream.read(n_bytes), most
+    while left >= 0 and (rest := len(stream.read(PIECE))):
+        left -= rest
+    if left < 0:
+        raise ValueError(f"more than {most} bytes follow the voxels")
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
@@ -481,6 +482,13 @@ def test_nrrd_in_another_file_after_other_bytes(skip, tmp_path):
     np.testing.assert_array_equal(read_volume(str(tmp_path / "a.nhdr")).array, slanted(SHAPE))
 
 
+def test_nrrd_of_a_stream_that_hardly_ends(tmp_path):
+    """Seconds for each kilobyte of the file, if all of it were unpacked."""
+    header = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 3 2 1\nencoding: bzip2\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header + bz2.compress(bytes(1 << 22)))
+    assert "bytes follow the voxels" in refusal(tmp_path / "a.nrrd")
+
+
 def test_bytes_have_no_order(tmp_path):
     array = slanted(SHAPE).astype(np.uint8)
     (tmp_path / "a.nrrd").write_bytes(nrrd_header(array, endian="") + b"\n" + array.tobytes(order="F"))
@@ -935,6 +943,13 @@ def test_a_nifti_is_packed_as_its_bytes_say(is_packed, tmp_path):
 def test_one_nifti_file_that_calls_itself_a_pair(tmp_path):
     (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE)).replace(b"n+1", b"ni1"))
     np.testing.assert_array_equal(read_volume(str(tmp_path / "a.nii")).array, slanted(SHAPE))
+
+
+def test_a_packed_nifti_whose_voxels_are_far_behind_its_header(tmp_path):
+    """What lies between would be in memory."""
+    data = bytearray(nifti(slanted(SHAPE)))
+    struct.pack_into("<f", data, 108, 1e12)
+    assert "truncated: expected" in refusal(nifti_file(tmp_path, ".nii.gz", bytes(data)))
 
 
 def test_the_name_in_a_nifti_ends_at_its_first_zero(tmp_path):
