@@ -93,11 +93,11 @@ def pattern_of(path: str) -> str:
 def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) -> Volume:
     """The files of a pattern as one volume. `read(path)` reads one file.
 
-    Files of one voxel along z are slices of a volume, stacked along z, unless `d_in` is 4 or, where it is None, a file
-    says a time. All others are steps of a series, whose first axis is time. Memory-mapped steps stay mapped: the array
-    is a StackedSteps. If every file has a time of its own, the steps are in the order of their times; files that count
-    from different moments are counted from the earliest. The step and the start of time come from the files if these
-    times are in equal steps; otherwise they are 1 and 0. The fill value of some files counts for all. Raises
+    Files of one voxel along z are slices of a volume, stacked along z, unless `d_in` is 4 or, where it is None, they
+    say different times. All others are steps of a series, whose first axis is time. Memory-mapped steps stay mapped:
+    the array is a StackedSteps. If every file has a time of its own, the steps are in the order of their times; files
+    that count from different moments are counted from the earliest. The step and the start of time come from the files
+    if these times are in equal steps; otherwise they are 1 and 0. The fill value of some files counts for all. Raises
     VolumeError when no file matches, when a file differs from the first one in more than values and time, and when two
     files give different fill values.
     """
@@ -117,9 +117,11 @@ def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) ->
             if volume.fill is not None:
                 fills[path] = volume.fill
     first = dataclasses.replace(first, fill=_common_fill(fills))
-    is_series = d_in == 4 if d_in else any(time is not None for time in times)
+    is_of_one_time = len({*times}) == 1
+    is_series = d_in == 4 if d_in else not is_of_one_time
     if not is_series and len(arrays) > 1 and first.geometry.d_in == 3 and arrays[0].shape[2] == 1:
-        return dataclasses.replace(first, array=np.concatenate(arrays, axis=2), time=None)
+        time = first.time if is_of_one_time else None
+        return dataclasses.replace(first, array=np.concatenate(arrays, axis=2), time=time)
     without = [path for path, time in zip(paths, times, strict=True) if time is None]
     if 0 < len(without) < len(paths):
         console.warn(pattern, f"{len(without)} of its files say no time, as {without[0]}: taken as 0, 1, 2, ...")

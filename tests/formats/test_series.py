@@ -314,6 +314,14 @@ def test_images_that_say_their_times_are_steps(tmp_path, capsys):
     assert stacked.array.shape == (5, 4, 3) and stacked.time is None
 
 
+def test_images_of_one_time_are_slices(tmp_path, capsys):
+    """As ParaView writes those of a step."""
+    for k in range(3):
+        write_volume(str(tmp_path / f"slice_{k}.vti"), Volume(slanted((5, 4, 1)), Geometry.plain(3), time=2.5))
+    stacked = read_volume(str(tmp_path / "slice_*.vti"))
+    assert stacked.array.shape == (5, 4, 3) and stacked.time == 2.5 and capsys.readouterr().err == ""
+
+
 def test_slices_of_a_volume_are_no_time_series(tmp_path):
     """Files of one voxel along z, as of a stack of TIFF; with --d_in 4 they are steps."""
     array = slanted((5, 4, 12))
