@@ -93,24 +93,26 @@ def pattern_of(path: str) -> str:
 def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) -> Volume:
     """The files of a pattern as one volume. `read(path)` reads one file.
 
-    Files of one voxel along z are slices of a volume, stacked along z, unless `d_in` is 4 or, where it is None, they
-    say different times. All others are steps of a series, whose first axis is time. Memory-mapped steps stay mapped:
-    the array is a StackedSteps. If every file has a time of its own, the steps are in the order of their times; files
-    that count from different moments are counted from the earliest. The step and the start of time come from the files
-    if these times are in equal steps; otherwise they are 1 and 0. The fill value of some files counts for all. Raises
-    VolumeError when no file matches, when a file differs from the first one in more than values and time, and when two
-    files give different fill values.
+    Files of one voxel along z are slices of a volume, in the order of their places, unless `d_in` is 4 or, where it is
+    None, they lie at one place and say different times. All others are steps of a series, whose first axis is time.
+    Memory-mapped steps stay mapped: the array is a StackedSteps. If every file has a time of its own, the steps are in
+    the order of their times; files that count from different moments are counted from the earliest. The step and the
+    start of time come from the files if these times are in equal steps; otherwise they are 1 and 0. The fill value of
+    some files counts for all. Raises VolumeError when no file matches, when a file differs from the first one in more
+    than values and time, and when two files give different fill values.
     """
     paths = files_of(pattern)
     if not paths:
         raise VolumeError(f"{pattern}: expected files of that pattern, found none")
     _allow_open_files(len(paths))
-    arrays, times, said, fills = [], [], [], {}
+    arrays, heights, times, said, fills = [], [], [], [], {}
     with _each_warning_once():
         first = read(paths[0])
         for i, path in enumerate(paths):
             volume = read(path) if i else first
-            _check_alike(path, volume, paths[0], first)
+            is_slice = d_in != 4 and first.geometry.d_in == volume.geometry.d_in == 3 and first.array.shape[2] == 1
+            heights.append(_height(volume, first) if is_slice else 0.0)
+            _check_alike(path, volume, paths[0], first, heights[i])
             arrays.append(volume.array)
             times.append(volume.time)
             said.append(volume.geometry.attributes_of("t"))
@@ -118,10 +120,15 @@ def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) ->
                 fills[path] = volume.fill
     first = dataclasses.replace(first, fill=_common_fill(fills))
     is_of_one_time = len({*times}) == 1
-    is_series = d_in == 4 if d_in else not is_of_one_time
+    is_of_one_place = max(map(abs, heights)) <= UNEVEN * min(first.geometry.spacing)
+    is_series = d_in == 4 if d_in else is_of_one_place and not is_of_one_time
     if not is_series and len(arrays) > 1 and first.geometry.d_in == 3 and arrays[0].shape[2] == 1:
         time = first.time if is_of_one_time else None
-        return dataclasses.replace(first, array=np.concatenate(arrays, axis=2), time=time)
+        geometry = first.geometry
+        if not is_of_one_place:
+            order = np.argsort(heights, kind="stable")
+            arrays, geometry = [arrays[k] for k in order], _stacked(pattern, geometry, np.array(heights)[order])
+        return dataclasses.replace(first, array=np.concatenate(arrays, axis=2), geometry=geometry, time=time)
     without = [path for path, time in zip(paths, times, strict=True) if time is None]
     if 0 < len(without) < len(paths):
         console.warn(pattern, f"{len(without)} of its files say no time, as {without[0]}: taken as 0, 1, 2, ...")
@@ -132,6 +139,23 @@ def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) ->
         arrays, times = [arrays[k] for k in order], [times[k] for k in order]
     geometry = with_times(pattern, first.geometry, times)
     return dataclasses.replace(first, array=StackedSteps(arrays), geometry=geometry, time=None)
+
+
+def _height(volume: Volume, first: Volume) -> float:
+    """How far a slice lies from the first one, along the z axis of this one."""
+    a, b = volume.geometry, first.geometry
+    return float(np.subtract(a.origin, b.origin) @ b.axis_directions[:, 2])
+
+
+def _stacked(pattern: str, first: Geometry, heights: np.ndarray) -> Geometry:
+    """The geometry of slices at these heights, in ascending order. Raises VolumeError for uneven ones."""
+    steps = np.diff(heights)
+    if np.ptp(steps) > UNEVEN * steps.mean():
+        what = f"expected slices at equal distances along z, found {steps.min():g} to {steps.max():g}"
+        raise VolumeError(f"{pattern}: {what}: --d_in 4 takes files at one place as steps in time")
+    origin = first.origin + heights[0] * first.axis_directions[:, 2]
+    spacing = (*first.spacing[:2], float(f"{steps.mean():.12g}"))  # without the rounding of positions
+    return dataclasses.replace(first, origin=tuple(origin.tolist()), spacing=spacing)
 
 
 @contextlib.contextmanager
@@ -183,10 +207,11 @@ def _allow_open_files(count: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def _check_alike(path: str, volume: Volume, first_path: str, first: Volume) -> None:
+def _check_alike(path: str, volume: Volume, first_path: str, first: Volume, height: float) -> None:
+    """Raise VolumeError for a file that differs from the first one. height: that it may lie from there along z."""
     pairs = [("shape", volume.array.shape, first.array.shape), ("dtype", volume.array.dtype, first.array.dtype)]
     pairs += [(key, getattr(volume.geometry, key), getattr(first.geometry, key)) for key in ("units", "space")]
-    if not _are_at_one_place(volume, first):
+    if not _are_at_one_place(volume, first, height):
         places = ("spacing", "origin", "direction")
         pairs += [(key, getattr(volume.geometry, key), getattr(first.geometry, key)) for key in places]
     for key, found, expected in pairs:
@@ -195,14 +220,15 @@ def _check_alike(path: str, volume: Volume, first_path: str, first: Volume) -> N
             raise VolumeError(f"{path}: {what}: a pattern is for files that are alike")
 
 
-def _are_at_one_place(volume: Volume, other: Volume) -> bool:
-    """Whether the voxels of two volumes of one shape are at the same places, up to rounding."""
+def _are_at_one_place(volume: Volume, other: Volume, height: float) -> bool:
+    """Whether the voxels of two volumes of one shape are at the same places, up to rounding and `height` along z."""
     a, b = volume.geometry, other.geometry
     if a.d_in != b.d_in:
         return False
     steps = np.abs(a.axis_directions * a.spacing - b.axis_directions * b.spacing)
     counts = np.maximum(np.subtract(volume.array.shape[: a.d_in], 1), 1)
-    off = np.abs(np.subtract(a.origin, b.origin)) + steps @ counts
+    lift = height * b.axis_directions[:, 2] if height else 0.0
+    off = np.abs(np.subtract(a.origin, b.origin) - lift) + steps @ counts
     return bool(off.max() <= UNEVEN * min(a.spacing))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tifffile
-from helpers.volumes import slanted, whole
+from helpers.volumes import TURNED, slanted, whole
 from helpers.vtk import vtk_write
 
 import formats
@@ -15,7 +15,7 @@ from formats.hdf5 import write_hdf5
 from formats.reading import read_volume
 from formats.series import files_of, is_pattern, read_files
 from formats.writing import write_volume
-from utils import Geometry, Volume, boxes, read_in_boxes, value_limits
+from utils import IDENTITY, Geometry, Volume, boxes, read_in_boxes, value_limits
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 
@@ -320,6 +320,38 @@ def test_images_of_one_time_are_slices(tmp_path, capsys):
         write_volume(str(tmp_path / f"slice_{k}.vti"), Volume(slanted((5, 4, 1)), Geometry.plain(3), time=2.5))
     stacked = read_volume(str(tmp_path / "slice_*.vti"))
     assert stacked.array.shape == (5, 4, 3) and stacked.time == 2.5 and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("suffix", [".mha", ".vti", ".nii"])
+@pytest.mark.parametrize("direction", [IDENTITY, TURNED])
+def test_slices_that_lie_one_above_the_other(direction, suffix, tmp_path, capsys):
+    """Their distance is the spacing; they come in the order of their places, whatever their names and times."""
+    array, z = slanted((5, 4, 3)), np.reshape(direction, (3, 3))[:, 2]
+    for k, name in enumerate("bca"):
+        origin = tuple((np.array([1.0, 2.0, -3.0]) + 0.75 * k * z).tolist())
+        geometry = Geometry((0.5, 0.25, 9.0), origin, direction, space="LPS")
+        write_volume(str(tmp_path / f"s_{name}{suffix}"), Volume(array[:, :, k : k + 1], geometry, time=1.0 - k))
+    found = read_volume(str(tmp_path / f"s_*{suffix}"))
+    np.testing.assert_array_equal(found.array, array)
+    np.testing.assert_allclose(found.geometry.spacing, (0.5, 0.25, 0.75), rtol=1e-5)
+    np.testing.assert_allclose(found.geometry.origin, (1.0, 2.0, -3.0), atol=1e-5)
+    np.testing.assert_allclose(found.geometry.direction, direction, atol=1e-5)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(VolumeError, match="expected origin"):
+        read_volume(str(tmp_path / f"s_*{suffix}"), 4)
+
+
+def test_slices_at_uneven_distances_or_beside_each_other(tmp_path):
+    def written(*origins: tuple[float, float, float]) -> str:
+        for k, origin in enumerate(origins):
+            volume = Volume(slanted((5, 4, 1)), Geometry((1.0,) * 3, origin))
+            write_volume(str(tmp_path / f"s_{k}.vti"), volume)
+        return str(tmp_path / "s_*.vti")
+
+    with pytest.raises(VolumeError, match="equal distances along z, found 1 to 2"):
+        read_volume(written((0.0, 0.0, 0.0), (0.0, 0.0, 1.0), (0.0, 0.0, 3.0)))
+    with pytest.raises(VolumeError, match="expected origin"):
+        read_volume(written((0.0, 0.0, 0.0), (0.0, 1.0, 1.0), (0.0, 0.0, 2.0)))
 
 
 def test_slices_of_a_volume_are_no_time_series(tmp_path):
