@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import bisect
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ MAX_LANES = 2048  # most rANS states of a stream
 SYMBOLS_A_LANE = 8192  # least symbols per state; with fewer, the 4 bytes of a state cost more than the time it saves
 FEW_LANES = 16  # most states of a stream that is decoded symbol by symbol
 FIXED_POINT = 24  # fraction bits of the two rates of a model
-# 2^30 x 2^-(2^-i) for i = 1 to 16, rounded: 2^-fraction is the product of the factors of the fraction's 1 bits
+# 2^30 x 2^-(2^-i) for i = 1 to 16, rounded
 POWERS = (759250125, 902905651, 984625594, 1028218693, 1050733751, 1062175491, 1067942999, 1070838486,
           1072289173, 1073015252, 1073378477, 1073560135, 1073650976, 1073696399, 1073719111, 1073730468)  # fmt: skip
 
@@ -69,10 +70,17 @@ def _values(linear: int, square: int, largest: int) -> np.ndarray:
         raise StreamError(f"expected integers of magnitude at most {MAX_MAGNITUDE}, found {largest}")
     k = np.arange(largest + 1, dtype=np.int64)
     exponent = np.minimum(linear * k + np.minimum(square * k, 1 << 34) * k, 30 << FIXED_POINT)
-    value = np.full(largest + 1, 1 << 30, np.int64)
-    for i, factor in enumerate(POWERS, 1):
-        value = np.where(exponent >> (FIXED_POINT - i) & 1, value * factor >> 30, value)
-    return value >> (exponent >> FIXED_POINT)
+    fraction = exponent >> (FIXED_POINT - len(POWERS)) & 0xFFFF
+    return _fractional_powers()[fraction] >> (exponent >> FIXED_POINT)
+
+
+@functools.cache
+def _fractional_powers() -> np.ndarray:
+    """2^30 x 2^-(i / 2^16) for i = 0 to 2^16 - 1: the products of the POWERS of the 1 bits, from the highest bit on."""
+    values = np.array([1 << 30], np.int64)
+    for factor in POWERS:
+        values = np.stack([values, values * factor >> 30], axis=1).ravel()
+    return values
 
 
 def _table(values: np.ndarray, least: int) -> Table:
@@ -95,7 +103,8 @@ def fit_model(integers: np.ndarray, is_linear: bool | None = None) -> Model:
         return float(counts @ (TABLE_BITS - np.log2(table_of((*rates, code)).frequencies[small_float(code) :])))
 
     def is_open(rates: tuple[int, int]) -> bool:
-        return is_linear is None or rates[is_linear] == 0
+        linear, square = rates
+        return is_linear is None or (square if is_linear else linear) == 0
 
     variance = max(float(np.square(integers, dtype=np.float64).mean()), 0.02)
     gauss = small_float_code(int(0.7213 / variance * 2**FIXED_POINT))
