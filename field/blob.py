@@ -169,10 +169,10 @@ With a codebook, an integer k of a matrix stands for codebook[M + k], counted fr
 (168, 0, 72). Each is added to the number in the same place of the layer before, those of the first layer to 940, 130,
 30 and 25. The sums are
 
-    t              step: the f32 whose bits are 2^20 t; 1 to 2039
+    t              1 to 2039: the step is the f32 whose bits are 2^20 t
     r              0 to 255
-    m              the model of the matrix's integers is (r, 0, m) for the first layer, (0, r, m) for all others
-    g              the model of the bias's integers is (0, 0, g), or they are gaps with M = s(g)
+    m              0 to 103: the matrix's integers have the model (r, 0, m) in the first layer, (0, r, m) in all others
+    g              0 to 103: the bias's integers have the model (0, 0, g), or they are gaps with M = s(g)
 
 The biases of some layers ascend from 0 or more: of all sine layers, when not residual; of the first layer and of the
 first one of each residual block (W1, b1 below), when residual. Their integers are gaps: the first bias, and then what
@@ -205,8 +205,8 @@ Gaps are integers k from 0 to M. Their A is 5 x 2^24 div max(M, 1), their B is 0
 What the frequencies lack of 2^16 in all is added to f(0). start(k) is the sum of f over all integers below k.
 
 *Decoding.* With n integers in all there are L = min(max(n div 8192, 1), 2048) states. The stream is L x u32, the
-states, and then u16 words. Integer number i of a matrix or bias, counted from 0, is read from the state x number
-i mod L:
+states, and then u16 words. The integers come in groups: those with which chunk P begins, then each matrix and each
+bias. Integer number i of a group, counted from 0, is read from the state x number i mod L:
 
     k is the integer with start(k) <= x mod 2^16 < start(k) + f(k)
     x becomes f(k) (x div 2^16) + x mod 2^16 - start(k)

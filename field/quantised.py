@@ -16,7 +16,7 @@ class QuantisedLayer:
 
     weights: np.ndarray  # (n_out, n_in), of magnitude at most 30720
     biases: np.ndarray  # (n_out,), of magnitude at most 30720
-    step: np.float32  # its lower 20 bits are zero, see `round_step`
+    step: np.float32  # its lower 20 bits are zero, see `round_step`; in files of older programs 16
     codebook: np.ndarray | None = None  # float32 values of the weights -M to M, where M = len(codebook) // 2
 
     def dequantise(self) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ from field import blob as blob_format
 from field import plain_network
 from field.blob import BlobError, decode_field, encode_blob
 from field.layers import SirenConfig, layer_table
-from field.network_chunk import MAX_PARAMETERS
+from field.network_chunk import MAX_PARAMETERS, encode_network
 from field.neural_field import NeuralField
 from field.quantised import QuantisedLayer, in_order, round_step
 from quantising.codebooks import round_to_codebooks
@@ -368,9 +368,19 @@ def lazy_network(n_neurons: int, n_layers: int, code: int = 0) -> bytes:
     )
 
 
-def test_memory_of_a_large_network_in_a_small_file():
+def lazy_packed_network(n_neurons: int, n_layers: int) -> bytes:
+    """The content of a P chunk of the same network."""
+    config = SirenConfig(n_neurons, n_layers, 3, 1, 30.0, is_residual=False)
+    sizes = [(layer.n_out, layer.n_in) for layer in layer_table(config)]
+    zeros = [QuantisedLayer(np.zeros(size, np.int32), np.zeros(size[0], np.int32), np.float32(1)) for size in sizes]
+    return encode_network(config, zeros)[1]
+
+
+@pytest.mark.parametrize(("kind", "network"), [(b"N", lazy_network), (b"P", lazy_packed_network)])
+def test_memory_of_a_large_network_in_a_small_file(kind, network):
     field = chunks_of(seeds()[0])[0]
-    data = assemble([field, (b"N", lazy_network(700, 3))])
+    data = assemble([field, (kind, network(700, 3))])
+    assert len(data) < 2000
     with memory_traced():
         _, ((_, tensors),) = read_within_bounds(decode_blob, data, announced(data))
     assert sum(map(np.size, tensors.values())) == announced(data) > 9e5 and not any(map(np.any, tensors.values()))
