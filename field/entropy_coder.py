@@ -193,7 +193,8 @@ class Decoder:
     def _take_few(self, size: int, table: np.ndarray) -> np.ndarray:
         """Symbol by symbol, in Python's integers. With few states, NumPy's calls would take longer."""
         state, words, lanes, position = self.state.tolist(), memoryview(self.words), self.lanes, self.position
-        starts, table = (np.cumsum(table) - table).tolist(), table.tolist()
+        in_python = np.ndarray.tolist if size > len(table) else memoryview  # a long list for few integers takes longer
+        starts, table = in_python(np.cumsum(table) - table), in_python(table)
         group = array.array("i")
         for i in range(size):
             x = state[i % lanes]
