@@ -130,19 +130,19 @@ def _roles(
         if n_axes > 1 and ((d_out or 1) > 1 or (d_in and n_axes > d_in)):
             roles["c"] = rest.pop()
     says_places = not {"x", "y", "z"}.isdisjoint(roles)
-    guessed = {}
+    guessed = []  # the names of axes, and what they are taken for
     rest.sort(key=lambda axis: (variable.shape[axis] > 1, axis))
     for role in "xyzt":
         if rest and role not in roles and (role != "t" or not variable.dims[rest[-1]]):
             roles[role] = rest.pop()
             if says_places and variable.shape[roles[role]] > 1:
-                guessed[variable.dims[roles[role]].rsplit("/", 1)[-1]] = role
+                guessed.append((variable.dims[roles[role]].rsplit("/", 1)[-1] or "an axis without a name", role))
     if left := [axis for axis, n in enumerate(variable.shape) if n > 1 and axis not in roles.values()]:
         raise VolumeError(
             f"{path}: {name}: expected axes of t, x, y, z and components, found {axes_of(variable)}: write a "
             f"file with one index of {variable.dims[left[-1]] or 'the others'}, as by ncks -d or xarray's isel"
         )
-    for dim, role in guessed.items():
+    for dim, role in guessed:
         way_out = "if it is no place and no time, as of an ensemble, write a file with one index of it, as by isel"
         console.warn(path, f"{name}: {dim} is taken for {role}, though nothing says so: {way_out}")
     return roles

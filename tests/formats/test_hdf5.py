@@ -56,6 +56,15 @@ def test_four_nameless_axes(path):
     assert read_volume(path, 4, array="either").array.shape == (5, 3, 7, 6)
 
 
+def test_axes_of_which_only_some_have_a_name(path, capsys):
+    with h5py.File(path, "w") as file:
+        series = file.create_dataset("q", data=slanted((2, 3, 4, 5)))
+        series.dims[2].label, series.dims[3].label = "y", "x"
+    assert read_volume(path).array.shape == (2, 5, 4, 3)
+    told = capsys.readouterr().err
+    assert all(f"q: an axis without a name is taken for {role}, though nothing says so" in told for role in "zt")
+
+
 def test_links_in_a_file(path):
     """As NeXus has them: a soft link, one by another one and by a group, and a second name."""
     with h5py.File(path, "w") as file:
