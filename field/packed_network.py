@@ -27,11 +27,14 @@ LIMITS = STEPS, RATES, MAGNITUDES, MAGNITUDES
 def encode_packed(config: SirenConfig, layers: Sequence[QuantisedLayer]) -> bytes:
     """The stream of layers without codebooks."""
     numbers, groups, tables = [TYPICAL], [], []
-    for k, (layer, ascends) in enumerate(zip(in_order(config, layers), are_in_order(config, len(layers)), strict=True)):
+    for k, (layer, ascends) in enumerate(zip(in_order(config, layers), are_in_order(config), strict=True)):
         biases = np.diff(layer.biases, prepend=np.int32(0)) if ascends else layer.biases
         *rates, largest = entropy_coder.fit_model(layer.weights, is_linear=k == 0)
         codes = max(rates), largest, small_float_code(int(np.abs(biases).max()))
-        numbers.append([int(layer.step.view(np.uint32)) >> 20, *codes])
+        step, rest = divmod(int(layer.step.view(np.uint32)), 1 << 20)
+        if rest:
+            raise BlobError(f"expected a step as of round_step, found {layer.step}")
+        numbers.append([step, *codes])
         groups += [layer.weights.ravel(), biases]
         tables += _tables(k, *codes, ascends)
     records = np.diff(np.array(numbers, np.int32), axis=0).ravel()
@@ -44,7 +47,7 @@ def decode_packed(content: ByteReader, config: SirenConfig) -> Iterator[Quantise
     n = sum((layer.n_in + 1) * layer.n_out + len(TYPICAL) for layer in table)
     stream = entropy_coder.Decoder(content.rest(), n)
     records = TYPICAL + stream.take(len(table) * len(TYPICAL), RECORDS).reshape(-1, len(TYPICAL)).cumsum(axis=0)
-    for k, (layer, ascends) in enumerate(zip(table, are_in_order(config, len(table)), strict=True)):
+    for k, (layer, ascends) in enumerate(zip(table, are_in_order(config), strict=True)):
         step, *codes = numbers = records[k].tolist()
         if not all(number in limits for number, limits in zip(numbers, LIMITS, strict=True)):
             raise BlobError(f"layer {k}: expected a positive step, a rate and two magnitudes, found {numbers}")

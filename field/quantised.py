@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from field.layers import SirenConfig
+from field.layers import SirenConfig, layer_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,13 +37,13 @@ def round_step(step: float, is_least: bool = False) -> np.float32:
     return np.uint32(bits << 20).view(np.float32)
 
 
-def are_in_order(config: SirenConfig, n_linear: int) -> list[bool]:
-    """Which linear layers have biases that ascend from 0 or more, once the neurons are `in_order`.
+def are_in_order(config: SirenConfig) -> list[bool]:
+    """Which linear layers of a network have biases that ascend from 0 or more, once the neurons are `in_order`.
 
     The second layer of a residual block has not: its neurons are added to those of the first layer of the network.
     """
-    last = n_linear - 1
-    return [k < last and (k == 0 or not config.is_residual or k % 2 == 1) for k in range(n_linear)]
+    *sines, _ = layer_table(config)
+    return [*(k == 0 or not config.is_residual or k % 2 == 1 for k in range(len(sines))), False]
 
 
 def in_order(config: SirenConfig, layers: Sequence[QuantisedLayer]) -> list[QuantisedLayer]:
@@ -53,7 +53,7 @@ def in_order(config: SirenConfig, layers: Sequence[QuantisedLayer]) -> list[Quan
     bias is negative, the neuron's weights change their sign, and those that take its output. No layer has a codebook.
     """
     layers, last = list(layers), len(layers) - 1
-    for k, is_free in enumerate(are_in_order(config, len(layers))):
+    for k, is_free in enumerate(are_in_order(config)):
         if not is_free:
             continue
         is_stream = k == 0 and config.is_residual  # all blocks take its neurons and add to them

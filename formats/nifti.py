@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from formats.common import LENGTHS_IN_MM, VolumeError, as_volume_error, volume_from_axes, warn_of_vectors
+from formats.common import LENGTHS_IN_MM, UNEVEN, VolumeError, as_volume_error, volume_from_axes, warn_of_vectors
 from formats.packing import array_of
 from formats.slabs import Frame
 from formats.stored import StoredArray
@@ -160,7 +160,7 @@ def _nifti_place(path: str, header: np.void, array: np.ndarray | StoredArray) ->
 
 
 def nifti_header(path: str, frame: Frame) -> bytes:
-    """A NIfTI-1 header for one file, with a float32 sform and qform. Raises VolumeError for a place beyond float32.
+    """A NIfTI-1 header for one file, with a float32 sform and qform. Raises VolumeError for what float32 cannot hold.
 
     The fourth axis is time, the fifth one components. A volume that does not say where its axes point is taken to be in
     LPS.
@@ -195,7 +195,8 @@ def nifti_header(path: str, frame: Frame) -> bytes:
         for field, value in fields.items():
             header[field] = value
     floats = np.concatenate([header["pixdim"], [header["toffset"]], header["qoffset"], header["srow"].ravel()])
-    if not (np.isfinite(floats).all() and (header["pixdim"][1:4] > 0).all()):
+    is_at_its_time = abs(float(header["toffset"]) - start) <= UNEVEN * step
+    if not (np.isfinite(floats).all() and (header["pixdim"][1:4] > 0).all() and is_at_its_time):
         raise VolumeError(
             f"{path}: spacing and origin are float32 in NIfTI, found {place.spacing}, {frame.geometry.origin}"
             + f", in time {step}, {start}" * is_series

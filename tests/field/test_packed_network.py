@@ -36,8 +36,8 @@ def test_neurons_in_order(n_layers, is_residual):
     config, layers = rounded(n_layers=n_layers, is_residual=is_residual)
     ordered = in_order(config, layers)
     ascending = [layer.biases.min() >= 0 and (np.diff(layer.biases) >= 0).all() for layer in ordered]
-    assert all(np.array(ascending)[are_in_order(config, len(layers))])
-    assert sum(are_in_order(config, len(layers))) == n_layers  # all sine layers, or the first of each block
+    assert all(np.array(ascending)[are_in_order(config)])
+    assert sum(are_in_order(config)) == n_layers  # all sine layers, or the first of each block
     again = in_order(config, ordered)
     for layer, same, before in zip(ordered, again, layers, strict=True):
         np.testing.assert_array_equal(layer.weights, same.weights)
@@ -85,6 +85,12 @@ def test_any_step_and_magnitude():
         np.testing.assert_array_equal(found.weights, layer.weights)
         np.testing.assert_array_equal(found.biases, layer.biases)
         assert found.step == layer.step
+
+
+def test_a_step_that_chunk_p_cannot_hold():
+    config, layers = rounded(n_layers=1)
+    with pytest.raises(BlobError, match=r"a step as of round_step, found 0\.1"):
+        encode_packed(config, [dataclasses.replace(layers[0], step=np.float32(0.1)), layers[1]])
 
 
 @pytest.mark.parametrize("bits", [1, 9])

@@ -293,6 +293,18 @@ def test_a_series_as_nifti(suffix, n, unit, found_unit, tmp_path):
     assert (found.geometry.spacing[0], found.geometry.origin[0]) == pytest.approx((2.5 * second, 7 * second))
 
 
+def test_a_series_as_nifti_that_starts_too_late(tmp_path):
+    """Seconds since 1970: float32 has steps of 128 s there."""
+    series = np.stack([ARRAY, ARRAY])
+    for step, is_written in ((2.5, False), (1e6, True)):
+        volume = Volume(series, Geometry(SPACING, tuple(ORIGIN)).with_time(step, 1.7e9 + 1))
+        if is_written:
+            write_volume(str(tmp_path / "a.nii"), volume)
+        else:
+            with pytest.raises(VolumeError, match=r"float32 in NIfTI, .*in time 2\.5, 1700000001"):
+                write_volume(str(tmp_path / "a.nii"), volume)
+
+
 def test_an_image_of_two_axes(tmp_path):
     plane = np.arange(20, dtype=np.int16).reshape(5, 4)
     nibabel.save(nibabel.Nifti1Image(plane, np.diag([0.5, 2.0, 1.0, 1.0]) + np.eye(4, k=3) * 7), tmp_path / "a.nii")
