@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 
+from cli import console
 from formats.common import MAX_EXPANSION, VolumeError, as_volume_error
 
 AT_END = -1  # an offset: the voxels are the last bytes of the file
@@ -65,18 +66,21 @@ def _stream(file, encoding: str, n_bytes: int, most: int) -> bytes:
 
     most: bytes that may follow. A kilobyte of bzip2 can hold a gigabyte; zlib and gzip cannot.
     """
+    n_more = 0
     if encoding == "zlib":
         inflater = zlib.decompressobj(wbits=47)  # zlib's own form, or that of gzip
         content = inflater.decompress(file.read(), n_bytes)
-        while not inflater.eof and inflater.decompress(inflater.unconsumed_tail, PIECE):
-            pass
+        while not inflater.eof and (more := inflater.decompress(inflater.unconsumed_tail, PIECE)):
+            n_more += len(more)
         if not inflater.eof:
             raise ValueError("its end is missing")
-        return content
-    stream = {"gzip": gzip, "bzip2": bz2}[encoding].open(file)
-    content, left = stream.read(n_bytes), most
-    while left >= 0 and (rest := len(stream.read(PIECE))):
-        left -= rest
-    if left < 0:
-        raise ValueError(f"more than {most} bytes follow the voxels")
+    else:
+        stream = {"gzip": gzip, "bzip2": bz2}[encoding].open(file)
+        content = stream.read(n_bytes)
+        while n_more <= most and (more := stream.read(PIECE)):
+            n_more += len(more)
+        if n_more > most:
+            raise ValueError(f"more than {most} bytes follow the voxels")
+    if n_more:
+        console.warn(file.name, f"{n_more} bytes follow the voxels that its header tells of: they are not read")
     return content

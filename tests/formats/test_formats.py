@@ -911,9 +911,23 @@ def test_nifti_2(suffix, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-def test_what_follows_the_voxels_of_a_nifti_is_left_out(suffix, tmp_path):
+def test_what_follows_the_voxels_of_a_nifti_is_left_out(suffix, tmp_path, capfd):
     path = nifti_file(tmp_path, suffix, nifti(slanted(SHAPE)) + b"more")
     np.testing.assert_array_equal(read_volume(path).array, slanted(SHAPE))
+    assert ("4 bytes follow the voxels that its header tells of" in capfd.readouterr().err) == (suffix == ".nii.gz")
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("bzip2", bz2.compress)])
+@pytest.mark.parametrize("more", [b"", bytes(24)], ids=["none", "24"])
+def test_more_packed_voxels_than_a_header_tells_of(more, encoding, pack, tmp_path, capfd):
+    content = slanted(SHAPE).tobytes(order="F") + more
+    (tmp_path / "a.nrrd").write_bytes(nrrd_header(slanted(SHAPE), encoding=encoding) + b"\n" + pack(content))
+    write_meta(tmp_path / "a.mha", slanted(SHAPE), CompressedData="True")
+    header = (tmp_path / "a.mha").read_bytes().partition(b"LOCAL\n")[0]
+    (tmp_path / "a.mha").write_bytes(header + b"LOCAL\n" + zlib.compress(content))
+    for name in ("a.nrrd", "a.mha"):
+        np.testing.assert_array_equal(read_volume(str(tmp_path / name)).array, slanted(SHAPE))
+        assert ("24 bytes follow the voxels" in capfd.readouterr().err) == bool(more)
 
 
 def test_nifti_that_is_none(tmp_path):
