@@ -13,7 +13,7 @@ import torch
 from cli.progress import Progress
 from field.metrics import compare, measured_boxes
 from field.neural_field import NeuralField
-from field.quantised import QuantisedLayer
+from field.quantised import QuantisedLayer, in_order
 from quantising import codebooks, policy, rounding, work
 from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities, layer_sizes
 from quantising.policy import RoundingOptions
@@ -79,7 +79,7 @@ class NetworkRounding:
         """The layers without a change of any decoded integer; None if impossible. See `policy.coarsest_exact`."""
 
         def rounded(error: float) -> tuple[list[QuantisedLayer], NeuralField]:
-            layers = self._without_volume(error)
+            layers = in_order(self.net.config, self._without_volume(error))  # as in the file, to the last bit
             return layers, self._field(self._loaded(layers))
 
         return policy.coarsest_exact(self._field(self.net), rounded)
