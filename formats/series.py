@@ -123,12 +123,8 @@ def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) ->
     is_of_one_place = max(map(abs, heights)) <= UNEVEN * min(first.geometry.spacing)
     is_series = d_in == 4 if d_in else is_of_one_place and not is_of_one_time
     if not is_series and len(arrays) > 1 and first.geometry.d_in == 3 and arrays[0].shape[2] == 1:
-        time = first.time if is_of_one_time else None
-        geometry = first.geometry
-        if not is_of_one_place:
-            order = np.argsort(heights, kind="stable")
-            arrays, geometry = [arrays[k] for k in order], _stacked(pattern, geometry, np.array(heights)[order])
-        return dataclasses.replace(first, array=np.concatenate(arrays, axis=2), geometry=geometry, time=time)
+        volume = _stacked(pattern, first, arrays, [0.0] * len(arrays) if is_of_one_place else heights)
+        return volume if is_of_one_time else dataclasses.replace(volume, time=None)
     without = [path for path, time in zip(paths, times, strict=True) if time is None]
     if 0 < len(without) < len(paths):
         console.warn(pattern, f"{len(without)} of its files say no time, as {without[0]}: taken as 0, 1, 2, ...")
@@ -147,15 +143,21 @@ def _height(volume: Volume, first: Volume) -> float:
     return float(np.subtract(a.origin, b.origin) @ b.axis_directions[:, 2])
 
 
-def _stacked(pattern: str, first: Geometry, heights: np.ndarray) -> Geometry:
-    """The geometry of slices at these heights, in ascending order. Raises VolumeError for uneven ones."""
-    steps = np.diff(heights)
+def _stacked(pattern: str, first: Volume, arrays: list[np.ndarray], heights: list[float]) -> Volume:
+    """Slices as one volume, in the order of their heights above the first one. Their distance is the spacing along z.
+
+    If all heights are 0, the spacing is that of the first slice. Raises VolumeError for uneven heights.
+    """
+    order, place = np.argsort(heights, kind="stable"), first.geometry
+    steps = np.diff(np.array(heights)[order])
     if np.ptp(steps) > UNEVEN * steps.mean():
         what = f"expected slices at equal distances along z, found {steps.min():g} to {steps.max():g}"
         raise VolumeError(f"{pattern}: {what}: --d_in 4 takes files at one place as steps in time")
-    origin = first.origin + heights[0] * first.axis_directions[:, 2]
-    spacing = (*first.spacing[:2], float(f"{steps.mean():.12g}"))  # without the rounding of positions
-    return dataclasses.replace(first, origin=tuple(origin.tolist()), spacing=spacing)
+    if steps[0] > 0:
+        origin = place.origin + min(heights) * place.axis_directions[:, 2]
+        spacing = (*place.spacing[:2], float(f"{steps.mean():.12g}"))  # without the rounding of positions
+        place = dataclasses.replace(place, origin=tuple(origin.tolist()), spacing=spacing)
+    return dataclasses.replace(first, array=np.concatenate([arrays[k] for k in order], axis=2), geometry=place)
 
 
 @contextlib.contextmanager
