@@ -261,7 +261,7 @@ from field.layers import SirenConfig
 from field.missing import decode_missing, encode_missing
 from field.network_chunk import (
     HEAD,
-    StoredNetwork,
+    NetworkChunk,
     StoredNetworks,
     check_size,
     decode_config,
@@ -356,7 +356,7 @@ def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks
     return header, Bricks.whole(stored.config, stored.weights())
 
 
-def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, list[StoredNetwork]]:
+def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, list[NetworkChunk]]:
     """Header, cut and networks of a blob. Raises BlobError.
 
     large: see `decode_field`.
@@ -382,7 +382,7 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
     return header, cut, networks
 
 
-def _stored(contents: list[tuple[str, bytes]], d_in: int, d_out: int) -> list[StoredNetwork]:
+def _stored(contents: list[tuple[str, bytes]], d_in: int, d_out: int) -> list[NetworkChunk]:
     """The networks in the chunks N and P, whose types and contents are given. Raises BlobError."""
     found: dict[tuple[str, bytes], SirenConfig] = {}  # the networks of bricks are often alike, and many
     networks = []
@@ -390,7 +390,7 @@ def _stored(contents: list[tuple[str, bytes]], d_in: int, d_out: int) -> list[St
         head = content[:HEAD]
         if (kind, head) not in found:
             found[kind, head] = decode_config(ByteReader(head, f"chunk {kind!r}"), kind, d_in, d_out)
-        networks.append(StoredNetwork(kind, content, found[kind, head]))
+        networks.append(NetworkChunk(kind, content, found[kind, head]))
     return networks
 
 

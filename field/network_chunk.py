@@ -77,8 +77,8 @@ def decode_config(content: ByteReader, kind: str, d_in: int, d_out: int) -> Sire
     return network_of(**sizes, omega_0=omega_0, is_residual=bool(flags & 1))
 
 
-class StoredNetwork(NamedTuple):
-    """A network as a file holds it. kind, content: of its chunk. config: its settings."""
+class NetworkChunk(NamedTuple):
+    """A network as a file holds it. kind, content: of the chunk. config: the settings that it begins with."""
 
     kind: str
     content: bytes
@@ -112,7 +112,7 @@ class StoredNetworks(Sequence):
     An item is None for a brick without a network. Raises BlobError for one whose integers are wrong.
     """
 
-    def __init__(self, is_constant: Sequence[bool], networks: list[StoredNetwork]):
+    def __init__(self, is_constant: Sequence[bool], networks: list[NetworkChunk]):
         """networks: of each brick that is not constant."""
         networks = iter(networks)
         self._stored = [None if constant else next(networks) for constant in is_constant]

@@ -44,8 +44,7 @@ def encode_packed(config: SirenConfig, layers: Sequence[QuantisedLayer]) -> byte
 def decode_packed(content: ByteReader, config: SirenConfig) -> Iterator[QuantisedLayer]:
     """The layers of a network. content: of its chunk, after the settings. Raises BlobError, StreamError."""
     table = layer_table(config)
-    n = sum((layer.n_in + 1) * layer.n_out + len(TYPICAL) for layer in table)
-    stream = entropy_coder.Decoder(content.rest(), n)
+    stream = entropy_coder.Decoder(content.rest(), config.n_parameters + len(table) * len(TYPICAL))
     records = TYPICAL + stream.take(len(table) * len(TYPICAL), RECORDS).reshape(-1, len(TYPICAL)).cumsum(axis=0)
     for k, (layer, ascends) in enumerate(zip(table, are_in_order(config), strict=True)):
         step, *codes = numbers = records[k].tolist()

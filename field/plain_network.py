@@ -39,7 +39,7 @@ def decode_plain(content: ByteReader, config: SirenConfig, has_codebooks: bool) 
     """The layers of a network. content: of its chunk, from the first record on. Raises BlobError, StreamError."""
     table = layer_table(config)
     records = [_read_record(content, has_codebooks and may_have_codebook(layer, config)) for layer in table]
-    stream = entropy_coder.Decoder(content.rest(), sum((layer.n_in + 1) * layer.n_out for layer in table))
+    stream = entropy_coder.Decoder(content.rest(), config.n_parameters)
     for layer, (step, model, of_bias, codebook) in zip(table, records, strict=True):
         weights = stream.take(layer.n_out * layer.n_in, table_of(model)).reshape(layer.n_out, layer.n_in)
         yield QuantisedLayer(weights, stream.take(layer.n_out, table_of(of_bias)), step, codebook)

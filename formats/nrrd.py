@@ -204,13 +204,17 @@ def _read_header(path: str) -> tuple[dict[str, str], int]:
 
 def data_file(path: str) -> str:
     """The file that holds the voxels: the one that a header names, or the header's own. Raises VolumeError."""
-    header, _ = _read_header(path)
+    return _source(path, _read_header(path)[0])
+
+
+def _source(path: str, header: dict[str, str]) -> str:
+    """As `data_file`, by the fields of the header."""
     named = header.get("data file", header.get("datafile"))
     return path if named is None else file_beside(path, named, "data file:")
 
 
 def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes: tuple[int, ...]) -> np.ndarray:
-    source = data_file(path)
+    source = _source(path, header)
     offset = offset if source == path else 0
     encoding = ENCODINGS.get(header.get("encoding", "raw"))
     if encoding is None:

@@ -108,10 +108,10 @@ def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) ->
     arrays, heights, times, said, fills = [], [], [], [], {}
     with _each_warning_once():
         first = read(paths[0])
+        may_be_slices = d_in != 4 and first.geometry.d_in == 3 and first.array.shape[2] == 1
         for i, path in enumerate(paths):
             volume = read(path) if i else first
-            is_slice = d_in != 4 and first.geometry.d_in == volume.geometry.d_in == 3 and first.array.shape[2] == 1
-            heights.append(_height(volume, first) if is_slice else 0.0)
+            heights.append(_height(volume, first) if may_be_slices and volume.geometry.d_in == 3 else 0.0)
             _check_alike(path, volume, paths[0], first, heights[i])
             arrays.append(volume.array)
             times.append(volume.time)
@@ -122,7 +122,7 @@ def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) ->
     is_of_one_time = len({*times}) == 1
     is_of_one_place = max(map(abs, heights)) <= UNEVEN * min(first.geometry.spacing)
     is_series = d_in == 4 if d_in else is_of_one_place and not is_of_one_time
-    if not is_series and len(arrays) > 1 and first.geometry.d_in == 3 and arrays[0].shape[2] == 1:
+    if may_be_slices and not is_series and len(arrays) > 1:
         volume = _stacked(pattern, first, arrays, [0.0] * len(arrays) if is_of_one_place else heights)
         return volume if is_of_one_time else dataclasses.replace(volume, time=None)
     without = [path for path, time in zip(paths, times, strict=True) if time is None]
