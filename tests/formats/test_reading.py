@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 from helpers import volume_files
 from helpers.volume_files import plain_nrrd_header
-from helpers.volumes import TURNED, slanted
-from helpers.vtk import vtk_write
-from vtkmodules.vtkCommonDataModel import vtkImageData
+from helpers.volumes import slanted
 
 from formats.common import RawLayout, VolumeError, raw_layout
 from formats.reading import read_volume, source_files
 from formats.writing import write_volume
-from utils import DTYPES, IDENTITY, Geometry, Volume
+from utils import DTYPES, Geometry, Volume
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 
@@ -82,62 +80,7 @@ def test_npy_needs_no_suffix(tmp_path):
     np.testing.assert_array_equal(read_volume(str(tmp_path / "a.volume")).array, slanted((3, 2, 2)))
 
 
-@pytest.mark.parametrize("direction", [IDENTITY, TURNED])
-def test_the_place_of_a_vti(tmp_path, direction):
-    """The first voxel of an extent that starts elsewhere lies where VTK says it does."""
-    extent = (2, 5, -1, 1, 10, 11)
-    vtk_write(tmp_path / "a.vti", slanted((4, 3, 2)), (0.5, 2.0, 3.0), (1.0, 1.0, 1.0), "t", extent, direction)
-    volume = read_volume(str(tmp_path / "a.vti"))
-    np.testing.assert_array_equal(volume.array, slanted((4, 3, 2)))
-    assert volume.geometry.direction == direction and volume.geometry.spacing == (0.5, 2.0, 3.0)
-    image = vtkImageData()
-    image.SetExtent(extent)
-    image.SetSpacing(0.5, 2.0, 3.0)
-    image.SetOrigin(1.0, 1.0, 1.0)
-    image.SetDirectionMatrix(direction)
-    np.testing.assert_allclose(volume.geometry.origin, image.GetPoint(0), atol=1e-12)
-
-
-@pytest.mark.parametrize("direction", [(2.0, 0, 0, 0, 1, 0, 0, 0, 1), (1.0, 0.1, 0, 0, 1, 0, 0, 0, 1), (0.0,) * 9])
-def test_a_sheared_vti(tmp_path, direction):
-    vtk_write(tmp_path / "a.vti", slanted((4, 3, 2)), direction=direction)
-    assert "expected axes of unit length, at right angles" in refusal(tmp_path / "a.vti")
-
-
-@pytest.mark.parametrize("endian", ["little", "big"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_raw_by_its_layout(tmp_path, dtype, endian):
-    """x is fastest."""
-    array = slanted((4, 3, 2)).astype(dtype)
-    stored = array.astype(np.dtype(dtype).newbyteorder("<" if endian == "little" else ">"))
-    (tmp_path / "a.raw").write_bytes(b"".join(stored[:, y, z].tobytes() for z in range(2) for y in range(3)))
-    volume = read_volume(str(tmp_path / "a.raw"), layout=RawLayout((4, 3, 2), dtype, endian))
-    np.testing.assert_array_equal(volume.array, array)
-    assert volume.array.dtype == np.dtype(dtype)
-    assert isinstance(volume.array, np.memmap) == (np.dtype(dtype).itemsize == 1 or endian == "little")
-    assert volume.geometry == Geometry.plain(3)
-
-
 # --- what is refused --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_bytes", [0, 95, 97, 960])
-def test_raw_of_another_length(tmp_path, n_bytes):
-    (tmp_path / "a.raw").write_bytes(bytes(n_bytes))
-    message = refusal(tmp_path / "a.raw", layout=RawLayout((4, 3, 2), "float32"))
-    assert f"expected 96 bytes for 4 x 3 x 2 of float32, found {n_bytes}" in message
-    assert (f"'byte skip: {n_bytes - 96}' and 'data file: a.raw'" in message) == (n_bytes > 96)
-
-
-def test_a_raw_file_that_begins_with_a_header(tmp_path):
-    """By a text file beside it, as the documentation shows one."""
-    array = np.arange(32 * 24 * 20, dtype="<u2").reshape(32, 24, 20)
-    (tmp_path / "scan.raw").write_bytes(bytes(512) + array.tobytes("F"))
-    page = (Path(__file__).parents[2] / "docs" / "volume-files.md").read_text(encoding="utf-8")
-    (tmp_path / "scan.nhdr").write_text("NRRD0004" + page.partition("\nNRRD0004")[2].partition("```")[0], "utf-8")
-    volume = read_volume(str(tmp_path / "scan.nhdr"))
-    np.testing.assert_array_equal(volume.array, array)
-    assert volume.geometry.spacing == (5, 5, 5) and volume.geometry.unit_of_lengths(3) == "µm"
 
 
 def test_options_that_a_file_does_not_need(tmp_path):
@@ -207,14 +150,6 @@ def test_a_header_or_its_voxels_that_cannot_be_opened(unreadable, tmp_path, monk
     monkeypatch.setattr("builtins.open", refuse)
     assert source_files(str(tmp_path / "a.nrrd"))[0] == str(tmp_path / "a.nrrd")
     assert "Permission denied" in volume_files.refusal(tmp_path / "a.nrrd")
-
-
-def test_numbers_that_bytes_of_the_other_order_give(tmp_path):
-    array = slanted((4, 3, 2))
-    array[0, 0, 0] = np.nan
-    (tmp_path / "a.raw").write_bytes(array.tobytes("F"))
-    said = refusal(tmp_path / "a.raw", layout=RawLayout((4, 3, 2), "float32", "little"))
-    assert "--endian big reads bytes in the other order" in said
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.raw", "a.txt", "a"])
@@ -377,13 +312,6 @@ def test_a_header_that_names_a_file_elsewhere_is_told(suffix, tmp_path, capsys):
         assert ("outside its folder" in capsys.readouterr().err) == is_told
 
 
-def test_vti_with_nan(tmp_path):
-    array = slanted((4, 3, 2))
-    array[2, 1, 0] = np.nan
-    vtk_write(tmp_path / "a.vti", array)
-    assert "found 1 NaN or infinite" in (message := refusal(tmp_path / "a.vti")) and "(2, 1, 0)" in message
-
-
 def test_files_that_a_volume_is_read_from(tmp_path):
     """The header, and what it names; slices; steps; never more than there is."""
     (tmp_path / "a.nhdr").write_bytes(plain_nrrd_header((4, 3, 2), "data file: deep/v.raw"))
@@ -413,27 +341,6 @@ def test_headers_that_numpy_fails_at_in_its_own_way(shape, tmp_path):
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "a.npy")
     assert "expected a file or a folder, found neither" in refusal(tmp_path / "a.npy")
-
-
-@pytest.mark.parametrize(
-    ("directions", "origin", "is_kept"),
-    [
-        ("(0,1,0) (0,0,2)", (5, 6, 7), False),
-        ("(1,0,0) (0,2,0)", (5, 6, 7), False),
-        ("(1,0,0) (0,2,0)", (5, 6, 0), True),
-        ("(0,1,0) (2,0,0)", (5, 6, 0), True),
-    ],
-)
-def test_an_image_keeps_its_place_or_is_refused(directions, origin, is_kept, tmp_path):
-    """With --d_in 2; without it, it is a volume of one voxel along z, which has any place."""
-    place = "space dimension: 3", f"space directions: {directions}", f"space origin: {origin}".replace(", ", ",")
-    (tmp_path / "a.nrrd").write_bytes(plain_nrrd_header((4, 3), *place) + slanted((4, 3)).tobytes(order="F"))
-    volume = read_volume(str(tmp_path / "a.nrrd"))
-    assert volume.array.shape == (4, 3, 1) and volume.geometry.origin == origin
-    if is_kept:
-        assert read_volume(str(tmp_path / "a.nrrd"), 2).geometry.origin == (5.0, 6.0)
-    else:
-        assert "--d_in 2 would lose a part of its place in space" in refusal(tmp_path / "a.nrrd", 2)
 
 
 def test_another_fill_value_than_the_declared_one_is_told(tmp_path, capsys):

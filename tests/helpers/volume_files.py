@@ -16,7 +16,7 @@ from vtkmodules.vtkIOXML import vtkXMLImageDataWriter
 from formats.common import VolumeError
 from formats.reading import read_volume
 from helpers.vtk import vtk_image
-from utils import IDENTITY
+from utils import IDENTITY, SIGNS, Geometry
 
 SPACING, ORIGIN = (0.5, 2.0, 3.0), (-1.0, 10.0, 0.25)
 
@@ -171,6 +171,59 @@ def write_raw(folder: Path, array: np.ndarray, direction=IDENTITY) -> Path:
     path = folder / f"my_field_{'x'.join(map(str, array.shape))}_{array.dtype.name}.raw"
     path.write_bytes(array.tobytes(order="F"))
     return path
+
+
+def in_ras(geometry: Geometry) -> Geometry:
+    """The place of a volume in the coordinates of NIfTI. test_space.py holds these against another reader."""
+    assert geometry.space == "LPS"
+    return geometry.with_signs(SIGNS["RAS"])
+
+
+def write_meta(path: Path, array: np.ndarray, **fields: str) -> None:
+    fields = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": "False",
+        "ElementSpacing": " ".join(map(str, SPACING)),
+        "DimSize": " ".join(map(str, array.shape[:3])),
+        "ElementType": "MET_FLOAT",
+        **fields,
+        "ElementDataFile": fields.get("ElementDataFile", "LOCAL"),
+    }
+    header = "".join(f"{key} = {value}\n" for key, value in fields.items()).encode()
+    path.write_bytes(header + (np.moveaxis(array, -1, 0) if array.ndim > 3 else array).tobytes(order="F"))
+
+
+def nifti(array: np.ndarray, endian: str = "<", **fields) -> bytes:
+    """NIfTI-1 in one file. fields: pixdim, slope, shift, q (b, c, d and offset), s (3 x 4), name, dim."""
+    header = bytearray(348)
+    codes = {"uint8": 2, "int16": 4, "int32": 8, "float32": 16, "float64": 64, "uint16": 512}
+
+    def put(at: int, form: str, *values) -> None:
+        struct.pack_into(endian + form, header, at, *values)
+
+    put(0, "i", 348)
+    put(40, "8h", *fields.get("dim", (3, *array.shape, 1, 1, 1, 1)))
+    put(70, "hh", codes[array.dtype.name], array.dtype.itemsize * 8)
+    put(76, "8f", *fields.get("pixdim", (1, *SPACING, 1, 1, 1, 1)))
+    put(108, "3f", 352, fields.get("slope", 0), fields.get("shift", 0))
+    if "q" in fields:
+        put(252, "h", 1)
+        put(256, "6f", *fields["q"])
+    if "s" in fields:
+        put(254, "h", 1)
+        put(280, "12f", *np.ravel(fields["s"]))
+    put(328, "16s", fields.get("name", b""))
+    put(344, "4s", b"n+1\0")
+    return bytes(header) + bytes(4) + array.astype(array.dtype.newbyteorder(endian)).tobytes(order="F")
+
+
+def nifti_file(folder: Path, suffix: str, data: bytes) -> str:
+    """The path of a NIfTI file of that suffix."""
+    path = folder / f"a{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+    return str(path)
 
 
 def vti_of_pieces(array: np.ndarray, extents: list[str], kind: str = "PointData", more: str = "") -> str:

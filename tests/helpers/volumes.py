@@ -10,6 +10,7 @@ from utils import ValueRange, value_limits
 
 SHAPE = (9, 7, 5)
 TURNED = (0.0, 0.6, -0.8, -1.0, 0.0, 0.0, 0.0, 0.8, 0.6)  # a direction along no axis of space
+MIRRORED = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def slanted(shape: tuple[int, ...]) -> np.ndarray:
