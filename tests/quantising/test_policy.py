@@ -101,8 +101,7 @@ def test_integers_that_come_back_exactly_do_so_from_a_small_file(tmp_path, monke
 
 def test_large_integers_are_not_taken_for_exact(tmp_path):
     """float64, in which values are before they are rounded, does not hold their differences: none seems to be there."""
-    np.save(tmp_path / "v.npy", large_integers((9, 7, 5)))
-    settings = train(tmp_path / "v.npy", tmp_path).settings
+    settings = train(large_integers((9, 7, 5)), tmp_path).settings
     assert settings["is_exact"] is False and settings["psnr_unrounded"] == "inf" and settings["psnr"] < 70
 
 

@@ -36,31 +36,6 @@ from training import network_files
 # --- bad input --------------------------------------------------------------------------------------
 
 
-def bad_volumes():
-    nan = np.ones((4, 3, 2))
-    nan[1, 2, 0] = np.nan
-    return {
-        "object": (np.array([[[None]]], dtype=object), ["never unpickled"]),
-        "axes": (np.ones((4, 3)), ["expected 3 axes", "found shape (4, 3)"]),
-        "nan": (nan, ["expected finite", "found 1", "first at (1, 2, 0)"]),
-    }
-
-
-def test_train_refuses_bad_volumes(tmp_path):
-    for name in ("thenet.pth", "thenet.json"):
-        (tmp_path / name).write_text("old")
-    cases = {"missing.npy": ["No such file"], "": ["folder of DICOM slices"], "text.txt": ["expected a volume"]}
-    (tmp_path / "text.txt").write_text("hello")
-    for kind, (array, words) in bad_volumes().items():
-        np.save(tmp_path / f"{kind}.npy", array, allow_pickle=True)
-        cases[f"{kind}.npy"] = words
-    before = listing(tmp_path)
-    for name, words in cases.items():
-        message = error_of(train_script.main, "--volume", tmp_path / name)
-        assert message.startswith(f"{tmp_path / name}: ") and all(word in message for word in words)
-        assert listing(tmp_path) == before
-
-
 @pytest.mark.parametrize(
     "flags",
     [
@@ -71,19 +46,12 @@ def test_train_refuses_bad_volumes(tmp_path):
         ("--d_in", "0"), ("--d_in", "5"), ("--d_out", "0"), ("--d_out", "256"),
         ("--grad_lambda", "-0.1"), ("--grad_lambda", "nan"), ("--seed", "-1"), ("--seed", "1.5"),
         ("--gid", "-1"), ("--optimizer", "sgd"), ("--schedule", "linear"), ("--nosuch",), ("--n_pass", "3"),
-        ("--schedule", "power", "--lr_decay", "0.5"),
     ],
 )  # fmt: skip
 def test_train_refuses_flags_out_of_range(volume_file, tmp_path, flags):
     message = error_of(train_script.main, "--volume", volume_file, *flags)
-    assert flags[0] in message or flags[-2] in message
+    assert flags[0] in message
     assert set(listing(tmp_path)) == {"volume.npy"}
-
-
-@pytest.mark.parametrize("bits", ["0", "16", "-1", "x", "4.5"])
-def test_compress_refuses_bits_out_of_range(chain, tmp_path, bits):
-    flags = ("--net", chain.network, "--config", chain.config, "--compressed", tmp_path / "b", "--cluster_bits", bits)
-    assert f"from 1 to 15, found '{bits}'" in error_of(net_compress.main, *flags)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +243,7 @@ def test_bad_input_ends_with_one_line_and_status_2(chain, tmp_path, ended):
         (("train.py", "--volume", "a b.npy"), ("a b.npy: ", "found 1 NaN", "(1, 2, 0)")),
         (("net_decompress.py", "--compressed", "blob"), ("blob: ", "truncated")),
         (("net_compress.py", "--cluster_bits", 16), ("--cluster_bits", "from 1 to 15, found '16'")),
+        (("net_compress.py", "--cluster_bits", 0), ("--cluster_bits", "from 1 to 15, found '0'")),
     ):
         status, out, err = ended(*command)
         assert (status, out) == (2, "") and err.startswith(f"{command[0]}: error: ") and err.count("\n") == 1

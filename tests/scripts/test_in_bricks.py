@@ -68,8 +68,7 @@ def test_any_volume_is_cut(tmp_path):
     array = np.rint(array).astype(np.int16)
     array[:7] = 3
     array[9, 3] = -99
-    np.save(tmp_path / "v.npy", array)
-    trained = train(tmp_path / "v.npy", tmp_path, *SMALL, "--fill", -99, "--d_out", 2)
+    trained = train(array, tmp_path, *SMALL, "--fill", -99, "--d_out", 2)
     assert trained.settings["bricks"]["widths"][:2] == [0, 0]
     compress(trained, tmp_path / "blob", "--num_workers", 1)
     decoded = decompress(tmp_path / "blob", tmp_path / "out.npy")
@@ -79,8 +78,7 @@ def test_any_volume_is_cut(tmp_path):
 
 def test_a_time_series_is_cut_in_space(tmp_path):
     array = np.stack([slanted((7, 6, 5)) * t for t in (1, 2, 3)])
-    np.save(tmp_path / "v.npy", array)
-    trained = train(tmp_path / "v.npy", tmp_path, *SMALL, "--d_in", 4)
+    trained = train(array, tmp_path, *SMALL, "--d_in", 4)
     assert trained.settings["bricks"]["counts"] == [1, 2, 2, 1]
     compress(trained, tmp_path / "blob", "--num_workers", 1)
     assert decompress(tmp_path / "blob", tmp_path / "out.npy").shape == array.shape
@@ -112,8 +110,7 @@ def test_of_a_symmetric_volume_one_side_is_held(tmp_path, capsys):
 
 
 def test_a_constant_volume_in_bricks(tmp_path):
-    np.save(tmp_path / "v.npy", np.full((5, 5, 5), 2.5, np.float32))
-    trained = train(tmp_path / "v.npy", tmp_path, "--bricks", "2,1,1")
+    trained = train(np.full((5, 5, 5), 2.5, np.float32), tmp_path, "--bricks", "2,1,1")
     blob = compress(trained, tmp_path / "blob")
     assert len(blob) < 120 and (decompress(tmp_path / "blob", tmp_path / "out.npy") == 2.5).all()
 

@@ -139,15 +139,13 @@ def test_outliers_are_warned_of_with_the_numbers(tmp_path, capsys):
     ],
 )
 def test_outliers_are_counted_in_few_digits(dtype, low, high, expected, tmp_path, capsys):
-    np.save(tmp_path / "v.npy", spiked(low, high, dtype))
-    train(tmp_path / "v.npy", tmp_path)
+    train(spiked(low, high, dtype), tmp_path)
     assert re.search(expected, capsys.readouterr().err)
 
 
 def test_outliers_of_one_component_and_far_from_zero(tmp_path, capsys):
     plain, spikes = (1e5 + 1e-3 * spiked(0.5, high, "float64") for high in (0.5, 1e3))
-    np.save(tmp_path / "v.npy", np.stack([plain, spikes], axis=-1))
-    train(tmp_path / "v.npy", tmp_path, "--d_in", 3)
+    train(np.stack([plain, spikes], axis=-1), tmp_path, "--d_in", 3)
     error = capsys.readouterr().err
     others = np.sort(spikes.ravel())[:-3]
     assert "component 1: 3 of 4096 values lie far" in error
@@ -189,17 +187,13 @@ def labelled() -> np.ndarray:
         np.random.default_rng(0).lognormal(size=(20, 20, 20)),
         np.where(np.indices((16, 16, 16)).sum(0) < 8, 255, 0).astype(np.uint8),
         labelled(),
+        np.load(ROOT / "volumes" / "test_vol.npy"),
     ],
-    ids=["sparse", "slope", "constant", "normal", "exponential", "lognormal", "a corner", "labels"],
+    ids=["sparse", "slope", "constant", "normal", "exponential", "lognormal", "a corner", "labels", "ours"],
 )
 def test_other_volumes_are_not_warned_of(array):
     values = value_range(array[..., None])
     assert outliers.find_outliers(array[..., None], values) is None
-
-
-def test_the_volumes_of_the_repository_are_not_warned_of():
-    array = np.load(ROOT / "volumes" / "test_vol.npy")[..., None]
-    assert outliers.find_outliers(array, value_range(array)) is None
 
 
 def test_voxels_of_another_label_are_counted(tmp_path):
@@ -256,8 +250,7 @@ def test_the_fineness_of_rounding_goes_by_the_clipped_values(tmp_path):
     """Over the whole range, of a million, any network seems perfect: the same one is rounded to the same."""
     found = []
     for array, flags in ((spiked(), ("--clip", "0,1")), (spiked().clip(0, 1), ())):
-        np.save(tmp_path / "v.npy", array)
-        chunks = chunks_of(compress(train(tmp_path / "v.npy", tmp_path, *flags), tmp_path / "blob"))
+        chunks = chunks_of(compress(train(array, tmp_path, *flags), tmp_path / "blob"))
         found.append([content for kind, content in chunks if kind == b"P"])
     assert found[0] == found[1] and len(found[0]) == 1
 

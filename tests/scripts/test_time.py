@@ -333,8 +333,7 @@ def test_components_over_time(tmp_path, capsys):
 
 
 def test_one_step_is_a_volume_over_time(tmp_path):
-    np.save(tmp_path / "v.npy", slanted((1, 4, 3, 2)))
-    compress(train(tmp_path / "v.npy", tmp_path, "--d_in", 4, "--n_layers", 1), tmp_path / "blob")
+    compress(train(slanted((1, 4, 3, 2)), tmp_path, "--d_in", 4, "--n_layers", 1), tmp_path / "blob")
     script("--compressed", tmp_path / "blob", "--recon", tmp_path / "o.vti", "--gradient")
     assert steps_in(tmp_path / "o.pvd") == {"o_0000.vti": 0.0}
 

@@ -14,7 +14,7 @@ from helpers.networks import field_net, fit, watched_samples
 from helpers.volumes import slanted
 
 from siren import HIGHEST_WAVE, SirenConfig, linear_layers
-from training import fitting, recovery
+from training import recovery
 from training.fitting import Fit, new_fit
 from training.optimizers import Adam, Muon, share_of_latest
 from training.recipe import Recipe, default_recipe
@@ -318,12 +318,6 @@ def test_muon_moves_hidden_matrices_and_adam_the_rest():
             assert float(moved.max()) == pytest.approx(lr, rel=0.05), name
 
 
-def test_on_step_ends_the_fit():
-    with watched_samples() as steps:
-        done = fit(field_net(), slanted_sampler(), n_passes=5, batch=16, on_step=lambda done: done.step == 7)
-    assert len(steps) == done.step == 7
-
-
 @pytest.mark.parametrize("at", [4, 7])  # between two passes, and within one
 def test_a_checkpoint_continues_to_the_same_result(at):
     sampler, states = slanted_sampler(), []
@@ -334,15 +328,6 @@ def test_a_checkpoint_continues_to_the_same_result(at):
     fit(rest, sampler, **recipe, start=states[0])
     assert distance(whole.state_dict(), rest.state_dict()) == 0
     assert distance(whole.state_dict(), part.state_dict()) > 0
-
-
-def test_max_seconds(monkeypatch):
-    """By a clock that goes on by 0.01 seconds at every look: one look at the start, one a step."""
-    monkeypatch.setattr(fitting.time, "monotonic", itertools.count(0.0, 0.01).__next__)
-    with watched_samples() as steps:
-        done = fit(field_net(), slanted_sampler(), max_seconds=0.295)
-    assert len(steps) == 30 and done.seconds == pytest.approx(0.3) and done.progress == 1
-    assert done._rate() == 0
 
 
 # --- the gradient term ------------------------------------------------------------------------------

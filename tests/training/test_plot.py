@@ -83,6 +83,5 @@ def test_a_resumed_run_plots_its_own_part(renderer, volume_file, tmp_path, monke
 
 
 def test_a_constant_volume_has_a_plot(renderer, tmp_path):
-    np.save(tmp_path / "v.npy", np.ones((5, 4, 3), np.float32))
-    train(tmp_path / "v.npy", tmp_path, "--plot", tmp_path / "p.png")
+    train(np.ones((5, 4, 3), np.float32), tmp_path, "--plot", tmp_path / "p.png")
     assert read_png(tmp_path / "p.png").shape[1] == MIN_WIDTH
