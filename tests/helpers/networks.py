@@ -95,3 +95,9 @@ def make_header(shape=(4, 3, 2), low=0.0, high=1.0, dtype="float32", d_out=1, **
     missing = fields.pop("missing", None)
     geometry = dataclasses.replace(Geometry.plain(len(shape)), **fields)
     return VolumeHeader(tuple(shape), *ends, geometry, missing)
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The largest difference of two state dicts."""
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).abs().max()) for k in a)

@@ -3,48 +3,32 @@
 from __future__ import annotations
 
 import concurrent.futures
-import dataclasses
 import itertools
 import json
 import os
 import re
-import shlex
-import sys
 import zipfile
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers.cut_fields import cut_blob
-from helpers.networks import field_net, make_blob, make_header, watched_samples, zero_network
-from helpers.original import original_blob
-from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, stored, train
+from helpers.networks import distance, watched_samples
+from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, train
 from helpers.volumes import psnr_of, slanted
 from helpers.vtk import vtk_read, vtk_write
 
 import net_compress
 import net_decompress
 import train as train_script
-from cli.files import size_text
-from field import options as decompress_options
-from field.blob import encode_blob
-from field.header_chunks import Written
-from training import fitting, long_runs, options, shapes
-from training.sampler import VoxelSampler
-from utils import Geometry, UserError, VolumeHeader
+from training import fitting, options, shapes
+from utils import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
 ORIGINAL_KEYS = [
     *("grad_lambda", "n_layers", "layers", "w0", "compression_ratio", "batchSize", "oversample", "lr"),
     *("n_passes", "pass_decay", "lr_decay", "is_residual", "is_cuda", "time"),
 ]
-
-
-def distance(a: dict, b: dict) -> float:
-    """The largest difference of two state dicts."""
-    assert a.keys() == b.keys()
-    return max(float((a[k] - b[k]).abs().max()) for k in a)
 
 
 def steps_of(*arguments, **keywords) -> list[torch.Tensor]:
@@ -74,18 +58,6 @@ def test_configuration_is_the_originals_and_more(volume_file, tmp_path):
     assert settings["seconds"] > 0 and 0 < settings["psnr"] < 100
     expected = {"volume": str(volume_file), "d_in": 3, "d_out": 1, "n_passes": 2.0}  # as they are settled
     assert {key: settings["options"][key] for key in expected} == expected
-
-
-def test_train_reports(volume_file, tmp_path, capsys):
-    trained = train(volume_file, tmp_path)
-    out = capsys.readouterr().out
-    found = results(out)
-    n_parameters = sum(t.numel() for t in trained.state.values())
-    assert found["parameters"] == str(n_parameters)
-    assert float(found["compression_ratio"]) == pytest.approx(315 / n_parameters, abs=0.005)
-    assert float(found["psnr"]) == pytest.approx(trained.settings["psnr"], abs=5e-4)
-    assert "seconds" in found and found["network"] == str(trained.network)
-    assert re.search(r"^next: python net_compress\.py --net .* --volume ", out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -129,67 +101,6 @@ def test_a_ratio_out_of_reach_is_said_with_a_way_out(tmp_path, capsys):
     np.save(tmp_path / "v.npy", slanted((8, 7, 5)))
     train(tmp_path / "v.npy", tmp_path, *briefly)
     assert "more parameters than the volume has values, 280" in capsys.readouterr().err
-
-
-def test_names_that_need_not_be_typed(tmp_path, capsys):
-    """Each script finds what the one before wrote; a blob may be given without --compressed, but no other file."""
-    stored("waves", tmp_path)
-    net_compress.main(["--cluster_bits", "6"])
-    assert "next: python net_decompress.py\n" in capsys.readouterr().out
-    net_compress.main(["b.nvc", "--cluster_bits", "6"])
-    assert (tmp_path / "compressed_out").read_bytes() == (tmp_path / "b.nvc").read_bytes()
-    for blob in ([], ["b.nvc"], ["--compressed", "b.nvc"]):
-        net_decompress.main([*blob, "--recon", "r.mhd"])
-        found = results(capsys.readouterr().out)
-        assert (found["recon"], found["voxels"]) == ("r.mhd", "r.raw")
-    net_compress.main(["b.nvc", "--cluster_bits", "5"])  # replaces a blob
-    assert "is no blob" in error_of(net_compress.main, "r.raw")
-    assert "give one blob" in error_of(net_decompress.main, "b.nvc", "--compressed", "b.nvc")
-
-
-def test_info_tells_what_a_blob_holds(tmp_path, capsys):
-    """Without the files of a decoding; of a blob of the original scripts, what that holds."""
-
-    def info(data: bytes) -> dict[str, str]:
-        (tmp_path / "b").write_bytes(data)
-        net_decompress.main([str(tmp_path / "b"), "--info"])
-        assert listing(tmp_path) == {"b": data}
-        return results(capsys.readouterr().out)
-
-    geometry = Geometry((2.0, float(np.float32(0.8)), 1.5, 1.0), (3.0, -1.0, 0.0, 7.0), name="T", units="K")
-    header = VolumeHeader((5, 6, 4, 3), np.array([-3], np.int16), np.array([900], np.int16), geometry)
-    data = encode_blob(header, [zero_network(d_in=4)], Written((1, 0), 40.6))
-    assert info(data) == {
-        **{"shape": "6,4,3", "type": "int16", "name": "T", "units": "K", "spacing": "0.8,1.5,1", "origin": "-1,0,7"},
-        **{"times": "5", "first_time": "3", "last_time": "11", "range": "-3,900", "layers": "1", "width": "2"},
-        **{"parameters": "13", "bytes": str(len(data)), "bits_per_weight": f"{8 * len(data) / 13:.3f}"},
-        **{"file_ratio": f"{4 * 360 / len(data):.2f}", "source_ratio": f"{2 * 360 / len(data):.2f}"},
-        **{"psnr": "40.60", "version": "1.0"},
-    }
-    since = dataclasses.replace(geometry, spacing=(0.1, 1.0, 1.0, 1.0), origin=(1700000001.0, 0.0, 0.0, 0.0))
-    found = info(encode_blob(dataclasses.replace(header, geometry=since), [zero_network(d_in=4)]))
-    assert (found["first_time"], found["last_time"]) == ("1700000001", "1700000001.4")
-    assert info(original_blob(np.random.default_rng(0), 8, 6, 3, True)[0])["version"] == "the original scripts"
-    shifted = make_header((5, 4, 3), 1e6, 1e6 + 1e-3, "float64")
-    assert info(encode_blob(shifted, [zero_network(d_in=3)]))["range"] == "1e+06,1000000.001"
-    found = info(cut_blob((9, 7, 5), (2, 1, 3), constant=(0, 4)))
-    assert (found["bricks"], found["constant_bricks"], found["width"]) == ("2,1,3", "2", "3")
-    assert found["parameters"] == str(4 * (3 * 4 + 2 * 3 * 4 + 4))
-
-
-@pytest.mark.parametrize("script", [train_script, net_compress, net_decompress])
-def test_help_ends_with_examples_that_are_right(script, capsys):
-    for flag in ("--version", "--help"):
-        with pytest.raises(SystemExit) as ended:
-            script.main([flag])
-        assert not ended.value.code
-    said = capsys.readouterr().out
-    assert re.search(r"^\S+ \d+\.\d+$", said, re.MULTILINE)
-    examples = [shlex.split(line) for line in said.splitlines()[-2:]]
-    parse = options.parse if script is train_script else script.parse
-    for python, name, *argv in examples:
-        assert (python, name.removesuffix(".py")) == ("python", script.__name__)
-        parse(argv)
 
 
 def test_w0_is_the_frequency_of_the_first_layer(volume_file, tmp_path):
@@ -297,77 +208,6 @@ def test_max_seconds(volume_file, tmp_path, monkeypatch):
     assert len(steps) == 50 and seconds == pytest.approx(0.5)
 
 
-def interrupt_at(monkeypatch, step):
-    """Press Ctrl-C when the training comes to that step."""
-    original, count = VoxelSampler.samples, iter(range(1, 10**9))
-
-    def samples(self, flat):
-        if next(count) == step:
-            raise KeyboardInterrupt
-        return original(self, flat)
-
-    monkeypatch.setattr(VoxelSampler, "samples", samples)
-
-
-def test_checkpoint_and_resume(volume_file, tmp_path, monkeypatch):
-    """An interrupted run that is resumed ends with the bytes of one that was not."""
-    (tmp_path / "whole").mkdir()
-    whole = train(volume_file, tmp_path / "whole", "--n_passes", 4)
-    checkpoint = ("--checkpoint", tmp_path / "state")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(long_runs, "CHECKPOINT_SECONDS", 0.0)
-        interrupt_at(patch, 7)
-        train(volume_file, tmp_path, "--n_passes", 4, *checkpoint)
-    assert not (tmp_path / "thenet.pth").exists()
-    for other in (("--n_passes", 5), ("--n_passes", 4, "--seed", 3), ("--n_passes", 4, "--lr", 1e-5)):
-        with pytest.raises(UserError, match="state: is of another run"):
-            train(volume_file, tmp_path, *checkpoint, "--resume", *other)
-    monkeypatch.setattr(shapes, "waves_of", lambda *_: pytest.fail("looks for a start that the checkpoint has"))
-    with watched_samples() as steps:
-        resumed = train(volume_file, tmp_path, "--n_passes", 4, *checkpoint, "--resume")
-    assert len(steps) == 4 * 5 - 6
-    assert distance(resumed.state, whole.state) == 0
-
-
-def test_the_chosen_depth_is_told_and_kept_when_resumed(tmp_path, monkeypatch, capsys):
-    np.save(tmp_path / "v.npy", slanted((12, 12, 12)))
-    monkeypatch.setattr(shapes, "LEAST_STEPS", 20)
-    monkeypatch.setattr(shapes, "score", lambda trial: -abs(trial.start.config.n_layers - 5))
-
-    def run(name, *flags):
-        files = ("--network", tmp_path / f"{name}.pth", "--config", tmp_path / f"{name}.json")
-        briefly = ("--n_passes", 10, "--batchSize", 864, "--compression_ratio", 0.4)
-        train_script.main([str(a) for a in ("--volume", tmp_path / "v.npy", *files, *briefly, *flags)])
-        return torch.load(tmp_path / f"{name}.pth", weights_only=True)
-
-    with watched_samples() as steps:
-        whole = run("whole")
-    assert len(steps) == 4 + 20
-    assert results(capsys.readouterr().out)["n_layers"] == "5"
-    settings = json.loads((tmp_path / "whole.json").read_text())
-    assert settings["n_layers"] == len(settings["layers"]) == 5 and settings["n_parameters"] <= 1728 / 0.4
-    checkpoint = ("--checkpoint", tmp_path / "state")
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(long_runs, "CHECKPOINT_SECONDS", 0.0)
-        interrupt_at(patch, 15)
-        run("part", *checkpoint)
-    with watched_samples() as steps:
-        resumed = run("part", *checkpoint, "--resume")
-    assert len(steps) == 10
-    assert distance(resumed, whole) == 0
-
-
-def test_resume_needs_a_checkpoint(volume_file, tmp_path):
-    argv = ("--volume", volume_file, "--n_layers", 1, "--resume")
-    assert "--checkpoint" in error_of(train_script.main, *argv)
-    (tmp_path / "bad").write_bytes(b"hello")
-    torch.save({"identity": 1}, tmp_path / "foreign")
-    for name in ("missing", "bad", "foreign"):
-        message = error_of(train_script.main, *argv, "--checkpoint", tmp_path / name)
-        assert message.startswith(f"{tmp_path / name}: ")
-    assert set(listing(tmp_path)) == {"volume.npy", "bad", "foreign"}
-
-
 def test_seed(volume_file, tmp_path):
     (tmp_path / "b").mkdir()
     runs = [train(volume_file, folder, "--n_layers", 1, "--seed", 7) for folder in (tmp_path, tmp_path / "b")]
@@ -419,73 +259,6 @@ def test_three_components(tmp_path):
     np.testing.assert_array_equal(decompress(tmp_path / "blob", tmp_path / "out.vti"), found)
 
 
-def test_a_network_no_better_than_a_constant_is_warned_of(tmp_path, capsys):
-    values = np.random.default_rng(0).random((12, 10, 8), np.float32)
-    train(values, tmp_path, "--n_passes", 0.5)
-    constant = -20 * np.log10(values.std() / np.ptp(values))
-    warning = r"train\.py: warning: the network has (\S+) dB, where a constant volume would have (\S+) dB"
-    said = re.search(warning, capsys.readouterr().err)
-    assert float(said[1]) < constant + 1 and float(said[2]) == pytest.approx(constant, abs=0.06)
-    train(slanted((9, 7, 5)), tmp_path, *WELL)
-    assert "a constant volume" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("mark", [255, 16, None])
-def test_a_likely_fill_value_is_named_beside_bad_quality(tmp_path, capsys, mark):
-    """Not where it is the least of values that lie close to each other."""
-    values = np.random.default_rng(0).integers(16, 50, (12, 10, 8)).astype(np.uint8)
-    if mark is not None:
-        values[:3] = mark
-    train(values, tmp_path, "--n_passes", 0.1)
-    assert ("--fill 255" in (said := capsys.readouterr().err)) == (mark == 255) and "a constant volume" in said
-    assert "--fill 16" not in said
-
-
-def test_a_single_voxel_is_no_fill_value(tmp_path, capsys):
-    train(np.array([0, 50, 57, 61, 100]).reshape(5, 1, 1), tmp_path, "--n_passes", 0.1)
-    assert "--fill" not in (said := capsys.readouterr().err) and "a constant volume" in said
-
-
-def test_a_decoded_volume_has_the_psnr_of_its_blob(tmp_path, capsys):
-    """Under a key of its own, as this run measured nothing; not a part of the volume."""
-    data = encode_blob(make_header((5, 4, 3)), [zero_network(d_in=3)], Written((1, 0), 40.6))
-    (tmp_path / "b").write_bytes(data)
-    for option, expected in ((), "40.60"), (("--roi", ":,1:,:"), None):
-        net_decompress.main([str(tmp_path / "b"), "--recon", str(tmp_path / "r.vti"), *option])
-        found = results(capsys.readouterr().out)
-        assert found.get("psnr_when_written") == expected and "psnr" not in found
-
-
-def test_a_rounding_that_costs_much_is_told(chain, tmp_path, capsys):
-    for bits, is_told in ((2, True), (12, False)):
-        compress(chain, tmp_path / "b", "--cluster_bits", bits)
-        assert ("rounding has cost about" in capsys.readouterr().err) == is_told
-
-
-def test_decompress_doubts_a_volume_of_the_same_range(chain, tmp_path, capsys):
-    compress(chain, tmp_path / "b", "--n_passes", 0, "--volume", chain.volume)
-    decompress(tmp_path / "b", tmp_path / "r.npy", "--volume", chain.volume)
-    assert "is it the volume" not in capsys.readouterr().err
-    np.save(tmp_path / "other.npy", np.load(chain.volume)[::-1])
-    decompress(tmp_path / "b", tmp_path / "r.npy", "--volume", tmp_path / "other.npy")
-    assert "is it the volume that it was made of?" in capsys.readouterr().err
-
-
-def test_a_rounding_that_spoils_exact_integers_is_told(tmp_path, capsys):
-    exact = stored("labels_exact", tmp_path)
-    for bits, is_told in (((), False), (("--cluster_bits", 2), True)):
-        compress(exact, tmp_path / "b", *bits)
-        assert ("rounding has cost about" in capsys.readouterr().err) == is_told
-
-
-def test_an_earlier_checkpoint_is_not_replaced_without_a_word(volume_file, tmp_path, capsys):
-    """One that this run has not written is no result of it."""
-    (tmp_path / "state").write_bytes(b"of an earlier run")
-    train(volume_file, tmp_path, "--checkpoint", tmp_path / "state")
-    out, error = capsys.readouterr()
-    assert "state: will be replaced: --resume continues its run instead" in error and "checkpoint=" not in out
-
-
 @pytest.mark.parametrize("option", [("--lr", 1e7), ("--w0", 1e7), ("--grad_lambda", 1e7), ("--lr_decay", 1.5)])
 def test_numbers_that_no_fit_bears_are_refused(volume_file, tmp_path, option):
     with pytest.raises(UserError, match=f"{option[0]}: expected a number .* at most .*, found '{option[1]}'"):
@@ -527,58 +300,7 @@ def test_vol_debug_off(volume_file, tmp_path):
     assert set(listing(tmp_path)) == {"volume.npy", "thenet.pth", "thenet.json"}
 
 
-@pytest.mark.parametrize("module", [options, net_compress, decompress_options])
-def test_help_states_the_defaults(module):
-    parser = module.build_parser()
-    text = " ".join(parser.format_help().split())
-    for action in parser._actions:
-        assert action.help, action.dest
-        if action.default is not None and not isinstance(action.default, bool) and action.default != "==SUPPRESS==":
-            assert re.search(rf"{action.option_strings[0]} .*?\(default: {re.escape(str(action.default))}\)", text)
-            assert "(default" not in action.help, action.dest  # it would be there twice
-    assert "(default: None)" not in text
-    titles = [group.title for group in parser._action_groups if group._group_actions]
-    assert "input and output" in titles
-
-
 # --- net_compress.py and net_decompress.py: every flag acts -----------------------------------------
-
-
-def test_compress_reports(chain, tmp_path, capsys):
-    size = len(compress(chain, tmp_path / "my blob"))
-    out = capsys.readouterr().out
-    found = results(out)
-    n_parameters = sum(t.numel() for t in chain.state.values())
-    assert found["bytes"] == str(size)
-    assert float(found["bits_per_weight"]) == pytest.approx(8 * size / n_parameters, abs=6e-4)
-    assert float(found["file_ratio"]) == pytest.approx(4 * 315 / size, abs=6e-3)
-    assert "next: python net_decompress.py --compressed " in out
-
-
-def test_decompress_reports_what_it_wrote(chain, tmp_path, capsys):
-    array = decompress(chain.blob, tmp_path / "out.npy", "--volume", chain.volume)
-    found = results(capsys.readouterr().out)
-    difference = array.astype(float) - slanted((9, 7, 5))
-    rmse = np.sqrt(np.mean(difference**2))
-    assert float(found["psnr"]) == pytest.approx(20 * np.log10(40 / rmse), abs=1e-3)
-    assert float(found["rmse"]) == pytest.approx(rmse, rel=1e-5)
-    assert float(found["max_error"]) == pytest.approx(np.abs(difference).max(), rel=1e-5)
-    assert float(found["file_ratio"]) == pytest.approx(4 * 315 / chain.blob.stat().st_size, abs=6e-3)
-    assert found["recon"] == str(tmp_path / "out.npy")
-    decompress(chain.blob, tmp_path / "out.npy")
-    assert "psnr" not in results(capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("name", ["r.npy", "r.zarr", "r.mhd", "r.vti"])
-def test_the_line_for_people_has_the_size_of_all_that_was_written(name, tmp_path, monkeypatch, capsys):
-    """Of what a folder holds, of voxels beside their header, of the steps that a list names, r.pvd here."""
-    shape = (3, 6, 5, 4) if name == "r.vti" else (60, 50, 40)
-    blob = make_blob(make_header(shape), field_net(d_in=len(shape)))
-    (tmp_path / "a.nvc").write_bytes(blob)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    net_decompress.main(["a.nvc", "--recon", name])
-    size = size_text(sum(len(content) for path, content in listing(tmp_path).items() if path != "a.nvc"))
-    assert f" -> {name.replace('.vti', '.pvd')}  {size}" in capsys.readouterr().out
 
 
 def test_recon_without_suffix_is_vti(chain, tmp_path):
@@ -624,49 +346,6 @@ def test_float(tmp_path, capsys):
     found = results(capsys.readouterr().out)
     assert float(found["max_error"]) == np.abs(rounded.astype(int) - array).max()
     assert float(found["source_ratio"]) == pytest.approx(315 / (tmp_path / "blob").stat().st_size, abs=6e-3)
-
-
-def test_an_interrupted_long_run_leaves_its_network(volume_file, tmp_path, monkeypatch):
-    """Ctrl-C after a while: the network so far under a name of its own, the previous one untouched."""
-    before = train(volume_file, tmp_path)
-    monkeypatch.setattr("training.long_runs.LONG_SECONDS", 0.0)
-
-    def interrupt(fit, *_):
-        fit.step, fit.seconds = 1, 1.0
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train_script, "run_fit", interrupt)
-    with pytest.raises(KeyboardInterrupt, match=r"the network so far, .* trained, is in .*thenet\.interrupted\.pth"):
-        train(volume_file, tmp_path, "--seed", 1)
-    assert before.network.read_bytes() == before.data
-    left = SimpleNamespace(network=tmp_path / "thenet.interrupted.pth", config=tmp_path / "thenet.interrupted.json")
-    assert json.loads(left.config.read_text())["psnr"] is None  # not known
-    compress(left, tmp_path / "blob")
-    assert decompress(tmp_path / "blob", tmp_path / "r.npy").shape == np.load(volume_file).shape
-
-
-@pytest.mark.parametrize("error", [UserError("no memory"), RuntimeError("a bug")])
-def test_what_is_trained_is_not_lost_for_an_error(error, volume_file, tmp_path, monkeypatch, capsys):
-    def fails(*_):
-        raise error
-
-    monkeypatch.setattr("training.long_runs.LONG_SECONDS", 0.0)
-    monkeypatch.setattr("training.quality.Judge.quality", fails)
-    with pytest.raises(type(error)) as found:
-        train(volume_file, tmp_path)
-    assert "the network so far, 100% trained, is in" in str(found.value) + capsys.readouterr().err
-    left = SimpleNamespace(network=tmp_path / "thenet.interrupted.pth", config=tmp_path / "thenet.interrupted.json")
-    compress(left, tmp_path / "blob")
-    assert not (tmp_path / "thenet.pth").exists()
-
-
-def test_an_error_after_the_network_is_written_names_it(volume_file, tmp_path, monkeypatch):
-    def fails(*_):
-        raise UserError("no space")
-
-    monkeypatch.setattr(train_script, "write_volume", fails)
-    with pytest.raises(UserError, match=r"no space: the network is in .*thenet\.pth"):
-        train(volume_file, tmp_path, "--enable-vol-debug")
 
 
 def test_options_that_make_no_sense_together(chain, tmp_path):
@@ -725,87 +404,3 @@ def test_another_volume_is_refused(tmp_path):
     files = ("--net", trained.network, "--config", trained.config, "--compressed", tmp_path / "b")
     said = error_of(net_compress.main, *files, "--volume", tmp_path / "other.npy")
     assert "other.npy" in said and "-5" in said and not (tmp_path / "b").exists()
-
-
-def test_a_damaged_checkpoint_is_refused(volume_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", 0.0)
-    checkpoint = tmp_path / "state"
-    train(volume_file, tmp_path, "--checkpoint", checkpoint)
-    whole = bytearray(checkpoint.read_bytes())
-    with zipfile.ZipFile(checkpoint) as archive:
-        entry = max(archive.infolist(), key=lambda info: info.file_size)
-    whole[entry.header_offset + 200] ^= 1
-    checkpoint.write_bytes(whole)
-    with pytest.raises(UserError, match="state: expected"):
-        train(volume_file, tmp_path, "--checkpoint", checkpoint, "--resume")
-
-
-def test_a_checkpoint_that_cannot_be_written_ends_no_training(volume_file, tmp_path, monkeypatch, capsys):
-    def full(self, fit):
-        raise UserError("state: cannot be written: No space left on device")
-
-    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
-    monkeypatch.setattr(long_runs.Checkpoint, "save", full)
-    trained = train(volume_file, tmp_path, "--n_passes", 2, "--checkpoint", tmp_path / "state")
-    assert trained.network.exists()
-    said = "train.py: warning: state: cannot be written: No space left on device: the training goes on\n"
-    assert capsys.readouterr().err.count(said) > 1
-
-
-@pytest.mark.parametrize(
-    ("flags", "name"),
-    [
-        (("--optimizer", "adam"), "optimizer was muon, is adam"),
-        (("--batchSize", 64), "batchSize was 512, is 64"),
-        (("--batchSize", 512, "--oversample", 3), "oversample was 1, is 3"),
-        (("--compression_ratio", 49), "compression_ratio was 50.0, is 49.0"),
-        (("--seed", 4), "seed was 0, is 4"),
-        (("--clip", "21,40"), "clip was None, is 21,40"),
-    ],
-    ids=str,
-)
-def test_a_checkpoint_names_the_flag_that_differs(flags, name, volume_file, monkeypatch):
-    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
-    same = ("--volume", volume_file, "--n_passes", 4, "--n_layers", 2, "--checkpoint", "state")
-    train_script.main([str(a) for a in same])
-    assert f"is of another run: {name}" in error_of(train_script.main, *same, *flags, "--resume")
-
-
-@pytest.mark.parametrize(
-    ("array", "said"),
-    [
-        (slanted((24, 20, 28)), "shape was 9,7,5, is 24,20,28"),
-        (slanted((9, 7, 5))[..., None] * np.ones(2, "f4"), "d_out was 1, is 2"),
-        (slanted((9, 7, 5))[::-1] + 1, "the volume has other values"),
-    ],
-    ids=["shape", "components", "values"],
-)
-def test_a_checkpoint_names_the_volume_before_what_follows_from_it(array, said, monkeypatch):
-    """Such as the learning rate, the number of passes and the depth."""
-    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
-    np.save("a.npy", slanted((9, 7, 5)))
-    np.save("b.npy", array)
-    flags = ("--compression_ratio", "9", "--d_in", "3", "--checkpoint", "state", "--seed")
-    train_script.main(["--volume", "a.npy", "--n_passes", "2", *flags, "0"])
-    message = error_of(train_script.main, "--volume", "b.npy", *flags, 1, "--resume")
-    assert f"state: is of another run: {said}: without" in message
-
-
-def test_the_next_command_can_be_pasted_where_names_begin_with_a_dash(capsys):
-    np.save("-lead.npy", slanted((9, 7, 5)))
-    small = ["--n_passes", "1", "--n_layers", "2"]
-    train_script.main(["--volume=-lead.npy", "--network=-n.pth", "--config=-c.json", *small])
-    for script, flags in ((net_compress, ["--compressed=-b", "--n_passes", "1"]), (net_decompress, ["--info"])):
-        command = re.search(rf"^next: python {script.__name__}\.py (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
-        script.main([*shlex.split(command), *flags])
-    assert "9,7,5" in capsys.readouterr().out
-
-
-def test_the_next_command_reads_the_same_volume(tmp_path, capsys):
-    """Whatever it takes; and it makes the smaller file."""
-    slanted((9, 7, 5)).ravel(order="F").tofile("a b.raw")
-    argv = ("--volume", "a b.raw", "--shape", "9,7,5", "--dtype", "float32", "--endian", "little", "--n_passes", "1")
-    train_script.main([*argv, "--n_layers", "2"])
-    command = re.search(r"^next: python net_compress\.py (.*)$", capsys.readouterr().out, re.MULTILINE)[1]
-    net_compress.main([*shlex.split(command), "--n_passes", "1"])
-    assert "psnr=" in capsys.readouterr().out and (tmp_path / "compressed_out").exists()
