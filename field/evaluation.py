@@ -202,7 +202,7 @@ def full_float32() -> Iterator[None]:
 
 def _chunk(most: int, n: int | None) -> int:
     """Positions in a chunk, at most `most`, so that n positions nearly fill the last one. No multiple of 64."""
-    if n is None:
+    if not n:
         return most
     even = -(-n // -(-n // most) // 16) * 16
     return min(even + 16 * (even % 64 == 0), most)

@@ -38,9 +38,9 @@ class OneNetwork:
         self.layers, self.is_residual = scaled_layers(config, weights), config.is_residual
         self.shape, self.extent, self.device, self.n_threads = shape, extent, device, n_threads
 
-    def network(self, precision: str = "float32") -> Network:
-        """The network on the device, ready to be evaluated."""
-        return Network(self.layers, self.is_residual, self.device, precision)
+    def network(self, precision: str = "float32", n: int | None = None) -> Network:
+        """The network on the device, ready to be evaluated. n: the number of positions, as of Network."""
+        return Network(self.layers, self.is_residual, self.device, precision, n)
 
     @cached_property
     def margins(self) -> dict[str, np.ndarray]:
@@ -67,14 +67,16 @@ class OneNetwork:
         of the positions that are evaluated, all by default. also: what `more` is. "slopes": the derivatives by the
         normalised coordinates, (d_in, d_out, positions). "margins": see integers.margins. Else it is None.
         """
-        network = self.network(precision)
-        n, coordinates = count_positions(positions), coordinates_of(positions, self.shape, network.device)
+        n = count_positions(positions) if chosen is None else len(chosen)
+        # A GPU's chunk is 2^18 positions, often far more than n. On a CPU, the last bits depend on the size of a chunk.
+        network = self.network(precision, None if self.device == "cpu" else n)
+        coordinates = coordinates_of(positions, self.shape, network.device)
         margin = self.margins.get(precision, 0.0) if also == "margins" else None
 
         def keep(part: slice, y: np.ndarray, slopes: np.ndarray | None) -> None:
             store(part if chosen is None else chosen[part], y, slopes if margin is None else margin)
 
         if chosen is not None:
-            n, of_all = len(chosen), coordinates
+            of_all = coordinates
             coordinates = lambda part: of_all(chosen[part])  # noqa: E731
         evaluate(network, self.n_threads, coordinates, n, keep, also == "slopes", on_progress)

@@ -48,6 +48,15 @@ def test_a_field_in_bricks_is_that_of_the_cpu():
         np.testing.assert_array_equal(there.on_grid(), here.on_grid())
 
 
+def test_few_positions_are_few_for_a_gpu(monkeypatch):
+    """A whole chunk of a GPU, 2^18 positions, for each box of a large volume would take minutes."""
+    field, sizes, matmul = steep_field("uint8", device=CUDA), [], torch.matmul
+    monkeypatch.setattr(torch, "matmul", lambda a, b, **more: sizes.append(b.shape[-1]) or matmul(a, b, **more))
+    n = field.on_grid().size
+    assert 0 < max(sizes) < n + 64
+    assert field.at(np.empty((0, 3))).shape == (0,)
+
+
 # --- the scripts ------------------------------------------------------------------------------------
 
 
