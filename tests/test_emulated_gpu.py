@@ -11,6 +11,7 @@ from helpers.emulated_gpu import VERSIONS, emulated_gpu
 from helpers.scripts import train
 
 from training import streaming
+from training.replay import Replay
 
 pytestmark = [
     pytest.mark.skipif(not torch.__version__.startswith(VERSIONS), reason="needs another version of torch"),
@@ -20,7 +21,8 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def device():
+def device(monkeypatch):
+    monkeypatch.setattr(Replay, "is_possible", True)
     with emulated_gpu():
         yield torch.device("cuda", 0)
 

@@ -32,8 +32,11 @@ class Replay:
     The first call of a kind runs as usual: it loads kernels, which a capture cannot. The second is captured, and from
     then on the graph is replayed, with new values of the tensors. A function must not wait for the device. Its further
     memory must stay in place, and it must leave nothing behind in new tensors. Where no graph can be captured, a line
-    says so, and all calls run as usual.
+    says so, and all calls of the process run as usual: torch 2.11 keeps the memory of a capture that has failed, and
+    may refuse the next one.
     """
+
+    is_possible = True
 
     def __init__(self, device: torch.device):
         self.stream = torch.cuda.Stream(device)  # for cuBLAS's workspace, the same in first calls and in captures
@@ -42,7 +45,6 @@ class Replay:
         self.graphs: dict[
             tuple, tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]
         ] = {}  # and the tensors that each reads
-        self.is_possible = True
 
     def __call__(self, function: Callable[..., None], *tensors: torch.Tensor, **settings: object) -> None:
         """Call `function(*tensors, **settings)`. The settings must be hashable."""
@@ -73,7 +75,8 @@ class Replay:
             with torch.cuda.stream(self.stream), torch.cuda.graph(graph, self.pool, self.stream):
                 function(*inputs, **settings)
         except RuntimeError as error:
-            self.is_possible = False
-            warn_of_lacking("CUDA graph", error)
+            Replay.is_possible = False
+            # What the function raised: the end of the capture then raises, too, and says only that it has failed.
+            warn_of_lacking("CUDA graph", error.__context__ or error)
         else:
             self.graphs[kind] = graph, inputs

@@ -79,7 +79,8 @@ def test_the_padded_gradient_is_that_of_the_reference(fields, first_trained_laye
 
 
 @pytest.fixture(autouse=True)
-def nothing_said_yet():
+def nothing_said_yet(monkeypatch):
+    monkeypatch.setattr(Replay, "is_possible", True)
     replay._warn.cache_clear()
     kernels_for.cache_clear()
     yield
@@ -403,14 +404,39 @@ def test_every_kind_of_call_has_a_graph_of_its_own(cuda):
 
 
 def test_without_a_graph_every_call_is_made_and_one_line_says_so(cuda, monkeypatch, capsys):
+    tried = []
+
     @contextlib.contextmanager
     def capture(graph, pool, stream):
+        tried.append(graph)
         raise RuntimeError("operation not permitted\nwhen capturing")
         yield
 
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    replays, calls = Replay(torch.device("cpu")), []
-    for k in range(4):
-        replays(lambda tensor: calls.append(float(tensor)), torch.tensor(float(k)))
-    assert calls == [0.0, 1.0, 2.0, 3.0]
+    calls = []
+    for replays in (Replay(torch.device("cpu")), Replay(torch.device("cpu"))):  # one of a fit, one of the next
+        for k in range(4):
+            replays(lambda tensor: calls.append(float(tensor)), torch.tensor(float(k)))
+    assert calls == [0.0, 1.0, 2.0, 3.0] * 2 and len(tried) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_line_says_why_a_capture_has_failed_and_not_only_that_it_has(cuda, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def capture(graph, pool, stream):
+        try:
+            yield
+        finally:
+            raise RuntimeError("a previous error during capture")
+
+    def function(tensor: torch.Tensor) -> None:
+        if calls:
+            raise RuntimeError("the cause")
+        calls.append(tensor)
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    replays, calls = Replay(torch.device("cpu")), []
+    replays(function, torch.ones(1))
+    with pytest.raises(RuntimeError, match="the cause"):  # of the call without a graph, which fails alike here
+        replays(function, torch.ones(1))
+    assert "no CUDA graph: the cause" in capsys.readouterr().err
