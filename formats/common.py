@@ -21,6 +21,7 @@ COMPLEX_WAY_OUT = (
     "NumPy's abs(array) or array.real makes floats of them; np.stack([array.real, array.imag], axis=-1), with "
     "--d_out 2, keeps both parts"
 )
+UNITS_OF_OME_ZARR = {"nanometer": "nm", "micrometer": "\u00b5m", "millimeter": "mm", "centimeter": "cm", "meter": "m"}
 LENGTHS_IN_MM = {"nm": 1e-6, "\u00b5m": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3, "km": 1e6}
 
 
@@ -67,7 +68,8 @@ def raw_layout(shape: tuple[int, ...] | None, dtype: str | None, endian: str | N
 
 def unit_of_length(text: str) -> str:
     """A unit of length, in one of the ways to write it; another text as it is."""
-    return re.sub("^([u\u03bc]|\\\\u00B5)m$|^micron$", "\u00b5m", text)
+    text = re.sub("^([u\u03bc]|\\\\u00B5)m$|^micron$", "\u00b5m", text)
+    return UNITS_OF_OME_ZARR.get(text, text)
 
 
 def suffix_of(path: str) -> str:
@@ -98,7 +100,10 @@ def volume_from_axes(
     if space:
         geometry = dataclasses.replace(geometry.with_signs(SIGNS[space]), space="LPS")
     if not geometry.is_orthonormal:
-        raise VolumeError(f"{path}: expected axes at right angles, found {direction.T.tolist()}")
+        way_out = (
+            "resample it first: dcm2niix does so for a tilted gantry, nibabel.processing.resample_to_output for NIfTI"
+        )
+        raise VolumeError(f"{path}: expected axes at right angles, found {direction.T.tolist()}: {way_out}")
     return Volume(array, geometry)
 
 

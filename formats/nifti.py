@@ -12,7 +12,15 @@ import math
 
 import numpy as np
 
-from formats.common import LENGTHS_IN_MM, UNEVEN, VolumeError, as_volume_error, volume_from_axes, warn_of_vectors
+from formats.common import (
+    LENGTHS_IN_MM,
+    UNEVEN,
+    VolumeError,
+    as_volume_error,
+    unit_of_length,
+    volume_from_axes,
+    warn_of_vectors,
+)
 from formats.packing import array_of
 from formats.slabs import Frame
 from formats.stored import StoredArray
@@ -182,7 +190,7 @@ def nifti_header(path: str, frame: Frame) -> bytes:
         "pixdim": (side, *place.spacing, step, 0.0, 0.0, 0.0),
         "vox_offset": HEADER.itemsize + len(NO_EXTENSION),
         "scl_slope": 1.0,
-        "xyzt_units": UNIT_CODES.get(place.unit_of_lengths(min(frame.d_in, 3)), 0)
+        "xyzt_units": UNIT_CODES.get(unit_of_length(place.unit_of_lengths(min(frame.d_in, 3))), 0)
         + TIME_CODES.get(place.units_of("t"), 0) * is_series,
         "toffset": start,
         "qform_code": 2,  # aligned with the anatomy

@@ -15,7 +15,7 @@ from cli import console
 from cli.files import FileSet
 from formats import hdf5, metaimage, nifti, nrrd, raw, tiff, vtk_images, zarr
 from formats.arrays import LazyArray
-from formats.common import VolumeError, import_package, of_three_axes, suffix_of
+from formats.common import VolumeError, import_package, of_three_axes, suffix_of, unit_of_length
 from formats.slabs import frame_of, planar, x_fastest
 from utils import Volume
 
@@ -107,17 +107,20 @@ def write_volume(
         return
     frame = frame_of(volume, has_float16=suffix in (".npy", ".raw"))
     files = output_files(path, array.shape[: frame.d_in], array.dtype, frame.n_components)
-    is_nifti = suffix in (".nii", ".nii.gz")
+    is_nifti, is_meta = suffix in (".nii", ".nii.gz"), suffix in (".mhd", ".mha")
     header = b""
     if suffix == ".nrrd":
         header = nrrd.nrrd_header(frame)
-    elif suffix in (".mhd", ".mha"):
+    elif is_meta:
         header = metaimage.meta_header(frame, os.path.basename(files[1]) if suffix == ".mhd" else "LOCAL")
     elif is_nifti:
         header = nifti.nifti_header(path, frame)
         if not frame.geometry.space:
             what = "its axes are taken to point to left, posterior, superior, as their source does not say it"
             console.warn(path, what)
+    unit = unit_of_length(frame.geometry.unit_of_lengths(min(frame.d_in, 3)))
+    if (is_meta and unit not in ("", "mm")) or (is_nifti and unit not in ("", *nifti.UNIT_CODES)):
+        console.warn(path, f"its lengths are in {unit}, which others take for mm: .nc and .zarr keep the unit")
     temporary = [together.add(name) for name in files]  # the header first: the index of the set
     with contextlib.ExitStack() as opened:
         file, *others = (opened.enter_context(open(name, "wb")) for name in temporary)

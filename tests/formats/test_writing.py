@@ -452,3 +452,17 @@ def test_what_a_format_cannot_hold(tmp_path):
     assert "32767 voxels an axis" in refusal("a.nii.gz", (32768, 3, 2))
     assert "float32 in NIfTI" in refusal("a.nii", (4, 3, 2), origin=(0.0, 1e39, 0.0))
     assert "float32 in NIfTI" in refusal("a.nii", (4, 3, 2), spacing=(1.0, 1e-60, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "unit", "is_told"),
+    [(".mha", "\u00b5m", True), (".mha", "mm", False), (".nii", "micrometer", False), (".nii", "nm", True)],
+)
+def test_a_unit_of_length_that_a_format_does_not_hold_is_told(suffix, unit, is_told, tmp_path, capfd):
+    """OME-Zarr spells units out."""
+    place = Geometry((0.5, 0.5, 2.0), (0.0, 0.0, 0.0), axis_attributes={f"units_{axis}": unit for axis in "xyz"})
+    path = str(tmp_path / f"a{suffix}")
+    write_volume(path, Volume(np.zeros((4, 3, 2), np.float32), place))
+    assert ("take for mm" in capfd.readouterr().err) == is_told
+    if unit == "micrometer":
+        assert read_volume(path).geometry.spacing == pytest.approx((0.0005, 0.0005, 0.002))
