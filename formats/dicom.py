@@ -120,7 +120,7 @@ def slice_files(folder: str) -> list[str]:
     """The slices that lie in a folder, by name. Raises VolumeError, also for a file that only has the name of one."""
     try:
         files = sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
-        found = [path for path in files if _is_slice(path)]
+        found = [path for path in files if is_slice(path)]
     except OSError as error:
         raise VolumeError(f"{error.filename or folder}: cannot be read: {error.strerror}") from None
     for path in sorted({*files} - {*found}):
@@ -130,7 +130,8 @@ def slice_files(folder: str) -> list[str]:
     return found
 
 
-def _is_slice(path: str) -> bool:
+def is_slice(path: str) -> bool:
+    """Whether a file has the mark of DICOM and is no index of others."""
     with open(path, "rb") as file:
         return file.read(132)[128:] == b"DICM" and os.path.basename(path).upper() != "DICOMDIR"
 
@@ -150,6 +151,9 @@ def _read_slices(path: str) -> list[_Slice]:
 
 def _check_values(path: str, file) -> None:
     """Raise VolumeError when the numbers that a file stores are no values, nor rescaled by slope and intercept."""
+    if "Modality" in file and "Rows" not in file:
+        what = f"expected a slice, found a file of the modality {file.Modality} without voxels"
+        raise VolumeError(f"{path}: {what}: move it to another folder, unless it is a damaged slice")
     found = {key: way_out for key, way_out in NO_VALUES.items() if file.get(key)}
     if file.get("PhotometricInterpretation") == "PALETTE COLOR":
         found["a palette"] = "pydicom.pixels.apply_color_lut(file.pixel_array, file)"

@@ -127,6 +127,7 @@ def _steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
     if "space directions" in header:
         vectors = re.findall(r"none|\([^()]*\)", header["space directions"])
         steps = [None if text == "none" else _vector(header, text) for text in vectors]
+        steps = [None if step is None or np.isnan(step).all() else step for step in steps]  # as Teem may write none
     else:
         kinds = header.get("kinds", "").split() or ["domain"] * n_axes
         is_grid = [kind in ("domain", "space", "???", "none") for kind in kinds]

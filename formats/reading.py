@@ -207,7 +207,7 @@ def _read(
 
 def _reason_against(path: str, suffix: str, start: bytes) -> str:
     """A text: why a file is no volume, and what to give in place of it. start: its first bytes."""
-    if suffix == ".dcm":
+    if suffix == ".dcm" or dicom.is_slice(path):
         folder = shlex.quote(os.path.dirname(path) or ".")
         return f"expected the folder of the DICOM slices, found a file: --volume {folder}"
     if suffix in SEVERAL_FILES:

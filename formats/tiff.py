@@ -51,12 +51,14 @@ def read_tiff(path: str) -> Volume:
     ):
         pages, metadata = list(file.pages), file.imagej_metadata or {}
         shapes = [entry.get("shape") for entry in file.shaped_metadata or ()]  # as tifffile itself writes it
-        if shapes and shapes[0] and math.prod(shapes[0]) != sum(page.size for page in pages):
+        if all(shapes) and shapes and sum(map(math.prod, shapes)) != sum(page.size for page in pages):
             raise VolumeError(f"{path}: truncated or damaged: expected pages of shape {shapes[0]}, found {len(pages)}")
         _check_pages(path, pages, metadata)
         image = file.series[0]
         if len(file.series) > 1 or len(image.pages) != len(pages) or None in image.pages:
-            raise VolumeError(f"{path}: expected one image, found {len(file.series)}, or pages that are in none")
+            what = f"expected one image, found {len(file.series)}, or pages that are in none"
+            way_out = "tifffile.imread(path, series=0).T, or key=slice(None) for all pages, saved as .npy, is read"
+            raise VolumeError(f"{path}: {what}: {way_out}")
         if file.is_ome and image.kind != "ome":
             raise VolumeError(f"{path}: expected all pages that its OME description names, in this file")
         roles = _roles(path, image.axes, image.shape)

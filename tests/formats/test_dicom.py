@@ -182,6 +182,23 @@ def test_dicom_without_its_first_bytes(start, tmp_path):
     assert refusal(scan).startswith(f"{scan / '0.dcm'}: expected a slice, found no DICM after 128 bytes: ")
 
 
+def test_dicom_of_slices_without_voxels_or_of_a_tilted_gantry_has_a_way_out(tmp_path):
+    scan = edited(tmp_path, Modality="SR", Rows=None)
+    assert "found a file of the modality SR without voxels: move it" in refusal(scan)
+    (tmp_path / "tilted").mkdir()
+    scan = write_dicom(tmp_path / "tilted", slanted(SHAPE).astype(np.uint16))
+    file = pydicom.dcmread(scan / "1.dcm")
+    shift = 0.5 * np.array(file.ImageOrientationPatient[:3])
+    edit(scan / "1.dcm", ImagePositionPatient=list(np.array(file.ImagePositionPatient) + shift))
+    assert "dcm2niix" in refusal(scan)
+
+
+def test_a_slice_without_a_suffix_names_its_folder(tmp_path):
+    """As scanners export them."""
+    (tmp_path / "IM0001").write_bytes(bytes(128) + b"DICM")
+    assert f"--volume {shlex.quote(str(tmp_path))}" in refusal(tmp_path / "IM0001")
+
+
 def test_dicom_of_two_series(tmp_path):
     scan = edited(tmp_path, SeriesInstanceUID="1.2.3")
     edit(scan / "1.dcm", SeriesInstanceUID="1.2.4")
@@ -236,6 +253,6 @@ def test_a_slice_that_cannot_be_opened(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("formats.dicom._is_slice", refuse)
+    monkeypatch.setattr("formats.dicom.is_slice", refuse)
     assert refusal(scan).endswith(": cannot be read: Permission denied")
     assert source_files(str(scan)) == [str(scan)]

@@ -120,12 +120,13 @@ def test_nrrd_of_components_that_begins_elsewhere(tmp_path):
         assert "not a readable NRRD header" in refusal(write(wrong))
 
 
+@pytest.mark.parametrize("none", ["none", "(nan,nan,nan)"])
 @pytest.mark.parametrize("axis", [0, 3])
-def test_nrrd_of_components(axis, tmp_path):
+def test_nrrd_of_components(axis, none, tmp_path):
     array = np.stack([slanted(SHAPE), -slanted(SHAPE)], axis=-1)
     stored = np.moveaxis(array, -1, axis)
     steps, kinds = ["(0,-0.5,0)", "(2,0,0)", "(0,0,3)"], ["domain"] * 3
-    steps.insert(axis, "none")
+    steps.insert(axis, none)
     kinds.insert(axis, "vector")
     fields = {"dimension": "4", "sizes": " ".join(map(str, stored.shape)), "space directions": " ".join(steps)}
     header = nrrd_header(slanted(SHAPE), **fields, kinds=" ".join(kinds))

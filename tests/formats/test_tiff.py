@@ -113,6 +113,15 @@ def test_tiff_whose_refusal_names_the_way_out(how, said, tmp_path):
     assert said in refusal(tmp_path / "a.tif")
 
 
+def test_tiff_of_slices_that_are_images_of_their_own_is_not_called_damaged(tmp_path):
+    """As tifffile's TiffWriter.write adds slice by slice."""
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for _ in range(4):
+            file.write(np.zeros((6, 5), np.uint16))
+    assert "expected one image, found 4, " in refusal(tmp_path / "a.tif")
+    assert "key=slice(None)" in refusal(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize(("spacing", "expected"), [(-2.0, 2.0), (0.0, 1.0)])
 def test_the_spacing_of_imagej_has_no_sign(spacing, expected, tmp_path):
     said = {"axes": "ZYX", "spacing": spacing}
