@@ -14,7 +14,8 @@ from cli.progress import Progress
 from field.neural_field import NeuralField
 from formats.arrays import LazyArray
 from formats.common import suffix_of
-from formats.series import collection, collection_path, step_path
+from formats.pvd import collection, collection_path
+from formats.series import step_path
 from formats.writing import WITH_TIME, least_bytes, output_files, write_volume
 from utils import Grid, UserError, Volume
 

@@ -21,7 +21,7 @@ import numpy as np
 from cli import console
 from cli.arguments import Options
 from cli.files import is_zarr
-from formats import dicom, hdf5, metaimage, netcdf, nifti, npz, nrrd, raw, series, tiff, zarr
+from formats import dicom, hdf5, metaimage, netcdf, nifti, npz, nrrd, pvd, raw, series, tiff, zarr
 from formats.cf import volume_of_variable
 from formats.common import COMPLEX_WAY_OUT, RawLayout, VolumeError, as_volume_error, in_type, raw_layout, suffix_of
 from formats.vtk_process import VTK_READERS, read_by_vtk
@@ -41,7 +41,7 @@ READERS_OF_ARRAYS = {  # of files that hold arrays with names: read(path, name)
 }
 HEADERS = {".nrrd": nrrd, ".nhdr": nrrd, ".mhd": metaimage, ".mha": metaimage}  # which may name a file of voxels
 SEVERAL_FILES = {  # formats whose files only name others, and what to give in place of them
-    ".pvd": "give the files that it lists by a pattern, as --volume 'run_*.vti': each says its time as TimeValue",
+    **dict.fromkeys((".pvd", ".series"), "give it alone, in no pattern and no other list"),
     **dict.fromkeys(
         (".pvti", ".pvtr", ".pvts", ".pvtu", ".pvtp", ".vtm", ".vtmb", ".vtpd", ".vtpc", ".vth", ".vthb"),
         "open it in ParaView, apply Resample To Image, and save the result as .vti",
@@ -52,8 +52,8 @@ MOST_LISTED = 5  # files of a folder in a message
 
 
 def source_files(path: str) -> list[str]:
-    """All files that a volume is read from: those of a pattern, slices in a folder, voxels behind a header."""
-    found = []
+    """All files that a volume is read from: of a pattern or a list, with the list, slices, voxels behind a header."""
+    found = [path] if pvd.is_list(path) else []
     for name in series.files_of(path):
         found.append(name)
         suffix = suffix_of(name)
@@ -97,10 +97,11 @@ def read_volume(
 ) -> Volume:
     """Read a volume of `d_in` axes, with a last axis of `d_out` components when d_out is above 1.
 
-    d_in: None means three axes, or four for a time series: a pattern of names, a file of several times, or a .npy array
-    of four axes besides components. d_out: None means all components of the file. array: the name of the array to read.
-    layout: of a headerless file. fill: the value of missing voxels; None: what the file declares to be missing, if
-    anything; "none": no value. Another value than the declared one, and "none", leave all values as they are stored.
+    d_in: None means three axes, or four for a time series: a pattern of names, a list of several files, a file of
+    several times, or a .npy array of four axes besides components. d_out: None means all components of the file.
+    array: the name of the array to read. layout: of a headerless file. fill: the value of missing voxels; None: what
+    the file declares to be missing, if anything; "none": no value. Another value than the declared one, and "none",
+    leave all values as they are stored.
     resample: how many voxels along x, y, z the image has that is made of another grid of VTK's.
     Values and type are kept, in the machine's byte order; booleans become uint8. A file that can be memory-mapped is
     not copied. Raises VolumeError for anything that is not a numeric volume of that form, finite where it is not
@@ -117,9 +118,14 @@ def read_volume(
         _check(name, volume, d_in or volume.geometry.d_in, d_out, pattern)
         return volume
 
-    if not series.is_pattern(path):
+    is_list = pvd.is_list(path)
+    if is_list and d_in != 4 and len(steps := pvd.steps_of(path)) == 1:
+        name, time = steps[0]
+        volume = read_file(name, d_in or 3, path)
+        return volume if time is None else dataclasses.replace(volume, time=time)
+    if not (is_list or series.is_pattern(path)):
         return read_file(path, d_in)
-    volume = series.read_files(path, lambda step: read_file(step, 3, path), d_in)
+    volume = series.read_files(path, lambda step: read_file(step, 3, path), 4 if is_list else d_in)
     if d_in not in (None, volume.geometry.d_in):
         found = "a time series, of 4 axes" if volume.geometry.d_in == 4 else "the slices of a volume, of 3 axes"
         raise VolumeError(
@@ -321,7 +327,8 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None, pattern: str
         if found and READERS.get(suffix_of(path)) is nrrd.read_nrrd:
             found += ": a list axis is taken for components, only one of kind time for time"
         raise VolumeError(
-            f"{path}: expected a time series (a pattern of files, or four axes in a file), found a single volume{found}"
+            f"{path}: expected a time series (a pattern of files, a .pvd, or four axes in a file), found a single "
+            f"volume{found}"
         )
     if volume.geometry.d_in > d_in:
         way_out = _joined(path, pattern) if pattern else ""

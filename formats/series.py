@@ -1,4 +1,4 @@
-"""A time series as one file per step: read by a pattern of names, written with a .pvd collection for ParaView."""
+"""A time series as one file per step: read by a pattern of names, or by a list of files such as .pvd."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from functools import partial
-from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from cli import console
 from formats.arrays import StackedSteps
 from formats.common import UNEVEN, VolumeError
 from formats.moments import from_one_moment
+from formats.pvd import is_list, steps_of
 from utils import Geometry, Volume
 
 OTHER_FILES = 256  # open files that the process may need besides the steps
@@ -46,13 +46,17 @@ def is_pattern(path: str) -> bool:
 
 
 def files_of(path: str) -> list[str]:
-    """The files that match a pattern, in natural order: step_2 before step_10. A plain name gives itself.
+    """The files that match a pattern, in natural order: step_2 before step_10; those of a list, in its order.
+
+    A plain name gives itself.
 
     Numbers may have a decimal part, an exponent, and a sign after a separator: t_-1 before t_1e-05 before t_0.25. The
     parts of a version, as 1.2.10 or v1.10, are integers. So are the numbers of the suffix, which is no decimal part.
     All numbers are integers if two names are equal by their decimals, as 2020.1 and 2020.10, or if all decimals may be
     a year and a month, as 2020.2 and 2020.10.
     """
+    if is_list(path):
+        return [name for name, _ in steps_of(path)]
     if not is_pattern(path):
         return [path]
 
@@ -91,7 +95,7 @@ def pattern_of(path: str) -> str:
 
 
 def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) -> Volume:
-    """The files of a pattern as one volume. `read(path)` reads one file.
+    """The files of a pattern, or of a list, as one volume. `read(path)` reads one file.
 
     Files of one voxel along z are slices of a volume, in the order of their places, unless `d_in` is 4 or, where it is
     None, they lie at one place and say different times. All others are steps of a series, whose first axis is time.
@@ -101,7 +105,8 @@ def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) ->
     some files counts for all. Raises VolumeError when no file matches, when a file differs from the first one in more
     than values and time, and when two files give different fill values.
     """
-    paths = files_of(pattern)
+    steps = steps_of(pattern) if is_list(pattern) else [(path, None) for path in files_of(pattern)]
+    paths = [path for path, _ in steps]
     if not paths:
         raise VolumeError(f"{pattern}: expected files of that pattern, found none")
     _allow_open_files(len(paths))
@@ -109,12 +114,12 @@ def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) ->
     with _each_warning_once():
         first = read(paths[0])
         may_be_slices = d_in != 4 and first.geometry.d_in == 3 and first.array.shape[2] == 1
-        for i, path in enumerate(paths):
+        for i, (path, listed) in enumerate(steps):
             volume = read(path) if i else first
             heights.append(_height(volume, first) if may_be_slices and volume.geometry.d_in == 3 else 0.0)
             _check_alike(path, volume, paths[0], first, heights[i])
             arrays.append(volume.array)
-            times.append(volume.time)
+            times.append(volume.time if listed is None else listed)
             said.append(volume.geometry.attributes_of("t"))
             if volume.fill is not None:
                 fills[path] = volume.fill
@@ -219,7 +224,7 @@ def _check_alike(path: str, volume: Volume, first_path: str, first: Volume, heig
     for key, found, expected in pairs:
         if found != expected:
             what = f"expected {key} {expected}, as in {first_path}, found {found}"
-            raise VolumeError(f"{path}: {what}: a pattern is for files that are alike")
+            raise VolumeError(f"{path}: {what}: the files of a series or of a volume have to be alike")
 
 
 def _are_at_one_place(volume: Volume, other: Volume, height: float) -> bool:
@@ -266,18 +271,3 @@ def step_path(path: str, step: int) -> str:
     """The name of the file of one step: recon.vti -> recon_0003.vti."""
     stem, suffix = os.path.splitext(path)
     return f"{stem}_{step:04d}{suffix}"
-
-
-def collection_path(path: str) -> str:
-    """The name of the file that lists all steps: recon.vti -> recon.pvd."""
-    return os.path.splitext(path)[0] + ".pvd"
-
-
-def collection(times: Mapping[str, float]) -> bytes:
-    """The content of a .pvd file. times: the time of each step's file, which lies beside the .pvd file."""
-    lines = [
-        f'<DataSet timestep="{time!r}" part="0" file={quoteattr(os.path.basename(path))}/>'
-        for path, time in times.items()
-    ]
-    head = '<?xml version="1.0" encoding="UTF-8"?>\n<VTKFile type="Collection" version="0.1">\n<Collection>\n'
-    return (head + "\n".join(lines) + "\n</Collection>\n</VTKFile>\n").encode()

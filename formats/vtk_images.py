@@ -70,11 +70,25 @@ def _piece_extents(path: str) -> list[list[int]]:
     """The extents of the pieces of an XML file: first and last point along x, along y, along z."""
     with open(path, "rb") as file:
         text = file.read().partition(b"<AppendedData")[0]
+    extents = [said["Extent"] for name, said in xml_elements(text, is_whole=False) if name == "Piece"]
+    return [[int(number) for number in extent.split()] for extent in extents]
+
+
+def xml_elements(text: bytes, is_whole: bool) -> list[tuple[str, dict[str, str]]]:
+    """The name and the attributes of each element of an XML text, or of its beginning.
+
+    Raises ValueError where the text declares entities, which could grow without end, and expat.ExpatError.
+    """
+
+    def refuse(*declaration: object) -> None:
+        raise ValueError("declares XML entities, which VTK's formats do not have")
+
     found = []
     parser = expat.ParserCreate()
-    parser.StartElementHandler = lambda name, said: found.append(said["Extent"]) if name == "Piece" else None
-    parser.Parse(text)
-    return [[int(number) for number in extent.split()] for extent in found]
+    parser.EntityDeclHandler = refuse
+    parser.StartElementHandler = lambda name, said: found.append((name, said))
+    parser.Parse(text, is_whole)
+    return found
 
 
 def _is_covered(whole: tuple[int, ...], pieces: list[list[int]], of_cells: bool) -> bool:

@@ -48,7 +48,7 @@ def add_input_and_output(group: ArgumentGroup) -> None:
         required=True,
         help="volume to fit, in a format of docs/volume-files.md: .npy, .raw, .vti, .nii, .tif, .nc, .h5, .zarr, a "
         "folder of DICOM slices, ...; axis 0 is x. A time series is an array [t, x, y, z], or one file a step by a "
-        "quoted pattern, 'run/*.vti'",
+        "quoted pattern, 'run/*.vti', or a list, run.pvd",
     )
     add_volume_arguments(group)
     group.add_argument(

@@ -124,7 +124,7 @@ def test_a_folder_of_files_that_are_not_alike_says_so(n_steps, shape, tmp_path):
     assert "mask.npy (4, 3, 5) float32, step_0.npy (4, 3, 2) float32" in message
     assert message.endswith(f"reads {n_steps} of them")
     assert read_volume(shlex.split(message[message.index("--volume") :])[1]).array.shape == shape
-    with pytest.raises(VolumeError, match="a pattern is for files that are alike"):
+    with pytest.raises(VolumeError, match="have to be alike"):
         read_volume(f"{tmp_path}/*.npy")
 
 

@@ -383,5 +383,5 @@ def test_places_of_steps_that_differ_by_rounding(tmp_path, origin, spacing, is_a
     if is_alike:
         assert read_volume(pattern).geometry.origin == (0.0, 7.0, 8.0, 9.0)
     else:
-        with pytest.raises(VolumeError, match="a pattern is for files that are alike"):
+        with pytest.raises(VolumeError, match="have to be alike"):
             read_volume(pattern)

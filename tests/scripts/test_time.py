@@ -65,6 +65,9 @@ def test_a_file_a_step_and_their_collection(blob, whole, tmp_path, capsys):
     names = [f"out_000{t}.vti" for t in range(4)]
     assert set(listing(tmp_path)) == {"blob", "whole.npy", "out.pvd", *names}
     assert steps_in(tmp_path / "out.pvd") == dict(zip(names, [7.0, 7.25, 7.5, 7.75], strict=True))
+    series = read_volume(str(tmp_path / "out.pvd"))
+    np.testing.assert_array_equal(np.stack(series.array.arrays), whole)
+    assert series.geometry.spacing[0] == 0.25 and series.geometry.origin[0] == 7.0
     for t, name in enumerate(names):
         image = vtk_read(tmp_path / name)
         np.testing.assert_array_equal(image.array, whole[t])
@@ -336,6 +339,7 @@ def test_one_step_is_a_volume_over_time(tmp_path):
     compress(train(slanted((1, 4, 3, 2)), tmp_path, "--d_in", 4, "--n_layers", 1), tmp_path / "blob")
     script("--compressed", tmp_path / "blob", "--recon", tmp_path / "o.vti", "--gradient")
     assert steps_in(tmp_path / "o.pvd") == {"o_0000.vti": 0.0}
+    script("--compressed", tmp_path / "blob", "--recon", tmp_path / "again", "--volume", tmp_path / "o.pvd")
 
 
 def test_components_of_a_vti_need_no_flag(tmp_path, capsys):
