@@ -36,12 +36,14 @@ UNITS = (
     (DEGREES_EAST, "x"),
     (r"degrees?_?(n|north)$", "y"),
     (r"(h?pa|mbar|millibar|bar|level|layer|sigma_level)$", "z"),
-    (r".+ since ", "t"),
+    (r".+ since |(second|minute|hour|day)s?$", "t"),
 )
 NAMES = {
-    **dict.fromkeys(("x", "lon", "longitude", "nx", "west_east"), "x"),
-    **dict.fromkeys(("y", "lat", "latitude", "ny", "south_north"), "y"),
-    **dict.fromkeys(("z", "lev", "level", "plev", "depth", "height", "altitude", "nz", "bottom_top"), "z"),
+    **dict.fromkeys(("x", "lon", "longitude", "nx", "west_east", "west_east_stag"), "x"),
+    **dict.fromkeys(("y", "lat", "latitude", "ny", "south_north", "south_north_stag"), "y"),
+    **dict.fromkeys(
+        ("z", "lev", "level", "plev", "depth", "height", "altitude", "nz", "bottom_top", "bottom_top_stag"), "z"
+    ),
     **dict.fromkeys(("t", "time"), "t"),
     **dict.fromkeys(("c", "channel", "component"), "c"),
 }
@@ -89,7 +91,9 @@ def volume_of_variable(
     volume = volume_from_axes(path, array, directions, origin, name=label, units=variable.text("units"))
     space = "LPS" if variable.text("space") == "LPS" else ""
     axes = {role: coordinates.get(variable.dims[axis]) for role, axis in roles.items() if role in "txyz"}
-    axes.setdefault("t", _scalar_time(name, variable, scalars))
+    if not axes.get("t"):
+        time_dims = (variable.dims[roles["t"]],) if "t" in roles else ()
+        axes["t"] = _listed_time(name, variable, {**scalars, **variables}, time_dims)
     said = _axis_attributes(axes)
     said = {key: text for key, text in said.items() if not space or text != "mm"}  # which LPS implies
     geometry = dataclasses.replace(volume.geometry, space=space, axis_attributes=said)
@@ -119,7 +123,10 @@ def _roles(
     one before y, as in C order. Further axes of one index are left out. A second time is no place.
     """
     roles: dict[str, int] = {}
-    found = [_role(dim, coordinates.get(dim)) for dim in variable.dims]
+    labels = variable.labels or variable.dims
+    found = [
+        _role(dim, coordinates.get(dim)) or _role(label, None) for dim, label in zip(variable.dims, labels, strict=True)
+    ]
     for axis in sorted(range(len(found)), key=lambda axis: variable.shape[axis] == 1):
         if found[axis]:
             roles.setdefault(found[axis], axis)
@@ -195,19 +202,26 @@ def _listed_coordinates(name: str, variable: Variable) -> set[str]:
     return {f"{parent}/{part}".strip("/") for part in variable.text("coordinates").split()}
 
 
-def _scalar_time(name: str, variable: Variable, scalars: Mapping[str, Variable]) -> Variable | None:
-    """The number that is the time of a variable without an axis of time (CF, section 5.7); None unless there is one.
+def _listed_time(
+    name: str, variable: Variable, variables: Mapping[str, Variable], dims: tuple[str, ...]
+) -> Variable | None:
+    """What a variable names as its time, for want of a coordinate (CF, sections 5 and 5.7); None unless there is one.
 
-    Of several, the one whose standard name is time is it. The time at which a forecast began is not.
+    dims: the axis of time; () where there is none, so that the time is a number. Of several, the one whose standard
+    name is time is it. The time at which a forecast began is not.
     """
     listed, found = _listed_coordinates(name, variable), {}
-    for key, scalar in scalars.items():
-        standard = scalar.text("standard_name").lower()
-        is_known = scalar.dtype.kind != "i" or scalar.source[...] > np.iinfo(scalar.dtype).min  # which xarray's NaT is
-        if key in listed and standard in ("", "time") and _role(key, scalar) == "t" and is_known:
+
+    def is_known(other: Variable) -> bool:
+        return other.dtype.kind != "i" or bool((other.source[...] > np.iinfo(other.dtype).min).all())  # xarray's NaT is
+
+    for key in listed & {*variables}:
+        other, standard = variables[key], variables[key].text("standard_name").lower()
+        is_time = other.dims == dims and not other.refusal and _role(key, other) == "t" and is_known(other)
+        if is_time and standard in ("", "time"):
             found[key] = standard
     meant = [key for key, standard in found.items() if standard] or [*found]
-    return scalars[meant[0]] if len(meant) == 1 else None
+    return variables[meant[0]] if len(meant) == 1 else None
 
 
 def _axis_attributes(axes: Mapping[str, Variable | None]) -> dict[str, str]:

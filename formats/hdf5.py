@@ -93,7 +93,7 @@ def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
     is_plain = item.id.get_type().equal(h5py.h5t.py_create(item.dtype))
     if item.chunks is None and offset is not None and is_plain and item.size and item.shape:
         source = np.memmap(path, item.dtype, "r", offset, item.shape)
-    return Variable(dims, item.dtype, item.attrs, source, item.chunks)
+    return Variable(dims, item.dtype, item.attrs, source, item.chunks, labels=tuple(dim.label for dim in item.dims))
 
 
 def _reason_against(item: Any) -> str | None:

@@ -39,6 +39,7 @@ READERS_OF_ARRAYS = {  # of files that hold arrays with names: read(path, name)
     **dict.fromkeys((".h5", ".hdf5", ".he5", ".mat"), hdf5.read_hdf5),
     ".npz": npz.read_npz,
 }
+SIGNATURES = (b"CDF", b"\x89HDF")  # of NetCDF and HDF5, whose files of simulations often have no suffix, or any
 HEADERS = {".nrrd": nrrd, ".nhdr": nrrd, ".mhd": metaimage, ".mha": metaimage}  # which may name a file of voxels
 SEVERAL_FILES = {  # formats whose files only name others, and what to give in place of them
     **dict.fromkeys((".pvd", ".series"), "give it alone, in no pattern and no other list"),
@@ -183,6 +184,8 @@ def _read(
         raise VolumeError(f"{path}: is empty: expected a volume, found a file of 0 bytes")
     is_npy = start[:6] == b"\x93NUMPY"
     of_arrays = READERS_OF_ARRAYS.get(suffix) if not is_folder else zarr.read_zarr if is_zarr(path) else None
+    if not (is_folder or of_arrays or layout or suffix in READERS or raw.layout_of_name(path)):
+        of_arrays = netcdf.read_netcdf if start.startswith(SIGNATURES) else None
     of_arrays = None if is_npy else of_arrays
     reader = functools.partial(_read_folder, is_marked=is_marked) if is_folder else READERS.get(suffix)
     if layout is not None and (is_npy or reader or of_arrays):

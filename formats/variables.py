@@ -16,7 +16,8 @@ class Variable(NamedTuple):
     """An array in a file, of which no value is read yet.
 
     dims: the name of each axis, "" where it has none. source: see `StoredArray`. chunks: the lengths of a piece that is
-    decoded at once; None where any part is read as fast as another. refusal: why it is not read, "" if it is.
+    decoded at once; None where any part is read as fast as another. refusal: why it is not read, "" if it is. labels:
+    what the axes are called besides their names, if anything.
     """
 
     dims: tuple[str, ...]
@@ -25,6 +26,7 @@ class Variable(NamedTuple):
     source: Any
     chunks: tuple[int, ...] | None = None
     refusal: str = ""
+    labels: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -65,6 +65,26 @@ def test_axes_of_which_only_some_have_a_name(path, capsys):
     assert all(f"q: an axis without a name is taken for {role}, though nothing says so" in told for role in "zt")
 
 
+def test_labels_of_axes(path):
+    """As of Dedalus: the names of the scales say nothing."""
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset("a", data=slanted((3, 7, 5)))
+        for k, (label, name) in enumerate([("t", "sim_time"), ("x", "x_hash"), ("z", "z_hash")]):
+            file[f"scales/{name}"] = 0.5 * np.arange(array.shape[k])
+            file[f"scales/{name}"].make_scale(name)
+            array.dims[k].label = label
+            array.dims[k].attach_scale(file[f"scales/{name}"])
+    volume = read_volume(str(path), array="a")
+    np.testing.assert_array_equal(whole(volume.array)[:, :, 0], slanted((3, 7, 5)))
+
+
+@pytest.mark.parametrize("name", ["wrfout_d01_2005-08-28", "plt_cnt_0010", "a.athdf", "DD0010.cpu0000"])
+def test_a_file_is_known_by_its_first_bytes(tmp_path, name):
+    with h5py.File(tmp_path / name, "w") as file:
+        file["rho"] = slanted((4, 3, 2))
+    assert read_volume(str(tmp_path / name), array="rho").array.shape == (2, 3, 4)
+
+
 def test_links_in_a_file(path):
     """As NeXus has them: a soft link, one by another one and by a group, and a second name."""
     with h5py.File(path, "w") as file:

@@ -172,6 +172,26 @@ def test_the_time_of_a_forecast_is_not_that_of_its_begin(tmp_path):
     assert read_volume(path).time is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_times_that_a_variable_names(tmp_path, kind):
+    """WRF's axis of time has no coordinate, but a variable names its times."""
+    data = xarray.Dataset(
+        {"v": (("Time", "bottom_top", "south_north", "west_east_stag"), slanted((3, *SHAPE)).transpose(0, 3, 2, 1))},
+        coords={"XTIME": ("Time", [60.0, 90.0, 120.0], {"units": "minutes since 2005-08-28"})},
+    )
+    geometry = read_volume(write(tmp_path, kind, data)).geometry
+    assert geometry.spacing[0] == 30.0 and geometry.origin[0] == 60.0
+    assert geometry.attributes_of("t")["units"] == "minutes since 2005-08-28"
+
+
+def test_an_axis_in_hours_is_time(tmp_path):
+    steps = ("step", [0.0, 6.0], {"units": "hours"})
+    dims = {"step": steps, "isobaricInhPa": [500.0, 600.0], "latitude": [1.0, 2.0, 3.0], "longitude": [1.0, 2.0]}
+    data = xarray.Dataset({"v": ([*dims], slanted((2, 2, 3, 2)))}, coords=dims)
+    volume = read_volume(write(tmp_path, "nc4", data))
+    assert volume.array.shape == (2, 2, 3, 2) and volume.geometry.spacing[0] == 6.0
+
+
 def test_a_number_that_is_no_coordinate_is_no_time(tmp_path):
     said = {"units": "hours since 2001-01-01"}
     data = grid(slanted(SHAPE)).assign(time=((), 6.0, said))
