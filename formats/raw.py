@@ -77,10 +77,23 @@ def read_raw(path: str, layout: RawLayout) -> Volume:
         sizes = " x ".join(map(str, layout.shape))
         what = f"expected {expected} bytes for {sizes} of {layout.dtype}, found {found}"
         n, name = found - expected, os.path.basename(path)
-        way_out = f": if it begins with a header, a .nhdr file with 'byte skip: {n}' and 'data file: {name}' reads it"
+        why = "if it begins with a header"
+        if _is_record(path, expected, layout.endian):
+            n, why = 4, "without the two marks of Fortran's record"
+        way_out = f": a .nhdr file with 'byte skip: {n}' and 'data file: {name}' reads it, {why}"
         raise VolumeError(f"{path}: {what}{way_out if n > 0 else ''}")
     array = np.memmap(path, dtype, "r", shape=shape, order="F") if expected else np.empty(shape, dtype)
     return Volume(array[..., None], Geometry.plain(3))
+
+
+def _is_record(path: str, n_bytes: int, endian: str) -> bool:
+    """Whether a file is one record of so many bytes, as Fortran writes it: their number is before and behind them."""
+    if os.path.getsize(path) != n_bytes + 8:
+        return False
+    with open(path, "rb") as file:
+        start = file.read(4)
+        file.seek(-4, os.SEEK_END)
+        return {int.from_bytes(mark, endian) for mark in (start, file.read())} == {n_bytes}
 
 
 def write_npy(file: BinaryIO, frame: Frame, array: np.ndarray | LazyArray) -> None:

@@ -58,3 +58,16 @@ def test_numbers_that_bytes_of_the_other_order_give(tmp_path):
     (tmp_path / "a.raw").write_bytes(array.tobytes("F"))
     said = refusal(tmp_path / "a.raw", layout=RawLayout((4, 3, 2), "float32", "little"))
     assert "--endian big reads bytes in the other order" in said
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_a_record_of_fortran(tmp_path, order):
+    """The way out of the message leads to the values: there are marks on both sides of them."""
+    array = slanted((4, 3, 2)).astype(np.dtype("f4").newbyteorder("<" if order == "little" else ">"))
+    mark = array.nbytes.to_bytes(4, order)
+    (tmp_path / "a.dat").write_bytes(mark + array.tobytes("F") + mark)
+    message = refusal(tmp_path / "a.dat", layout=RawLayout((4, 3, 2), "float32", order))
+    assert "'byte skip: 4' and 'data file: a.dat'" in message and "Fortran" in message
+    header = f"NRRD0004\ntype: float\ndimension: 3\nsizes: 4 3 2\nendian: {order}\nencoding: raw\nbyte skip: 4\n"
+    (tmp_path / "a.nhdr").write_text(header + "data file: a.dat\n")
+    np.testing.assert_array_equal(read_volume(str(tmp_path / "a.nhdr")).array, array)
