@@ -14,6 +14,7 @@ from shared import argument_parser, median_seconds
 
 from field import entropy_coder
 from field.blob import decode_field, encode_blob
+from quantising.order import in_order
 from quantising.rounding import round_layers
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet, SirenConfig, neurons_for_budget
@@ -36,7 +37,7 @@ def main() -> None:
     opt = parser.parse_args()
     torch.set_num_threads(1)
     config = SirenConfig(neurons_for_budget(opt.parameters))
-    net = FieldNet(config, torch.Generator().manual_seed(0))
+    net = in_order(FieldNet(config, torch.Generator().manual_seed(0)))
     header = VolumeHeader(SHAPE, np.float32([0]), np.float32([1]), Geometry.plain(3))
     points = quasirandom_points(SHAPE, N_POINTS)
     print(f"parameters={config.n_parameters}\nn_neurons={config.n_neurons}", flush=True)

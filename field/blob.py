@@ -29,8 +29,9 @@ that it does not know if the letter is lower-case (61 to 7A); otherwise it refus
                                before B
     "B"   bricks               at most one,       one brick: the whole field
                                before any network
-    "N"   network              one of the two     the brick is constant
+    "N"   network              one of the three   the brick is constant
     "P"   network, packed      a brick
+    "T"   with a trellis
 
 Chunk F, field
 --------------
@@ -128,12 +129,12 @@ cut into k bricks, 1 <= k <= max(l - f, 1), at the voxels
 
 Brick i of an axis holds the voxels c(i) to c(i+1), both included: neighbours share a layer of voxels. There are at most
 2^20 bricks. A brick whose low equals its high in every component is constant; it has no network. Each of the others has
-one chunk N or P. These chunks are in the order of the bricks.
+one chunk N, P or T. These chunks are in the order of the bricks.
 
-Without this chunk there is one brick, the whole field, of low -1 and high 1, and one chunk N or P.
+Without this chunk there is one brick, the whole field, of low -1 and high 1, and one chunk N, P or T.
 
-Chunks N and P, network
------------------------
+Chunks N, P and T, network
+--------------------------
 
     u8             flags. Bit 0: residual. Bit 1, of chunk N only: codebooks. The others are 0
     u8             n_layers, at least 1
@@ -150,8 +151,9 @@ n_out:
     n_neurons -> d_out
 
 A layer has a weight matrix W (n_out x n_in, row by row) and a bias b (n_out). Each of their numbers is stored as one
-integer k. It stands for step k, rounded to f32, unless the layer has a codebook. All weights and biases are finite, and
-in a sine layer at most 1e30 / omega_0 in magnitude, in the last layer at most 1e30: so no phase overflows an f32.
+integer k. It stands for step k, rounded to f32, unless the layer has a codebook or a trellis. All weights and biases
+are finite, and in a sine layer at most 1e30 / omega_0 in magnitude, in the last layer at most 1e30: so no phase
+overflows an f32.
 
 The integers of a network come in this order: matrix and bias of the first layer, matrix and bias of the second, ...
 
@@ -178,6 +180,11 @@ The biases of some layers ascend from 0 or more: of all sine layers, when not re
 first one of each residual block (W1, b1 below), when residual. Their integers are gaps: the first bias, and then what
 each is more than the one before. The last bias is at most 30720. (A writer can bring any network into this form. The
 order of its neurons changes nothing; nor does the sign of all numbers of a neuron, as a sine is odd.)
+
+*Chunk T* is a chunk P, in which all matrices but the first have a trellis: integer k(i) of such a matrix, counted from
+0, row by row, stands for step / 2 (2 k(i) + s(i)), rounded to f32. With s(i) = 0 and k(i) = 0 for i < 0,
+
+    s(i) = (s(i - 1) + s(i - 6) + k(i - 2) + k(i - 4)) mod 2
 
 The stream of integers
 ----------------------
@@ -272,8 +279,9 @@ from utils import VolumeHeader, quoted
 
 MAGIC = b"\x93NVC"
 VERSION = 1
-KNOWN = "FGdwaqMSBNP"  # types of chunks
-ORDERS = ("N", "BN", "B", "SBN", "SB")  # in which chunks of these types may come; all N and P count as one N
+NETWORKS = "NPT"  # types of chunks that hold a network
+KNOWN = "FGdwaqMSB" + NETWORKS  # types of chunks
+ORDERS = ("N", "BN", "B", "SBN", "SB")  # in which chunks of these types may come; all of NETWORKS count as one N
 # A file of a few kilobytes can hold as many as the format allows. More than these are read only when asked for.
 USUAL_PARAMETERS = 1 << 24
 USUAL_MASK_VOXELS = 1 << 30
@@ -383,7 +391,7 @@ def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, 
 
 
 def _stored(contents: list[tuple[str, bytes]], d_in: int, d_out: int) -> list[NetworkChunk]:
-    """The networks in the chunks N and P, whose types and contents are given. Raises BlobError."""
+    """The networks in the chunks of NETWORKS, whose types and contents are given. Raises BlobError."""
     found: dict[tuple[str, bytes], SirenConfig] = {}  # the networks of bricks are often alike, and many
     networks = []
     for kind, content in contents:
@@ -408,13 +416,13 @@ def _sound_chunks(data: bytes) -> tuple[dict[str, ByteReader], list[tuple[str, b
 
 
 def _chunks(reader: ByteReader) -> tuple[dict[str, ByteReader], list[tuple[str, bytes]]]:
-    """The content of each known chunk by its type, and the types and contents of all chunks N and P. Raises BlobError.
+    """The content of each known chunk by its type, and the types and contents of all networks. Raises BlobError.
 
     No type comes too often, or at a place where it may not.
     """
     chunks: dict[str, ByteReader] = {}
     networks: list[tuple[str, bytes]] = []
-    kinds = []  # of the known chunks, in the order of the file; all N and P as one N
+    kinds = []  # of the known chunks, in the order of the file; all of NETWORKS as one N
     while not reader.ended:
         kind, length = reader.unpack("cI")
         kind = kind.decode("latin-1")
@@ -423,7 +431,7 @@ def _chunks(reader: ByteReader) -> tuple[dict[str, ByteReader], list[tuple[str, 
             if not "a" <= kind <= "z":
                 raise BlobError(f"holds a chunk of unknown type {kind!r}: written by a newer version")
             continue
-        if kind in "NP":
+        if kind in NETWORKS:
             kinds += "" if networks else "N"
             networks.append((kind, content))
         else:
@@ -437,7 +445,7 @@ def _check_kinds(kinds: str) -> None:
     """Raise BlobError unless a file may hold chunks of these types, in this order."""
     is_once_each = len(set(kinds)) == len(kinds)
     if not (kinds.startswith("F") and is_once_each and "".join(kind for kind in kinds if kind in "SBN") in ORDERS):
-        what = "the chunk F, at most one each of G, d, a, w, q, M, and one network (N, P); or for bricks at most one S"
+        what = "the chunk F, at most one each of G, d, a, w, q, M, and one N, P or T; or for bricks at most one S"
         raise BlobError(f"expected {what}, one B, all networks; found {quoted(kinds)}")
 
 

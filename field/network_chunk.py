@@ -1,6 +1,6 @@
-"""The content of the chunks N and P of a blob: a network's settings, and its layers. See field/blob.py.
+"""The content of the chunks N, P and T of a blob: a network's settings, and its layers. See field/blob.py.
 
-What follows the settings is written and read in `plain_network` (N) and `packed_network` (P).
+What follows the settings is written and read in `plain_network` (N) and `packed_network` (P, T).
 """
 
 from __future__ import annotations
@@ -55,7 +55,10 @@ def check_size(configs: Iterable[SirenConfig]) -> int:
 
 
 def encode_network(config: SirenConfig, layers: Sequence[QuantisedLayer]) -> tuple[str, bytes]:
-    """The type of the chunk of a network, N with codebooks or P without, and its content. Raises BlobError."""
+    """The type of the chunk of a network, and its content. Raises BlobError.
+
+    The type is N with codebooks, T with a trellis for all matrices but the first, else P.
+    """
     check_network(config)
     for layer, (_, n_out, n_in, *_) in zip(layers, layer_table(config), strict=True):
         if layer.weights.shape != (n_out, n_in) or layer.biases.shape != (n_out,):
@@ -63,7 +66,11 @@ def encode_network(config: SirenConfig, layers: Sequence[QuantisedLayer]) -> tup
         if max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) > entropy_coder.MAX_MAGNITUDE:
             raise BlobError(f"expected integers of magnitude at most {entropy_coder.MAX_MAGNITUDE}")
     has_codebooks = any(layer.codebook is not None for layer in layers)
-    kind, encode = ("N", encode_plain) if has_codebooks else ("P", encode_packed)
+    has_trellis = [layer.has_trellis for layer in layers]
+    if has_trellis[0] or len(set(has_trellis[1:])) > 1:
+        raise BlobError(f"expected a trellis for all matrices but the first, or for none, found {has_trellis}")
+    kind = "N" if has_codebooks else "T" if has_trellis[-1] else "P"
+    encode = encode_plain if has_codebooks else encode_packed
     flags = config.is_residual | has_codebooks << 1
     return kind, struct.pack("<2BHf", flags, config.n_layers, config.n_neurons, config.omega_0) + encode(config, layers)
 
@@ -91,7 +98,7 @@ class NetworkChunk(NamedTuple):
         if self.kind == "N":
             layers = decode_plain(content, self.config, bool(flags & 2))
         else:
-            layers = decode_packed(content, self.config)
+            layers = decode_packed(content, self.config, self.kind == "T")
         tensors = {}
         try:
             for (name, _, _, omega, _), layer in zip(layer_table(self.config), layers, strict=True):

@@ -1,4 +1,4 @@
-"""What follows the settings in chunk P: one stream of coded integers. The neurons of the network are in order.
+"""What follows the settings in chunks P and T: one stream of coded integers. The neurons of the network are in order.
 
 The first integers say what the others stand for, and how they are coded. Of biases that ascend, the gaps are coded.
 """
@@ -13,7 +13,7 @@ from field import entropy_coder
 from field.binary import BlobError, ByteReader
 from field.entropy_coder import MAX_MAGNITUDE, Table, small_float_code, table_of, table_of_gaps
 from field.layers import SirenConfig, layer_table
-from field.quantised import QuantisedLayer, are_in_order, in_order
+from field.quantised import QuantisedLayer, are_in_order
 
 # The four numbers of a layer: upper 12 bits of the step; codes of the rate and of the largest magnitude of the matrix's
 # integers, of the largest magnitude of the bias's. Those of a layer are near those of the layer before, so the
@@ -25,10 +25,12 @@ LIMITS = STEPS, RATES, MAGNITUDES, MAGNITUDES
 
 
 def encode_packed(config: SirenConfig, layers: Sequence[QuantisedLayer]) -> bytes:
-    """The stream of layers without codebooks."""
+    """The stream of layers without codebooks. Raises BlobError."""
     numbers, groups, tables = [TYPICAL], [], []
-    for k, (layer, ascends) in enumerate(zip(in_order(config, layers), are_in_order(config), strict=True)):
+    for k, (layer, ascends) in enumerate(zip(layers, are_in_order(config), strict=True)):
         biases = np.diff(layer.biases, prepend=np.int32(0)) if ascends else layer.biases
+        if ascends and biases.min() < 0:
+            raise BlobError(f"layer {k}: expected neurons in the order of their biases")
         *rates, largest = entropy_coder.fit_model(layer.weights, is_linear=k == 0)
         codes = max(rates), largest, small_float_code(int(np.abs(biases).max()))
         step, rest = divmod(int(layer.step.view(np.uint32)), 1 << 20)
@@ -41,8 +43,11 @@ def encode_packed(config: SirenConfig, layers: Sequence[QuantisedLayer]) -> byte
     return entropy_coder.encode([records, *groups], [RECORDS, *tables])
 
 
-def decode_packed(content: ByteReader, config: SirenConfig) -> Iterator[QuantisedLayer]:
-    """The layers of a network. content: of its chunk, after the settings. Raises BlobError, StreamError."""
+def decode_packed(content: ByteReader, config: SirenConfig, has_trellis: bool) -> Iterator[QuantisedLayer]:
+    """The layers of a network. content: of its chunk, after the settings. Raises BlobError, StreamError.
+
+    has_trellis: whether all matrices but the first lie on two grids, see `field.trellis`.
+    """
     table = layer_table(config)
     stream = entropy_coder.Decoder(content.rest(), config.n_parameters + len(table) * len(TYPICAL))
     records = TYPICAL + stream.take(len(table) * len(TYPICAL), RECORDS).reshape(-1, len(TYPICAL)).cumsum(axis=0)
@@ -57,7 +62,8 @@ def decode_packed(content: ByteReader, config: SirenConfig) -> Iterator[Quantise
             biases = biases.cumsum(dtype=np.int64)
             if biases[-1] > MAX_MAGNITUDE:
                 raise BlobError(f"expected integers of magnitude at most {MAX_MAGNITUDE}, found {biases[-1]}")
-        yield QuantisedLayer(weights, biases.astype(np.int32), np.uint32(step << 20).view(np.float32))
+        step = np.uint32(step << 20).view(np.float32)
+        yield QuantisedLayer(weights, biases.astype(np.int32), step, has_trellis=has_trellis and k > 0)
     stream.end()
 
 

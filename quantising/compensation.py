@@ -25,6 +25,7 @@ WIDE_BLOCK = 2048  # weights in a block if the network has more than 2 BLOCK wei
 MIN_BLOCK = 64  # least weights in a block of a single network
 MIN_BLOCK_OF_MANY = 512  # the same of one of many networks, rounded one by one. Smaller ones make larger files
 MAX_METRIC_NUMBERS = 1 << 28  # numbers in all metrics of a network; larger networks have smaller blocks
+TRELLIS_ERROR = 0.77  # squared error of rounding in a trellis, relative to that of rounding on one grid
 DAMPING = 0.02  # added to the diagonal of a metric, relative to this diagonal
 OnProducts = Callable[[int], None]
 
@@ -78,9 +79,10 @@ class CompensationFactors:
 
 
 def compensated_sensitivities(net: FieldNet, factors: Iterable[CompensationFactor]) -> list[float]:
-    """The sensitivity of each layer if later weights compensate each error, as in `round_layer_by_layer`."""
+    """The sensitivity of each layer in `round_layer_by_layer`: later weights compensate, a trellis saves error, too."""
     costs = torch.cat([factor.matrix.diagonal().double() ** -2 for factor in factors])
-    return [bounded(float(part.mean())) for part in costs.split(layer_sizes(net))]
+    means = [float(part.mean()) for part in costs.split(layer_sizes(net))]
+    return [bounded(mean * (TRELLIS_ERROR if k > 0 else 1.0)) for k, mean in enumerate(means)]
 
 
 def metric_blocks(n: int, n_all: int | None = None) -> tuple[list[slice], int]:

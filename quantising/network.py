@@ -13,9 +13,10 @@ import torch
 from cli.progress import Progress
 from field.metrics import compare, measured_boxes
 from field.neural_field import NeuralField
-from field.quantised import QuantisedLayer, in_order
+from field.quantised import QuantisedLayer
 from quantising import codebooks, policy, rounding, work
 from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities, layer_sizes
+from quantising.order import in_order
 from quantising.policy import RoundingOptions
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet
@@ -42,7 +43,7 @@ class NetworkRounding:
         device: torch.device,
         progress: Progress,
     ):
-        self.options, self.net, self.header, self.volume = options, net, header, volume
+        self.options, self.net, self.header, self.volume = options, in_order(net), header, volume
         self.device, self.progress = device, progress
         self.is_trained = volume is not None and options.n_passes != 0
         # Whether the weights are compensated also without training: else each is rounded to the nearest.
@@ -79,7 +80,7 @@ class NetworkRounding:
         """The layers without a change of any decoded integer; None if impossible. See `policy.coarsest_exact`."""
 
         def rounded(error: float) -> tuple[list[QuantisedLayer], NeuralField]:
-            layers = in_order(self.net.config, self._without_volume(error))  # as in the file, to the last bit
+            layers = self._without_volume(error)
             return layers, self._field(self._loaded(layers))
 
         return policy.coarsest_exact(self._field(self.net), rounded)

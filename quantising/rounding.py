@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from field.quantised import QuantisedLayer, round_step
+from field.quantised import QuantisedLayer, are_in_order, round_step
 from quantising.compensation import CompensationFactor, compensated_sensitivities, layer_sizes
+from quantising.search import Search
 from quantising.sensitivity import MAX_STEPS, N_POINTS, choose_steps, informative_points
 from siren import FieldNet, linear_layers
 from training.fitting import Fit
@@ -62,19 +63,21 @@ def round_layer_by_layer(
 ) -> list[QuantisedLayer]:
     """The layers in integers, rounded from first to last; later weights compensate each error. Changes `net`.
 
+    net: with its neurons `in_order`. All matrices but the first have a trellis.
     train_rest: `train_rest(i)` is called when the layers before layer i are rounded; it may train the other layers.
     """
-    layers, sizes = [], layer_sizes(net)
+    layers, sizes, ascends = [], layer_sizes(net), are_in_order(net.config)
     parts = _split_by_layer(factors, sizes)
     for i, (layer, size, step) in enumerate(zip(linear_layers(net), sizes, steps, strict=True)):
         weights = _weights(net)  # read anew for each layer, as `train_rest` changes them
+        search = Search(float(step), layer.in_features, has_trellis=i > 0, ascends=ascends[i])
         rounded = np.empty(0, np.int32)
         while len(rounded) < size:
             part = next(parts)
             compensated = weights[part.start : part.start + part.matrix.shape[1]]
-            rounded = np.append(rounded, _round_first(compensated, part.matrix.numpy(), float(step)))
+            rounded = np.append(rounded, search.round(compensated, part.matrix.numpy()))
         rounded = rounded.reshape(layer.out_features, -1)
-        layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step))
+        layers.append(QuantisedLayer(rounded[:, :-1], rounded[:, -1], step, has_trellis=i > 0))
         _load_weights(net, weights)
         _load_layer(layer, layers[i])
         if i + 1 < len(steps):
@@ -164,23 +167,6 @@ def round_and_train(
         net.load_state_dict(fit.averaged_net.state_dict())
 
     return round_layer_by_layer(net, steps, factors, train_rest)
-
-
-@np.errstate(all="ignore")  # the weights of a diverged network may overflow
-def _round_first(weights: np.ndarray, factor: np.ndarray, step: float) -> np.ndarray:
-    """Round the first `len(factor)` weights in order, and compensate each error in the weights after it, in place."""
-    n = len(factor)
-    rounded = np.empty(n, np.int32)
-    limit = MAX_STEPS * 3 // 2
-    for start in range(0, n, 128):  # one matrix product corrects all weights after a block of 128
-        end = min(start + 128, n)
-        errors = np.empty(end - start, np.float32)
-        for i in range(start, end):
-            rounded[i] = round(min(limit, max(-limit, float(weights[i]) / step)))  # in this order, NaN gives -limit
-            errors[i - start] = (weights[i] - rounded[i] * step) / factor[i, i]
-            weights[i + 1 : end] -= errors[i - start] * factor[i, i + 1 : end]
-        weights[end:] -= errors @ factor[start:end, end:]
-    return rounded
 
 
 def _matrix(layer: nn.Linear) -> torch.Tensor:

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 GOLDEN = Path(__file__).resolve().parents[1] / "data"
 
 from helpers.cut_fields import cut_blob  # noqa: E402
-from helpers.networks import chunks_of, decode_blob, field_net, make_header  # noqa: E402
+from helpers.networks import chunks_of, decode_blob, field_net, make_header, with_ascending_biases, with_trellis  # noqa: E402
 from helpers.second_decoder import DTYPES, evaluate, gaps, model, read_blob  # noqa: E402
 from helpers.volumes import TURNED  # noqa: E402
 
@@ -51,10 +51,8 @@ def with_chunk(blob: bytes, extra: bytes) -> bytes:
     return blob[:5] + struct.pack("<I", zlib.crc32(body)) + body
 
 
-def random_network(
-    seed: int, largest: int, codebooks: bool = False, **config
-) -> tuple[SirenConfig, list[QuantisedLayer]]:
-    """A network of random integers of magnitudes up to `largest`."""
+def random_network(seed: int, largest: int, kind: str = "T", **config) -> tuple[SirenConfig, list[QuantisedLayer]]:
+    """A network of random integers of magnitudes up to `largest`. kind: of its chunk."""
     rng = np.random.default_rng(seed)
     network = SirenConfig(**{"n_neurons": 5, "n_layers": 3} | config)
 
@@ -65,12 +63,13 @@ def random_network(
 
     layers = []
     for _, n_out, n_in, *_ in layer_table(network):
-        has_codebook = codebooks and n_out == n_in == network.n_neurons
+        has_codebook = kind == "N" and n_out == n_in == network.n_neurons
         codebook = np.sort(rng.standard_normal(2 * largest + 1)).astype(np.float32) if has_codebook else None
         layers.append(
             QuantisedLayer(integers(n_out, n_in), integers(n_out), round_step(rng.uniform(1e-6, 2)), codebook)
         )
-    return network, layers
+    layers = with_ascending_biases(network, layers)
+    return network, with_trellis(layers) if kind == "T" else layers
 
 
 def assert_same(blob: bytes) -> None:
@@ -103,16 +102,16 @@ def assert_same(blob: bytes) -> None:
             assert array.tobytes() == tensor.tobytes(), name
 
 
-@pytest.mark.parametrize("codebooks", [False, True])
+@pytest.mark.parametrize("kind", ["N", "P", "T"])
 @pytest.mark.parametrize("is_residual", [False, True])
 @pytest.mark.parametrize(
     ("n_layers", "d_in", "d_out", "largest"),
     [(1, 3, 1, 7), (2, 2, 3, 0), (3, 3, 3, 1), (4, 2, 1, 255), (12, 3, 1, 100), (2, 3, 1, 30720), (2, 1, 2, 2000)],
 )
-def test_decoders_agree(n_layers, d_in, d_out, largest, is_residual, codebooks):
+def test_decoders_agree(n_layers, d_in, d_out, largest, is_residual, kind):
     config = {"n_layers": n_layers, "d_in": d_in, "d_out": d_out, "is_residual": is_residual, "omega_0": 12.5}
     header = make_header((7, 5, 3)[:d_in], d_out=d_out, spacing=(0.1,) * d_in, origin=(-1e300,) * d_in, name="ü\n=\0")
-    assert_same(blob_format.encode_blob(header, [random_network(n_layers, largest, codebooks, **config)]))
+    assert_same(blob_format.encode_blob(header, [random_network(n_layers, largest, kind, **config)]))
 
 
 @pytest.mark.parametrize("name", ["sf", "T"])
@@ -215,13 +214,14 @@ def test_tables_agree(m):
 def test_decoders_agree_at_all_bits(bits):
     net = field_net(n_neurons=7, d_in=2)
     steps = choose_steps(net, sensitivities(net, quasirandom_points((5, 4), 64)), bits=bits)
-    for layers in (round_layers(net, steps), round_to_codebooks(net, bits, steps)):
+    nearest = round_layers(net, steps)
+    for layers in (nearest, with_trellis(nearest), round_to_codebooks(net, bits, steps)):
         assert_same(blob_format.encode_blob(make_header((5, 4)), [(net.config, layers)]))
 
 
-@pytest.mark.parametrize(("n_neurons", "n_layers", "codebooks"), [(94, 2, False), (100, 4, True), (128, 2, False)])
-def test_decoders_agree_with_several_states(n_neurons, n_layers, codebooks):
-    network = random_network(0, 30, codebooks, n_neurons=n_neurons, n_layers=n_layers)
+@pytest.mark.parametrize(("n_neurons", "n_layers", "kind"), [(94, 2, "P"), (100, 4, "N"), (128, 2, "T")])
+def test_decoders_agree_with_several_states(n_neurons, n_layers, kind):
+    network = random_network(0, 30, kind, n_neurons=n_neurons, n_layers=n_layers)
     assert sum(layer.weights.size for layer in network[1]) > 2 * 8192
     assert_same(blob_format.encode_blob(make_header(), [network]))
 
@@ -238,11 +238,11 @@ def test_decoders_agree_on_every_dtype(dtype):
 def test_codebooks_where_outer_matrices_are_square_too(n_neurons):
     """A first or last matrix of n_neurons x n_neurons has a codebook as well."""
     config = {"n_neurons": n_neurons, "d_out": n_neurons, "n_layers": 2}
-    assert_same(blob_format.encode_blob(make_header(d_out=n_neurons), [random_network(0, 4, True, **config)]))
+    assert_same(blob_format.encode_blob(make_header(d_out=n_neurons), [random_network(0, 4, "N", **config)]))
 
 
 def test_several_networks():
-    networks = [random_network(i, 9, i == 1, n_neurons=3 + i, is_residual=i < 2, omega_0=0.1 + i) for i in range(3)]
+    networks = [random_network(i, 9, "TNP"[i], n_neurons=3 + i, is_residual=i < 2, omega_0=0.1 + i) for i in range(3)]
     cut = Cut((3, 1, 1), *(np.full((3, 1), end, np.float32) for end in (-1, 1)))
     blob = blob_format.encode_blob(make_header(), networks, cut=cut)
     assert_same(blob)
@@ -419,8 +419,8 @@ def write_golden() -> None:
     plain = {"low": np.int16([-9, 0, 5]), "high": np.int16([9, 7, 5])}
     place = Geometry((0.25, 0.5, 3.0), (-1.0, 0.0, 1e6), name="velocity µ")
     fields = {
-        "packed": (make_header((6, 5, 4), -1.5, 40.0), field_net(n_neurons=24, n_layers=4)),
-        "packed_plain": (
+        "trellis": (make_header((6, 5, 4), -1.5, 40.0), field_net(n_neurons=24, n_layers=4)),
+        "trellis_plain": (
             VolumeHeader((4, 7, 3), **plain, geometry=place),
             field_net(n_neurons=40, n_layers=3, d_out=3, is_residual=False, omega_0=22.5, seed=1),
         ),
@@ -428,9 +428,9 @@ def write_golden() -> None:
     blobs = {}
     for name, (header, net) in fields.items():
         steps = choose_steps(net, sensitivities(net, quasirandom_points(header.shape, 256)), bits=9)
-        blobs[name] = blob_format.encode_blob(header, [(net.config, round_layers(net, steps))])
+        blobs[name] = blob_format.encode_blob(header, [(net.config, with_trellis(round_layers(net, steps)))])
     header = make_header((12, 9, 7), -300, 700, "int16")
-    blobs["packed_bricks"] = cut_blob(
+    blobs["trellis_bricks"] = cut_blob(
         (12, 9, 7), (2, 1, 2), 5, (2,), header, 7, n_neurons=10, gain=6, mirrors=(12, 7, 0)
     )
     for name, blob in blobs.items():
@@ -439,10 +439,13 @@ def write_golden() -> None:
     (GOLDEN / "golden_expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
-OF_OLDER_PROGRAMS = ["residual", "plain", "missing", "bricks", "mirrors"]  # chunk N without codebooks
+GOLDEN_NAMES = [
+    *("residual", "plain", "missing", "bricks", "mirrors"),  # of older programs: chunk N without codebooks
+    *("codebooks", "packed", "packed_plain", "packed_bricks", "trellis", "trellis_plain", "trellis_bricks"),
+]
 
 
-@pytest.mark.parametrize("name", [*OF_OLDER_PROGRAMS, "codebooks", "packed", "packed_plain", "packed_bricks"])
+@pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_golden(name):
     blob = (GOLDEN / f"golden_{name}.blob").read_bytes()
     expected = json.loads((GOLDEN / "golden_expected.json").read_text())[name]

@@ -1,12 +1,14 @@
-"""Chunk P: the order of neurons, sizes, and streams that are made to do harm."""
+"""Chunks P and T: the order of neurons, sizes, and streams that are made to do harm."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.damage import assemble, seeds
 from helpers.networks import chunks_of, decode_blob, field_net, make_blob, make_header
 
@@ -17,9 +19,11 @@ from field.layers import SirenConfig, layer_table
 from field.network_chunk import HEAD, encode_network
 from field.packed_network import RECORDS, TYPICAL, decode_packed, encode_packed
 from field.plain_network import decode_plain
-from field.quantised import QuantisedLayer, are_in_order, in_order, round_step
+from field.quantised import QuantisedLayer, are_in_order, round_step
+from quantising.order import in_order
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities
+from siren import FieldNet, linear_layers, net_of
 
 FORMS = [(1, True), (2, True), (5, True), (1, False), (2, False), (4, False)]  # n_layers, is_residual
 
@@ -30,43 +34,57 @@ def rounded(**fields) -> tuple[SirenConfig, list[QuantisedLayer]]:
     return net.config, round_layers(net, steps)
 
 
+def random_net(**fields) -> FieldNet:
+    """A network whose neurons are in no order."""
+    return FieldNet(SirenConfig(9, **fields), torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize(("n_layers", "is_residual"), FORMS)
 def test_neurons_in_order(n_layers, is_residual):
-    """Biases ascend from 0 where they should; the order is kept by a second call; the steps stay."""
-    config, layers = rounded(n_layers=n_layers, is_residual=is_residual)
-    ordered = in_order(config, layers)
-    ascending = [layer.biases.min() >= 0 and (np.diff(layer.biases) >= 0).all() for layer in ordered]
-    assert all(np.array(ascending)[are_in_order(config)])
-    assert sum(are_in_order(config)) == n_layers  # all sine layers, or the first of each block
-    again = in_order(config, ordered)
-    for layer, same, before in zip(ordered, again, layers, strict=True):
-        np.testing.assert_array_equal(layer.weights, same.weights)
-        np.testing.assert_array_equal(layer.biases, same.biases)
-        assert layer.step == before.step
-        assert sorted(np.abs(layer.weights).ravel()) == sorted(np.abs(before.weights).ravel())
+    """Biases ascend from 0 where they should; the network computes the same; a second call changes nothing."""
+    net = random_net(n_layers=n_layers, is_residual=is_residual)
+    ordered = in_order(net)
+    for layer, ascends in zip(linear_layers(ordered), are_in_order(net.config), strict=True):
+        assert not ascends or (layer.bias.diff(prepend=torch.zeros(1)) >= 0).all()
+    assert sum(are_in_order(net.config)) == n_layers  # all sine layers, or the first of each block
+    x = 2 * torch.rand(50, 3, generator=torch.Generator().manual_seed(0)) - 1
+    torch.testing.assert_close(ordered(x), net(x), rtol=0, atol=1e-4)
+    for name, tensor in in_order(ordered).state_dict().items():
+        assert torch.equal(tensor, ordered.state_dict()[name])
 
 
 def test_the_order_does_not_depend_on_that_of_the_network():
-    """The same network with its neurons in another order makes the same file."""
+    net = random_net(n_layers=1)
+    order, signs = torch.tensor([3, 1, 8, 0, 2, 7, 6, 5, 4]), torch.tensor([1, -1, 1, 1, -1, -1, 1, -1, 1.0])
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        first, last = linear_layers(other)
+        first.weight.copy_((signs[:, None] * first.weight)[order])
+        first.bias.copy_((signs * first.bias)[order])
+        last.weight.copy_((signs * last.weight)[:, order])
+    for one, two in zip(in_order(net).parameters(), in_order(other).parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_neurons_in_another_order_are_not_written():
     config, layers = rounded(n_layers=1)
-    layers[0] = dataclasses.replace(layers[0], biases=np.arange(-4, 5)[::-1] * 7 + 3)  # no two of one magnitude
-    first, last = layers
-    order, signs = np.array([3, 1, 8, 0, 2, 7, 6, 5, 4]), np.array([1, -1, 1, 1, -1, -1, 1, -1, 1])
-    other = [
-        QuantisedLayer((signs[:, None] * first.weights)[order], (signs * first.biases)[order], first.step),
-        QuantisedLayer((signs * last.weights)[:, order], last.biases, last.step),
-    ]
-    assert encode_network(config, other) == encode_network(config, layers)
+    layers[0] = dataclasses.replace(layers[0], biases=layers[0].biases[::-1])
+    with pytest.raises(BlobError, match="layer 0: expected neurons in the order of their biases"):
+        encode_packed(config, layers)
 
 
 @pytest.mark.parametrize("name", ["residual", "plain", "missing"])
 def test_smaller_than_chunk_n(name):
     """The same integers take fewer bytes than in a file of an older program."""
     blob = (Path(__file__).resolve().parents[1] / "data" / f"golden_{name}.blob").read_bytes()
-    ((config, _),), (kind, content) = decode_blob(blob)[1], chunks_of(blob)[-1]
+    ((config, tensors),), (kind, content) = decode_blob(blob)[1], chunks_of(blob)[-1]
     found = ByteReader(content, "N")
     found.take(HEAD)
-    layers = [dataclasses.replace(layer, step=round_step(layer.step)) for layer in decode_plain(found, config, False)]
+    steps = [layer.step for layer in decode_plain(found, config, False)]
+    layers = [
+        dataclasses.replace(layer, step=round_step(layer.step))
+        for layer in round_layers(in_order(net_of(config, tensors)), steps)
+    ]
     assert kind == b"N" and len(encode_packed(config, layers)) + HEAD < len(content) - 4 * len(layers)
 
 
@@ -81,7 +99,7 @@ def test_any_step_and_magnitude():
         weights = np.full((n_out, n_in), -largest, np.int32)
         layers.append(QuantisedLayer(weights, np.full(n_out, largest, np.int32), step))
     content = ByteReader(encode_packed(config, layers), "P")
-    for layer, found in zip(layers, decode_packed(content, config), strict=True):
+    for layer, found in zip(layers, decode_packed(content, config, has_trellis=False), strict=True):
         np.testing.assert_array_equal(found.weights, layer.weights)
         np.testing.assert_array_equal(found.biases, layer.biases)
         assert found.step == layer.step
@@ -141,3 +159,11 @@ def test_gaps_that_add_up_to_too_much():
     assert decode_blob(chunk_of((940, 0, 0, LARGEST), [30720, 0]))
     with pytest.raises(BlobError, match="at most 30720, found 30721"):
         decode_blob(chunk_of((940, 0, 0, LARGEST), [30720, 1]))
+
+
+@pytest.mark.parametrize("which", [[True, True, True], [False, True, False]])
+def test_a_trellis_of_some_matrices_is_not_written(which):
+    config, layers = rounded(n_layers=2, is_residual=False)
+    layers = [dataclasses.replace(layer, has_trellis=has) for layer, has in zip(layers, which, strict=True)]
+    with pytest.raises(BlobError, match="a trellis for all matrices but the first"):
+        encode_network(config, layers)

@@ -10,7 +10,7 @@ import numpy as np
 from field.blob import encode_blob
 from field.bricks import Bricks, Cut, cuts
 from field.neural_field import NeuralField
-from helpers.networks import arrays, field_net, make_header
+from helpers.networks import arrays, field_net, make_header, with_trellis
 from helpers.original import original_forward
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities
@@ -47,7 +47,7 @@ def cut_blob(shape, counts, seed=0, constant=(), header=None, bits=6, **network)
     for found in filter(None, bricks.networks):
         net = net_of(*found)
         steps = choose_steps(net, sensitivities(net, quasirandom_points(shape, 32)), bits=bits)
-        networks.append((found[0], round_layers(net, steps)))
+        networks.append((found[0], with_trellis(round_layers(net, steps))))
     header = header or make_header(shape, d_out=bricks.cut.low.shape[1])
     return encode_blob(header, networks, cut=bricks.cut)
 

@@ -16,7 +16,7 @@ from field import blob as blob_format
 from field.blob import encode_blob
 from field.network_chunk import MAX_PARAMETERS
 from helpers.cut_fields import cut_blob
-from helpers.networks import chunks_of, field_net, make_header
+from helpers.networks import chunks_of, field_net, make_header, with_trellis
 from quantising.codebooks import round_to_codebooks
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities
@@ -75,7 +75,7 @@ def mutate_blob(rng: np.random.Generator, blob: bytes) -> bytes:
         if change == 0:
             chunks.insert(int(rng.integers(len(chunks) + 1)), chunks[i])
         elif change == 1:
-            chunks[i] = (bytes([int(rng.choice([*b"FGadwqMSBNPxQ", 0, 170]))]), chunks[i][1])
+            chunks[i] = (bytes([int(rng.choice([*b"FGadwqMSBNPTxQ", 0, 170]))]), chunks[i][1])
         elif change == 2:
             chunks[i], chunks[-1] = chunks[-1], chunks[i]
         else:
@@ -89,7 +89,7 @@ def announced(data: bytes) -> int:
         chunks, total = chunks_of(data), 0
         d_in, d_out = chunks[0][1][:2]
         for kind, content in chunks:
-            if kind in (b"N", b"P") and len(content) >= 8:
+            if kind in (b"N", b"P", b"T") and len(content) >= 8:
                 flags, n_layers, n = struct.unpack_from("<BBH", content)
                 count = (d_in + 1) * n + (n_layers - 1) * (1 + flags % 2) * n * (n + 1) + d_out * (n + 1)
                 total += count if 0 < count <= MAX_PARAMETERS else 0
@@ -154,6 +154,7 @@ def seeds() -> tuple[bytes, ...]:
         net = field_net(**fields)
         steps = choose_steps(net, sensitivities(net, quasirandom_points(head.shape, 32)), bits=bits)
         layers = round_to_codebooks(net, bits, steps) if kmeans else round_layers(net, steps)
+        layers = layers if kmeans or bits == 9 else with_trellis(layers)
         blobs.append(encode_blob(head, [(net.config, layers)]))
     cuts = {"mirrors": (4, 0, 3)}, {"constant": (1,)}
     return (*blobs, *(cut_blob((5, 4, 3), (2, 1, 2), **how) for how in cuts))

@@ -12,6 +12,8 @@ import torch
 from field import blob as blob_format
 from field.blob import QuantisedLayer
 from field.bricks import StoredNetwork
+from field.quantised import are_in_order
+from quantising.order import in_order
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, sensitivities
 from siren import FieldNet, SirenConfig
@@ -22,9 +24,22 @@ from utils import Geometry, VolumeHeader
 
 
 def field_net(seed: int = 0, **fields) -> FieldNet:
-    """A small network of random weights."""
+    """A small network of random weights, with its neurons in order."""
     config = SirenConfig(**{"n_neurons": 6, "n_layers": 3, **fields})
-    return FieldNet(config, torch.Generator().manual_seed(seed))
+    return in_order(FieldNet(config, torch.Generator().manual_seed(seed)))
+
+
+def with_ascending_biases(config: SirenConfig, layers: list[QuantisedLayer]) -> list[QuantisedLayer]:
+    """The layers with their biases as a file wants them."""
+    return [
+        dataclasses.replace(layer, biases=np.sort(np.abs(layer.biases))) if ascends else layer
+        for layer, ascends in zip(layers, are_in_order(config), strict=True)
+    ]
+
+
+def with_trellis(layers: list[QuantisedLayer]) -> list[QuantisedLayer]:
+    """The same integers; all matrices but the first have a trellis."""
+    return [dataclasses.replace(layer, has_trellis=k > 0) for k, layer in enumerate(layers)]
 
 
 def arrays(net: FieldNet) -> dict[str, np.ndarray]:

@@ -87,11 +87,20 @@ def read_network(kind: bytes, stream: io.BytesIO, d_in: int, d_out: int) -> Simp
     flags, n_layers, n, omega_0 = unpack(stream, "BBHf")
     n_hidden = (n_layers - 1) * (2 if flags & 1 else 1)
     shapes = [(d_in, n), *[(n, n)] * n_hidden, (n, d_out)]
-    layers = (read_plain if kind == b"N" else read_packed)(stream, shapes, n, flags)
+    layers = read_plain(stream, shapes, n, flags) if kind == b"N" else read_packed(stream, shapes, flags, kind == b"T")
     return SimpleNamespace(n_neurons=n, n_layers=n_layers, omega_0=omega_0, is_residual=bool(flags & 1), layers=layers)
 
 
-def read_packed(stream: io.BytesIO, shapes: list[tuple[int, int]], n: int, flags: int) -> list[tuple]:
+def on_grids(integers: np.ndarray) -> np.ndarray:
+    """2 k(i) + s(i)."""
+    k, s = integers.ravel().tolist(), []
+    for i in range(len(k)):
+        before = [s[i - j] if i >= j else 0 for j in (1, 6)] + [k[i - j] if i >= j else 0 for j in (2, 4)]
+        s.append(sum(before) % 2)
+    return 2 * integers + np.reshape(s, integers.shape)
+
+
+def read_packed(stream: io.BytesIO, shapes: list[tuple[int, int]], flags: int, has_trellis: bool) -> list[tuple]:
     assert flags < 2
     integers = Integers(stream.read(), sum((n_in + 1) * n_out + 4 for n_in, n_out in shapes))
     numbers, layers = integers.next(4 * len(shapes), model(168, 0, 72)).reshape(-1, 4), []
@@ -105,7 +114,11 @@ def read_packed(stream: io.BytesIO, shapes: list[tuple[int, int]], n: int, flags
             assert bias[-1] <= 30720
         else:
             bias = integers.next(n_out, model(0, 0, g))
-        layers.append(tuple(np.float32(float_of(t << 20)) * part.astype(np.float32) for part in (matrix, bias)))
+        step = np.float32(float_of(t << 20))
+        weights = step / np.float32(2) * on_grids(matrix).astype(np.float32)
+        if k == 0 or not has_trellis:
+            weights = step * matrix.astype(np.float32)
+        layers.append((weights, step * bias.astype(np.float32)))
     integers.end()
     return layers
 
@@ -184,7 +197,7 @@ def read_blob(data: bytes) -> SimpleNamespace:
             field.counts = unpack(content, f"{field.d_in}H")
             ranges = [unpack(content, f"{2 * field.d_out}f") for _ in range(math.prod(field.counts))]
             field.brick_low, field.brick_high = np.split(np.array(ranges), 2, axis=1)
-        elif kind in (b"N", b"P"):
+        elif kind in (b"N", b"P", b"T"):
             field.networks.append(read_network(kind, content, field.d_in, field.d_out))
         else:
             assert b"a" <= kind <= b"z", "a chunk that may not be skipped"

@@ -251,7 +251,7 @@ def test_the_fineness_of_rounding_goes_by_the_clipped_values(tmp_path):
     found = []
     for array, flags in ((spiked(), ("--clip", "0,1")), (spiked().clip(0, 1), ())):
         chunks = chunks_of(compress(train(array, tmp_path, *flags), tmp_path / "blob"))
-        found.append([content for kind, content in chunks if kind == b"P"])
+        found.append([content for kind, content in chunks if kind == b"T"])
     assert found[0] == found[1] and len(found[0]) == 1
 
 
