@@ -92,12 +92,13 @@ class Progress:
 
 
 def _width() -> dict[str, object]:
-    """What makes a bar as wide as the terminal: 80 columns where it tells no size, as in some containers."""
+    """What makes a bar as wide as the terminal: 80 columns where it tells no width, as in some containers."""
     try:
-        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+        columns, lines = os.get_terminal_size(sys.stderr.fileno())
     except (OSError, ValueError):
-        columns = 0
-    return {"dynamic_ncols": True} if columns else {"ncols": 80, "nrows": 24}
+        columns, lines = 0, 0
+    # tqdm hides all bars in a terminal of fewer lines, and where it tells none.
+    return {"dynamic_ncols": True} if columns and lines >= 3 else {"ncols": columns or 80, "nrows": 24}
 
 
 class NoProgress(Progress):
