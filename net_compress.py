@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 
 from cli import arguments, console
-from cli.files import check_outputs, read_bytes, write_or_rescue
+from cli.files import check_outputs, read_bytes, states_of, write_or_rescue
 from cli.progress import Progress
 from cli.summary import summary
 from field.blob import BlobError, decode_field, encode_blob, is_blob, is_usual
@@ -185,6 +185,7 @@ def main(argv: Sequence[str]) -> None:
     device = arguments.resolve_device(opt.cuda, opt.gid)
     volumes = source_files(opt.volume) if opt.volume else []
     check_outputs([opt.compressed], inputs=[opt.net, opt.config, *volumes])
+    states = states_of(volumes)
     settings = read_config(opt.config)
     config = network_config(opt.config, settings)
     header = field_header(opt.config, settings, config)
@@ -224,6 +225,7 @@ def main(argv: Sequence[str]) -> None:
             lost = max(integers_lost(before, field, decoded_psnr_in(settings)), lost)  # in this order, NaN is left out
         warn_of_loss(opt, lost)
     write_or_rescue({opt.compressed: blob})
+    console.warn_of_changes("net_compress.py", states)
     n_values = math.prod(header.shape) * config.d_out
     per_weight = {"bits_per_weight": f"{8 * len(blob) / n_parameters:.3f}"} if n_parameters else {}
     figures |= {"bytes": len(blob)} | per_weight | file_ratios(n_values, header.dtype, len(blob))

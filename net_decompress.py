@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from cli import arguments, console
-from cli.files import FileSet, atomic_write, check_derived, check_outputs, read_bytes, size_of, write_files
+from cli.files import FileSet, atomic_write, check_derived, check_outputs, read_bytes, size_of, states_of, write_files
 from cli.summary import Figures, summary, table
 from field import pictures, rendering
 from field.blob import BlobError
@@ -169,7 +169,8 @@ def main(argv: Sequence[str]) -> None:
         show_info(opt)
         return
     device = arguments.resolve_device(True, opt.gid) if opt.cuda else "cpu"  # without torch, which loads for a second
-    inputs = [path for path in (opt.compressed, opt.points) if path] + (source_files(opt.volume) if opt.volume else [])
+    volumes = source_files(opt.volume) if opt.volume else []
+    inputs, states = [path for path in (opt.compressed, opt.points) if path] + volumes, states_of(volumes)
     check_outputs([opt.recon, *([opt.preview] if opt.preview else [])], inputs)
     if opt.preview:
         rendering.check(opt.preview)
@@ -178,6 +179,7 @@ def main(argv: Sequence[str]) -> None:
     started = time.monotonic()
     with naming(opt.compressed):
         made = write_points(opt, field) if opt.points else write_volume_files(opt, field, volume, inputs)
+    console.warn_of_changes("net_decompress.py", states)
     figures, written, n_made = made
     is_part = any(value is not None for value in (opt.points, opt.roi, opt.resolution, opt.time))
     if not is_part:

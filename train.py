@@ -17,7 +17,7 @@ from functools import partial
 
 from cli import console
 from cli.arguments import Options, resolve_device, to_number, unless_default, volume_arguments
-from cli.files import check_outputs
+from cli.files import check_outputs, states_of
 from cli.summary import summary
 from field import rendering
 from field.neural_field import NeuralField
@@ -185,7 +185,9 @@ def main(argv: Sequence[str]) -> None:
     device = resolve_device(opt.cuda, opt.gid + processes.on_this_machine())
     finished, interrupted, debug = output_paths(opt)
     further = [path for path in (opt.checkpoint, opt.plot) if path]
-    check_outputs([*finished, *interrupted, *debug, *further], inputs=source_files(opt.volume))
+    sources = source_files(opt.volume)
+    check_outputs([*finished, *interrupted, *debug, *further], inputs=sources)
+    states = states_of(sources)
     if opt.plot:
         rendering.check(opt.plot)
     if opt.resume:
@@ -229,6 +231,7 @@ def main(argv: Sequence[str]) -> None:
     except UserError as error:
         raise UserError(f"{error}: the network is in {opt.network}") from None
     warn_of_quality(opt, volume, header, quality.clipped.psnr, psnr_of(fit.variance))
+    console.warn_of_changes("train.py", states)
     saved = opt.checkpoint if checkpoint.is_there else None
     figures = results(opt, volume, header, fit, quality, saved)
     written = [*finished, *debug, *[path for path in (saved, opt.plot) if path]]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from cli.endings import EXIT_ERROR, end_interrupted, interrupt
-from cli.files import LossyFile
+from cli.files import LossyFile, states_of
 from utils import UserError
 
 MAX_MESSAGE = 1000  # characters of an error
@@ -83,6 +83,14 @@ def python(*arguments: str) -> list[str]:
 def warn(source: str, message: str) -> None:
     """Print a one-line warning on stderr. source: the script, or the file that the warning is about."""
     print(escaped(f"{source}: warning: {message}"), file=sys.stderr)
+
+
+def warn_of_changes(source: str, before: Mapping[str, tuple[int, int]]) -> None:
+    """Warn of the first file with another state than before, as `states_of` told it. One that is gone does no harm."""
+    changed = [path for path, state in states_of([*before]).items() if state != before[path]]
+    if changed:
+        what = "was written to during the run, which may have read parts of two versions"
+        warn(source, f"{changed[0]}: {what}: run again")
 
 
 def report(line: str, figures: Mapping[str, object]) -> None:

@@ -345,6 +345,17 @@ def check_space(path: str, n_bytes: int, what: str) -> None:
         raise UserError(f"{path}: {what} takes at least {size_text(n_bytes)}, the disk has {size_text(free)} left")
 
 
+def states_of(paths: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """Of each regular file, by name, what changes when it is written to: its time and its size."""
+    found = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            if stat.S_ISREG(status.st_mode):  # a folder changes with every file that is written to it
+                found[path] = status.st_mtime_ns, status.st_size
+    return found
+
+
 def size_of(paths: Sequence[str]) -> int:
     """The bytes of all these files, and of the files in those of them that are folders."""
     inside = (os.path.join(folder, name) for path in paths for folder, _, names in os.walk(path) for name in names)

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ import pytest
 import torch
 from helpers.networks import field_net, make_blob, make_header, zero_network
 from helpers.original import original_blob
-from helpers.scripts import ROOT, error_of, hear_ctrl_c, listing, results, subprocess_of, train
+from helpers.scripts import ROOT, compress, decompress, error_of, hear_ctrl_c, listing, results, subprocess_of, train
 from helpers.volume_files import plain_nrrd_header
 from helpers.volumes import slanted
 from helpers.vtk import vtk_write
@@ -377,3 +378,33 @@ def test_a_volume_beyond_the_disk_is_refused(tmp_path, monkeypatch, shape, recon
     else:
         net_decompress.main([str(a) for a in arguments])
         assert (tmp_path / recon).stat().st_size < 40_000
+
+
+# --- a volume that changes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_each_script_tells_that_its_volume_was_written_to(tmp_path, monkeypatch, capsys, is_changed):
+    """What it reads may be of parts of two versions then."""
+    volume, blob, told = tmp_path / "a.npy", tmp_path / "blob", []
+    np.save(volume, slanted((6, 5, 4)))
+
+    def work_meanwhile(work, *arguments):
+        (tmp_path / "beside").touch()
+        if is_changed:
+            os.utime(volume, (1e9 + len(told), 1e9 + len(told)))
+        return work(*arguments)
+
+    for script, name in (
+        (train_script, "make_fit"),
+        (net_compress, "rounded_networks"),
+        (net_decompress, "write_volume_files"),
+    ):
+        monkeypatch.setattr(script, name, partial(work_meanwhile, getattr(script, name)))
+    trained = train(volume, tmp_path)
+    told.append(capsys.readouterr().err)
+    compress(trained, blob, "--volume", volume, "--n_passes", 0)
+    told.append(capsys.readouterr().err)
+    decompress(blob, tmp_path / "out.npy", "--volume", volume)
+    told.append(capsys.readouterr().err)
+    assert [f"{volume}: was written to during the run" in each for each in told] == [is_changed] * 3
