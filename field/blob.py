@@ -182,9 +182,9 @@ each is more than the one before. The last bias is at most 30720. (A writer can 
 order of its neurons changes nothing; nor does the sign of all numbers of a neuron, as a sine is odd.)
 
 *Chunk T* is a chunk P, in which all matrices but the first have a trellis: integer k(i) of such a matrix, counted from
-0, row by row, stands for step / 2 (2 k(i) + s(i)), rounded to f32. With s(i) = 0 and k(i) = 0 for i < 0,
+0, row by row, stands for step / 2 (2 k(i) + u(i)), rounded to f32. With u(i) = 0 and k(i) = 0 for i < 0,
 
-    s(i) = (s(i - 1) + s(i - 6) + k(i - 2) + k(i - 4)) mod 2
+    u(i) = (u(i - 1) + u(i - 6) + k(i - 2) + k(i - 4)) mod 2
 
 The stream of integers
 ----------------------

@@ -92,12 +92,12 @@ def read_network(kind: bytes, stream: io.BytesIO, d_in: int, d_out: int) -> Simp
 
 
 def on_grids(integers: np.ndarray) -> np.ndarray:
-    """2 k(i) + s(i)."""
-    k, s = integers.ravel().tolist(), []
+    """2 k(i) + u(i)."""
+    k, u = integers.ravel().tolist(), []
     for i in range(len(k)):
-        before = [s[i - j] if i >= j else 0 for j in (1, 6)] + [k[i - j] if i >= j else 0 for j in (2, 4)]
-        s.append(sum(before) % 2)
-    return 2 * integers + np.reshape(s, integers.shape)
+        before = [u[i - j] if i >= j else 0 for j in (1, 6)] + [k[i - j] if i >= j else 0 for j in (2, 4)]
+        u.append(sum(before) % 2)
+    return 2 * integers + np.reshape(u, integers.shape)
 
 
 def read_packed(stream: io.BytesIO, shapes: list[tuple[int, int]], flags: int, has_trellis: bool) -> list[tuple]:
