@@ -31,9 +31,8 @@ class Search:
         state, odd = np.arange(n_states)[:, None], np.arange(2)
         self.grid = state & 1  # (states, 1)
         after = state >> 1 ^ self.grid * _bits(GRID_DELAYS) ^ odd * _bits(ODD_DELAYS)  # (states, even or odd integer)
-        if not has_trellis:
-            after *= 0
-        self.arriving = np.argsort(after.ravel(), kind="stable").reshape(n_states, 2)  # the branches to each state
+        # The branches to each state. A single state stays as it is.
+        self.arriving = np.argsort((after % n_states).ravel(), kind="stable").reshape(n_states, 2)
         self.state, self.n_done, self.bias = 0, 0, 0 if ascends else -LARGEST
 
     @np.errstate(all="ignore")  # the weights of a diverged network may overflow
@@ -69,7 +68,8 @@ class Search:
                 before = branch >> 1
                 left, biases = left[before], biases[before]
             else:
-                integers, before = np.rint(np.fmin(np.fmax(left[:, 0] / self.step, biases), LARGEST)), None
+                integers = np.rint(np.fmin(np.fmax(left[:, 0] / self.step, biases), LARGEST))
+                before = np.arange(n_states)  # a bias says nothing of grids
                 errors = (left[:, 0] - integers * self.step) / row[i]
                 costs = costs + _cost(errors)
                 biases = integers if self.ascends else biases
@@ -81,7 +81,7 @@ class Search:
         chosen = []
         for integers, errors, before in reversed(steps):
             chosen.append((integers[way], errors[way]))
-            way = way if before is None else before[way]
+            way = before[way]
         integers, errors = zip(*reversed(chosen), strict=True)
         return np.array(integers, np.int32), np.array(errors, np.float32)
 
