@@ -36,10 +36,6 @@ OF_VOLUME = ("shape", "d_in", "d_out", "fill", "clip", "bricks", "values_crc32")
 History = list[tuple[float, float]]  # one entry per judged step: (seconds, estimated PSNR in dB)
 
 
-class OtherRunError(UserError):
-    """A checkpoint is not of this run."""
-
-
 class Checkpoint:
     """The file that holds the state of a fit, so that the fit can continue later.
 
@@ -113,7 +109,7 @@ class Checkpoint:
                 self._load(path, fit)
             except UserError as error:
                 if path == paths[0]:
-                    raise type(error)(f"{error}: without --resume the training starts anew") from None
+                    raise UserError(f"{error}: without --resume the training starts anew") from None
                 console.warn("train.py", f"{error}: it is left out")
         self.is_earlier = False
 
@@ -129,7 +125,7 @@ class Checkpoint:
         if differing:
             name = differing[0]
             what = DIFFERENCES.get(name) or f"{name} was {_text(found.get(name))}, is {_text(expected[name])}"
-            raise OtherRunError(f"{path}: is of another run: {what}")
+            raise UserError(f"{path}: is of another run: {what}")
 
 
 def _text(value: object) -> str:

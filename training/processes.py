@@ -27,10 +27,6 @@ _is_apart = contextvars.ContextVar("is_apart", default=False)
 _patient: dist.ProcessGroup | None = None  # all processes, with PATIENCE
 
 
-class RankError(UserError):
-    """Another process of the run has failed or does not answer."""
-
-
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Join the processes that torchrun started, if any, and leave at the end. Only the first process prints."""
@@ -73,7 +69,7 @@ def count() -> int:
 
 def is_first() -> bool:
     """Whether this is the process that prints and writes."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return number() == 0
 
 
 def number() -> int:
@@ -142,4 +138,4 @@ def _telling_of_lost_peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError:  # gloo's message does not help the user
-        raise RankError("another process of this run has failed or does not answer, see its own message") from None
+        raise UserError("another process of this run has failed or does not answer, see its own message") from None
