@@ -8,7 +8,7 @@ For a volume that consists of plane waves, networks that start from these waves 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,14 +82,13 @@ def fit_after_trials(
     if not is_tried or has_one:
         middle = min(configs, key=lambda config: abs(config.n_layers - MIDDLE_DEPTH))
         return fit_of(Start(middle, waves))
-    trials = trials_of(configs, waves, fit_of)
-    start, best = trials.best
+    (start, best), seconds = best_of_trials(configs, waves, fit_of)
     fit = fit_of(start)
     if best.loss < COLLAPSED_FACTOR * sampler.variance:
         fit.continue_from(best)
         fit.trial_psnr = best.psnr
-    fit.seconds = trials.seconds
-    fit.trial_steps = trials.seconds * best.step / (best.seconds or 1.0)
+    fit.seconds = seconds
+    fit.trial_steps = seconds * best.step / (best.seconds or 1.0)
     return fit
 
 
@@ -108,43 +107,32 @@ class Trial(NamedTuple):
     fit: Fit
 
 
-class Trials:
-    """Trials of several starts. best: the best one; the others are forgotten: each holds an error for every voxel.
+def best_of_trials(
+    configs: Sequence[SirenConfig], waves: np.ndarray | None, fit_of: Callable[..., Fit]
+) -> tuple[Trial, float]:
+    """The best trial, and the seconds of all. The other fits are forgotten: each holds an error for every voxel.
 
-    seconds: of all trials.
+    All networks are tried, also from plane waves if there are any; then further starts of the best one.
     """
-
-    def __init__(self, fit_of: Callable[..., Fit], progress: Progress):
-        self.fit_of, self.progress = fit_of, progress
-        self.best: Trial | None = None
-        self.n_done, self.seconds = 0, 0.0
-
-    def run(self, start: Start) -> None:
-        """Try a start."""
-        fit = self.fit_of(start, is_trial=True)
-        fit.run(lambda fit: self.progress.update(self.n_done + fit.progress))
-        fit.judge_on(TRIAL_VOXELS)
-        fit.loss, fit.seconds = map(processes.broadcast_first, (fit.loss, fit.seconds))
-        self.n_done, self.seconds = self.n_done + 1, self.seconds + fit.seconds
-        trial = Trial(start, fit)
-        self.best = max(self.best or trial, trial, key=score)
-
-
-def trials_of(configs: Sequence[SirenConfig], waves: np.ndarray | None, fit_of: Callable[..., Fit]) -> Trials:
-    """Trials of all networks, also from plane waves if there are any; then of further starts of the best one."""
-    starts = [Start(config) for config in configs]
-    if waves is not None:
-        starts += [Start(config, waves) for config in configs]
+    best, seconds, all_waves = None, 0.0, [None] if waves is None else [None, waves]
     n_further = max(TRIALS - len(configs), 0)  # also beside plane waves: these may be no better
-    with Progress("training", len(starts) + n_further + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
-        trials = Trials(fit_of, progress)
-        for start in starts:
-            trials.run(start)
-        best_start = trials.best.start
-        if best_start.config.n_neurons <= TRIED_NEURONS:
-            for number in range(1, n_further + 1):
-                trials.run(best_start._replace(number=number))
-    return trials
+
+    def starts() -> Iterator[Start]:
+        yield from (Start(config, each) for each in all_waves for config in configs)
+        if best.start.config.n_neurons <= TRIED_NEURONS:
+            yield from (best.start._replace(number=number) for number in range(1, n_further + 1))
+
+    n_trials = len(configs) * len(all_waves) + n_further
+    with Progress("training", n_trials + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
+        for n_done, start in enumerate(starts()):
+            fit = fit_of(start, is_trial=True)
+            fit.run(lambda fit, n_done=n_done: progress.update(n_done + fit.progress))
+            fit.judge_on(TRIAL_VOXELS)
+            fit.loss, fit.seconds = map(processes.broadcast_first, (fit.loss, fit.seconds))
+            seconds += fit.seconds
+            best = max(best or Trial(start, fit), Trial(start, fit), key=score)
+            del fit  # whose memory the next one needs, unless it is the best
+    return best, seconds
 
 
 def waves_of_sampler(sampler: VoxelSampler, n_neurons: int, share: float) -> np.ndarray | None:
