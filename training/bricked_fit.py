@@ -22,7 +22,7 @@ from training import processes
 from training.brick_networks import BrickNetworks
 from training.brick_task import Trained
 from training.checkpoint_checks import check_seconds, is_like
-from training.recipe import Recipe, psnr_of
+from training.recipe import psnr_of
 
 
 class BrickedFit:
@@ -30,6 +30,7 @@ class BrickedFit:
 
     def __init__(self, networks: BrickNetworks):
         self.networks, self.fits, self.survey = networks, networks.fits, networks.survey
+        self.recipe, self.variance = networks.recipe, self.survey.variance  # the recipe of a brick of medium size
         self.done: dict[int, Trained] = {}
         self.seconds = 0.0
 
@@ -75,19 +76,9 @@ class BrickedFit:
         return sum(work[number] for number in self.done) / max(sum(work.values()), 1.0)
 
     @property
-    def recipe(self) -> Recipe:
-        """The recipe of a brick of medium size."""
-        return self.networks.recipe
-
-    @property
     def n_passes(self) -> float:
         """The passes over the volume so far."""
         return self.progress * self.recipe.n_passes
-
-    @property
-    def variance(self) -> float:
-        """The mean squared error of a constant, of normalised values."""
-        return self.survey.variance
 
     @property
     def config(self) -> SirenConfig:

@@ -38,6 +38,8 @@ class Fit:
     seed: fixes the order of the samples. n_threads: CPU threads; their number does not change the result.
     short_wave_starts: initial networks of shorter waves; each collapse to a constant uses up one. errors: (voxels,)
     running mean of each voxel's squared error, updated in place; None starts with the errors of a constant.
+
+    variance: the mean squared error of a constant, of normalised values.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Fit:
         errors: torch.Tensor | None = None,
     ):
         self.net, self.sampler, self.recipe, self.seed = net, sampler, recipe, seed
+        self.config, self.variance = net.config, sampler.variance
         self.steps_per_pass = math.ceil(sampler.n_voxels / recipe.batch)
         self.n_steps = recipe.count_steps(sampler.n_voxels)
         # Importance sampling draws voxels by these errors. A streamed volume has no memory for one error per voxel.
@@ -63,12 +66,12 @@ class Fit:
         self.step, self.seconds = 0, 0.0
         self.trial_steps = 0.0  # steps that take as long as the trials before the fit took
         self.trial_psnr = -math.inf  # PSNR of the network that goes on from a trial, dB
-        self.loss = sampler.variance  # MSE of `averaged_net` when last judged; at first the MSE of a constant
+        self.loss = self.variance  # MSE of `averaged_net` when last judged; at first the MSE of a constant
         self.start = self._capture()
         self.best = self.start  # the best state that was judged
         self.short_wave_starts = short_wave_starts
         # With schedule "step", the learning rate falls so low that a fit can stall without a collapse.
-        self.recovery = Recovery(sampler.variance, len(short_wave_starts), can_collapse=recipe.schedule == "power")
+        self.recovery = Recovery(self.variance, len(short_wave_starts), can_collapse=recipe.schedule == "power")
 
     # --- the training loop ---
 
@@ -77,33 +80,27 @@ class Fit:
 
         A fit that has diverged when it ends or is interrupted returns to its best state.
         """
+        started = time.monotonic() - self.seconds
         is_ended = False
         try:
-            is_ended = self._run(on_step)
+            while self.progress < 1 and not is_ended:
+                index, first = divmod(self.step, self.steps_per_pass)
+                if first == 0 and self.errors is not None:
+                    self._set_density(self.sampler.density(self.errors))
+                for batch in self.sampler.batches(self.seed, index, self.steps_per_pass, first, self.density):
+                    self._take_step(batch)
+                    self.seconds = time.monotonic() - started
+                    if self.recipe.max_seconds is not None:
+                        self.seconds = processes.broadcast_first(self.seconds)
+                    went_back = self.is_judged and self._recover_if_needed()
+                    is_ended = on_step(self)
+                    if is_ended or went_back or self.progress >= 1:
+                        break
         finally:
             if not is_ended:
                 self.loss = self._judge()
                 if self.recovery.has_diverged(self.loss):
                     self._restore(self.best)
-
-    def _run(self, on_step: Callable[[Fit], bool | None]) -> bool:
-        """The loop of `run`. Returns whether `on_step` ended the fit."""
-        started = time.monotonic() - self.seconds
-        while self.progress < 1:
-            index, first = divmod(self.step, self.steps_per_pass)
-            if first == 0 and self.errors is not None:
-                self._set_density(self.sampler.density(self.errors))
-            for batch in self.sampler.batches(self.seed, index, self.steps_per_pass, first, self.density):
-                self._take_step(batch)
-                self.seconds = time.monotonic() - started
-                if self.recipe.max_seconds is not None:
-                    self.seconds = processes.broadcast_first(self.seconds)
-                went_back = self.is_judged and self._recover_if_needed()
-                if on_step(self):
-                    return True
-                if went_back or self.progress >= 1:
-                    break
-        return False
 
     @property
     def progress(self) -> float:
@@ -159,16 +156,6 @@ class Fit:
     def n_passes(self) -> float:
         """The passes over the volume so far."""
         return self.step / self.steps_per_pass
-
-    @property
-    def variance(self) -> float:
-        """The mean squared error of a constant, of normalised values."""
-        return self.sampler.variance
-
-    @property
-    def config(self) -> SirenConfig:
-        """The network's settings."""
-        return self.net.config
 
     def bricks(self) -> Bricks:
         """The network so far, the one brick."""
