@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import multiprocessing
 import os
@@ -29,7 +30,7 @@ def most_work_first(work: Mapping[int, float]) -> list[int]:
 
 
 class Workers:
-    """At most `most` processes. Each is started when a task has none to do it, and ends with the context.
+    """At most `most` processes. They are started when there are tasks for them, and end with the context.
 
     With fewer than two, all tasks are done in this process.
     """
@@ -55,7 +56,7 @@ class Workers:
             return
         new = [self._start() for _ in range(len(self.processes), min(n, self.most))]
         for pipe in new:
-            _talk(None, pipe.recv)  # its first message says that it is ready
+            _talk(None, pipe.recv)  # that it is ready: until then, it would not take a large task
         self.free += new
 
     def each_done(
@@ -68,30 +69,27 @@ class Workers:
         """The number and the result of each task (number, arguments) as it is done: `function(*arguments, report)`.
 
         function, arguments and results: what pickle takes. A task is drawn when a process is free for it, so few are in
-        memory at a time. work: of all tasks together, see WORTH_WORKERS. on_part(number, part): is called with what the
-        function of a task tells its Report, and with 0 when a process that has only been started for it begins.
-        Raises UserError when a process has been killed. After an error, these workers do nothing more.
+        memory at a time. work: of all tasks together, see WORTH_WORKERS. on_part(number, part): is called with 0 when a
+        process begins with a task, and with what the task's function tells its Report. Raises UserError when a process
+        has been killed. After an error, these workers do nothing more.
         """
         if self.most <= 1 or (work < WORTH_WORKERS and not self.processes):
             for number, arguments in tasks:
                 yield number, function(*arguments, _now_and_then(partial(on_part, number)))
             return
-        tasks, busy, unsent = iter(tasks), {}, {}
+        tasks, busy = iter(tasks), {}
+        drawn = list(itertools.islice(tasks, self.most))
+        self.start(len(drawn))
         while True:
-            while len(busy) < self.most and (task := next(tasks, None)) is not None:
-                is_new, content = not self.free, (function, task[1])
-                pipe = self._start() if is_new else self.free.pop()
-                busy[pipe] = task[0]
-                if is_new:  # sent when the process is ready: a large one would wait for this, and no other one start
-                    unsent[pipe] = content
-                else:
-                    _talk(task[0], pipe.send, content)
+            while self.free and (task := drawn.pop(0) if drawn else next(tasks, None)):
+                pipe = self.free.pop()
+                busy[pipe], arguments = task
+                on_part(busy[pipe], 0.0)
+                _talk(busy[pipe], pipe.send, (function, arguments))
             if not busy:
                 return
             for pipe in connection.wait(list(busy)):
                 result, error, part = _talk(busy[pipe], pipe.recv)
-                if pipe in unsent:  # this message says that it is ready
-                    _talk(busy[pipe], pipe.send, unsent.pop(pipe))
                 if part is not None:
                     on_part(busy[pipe], part)
                     continue
@@ -144,7 +142,7 @@ def _work(pipe: connection.Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
-        pipe.send((None, None, 0.0))  # ready
+        pipe.send("ready")
         while True:
             (function, arguments), result, error = pipe.recv(), None, None
             try:
