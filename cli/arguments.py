@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import os
 import re
 import types
 from argparse import ArgumentTypeError
 from argparse import _ArgumentGroup as ArgumentGroup
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from utils import DTYPES, SUITE_VERSION, UserError
 
@@ -60,7 +61,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def add_device_arguments(self) -> None:
         """Add the group "execution": --cuda/--no-cuda, --gid, --num_workers."""
         group = self.add_argument_group("execution")
-        group.add_argument("--cuda", action="store_true", default=False, help="use a CUDA GPU (default: the CPU)")
+        group.add_argument("--cuda", action="store_true", help="use a CUDA GPU (default: the CPU)")
         group.add_argument("--no-cuda", dest="cuda", action="store_false", help="use the CPU")
         group.add_argument("--gid", type=integer_from(0), default=0, metavar="N", help="which GPU, with --cuda")
         group.add_argument(
@@ -137,12 +138,22 @@ def check_volume_arguments(opt: argparse.Namespace) -> None:
 # --- types --------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def expecting(what: str, text: str) -> Iterator[None]:
+    """Make a ValueError or an OverflowError of the block one that tells what was expected and found."""
+    try:
+        yield
+    except (ValueError, OverflowError, ArgumentTypeError):
+        raise ArgumentTypeError(f"expected {what}, found {text!r}") from None
+
+
 def voxel_counts(text: str) -> tuple[int, ...]:
     """An argparse type: one to three numbers of voxels, separated by commas."""
     parts, most = text.split(","), (1 << 32) - 1
-    if len(parts) > 3 or not all(part.isascii() and part.isdigit() and 0 < int(part) <= most for part in parts):
-        raise ArgumentTypeError(f"expected numbers of voxels X,Y,Z from 1 to {most}, found {text!r}")
-    return tuple(map(int, parts))
+    with expecting(f"numbers of voxels X,Y,Z from 1 to {most}", text):
+        if len(parts) > 3 or not all(part.isascii() and part.isdigit() and 0 < int(part) <= most for part in parts):
+            raise ValueError
+        return tuple(map(int, parts))
 
 
 def to_number(text: str) -> int | float:
@@ -156,77 +167,55 @@ def to_number(text: str) -> int | float:
 
 def fill_text(text: str) -> str:
     """An argparse type: a finite number, NaN or none. It stays text, because NaN does not equal itself."""
-    try:
+    with expecting("a finite number, nan or none", text):
         if text != "none" and math.isinf(to_number(text)):
             raise ValueError
-    except (ValueError, OverflowError):
-        raise ArgumentTypeError(f"expected a finite number, nan or none, found {text!r}") from None
-    return text
+        return text
 
 
 def interval(text: str) -> tuple[int | float, int | float]:
     """An argparse type: two finite numbers LO,HI, the lower first."""
-    try:
+    with expecting("two numbers LO,HI, the lower first", text):
         low, high = map(to_number, text.split(","))
         if not -math.inf < low < high < math.inf:
             raise ValueError
-    except (ValueError, OverflowError):
-        raise ArgumentTypeError(f"expected two numbers LO,HI, the lower first, found {text!r}") from None
-    return low, high
+        return low, high
 
 
-def integer_from(low: int, high: int | None = None) -> Callable[[str], int]:
+def integer_from(low: int, high: float = math.inf) -> Callable[[str], int]:
     """An argparse type: an integer of at least `low` and at most `high`."""
-    limits = f"of at least {low}" if high is None else f"from {low} to {high}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = None
-        if value is None or value < low or (high is not None and value > high):
-            raise ArgumentTypeError(f"expected an integer {limits}, found {text!r}")
-        return value
-
-    return parse
+    limits = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+    return _number(int, f"an integer {limits}", lambda value: low <= value <= high)
 
 
 def number_from(low: float, high: float = math.inf, *, exclusive: bool = False) -> Callable[[str], float]:
     """An argparse type: a finite number of at least `low`, or above it when `exclusive`, and of at most `high`."""
-    limits = (f"above {low:g}" if exclusive else f"of at least {low:g}") + (
-        f", at most {high:g}" if high < math.inf else ""
-    )
+    limits = f"above {low:g}" if exclusive else f"of at least {low:g}"
+    limits += f", at most {high:g}" if high < math.inf else ""
+    first = math.nextafter(low, math.inf) if exclusive else low
+    return _number(float, f"a number {limits}", lambda value: first <= value <= high and value < math.inf)
 
+
+def _number(kind: type, what: str, is_right: Callable[[float], bool]) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or not low <= value <= high or (exclusive and value == low):
-            raise ArgumentTypeError(f"expected a number {limits}, found {text!r}")
-        return value
+        with expecting(what, text):
+            if not is_right(value := kind(text)):  # also NaN
+                raise ValueError
+            return value
 
     return parse
 
 
 def roi(text: str) -> tuple[slice, ...]:
     """An argparse type: one range a:b of voxels per axis, or one voxel a. Either end of a range may be left out."""
-    try:
+    with expecting("ranges of voxels as in 0:16,8:24,: or 0:16,:,5, without negative indices", text):
         return tuple(_range(part if ":" in part else f"{part}:{int(part) + 1}") for part in text.split(","))
-    except ValueError:
-        expected = "ranges of voxels as in 0:16,8:24,: or 0:16,:,5, without negative indices"
-        raise ArgumentTypeError(f"expected {expected}, found {text!r}") from None
 
 
 def time_or_steps(text: str) -> float | slice:
     """An argparse type: a time in steps, or a range a:b of steps. Either end of the range may be left out."""
-    try:
-        found = _range(text) if ":" in text else float(text)
-        if isinstance(found, float) and not 0 <= found < math.inf:
-            raise ValueError
-    except ValueError:
-        raise ArgumentTypeError(f"expected a time in steps, as in 3 or 2.5, or 2:5, found {text!r}") from None
-    return found
+    with expecting("a time in steps, as in 3 or 2.5, or 2:5", text):
+        return _range(text) if ":" in text else number_from(0)(text)
 
 
 def _range(text: str) -> slice:

@@ -33,11 +33,10 @@ def add_input_and_output(group: arguments.ArgumentGroup) -> None:
     group.add_argument(
         "--large",
         action="store_true",
-        default=False,
         help="read a blob of more than 2^24 weights, or of more than 2^30 voxels with missing ones; it can take "
         "gigabytes of memory",
     )
-    group.add_argument("--info", action="store_true", default=False, help="only print what the blob holds")
+    group.add_argument("--info", action="store_true", help="only print what the blob holds")
     group.add_argument(
         "--recon",
         default=RECON,
@@ -57,9 +56,7 @@ def add_input_and_output(group: arguments.ArgumentGroup) -> None:
         help="also draw what is evaluated: slices through the middle and a rendering; with --volume also of the "
         "original and of the error; of a time series the step half-way",
     )
-    group.add_argument(
-        "--float", dest="as_float", action="store_true", default=False, help="leave integers unrounded, as floats"
-    )
+    group.add_argument("--float", dest="as_float", action="store_true", help="leave integers unrounded, as floats")
 
 
 def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
@@ -85,7 +82,6 @@ def add_what_to_evaluate(group: arguments.ArgumentGroup) -> None:
     group.add_argument(
         "--gradient",
         action="store_true",
-        default=False,
         help="add the exact gradient, in units of value per unit of length (to .vti, or with --points; there also the "
         "derivative by time)",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
 from collections.abc import Sequence
 
 from cli.arguments import (
@@ -12,6 +11,7 @@ from cli.arguments import (
     ArgumentParser,
     Options,
     add_volume_arguments,
+    expecting,
     fill_text,
     integer_from,
     interval,
@@ -33,9 +33,7 @@ def build_parser() -> ArgumentParser:
     add_optimisation(parser.add_argument_group("optimisation"))
     group = parser.add_argument_group("long runs")
     group.add_argument("--checkpoint", metavar="FILE", help="file to write the state of the run to, every minute")
-    group.add_argument(
-        "--resume", action="store_true", default=False, help="continue from --checkpoint, to the same result"
-    )
+    group.add_argument("--resume", action="store_true", help="continue from --checkpoint, to the same result")
     parser.add_device_arguments()
     add_research(parser.add_argument_group("research: the form of the network, the optimiser"))
     return parser
@@ -70,7 +68,6 @@ def add_input_and_output(group: ArgumentGroup) -> None:
         "--enable-vol-debug",
         dest="vol_debug",
         action="store_true",
-        default=False,
         help="also write the volume, gt.vti, and what the network makes of it, vol.vti, beside the network",
     )
     group.add_argument("--disable-vol-debug", dest="vol_debug", action="store_false", help="do not (default)")
@@ -122,12 +119,8 @@ def add_network(group: ArgumentGroup) -> None:
 
 def brick_counts(text: str) -> str | tuple[int, ...]:
     """An argparse type: none, auto, or the number of bricks along each axis of space."""
-    if text in ("none", "auto"):
-        return text
-    try:
-        return voxel_counts(text)
-    except ArgumentTypeError:
-        raise ArgumentTypeError(f"expected none, auto or numbers of bricks NX,NY,NZ, found {text!r}") from None
+    with expecting("none, auto or numbers of bricks NX,NY,NZ", text):
+        return text if text in ("none", "auto") else voxel_counts(text)
 
 
 def add_optimisation(group: ArgumentGroup) -> None:
