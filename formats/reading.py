@@ -55,7 +55,7 @@ MOST_LISTED = 5  # files of a folder in a message
 def source_files(path: str) -> list[str]:
     """All files that a volume is read from: of a pattern or a list, with the list, slices, voxels behind a header."""
     found = [path] if pvd.is_list(path) else []
-    for name in series.files_of(path):
+    for name, _ in series.steps_of(path):
         found.append(name)
         suffix = suffix_of(name)
         with contextlib.suppress(VolumeError, OSError):  # `read_volume` will tell it
@@ -119,14 +119,14 @@ def read_volume(
         _check(name, volume, d_in or volume.geometry.d_in, d_out, pattern)
         return volume
 
-    is_list = pvd.is_list(path)
-    if is_list and d_in != 4 and len(steps := pvd.steps_of(path)) == 1:
+    is_list, steps = pvd.is_list(path), series.steps_of(path)
+    if not (is_list or series.is_pattern(path)):
+        return read_file(path, d_in)
+    if is_list and d_in != 4 and len(steps) == 1:
         name, time = steps[0]
         volume = read_file(name, d_in or 3, path)
         return volume if time is None else dataclasses.replace(volume, time=time)
-    if not (is_list or series.is_pattern(path)):
-        return read_file(path, d_in)
-    volume = series.read_files(path, lambda step: read_file(step, 3, path), 4 if is_list else d_in)
+    volume = series.read_files(path, steps, lambda step: read_file(step, 3, path), 4 if is_list else d_in)
     if d_in not in (None, volume.geometry.d_in):
         found = "a time series, of 4 axes" if volume.geometry.d_in == 4 else "the slices of a volume, of 3 axes"
         raise VolumeError(
@@ -374,11 +374,11 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None, pattern: str
 
 def _stacked(pattern: str, d_out: int) -> str:
     """A text: how to make a volume of files of two axes, which a pattern names."""
-    paths = f"formats.series.files_of({pattern!r})"
+    steps = f"formats.series.steps_of({pattern!r})"
     more = f", then --d_out {d_out}" if d_out > 1 else ""
     return (
         ": slices, which have to be stacked into one file first, as by numpy.save('stack.npy', "
-        f"numpy.stack([numpy.load(path) for path in {paths}], axis=2)){more}"
+        f"numpy.stack([numpy.load(path) for path, _ in {steps}], axis=2)){more}"
     )
 
 

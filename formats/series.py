@@ -11,17 +11,17 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from functools import partial
 
 import numpy as np
 
 from cli import console
+from formats import pvd
 from formats.arrays import StackedSteps
 from formats.common import UNEVEN, VolumeError
 from formats.moments import from_one_moment
-from formats.pvd import is_list, steps_of
 from utils import Geometry, Volume
 
 OTHER_FILES = 256  # open files that the process may need besides the steps
@@ -45,18 +45,19 @@ def is_pattern(path: str) -> bool:
     return any(c in path for c in "*?[") and not os.path.exists(path)
 
 
-def files_of(path: str) -> list[str]:
-    """The files that match a pattern, in natural order: step_2 before step_10; those of a list, in its order.
+def steps_of(path: str) -> list[tuple[str, float | None]]:
+    """The files of a list, a pattern or a plain name, and the time of each; None where no list says one."""
+    return pvd.steps_of(path) if pvd.is_list(path) else [(name, None) for name in files_of(path)]
 
-    A plain name gives itself.
+
+def files_of(path: str) -> list[str]:
+    """The files that match a pattern, in natural order: step_2 before step_10. A plain name gives itself.
 
     Numbers may have a decimal part, an exponent, and a sign after a separator: t_-1 before t_1e-05 before t_0.25. The
     parts of a version, as 1.2.10 or v1.10, are integers. So are the numbers of the suffix, which is no decimal part.
     All numbers are integers if two names are equal by their decimals, as 2020.1 and 2020.10, or if all decimals may be
     a year and a month, as 2020.2 and 2020.10.
     """
-    if is_list(path):
-        return [name for name, _ in steps_of(path)]
     if not is_pattern(path):
         return [path]
 
@@ -94,8 +95,10 @@ def pattern_of(path: str) -> str:
     return os.path.join(glob.escape(folder), stem + suffix)
 
 
-def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) -> Volume:
-    """The files of a pattern, or of a list, as one volume. `read(path)` reads one file.
+def read_files(
+    pattern: str, steps: Sequence[tuple[str, float | None]], read: Callable[[str], Volume], d_in: int | None
+) -> Volume:
+    """The files of a pattern, or of a list, as one volume. steps: `steps_of` it. `read(path)` reads one file.
 
     Files of one voxel along z are slices of a volume, in the order of their places, unless `d_in` is 4 or, where it is
     None, they lie at one place and say different times. All others are steps of a series, whose first axis is time.
@@ -105,7 +108,6 @@ def read_files(pattern: str, read: Callable[[str], Volume], d_in: int | None) ->
     some files counts for all. Raises VolumeError when no file matches, when a file differs from the first one in more
     than values and time, and when two files give different fill values.
     """
-    steps = steps_of(pattern) if is_list(pattern) else [(path, None) for path in files_of(pattern)]
     paths = [path for path, _ in steps]
     if not paths:
         raise VolumeError(f"{pattern}: expected files of that pattern, found none")

@@ -13,7 +13,7 @@ from cli import console
 from formats.common import VolumeError
 from formats.hdf5 import write_hdf5
 from formats.reading import read_volume
-from formats.series import files_of, is_pattern, read_files
+from formats.series import files_of, is_pattern, read_files, steps_of
 from formats.writing import write_volume
 from utils import IDENTITY, Geometry, Volume, boxes, read_in_boxes, value_limits
 
@@ -147,6 +147,10 @@ def test_more_files_than_a_process_may_open(tmp_path):
     np.testing.assert_array_equal(whole(series)[:, 0, 0, 0], np.arange(100))
 
 
+def several(pattern):
+    return str(pattern), steps_of(str(pattern))
+
+
 def test_what_several_files_warn_of_is_told_once(tmp_path, capsys):
     def read(path: str) -> Volume:
         console.warn(path, "has no units")
@@ -158,7 +162,7 @@ def test_what_several_files_warn_of_is_told_once(tmp_path, capsys):
     for k in range(4):
         (tmp_path / f"s{k}").touch()
     with pytest.raises(VolumeError, match="no volume"):
-        read_files(str(tmp_path / "s?"), read, None)
+        read_files(*several(tmp_path / "s?"), read, None)
     first, second = capsys.readouterr().err.splitlines()
     assert first == f"{tmp_path / 's0'}: warning: has no units (3 more files likewise)"
     assert second == f"{tmp_path / 's3'}: warning: is odd"
@@ -237,7 +241,7 @@ def with_fills(folder, fills, shape=SHAPE):
     def read(path):
         return Volume(slanted(shape), Geometry.plain(3), fills[int(path[-1])])
 
-    return read_files(str(folder / "a?"), read, None)
+    return read_files(*several(folder / "a?"), read, None)
 
 
 @pytest.mark.parametrize("shape", [SHAPE, (4, 3, 1)], ids=["steps", "slices"])
