@@ -104,11 +104,12 @@ def clipped_header(opt: Options, header: VolumeHeader) -> VolumeHeader:
     return dataclasses.replace(header, low=values.low, high=values.high)
 
 
-def output_paths(opt: Options) -> tuple[tuple[str, str], tuple[str, str], list[str]]:
-    """The paths of the finished network, of an interrupted network, and of the volumes for --enable-vol-debug."""
-    stem, folder = os.path.splitext(opt.network)[0], os.path.dirname(opt.network)
-    debug = [os.path.join(folder, name) for name in ("gt.vti", "vol.vti")] if opt.vol_debug else []
-    return (opt.network, opt.config), (f"{stem}.interrupted.pth", f"{stem}.interrupted.json"), debug
+def output_files(opt: Options) -> dict[str, str]:
+    """The files to write, by their keys in the results."""
+    files = {"network": opt.network, "config": opt.config, "plot": opt.plot, "checkpoint": opt.checkpoint}
+    if opt.vol_debug:
+        files |= {name: os.path.join(os.path.dirname(opt.network), f"{name}.vti") for name in ("gt", "vol")}
+    return {key: path for key, path in files.items() if path}
 
 
 def warn_of_quality(opt: Options, volume: Volume, header: VolumeHeader, psnr: float, constant: float) -> None:
@@ -125,14 +126,9 @@ def warn_of_quality(opt: Options, volume: Volume, header: VolumeHeader, psnr: fl
 
 
 def results(
-    opt: Options,
-    volume: Volume,
-    header: VolumeHeader,
-    fit: Fit | BrickedFit,
-    quality: Quality,
-    checkpoint: str | None,
+    opt: Options, volume: Volume, header: VolumeHeader, fit: Fit | BrickedFit, quality: Quality
 ) -> dict[str, object]:
-    """The results to print, by key. checkpoint: the file that this run has written, if any."""
+    """The results to print, by key, but for the files."""
     found: dict[str, object] = quality.metrics.report(header.n_present)
     if opt.clip:
         found["psnr_clipped"] = f"{quality.clipped.psnr:.3f}"
@@ -145,9 +141,7 @@ def results(
         found["compression_ratio"] = f"{header.n_voxels / bricks.n_parameters:.2f}"
     if header.missing:
         found["missing"] = header.missing.count
-    found |= {"seconds": f"{fit.seconds:.1f}", "network": opt.network, "config": opt.config}
-    found |= {key: path for key, path in {"plot": opt.plot, "checkpoint": checkpoint}.items() if path}
-    return found | dict(zip(("gt", "vol"), output_paths(opt)[2], strict=False))
+    return found | {"seconds": f"{fit.seconds:.1f}"}
 
 
 def make_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object) -> Fit | BrickedFit:
@@ -183,10 +177,9 @@ def main(argv: Sequence[str]) -> None:
     """Run the script with these arguments."""
     opt = parse(argv)
     device = resolve_device(opt.cuda, opt.gid + processes.on_this_machine())
-    finished, interrupted, debug = output_paths(opt)
-    further = [path for path in (opt.checkpoint, opt.plot) if path]
-    sources = source_files(opt.volume)
-    check_outputs([*finished, *interrupted, *debug, *further], inputs=sources)
+    files, sources = output_files(opt), source_files(opt.volume)
+    interrupted = tuple(f"{os.path.splitext(opt.network)[0]}.interrupted{suffix}" for suffix in (".pth", ".json"))
+    check_outputs([*files.values(), *interrupted], inputs=sources)
     states = states_of(sources)
     if opt.plot:
         rendering.check(opt.plot)
@@ -206,13 +199,13 @@ def main(argv: Sequence[str]) -> None:
         print(f"train.py: {opt.checkpoint}: will be replaced: --resume continues its run instead", file=sys.stderr)
     judge = Judge(volume, header, lambda: NeuralField(header, fit.bricks(), device, opt.num_workers))
 
-    def write(paths: tuple[str, str], quality: Quality) -> None:
-        figures, bricks = quality.figures(bool(opt.clip)), fit.bricks()
+    def write(paths: tuple[str, str], figures: dict[str, float]) -> None:
+        bricks = fit.bricks()
         settings = configuration(options, header, whole.values, fit.config, figures, bricks, fit.seconds)
         write_network(paths, bricks, settings)
 
     history = []
-    with kept_if_interrupted(fit, interrupted[0], lambda: write(interrupted, Quality())):
+    with kept_if_interrupted(fit, interrupted[0], lambda: write(interrupted, {"psnr": math.nan})):
         if isinstance(fit, BrickedFit):
             history = run_bricks(fit, checkpoint)
         elif not header.values.is_constant:  # a constant volume needs no fit: its range describes it
@@ -222,24 +215,25 @@ def main(argv: Sequence[str]) -> None:
         if not processes.is_first():
             return
 
-    write(finished, quality)
+    write((opt.network, opt.config), quality.figures(bool(opt.clip)))
     try:
-        for path, array in zip(debug, (volume.array, judge.decoded().lazy()), strict=False):
-            write_volume(path, dataclasses.replace(volume, array=array))
+        if opt.vol_debug:
+            write_volume(files["gt"], volume)
+            write_volume(files["vol"], dataclasses.replace(volume, array=judge.decoded().lazy()))
         if opt.plot:
             plot_training(opt.plot, history, (fit.seconds, quality.metrics.psnr), fit.n_passes)
     except UserError as error:
         raise UserError(f"{error}: the network is in {opt.network}") from None
     warn_of_quality(opt, volume, header, quality.clipped.psnr, psnr_of(fit.variance))
     console.warn_of_changes("train.py", states)
-    saved = opt.checkpoint if checkpoint.is_there else None
-    figures = results(opt, volume, header, fit, quality, saved)
-    written = [*finished, *debug, *[path for path in (saved, opt.plot) if path]]
+    if not checkpoint.is_there:
+        files.pop("checkpoint", None)
+    figures = results(opt, volume, header, fit, quality) | files
     n_source = header.n_voxels * header.n_components * header.dtype.itemsize
     size = f"{figures['parameters']} parameters"
-    console.report(summary(opt.volume, n_source, written, None, figures, size), figures)
-    files = unless_default(net=opt.network, config=opt.config)
-    print("next:", shlex.join(["python", "net_compress.py", *files, *volume_arguments(opt)]))
+    console.report(summary(opt.volume, n_source, [*files.values()], None, figures, size), figures)
+    given = unless_default(net=opt.network, config=opt.config)
+    print("next:", shlex.join(["python", "net_compress.py", *given, *volume_arguments(opt)]))
 
 
 if __name__ == "__main__":

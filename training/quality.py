@@ -15,20 +15,18 @@ from utils import ValueRange, Volume, VolumeHeader
 
 
 class Quality(NamedTuple):
-    """The quality of a network. What is unknown is None.
+    """The quality of a network.
 
     metrics: over the whole range of the volume. clipped: over the range after --clip. psnr_unrounded: for integers,
     the PSNR in dB before rounding; None for floats.
     """
 
-    metrics: Metrics | None = None
-    clipped: Metrics | None = None
-    psnr_unrounded: float | None = None
+    metrics: Metrics
+    clipped: Metrics
+    psnr_unrounded: float | None
 
     def figures(self, is_clipped: bool) -> dict[str, float]:
         """The entries of thenet.json: psnr; psnr_clipped if clipped; psnr_unrounded and is_exact for integers."""
-        if self.metrics is None:
-            return {"psnr": math.nan}
         found = {"psnr": self.metrics.psnr} | ({"psnr_clipped": self.clipped.psnr} if is_clipped else {})
         if self.psnr_unrounded is not None:
             found |= {"psnr_unrounded": self.psnr_unrounded, "is_exact": self.clipped.psnr == math.inf}
