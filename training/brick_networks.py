@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -25,6 +24,7 @@ class BrickNetworks:
     """The network of each brick, and what settles it. `configs` is empty until `settle`.
 
     budget: the parameters that all networks may have together. fields: of the networks' SirenConfig, but the width.
+    least: the parameters of all networks of the least width, by the depth, for each depth that is tried.
     Without the depth, the best of BRICK_DEPTHS that the budget allows is chosen in a few bricks with much detail.
     """
 
@@ -33,28 +33,15 @@ class BrickNetworks:
         self.configs: list[SirenConfig | None] = []  # None for a brick that is constant
         self.n_trained = int(np.count_nonzero(~self.survey.is_constant))  # bricks that are not constant
         most_parameters = MOST_SHARE * float(self.survey.n_voxels[~self.survey.is_constant].sum())
-        self.budget = min(budget, max(most_parameters, self._least_parameters(self._all_depths[0])))
-        self.depths = [k for k in self._all_depths if self._least_parameters(k) <= self.budget] or self._all_depths[-1:]
+        all_depths = [fields["n_layers"]] if "n_layers" in fields else BRICK_DEPTHS
+        narrow = {depth: SirenConfig(LEAST_NEURONS, **fields | {"n_layers": depth}) for depth in all_depths}
+        self.least = {depth: self.n_trained * config.n_parameters for depth, config in narrow.items()}
+        self.budget = min(budget, max(most_parameters, *self.least.values()))
+        self.depths = [depth for depth, n in self.least.items() if n <= self.budget] or all_depths[-1:]
         self.n_layers = self.depths[0]
         medium = self.survey.medium_size
         typical = self.config(width_for(self.budget / max(self.n_trained, 1), self._form))
         self.recipe = fits.recipe_for(medium, medium, typical)
-
-    # --- limits ---
-
-    @property
-    def least_parameters(self) -> int:
-        """The number of parameters of all networks where each has the least width and the least depth."""
-        return self._least_parameters(self._all_depths[-1])
-
-    @property
-    def _all_depths(self) -> Sequence[int]:
-        """The depths that the networks may have, the most layers first."""
-        return [self.fields["n_layers"]] if "n_layers" in self.fields else BRICK_DEPTHS
-
-    def _least_parameters(self, depth: int) -> int:
-        smallest = SirenConfig(LEAST_NEURONS, **self.fields | {"n_layers": depth})
-        return self.n_trained * smallest.n_parameters
 
     # --- brief fits: pilots ---
 
@@ -123,7 +110,7 @@ class BrickNetworks:
 
         Raises ValueError for impossible ones, and for others than those that are settled.
         """
-        if n_layers not in self._all_depths:
+        if n_layers not in self.least:
             raise ValueError("n_layers: expected one that is tried, found another number")
         form = self.fields | {"n_layers": n_layers}
         most = max(width_for(self.budget, form), LEAST_NEURONS)

@@ -32,14 +32,9 @@ def check_state_dict(fit: Fit, state: dict) -> None:
         raise ValueError("errors: expected squares of at most 4, found others")
     if state["density"] is not None and not is_like(fit.errors, state["density"], 0.0):
         raise ValueError("density: expected a number of at least 0 for each voxel, found others")
-    for found in (state["start"], state["best"], state["now"]):
-        check_state(fit, found)
-
-
-def check_state(fit: Fit, state: dict) -> None:
-    """Raise ValueError unless this may be the `_capture` of the fit: its step, its loss, finite weights."""
-    step, loss, own, found = state["step"], state["loss"], fit.trained.state, state["tensors"]
-    is_sound = type(step) is int and 0 <= step <= MAX_STEP and type(loss) is float and 0 <= loss < math.inf
-    is_sound = is_sound and [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in own]
-    if not (is_sound and all(map(is_like, own[:2], found[:2]))):
-        raise ValueError("expected a state of finite weights, found another one")
+    for captured in (state["start"], state["best"], state["now"]):
+        step, loss, own, found = captured["step"], captured["loss"], fit.trained.state, captured["tensors"]
+        is_sound = type(step) is int and 0 <= step <= MAX_STEP and type(loss) is float and 0 <= loss < math.inf
+        is_sound = is_sound and [(t.shape, t.dtype) for t in found] == [(t.shape, t.dtype) for t in own]
+        if not (is_sound and all(map(is_like, own[:2], found[:2]))):
+            raise ValueError("expected a state of finite weights, found another one")

@@ -97,7 +97,7 @@ def brick_recipes(opt: Options, header: VolumeHeader, counts: tuple[int, ...], m
 
 def brick_messages(ratio: float, header: VolumeHeader, networks: BrickNetworks) -> list[str]:
     """As `size_messages`, of the networks of bricks."""
-    least, found = networks.least_parameters, []
+    least, found = min(networks.least.values()), []
     if least > header.n_voxels / ratio:
         smallest = f"the smallest networks of {len(networks.survey.low)} bricks have"
         or_layers = ", or fewer --n_layers," if networks.fields.get("n_layers", 1) > 1 else ""
