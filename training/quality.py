@@ -44,12 +44,10 @@ class Judge:
     header: VolumeHeader
     decoded: Callable[[], NeuralField]
 
-    def __post_init__(self) -> None:
-        self.boxes = processes.split_items(measured_boxes(self.volume.values))
-
     def metrics(self, values: ValueRange, progress: Progress | None = None, as_float: bool = False) -> Metrics:
         """The errors of the decoded values, over the range `values`. as_float: before rounding to integers."""
-        boxes = progress.each(self.boxes) if progress else self.boxes
+        boxes = processes.split_items(measured_boxes(self.volume.values))
+        boxes = progress.each(boxes) if progress else boxes
         found = compare(self.volume.array, self.decoded().lazy(as_float=as_float), values, boxes)
         return combine_metrics(processes.gather(found))
 

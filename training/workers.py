@@ -105,7 +105,7 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=_work, args=(there,), daemon=True)
-        with _environment("PYTHONSAFEPATH", "1"), _without_ctrl_c():  # and so without modules of the current folder
+        with _on_their_own():
             process.start()
         there.close()
         self.processes.append(process)
@@ -113,28 +113,23 @@ class Workers:
 
 
 @contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """An environment variable for processes that start meanwhile."""
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _on_their_own() -> Iterator[None]:
+    """Processes that start meanwhile load no modules of the current folder, and do not hear Ctrl-C.
+
+    Ctrl-C reaches all processes: the first one ends the others.
+    """
+    name, is_main = "PYTHONSAFEPATH", threading.current_thread() is threading.main_thread()
+    before, handler = os.environ.get(name), signal.getsignal(signal.SIGINT)
+    os.environ[name] = "1"
+    if is_main:  # which alone may set what a signal does
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
         os.environ.pop(name)
         os.environ |= {name: before} if before is not None else {}
-
-
-@contextlib.contextmanager
-def _without_ctrl_c() -> Iterator[None]:
-    """Processes that start meanwhile do not hear Ctrl-C, which reaches all: the first one ends the others."""
-    if threading.current_thread() is not threading.main_thread():  # which alone may set this
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _work(pipe: connection.Connection) -> None:
