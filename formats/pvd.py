@@ -21,7 +21,7 @@ def is_list(path: str) -> bool:
     return suffix_of(path) in (".pvd", ".series") and os.path.isfile(path)
 
 
-def steps_of(path: str) -> list[tuple[str, float | None]]:
+def listed_in(path: str) -> list[tuple[str, float | None]]:
     """The files that a list names, and the time of each; None where it says none. Names are relative to its folder.
 
     Raises VolumeError for a list that is damaged, for files that are not there, and for parts of one volume.

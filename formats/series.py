@@ -47,7 +47,7 @@ def is_pattern(path: str) -> bool:
 
 def steps_of(path: str) -> list[tuple[str, float | None]]:
     """The files of a list, a pattern or a plain name, and the time of each; None where no list says one."""
-    return pvd.steps_of(path) if pvd.is_list(path) else [(name, None) for name in files_of(path)]
+    return pvd.listed_in(path) if pvd.is_list(path) else [(name, None) for name in files_of(path)]
 
 
 def files_of(path: str) -> list[str]:
@@ -112,24 +112,21 @@ def read_files(
     if not paths:
         raise VolumeError(f"{pattern}: expected files of that pattern, found none")
     _allow_open_files(len(paths))
-    arrays, heights, times, said, fills = [], [], [], [], {}
+    volumes, heights = [], []
     with _each_warning_once():
-        first = read(paths[0])
-        may_be_slices = d_in != 4 and first.geometry.d_in == 3 and first.array.shape[2] == 1
-        for i, (path, listed) in enumerate(steps):
-            volume = read(path) if i else first
-            heights.append(_height(volume, first) if may_be_slices and volume.geometry.d_in == 3 else 0.0)
-            _check_alike(path, volume, paths[0], first, heights[i])
-            arrays.append(volume.array)
-            times.append(volume.time if listed is None else listed)
-            said.append(volume.geometry.attributes_of("t"))
-            if volume.fill is not None:
-                fills[path] = volume.fill
-    first = dataclasses.replace(first, fill=_common_fill(fills))
+        for path, time in steps:
+            volume = read(path)
+            volumes.append(volume if time is None else dataclasses.replace(volume, time=time))
+            heights.append(_height(volume, volumes[0]) if d_in != 4 else 0.0)
+            _check_alike(path, volume, paths[0], volumes[0], heights[-1])
+    fills = {path: volume.fill for path, volume in zip(paths, volumes, strict=True) if volume.fill is not None}
+    first = dataclasses.replace(volumes[0], fill=_common_fill(fills))
+    arrays, times = [volume.array for volume in volumes], [volume.time for volume in volumes]
+    said = [volume.geometry.attributes_of("t") for volume in volumes]
     is_of_one_time = len({*times}) == 1
     is_of_one_place = max(map(abs, heights)) <= UNEVEN * min(first.geometry.spacing)
     is_series = d_in == 4 if d_in else is_of_one_place and not is_of_one_time
-    if may_be_slices and not is_series and len(arrays) > 1:
+    if _is_slice(first) and not is_series and len(arrays) > 1:
         volume = _stacked(pattern, first, arrays, [0.0] * len(arrays) if is_of_one_place else heights)
         return volume if is_of_one_time else dataclasses.replace(volume, time=None)
     without = [path for path, time in zip(paths, times, strict=True) if time is None]
@@ -144,8 +141,14 @@ def read_files(
     return dataclasses.replace(first, array=StackedSteps(arrays), geometry=geometry, time=None)
 
 
+def _is_slice(volume: Volume) -> bool:
+    return volume.geometry.d_in == 3 and volume.array.shape[2] == 1
+
+
 def _height(volume: Volume, first: Volume) -> float:
-    """How far a slice lies from the first one, along the z axis of this one."""
+    """How far a slice lies from the first one, along the z axis of this one; 0 for what is no slice."""
+    if not (_is_slice(volume) and _is_slice(first)):
+        return 0.0
     a, b = volume.geometry, first.geometry
     return float(np.subtract(a.origin, b.origin) @ b.axis_directions[:, 2])
 
