@@ -23,6 +23,8 @@ def settled(opt: Options, recipe: Recipe, config: SirenConfig) -> dict[str, obje
     """All options by the names of their flags, with what was left open as it was chosen."""
     size = opt.batchSize or min(recipe.batch, BATCH // 2)
     chosen = {"n_passes": recipe.n_passes, "batchSize": size, "oversample": recipe.batch // size, "lr": recipe.lr}
+    if recipe.schedule == "step":
+        chosen |= {"pass_decay": recipe.pass_decay, "lr_decay": recipe.lr_decay}
     return vars(opt) | chosen | {"d_in": config.d_in, "d_out": config.d_out}
 
 
@@ -48,21 +50,18 @@ def bricks_for(opt: Options, volume: Volume, header: VolumeHeader) -> tuple[tupl
 
     Mirrors: see field.bricks.Cut. A volume that is not cut needs none. Raises UserError for impossible bricks.
     """
-    is_auto = opt.bricks == "auto"
+    is_auto, shape = opt.bricks == "auto", header.shape
     n_parameters, device = header.n_voxels / opt.compression_ratio, "cuda" if opt.cuda else "cpu"
     if opt.bricks == "none" or header.values.is_constant:
-        return (1,) * len(header.shape), ()
-    if is_auto:
-        counts = counts_for(header.shape, n_parameters, opt.n_passes, device)
-    else:
-        counts = _given_counts(opt, header.shape)
+        return (1,) * len(shape), ()
+    counts = counts_for(shape, n_parameters, opt.n_passes, device) if is_auto else _given_counts(opt, shape)
     mirrors = find_mirrors(volume, header) if math.prod(counts) > 1 else ()
     if mirrors:
-        shape = held_shape(header.shape, mirrors)
-        most = (max(n - 1, 1) for n in shape)
-        counts = counts_of_bricks(shape, n_parameters) if is_auto else tuple(map(min, counts, most))
+        held = held_shape(shape, mirrors)
+        most = (max(n - 1, 1) for n in held)
+        counts = counts_of_bricks(held, n_parameters) if is_auto else tuple(map(min, counts, most))
     try:
-        check_counts(counts, header.shape, mirrors)
+        check_counts(counts, shape, mirrors)
     except BlobError as error:
         way_out = "a larger --compression_ratio gives fewer" if is_auto else "expected fewer --bricks"
         raise UserError(f"{opt.volume}: {error}: {way_out}") from None

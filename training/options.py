@@ -217,9 +217,6 @@ def parse(argv: Sequence[str]) -> Options:
     if opt.resume and opt.checkpoint is None:
         raise UserError("--resume needs the --checkpoint to continue from")
     opt.schedule = opt.schedule or ("step" if has_step_flags else "power")
-    if opt.schedule == "step":
-        opt.pass_decay = 20.0 if opt.pass_decay is None else opt.pass_decay
-        opt.lr_decay = 0.2 if opt.lr_decay is None else opt.lr_decay
     return Options(**vars(opt))
 
 
