@@ -145,10 +145,7 @@ class StepFunction:
         for there, value in zip(self.numbers, numbers, strict=True):
             there.fill_(value)
         samples = () if self.sampler.is_resident else self.sampler.samples(batch)
-        self.replay(self._take_captured, batch, *samples, products=products)
-
-    def _take_captured(self, *tensors: torch.Tensor, products: torch.dtype | None) -> None:
-        self._take(*tensors, numbers=self.numbers, products=products)
+        self.replay(functools.partial(self._take, numbers=self.numbers), batch, *samples, products=products)
 
     def _take(
         self,
