@@ -11,6 +11,7 @@ from vtkmodules.vtkCommonCore import vtkDataArray
 
 from cli import console
 from formats.common import UNEVEN, VolumeError, of_three_axes, warn_of_vectors
+from formats.variables import MAX_LISTED
 from utils import DEFAULT_NAME, SIGNS, Geometry, Volume, float_for
 
 NO_IMAGES = {
@@ -36,6 +37,8 @@ def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple
         data = _resampled(path, data, resample)
     shape, geometry = _points(path, data)
     values, is_on_cells = array_of(path, data, name)
+    if name is None:
+        _warn_of_others(path, data, values.GetName())
     if not is_on_cells and data.GetCellData().HasArray(values.GetName() or ""):
         way_out = "ParaView's filter Pass Arrays leaves that on cells alone"
         console.warn(path, f"{values.GetName()} is on points and on cells: that on points is read; {way_out}")
@@ -66,9 +69,7 @@ def array_of(path: str, data, name: str | None) -> tuple[vtkDataArray, bool]:
     """
     found = {}
     for is_on_cells, attributes in ((True, data.GetCellData()), (False, data.GetPointData())):
-        arrays = [attributes.GetArray(i) for i in range(attributes.GetNumberOfArrays()) if attributes.GetArray(i)]
-        arrays = [array for array in arrays if array.GetName() not in NOT_VALUES]
-        if arrays:
+        if arrays := _arrays(attributes):
             found |= {array.GetName(): (array, is_on_cells) for array in arrays}
             active = attributes.GetScalars()
             first = active if active and active.GetName() not in NOT_VALUES else arrays[0], is_on_cells
@@ -81,6 +82,21 @@ def array_of(path: str, data, name: str | None) -> tuple[vtkDataArray, bool]:
         what = "cell" if is_on_cells else "point"
         raise VolumeError(f"{path}: expected a value at each {what}, found {values.GetNumberOfTuples()}")
     return values, is_on_cells
+
+
+def _arrays(attributes) -> list[vtkDataArray]:
+    """The arrays of numbers on points, or on cells, that hold values."""
+    arrays = [attributes.GetArray(i) for i in range(attributes.GetNumberOfArrays())]
+    return [array for array in arrays if array and array.GetName() not in NOT_VALUES]
+
+
+def _warn_of_others(path: str, data, name: str | None) -> None:
+    """Say which array is read, if a data set holds arrays of several names."""
+    names = [array.GetName() for part in (data.GetPointData(), data.GetCellData()) for array in _arrays(part)]
+    if others := [repr(other) for other in dict.fromkeys(names) if other != name]:
+        left = len(others) - MAX_LISTED
+        listed = ", ".join(others[:MAX_LISTED] + [f"{left} more"] * (left > 0))
+        console.warn(path, f"its array {name!r} is read, not {listed}: --array NAME reads another one")
 
 
 def _points(path: str, data) -> tuple[tuple[int, ...], Geometry]:

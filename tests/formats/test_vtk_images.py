@@ -71,7 +71,7 @@ def test_pieces_that_are_none(tmp_path):
     ("writer_class", "suffix"),
     [(vtkXMLImageDataWriter, ".vti"), (vtkStructuredPointsWriter, ".vtk"), (vtkHDFWriter, ".vtkhdf")],
 )
-def test_array_picks_one_of_several(writer_class, suffix, name, tmp_path):
+def test_array_picks_one_of_several(writer_class, suffix, name, tmp_path, capfd):
     arrays = {"rho": slanted(SHAPE), "T": -slanted(SHAPE), "v": np.stack([slanted(SHAPE)] * 3, -1)}
     writer = writer_class()
     writer.SetFileName(str(tmp_path / f"a{suffix}"))
@@ -79,6 +79,8 @@ def test_array_picks_one_of_several(writer_class, suffix, name, tmp_path):
     writer.Write()
     volume = read_volume(str(tmp_path / f"a{suffix}"), array=name)
     assert volume.geometry.name == (name or "T")
+    told = capfd.readouterr().err
+    assert told == "" if name else "its array 'T' is read, not 'rho', 'v': --array NAME" in told
     np.testing.assert_array_equal(volume.array, arrays[name or "T"])
     np.testing.assert_array_equal(read_volume(str(tmp_path / f"a{suffix}"), 3, 3, "v").array, arrays["v"])
     said = refusal(tmp_path / f"a{suffix}", array="p")
@@ -86,7 +88,7 @@ def test_array_picks_one_of_several(writer_class, suffix, name, tmp_path):
 
 
 @pytest.mark.parametrize("direction", [IDENTITY, TURNED])
-def test_the_place_of_a_vti(tmp_path, direction):
+def test_the_place_of_a_vti(tmp_path, direction, capfd):
     """The first voxel of an extent that starts elsewhere lies where VTK says it does."""
     extent = (2, 5, -1, 1, 10, 11)
     vtk_write(tmp_path / "a.vti", slanted((4, 3, 2)), (0.5, 2.0, 3.0), (1.0, 1.0, 1.0), "t", extent, direction)
@@ -98,6 +100,7 @@ def test_the_place_of_a_vti(tmp_path, direction):
     image.SetSpacing(0.5, 2.0, 3.0)
     image.SetOrigin(1.0, 1.0, 1.0)
     image.SetDirectionMatrix(direction)
+    assert capfd.readouterr().err == ""  # of other arrays, which there are not
     np.testing.assert_allclose(volume.geometry.origin, image.GetPoint(0), atol=1e-12)
 
 
