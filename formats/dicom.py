@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import shlex
 import warnings
 from typing import NamedTuple
 
@@ -90,7 +91,11 @@ def read_dicom(folder: str, is_marked: bool = True) -> Volume:
         steps[:, 2] = (positions[-1] - positions[0]) / (len(slices) - 1)
         off = np.abs(positions - positions[0] - steps[:, 2] * np.arange(len(slices))[:, None]).max()
         if not off < MAX_UNEVENNESS * np.linalg.norm(steps[:, 2]):
-            what = f"expected slices of one series at equal distances, found one off by {off:.4g}"
+            gaps = np.diff(positions, axis=0)
+            k = int(np.abs(gaps - np.median(gaps, axis=0)).max(axis=1).argmax())
+            lengths, ends = np.linalg.norm(gaps, axis=1), f"{slices[k].path} and {slices[k + 1].path}"
+            found = f"{lengths[k]:.4g} mm between {ends}, a median of {np.median(lengths):.4g} mm"
+            what = f"expected slices of one series at equal distances, found {found}"
             raise VolumeError(f"{folder}: {what}: is one missing, or are there several times?")
     array = np.stack([found.plane for found in slices], axis=2)
     fill = None
@@ -154,6 +159,9 @@ def _check_values(path: str, file) -> None:
     if "Modality" in file and "Rows" not in file:
         what = f"expected a slice, found a file of the modality {file.Modality} without voxels"
         raise VolumeError(f"{path}: {what}: move it to another folder, unless it is a damaged slice")
+    if "MOSAIC" in np.ravel(file.get("ImageType") or ()):
+        way_out = f"dcm2niix {shlex.quote(os.path.dirname(path) or '.')} makes a NIfTI file of them, which is read"
+        raise VolumeError(f"{path}: expected a slice, found a mosaic of Siemens, whose tiles are the slices: {way_out}")
     found = {key: way_out for key, way_out in NO_VALUES.items() if file.get(key)}
     if file.get("PhotometricInterpretation") == "PALETTE COLOR":
         found["a palette"] = "pydicom.pixels.apply_color_lut(file.pixel_array, file)"
@@ -183,12 +191,17 @@ def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:
         raise VolumeError(f"{path}: expected a positive spacing, found {between_rows}, {between_columns}")
     row, column = place[1].reshape(2, 3)
     steps = np.stack([row * between_columns, column * between_rows, np.cross(row, column) * between_slices], axis=1)
+    if not (np.isfinite(steps).all() and np.isfinite(place[0]).all()):
+        raise VolumeError(f"{path}: expected a finite place, found {place[0].tolist()}, voxel steps {steps.T.tolist()}")
     plane = plane.reshape(*plane.shape[:2], -1).swapaxes(0, 1)
+    values = rescaled(plane, slope, shift)
+    if np.isinf(values).any():
+        raise VolumeError(f"{path}: expected finite values, found infinite ones: slope {slope}, intercept {shift}")
     ends = _padding(file, plane)
     is_padding = (plane >= ends.min()) & (plane <= ends.max()) if ends.size else np.zeros(plane.shape, bool)
     padding = rescaled(ends, slope, shift)[0] if ends.size else None
     series = str(file.get("SeriesInstanceUID"))
-    return _Slice(path, rescaled(plane, slope, shift), plane.dtype, is_padding, padding, place[0], steps, series)
+    return _Slice(path, values, plane.dtype, is_padding, padding, place[0], steps, series)
 
 
 def _padding(file, plane: np.ndarray) -> np.ndarray:

@@ -137,7 +137,7 @@ def test_dicom_without_spacing_or_factors(tmp_path):
         ({"PixelSpacing": [0, 1]}, "expected a positive spacing, found 0.0, 1.0"),
         ({"ImagePositionPatient": None}, "expected a position and two directions in space, found [[], "),
         ({"ImageOrientationPatient": None}, "expected a position and two directions in space"),
-        ({"RescaleSlope": "1e300"}, "finite"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "found a mosaic of Siemens, whose tiles are"),
         ({"ModalityLUTSequence": [pydicom.Dataset()]}, "found ModalityLUTSequence: save pydicom.pixels.apply_modality"),
         ({"DoseGridScaling": "0.01"}, "found DoseGridScaling: save file.pixel_array * file.DoseGridScaling as .npy"),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, "found a palette: save pydicom.pixels.apply_color_lut"),
@@ -146,6 +146,29 @@ def test_dicom_without_spacing_or_factors(tmp_path):
 )
 def test_dicom_without_a_place_or_whose_numbers_are_no_values(elements, said, tmp_path, recwarn):
     assert said in refusal(edited(tmp_path, **elements)) and not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("elements", "said"),
+    [
+        ({"RescaleSlope": "1e300"}, "expected finite values, found infinite ones: slope 1e+300, intercept 0.0"),
+        ({"PixelSpacing": ["1e999", 1]}, "expected a finite place, found [-1.0, 10.0, 0.25], voxel steps [[1.0"),
+        ({"ImagePositionPatient": ["1e999", 1, 2]}, "expected a finite place, found [inf, 1.0, 2.0], voxel steps"),
+        ({"ImageOrientationPatient": None}, "expected a position and two directions in space"),
+        ({"Rows": 2}, "is of another series than"),
+    ],
+    ids=str,
+)
+def test_the_slice_that_is_refused_is_named(elements, said, tmp_path):
+    scan = write_dicom(tmp_path, slanted(SHAPE).astype(np.uint16))
+    edit(scan / "1.dcm", **elements)
+    assert refusal(scan).startswith(f"{scan / '1.dcm'}: {said}")
+
+
+def test_slices_around_a_missing_one_are_named(tmp_path):
+    scan = write_dicom(tmp_path, slanted((4, 3, 5)).astype(np.uint16), order=range(5))
+    (scan / "2.dcm").unlink()
+    assert f"found 6 mm between {scan / '1.dcm'} and {scan / '3.dcm'}, a median of 3 mm" in refusal(scan)
 
 
 def test_a_lone_slice_of_negative_thickness_is_not_mirrored(tmp_path):
