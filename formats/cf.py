@@ -19,7 +19,7 @@ from formats.packing import array_of, decoding, unmarked
 from formats.raw import check_last_axis
 from formats.series import with_times
 from formats.slabs import on_one_line
-from formats.variables import Variable, axes_of, chosen
+from formats.variables import MAX_LISTED, Variable, axes_of, chosen
 from utils import DEFAULT_NAME, Volume
 
 ULPS = 4  # most that a coordinate may be off equal steps, in units of its last place
@@ -75,7 +75,10 @@ def volume_of_variable(
     coordinates = {dim: variables[dim] for dim in variable.dims if dim in variables and variables[dim].dims == (dim,)}
     roles = _roles(path, name, variable, coordinates, d_in, d_out)
     is_series = "t" in roles and variable.shape[roles["t"]] > 1
+    if variable.note:
+        console.warn(path, f"{name}: {variable.note}")
     _warn_of_curved_axes(path, name, variables, coordinates, roles)
+    _warn_of_unlinked_axes(path, name, variables, coordinates, roles)
     used = [roles.get(role) for role in ("txyzc" if is_series else "xyzc")]
     array, fill = array_of(f"{path}: {name}" if name else path, variable if is_marked else unmarked(variable), used)
     steps, origin = np.ones(3), np.zeros(3)
@@ -194,6 +197,36 @@ def _warn_of_curved_axes(
     if found:
         what = f"{', '.join(found)} give positions that are no regular grid: voxel numbers are taken for them"
         console.warn(path, f"{what}: regrid it first, as by xesmf or scipy.interpolate.griddata, if places matter")
+
+
+def _warn_of_unlinked_axes(
+    path: str,
+    name: str,
+    variables: Mapping[str, Variable],
+    coordinates: Mapping[str, Variable],
+    roles: Mapping[str, int],
+) -> None:
+    """Say so when axes of space have no coordinate, but other arrays may be their positions, which nothing links.
+
+    Such arrays have one axis of more than one index, without a name, of that length, as in MATLAB's files too. Or they
+    are called coordinates and have all axes.
+    """
+    variable = variables[name]
+    axes = [axis for role, axis in roles.items() if role in "xyz" and variable.dims[axis] not in coordinates]
+    lengths = [(variable.shape[axis],) for axis in axes if variable.shape[axis] > 1]
+    are_nameless = not any(variable.dims)
+    found = [
+        key
+        for key, other in variables.items()
+        if key != name
+        if (tuple(n for n in other.shape if n > 1) in lengths and (are_nameless or not any(other.dims)))
+        or (lengths and "coord" in key.lower() and other.shape == variable.shape)
+    ]
+    if found:
+        more = ", ..." * (len(found) > MAX_LISTED)
+        what = f"{', '.join(found[:MAX_LISTED])}{more} may be positions along its axes, but are not linked to these"
+        way_out = "h5py's make_scale and attach_scale, or xarray's assign_coords, link them"
+        console.warn(path, f"{name}: {what}: spacing 1 is taken: {way_out}")
 
 
 def _listed_coordinates(name: str, variable: Variable) -> set[str]:

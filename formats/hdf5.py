@@ -1,12 +1,16 @@
 """HDF5, and NetCDF-4, which is HDF5 with named dimensions: read and written by h5py (pip install h5py).
 
+Source of the meshes of openPMD: github.com/openPMD/openPMD-standard, version 1.1, Mesh Based Records.
+
 A file is not trusted: links to other files, data in other files and filters that are plugins are refused.
 """
 
 from __future__ import annotations
 
+import collections
 import io
 import math
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +25,7 @@ from utils import Volume
 
 FILTERS = (1, 2, 3, 4, 5, 6, 32000)  # deflate, shuffle, Fletcher-32, szip, n-bit, scale-offset, LZF: h5py has them all
 MOST_NESTED = 100  # groups one in another; HDF5 takes minutes for ten thousand
+NO_MESH = "its gridSpacing is not read, which is not that of a Cartesian mesh of its axes: spacing 1 is taken"
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"  # what NetCDF names a scale without values
 
 
@@ -35,19 +40,23 @@ def read_hdf5(path: str, name: str | None) -> tuple[dict[str, Variable], str | N
             raise VolumeError(f"{path}: expected a MATLAB 7.3 file, found an older one: MATLAB's save -v7.3 writes it")
     with as_volume_error(path, "h5py cannot read it"):
         found: dict[str, Variable] = {}
+        coordinates: dict[str, Variable] = {}
 
         def visit(key: str, item: Any) -> None:
             if key.count("/") > MOST_NESTED:
                 raise VolumeError(f"{path}: expected at most {MOST_NESTED} groups one in another, found more")
             if _is_array(h5py, item):
                 found[key] = _variable(h5py, path, key, item)
+                if not found[key].refusal and "gridSpacing" in (record := _record_of_mesh(item)):
+                    found[key], own = _on_mesh(key, found[key], record)
+                    coordinates.update(own)
 
         file = h5py.File(path, "r")
         file.visititems(visit)  # every object once; no link to another file is followed
         if name is not None and name.strip("/") not in found:
             meant = _linked(h5py, file, name)
             name = next((key for key in found if file[key] == meant), name)
-        return found, name
+        return found | coordinates, name
 
 
 def _linked(h5py: Any, place: Any, name: str) -> Any:
@@ -94,6 +103,28 @@ def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
     if item.chunks is None and offset is not None and is_plain and item.size and item.shape:
         source = np.memmap(path, item.dtype, "r", offset, item.shape)
     return Variable(dims, item.dtype, item.attrs, source, item.chunks, labels=tuple(dim.label for dim in item.dims))
+
+
+def _record_of_mesh(item: Any) -> Mapping[str, Any]:
+    """The attributes of an array of openPMD and of its record: the array itself, or the group of its components."""
+    return collections.ChainMap(item.attrs, item.parent.attrs)
+
+
+def _on_mesh(name: str, variable: Variable, record: Mapping[str, Any]) -> tuple[Variable, dict[str, Variable]]:
+    """An array of openPMD with the names of its axes, and the coordinates of these; as it is on no Cartesian mesh."""
+    said, n_axes = variable._replace(attributes=record), len(variable.shape)
+    labels = np.ravel(record.get("axisLabels", ())).astype(str).tolist()
+    place = [said.numbers(key) for key in ("gridGlobalOffset", "position", "gridSpacing", "gridUnitSI")]
+    place[3] *= n_axes if len(place[3]) == 1 else 1
+    if said.text("geometry") != "cartesian" or {n_axes} != {len({*labels}), *map(len, [labels, *place])}:
+        return variable._replace(note=NO_MESH), {}
+    axes = [*zip(labels, *place, strict=True)][:: -1 if said.text("dataOrder") == "F" else 1]
+    coordinates = {}
+    for (label, start, part, step, unit), n in zip(axes, variable.shape, strict=True):
+        positions = (start + (part + np.arange(n)) * step) * unit
+        attributes = {"units": "m", "spacing": step * unit}
+        coordinates[f"{name}/{label}"] = Variable((f"{name}/{label}",), positions.dtype, attributes, positions)
+    return variable._replace(dims=tuple(coordinates), labels=()), coordinates
 
 
 def _reason_against(item: Any) -> str | None:

@@ -17,7 +17,7 @@ class Variable(NamedTuple):
 
     dims: the name of each axis, "" where it has none. source: see `StoredArray`. chunks: the lengths of a piece that is
     decoded at once; None where any part is read as fast as another. refusal: why it is not read, "" if it is. labels:
-    what the axes are called besides their names, if anything.
+    what the axes are called besides their names, if anything. note: what is to be told when it is read.
     """
 
     dims: tuple[str, ...]
@@ -27,6 +27,7 @@ class Variable(NamedTuple):
     chunks: tuple[int, ...] | None = None
     refusal: str = ""
     labels: tuple[str, ...] = ()
+    note: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -78,6 +78,60 @@ def test_labels_of_axes(path):
     np.testing.assert_array_equal(whole(volume.array)[:, :, 0], slanted((3, 7, 5)))
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("name", ["rho", "E/y"])
+def test_a_mesh_of_openpmd(path, name, order, capsys):
+    """The record of a component is its group. Fortran's order is that of no array in HDF5, but of the attributes."""
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset(f"data/100/fields/{name}", data=slanted(SHAPE).T)
+        record, turned = array if name == "rho" else array.parent, slice(None, None, -1 if order == "F" else 1)
+        record.attrs["geometry"], record.attrs["dataOrder"] = np.bytes_("cartesian"), order
+        record.attrs["axisLabels"] = [b"z", b"y", b"x"][turned]
+        record.attrs["gridSpacing"] = np.array([3, 2, 0.5], np.float32)[turned]
+        record.attrs["gridGlobalOffset"], record.attrs["gridUnitSI"] = [30.0, 20.0, 10.0][turned], 0.01
+        array.attrs["position"] = [0.0, 0.5, 0.0][turned]
+    volume = read_volume(path)
+    np.testing.assert_array_equal(whole(volume.array), slanted(SHAPE))
+    assert volume.geometry.spacing == (0.005, 0.02, 0.03)
+    assert volume.geometry.origin == pytest.approx((0.1, 0.21, 0.3), abs=1e-12)
+    assert volume.geometry.attributes_of("y") == {"units": "m"} and capsys.readouterr().err == ""
+    with h5py.File(path, "a") as file:
+        (file["data/100/fields/E"] if name == "E/y" else file["data/100/fields/rho"]).attrs["geometry"] = "thetaMode"
+    assert read_volume(path).geometry.spacing == (1.0, 1.0, 1.0)
+    assert f"{name}: its gridSpacing is not read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_positions_that_nothing_links_to_the_axes_are_told(path, is_linked, capsys):
+    """As in a cutout of the turbulence data of Johns Hopkins."""
+    with h5py.File(path, "w") as file:
+        array = file.create_dataset("rho", data=slanted((4, 5, 7)))
+        for k, name in enumerate(("zcoor", "ycoor", "xcoor")):
+            file[name] = 0.5 * np.arange(array.shape[k])
+            if is_linked:
+                file[name].make_scale()
+                array.dims[k].attach_scale(file[name])
+        file["counts"] = np.arange(9)  # of another length
+        if not is_linked:
+            file["matlab"] = np.zeros((7, 1))
+        file["one"] = np.arange(1)
+    spacing, told = read_volume(path).geometry.spacing, capsys.readouterr().err
+    if is_linked:
+        assert spacing == (0.5, 0.5, 0.5) and told == ""
+    else:
+        what = "rho: matlab, xcoor, ycoor, zcoor may be positions along its axes, but are not linked to these"
+        assert spacing == (1.0, 1.0, 1.0) and what in told
+
+
+def test_positions_of_every_voxel_are_told(path, capsys):
+    """As of PLUTO."""
+    with h5py.File(path, "w") as file:
+        file["vars/rho"] = slanted(SHAPE)
+        file["cell_coords/X"], file["node_coords/X"] = slanted(SHAPE), slanted([n + 1 for n in SHAPE])
+    read_volume(path, array="vars/rho")
+    assert "vars/rho: cell_coords/X may be positions along its axes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["wrfout_d01_2005-08-28", "plt_cnt_0010", "a.athdf", "DD0010.cpu0000"])
 def test_a_file_is_known_by_its_first_bytes(tmp_path, name):
     with h5py.File(tmp_path / name, "w") as file:
