@@ -25,6 +25,10 @@ from utils import Volume
 
 FILTERS = (1, 2, 3, 4, 5, 6, 32000)  # deflate, shuffle, Fletcher-32, szip, n-bit, scale-offset, LZF: h5py has them all
 MOST_NESTED = 100  # groups one in another; HDF5 takes minutes for ten thousand
+OTHER_FORMATS = {  # kept in HDF5, by where their arrays are; why these are no plain arrays, and what makes some of them
+    "minc-2.0/": "MINC, which scales values by slice: nibabel.save(nibabel.load('scan.mnc'), 'scan.nii') makes NIfTI",
+    "DataSet/ResolutionLevel 0/": "Imaris, which pads its arrays: Fiji opens it under its name .ims and saves a .tif",
+}
 NO_MESH = "its gridSpacing is not read, which is not that of a Cartesian mesh of its axes: spacing 1 is taken"
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"  # what NetCDF names a scale without values
 
@@ -53,6 +57,9 @@ def read_hdf5(path: str, name: str | None) -> tuple[dict[str, Variable], str | N
 
         file = h5py.File(path, "r")
         file.visititems(visit)  # every object once; no link to another file is followed
+        for start, what in OTHER_FORMATS.items():
+            if any(key.startswith(start) for key in found):
+                raise VolumeError(f"{path}: expected plain HDF5, found {what}")
         if name is not None and name.strip("/") not in found:
             meant = _linked(h5py, file, name)
             name = next((key for key in found if file[key] == meant), name)

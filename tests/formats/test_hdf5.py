@@ -158,6 +158,20 @@ def test_links_in_a_file(path):
         assert f"holds no array {name!r}, only " in refusal(path, name)
 
 
+@pytest.mark.parametrize(
+    ("name", "array", "said"),
+    [
+        ("a.mnc", "minc-2.0/image/0/image", "expected plain HDF5, found MINC, which scales values"),
+        ("a.h5", "minc-2.0/image/0/image", "expected plain HDF5, found MINC, which scales values"),
+        ("a.ims", "DataSet/ResolutionLevel 0/TimePoint 0/Channel 0/Data", "found Imaris, which pads its arrays"),
+    ],
+)
+def test_other_formats_in_hdf5_are_known_by_their_groups(tmp_path, name, array, said):
+    with h5py.File(tmp_path / name, "w") as file:
+        file[array] = slanted(SHAPE)
+    assert said in refusal(str(tmp_path / name)) and said in refusal(str(tmp_path / name), array)
+
+
 # --- files from strangers ---------------------------------------------------------------------------
 
 
