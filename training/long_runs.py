@@ -124,7 +124,8 @@ class Checkpoint:
             raise UserError(f"{path}: expected a checkpoint of train.py, found something else") from None
         if differing:
             name = differing[0]
-            what = DIFFERENCES.get(name) or f"{name} was {_text(found.get(name))}, is {_text(expected[name])}"
+            change = f"{name} was {_text(found[name])}, is {_text(expected[name])}" if name in found else None
+            what = DIFFERENCES.get(name) or change or f"it says no {name}, as one of another version of train.py"
             raise UserError(f"{path}: is of another run: {what}")
 
 
@@ -132,7 +133,7 @@ def _text(value: object) -> str:
     """A value of an identity, to be told. Lists in lists are not looked into: a small file can hold endless ones."""
     parts = value[:10] if isinstance(value, list | tuple) else [value]
     is_plain = all(isinstance(part, int | float | str | None) for part in parts)
-    return ",".join(str(part)[:100] for part in parts) if is_plain else "something else"
+    return ",".join(str(part)[:100] for part in parts) or "empty" if is_plain else "something else"
 
 
 def checkpoint_files(path: str) -> list[str]:
