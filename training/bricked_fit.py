@@ -14,6 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from cli import console
 from cli.progress import Progress
 from field.bricks import Bricks, Cut
 from field.layers import parameter_shapes
@@ -38,14 +39,20 @@ class BrickedFit:
 
     def run(self, on_done: Callable[[BrickedFit], None] = lambda fit: None) -> None:
         """Train all bricks that are not done. `on_done(self)` is called after each."""
-        started = time.monotonic() - self.seconds
+        before, limit = self.seconds, self.recipe.max_seconds
+        started = time.monotonic() - before
         with self.fits.workers, Progress("training", self.networks.work_ahead() / processes.count()) as progress:
             self.networks.settle(progress)
             left = {k: config for k, config in enumerate(self.networks.configs) if config and k not in self.done}
-            if self.recipe.max_seconds is not None:
+            if limit is not None:
                 self.fits.workers.start(len(left))  # within the time
                 progress.advance(0.0)  # the speed is that from now on
             self.seconds = time.monotonic() - started
+            ahead = None if limit is None else limit - self.seconds
+            if ahead is not None and left and (spent := self.seconds - before) > ahead:
+                what = f"{spent:.1f} s went by before the training, {max(ahead, 0.0):.1f} s are left for it"
+                way_out = "more of them, or --num_workers 1, which starts no processes, may help"
+                console.warn("train.py", f"of --max_seconds {limit:g}, {what}: {way_out}")
             n_own = len(self.done) + len(processes.split_items([*left]))  # of several processes, each shows its share
             recipes = self.fits.recipes(left, self.seconds)
             progress.total = progress.done + sum(self.fits.work_of(left, recipes).values()) / processes.count()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import time
 from unittest.mock import Mock
 
 import numpy as np
@@ -310,6 +311,15 @@ def test_the_time_of_the_workers_is_shared_out():
     assert max(limits.values()) < 5 and sum(sorted(limits.values())[:2]) == pytest.approx(8.0, rel=0.01)
     alone = fit.fits.recipes({0: config}, 0.0)
     assert alone[0].max_seconds == pytest.approx(8.0)
+
+
+@pytest.mark.parametrize(("seconds", "is_told"), [(1.0, True), (1e6, False)])
+def test_the_time_that_the_start_of_workers_takes_is_told(seconds, is_told, capsys):
+    fit = small_fit(recipe=Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=seconds))
+    fit.fits.workers.start = lambda n: time.sleep(0.6)
+    fit.fits.train_bricks = lambda *_: {}
+    fit.run()
+    assert ("s went by before the training, 0." in capsys.readouterr().err) == is_told
 
 
 def test_ctrl_c_keeps_the_networks_that_are_settled(monkeypatch, tmp_path, capsys):
