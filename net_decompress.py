@@ -127,6 +127,8 @@ def write_volume_files(
         warn(f"{opt.volume}: not compared: {flag} asks for other positions than its voxels")
     with FileSet() as files:
         write_output(output, field, opt.compressed, compared and compared.add, files)
+        if compared and not all(step.n_voxels for step in compared.steps.values()):
+            warn(f"{opt.volume}: psnr is nan where all voxels are missing, in it or in {opt.compressed}")
         if opt.preview:
             original, steps = (part_of(volume.array, box), compared.steps) if compared else (None, {})
             title = os.path.basename(opt.compressed)

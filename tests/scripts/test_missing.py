@@ -392,6 +392,16 @@ def test_compress_refuses_a_volume_in_which_others_are_missing(fields, tmp_path)
     assert not (tmp_path / "blob").exists()
 
 
+def test_decompress_tells_why_a_region_has_no_psnr(fields, tmp_path, capsys):
+    np.save(tmp_path / "v.npy", holed()[0])
+    region = ("--volume", tmp_path / "v.npy", "--roi")
+    decompress(fields["float32"].blob, tmp_path / "out.npy", *region, ":,:,0")
+    out, error = capsys.readouterr()
+    assert results(out)["psnr"] == "nan" and error.count("v.npy: psnr is nan where all voxels are missing") == 1
+    decompress(fields["float32"].blob, tmp_path / "out.npy", *region, ":,:,:2")
+    assert capsys.readouterr().err == ""
+
+
 def test_decompress_warns_where_others_are_missing(fields, tmp_path, capsys):
     array, _ = holed()
     array[4, 6, 3] = np.nan
