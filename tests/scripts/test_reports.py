@@ -108,6 +108,9 @@ def test_a_network_no_better_than_a_constant_is_warned_of(tmp_path, capsys):
     assert float(said[1]) < constant + 1 and float(said[2]) == pytest.approx(constant, abs=0.06)
     train(slanted((9, 7, 5)), tmp_path, *WELL)
     assert "a constant volume" not in capsys.readouterr().err
+    np.save("noise.npy", values)
+    train_script.main(["--volume", "noise.npy", "--max_seconds", "0.01"])
+    assert "more --max_seconds or a lower --compression_ratio may help" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("mark", [255, 16, None])
