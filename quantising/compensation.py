@@ -24,10 +24,11 @@ BLOCK = 4096  # weights in a block; the block itself and the next block compensa
 WIDE_BLOCK = 2048  # weights in a block if the network has more than 2 BLOCK weights
 MIN_BLOCK = 64  # least weights in a block of a single network
 MIN_BLOCK_OF_MANY = 512  # the same of one of many networks, rounded one by one. Smaller ones make larger files
+STRIP = 512  # columns of a symmetric metric that are computed at once, without most of what is below the diagonal
 MAX_METRIC_NUMBERS = 1 << 28  # numbers in all metrics of a network; larger networks have smaller blocks
 TRELLIS_ERROR = 0.77  # squared error of rounding in a trellis, relative to that of rounding on one grid
 DAMPING = 0.02  # added to the diagonal of a metric, relative to this diagonal
-OnProducts = Callable[[int], None]
+OnProducts = Callable[[float], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +101,18 @@ def compensation_metric(
     taps: Derivatives, rows: slice, columns: slice, on_products: OnProducts = lambda n: None
 ) -> torch.Tensor:
     """The mean product of the output's derivatives for each pair of weights (rows, columns), a part of the metric."""
-    n_points = len(taps[0][0])
+    n_points, is_symmetric = len(taps[0][0]), rows == columns
     metric = taps[0][0].new_zeros(rows.stop - rows.start, columns.stop - columns.start)
     for start in range(0, n_points, 1024):
         part = [(a[start : start + 1024], d[start : start + 1024]) for a, d in taps]
         left = jacobian(part, rows)
-        right = left if columns == rows else jacobian(part, columns)
-        metric.addmm_(left.T, right, alpha=1 / n_points)
-        on_products(len(left) * metric.numel())
-    return metric
+        right = left if is_symmetric else jacobian(part, columns)
+        for first in range(0, len(metric.T), STRIP):
+            strip = slice(first, first + STRIP)
+            above = slice(0, first + STRIP if is_symmetric else None)
+            metric[above, strip].addmm_(left[:, above].T, right[:, strip], alpha=1 / n_points)
+        on_products(len(left) * metric.numel() / (2 if is_symmetric else 1))
+    return metric.triu() + metric.triu(1).T if is_symmetric else metric
 
 
 def jacobian(taps: Derivatives, chosen: slice) -> torch.Tensor:

@@ -186,7 +186,7 @@ class NetworkRounding:
         if not (is_trained or self.is_compensated):
             return []
 
-        def on_products(n: int) -> None:
+        def on_products(n: float) -> None:
             self.progress.advance(work.PER_PRODUCT * n)
 
         net = copy.deepcopy(self.net).to(self.device)

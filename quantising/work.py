@@ -24,9 +24,9 @@ PER_VOXEL = 0.5  # of a voxel that is compared, relative to a sample that is tra
 def of_training(n_samples: float, n_parameters: float, trained: float = 1.0) -> float:
     """The work of training a network of so many weights and biases with so many samples.
 
-    trained: the part of the weights that is trained. Half of the work does not depend on it, as the network's output.
+    trained: the part of the weights that is trained. A third of the work does not depend on it: the network's output.
     """
-    return training_work(n_samples, n_parameters) * (1 + trained) / 2
+    return training_work(n_samples, n_parameters) * (1 + 2 * trained) / 3
 
 
 def of_comparison(n_parameters: float, volume: Volume) -> float:
@@ -40,7 +40,7 @@ def of_factors(config: SirenConfig, n_all: int | None = None) -> float:
     blocks, n_points = metric_blocks(config.n_parameters, n_all)
     sizes = [block.stop - block.start for block in blocks]
     pairs = [(a, a + b) for a, b in zip(sizes, [*sizes[1:], 0], strict=True)]
-    return PER_PRODUCT * sum(n_points * a * size + products_of_matrix(a, size) for a, size in pairs)
+    return PER_PRODUCT * sum(n_points * a * (size - a / 2) + products_of_matrix(a, size) for a, size in pairs)
 
 
 def step_reporter(progress: Progress) -> Callable[[Fit], None]:

@@ -149,7 +149,8 @@ class _BatchPart:
         for k, matrix in enumerate(sines):
             matmul(matrix, h, out=phase)
             h = self.outputs[k]
-            np.cos(phase, out=self.cosines[k])
+            if k >= self.whole.first_trained_layer:
+                np.cos(phase, out=self.cosines[k])
             np.sin(phase, out=h[:-1])
             if k in block_ends:
                 h[:-1] += self.outputs[k - 2, :-1]
