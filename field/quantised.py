@@ -35,7 +35,7 @@ def round_step(step: float, is_least: bool = False) -> np.float32:
 
     is_least: the least one that is at least `step`, up to the largest of all.
     """
-    bits = int(np.float32(min(step, 3e38)).view(np.uint32))
+    bits = int(np.float32(min(step, 3.19e38)).view(np.uint32))
     bits = min(max((bits + (0xFFFFF if is_least else 0x80000)) >> 20, 0x001), 0x7F7)
     return np.uint32(bits << 20).view(np.float32)
 

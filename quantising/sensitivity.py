@@ -65,8 +65,9 @@ def derivatives(net: FieldNet, x: torch.Tensor) -> Derivatives:
     """(a, d) for each linear layer: d[s] x a[s], an outer product, is the output's derivative by [W b] at point s.
 
     x: (points, d_in). a: (points, n_in + 1), the layer's input and a 1. d: (points, n_out). The output is clipped as in
-    decoding, so its derivatives are zero beyond the range. Several outputs are summed with random signs: the mean
-    square of the sum's derivative is the sum of the mean squares of the outputs' derivatives.
+    decoding, so its derivatives are zero beyond the range. But outputs that are all beyond it are not clipped: else no
+    weight would count. Several outputs are summed with random signs: the mean square of the sum's derivative is the sum
+    of the mean squares of the outputs' derivatives.
     """
     taps: Derivatives = []
 
@@ -80,7 +81,8 @@ def derivatives(net: FieldNet, x: torch.Tensor) -> Derivatives:
         for handle in handles:
             handle.remove()
     signs = torch.randint(0, 2, y.shape, generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
-    slopes = torch.autograd.grad((y.clamp(-1, 1) * signs.to(y.device)).sum(), [output for _, output in taps])
+    clipped = y.clamp(-1, 1) if (y.abs() <= 1).any() else y
+    slopes = torch.autograd.grad((clipped * signs.to(y.device)).sum(), [output for _, output in taps])
     return [(a, d) for (a, _), d in zip(taps, slopes, strict=True)]
 
 

@@ -341,6 +341,16 @@ def test_rounding_to_an_error(trained, factors, monkeypatch, error, foretold):
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_a_network_that_is_beyond_the_range_everywhere_stays_there():
+    """As one that has learnt nothing of a volume with a single bright voxel: all is clipped to the least value."""
+    net, x = field_net(), quasirandom_points(SHAPE, 1000)
+    with torch.no_grad():
+        net.net_layers[-1].bias -= 5
+    rounded = dequantised(net, round_to_error(net, HEADER, list(CompensationFactors(net, HEADER)), 1e-5))
+    assert net(x).max() < -1
+    assert rounded(x).max() <= -1
+
+
 def test_rounding_to_an_error_when_the_first_steps_are_far_too_coarse(trained, factors, monkeypatch):
     """With all weights zero, finer steps may change nothing at first."""
     told = [1e-7 * sensitivity for sensitivity in compensated_sensitivities(trained, factors)]
