@@ -185,7 +185,7 @@ def main(argv: Sequence[str]) -> None:
     figures, written, n_made = made
     is_part = any(value is not None for value in (opt.points, opt.roi, opt.resolution, opt.time))
     if not is_part:
-        stored = stored_psnr(data, "psnr_when_written")
+        stored = stored_psnr(data)
         warn_of_another_volume(opt, figures, stored)
         figures |= {} if volume else stored
     header, n_bytes = field.header, len(data)

@@ -33,13 +33,13 @@ def blob_figures(data: bytes, header: VolumeHeader | None, bricks: Bricks) -> di
     ratios = file_ratios(header.n_voxels * header.n_components, header.dtype, len(data))
     written = written_by(data)
     version = {"version": ".".join(map(str, written.version))} if written else {}
-    return _header_figures(header) | size | ratios | stored_psnr(data, "psnr") | version
+    return _header_figures(header) | size | ratios | stored_psnr(data) | version
 
 
-def stored_psnr(data: bytes, key: str) -> dict[str, str]:
-    """The PSNR in dB that was measured when the blob was written, under this key; {} if the blob holds none."""
+def stored_psnr(data: bytes) -> dict[str, str]:
+    """The result line of the PSNR in dB that was measured when the blob was written; {} if the blob holds none."""
     written = written_by(data)
-    return {} if written is None or math.isnan(written.psnr) else {key: f"{written.psnr:.2f}"}
+    return {} if written is None or math.isnan(written.psnr) else {"psnr_when_written": f"{written.psnr:.2f}"}
 
 
 def _header_figures(header: VolumeHeader) -> dict[str, object]:

@@ -71,7 +71,7 @@ def test_info_tells_what_a_blob_holds(tmp_path, capsys):
         **{"times": "5", "first_time": "3", "last_time": "11", "range": "-3,900", "layers": "1", "width": "2"},
         **{"parameters": "13", "bytes": str(len(data)), "bits_per_weight": f"{8 * len(data) / 13:.3f}"},
         **{"file_ratio": f"{4 * 360 / len(data):.2f}", "source_ratio": f"{2 * 360 / len(data):.2f}"},
-        **{"psnr": "40.60", "version": "1.0"},
+        **{"psnr_when_written": "40.60", "version": "1.0"},
     }
     since = dataclasses.replace(geometry, spacing=(0.1, 1.0, 1.0, 1.0), origin=(1700000001.0, 0.0, 0.0, 0.0))
     found = info(encode_blob(dataclasses.replace(header, geometry=since), [zero_network(d_in=4)]))
