@@ -554,6 +554,11 @@ class ValueRange:
         """The dtype of values that are not rounded to integers."""
         return float_for(self.dtype)
 
+    @property
+    def has_fractions(self) -> bool:
+        """Whether `float_dtype` holds more than the integers themselves: beyond 2^53, float64 holds not even these."""
+        return max(abs(end) for pair in self.pairs() for end in pair) <= 1 << 53
+
     def decoded_dtype(self, as_float: bool) -> np.dtype:
         """The dtype of decoded values. as_float: integers stay unrounded, of `float_dtype`."""
         return self.float_dtype if as_float and self.is_integer else self.dtype

@@ -179,8 +179,7 @@ class NetworkRounding:
         decoded = self._measured_psnr(self.net)
         if not self.header.values.is_integer:
             return decoded, decoded
-        unrounded = self._measured_psnr(self.net, as_float=True)
-        return decoded, unrounded if math.isfinite(unrounded) else decoded  # inf: float64 cannot tell large ones apart
+        return decoded, self._measured_psnr(self.net, as_float=self.header.values.has_fractions)
 
     def _compensation_factors(self, is_trained: bool) -> Iterable[CompensationFactor]:
         if not (is_trained or self.is_compensated):

@@ -14,7 +14,7 @@ from field.metrics import measured_boxes
 from field.neural_field import NeuralField
 from siren import SirenConfig
 from training.recipe import BATCH, Recipe, default_recipe, error_of, passes_for_min_steps, psnr_of
-from utils import Grid, is_missing
+from utils import Grid, is_missing, wide_float
 
 MSE_ADDED_BY_ROUNDING = 0.05  # relative to the network's own mean squared error; 0.05 costs 0.2 dB
 DEFAULT_BITS = 9  # bits for a value of a hidden matrix if the network's PSNR is unknown
@@ -116,7 +116,8 @@ def decibels_lost(before: NeuralField, after: NeuralField, psnr: float, is_exact
     counts as that of rounding to integers. NaN if the PSNR is unknown, or if all is missing there.
     """
     own = float(np.square(1 / _extent(before)).mean()) / 12 if is_exact else 10 ** (-psnr / 10)
-    added = _mean_square(before, after, COARSE, as_float=not is_exact)
+    as_float = not is_exact and before.header.values.has_fractions
+    added = _mean_square(before, after, COARSE, as_float)
     return 10 * math.log10(1 + added / own) if own > 0 and not math.isnan(added) else math.nan
 
 
@@ -144,7 +145,7 @@ def _mean_square(before: NeuralField, after: NeuralField, most: int, as_float: b
     """
     grid, extent = Grid(tuple(np.linspace(0, n - 1, min(n, most)) for n in before.header.shape)), _extent(before)
     a, b = (field.on_grid(grid, as_float=as_float).reshape(-1, len(extent)) for field in (before, after))
-    squares = np.square(np.subtract(a, b, dtype=np.float64) / extent)
+    squares = np.square((np.subtract(a, b, dtype=wide_float(a.dtype)) / extent).astype(np.float64))
     squares = squares[np.isfinite(squares) & ~is_missing(a, before.header.fill)[:, None]]
     return float(squares.mean()) if len(squares) else math.nan
 

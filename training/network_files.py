@@ -38,7 +38,7 @@ def configuration(
     """The content of thenet.json: first the keys of the original scripts, then the keys that later stages need.
 
     The key missing is a blob's chunk M, in base64. The key clipped_from is the value range before --clip. `quality` has
-    psnr; with --clip psnr_clipped, of the clipped values; for integers psnr_unrounded, before they are rounded, and
+    psnr; with --clip psnr_clipped, of the clipped values; for integers psnr_unrounded, as Quality tells, and
     is_exact, whether all are decoded exactly. A PSNR is "inf" if there is no error, and null if it is unknown.
     config: of the widest network of the bricks. seconds: the time of the training.
     """

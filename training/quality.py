@@ -18,7 +18,7 @@ class Quality(NamedTuple):
     """The quality of a network.
 
     metrics: over the whole range of the volume. clipped: over the range after --clip. psnr_unrounded: for integers,
-    the PSNR in dB before rounding; None for floats.
+    the PSNR in dB before rounding, if float64 can tell it, else after rounding; None for floats.
     """
 
     metrics: Metrics
@@ -59,5 +59,5 @@ class Judge:
             metrics = clipped = self.metrics(whole, progress)
             if is_clipped:
                 clipped = self.metrics(values, progress)
-            unrounded = self.metrics(values, progress, True).psnr if is_rounded else None
+            unrounded = self.metrics(values, progress, values.has_fractions).psnr if is_rounded else None
         return Quality(metrics, clipped, unrounded)

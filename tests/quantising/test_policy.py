@@ -99,10 +99,12 @@ def test_integers_that_come_back_exactly_do_so_from_a_small_file(tmp_path, monke
     assert compress(trained, tmp_path / "blob") == found != exact
 
 
-def test_large_integers_are_not_taken_for_exact(tmp_path):
-    """float64, in which values are before they are rounded, does not hold their differences: none seems to be there."""
-    settings = train(large_integers((9, 7, 5)), tmp_path).settings
-    assert settings["is_exact"] is False and settings["psnr_unrounded"] == "inf" and settings["psnr"] < 70
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant <= 52, reason="long double is float64 here")
+@pytest.mark.parametrize("factor", [1, 10])
+def test_large_integers_are_measured_as_integers(tmp_path, factor):
+    """float64, in which values are before they are rounded, does not hold their differences, or only the largest."""
+    settings = train(2**62 + factor * (large_integers((9, 7, 5)) - 2**62), tmp_path).settings
+    assert settings["is_exact"] is False and settings["psnr_unrounded"] == settings["psnr"] < 70
 
 
 def test_large_integers_are_rounded_like_small_ones(tmp_path, small_blocks):
@@ -295,6 +297,19 @@ def test_what_rounding_costs_is_told_by_the_voxels_that_are_not_missing(fill):
     mask[:] = True
     nothing = dataclasses.replace(headers[0], missing=Mask.of(shape, np.float32(fill), [mask]))
     assert math.isnan(policy.decibels_lost(*(NeuralField.of(net, nothing) for net in nets), 30.0, False))
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant <= 52, reason="long double is float64 here")
+def test_what_rounding_costs_large_integers_is_told():
+    """It is about what it costs small ones."""
+    nets = [field_net(), field_net(1)]
+    small, large = (
+        policy.decibels_lost(
+            *(NeuralField.of(net, make_header((6, 5, 4), low, low + 600, "int64")) for net in nets), 20, False
+        )
+        for low in (0, 2**62)
+    )
+    assert small == pytest.approx(large, abs=0.1)
 
 
 def test_what_rounding_costs_the_integers_of_a_mask_is_told():
