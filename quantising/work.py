@@ -17,7 +17,7 @@ from training.fitting import Fit
 from training.recipe import CHECK_STEPS, training_work
 from utils import Volume, shape_of
 
-PER_PRODUCT = 0.08  # of a product of two numbers in the compensation factors
+PER_PRODUCT = 0.1  # of a product of two numbers in the compensation factors
 PER_VOXEL = 0.5  # of a voxel that is compared, relative to a sample that is trained on
 
 
