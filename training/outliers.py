@@ -23,7 +23,8 @@ class Outliers:
 
     values: the different ones, ascending; of more than MOST_MARKS only some. count: how many there are in all. others:
     (lowest, highest) of the other values. limits: the range of the volume. n_voxels: of the volume. call_for_logarithm:
-    whether all values are positive, and spread over many decades.
+    whether all values are positive, and spread over many decades. padding: a value of many voxels, in none of the
+    above, which would hide the outliers; None if there is none.
     """
 
     component: int
@@ -33,6 +34,7 @@ class Outliers:
     limits: ValueRange
     n_voxels: int
     call_for_logarithm: bool = False
+    padding: np.generic | None = None
 
     @property
     def are_marks(self) -> bool:
@@ -40,7 +42,7 @@ class Outliers:
         needed = max(MIN_FILL_VOXELS * len(self.values), MIN_FILL_SHARE * self.n_voxels)
         low, high = _far_from(*map(float, self.others))
         is_far = not ((self.values >= low) & (self.values <= high)).any()
-        return is_far and len(self.values) <= MOST_MARKS and self.count >= needed
+        return is_far and len(self.values) <= MOST_MARKS and self.count >= needed and self.padding is None
 
     @property
     def factor(self) -> float:
@@ -76,13 +78,18 @@ class Outliers:
         low, high = map(str, (self.limits.low[self.component], self.limits.high[self.component]))
         component = f"component {self.component}: " if len(self.limits.low) > 1 else ""
         logarithm = "the logarithm, NumPy's log10(array), if small values count, or " if self.call_for_logarithm else ""
-        way_out, fill = f"consider {logarithm}--clip {','.join(map(str, self.others))}", self.limits.fill
-        if len(self.values) == 1:
-            marked = f"--fill {self.values[0]!s}" if fill is None else self.replaced_by(fill)
+        kept, fill = self.others, self.limits.fill
+        what, mark = "and", self.values[0] if len(self.values) == 1 else None
+        if self.padding is not None:
+            kept = min(*kept, self.padding), max(*kept, self.padding)
+            what, mark = f"and with {self.padding!s}", self.padding if fill is None else None
+        way_out = f"consider {logarithm}--clip {','.join(map(str, kept))}"
+        if mark is not None:
+            marked = f"--fill {mark!s}" if fill is None else self.replaced_by(fill)
             way_out += f", or {marked} if this marks missing voxels"
         return (
-            f"{component}{self.count} of {self.n_voxels} values lie far from all others, and make the range, {low} to "
-            f"{high}, {np.rint(self.factor):.7g} times as wide as these take: {way_out}"
+            f"{component}{self.count} of {self.n_voxels} values lie far from all others, {what} make the range, {low} "
+            f"to {high}, {np.rint(self.factor):.7g} times as wide as these take: {way_out}"
         )
 
 
@@ -94,9 +101,12 @@ def find_outliers(original: np.ndarray, limits: ValueRange) -> Outliers | None:
     """
     found, samples = [], _sample(original, limits)
     may_be_labels = limits.is_integer and few_values(samples) is not None
-    for c, sample in enumerate(samples.astype(np.float64).T):
-        ends = far_limits(sample, float(limits.extent[c]))
-        if ends and (outliers := _beyond(original, limits, c, *ends)) and (outliers.are_marks or not may_be_labels):
+    for c, exact in enumerate(samples.T):
+        sample, padding = exact.astype(np.float64), None
+        if not (ends := far_limits(sample, float(limits.extent[c]))):
+            ends, padding = _limits_beside_padding(exact)
+        outliers = ends and _beyond(original, limits, c, *ends, padding)
+        if outliers and (outliers.are_marks or not may_be_labels):
             found.append(dataclasses.replace(outliers, call_for_logarithm=_spread_over_decades(sample)))
     return max(found, key=lambda outliers: (outliers.are_marks, outliers.factor), default=None)
 
@@ -107,12 +117,32 @@ def likely_fill(original: np.ndarray, limits: ValueRange) -> np.generic | None:
     Many voxels have exactly this value, and no value lies near. It need not be far enough to be an outlier.
     """
     for sample, extent in zip(_sample(original, limits).T, limits.extent, strict=True):
-        values, counts = np.unique(sample, return_counts=True)
-        for end, beside in ((0, 1), (-1, -2)) if len(values) > 2 else ():
-            gap = abs(float(values[end]) - float(values[beside]))
-            if counts[end] >= max(LIKELY_SHARE * len(sample), MIN_FILL_VOXELS) and gap > LIKELY_GAP * extent:
-                return values[end]
+        for value, gap in _common_ends(sample):
+            if gap > LIKELY_GAP * extent:
+                return value
     return None
+
+
+def _common_ends(sample: np.ndarray) -> list[tuple[np.generic, float]]:
+    """The least and the greatest value of a component (n,), those in many voxels, and how far off the next value is."""
+    values, counts = np.unique(sample, return_counts=True)
+    is_common = counts >= max(LIKELY_SHARE * len(sample), MIN_FILL_VOXELS)
+    ends = ((0, 1), (-1, -2)) if len(values) > 2 else ()
+    return [(values[a], abs(float(values[a]) - float(values[b]))) for a, b in ends if is_common[a]]
+
+
+def _limits_beside_padding(sample: np.ndarray) -> tuple[tuple[float, float] | None, np.generic | None]:
+    """The limits of a component (n,) without padding, as `far_limits` has them, and the padding; else None, None.
+
+    Padding is a value at an end that widens the range of the others so much that it hides their outliers.
+    """
+    for padding, gap in _common_ends(sample):
+        rest = sample[sample != padding].astype(np.float64)
+        if ends := far_limits(rest, float(np.ptp(rest))):
+            others = rest[(rest >= ends[0]) & (rest <= ends[1])]
+            if gap > np.ptp(others):
+                return ends, padding
+    return None, None
 
 
 def _sample(original: np.ndarray, limits: ValueRange) -> np.ndarray:
@@ -154,18 +184,23 @@ def _far_from(low: float, high: float) -> tuple[float, float]:
     return low - far, high + far
 
 
-def _beyond(original: np.ndarray, limits: ValueRange, component: int, low: float, high: float) -> Outliers | None:
-    """The values of a component beyond low..high, as outliers; None if there are none."""
+def _beyond(
+    original: np.ndarray, limits: ValueRange, component: int, low: float, high: float, padding: np.generic | None
+) -> Outliers | None:
+    """The values of a component beyond low..high, but for padding, as outliers; None if there are none."""
     n_voxels, count, found, ends = math.prod(original.shape[:-1]), 0, [], []
     for _, part in read_in_boxes(original):
         present = part[~is_missing(part, limits.fill)][:, component]
+        present = present if padding is None else present[present != padding]
         is_other = (present >= low) & (present <= high)
         others, far = present[is_other], present[~is_other]
         count += far.size
         found.append(np.unique(far)[: MOST_MARKS + 1])
         ends += [others.min(), others.max()] if others.size else []
     different = np.unique(np.concatenate(found))
-    return Outliers(component, different, count, (min(ends), max(ends)), limits, n_voxels) if count else None
+    if not count:
+        return None
+    return Outliers(component, different, count, (min(ends), max(ends)), limits, n_voxels, padding=padding)
 
 
 def count_beyond(original: np.ndarray, low: np.ndarray, high: np.ndarray, fill: np.generic | None) -> int:

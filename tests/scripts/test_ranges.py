@@ -162,6 +162,24 @@ def test_the_logarithm_is_named_for_positive_values_of_many_decades():
         assert ("consider --clip" in warning) != is_named
 
 
+@pytest.mark.parametrize("n_metal", [1, 10])
+@pytest.mark.parametrize("component", [0, 1])
+def test_outliers_beside_padding_are_warned_of(component, n_metal):
+    """The padding of a scan alone is no outlier, but it would hide the metal: the range is only 9 times as wide."""
+    scan = np.rint(500 + 10 * slanted((24, 24, 24)).clip(0)).astype(np.int16)
+    scan[:4] = -2000
+    metal, high = scan.copy(), scan.max()
+    metal[-1, -1, -10:] = 30_000 - np.arange(10) % n_metal
+    plain, array = (np.stack([scan, other][: component + 1], axis=-1) for other in (scan, metal))
+    array = array if component else metal[..., None]
+    assert outliers.find_outliers(plain, value_range(plain)) is None
+    warning = outliers.find_outliers(array, value_range(array)).warning()
+    assert "10 of 13824 values lie far from all others, and with -2000 make the range, -2000 to 30000," in warning
+    assert warning.endswith(f"--clip -2000,{high}, or --fill -2000 if this marks missing voxels")
+    rest = outliers.find_outliers(array, range_without(array, np.int16(-2000)))
+    assert f"--clip {scan[scan > -2000].min()},{high}" in rest.warning()
+
+
 def sparse(shape=(16, 16, 16)) -> np.ndarray:
     """An object of three voxels in an even background."""
     array = np.zeros(shape, np.uint8)
