@@ -23,7 +23,7 @@ from cli.summary import summary
 from field.blob import BlobError, decode_field, encode_blob, is_blob, is_usual
 from field.bricks import Bricks
 from field.header_chunks import Written
-from field.metrics import compare, file_ratios, measured_boxes
+from field.metrics import compare, file_ratios, measured_boxes, psnr_of_constant
 from field.neural_field import NeuralField
 from field.quantised import QuantisedLayer
 from formats.reading import read_original, source_files
@@ -172,6 +172,14 @@ def warn_of_measured_loss(opt: arguments.Options, psnr: float, quality: float, d
         warn_of_loss(opt, min(decoded, MOST_KEPT) - psnr)
 
 
+def warn_of_constant(opt: arguments.Options, psnr: float, constant: float) -> None:
+    """Warn if the blob is hardly better than a constant volume. psnr, constant: in dB."""
+    if not psnr >= constant + 1:  # true for NaN
+        what = f"the blob has {psnr:.1f} dB, where a constant volume would have {constant:.1f} dB"
+        way_out = "a network of train.py with more --n_passes or a lower --compression_ratio may help"
+        console.warn("net_compress.py", f"{opt.compressed}: {what}: {way_out}")
+
+
 def warn_of_loss(opt: arguments.Options, lost: float) -> None:
     """Warn if rounding has cost too much. lost: in dB; NaN if unknown."""
     if lost > MOST_FOR_ROUNDING:
@@ -218,6 +226,7 @@ def main(argv: Sequence[str]) -> None:
             figures["psnr_clipped"] = f"{psnr:.3f}"
         blob = encode_blob(header, rounded, Written(SUITE_VERSION, psnr), cut)
         warn_of_measured_loss(opt, psnr, quality[0], decoded_psnr_in(settings))
+        warn_of_constant(opt, psnr, psnr_of_constant(volume.values, ranges[-1], measured_boxes(volume.values)))
     else:
         before = NeuralField(header, bricks, n_threads=opt.num_workers)
         lost = decibels_lost(before, field, *quality)

@@ -103,6 +103,17 @@ def measured_boxes(original: np.ndarray) -> list[Box]:
     return [pieces[i] for i in np.sort(chosen)]
 
 
+def psnr_of_constant(original: np.ndarray, values: ValueRange, chosen: Iterable[Box]) -> float:
+    """PSNR in dB of the best constant, the mean of each component, as `compare` has it for (grid..., components)."""
+    count, sums, squares = 0, 0.0, 0.0
+    for _, part in read_in_boxes(original, chosen):
+        present = values.normalise(part[~is_missing(part, values.fill)]).astype(np.float64)
+        count += len(present)
+        sums, squares = sums + present.sum(axis=0), squares + np.square(present).sum(axis=0)
+    variance = squares / max(count, 1) - np.square(sums / max(count, 1))
+    return _psnr(max(variance.mean() / 4, 0.0))  # 4: of the range from -1 to 1, squared
+
+
 def combine_metrics(parts: list[Metrics]) -> Metrics:
     """The metrics of a volume from the metrics of its parts."""
     parts = [part for part in parts if part.n_voxels] or parts[:1]

@@ -13,7 +13,7 @@ from helpers.cut_fields import cut_blob
 from helpers.networks import field_net, make_blob, make_header, zero_network
 from helpers.original import original_blob
 from helpers.scripts import WELL, compress, decompress, error_of, listing, results, stored, train
-from helpers.volumes import slanted
+from helpers.volumes import noise, range_without, slanted, wave
 
 import net_compress
 import net_decompress
@@ -22,8 +22,9 @@ from cli.files import size_text
 from field import options as decompress_options
 from field.blob import encode_blob
 from field.header_chunks import Written
+from field.metrics import compare, psnr_of_constant
 from training import options
-from utils import Geometry, VolumeHeader
+from utils import Geometry, VolumeHeader, boxes
 
 
 def test_train_reports(volume_file, tmp_path, capsys):
@@ -152,6 +153,27 @@ def test_decompress_doubts_a_volume_of_the_same_range(chain, tmp_path, capsys):
     np.save(tmp_path / "other.npy", np.load(chain.volume)[::-1])
     decompress(tmp_path / "b", tmp_path / "r.npy", "--volume", tmp_path / "other.npy")
     assert "is it the volume that it was made of?" in capsys.readouterr().err
+
+
+def test_a_blob_no_better_than_a_constant_is_told(tmp_path, capsys):
+    said = []
+    for name, values in (("noise", noise((12, 12, 12))), ("wave", wave((14, 12, 10)))):
+        np.save(tmp_path / "v.npy", values)
+        compress(stored(name, tmp_path), tmp_path / "b", "--volume", tmp_path / "v.npy", "--n_passes", 0)
+        said.append(re.search("the blob has .* a constant volume would have (.*) dB", capsys.readouterr().err))
+    values = noise((12, 12, 12)).astype(float)
+    assert float(said[0][1]) == pytest.approx(20 * np.log10(np.ptp(values) / values.std()), abs=0.06) and not said[1]
+
+
+def test_the_psnr_of_a_constant_is_that_of_the_mean():
+    """Of clipped values, of components that count alike, one of them constant, and without missing voxels."""
+    values = np.stack([noise((6, 5, 4)), 1e3 * noise((6, 5, 4)) ** 2, np.full((6, 5, 4), 7.0)], axis=-1)
+    values[1, 2, 3] = np.nan
+    limits = range_without(values, np.float64(np.nan)).clipped(-0.5, 900)
+    clipped = np.clip(values, limits.low, limits.high)
+    mean = np.broadcast_to(np.nanmean(clipped, axis=(0, 1, 2)), values.shape)
+    expected = compare(values, mean, limits).psnr
+    assert psnr_of_constant(values, limits, boxes(values)) == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_rounding_that_spoils_exact_integers_is_told(tmp_path, capsys):
