@@ -50,20 +50,16 @@ def import_package(module: str, packages: str, path: str) -> ModuleType:
 
 @dataclasses.dataclass(frozen=True)
 class RawLayout:
-    """The layout of the voxels in a headerless file, x fastest."""
+    """The layout of the voxels in a headerless file, x fastest. The name of the file says what is None."""
 
-    shape: tuple[int, ...]  # voxels along x, y, z
-    dtype: str  # name of a NumPy dtype
+    shape: tuple[int, ...] | None  # voxels along x, y, z
+    dtype: str | None  # name of a NumPy dtype
     endian: str = "little"  # or "big"
 
 
 def raw_layout(shape: tuple[int, ...] | None, dtype: str | None, endian: str | None) -> RawLayout | None:
-    """The layout that --shape, --dtype and --endian describe; None when none is given. Raises VolumeError."""
-    if shape is None and dtype is None and endian is None:
-        return None
-    if shape is None or dtype is None:
-        raise VolumeError("a headerless file: expected both --shape and --dtype (and --endian, little unless given)")
-    return RawLayout(shape, dtype, endian or "little")
+    """The layout that --shape, --dtype and --endian describe, as far as they do; None when none is given."""
+    return None if shape is dtype is endian is None else RawLayout(shape, dtype, endian or "little")
 
 
 def unit_of_length(text: str) -> str:

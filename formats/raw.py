@@ -68,6 +68,20 @@ def layout_of_name(path: str) -> RawLayout | None:
     return RawLayout(tuple(int(n) for n in found.groups()[:3]), found[4]) if found else None
 
 
+def layout_of(path: str, given: RawLayout | None) -> RawLayout | None:
+    """The layout of a headerless file: what is given, and the rest by its name; None where there is neither.
+
+    Raises VolumeError if a part is missing.
+    """
+    named = layout_of_name(path)
+    if given and named:
+        return RawLayout(given.shape or named.shape, given.dtype or named.dtype, given.endian)
+    if given and (given.shape is None or given.dtype is None):
+        what = "expected both --shape and --dtype (and --endian, little unless given)"
+        raise VolumeError(f"{path}: a headerless file: {what}, or a name like a_256x256x128_uint8.raw")
+    return given or named
+
+
 def read_raw(path: str, layout: RawLayout) -> Volume:
     """The volume of a headerless file, memory-mapped. Raises VolumeError unless its size is that of `layout`."""
     shape = layout.shape + (1,) * (3 - len(layout.shape))

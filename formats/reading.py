@@ -207,7 +207,7 @@ def _read(
         volume = read_by_vtk(path, array, resample)
     elif reader:
         volume = reader(path)
-    elif layout := layout or raw.layout_of_name(path):
+    elif layout := raw.layout_of(path, layout):
         volume = raw.read_raw(path, layout)
     else:
         raise VolumeError(f"{path}: {_reason_against(path, suffix, start)}")

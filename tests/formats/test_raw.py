@@ -7,7 +7,7 @@ import pytest
 from helpers.volume_files import refusal
 from helpers.volumes import slanted
 
-from formats.common import RawLayout
+from formats.common import RawLayout, raw_layout
 from formats.reading import read_volume
 from utils import DTYPES, Geometry
 
@@ -19,6 +19,13 @@ def test_flags_go_before_the_name(tmp_path):
     path = tmp_path / "a_4x3x2_float32.raw"
     path.write_bytes(array.astype(">f4").tobytes(order="F"))
     np.testing.assert_array_equal(read_volume(str(path), layout=RawLayout((2, 3, 4), "float32", "big")).array, array)
+
+
+@pytest.mark.parametrize("given", [(None, None, "big"), (SHAPE, None, "big"), (None, "float32", "big")])
+def test_the_name_says_what_the_flags_do_not(given, tmp_path):
+    path = tmp_path / "a_4x3x2_float32.raw"
+    path.write_bytes(slanted(SHAPE).astype(">f4").tobytes(order="F"))
+    np.testing.assert_array_equal(read_volume(str(path), layout=raw_layout(*given)).array, slanted(SHAPE))
 
 
 @pytest.mark.parametrize(

@@ -88,9 +88,10 @@ def test_options_that_a_file_does_not_need(tmp_path):
     said = refusal(path, layout=RawLayout((4, 3, 2), "f4"))
     assert "--shape, --dtype and --endian describe headerless files" in said
     assert "--array" in refusal(path, array="T")
+    assert raw_layout(None, None, None) is None
+    (tmp_path / "a.raw").write_bytes(bytes(24))
     for given in (((4, 3, 2), None, None), (None, "uint8", "big"), (None, None, "big")):
-        with pytest.raises(VolumeError, match="both --shape and --dtype"):
-            raw_layout(*given)
+        assert "a.raw: a headerless file: expected both" in refusal(tmp_path / "a.raw", layout=raw_layout(*given))
 
 
 def test_missing_file(tmp_path):
