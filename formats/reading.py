@@ -298,6 +298,9 @@ def _native(path: str, array: np.ndarray) -> np.ndarray:
         array = array.view(np.uint8)
     if array.dtype.kind not in "iuf":
         way_out = f": {COMPLEX_WAY_OUT}" if array.dtype.kind == "c" else ""
+        if array.dtype.names:
+            field = array.dtype.names[0]
+            way_out = f": NumPy's np.save('field.npy', np.load({path!r})[{field!r}]) saves one field as a volume"
         raise VolumeError(f"{path}: expected integers or floats, found dtype {array.dtype}{way_out}")
     dtype = array.dtype.newbyteorder("=")
     if dtype.itemsize > 8:  # long double: neither our file formats nor a network hold it
