@@ -69,6 +69,8 @@ def read(opt: Options) -> Volume:
     if volume.geometry.d_in == 4 and opt.d_in is None:
         n_steps, *sizes = volume.array.shape[:4]
         steps = f"{n_steps} steps of {' x '.join(map(str, sizes))} voxels"
+        n_components = volume.values.shape[-1]
+        steps += f", of {n_components} components" if n_components > 1 else ""
         print(f"train.py: {opt.volume}: a time series: {steps}", file=sys.stderr)
     elif is_pattern(opt.volume) and opt.d_in is None:
         print(f"train.py: {opt.volume}: {volume.array.shape[2]} slices of one volume", file=sys.stderr)

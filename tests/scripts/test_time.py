@@ -281,6 +281,8 @@ def test_an_array_of_four_axes_is_told_to_be_a_series(tmp_path, capsys):
     for flags in ((), ("--d_in", 4)):
         train(tmp_path / "v.npy", tmp_path, "--n_passes", 1, *flags)
         assert ("v.npy: a time series: 8 steps of 4 x 3 x 5 voxels" in capsys.readouterr().err) == (not flags)
+    train(np.zeros((2, 3, 4, 5, 6)), tmp_path, "--n_passes", 1)
+    assert "a time series: 2 steps of 3 x 4 x 5 voxels, of 6 components\n" in capsys.readouterr().err
 
 
 def test_d_in_of_a_pattern(tmp_path):
