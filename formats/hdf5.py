@@ -52,7 +52,8 @@ def read_hdf5(path: str, name: str | None) -> tuple[dict[str, Variable], str | N
             if _is_array(h5py, item):
                 found[key] = _variable(h5py, path, key, item)
                 if not found[key].refusal and "gridSpacing" in (record := _record_of_mesh(item)):
-                    found[key], own = _on_mesh(key, found[key], record)
+                    iteration = item.file["/".join(key.split("/")[:2])].attrs  # data/100, as openPMD has it
+                    found[key], own = _on_mesh(key, found[key], record, iteration)
                     coordinates.update(own)
 
         file = h5py.File(path, "r")
@@ -117,8 +118,13 @@ def _record_of_mesh(item: Any) -> Mapping[str, Any]:
     return collections.ChainMap(item.attrs, item.parent.attrs)
 
 
-def _on_mesh(name: str, variable: Variable, record: Mapping[str, Any]) -> tuple[Variable, dict[str, Variable]]:
-    """An array of openPMD with the names of its axes, and the coordinates of these; as it is on no Cartesian mesh."""
+def _on_mesh(
+    name: str, variable: Variable, record: Mapping[str, Any], iteration: Mapping[str, Any]
+) -> tuple[Variable, dict[str, Variable]]:
+    """An array of openPMD with the names of its axes, and the coordinates of these; as it is on no Cartesian mesh.
+
+    The time of the iteration, in s, is one of the coordinates. record, iteration: their attributes.
+    """
     said, n_axes = variable._replace(attributes=record), len(variable.shape)
     labels = np.ravel(record.get("axisLabels", ())).astype(str).tolist()
     place = [said.numbers(key) for key in ("gridGlobalOffset", "position", "gridSpacing", "gridUnitSI")]
@@ -131,7 +137,15 @@ def _on_mesh(name: str, variable: Variable, record: Mapping[str, Any]) -> tuple[
         positions = (start + (part + np.arange(n)) * step) * unit
         attributes = {"units": "m", "spacing": step * unit}
         coordinates[f"{name}/{label}"] = Variable((f"{name}/{label}",), positions.dtype, attributes, positions)
-    return variable._replace(dims=tuple(coordinates), labels=()), coordinates
+    variable = variable._replace(dims=tuple(coordinates), labels=())
+    said = variable._replace(attributes=iteration)
+    times = said.numbers("time") + said.numbers("timeUnitSI")
+    if len(times) == 2:
+        time = np.array(float(times[0]) * times[1])
+        coordinates[f"{name}/t"] = Variable((), time.dtype, {"units": "s"}, time)
+        named = {"coordinates": f"{name.rsplit('/', 1)[-1]}/t"}  # as CF names a time, see `_listed_time` of cf.py
+        variable = variable._replace(attributes=collections.ChainMap(named, variable.attributes))
+    return variable, coordinates
 
 
 def _reason_against(item: Any) -> str | None:

@@ -90,11 +90,15 @@ def test_a_mesh_of_openpmd(path, name, order, capsys):
         record.attrs["gridSpacing"] = np.array([3, 2, 0.5], np.float32)[turned]
         record.attrs["gridGlobalOffset"], record.attrs["gridUnitSI"] = [30.0, 20.0, 10.0][turned], 0.01
         array.attrs["position"] = [0.0, 0.5, 0.0][turned]
+        array.attrs["unitSI"] = 1e3
+        file["data/100"].attrs.update({"time": np.float32(2.5), "dt": 0.1, "timeUnitSI": 1e-3})
     volume = read_volume(path)
     np.testing.assert_array_equal(whole(volume.array), slanted(SHAPE))
     assert volume.geometry.spacing == (0.005, 0.02, 0.03)
     assert volume.geometry.origin == pytest.approx((0.1, 0.21, 0.3), abs=1e-12)
     assert volume.geometry.attributes_of("y") == {"units": "m"} and capsys.readouterr().err == ""
+    assert volume.time == 2.5e-3 and volume.geometry.attributes_of("t") == {"units": "s"}
+    assert volume.geometry.units == ""
     with h5py.File(path, "a") as file:
         (file["data/100/fields/E"] if name == "E/y" else file["data/100/fields/rho"]).attrs["geometry"] = "thetaMode"
     assert read_volume(path).geometry.spacing == (1.0, 1.0, 1.0)
