@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cli import console
 from cli.files import read_bytes
 from formats.common import (
     VolumeError,
@@ -26,7 +27,7 @@ from formats.common import (
     suffix_of,
     volume_from_axes,
 )
-from utils import Volume
+from utils import Volume, quoted
 
 MAX_SLICE_DIFFERENCE = 1e-4  # most that voxel steps may differ between two slices, in mm
 MAX_UNEVENNESS = 0.02  # most that a slice may be off its place, relative to the distance between slices
@@ -34,8 +35,9 @@ GROUPS = {  # where a file of several slices, an enhanced one, has what other fi
     "ImagePositionPatient": "PlanePositionSequence",
     "ImageOrientationPatient": "PlaneOrientationSequence",
     **dict.fromkeys(("PixelSpacing", "SpacingBetweenSlices", "SliceThickness"), "PixelMeasuresSequence"),
-    **dict.fromkeys(("RescaleSlope", "RescaleIntercept"), "PixelValueTransformationSequence"),
+    **dict.fromkeys(("RescaleSlope", "RescaleIntercept", "RescaleType"), "PixelValueTransformationSequence"),
 }
+MEANINGS = "BitsStored", "PhotometricInterpretation", "RescaleType", "Units"  # say what values mean, but change none
 
 NO_VALUES = {  # what makes values of the stored numbers in another way than a slope, and what makes a file of them
     "ModalityLUTSequence": "pydicom.pixels.apply_modality_lut(file.pixel_array, file)",
@@ -47,7 +49,8 @@ class _Slice(NamedTuple):
     """A slice: values (x, y, components), where the first lies, and the steps along the three axes, as columns.
 
     stored: the type of the values before they are rescaled, which may differ from slice to slice. is_padding: the
-    values, of the same shape, that the file declares to be none. padding: what marks them, rescaled.
+    values, of the same shape, that the file declares to be none. padding: what marks them, rescaled. meanings: what the
+    file says by each of MEANINGS, "" where it says nothing.
     """
 
     path: str
@@ -58,6 +61,7 @@ class _Slice(NamedTuple):
     position: np.ndarray
     steps: np.ndarray
     series: str
+    meanings: tuple[str, ...]
 
     def difference(self, other: _Slice) -> str:
         """What tells that both are of different series; "" if nothing does."""
@@ -81,6 +85,7 @@ def read_dicom(folder: str, is_marked: bool = True) -> Volume:
         if difference := found.difference(slices[0]):
             what = f"is of another series than {slices[0].path}: {difference}"
             raise VolumeError(f"{found.path}: {what}: expected a folder a series, as dcm2niix or 3D Slicer sort them")
+    _warn_of_other_meanings(slices)
     steps = slices[0].steps.copy()
     slices.sort(key=lambda found: found.position @ np.cross(steps[:, 0], steps[:, 1]))
     positions = np.array([found.position for found in slices])
@@ -104,6 +109,16 @@ def read_dicom(folder: str, is_marked: bool = True) -> Volume:
     array = narrowed(array)
     volume = volume_from_axes(folder, array, steps, positions[0], "LPS")
     return dataclasses.replace(volume, fill=None if fill is None else array.dtype.type(fill))
+
+
+def _warn_of_other_meanings(slices: list[_Slice]) -> None:
+    """Say so when the values of a slice may mean something else than those of the first one."""
+    for found in slices:
+        for key, text, first in zip(MEANINGS, found.meanings, slices[0].meanings, strict=True):
+            if text != first:
+                what = f"its {key} is {quoted(text)}, that of {slices[0].path} is {quoted(first)}"
+                console.warn(found.path, f"{what}: move one of them to another folder if they are not of one series")
+                return
 
 
 def _filled(array: np.ndarray, is_padding: np.ndarray, slices: list[_Slice]) -> tuple[np.ndarray, np.generic | None]:
@@ -176,7 +191,7 @@ def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:
     groups = [*frames[index : index + 1], *shared[:1]]
 
     def get(key: str):
-        items = [group[GROUPS[key]][0] for group in groups if group.get(GROUPS[key])]
+        items = [group[GROUPS[key]][0] for group in groups if key in GROUPS and group.get(GROUPS[key])]
         return next((item[key].value for item in items if key in item), file.get(key))
 
     slope, shift = float(get("RescaleSlope") or 1), float(get("RescaleIntercept") or 0)
@@ -200,8 +215,8 @@ def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:
     ends = _padding(file, plane)
     is_padding = (plane >= ends.min()) & (plane <= ends.max()) if ends.size else np.zeros(plane.shape, bool)
     padding = rescaled(ends, slope, shift)[0] if ends.size else None
-    series = str(file.get("SeriesInstanceUID"))
-    return _Slice(path, values, plane.dtype, is_padding, padding, place[0], steps, series)
+    series, meanings = str(file.get("SeriesInstanceUID")), tuple(str(get(key) or "") for key in MEANINGS)
+    return _Slice(path, values, plane.dtype, is_padding, padding, place[0], steps, series, meanings)
 
 
 def _padding(file, plane: np.ndarray) -> np.ndarray:

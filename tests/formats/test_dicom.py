@@ -228,6 +228,23 @@ def test_dicom_of_two_series(tmp_path):
     assert f"is of another series than {scan / '0.dcm'}: other SeriesInstanceUID: " in refusal(scan)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"RescaleType": "US"}, {"Units": "BQML"}, {"PhotometricInterpretation": "MONOCHROME1"}, {"BitsStored": 12}],
+    ids=str,
+)
+def test_a_slice_whose_values_mean_something_else_is_told(other, tmp_path, capsys):
+    scan = edited(tmp_path)
+    read_volume(str(scan))
+    assert not capsys.readouterr().err
+    edit(scan / "1.dcm", **other)
+    read_volume(str(scan))
+    ((key, value),) = other.items()
+    said = capsys.readouterr().err
+    assert said.startswith(f"{scan / '1.dcm'}: warning: its {key} is '{value}', that of {scan / '0.dcm'} is '")
+    assert said.count("\n") == 1
+
+
 def test_dicom_of_the_least_of_32_bit_integers(tmp_path):
     """It has no absolute value: it was taken for a small number, and became 0 in 16 bits."""
     stored = np.arange(24, dtype=np.int32).reshape(SHAPE)
