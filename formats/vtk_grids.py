@@ -74,7 +74,7 @@ def array_of(path: str, data, name: str | None) -> tuple[vtkDataArray, bool]:
             active = attributes.GetScalars()
             first = active if active and active.GetName() not in NOT_VALUES else arrays[0], is_on_cells
     if name is not None and name not in found:
-        raise VolumeError(f"{path}: holds no array {name!r}, only {', '.join(map(repr, found)) or 'none'}")
+        raise VolumeError(f"{path}: holds no array {name!r}, only {', '.join(map(_shown, found)) or 'none'}")
     if not found:
         raise VolumeError(f"{path}: expected an array on the points or the cells of an image, found none")
     values, is_on_cells = first if name is None else found[name]
@@ -93,10 +93,14 @@ def _arrays(attributes) -> list[vtkDataArray]:
 def _warn_of_others(path: str, data, name: str | None) -> None:
     """Say which array is read, if a data set holds arrays of several names."""
     names = [array.GetName() for part in (data.GetPointData(), data.GetCellData()) for array in _arrays(part)]
-    if others := [repr(other) for other in dict.fromkeys(names) if other != name]:
+    if others := [_shown(other) for other in dict.fromkeys(names) if other != name]:
         left = len(others) - MAX_LISTED
         listed = ", ".join(others[:MAX_LISTED] + [f"{left} more"] * (left > 0))
-        console.warn(path, f"its array {name!r} is read, not {listed}: --array NAME reads another one")
+        console.warn(path, f"its array {_shown(name)} is read, not {listed}: --array NAME reads another one")
+
+
+def _shown(name: str | None) -> str:
+    return repr(name) if name else "(unnamed)"
 
 
 def _points(path: str, data) -> tuple[tuple[int, ...], Geometry]:

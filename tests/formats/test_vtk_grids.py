@@ -23,6 +23,7 @@ from vtkmodules.vtkIOXML import vtkXMLDataSetWriter
 
 from formats.common import VolumeError
 from formats.reading import read_volume
+from formats.vtk_grids import volume_of_data_set
 from utils import Volume
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
@@ -144,6 +145,16 @@ def test_arrays_on_points_go_before_those_on_cells(tmp_path):
     assert cells.geometry.origin == tuple(np.add(ORIGIN, np.divide(SPACING, 2)))
     said = refusal(path, array="q")
     assert "holds no array 'q'" in said and "'p'" in said and "'c'" in said
+
+
+@pytest.mark.parametrize("name", [None, ""])
+def test_an_array_without_a_name_is_told_as_such(name, capsys):
+    image = add_cells(image_of_points(), slanted([n - 1 for n in SHAPE]))
+    image.GetPointData().GetArray(0).SetName(name)
+    assert volume_of_data_set("a.vtk", image).geometry.name == "sf"
+    assert "its array (unnamed) is read, not 'c': --array" in capsys.readouterr().err
+    with pytest.raises(VolumeError, match=r"holds no array 'q', only 'c', \(unnamed\)"):
+        volume_of_data_set("a.vtk", image, "q")
 
 
 def test_an_array_on_points_and_on_cells_is_told(tmp_path, capfd):
