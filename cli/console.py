@@ -55,8 +55,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         way_out = "end other programs on it, choose another one with --gid, or leave out --cuda"
         _end_with(f"the memory of the GPU is full: {way_out}")
     except KeyboardInterrupt as pressed:  # its argument, if any, says what the script leaves behind
-        sys.stdout.flush()
-        end_interrupted(*map(str, pressed.args))
+        end_interrupted(*map(str, pressed.args))  # without a flush: what is in the buffer may be written already
     if out and isinstance(out.failure, BrokenPipeError):
         sys.exit(1)
     if out and out.failure:

@@ -288,6 +288,29 @@ def test_a_closed_terminal_ends_a_run_as_sigterm_does(is_ignored, tmp_path):
     assert (done.returncode, done.stderr) == expected
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows' streams")
+def test_a_line_is_printed_once_though_a_signal_comes_as_it_is_written():
+    program = f"""if True:
+        import sys
+        sys.path.insert(0, {str(ROOT)!r})
+        from cli import console
+        from cli.files import LossyFile
+        write = LossyFile.write
+
+        def interrupted(stream, data):
+            write(stream, data)
+            LossyFile.write = write
+            raise KeyboardInterrupt
+
+        def main(argv):
+            LossyFile.write = interrupted
+            console.report("", {{"psnr": 42}})
+
+        console.run(main)"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout == "psnr=42\n" and done.returncode == 130
+
+
 def test_files_of_a_set_are_renamed_together(tmp_path, monkeypatch):
     """All are on the disk before, and Ctrl-C waits until after; the last one has its name first."""
     done, replace, sync = [], os.replace, os.fsync
