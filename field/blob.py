@@ -355,8 +355,24 @@ def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks
     The integers of a network are read, and BlobError raised for wrong ones, when it is decoded: of a field that is not
     cut at once.
     """
-    header, cut, networks = _decode_header(data, large)
+    chunks, contents = _chunks(data)
+    header = decode_header(chunks)
+    shape, d_out = header.shape, header.n_components
+    if "q" in chunks:
+        decode_written(chunks["q"])
+    if "M" in chunks:
+        if not large:
+            _check_usual(header.n_voxels, USUAL_MASK_VOXELS, "voxels with a mask of the missing ones")
+        header = dataclasses.replace(header, missing=decode_missing(chunks["M"].rest(), header.dtype, shape))
+    cut = decode_cut(chunks, shape, d_out) if "B" in chunks else None
+    for content in chunks.values():
+        content.end()
+    networks = _networks(contents, len(shape), d_out)
+    count = check_size(stored.config for stored in networks)
+    if not large:
+        _check_usual(count, USUAL_PARAMETERS, "weights")
     if cut:
+        _check_number(cut, len(networks))
         return header, Bricks(cut, StoredNetworks(cut.is_constant, networks))
     if len(networks) != 1:
         raise BlobError(f"expected one network, found {len(networks)}: written by a newer version")
@@ -364,33 +380,13 @@ def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks
     return header, Bricks.whole(stored.config, stored.weights())
 
 
-def _decode_header(data: bytes, large: bool) -> tuple[VolumeHeader, Cut | None, list[NetworkChunk]]:
-    """Header, cut and networks of a blob. Raises BlobError.
-
-    large: see `decode_field`.
-    """
-    chunks, contents = _sound_chunks(data)
-    header = decode_header(chunks)
-    if "q" in chunks:
-        decode_written(chunks["q"])
-    if "M" in chunks:
-        if not large:
-            _check_usual(header.n_voxels, USUAL_MASK_VOXELS, "voxels with a mask of the missing ones")
-        missing = decode_missing(chunks["M"].rest(), header.dtype, header.shape)
-        header = dataclasses.replace(header, missing=missing)
-    cut = decode_cut(chunks, header.shape, header.n_components) if "B" in chunks else None
-    for content in chunks.values():
-        content.end()
-    networks = _stored(contents, len(header.shape), header.n_components)
-    count = check_size(stored.config for stored in networks)
-    if not large:
-        _check_usual(count, USUAL_PARAMETERS, "weights")
-    if cut:
-        _check_number(cut, len(networks))
-    return header, cut, networks
+def written_by(data: bytes) -> Written | None:
+    """What a blob, of either kind, says of its writer and of its quality; None if it says nothing. Raises BlobError."""
+    chunks, _ = _chunks(data) if is_blob(data) else ({}, [])  # one of the original scripts has no chunks
+    return decode_written(chunks["q"]) if "q" in chunks else None
 
 
-def _stored(contents: list[tuple[str, bytes]], d_in: int, d_out: int) -> list[NetworkChunk]:
+def _networks(contents: list[tuple[str, bytes]], d_in: int, d_out: int) -> list[NetworkChunk]:
     """The networks in the chunks of NETWORKS, whose types and contents are given. Raises BlobError."""
     found: dict[tuple[str, bytes], SirenConfig] = {}  # the networks of bricks are often alike, and many
     networks = []
@@ -402,8 +398,11 @@ def _stored(contents: list[tuple[str, bytes]], d_in: int, d_out: int) -> list[Ne
     return networks
 
 
-def _sound_chunks(data: bytes) -> tuple[dict[str, ByteReader], list[tuple[str, bytes]]]:
-    """The chunks of a blob, see `_chunks`. Raises BlobError unless magic bytes, version and checksum are right."""
+def _chunks(data: bytes) -> tuple[dict[str, ByteReader], list[tuple[str, bytes]]]:
+    """The content of each known chunk by its type, and the types and contents of all networks. Raises BlobError.
+
+    Magic bytes, version and checksum are right; no type comes too often, or at a place where it may not.
+    """
     reader = ByteReader(data, "blob")
     if reader.take(4) != MAGIC:
         raise BlobError("not a blob: expected it to start with 93 4E 56 43")
@@ -412,14 +411,6 @@ def _sound_chunks(data: bytes) -> tuple[dict[str, ByteReader], list[tuple[str, b
         raise BlobError(f"expected a blob of version {VERSION}, found version {version}")
     if zlib.crc32(data[9:]) != checksum:
         raise BlobError("corrupted or truncated: its checksum does not fit its content")
-    return _chunks(reader)
-
-
-def _chunks(reader: ByteReader) -> tuple[dict[str, ByteReader], list[tuple[str, bytes]]]:
-    """The content of each known chunk by its type, and the types and contents of all networks. Raises BlobError.
-
-    No type comes too often, or at a place where it may not.
-    """
     chunks: dict[str, ByteReader] = {}
     networks: list[tuple[str, bytes]] = []
     kinds = []  # of the known chunks, in the order of the file; all of NETWORKS as one N
@@ -447,21 +438,3 @@ def _check_kinds(kinds: str) -> None:
     if not (kinds.startswith("F") and is_once_each and "".join(kind for kind in kinds if kind in "SBN") in ORDERS):
         what = "the chunk F, at most one each of G, d, a, w, q, M, and one N, P or T; or for bricks at most one S"
         raise BlobError(f"expected {what}, one B, all networks; found {quoted(kinds)}")
-
-
-# --- parts of a valid blob --------------------------------------------------------------------------
-
-
-def network_configs(data: bytes) -> list[SirenConfig]:
-    """The settings of all networks of a valid blob."""
-    chunks, networks = _chunks(ByteReader(data[9:], "blob"))
-    d_in, d_out = chunks["F"].unpack("2B")
-    return [stored.config for stored in _stored(networks, d_in, d_out)]
-
-
-def written_by(data: bytes) -> Written | None:
-    """What a valid blob, of either kind, says of its writer and of its quality; None if it says nothing."""
-    if not is_blob(data):  # of the original scripts
-        return None
-    chunks, _ = _chunks(ByteReader(data[9:], "blob"))
-    return decode_written(chunks["q"]) if "q" in chunks else None
