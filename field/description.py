@@ -13,13 +13,13 @@ from field.png import png_of
 from formats.slabs import on_one_line
 
 if TYPE_CHECKING:
-    from field.array_interface import ArrayInterface
+    from field.neural_field import NeuralField
 
 SIDE = 320  # pixels of the longer side of a slice, and most positions along an axis that are evaluated for it
 LEFT = "style='text-align:left'"
 
 
-def facts_of(field: ArrayInterface) -> dict[str, str]:
+def facts_of(field: NeuralField) -> dict[str, str]:
     """What is known of a field, in words, by the name of each fact."""
     header = field.header
     ranges = ", ".join(f"{_figure(low)} to {_figure(high)}" for low, high in header.values.pairs())
@@ -33,14 +33,14 @@ def facts_of(field: ArrayInterface) -> dict[str, str]:
     } | ({"missing": f"{n_missing:,} voxels"} if n_missing else {})
 
 
-def line_of(field: ArrayInterface) -> str:
+def line_of(field: NeuralField) -> str:
     """What is known of a field, on one line."""
     facts = facts_of(field)
     start = f"{on_one_line(field.name)}: {facts.pop('shape')} {facts.pop('type')}"
     return ", ".join([start, *(f"{name} {fact}" for name, fact in facts.items())])
 
 
-def html_of(field: ArrayInterface) -> str:
+def html_of(field: NeuralField) -> str:
     """What is known of a field as a table in HTML, and a slice through its middle."""
     facts = [(name, html.escape(fact)) for name, fact in facts_of(field).items()]
     rows = "".join(f"<tr><th {LEFT}>{name}</th><td {LEFT}>{fact}</td></tr>" for name, fact in facts)
@@ -52,7 +52,7 @@ def _figure(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:.6g}"
 
 
-def _slice_in_html(field: ArrayInterface) -> str:
+def _slice_in_html(field: NeuralField) -> str:
     """The image of the slice z = middle, of the middle step: x to the right, y upwards."""
     shape = field.header.shape
     names = "txyz"[len(shape) != 4 :][: len(shape)]

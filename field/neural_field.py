@@ -14,23 +14,25 @@ from collections.abc import Iterator
 import numpy as np
 
 from cli.files import read_regular
-from field.array_interface import ArrayInterface
 from field.blending import Blend
 from field.blob import decode_field
 from field.bricks import Bricks
+from field.conversion import vtk_of, xarray_of
+from field.description import html_of, line_of
 from field.evaluation import CHUNK, OnProgress, Positions
 from field.integers import evaluate_integers
 from field.one_network import OneNetwork
-from formats.arrays import LazyArray
-from utils import Box, Grid, Mask, VolumeHeader, voxel_grid, voxel_size
+from formats.arrays import LazyArray, Shaped
+from utils import Box, Grid, Mask, Volume, VolumeHeader, voxel_grid, voxel_size
 
 MASK_POSITIONS = 1 << 20  # positions whose nearest voxels are looked up in one go
 INSIDE = 1e-6  # voxels by which rounding may move a point on the boundary out of the field
 
 
-class NeuralField(ArrayInterface):
+class NeuralField(Shaped):
     """A field and the networks that hold it: an array whose values are evaluated when they are asked for.
 
+    The array is that of the decoded volume: [x, y, z], with t before and components after them where there are any.
     It is safe to use from several threads, and can be pickled.
 
     header: shape, range, geometry and name of the field. bricks: its networks; see Bricks.whole for a single one.
@@ -57,6 +59,48 @@ class NeuralField(ArrayInterface):
     def of(cls, net: object, header: VolumeHeader, device: object = "cpu", n_threads: int = 1) -> NeuralField:
         """The field that a siren.FieldNet holds now; later changes of the network do not change it."""
         return cls(header, Bricks.of(net), device, n_threads)
+
+    # --- what it is ---
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The number of voxels along each axis, followed by the number of components when there are several."""
+        n = self.header.n_components
+        return self.header.shape + (n,) * (n > 1)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the values."""
+        return self.header.dtype
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """The distance between voxels along each axis, in the file's units of length (and time)."""
+        return self.header.geometry.spacing
+
+    @property
+    def origin(self) -> tuple[float, ...]:
+        """The position of the first voxel."""
+        return self.header.geometry.origin
+
+    @property
+    def name(self) -> str:
+        return self.header.geometry.name
+
+    @property
+    def units(self) -> str:
+        """The units of the values, "" when unknown."""
+        return self.header.geometry.units
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {line_of(self)}>"
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def __getitem__(self, key: object) -> np.ndarray | np.generic:
+        """The values of the chosen voxels, and no others. key: integers, slices of any step and `...`, as of NumPy."""
+        return np.asarray(self.lazy()[key])[()]
 
     # --- on a grid ---
 
@@ -172,6 +216,20 @@ class NeuralField(ArrayInterface):
         result = self._gradient(index, (len(index),))
         result[~is_inside | _missing_at(self.header.missing, index)] = np.nan
         return result.reshape(*shape, *result.shape[1:])
+
+    # --- in other libraries ---
+
+    def to_xarray(self, grid: Grid | None = None) -> object:
+        """The values on a grid, by default at every voxel, as an xarray.DataArray; see conversion.xarray_of."""
+        return xarray_of(self._decoded(grid))
+
+    def to_vtk(self, grid: Grid | None = None) -> object:
+        """The same as a vtkImageData, which pyvista.wrap takes; see conversion.vtk_of. A series needs a single time."""
+        return vtk_of(self._decoded(grid))
+
+    def _decoded(self, grid: Grid | None) -> Volume:
+        grid = grid or self.grid()
+        return Volume(self.on_grid(grid), grid.geometry(self.header.geometry), self.header.fill)
 
     # --- how it is evaluated ---
 

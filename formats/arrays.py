@@ -12,7 +12,7 @@ from utils import Box, drop_pages
 
 
 class Shaped:
-    """A base class of arrays: what follows from their `shape`."""
+    """A base class of arrays: what follows from their `shape`, and from `array[...]`, which gives all values."""
 
     @property
     def ndim(self) -> int:
@@ -24,6 +24,11 @@ class Shaped:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("expected copy=True or None: the values are read or computed, not shared")
+        return np.asarray(self[...], dtype)
 
 
 class StackedSteps(Shaped):
@@ -53,9 +58,6 @@ class StackedSteps(Shaped):
         for array in chosen:
             drop_pages(array)
         return values
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self[...], dtype)
 
     def part(self, box: Box) -> StackedSteps:
         """The series of a box of each step, for the steps in it."""
@@ -97,11 +99,6 @@ class LazyArray(Shaped, np.lib.mixins.NDArrayOperatorsMixin):
         else:
             values = self.evaluate(box[:d_in])[(slice(None),) * d_in + box[d_in:]]
         return values[tuple(0 if is_index(part) else slice(None) for part in parts)]
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        if copy is False:
-            raise ValueError("expected copy=True or None: the values of a lazy array are computed, not shared")
-        return np.asarray(self[...], dtype)
 
     def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: object, **keywords: object) -> object:
         inputs = [np.asarray(value) if isinstance(value, LazyArray) else value for value in inputs]

@@ -63,9 +63,6 @@ class StoredArray(Shaped):
             return self._view((slice(None),) * (self.ndim - n_used) + key[1:])
         return self._view(key)._values()
 
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self._values(), dtype)
-
     def part(self, box: Box) -> StoredArray:
         """The view of a box of this array."""
         return self._view(box)
