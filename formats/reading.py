@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import functools
 import glob
 import math
 import os
@@ -172,50 +171,56 @@ def _read(
 
     is_marked: whether what the file declares to be missing gets the fill value.
     """
-    is_folder, suffix = os.path.isdir(path), suffix_of(path)
-    if os.path.exists(path) and not is_folder and not os.path.isfile(path):
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise VolumeError(f"{path}: expected a file or a folder, found neither")
     try:
-        with open(os.devnull if is_folder else path, "rb") as file:
+        with open(os.devnull if os.path.isdir(path) else path, "rb") as file:
             start = file.read(8)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
-    if not (start or is_folder or layout or raw.layout_of_name(path)):
+    layout_of_name = raw.layout_of_name(path)
+    if not (start or os.path.isdir(path) or layout or layout_of_name):
         raise VolumeError(f"{path}: is empty: expected a volume, found a file of 0 bytes")
-    is_npy = start[:6] == b"\x93NUMPY"
-    of_arrays = READERS_OF_ARRAYS.get(suffix) if not is_folder else zarr.read_zarr if is_zarr(path) else None
-    if not (is_folder or of_arrays or layout or suffix in READERS or raw.layout_of_name(path)):
-        of_arrays = netcdf.read_netcdf if start.startswith(SIGNATURES) else None
-    of_arrays = None if is_npy else of_arrays
-    reader = functools.partial(_read_folder, is_marked=is_marked) if is_folder else READERS.get(suffix)
-    if layout is not None and (is_npy or reader or of_arrays):
+    reader = _reader_of(path, start, raw.read_raw if layout or layout_of_name else None)
+    if reader is None:
+        raise VolumeError(f"{path}: {_reason_against(path, start)}")
+    if layout is not None and reader is not raw.read_raw:
         raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")
-    is_grid = not (is_npy or is_folder) and suffix in VTK_READERS
-    if resample is not None and not is_grid:
+    if resample is not None and reader is not read_by_vtk:
         raise VolumeError(f"{path}: --resample is for {' '.join(VTK_READERS)}, this one is a grid of voxels")
-    if array is not None and not (of_arrays or is_grid):
+    is_of_arrays = reader is zarr.read_zarr or reader in READERS_OF_ARRAYS.values()
+    if array is not None and not (is_of_arrays or reader is read_by_vtk):
         raise VolumeError(f"{path}: --array picks one of several arrays by its name, this file has one without a name")
-    if is_npy:
+    if reader is raw.read_npy:
         return raw.read_npy(path, d_in, d_out)
-    if of_arrays is npz.read_npz:
+    if reader is npz.read_npz:
         return npz.read_npz(path, array, d_in, d_out)
-    if of_arrays:
-        variables, name = of_arrays(path, array)
+    if is_of_arrays:
+        variables, name = reader(path, array)
         with as_volume_error(path, "cannot be read"):
             volume = volume_of_variable(path, variables, name, d_in, d_out, is_marked)
-    elif is_grid:
+    elif reader is read_by_vtk:
         volume = read_by_vtk(path, array, resample)
-    elif reader:
-        volume = reader(path)
-    elif layout := raw.layout_of(path, layout):
-        volume = raw.read_raw(path, layout)
+    elif reader is raw.read_raw:
+        volume = raw.read_raw(path, raw.layout_of(path, layout))
     else:
-        raise VolumeError(f"{path}: {_reason_against(path, suffix, start)}")
+        volume = _read_folder(path, is_marked) if reader is _read_folder else reader(path)
     return _with_axes(path, volume, d_in or 3)
 
 
-def _reason_against(path: str, suffix: str, start: bytes) -> str:
+def _reader_of(path: str, start: bytes, headerless: Callable | None) -> Callable | None:
+    """What reads a file that begins so, or a folder; `headerless` if only this may, and None if nothing does."""
+    if os.path.isdir(path):
+        return zarr.read_zarr if is_zarr(path) else _read_folder
+    if start[:6] == b"\x93NUMPY":
+        return raw.read_npy
+    reader = READERS.get(suffix_of(path)) or READERS_OF_ARRAYS.get(suffix_of(path)) or headerless
+    return netcdf.read_netcdf if reader is None and start.startswith(SIGNATURES) else reader
+
+
+def _reason_against(path: str, start: bytes) -> str:
     """A text: why a file is no volume, and what to give in place of it. start: its first bytes."""
+    suffix = suffix_of(path)
     if suffix == ".dcm" or dicom.is_slice(path):
         folder = shlex.quote(os.path.dirname(path) or ".")
         return f"expected the folder of the DICOM slices, found a file: --volume {folder}"
