@@ -27,7 +27,6 @@ MOST_LABELS = 12  # most different integers that may be labels. Each has a colou
 MAX_SKEW = 1e-3  # most that a dot product of two axis directions may differ from the exact 0 or 1
 MAX_GRID_POINTS = 1 << 26  # most positions along an axis of a grid; as float64 they take 512 MiB
 BOX_VALUES = 1 << 20  # most values read from a volume at a time
-MASK_BOX_VALUES = 1 << 25  # most values read at a time when only missing voxels are searched
 
 
 class UserError(Exception):
@@ -248,17 +247,17 @@ def shape_of(box: Box) -> tuple[int, ...]:
     return tuple(cut.stop - cut.start for cut in box)
 
 
-def boxes(values: np.ndarray, n: int | None = None, order: Iterable[int] | None = None) -> list[Box]:
+def boxes(values: np.ndarray, n: int | None = None) -> list[Box]:
     """Split the grid of values (..., components) into boxes of nearly equal size.
 
-    n: the most values in a box, BOX_VALUES by default. order: grid axes, the fastest one last; the order of memory by
-    default. Boxes follow this order, so each box is nearly one contiguous read. Of an array that is stored in chunks, a
-    box holds whole chunks, at least one: each chunk is read once.
+    n: the most values in a box, BOX_VALUES by default. Boxes follow the order of memory, so each box is nearly one
+    contiguous read. Of an array that is stored in chunks, a box holds whole chunks, at least one: each chunk is read
+    once.
     """
     shape = values.shape[:-1]
     chunks = getattr(values, "chunks", (1,) * values.ndim)
     left = max(1, (n or BOX_VALUES) // values.shape[-1] // math.prod(chunks[: len(shape)]))
-    order = list(order or sorted(range(len(shape)), key=lambda axis: -abs(values.strides[axis])))
+    order = sorted(range(len(shape)), key=lambda axis: -abs(values.strides[axis]))  # the fastest axis last
     cuts = {}
     for axis in reversed(order):
         n_chunks = -(-shape[axis] // chunks[axis])
@@ -332,26 +331,9 @@ class Mask:
     bits: np.ndarray
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], fill: np.generic, parts: Iterable[np.ndarray]) -> Mask:
-        """The mask of a grid. parts: boolean arrays that together give all voxels in C order, True where missing."""
-        packed, rest = [], np.empty(0, bool)
-        for part in parts:
-            voxels = np.concatenate([rest, part.ravel()])
-            whole = len(voxels) // 8 * 8
-            packed.append(np.packbits(voxels[:whole]))
-            rest = voxels[whole:]
-        return cls(shape, fill, np.concatenate([*packed, np.packbits(rest)]))
-
-    @classmethod
-    def of_boxes(cls, shape: tuple[int, ...], fill: np.generic, parts: Iterable[tuple[Box, np.ndarray]]) -> Mask:
-        """The mask of a grid from the boxes of its values (..., components), in any order."""
-        bits = np.zeros(-(-math.prod(shape) // 8), np.uint8)
-        for box, part in parts:
-            inside = np.nonzero(is_missing(part, fill))
-            index = [i + cut.start for i, cut in zip(inside, box, strict=True)]
-            flat = np.ravel_multi_index(index, shape)
-            np.bitwise_or.at(bits, flat >> 3, (128 >> (flat & 7)).astype(np.uint8))
-        return cls(shape, fill, bits)
+    def of(cls, shape: tuple[int, ...], fill: np.generic, are_missing: np.ndarray) -> Mask:
+        """The mask of a grid. are_missing: booleans of all voxels, in C order."""
+        return cls(shape, fill, np.packbits(are_missing))
 
     @property
     def count(self) -> int:
@@ -368,12 +350,13 @@ def find_missing(values: np.ndarray, fill: np.generic | None) -> Mask | None:
     """The mask of the missing voxels of values (..., components); None when no voxel is missing."""
     if fill is None:
         return None
-    if hasattr(values, "chunks"):
-        mask = Mask.of_boxes(values.shape[:-1], fill, read_in_boxes(values))
-    else:
-        slabs = read_in_boxes(values, boxes(values, MASK_BOX_VALUES, range(values.ndim - 1)))
-        mask = Mask.of(values.shape[:-1], fill, (is_missing(slab, fill) for _, slab in slabs))
-    return mask if mask.bits.any() else None
+    shape = values.shape[:-1]
+    bits = np.zeros(-(-math.prod(shape) // 8), np.uint8)
+    for box, part in read_in_boxes(values):
+        index = np.nonzero(is_missing(part, fill))
+        flat = np.ravel_multi_index([i + cut.start for i, cut in zip(index, box, strict=True)], shape)
+        np.bitwise_or.at(bits, flat >> 3, (128 >> (flat & 7)).astype(np.uint8))
+    return Mask(shape, fill, bits) if bits.any() else None
 
 
 def count_lost(values: np.ndarray, fill: np.generic) -> int:

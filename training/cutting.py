@@ -73,5 +73,5 @@ def missing_in(header: VolumeHeader, box: Box) -> Mask | None:
     if not header.missing:
         return None
     index = np.ix_(*(np.arange(cut.start, cut.stop) for cut in box))
-    mask = Mask.of(shape_of(box), np.float32(np.nan), [header.missing.at(index)])
+    mask = Mask.of(shape_of(box), np.float32(np.nan), header.missing.at(index))
     return mask if mask.bits.any() else None

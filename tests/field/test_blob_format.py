@@ -175,7 +175,7 @@ MASKS = {
 @pytest.mark.parametrize("shape", [(8,), (13, 5), (7, 5, 3), (1, 1, 9), (3, 4, 5, 6), (30, 31, 29)])
 def test_missing_voxels(shape, what):
     mask = MASKS[what](np.indices(shape))
-    missing = Mask.of(shape, np.float32(-9999), np.array_split(mask, 3))
+    missing = Mask.of(shape, np.float32(-9999), mask)
     blob = blob_format.encode_blob(
         make_header(shape, missing=missing), [random_network(0, 5, n_layers=1, d_in=len(shape))]
     )
@@ -190,7 +190,7 @@ def test_missing_voxels(shape, what):
 def test_fill_values_of_every_dtype(dtype):
     limits = np.finfo(dtype) if dtype.startswith("float") else np.iinfo(dtype)
     for fill in (limits.min, limits.max, *([np.nan] if dtype.startswith("float") else [])):
-        missing = Mask.of((4, 3, 2), np.array(fill, dtype)[()], [np.arange(24) % 5 == 0])
+        missing = Mask.of((4, 3, 2), np.array(fill, dtype)[()], np.arange(24) % 5 == 0)
         blob = blob_format.encode_blob(make_header(dtype=dtype, missing=missing), [random_network(0, 5, n_layers=1)])
         assert_same(blob)
         np.testing.assert_equal(decode_blob(blob)[0].fill, np.array(fill, dtype)[()])
@@ -199,7 +199,7 @@ def test_fill_values_of_every_dtype(dtype):
 def test_a_mask_that_repeats_costs_little():
     """Whatever the number of voxels of a plane or step: 45 x 45 x 45 is odd."""
     step = np.random.default_rng(0).random((45, 45, 45)) < 0.5
-    one, many = (Mask.of((n, 45, 45, 45), np.float32(0), [step] * n) for n in (1, 40))
+    one, many = (Mask.of((n, 45, 45, 45), np.float32(0), np.array([step] * n)) for n in (1, 40))
     assert len(encode_missing(many)) < len(encode_missing(one)) + 300
 
 

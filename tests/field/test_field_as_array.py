@@ -32,7 +32,7 @@ def a_field(shape=(9, 7, 5), low=-2.0, high=3.0, dtype="float32", d_out=1, fill=
     header = make_header(shape, low, high, dtype, d_out, **geometry)
     if fill is not None:
         is_gone = (np.indices(shape) < 3).all(axis=0)
-        header = dataclasses.replace(header, missing=Mask.of(shape, np.dtype(dtype).type(fill), [is_gone]))
+        header = dataclasses.replace(header, missing=Mask.of(shape, np.dtype(dtype).type(fill), is_gone))
     return NeuralField.of(net, header)
 
 

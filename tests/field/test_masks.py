@@ -23,7 +23,7 @@ def test_what_was_stored_xor_an_earlier_bit_comes_back(n_bits, distance, seed):
 
 @pytest.mark.parametrize("shape", [(5, 4, 3), (3, 8, 16), (7, 1, 1), (1, 1, 1)])
 def test_every_axis_round_trips(shape, monkeypatch):
-    mask = Mask.of(shape, np.float32(np.nan), [np.random.default_rng(0).random(shape) < 0.3])
+    mask = Mask.of(shape, np.float32(np.nan), np.random.default_rng(0).random(shape) < 0.3)
     for axis in range(len(shape) + 1):
         monkeypatch.setattr(missing, "min", lambda streams, key, axis=axis: streams[axis], raising=False)
         found = missing.decompress_mask(missing.compress_mask(mask), shape)

@@ -135,7 +135,7 @@ def memory_below(limit: int):
 
 def mask_of(shape: tuple[int, ...], fill: float, dtype: str = "float32") -> Mask:
     """Every third voxel missing."""
-    return Mask.of(shape, np.array(fill, dtype)[()], [np.arange(math.prod(shape)) % 3 == 0])
+    return Mask.of(shape, np.array(fill, dtype)[()], np.arange(math.prod(shape)) % 3 == 0)
 
 
 @functools.cache

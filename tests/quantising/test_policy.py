@@ -290,12 +290,12 @@ def test_what_rounding_costs_is_told_by_the_voxels_that_are_not_missing(fill):
     headers = [make_header(shape), make_header(shape)]
     mask = np.zeros(shape, bool)
     mask[2:] = True
-    headers[1] = dataclasses.replace(headers[1], missing=Mask.of(shape, np.float32(fill), [mask]))
+    headers[1] = dataclasses.replace(headers[1], missing=Mask.of(shape, np.float32(fill), mask))
     whole, part = ([NeuralField.of(net, header) for net in nets] for header in headers)
     cost = policy.decibels_lost(*part, 30.0, False)
     assert 0.5 * policy.decibels_lost(*whole, 30.0, False) < cost < 2 * policy.decibels_lost(*whole, 30.0, False)
     mask[:] = True
-    nothing = dataclasses.replace(headers[0], missing=Mask.of(shape, np.float32(fill), [mask]))
+    nothing = dataclasses.replace(headers[0], missing=Mask.of(shape, np.float32(fill), mask))
     assert math.isnan(policy.decibels_lost(*(NeuralField.of(net, nothing) for net in nets), 30.0, False))
 
 

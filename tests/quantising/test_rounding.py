@@ -149,13 +149,13 @@ def test_points_are_where_voxels_are_not_missing():
     """The nearest voxel counts. Where nearly all is missing, they are fewer; where all is, they are anywhere."""
     is_missing = np.ones((9, 5, 3), bool)
     is_missing[2:5, 1:3] = False
-    mask = Mask.of((9, 5, 3), np.float32(np.nan), [is_missing])
+    mask = Mask.of((9, 5, 3), np.float32(np.nan), is_missing)
     x = quasirandom_points((9, 5, 3), 2000, missing=mask)
     assert 1800 < len(x) <= 2000
     assert ((x[:, 0] > (1.5 - 4) / 4) & (x[:, 0] < (4.5 - 4) / 4)).all()
     assert ((x[:, 1] > (0.5 - 2) / 4) & (x[:, 1] < (2.5 - 2) / 4)).all()
     assert x[:, 2].max() > 0.2 > -0.2 > x[:, 2].min()
-    all_missing = Mask.of((9, 5, 3), np.float32(np.nan), [np.ones((9, 5, 3), bool)])
+    all_missing = Mask.of((9, 5, 3), np.float32(np.nan), np.ones((9, 5, 3), bool))
     assert len(quasirandom_points((9, 5, 3), 20, missing=all_missing)) > 0
 
 
