@@ -62,7 +62,7 @@ def read_nrrd(path: str) -> Volume:
         grid = [axis for axis, step in enumerate(steps) if step is not None]
         kinds = header.get("kinds", "").split()
         times = [axis for axis, kind in enumerate(kinds[: len(sizes)]) if kind == "time" and axis not in grid]
-        time = [(_spacings(header, len(sizes))[axis], _starts(header, len(sizes))[axis]) for axis in times]
+        time = [[numbers[axis] for numbers in _places(header, len(sizes))] for axis in times]
     except (KeyError, ValueError) as error:
         raise VolumeError(f"{path}: not a readable NRRD header: {error}") from None
     is_spatial = {len(steps[axis]) for axis in grid} | {len(origin)} == {3}
@@ -132,7 +132,7 @@ def _steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
         kinds = header.get("kinds", "").split() or ["domain"] * n_axes
         is_grid = [kind in ("domain", "space", "???", "none") for kind in kinds]
         places = iter(np.eye(3, dtype=float)[: sum(is_grid)])
-        lengths = _spacings(header, n_axes)
+        lengths, _ = _places(header, n_axes)
         steps = [
             length * next(places, np.zeros(0)) if is_axis else None
             for length, is_axis in zip(lengths, is_grid, strict=True)
@@ -152,43 +152,37 @@ def _origin(header: dict[str, str], steps: list[np.ndarray | None]) -> np.ndarra
     """The middle of the first voxel."""
     if "space origin" in header or "space directions" in header:
         return _vector(header, header["space origin"]) if "space origin" in header else np.zeros(3)
-    starts = zip(_starts(header, len(steps)), steps, strict=True)
-    origin = [start for start, step in starts if step is not None][:3]
+    _, starts = _places(header, len(steps))
+    origin = [start for start, step in zip(starts, steps, strict=True) if step is not None][:3]
     return np.array(origin + [0.0] * (3 - len(origin)))
 
 
-def _starts(header: dict[str, str], n_axes: int) -> list[float]:
-    """The middle of the first voxel along each axis, by axis mins, which are edges for cell centers; 0 without them."""
-    fields = _figures(header, "axis mins", n_axes), _spacings(header, n_axes), _are_cells(header, n_axes)
-    middles = [start + length / 2 * is_cell for start, length, is_cell in zip(*fields, strict=True)]
-    return [middle if math.isfinite(middle) else 0.0 for middle in middles]
+@np.errstate(over="ignore", invalid="ignore")
+def _places(header: dict[str, str], n_axes: int) -> tuple[list[float], list[float]]:
+    """The spacing of each axis, and the middle of its first voxel; 1 and 0 where the header does not say them.
 
-
-def _spacings(header: dict[str, str], n_axes: int) -> list[float]:
-    """The spacing of each axis, as the header gives it, or by its axis mins and maxs; 1 where it gives neither."""
-    given, sizes = (_figures(header, field, n_axes) for field in ("spacings", "sizes"))
-    starts, ends = (_figures(header, field, n_axes) for field in ("axis mins", "axis maxs"))
-    counts = [max(n - (not is_cell), 1) for n, is_cell in zip(sizes, _are_cells(header, n_axes), strict=True)]
-    spans = [(end - start) / n for start, end, n in zip(starts, ends, counts, strict=True)]
-    spans = [span if math.isfinite(span) and span else 1.0 for span in spans]
-    return [length if math.isfinite(length) else span for length, span in zip(given, spans, strict=True)]
-
-
-def _are_cells(header: dict[str, str], n_axes: int) -> list[bool]:
-    """For each axis, whether its ends are those of the outer voxels; otherwise they are the middles of these."""
+    Without spacings, they follow from axis mins and maxs: the edges of the outer voxels of a cell axis, the middles of
+    those of any other.
+    """
+    fields = ("spacings", "axis mins", "axis maxs", "sizes")
+    given, starts, ends, sizes = (_figures(header, field, n_axes) for field in fields)
     centers = header.get("centers", header.get("centerings", "")).split() or ["???"] * n_axes
     if len(centers) != n_axes:
         raise ValueError(f"{len(centers)} centers of {n_axes} axes")
-    return [center == "cell" for center in centers]
+    is_cell = np.array([center == "cell" for center in centers])
+    spans = (ends - starts) / np.maximum(sizes - ~is_cell, 1)
+    spacings = np.where(np.isfinite(given), given, np.where(np.isfinite(spans) & (spans != 0), spans, 1.0))
+    middles = starts + spacings / 2 * is_cell
+    return spacings.tolist(), np.where(np.isfinite(middles), middles, 0.0).tolist()
 
 
-def _figures(header: dict[str, str], field: str, n_axes: int) -> list[float]:
+def _figures(header: dict[str, str], field: str, n_axes: int) -> np.ndarray:
     """The number that a field of the header gives for each axis; NaN where it gives none. Spaces may be left out."""
     text = header.get(field, header.get(field.replace(" ", ""), ""))
     found = [float(number) for number in text.split()] or [math.nan] * n_axes
     if len(found) != n_axes:
         raise ValueError(f"{len(found)} {field} of {n_axes} axes")
-    return found
+    return np.array(found)
 
 
 def _read_header(path: str) -> tuple[dict[str, str], int]:
