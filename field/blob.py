@@ -363,7 +363,7 @@ def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks
     if "M" in chunks:
         if not large:
             _check_usual(header.n_voxels, USUAL_MASK_VOXELS, "voxels with a mask of the missing ones")
-        header = dataclasses.replace(header, missing=decode_missing(chunks["M"].rest(), header.dtype, shape))
+        header = dataclasses.replace(header, missing=decode_missing(chunks["M"], header.dtype, shape))
     cut = decode_cut(chunks, shape, d_out) if "B" in chunks else None
     for content in chunks.values():
         content.end()

@@ -15,58 +15,47 @@ FILTER = {"id": lzma.FILTER_LZMA2, "dict_size": 1 << 20}
 
 
 def encode_missing(missing: Mask) -> bytes:
-    """The content of chunk M."""
-    return missing.fill.astype(carrier(missing.fill.dtype)).tobytes() + compress_mask(missing)
+    """The content of chunk M. The chosen axis gives the shortest stream."""
+    filters = [{**FILTER, "preset": 9, "lc": 0, "lp": 0, "pb": 0}]
+    size, unused = len(missing.bits), -math.prod(missing.shape) % 8
+    bits = int.from_bytes(missing.bits.tobytes(), "big")
+    streams = []
+    for axis, distance in enumerate(_strides(missing.shape)):
+        stored = (bits ^ (bits >> distance if axis else 0)) >> unused << unused
+        streams.append(bytes([axis]) + lzma.compress(stored.to_bytes(size, "big"), lzma.FORMAT_RAW, filters=filters))
+    return missing.fill.astype(carrier(missing.fill.dtype)).tobytes() + min(streams, key=len)
 
 
-def decode_missing(content: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> Mask:
+def decode_missing(content: ByteReader, dtype: np.dtype, shape: tuple[int, ...]) -> Mask:
     """The mask of missing voxels from the content of chunk M. Raises BlobError."""
-    reader = ByteReader(content, "missing voxels")
-    carried = reader.array(carrier(dtype), 1)
+    carried = content.array(carrier(dtype), 1)
     with np.errstate(over="ignore", invalid="ignore"):
         fill = carried.astype(dtype)[0]
         if np.isinf(fill) or not np.array_equal(fill.astype(carried.dtype), carried[0], equal_nan=dtype.kind == "f"):
             raise BlobError(f"fill value {carried[0]}: is none of dtype {dtype}")
-    return Mask(shape, fill, decompress_mask(reader.rest(), shape))
-
-
-def _strides(shape: tuple[int, ...]) -> list[int]:
-    """0, then for each axis the distance in C order between neighbouring voxels."""
-    return [0, *(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))]
-
-
-def compress_mask(mask: Mask) -> bytes:
-    """The u8 axis and the LZMA2 stream of chunk M. The chosen axis gives the shortest stream."""
-    filters = [{**FILTER, "preset": 9, "lc": 0, "lp": 0, "pb": 0}]
-    size, unused = len(mask.bits), -math.prod(mask.shape) % 8
-    bits = int.from_bytes(mask.bits.tobytes(), "big")
-    streams = []
-    for axis, distance in enumerate(_strides(mask.shape)):
-        stored = (bits ^ (bits >> distance if axis else 0)) >> unused << unused
-        streams.append(bytes([axis]) + lzma.compress(stored.to_bytes(size, "big"), lzma.FORMAT_RAW, filters=filters))
-    return min(streams, key=len)
-
-
-def decompress_mask(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    """The bits of the mask that `compress_mask` was given. Raises BlobError for any other bytes."""
-    n_voxels, (axis, stream) = math.prod(shape), (data[0], data[1:]) if data else (-1, b"")
+    (axis,), n_voxels = content.unpack("B"), math.prod(shape)
     size, unused = (n_voxels + 7) // 8, -n_voxels % 8
-    if not 0 <= axis <= len(shape) or n_voxels > MAX_MASK_VOXELS:
+    if axis > len(shape) or n_voxels > MAX_MASK_VOXELS:
         expected = f"axis: expected 0 to {len(shape)} and at most {MAX_MASK_VOXELS} voxels"
         raise BlobError(f"missing voxels: {expected}, found {axis}, {n_voxels}")
     decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=[FILTER])
     try:
-        stored = decoder.decompress(stream, size + 1)
+        stored = decoder.decompress(content.rest(), size + 1)
     except lzma.LZMAError as error:
         raise BlobError(f"missing voxels: its stream is damaged: {error}") from None
     if len(stored) != size or not decoder.eof or decoder.unused_data:
         raise BlobError(f"missing voxels: expected a stream of {size} bytes, found another length")
     bits = np.frombuffer(stored, np.uint8)
-    if size and bits[-1] & ((1 << unused) - 1):
+    if bits[-1] & ((1 << unused) - 1):
         raise BlobError("missing voxels: unused bits: expected 0")
     bits = _undo_xor(bits, _strides(shape)[axis])
-    bits[-1:] &= 0xFF >> unused << unused
-    return bits
+    bits[-1] &= 0xFF >> unused << unused
+    return Mask(shape, fill, bits)
+
+
+def _strides(shape: tuple[int, ...]) -> list[int]:
+    """0, then for each axis the distance in C order between neighbouring voxels."""
+    return [0, *(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))]
 
 
 def _undo_xor(stored: np.ndarray, distance: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from cli.files import read_bytes, write_or_rescue
+from field.binary import ByteReader
 from field.bricks import Bricks, Cut, check_cut
 from field.header_chunks import check_header
 from field.layers import parameter_shapes
@@ -269,7 +270,7 @@ def field_header(path: str, settings: dict, config: SirenConfig) -> VolumeHeader
         check_header(header, config.d_in, config.d_out)
         if settings.get("missing") is None:
             return header
-        content = base64.b64decode(settings["missing"], validate=True)
+        content = ByteReader(base64.b64decode(settings["missing"], validate=True), "missing voxels")
         return dataclasses.replace(header, missing=decode_missing(content, dtype, header.shape))
     except (UserError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: does not describe a field: {error}") from None
