@@ -77,8 +77,7 @@ def volume_of_variable(
     is_series = "t" in roles and variable.shape[roles["t"]] > 1
     if variable.note:
         console.warn(path, f"{name}: {variable.note}")
-    _warn_of_curved_axes(path, name, variables, coordinates, roles)
-    _warn_of_unlinked_axes(path, name, variables, coordinates, roles)
+    _warn_of_positions(path, name, variables, coordinates, roles)
     used = [roles.get(role) for role in ("txyzc" if is_series else "xyzc")]
     array, fill = array_of(f"{path}: {name}" if name else path, variable if is_marked else unmarked(variable), used)
     steps, origin = np.ones(3), np.zeros(3)
@@ -173,58 +172,37 @@ def _role(dim: str, coordinate: Variable | None) -> str | None:
     return NAMES.get(dim.rsplit("/", 1)[-1].lower())
 
 
-def _warn_of_curved_axes(
+def _warn_of_positions(
     path: str,
     name: str,
     variables: Mapping[str, Variable],
     coordinates: Mapping[str, Variable],
     roles: Mapping[str, int],
 ) -> None:
-    """Say so when axes of space have no coordinate of their own, but the file gives their positions in another way.
+    """Say so when axes of space have no coordinate, but other arrays are, or may be, their positions.
 
-    Such arrays are named by the attribute coordinates (CF, section 5.2), or are longitudes and latitudes of these axes.
+    They are where the attribute coordinates names them (CF, section 5.2), or where they are longitudes and latitudes of
+    these axes. They may be where nothing links them: they have one axis of more than one index, without a name, of that
+    length, as in MATLAB's files too; or they are called coordinates and have all axes.
     """
-    variable = variables[name]
-    dims = [variable.dims[axis] for role, axis in roles.items() if role in "xyz" and variable.shape[axis] > 1]
-    bare = {dim for dim in dims if dim} - {*coordinates}
-    listed = _listed_coordinates(name, variable)
-    found = [
-        key
-        for key, other in variables.items()
-        if key != name and bare & {*other.dims} and {*other.dims} <= {*variable.dims}
-        if key in listed or (len(other.dims) > 1 and _role(key, other) in ("x", "y"))
-    ]
-    if found:
-        what = f"{', '.join(found)} give positions that are no regular grid: voxel numbers are taken for them"
+    variable, listed = variables[name], _listed_coordinates(name, variables[name])
+    axes = [axis for role, axis in roles.items() if role in "xyz" and variable.shape[axis] > 1]
+    axes = [axis for axis in axes if variable.dims[axis] not in coordinates]
+    dims, lengths = {variable.dims[axis] for axis in axes} - {""}, [(variable.shape[axis],) for axis in axes]
+    are_nameless, curved, unlinked = not any(variable.dims), [], []
+    for key, other in variables.items():
+        if key == name:
+            continue
+        if dims & {*other.dims} and {*other.dims} <= {*variable.dims}:
+            curved += [key] * (key in listed or (len(other.dims) > 1 and _role(key, other) in ("x", "y")))
+        is_along = tuple(n for n in other.shape if n > 1) in lengths and (are_nameless or not any(other.dims))
+        unlinked += [key] * (is_along or bool(lengths and "coord" in key.lower() and other.shape == variable.shape))
+    if curved:
+        what = f"{', '.join(curved)} give positions that are no regular grid: voxel numbers are taken for them"
         console.warn(path, f"{what}: regrid it first, as by xesmf or scipy.interpolate.griddata, if places matter")
-
-
-def _warn_of_unlinked_axes(
-    path: str,
-    name: str,
-    variables: Mapping[str, Variable],
-    coordinates: Mapping[str, Variable],
-    roles: Mapping[str, int],
-) -> None:
-    """Say so when axes of space have no coordinate, but other arrays may be their positions, which nothing links.
-
-    Such arrays have one axis of more than one index, without a name, of that length, as in MATLAB's files too. Or they
-    are called coordinates and have all axes.
-    """
-    variable = variables[name]
-    axes = [axis for role, axis in roles.items() if role in "xyz" and variable.dims[axis] not in coordinates]
-    lengths = [(variable.shape[axis],) for axis in axes if variable.shape[axis] > 1]
-    are_nameless = not any(variable.dims)
-    found = [
-        key
-        for key, other in variables.items()
-        if key != name
-        if (tuple(n for n in other.shape if n > 1) in lengths and (are_nameless or not any(other.dims)))
-        or (lengths and "coord" in key.lower() and other.shape == variable.shape)
-    ]
-    if found:
-        more = ", ..." * (len(found) > MAX_LISTED)
-        what = f"{', '.join(found[:MAX_LISTED])}{more} may be positions along its axes, but are not linked to these"
+    if unlinked:
+        more = ", ..." * (len(unlinked) > MAX_LISTED)
+        what = f"{', '.join(unlinked[:MAX_LISTED])}{more} may be positions along its axes, but are not linked to these"
         way_out = "h5py's make_scale and attach_scale, or xarray's assign_coords, link them"
         console.warn(path, f"{name}: {what}: spacing 1 is taken: {way_out}")
 
