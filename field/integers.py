@@ -80,13 +80,6 @@ def error_estimates(layers: list[np.ndarray], is_residual: bool, x: np.ndarray) 
     return np.sqrt(variance)
 
 
-def sampled_voxels(shape: tuple[int, ...], n: int) -> np.ndarray:
-    """The indices (n, d_in) of n voxels of a grid, or of all if there are fewer."""
-    n_voxels = math.prod(shape)
-    voxels = np.arange(n_voxels) if n_voxels <= n else np.random.default_rng(0).integers(n_voxels, size=n)
-    return np.stack(np.unravel_index(voxels, shape), axis=1)
-
-
 def largest_error(
     layers: list[np.ndarray], is_residual: bool, shape: tuple[int, ...], n_sampled: int = SAMPLE
 ) -> np.ndarray:
@@ -94,8 +87,9 @@ def largest_error(
 
     shape: of the grid.
     """
-    index = sampled_voxels(shape, n_sampled)
-    n, coordinates = len(index), point_coordinates(shape, index)
+    n_voxels, n = math.prod(shape), min(math.prod(shape), n_sampled)
+    voxels = np.arange(n) if n == n_voxels else np.random.default_rng(0).integers(n_voxels, size=n)
+    coordinates = point_coordinates(shape, np.stack(np.unravel_index(voxels, shape), axis=1))
     d_out, width = len(layers[-1]), len(layers[0])
     step = max(1, ACTIVATIONS // (d_out * width))
     parts = [slice(start, min(start + step, n)) for start in range(0, n, step)]

@@ -34,7 +34,7 @@ def read_meta(path: str) -> Volume:
     if header.get("NDims", "").strip() == "4":
         way_out = f"SimpleITK.WriteImage(SimpleITK.ReadImage({path!r}), 'series.nii') writes a time series that is read"
         raise VolumeError(f"{path}: expected up to three axes, found NDims = 4: {way_out}")
-    source = _source(path, header)
+    source = data_file(path)
     is_big = any(_flag(path, header, name) for name in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB"))
     is_binary, is_packed = _flag(path, header, "BinaryData", True), _flag(path, header, "CompressedData")
     if is_packed and (not is_binary or "HeaderSize" in header):
@@ -94,11 +94,7 @@ def _directions(path: str, header: dict[str, str]) -> np.ndarray:
 
 def data_file(path: str) -> str:
     """The file that holds the voxels: the one that a header names, or the header's own. Raises VolumeError."""
-    return _source(path, _read_header(path)[0])
-
-
-def _source(path: str, header: dict[str, str]) -> str:
-    """As `data_file`, by the fields of the header."""
+    header, _ = _read_header(path)
     named = header.get("ElementDataFile", "")
     return path if named.upper() == "LOCAL" else file_beside(path, named, "ElementDataFile =")
 

@@ -199,17 +199,13 @@ def _read_header(path: str) -> tuple[dict[str, str], int]:
 
 def data_file(path: str) -> str:
     """The file that holds the voxels: the one that a header names, or the header's own. Raises VolumeError."""
-    return _source(path, _read_header(path)[0])
-
-
-def _source(path: str, header: dict[str, str]) -> str:
-    """As `data_file`, by the fields of the header."""
+    header, _ = _read_header(path)
     named = header.get("data file", header.get("datafile"))
     return path if named is None else file_beside(path, named, "data file:")
 
 
 def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes: tuple[int, ...]) -> np.ndarray:
-    source = _source(path, header)
+    source = data_file(path)
     offset = offset if source == path else 0
     encoding = ENCODINGS.get(header.get("encoding", "raw"))
     if encoding is None:
