@@ -104,37 +104,21 @@ def drawn_spacing(grid: Grid, geometry: Geometry) -> tuple[float, ...]:
 def preview(
     field: NeuralField, grid: Grid, original: np.ndarray | None, steps: dict[int, Metrics], name: str, as_float: bool
 ) -> bytes:
-    """A picture (PNG) of a field on a grid, at the middle step of a time series. Its title starts with `name`.
+    """A picture (PNG) of a field on a grid, and of the original and the error; of a time series at its middle step.
 
-    original: the values on the grid, or None. steps: the metrics of each step; empty without an original.
+    Only the shown values are evaluated. original: the values on the grid, or None. steps: the metrics of each step;
+    empty without an original. name: with which the title starts.
     """
-    geometry, step, part = field.header.geometry, 0, original
-    title = f"{name}: {geometry.name}, {' x '.join(map(str, grid.shape[-3:]))}"
+    geometry, fill, step, space = field.header.geometry, field.values.fill, 0, slice(-3, None)  # the axes of space
+    title = f"{name}: {geometry.name}, {' x '.join(map(str, grid.shape[space]))}"
     if len(grid.shape) == 4:
         middle = grid.shape[0] // 2
         grid = grid.part((slice(middle, middle + 1), *(slice(None),) * 3))
-        step, part = grid.axes[0][0], None if original is None else original[middle]
+        step, original = grid.axes[0][0], None if original is None else original[middle]
         time = geometry.origin[0] + geometry.spacing[0] * step
         title += f", t = {time:.6g} {geometry.units_of('t')}".rstrip() + ("" if time == step else f" (step {step:g})")
     if geometry.is_turned:
         title += ", along turned axes from the first voxel"
-    return picture(field, grid, part, title, as_float, steps[int(step)] if steps else None)
-
-
-def picture(
-    field: NeuralField,
-    grid: Grid,
-    original: np.ndarray | None,
-    title: str,
-    as_float: bool = False,
-    metrics: Metrics | None = None,
-) -> bytes:
-    """A picture (PNG) of a field on a grid, and of the original and the error when `original` is given.
-
-    Only the shown values are evaluated. grid: a time series has one step here. original: without an axis of time.
-    metrics: of the whole grid.
-    """
-    geometry, fill, space = field.header.geometry, field.values.fill, slice(-3, None)  # the axes of space
     positions = geometry.axis_positions(grid.axes)[space]
     views = Views.of(grid.shape[space], drawn_spacing(grid, geometry)[space]).along(positions)
     decoded, originals = [], []
@@ -155,7 +139,7 @@ def picture(
         parts = zip(views.slices, row.parts, strict=False)
         slices = [views.slice_of(k, part, positions, axis_units) for k, part in parts]
         drawn.append(draw_row(row.heading, slices, row.scale, solid, row.units))
-    title += quality_of(metrics, isinstance(rows[0].scale, LabelScale))
+    title += quality_of(steps[int(step)] if steps else None, isinstance(rows[0].scale, LabelScale))
     return page(title, np.concatenate(drawn, axis=0 if views.steps or len(views.slices) > 1 else 1))
 
 
