@@ -129,19 +129,17 @@ class Blend:
         positions: Positions,
         store: Store,
         precision: str = "float32",
-        chosen: np.ndarray | None = None,
         also: str = "",
         on_progress: OnProgress = lambda fraction: None,
     ) -> None:
         """As OneNetwork.evaluate. Raises BlobError for a brick whose network is wrong."""
         positions, signs = self._reflected(positions)
-        n = count_positions(positions) if chosen is None else len(chosen)
+        n = count_positions(positions)
         most = min(max(MAX_VALUES // self.d_out, 1), max(n // SHARES, MIN_POSITIONS))
-        if isinstance(positions, Grid) and chosen is None:
+        if isinstance(positions, Grid):
             jobs = [partial(self._of_box, positions, box) for box in boxes_of(positions, self.cuts, most)]
         else:
-            chosen = np.arange(n) if chosen is None else chosen
-            jobs = [partial(self._of_points, positions, chosen[k : k + most]) for k in range(0, n, most)]
+            jobs = [partial(self._of_points, positions, slice(k, k + most)) for k in range(0, n, most)]
         n_jobs, jobs = len(jobs), iter(list(enumerate(jobs)))
 
         @np.errstate(over="ignore", invalid="ignore")  # derivatives of weights of any size may overflow
@@ -174,12 +172,8 @@ class Blend:
         index = np.ix_(*(np.arange(part.start, part.stop) for part in box))
         return np.ravel_multi_index(index, grid.shape), pieces_of_grid(grid.part(box), self.cuts)
 
-    def _of_points(self, positions: Positions, numbers: np.ndarray) -> Job:
-        if not isinstance(positions, Grid):
-            return numbers, pieces_of_points(positions[numbers], self.cuts)
-        index = np.unravel_index(numbers, positions.shape)
-        points = np.stack([axis[i] for axis, i in zip(positions.axes, index, strict=True)], axis=1)
-        return numbers, pieces_of_points(points, self.cuts)
+    def _of_points(self, points: np.ndarray, part: slice) -> Job:
+        return np.arange(len(points))[part], pieces_of_points(points[part], self.cuts)
 
     def _blended(
         self, pieces: Iterator[Piece], shape: tuple[int, ...], precision: str, also: str, on_progress: OnProgress

@@ -25,7 +25,7 @@ from utils import Grid, normalised_coordinates
 CHUNK = {"cpu": 1072, "cuda": 1 << 18}
 TILE = 16  # a GPU multiplies matrices whose sizes are multiples of this several times as fast
 # Positions by number -> (d_in, positions), normalised: a NumPy array, or a tensor on a GPU.
-Coordinates = Callable[[slice | np.ndarray], object]
+Coordinates = Callable[[slice], object]
 Positions = Grid | np.ndarray  # those of a grid, or (n, d_in); in voxels
 OnProgress = Callable[[float], None]
 # Takes the numbers of positions, their values (d_out, positions), and what else is asked for, such as derivatives.
@@ -59,9 +59,8 @@ def grid_coordinates(shape: tuple[int, ...], grid: Grid, device: str = "cpu") ->
 
         xp, place, axes = torch, {"device": device}, [torch.from_numpy(axis).to(device) for axis in axes]
 
-    def coordinates(part: slice | np.ndarray) -> object:
-        flat = xp.arange(part.start, part.stop, **place) if isinstance(part, slice) else xp.asarray(part, **place)
-        return xp.stack(along_axes(axes, flat))
+    def coordinates(part: slice) -> object:
+        return xp.stack(along_axes(axes, xp.arange(part.start, part.stop, **place)))
 
     return coordinates
 
@@ -69,7 +68,7 @@ def grid_coordinates(shape: tuple[int, ...], grid: Grid, device: str = "cpu") ->
 def point_coordinates(shape: tuple[int, ...], index: np.ndarray) -> Coordinates:
     """The normalised coordinates of positions (n, d_in) in voxel indices. shape: voxels of the field."""
 
-    def coordinates(part: slice | np.ndarray) -> np.ndarray:
+    def coordinates(part: slice) -> np.ndarray:
         axes = [normalised_coordinates(axis, shape, k) for k, axis in enumerate(index[part].T)]
         return np.stack(axes).astype(np.float32)
 
@@ -85,6 +84,14 @@ def coordinates_of(positions: Positions, shape: tuple[int, ...], device: str) ->
 
 def count_positions(positions: Positions) -> int:
     return math.prod(positions.shape) if isinstance(positions, Grid) else len(positions)
+
+
+def positions_at(positions: Positions, numbers: np.ndarray) -> np.ndarray:
+    """The positions of these numbers, (n, d_in). Those of a grid are numbered in C order."""
+    if not isinstance(positions, Grid):
+        return positions[numbers]
+    index = np.unravel_index(numbers, positions.shape)
+    return np.stack([axis[i] for axis, i in zip(positions.axes, index, strict=True)], axis=1)
 
 
 def scaled_layers(config: SirenConfig, weights: dict[str, np.ndarray]) -> list[np.ndarray]:

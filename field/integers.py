@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from field.evaluation import OnProgress, Positions, point_coordinates
+from field.evaluation import OnProgress, Positions, point_coordinates, positions_at
 from utils import ValueRange
 
 if TYPE_CHECKING:
@@ -125,13 +125,17 @@ def evaluate_integers(
         result[part] = values.denormalise(y.T)
         is_open[part] = is_close(y, values.extent, margin).any(axis=0)
 
+    def store_chosen(part: slice | np.ndarray, y: np.ndarray, margin: np.ndarray) -> None:
+        store(chosen[part], y, margin)
+
     first, *others = evaluator.precisions
-    evaluator.evaluate(positions, store, first, also="margins", on_progress=on_progress)
+    evaluator.evaluate(positions, store, first, "margins", on_progress)
     for precision in others:
         for start in range(0, n, POSITIONS):  # the numbers of all positions would take more memory than the values
             chosen = start + np.flatnonzero(is_open[start : start + POSITIONS])
             if len(chosen):
-                evaluator.evaluate(positions, store, precision, chosen, "margins", lambda fraction: on_progress(1.0))
+                left = positions_at(positions, chosen)
+                evaluator.evaluate(left, store_chosen, precision, "margins", lambda fraction: on_progress(1.0))
 
 
 def is_close(y: np.ndarray, extent: np.ndarray, margin: np.ndarray | float) -> np.ndarray:

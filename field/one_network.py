@@ -57,26 +57,22 @@ class OneNetwork:
         positions: Positions,
         store: Store,
         precision: str = "float32",
-        chosen: np.ndarray | None = None,
         also: str = "",
         on_progress: OnProgress = lambda fraction: None,
     ) -> None:
         """Evaluate the field at the positions of a grid, or at some (n, d_in) in voxels: `store(part, y, more)`.
 
-        part: numbers of positions, a slice or an array. y: their normalised values, (d_out, positions). chosen: numbers
-        of the positions that are evaluated, all by default. also: what `more` is. "slopes": the derivatives by the
-        normalised coordinates, (d_in, d_out, positions). "margins": see integers.margins. Else it is None.
+        part: numbers of positions, a slice or an array. y: their normalised values, (d_out, positions). also: what
+        `more` is. "slopes": the derivatives by the normalised coordinates, (d_in, d_out, positions). "margins": see
+        integers.margins. Else it is None.
         """
-        n = count_positions(positions) if chosen is None else len(chosen)
+        n = count_positions(positions)
         # A GPU's chunk is 2^18 positions, often far more than n. On a CPU, the last bits depend on the size of a chunk.
         network = self.network(precision, None if self.device == "cpu" else n)
         coordinates = coordinates_of(positions, self.shape, network.device)
         margin = self.margins.get(precision, 0.0) if also == "margins" else None
 
         def keep(part: slice, y: np.ndarray, slopes: np.ndarray | None) -> None:
-            store(part if chosen is None else chosen[part], y, slopes if margin is None else margin)
+            store(part, y, slopes if margin is None else margin)
 
-        if chosen is not None:
-            of_all = coordinates
-            coordinates = lambda part: of_all(chosen[part])  # noqa: E731
         evaluate(network, self.n_threads, coordinates, n, keep, also == "slopes", on_progress)
