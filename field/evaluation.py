@@ -47,39 +47,25 @@ def along_axes(axes: list, flat: object) -> list:
     return columns[::-1]
 
 
-def grid_coordinates(shape: tuple[int, ...], grid: Grid, device: str = "cpu") -> Coordinates:
-    """The normalised coordinates of a grid's positions, numbered in C order. shape: voxels of the field.
+def coordinates_of(positions: Positions, shape: tuple[int, ...], device: str = "cpu") -> Coordinates:
+    """The normalised coordinates of positions; those of a grid are numbered in C order. shape: voxels of the field.
 
-    On a GPU, they are made there: a copy from the host takes longer than the evaluation.
+    On a GPU, those of a grid are made there: a copy from the host takes longer than the evaluation.
     """
+
+    def of_points(part: slice) -> np.ndarray:
+        axes = [normalised_coordinates(axis, shape, k) for k, axis in enumerate(positions[part].T)]
+        return np.stack(axes).astype(np.float32)
+
+    if not isinstance(positions, Grid):
+        return of_points
     xp, place = np, {}
-    axes = [normalised_coordinates(axis, shape, k).astype(np.float32) for k, axis in enumerate(grid.axes)]
+    axes = [normalised_coordinates(axis, shape, k).astype(np.float32) for k, axis in enumerate(positions.axes)]
     if uses_torch(device):
         import torch
 
         xp, place, axes = torch, {"device": device}, [torch.from_numpy(axis).to(device) for axis in axes]
-
-    def coordinates(part: slice) -> object:
-        return xp.stack(along_axes(axes, xp.arange(part.start, part.stop, **place)))
-
-    return coordinates
-
-
-def point_coordinates(shape: tuple[int, ...], index: np.ndarray) -> Coordinates:
-    """The normalised coordinates of positions (n, d_in) in voxel indices. shape: voxels of the field."""
-
-    def coordinates(part: slice) -> np.ndarray:
-        axes = [normalised_coordinates(axis, shape, k) for k, axis in enumerate(index[part].T)]
-        return np.stack(axes).astype(np.float32)
-
-    return coordinates
-
-
-def coordinates_of(positions: Positions, shape: tuple[int, ...], device: str) -> Coordinates:
-    """The normalised coordinates of positions. shape: voxels of the field."""
-    if isinstance(positions, Grid):
-        return grid_coordinates(shape, positions, device)
-    return point_coordinates(shape, positions)
+    return lambda part: xp.stack(along_axes(axes, xp.arange(part.start, part.stop, **place)))
 
 
 def count_positions(positions: Positions) -> int:

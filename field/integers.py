@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from field.evaluation import OnProgress, Positions, point_coordinates, positions_at
+from field.evaluation import OnProgress, Positions, coordinates_of, positions_at
 from utils import ValueRange
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def largest_error(
     """
     n_voxels, n = math.prod(shape), min(math.prod(shape), n_sampled)
     voxels = np.arange(n) if n == n_voxels else np.random.default_rng(0).integers(n_voxels, size=n)
-    coordinates = point_coordinates(shape, np.stack(np.unravel_index(voxels, shape), axis=1))
+    coordinates = coordinates_of(np.stack(np.unravel_index(voxels, shape), axis=1), shape)
     d_out, width = len(layers[-1]), len(layers[0])
     step = max(1, ACTIVATIONS // (d_out * width))
     parts = [slice(start, min(start + step, n)) for start in range(0, n, step)]

@@ -17,7 +17,7 @@ from portability import settings
 
 from field import blending, portable
 from field.blending import Blend
-from field.evaluation import CHUNK, grid_coordinates
+from field.evaluation import CHUNK, coordinates_of
 from field.integers import ROUNDOFF, error_estimates
 from field.neural_field import NeuralField
 from utils import Grid, voxel_grid
@@ -88,7 +88,7 @@ def test_few_values_are_evaluated_again(monkeypatch):
 def test_errors_are_about_as_large_as_estimated(gain, is_residual):
     """The largest gain amplifies errors a thousand times as much as the least."""
     field = steep_field("uint8", gain, is_residual)
-    x = grid_coordinates(SHAPE, field.grid())(slice(0, math.prod(SHAPE)))[:, ::5]
+    x = coordinates_of(field.grid(), SHAPE)(slice(0, math.prod(SHAPE)))[:, ::5]
     estimate = error_estimates(field.evaluator.layers, is_residual, x)
     float32, float64 = (field.evaluator.network(precision)(x, False)()[0] for precision in ROUNDOFF)
     error = np.abs(float32 - float64) / ROUNDOFF["float32"]
