@@ -311,11 +311,16 @@ def few_values(*arrays: np.ndarray) -> np.ndarray | None:
 # --- missing voxels -----------------------------------------------------------------------------------
 
 
+def equal_to(values: np.ndarray, mark: np.generic) -> np.ndarray:
+    """Which values are a mark, possibly NaN."""
+    return np.isnan(values) if mark != mark else values == mark
+
+
 def is_missing(values: np.ndarray, fill: np.generic | None) -> np.ndarray:
     """Which voxels of values (..., components) are missing, booleans: `fill` is in at least one component."""
     if fill is None:
         return np.broadcast_to(False, values.shape[:-1])
-    return (np.isnan(values) if fill != fill else values == fill).any(axis=-1)
+    return equal_to(values, fill).any(axis=-1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -364,7 +369,7 @@ def count_lost(values: np.ndarray, fill: np.generic) -> int:
     count = 0
     for _, part in read_in_boxes(values):
         gone = part[is_missing(part, fill)]
-        count += gone.size - np.count_nonzero(np.isnan(gone) if fill != fill else gone == fill)
+        count += np.count_nonzero(~equal_to(gone, fill))
     return count
 
 

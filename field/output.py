@@ -11,6 +11,7 @@ import numpy as np
 
 from cli.files import FileSet, check_space
 from cli.progress import Progress
+from field.evaluation import OnProgress
 from field.neural_field import NeuralField
 from formats.arrays import LazyArray
 from formats.common import suffix_of
@@ -80,6 +81,9 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
     with Progress("decoding") as progress:
         evaluated = _Evaluation(progress, n_points * n_evaluations, is_large)
 
+        def gradient_on(grid: Grid, on_progress: OnProgress) -> np.ndarray:  # of a step without the derivative by time
+            return field.gradient_on_grid(grid, on_progress)[..., int(output.is_by_step) :]
+
         def write(path: str, grid: Grid) -> None:  # a function, so that its arrays are freed when it returns
             array = evaluated(partial(field.on_grid, as_float=output.as_float), grid)
             if on_values:
@@ -89,8 +93,8 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
                 fill = array.dtype.type(np.nan)
             volume, extra = Volume(array, grid.geometry(field.header.geometry), fill), {}
             if output.with_gradient:
-                gradient = evaluated(field.gradient_on_grid, grid)
-                extra[f"{volume.geometry.name}_gradient"] = _in_space(gradient[0]) if output.is_by_step else gradient
+                gradient = evaluated(gradient_on, grid)
+                extra[f"{volume.geometry.name}_gradient"] = gradient[0] if output.is_by_step else gradient
             if output.is_by_step:
                 times[path] = volume.geometry.origin[0]
                 volume = volume.at_step()
@@ -128,10 +132,3 @@ class _Evaluation:
         )
         self.n_done += size
         return array
-
-
-def _in_space(gradient: np.ndarray | LazyArray) -> np.ndarray | LazyArray:
-    """A gradient without its derivative by time."""
-    if isinstance(gradient, np.ndarray):
-        return gradient[..., 1:]
-    return LazyArray((*gradient.shape[:-1], 3), gradient.dtype, lambda box: gradient[box][..., 1:], gradient.d_in)

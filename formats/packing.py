@@ -13,7 +13,7 @@ import numpy as np
 from formats.common import VolumeError, in_type
 from formats.stored import StoredArray
 from formats.variables import Variable
-from utils import float_for, quoted
+from utils import equal_to, float_for, quoted
 
 MARKS = ("_FillValue", "missing_value", "valid_range", "valid_min", "valid_max")
 NUMBERS = ("scale_factor", "add_offset", *MARKS)
@@ -66,7 +66,7 @@ def decoding(
     kind = {"true": "u", "false": "i"}.get(variable.text("_Unsigned").lower(), kept.kind)  # a format may lack one
     kept = np.dtype(f"{kind}{kept.itemsize}") if kept.kind in "iu" else kept
     marks = [mark for name in ("_FillValue", "missing_value") for mark in _marks(variable, name, kept)]
-    marks = [mark for k, mark in enumerate(marks) if not any(_is(mark, other) for other in marks[:k])]
+    marks = [mark for k, mark in enumerate(marks) if not any(equal_to(mark, other) for other in marks[:k])]
     packing = [variable.numbers(name) for name in ("scale_factor", "add_offset")]
     if any(len(numbers) > 1 for numbers in packing):
         raise VolumeError(f"{path}: expected one scale_factor and one add_offset, found {packing}")
@@ -78,7 +78,7 @@ def decoding(
     def missing(stored: np.ndarray) -> np.ndarray:
         found = (stored < low) | (stored > high)
         for mark in marks:
-            found |= _is(stored, mark)
+            found |= equal_to(stored, mark)
         return found
 
     if not is_packed:
@@ -151,8 +151,3 @@ def _marks(variable: Variable, name: str, dtype: np.dtype) -> list[np.generic]:
     """The values that an attribute declares missing, as far as the dtype has them."""
     found = [in_type(_stored(number, variable, dtype), dtype) for number in variable.numbers(name)]
     return [mark for mark in found if mark is not None]
-
-
-def _is(values: np.ndarray | np.generic, mark: np.generic) -> np.ndarray | np.bool_:
-    """Which values are a mark, possibly NaN."""
-    return np.isnan(values) if mark != mark else values == mark
