@@ -89,23 +89,21 @@ def volume_of_variable(
     if len(turned) == 9:
         corner = np.array(variable.numbers("origin") or origin)
         origin, directions = corner + np.reshape(turned, (3, 3)) @ (origin - corner), np.reshape(turned, (3, 3)) * steps
-    label = name.rsplit("/", 1)[-1]
-    volume = volume_from_axes(path, array, directions, origin, name=label, units=variable.text("units"))
     space = "LPS" if variable.text("space") == "LPS" else ""
     axes = {role: coordinates.get(variable.dims[axis]) for role, axis in roles.items() if role in "txyz"}
     if not axes.get("t"):
         time_dims = (variable.dims[roles["t"]],) if "t" in roles else ()
         axes["t"] = _listed_time(name, variable, {**scalars, **variables}, time_dims)
-    said = _axis_attributes(axes)
-    said = {key: text for key, text in said.items() if not space or text != "mm"}  # which LPS implies
-    geometry = dataclasses.replace(volume.geometry, space=space, axis_attributes=said)
+    said = {key: text for key, text in _axis_attributes(axes).items() if not space or text != "mm"}  # which LPS implies
+    names = {"name": name.rsplit("/", 1)[-1], "units": variable.text("units")}
+    volume = volume_from_axes(path, array, directions, origin, space, **names, axis_attributes=said)
+    geometry = volume.geometry
     if len(turned) == 9 and (steps > 0).all():
         geometry = dataclasses.replace(geometry, direction=tuple(map(float, turned)))
-    volume = dataclasses.replace(volume, geometry=geometry)
     times = None if axes["t"] is None else _positions(path, axes["t"]).ravel().tolist()
-    if not is_series:
-        return dataclasses.replace(volume, fill=fill, time=times[0] if times else None)
-    return dataclasses.replace(volume, fill=fill, geometry=with_times(path, volume.geometry, times or [None]))
+    if is_series:
+        return Volume(array, with_times(path, geometry, times or [None]), fill)
+    return Volume(array, geometry, fill, times[0] if times else None)
 
 
 # --- its axes -----------------------------------------------------------------------------------------

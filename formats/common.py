@@ -80,19 +80,19 @@ def of_three_axes(numbers: tuple[float, ...], rest: float) -> tuple[float, ...]:
 
 
 def volume_from_axes(
-    path: str, array: np.ndarray, steps: np.ndarray, origin: np.ndarray, space: str = "", **names: str
+    path: str, array: np.ndarray, steps: np.ndarray, origin: np.ndarray, space: str = "", **said: str | dict[str, str]
 ) -> Volume:
     """The volume whose voxels along axis k are steps[:, k] apart. Raises VolumeError.
 
-    names: its name and units, "" where unknown. space: where x, y, z of the file point, one of SIGNS; "" when the file
-    does not say it. The volume has them in LPS.
+    space: where x, y, z of the file point, one of SIGNS; "" when the file does not say it. The volume has them in LPS.
+    said: name, units and axis_attributes of the geometry, empty where unknown.
     """
     with np.errstate(over="ignore"):  # becomes infinite, which is refused
         spacing = np.linalg.norm(steps, axis=0)
     if not (np.isfinite([*steps, spacing]).all() and np.isfinite(origin).all() and (spacing > 0).all()):
         raise VolumeError(f"{path}: expected axes of finite length, found {steps.T.tolist()} from {np.ravel(origin)}")
-    direction, names = steps / spacing + 0.0, {key: text for key, text in names.items() if text}
-    geometry = Geometry(*(tuple(np.ravel(part).tolist()) for part in (spacing, origin, direction)), **names)
+    direction, said = steps / spacing + 0.0, {key: found for key, found in said.items() if found}
+    geometry = Geometry(*(tuple(np.ravel(part).tolist()) for part in (spacing, origin, direction)), **said)
     if space:
         geometry = dataclasses.replace(geometry.with_signs(SIGNS[space]), space="LPS")
     if not geometry.is_orthonormal:

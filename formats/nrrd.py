@@ -85,10 +85,8 @@ def read_nrrd(path: str) -> Volume:
     matrix, origin = in_mm[:, None] * np.stack([steps[axis] for axis in grid], axis=1), in_mm * origin
     if len(grid) < 3:  # the missing axes are at right angles to the others
         matrix = np.hstack([matrix, np.linalg.svd(matrix)[0][:, len(grid) :]])
-    units = header.get("sample units", "").strip('"')
-    names = {"name": header.get("content", ""), "units": units}
-    volume = volume_from_axes(path, array, matrix, origin, space, **names)
-    volume = dataclasses.replace(volume, geometry=dataclasses.replace(volume.geometry, axis_attributes=said))
+    names = {"name": header.get("content", ""), "units": header.get("sample units", "").strip('"')}
+    volume = volume_from_axes(path, array, matrix, origin, space, **names, axis_attributes=said)
     if not times:
         return volume
     if len(array) == 1:
