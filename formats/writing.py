@@ -97,16 +97,14 @@ def write_volume(
         with FileSet() as together:
             write_volume(path, volume, extra, together)
         return
-    suffix, array = suffix_of(path), volume.array
+    suffix, array, d_in = suffix_of(path), volume.array, volume.geometry.d_in
     if extra and suffix != ".vti":
         raise VolumeError(f"{path}: holds one array, found {1 + len(extra)}: use .vti")
+    files = output_files(path, array.shape[:d_in], array.dtype, math.prod(array.shape[d_in:]))
     if suffix in WRITERS:
-        d_in = volume.geometry.d_in
-        (name,) = output_files(path, array.shape[:d_in], array.dtype, math.prod(array.shape[d_in:]))
-        WRITERS[suffix][0](together.add(name), volume)
+        WRITERS[suffix][0](together.add(files[0]), volume)
         return
     frame = frame_of(volume, has_float16=suffix in (".npy", ".raw"))
-    files = output_files(path, array.shape[: frame.d_in], array.dtype, frame.n_components)
     is_nifti, is_meta = suffix in (".nii", ".nii.gz"), suffix in (".mhd", ".mha")
     header = b""
     if suffix == ".nrrd":
