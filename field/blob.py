@@ -380,6 +380,13 @@ def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks
     return header, Bricks.whole(stored.config, stored.weights())
 
 
+def network_configs(data: bytes) -> list[SirenConfig]:
+    """The settings of all networks of a blob, none of which is decoded. Raises BlobError."""
+    chunks, contents = _chunks(data)
+    header = decode_header(chunks)
+    return [stored.config for stored in _networks(contents, len(header.shape), header.n_components)]
+
+
 def written_by(data: bytes) -> Written | None:
     """What a blob, of either kind, says of its writer and of its quality; None if it says nothing. Raises BlobError."""
     chunks, _ = _chunks(data) if is_blob(data) else ({}, [])  # one of the original scripts has no chunks

@@ -61,14 +61,9 @@ class Bricks:
         return cls.whole(net.config, weights)
 
     @property
-    def configs(self) -> list[SirenConfig]:
-        """The settings of all networks. It decodes them."""
-        return [network[0] for network in self.networks if network]
-
-    @property
     def n_parameters(self) -> int:
         """The number of weights and biases of all networks. It decodes them."""
-        return sum(config.n_parameters for config in self.configs)
+        return sum(network[0].n_parameters for network in self.networks if network)
 
     @property
     def is_whole(self) -> bool:

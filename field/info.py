@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from field.blob import written_by
+from field.blob import network_configs, written_by
 from field.bricks import Bricks
 from field.metrics import file_ratios
 from utils import IDENTITY, VolumeHeader
@@ -15,7 +15,7 @@ from utils import IDENTITY, VolumeHeader
 
 def blob_figures(data: bytes, header: VolumeHeader | None, bricks: Bricks) -> dict[str, object]:
     """Shape, type, place, range, network, size and quality of a blob, by key; what is unknown has no key."""
-    configs = bricks.configs
+    configs = [bricks.networks[0][0]] if header is None else network_configs(data)
     n_parameters = sum(config.n_parameters for config in configs)
     size = {} if bricks.is_whole else {"bricks": _numbers(bricks.cut.counts[-3:])}
     if bricks.cut.mirrors:
