@@ -11,7 +11,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from xml.parsers import expat
 from xml.sax.saxutils import escape
 
@@ -20,7 +20,6 @@ import numpy as np
 from formats.arrays import LazyArray
 from formats.common import MAX_EXPANSION, VolumeError, suffix_of
 from formats.slabs import Frame, figures, on_one_line, x_fastest
-from utils import Volume
 
 XML_FORMATS = {
     ".vti": "ImageData",
@@ -37,11 +36,10 @@ ZLIB_LEVEL = 5  # the level that VTK uses
 # --- read -------------------------------------------------------------------------------------------
 
 
-def read_xml(path: str, name: str | None, resample: tuple[int, ...] | None) -> Volume:
-    """The volume of a file in one of VTK's XML formats; see `volume_of_data_set` of vtk_grids.py."""
+def read_xml(path: str) -> Any:
+    """The data set in a file of one of VTK's XML formats. Raises VolumeError."""
     from vtkmodules import vtkIOXML
 
-    from formats.vtk_grids import array_of, volume_of_data_set
     from formats.vtk_output import output_of
 
     what = XML_FORMATS[suffix_of(path)]
@@ -50,12 +48,12 @@ def read_xml(path: str, name: str | None, resample: tuple[int, ...] | None) -> V
         raise VolumeError(f"{path}: not VTK {re.sub('(?<!^)(?=[A-Z])', ' ', what).lower()} in XML")
     _check_counts(path, COUNTS_OF_XML, MAX_EXPANSION // 8)
     data = output_of(path, reader)
-    volume = volume_of_data_set(path, data, name, resample)
     if data.IsA("vtkImageData") or data.IsA("vtkRectilinearGrid") or data.IsA("vtkStructuredGrid"):
-        is_on_cells = array_of(path, data, name)[1]
-        if not _is_covered(data.GetExtent(), _piece_extents(path), is_on_cells):
-            raise VolumeError(f"{path}: its pieces do not make up the whole extent")
-    return volume
+        pieces = _piece_extents(path)
+        for of_cells, arrays in ((False, data.GetPointData()), (True, data.GetCellData())):
+            if arrays.GetNumberOfArrays() and not _is_covered(data.GetExtent(), pieces, of_cells):
+                raise VolumeError(f"{path}: its pieces do not make up the whole extent")
+    return data
 
 
 def _check_counts(path: str, pattern: bytes, most: int) -> None:
@@ -111,11 +109,10 @@ def _is_covered(whole: tuple[int, ...], pieces: list[list[int]], of_cells: bool)
     return bool(is_there[box(whole)].all())
 
 
-def read_legacy(path: str, name: str | None, resample: tuple[int, ...] | None) -> Volume:
-    """The volume of a .vtk file, a data set in VTK's legacy format; see `volume_of_data_set` of vtk_grids.py."""
+def read_legacy(path: str) -> Any:
+    """The data set in a .vtk file, of VTK's legacy format. Raises VolumeError."""
     from vtkmodules.vtkIOLegacy import vtkDataSetReader
 
-    from formats.vtk_grids import volume_of_data_set
     from formats.vtk_output import output_of
 
     reader = vtkDataSetReader()
@@ -127,7 +124,7 @@ def read_legacy(path: str, name: str | None, resample: tuple[int, ...] | None) -
     found = _numbers_of_text(path)
     if found is not None and found < (expected := _numbers_in(data)):
         raise VolumeError(f"{path}: truncated: expected {expected} numbers, found {found}")
-    return volume_of_data_set(path, data, name, resample)
+    return data
 
 
 def _numbers_in(data) -> int:
@@ -158,11 +155,10 @@ def _numbers_of_text(path: str) -> int | None:
         return sum(len(words) for words in lines if words and re.fullmatch(rb"(?i)[-+.\d].*|nan|inf", words[0]))
 
 
-def read_vtkhdf(path: str, name: str | None, resample: tuple[int, ...] | None) -> Volume:
-    """The volume of a .vtkhdf file, a data set in HDF5 of one time step; see `volume_of_data_set` of vtk_grids.py."""
+def read_vtkhdf(path: str) -> Any:
+    """The data set in a .vtkhdf file, which is HDF5, of one time step. Raises VolumeError."""
     from vtkmodules.vtkIOHDF import vtkHDFReader
 
-    from formats.vtk_grids import volume_of_data_set
     from formats.vtk_output import output_of, read_header
 
     reader = vtkHDFReader()
@@ -172,7 +168,7 @@ def read_vtkhdf(path: str, name: str | None, resample: tuple[int, ...] | None) -
     if reader.GetNumberOfSteps() > 1:
         what = f"expected one time step, found {reader.GetNumberOfSteps()}"
         raise VolumeError(f"{path}: {what}: save a file for each step, and give them by a pattern")
-    return volume_of_data_set(path, output_of(path, reader), name, resample)
+    return output_of(path, reader)
 
 
 # --- written ----------------------------------------------------------------------------------------

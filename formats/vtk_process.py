@@ -70,10 +70,12 @@ def main(path: str, chosen: str) -> None:
     os.dup2(2, 1)  # VTK prints on stdout, which becomes stderr
     try:
         with as_volume_error(path, "cannot be read"):
+            from formats.vtk_grids import volume_of_data_set
+
             name, resample = json.loads(chosen)
             _limit(math.inf if resample else SECONDS + os.path.getsize(path) * SECONDS_PER_BYTE)
             with contextlib.redirect_stderr(io.StringIO()) as told:  # by Python; what VTK prints is no text for users
-                volume = VTK_READERS[suffix_of(path)](path, name, resample)
+                volume = volume_of_data_set(path, VTK_READERS[suffix_of(path)](path), name, resample)
     except VolumeError as error:
         out.write(json.dumps({"error": str(error)}).encode() + b"\n")
         return
