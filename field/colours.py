@@ -16,9 +16,28 @@ VIRIDIS = "440154 472c7a 3b518b 2c718e 21908d 27ad81 5cc863 aadc32 fde725"
 COOL_WARM = "3b4cc0 688aef 99baff c9d8f0 dddddd edd1c2 f7a789 e26a53 b40426"
 
 
+class ColourScale:
+    """A base class of scales: the colours and the opacities of values.
+
+    A scale has a `table` of RGB rows, uint8. Places on it are from 0 to 1: `unit` gives those of values, `background`
+    that of empty space, `ticks` those of the figures at its bar. is_discrete: whether nothing lies between two values.
+    """
+
+    def colours(self, values: np.ndarray) -> np.ndarray:
+        """Values (...) -> RGB (..., 3), uint8. NaN becomes MISSING."""
+        unit = self.unit(values)
+        index = np.rint(np.nan_to_num(unit) * (len(self.table) - 1)).astype(int)
+        return np.where(np.isnan(unit)[..., None], np.uint8(MISSING), self.table[index])
+
+    def opacities(self) -> list[tuple[float, float]]:
+        """The opacity curve of a solid: pairs of a place on the scale and an opacity."""
+        at = np.linspace(0.0, 1.0, 257)
+        return list(zip(at.tolist(), (0.9 * self.visible(at)).tolist(), strict=True))
+
+
 @dataclasses.dataclass(frozen=True)
-class Scale:
-    """The colours and the opacities of values."""
+class Scale(ColourScale):
+    """The scale of numbers, between two ends."""
 
     low: float  # value at the first row of the table
     high: float  # value at the last row of the table
@@ -34,21 +53,15 @@ class Scale:
             return values * 0.0 + 0.5
         return np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0)
 
-    def colours(self, values: np.ndarray) -> np.ndarray:
-        """Values (...) -> RGB (..., 3), uint8. NaN becomes MISSING."""
-        return coloured(self.unit(values), self.table)
-
     @property
     def background(self) -> float:
         """The place of empty space on the scale, from 0 to 1: the value 0 on a signed scale, else the least value."""
         return 0.5 if self.low == -self.high else 0.0
 
-    def opacities(self) -> list[tuple[float, float]]:
-        """The opacity curve of a solid: pairs of a place on the scale (0 to 1) and an opacity."""
-        at = np.linspace(0.0, 1.0, 257)
+    def visible(self, at: np.ndarray) -> np.ndarray:
+        """How much of a place on the scale a solid shows, 0 to 1."""
         start, end = self.opaque
-        ramp = np.clip((np.abs(at - self.background) - start) / max(end - start, 1e-3), 0.0, 1.0)
-        return list(zip(at.tolist(), (0.9 * ramp**2).tolist(), strict=True))
+        return np.clip((np.abs(at - self.background) - start) / max(end - start, 1e-3), 0.0, 1.0) ** 2
 
     def ticks(self) -> list[tuple[float, str]]:
         """The figures at a colour bar: pairs of a place on the bar (0 to 1) and a text. Clipped ends have a sign."""
@@ -57,12 +70,6 @@ class Scale:
             sign = "\u2264 " if self.is_below and place == 0 else "\u2265 " if self.is_above and place == 1 else ""
             ticks.append((place, sign + figure_of(self.low * (1 - place) + self.high * place, extent)))
         return ticks
-
-
-def coloured(unit: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Places on a scale (...), 0 to 1 -> RGB (..., 3), uint8. NaN becomes MISSING."""
-    index = np.rint(np.nan_to_num(unit) * (len(table) - 1)).astype(int)
-    return np.where(np.isnan(unit)[..., None], np.uint8(MISSING), table[index])
 
 
 def rgb_of(anchors: str) -> np.ndarray:

@@ -6,8 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from field.colours import Scale, round_ticks
-from field.labels import LabelScale
+from field.colours import ColourScale, round_ticks
 from field.png import png_of
 
 PANEL, GAP, BAR, LINE = 300, 60, 120, 22  # pixels: panel side, gap between panels, colour bar, line of text
@@ -34,9 +33,7 @@ class Slice:
     caption: str
 
 
-def draw_row(
-    heading: str, slices: list[Slice], scale: Scale | LabelScale, solid: np.ndarray | None, units: str
-) -> np.ndarray:
+def draw_row(heading: str, slices: list[Slice], scale: ColourScale, solid: np.ndarray | None, units: str) -> np.ndarray:
     """An RGB image: the panels of one volume side by side, and their colour bar. solid: the rendered image, or None."""
     n_panels = len(slices) + (solid is not None)
     row = np.full((ROW, GAP + n_panels * (PANEL + GAP) + BAR, 3), 255, np.uint8)
@@ -54,7 +51,7 @@ def draw_row(
     return row
 
 
-def draw_slice(row: np.ndarray, part: Slice, scale: Scale | LabelScale, left: int, top: int) -> None:
+def draw_slice(row: np.ndarray, part: Slice, scale: ColourScale, left: int, top: int) -> None:
     """Draw a slice, its frame and its axes into the middle of a panel."""
     image = to_panel(scale.colours(part.values), *part.voxel)
     height, width = image.shape[:2]
@@ -98,7 +95,7 @@ def to_panel(image: np.ndarray, width: float, height: float) -> np.ndarray:
     return image[np.ix_(columns, rows)].transpose(1, 0, 2)
 
 
-def draw_bar(image: np.ndarray, scale: Scale | LabelScale, units: str) -> None:
+def draw_bar(image: np.ndarray, scale: ColourScale, units: str) -> None:
     """Draw a colour bar, its figures and their units into the image."""
     top, height, width = 2 * LINE, image.shape[0] - 3 * LINE, 16
     write_text(image, units, 0, LINE // 2, TEXT)

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from field.colours import coloured, rgb_of
+from field.colours import ColourScale, rgb_of
 from utils import few_values
 
 COLOURS = "d9d9d9 4e79a7 f28e2b 59a14f e15759 76b7b2 edc948 b07aa1 9c755f ff9da7 6b4c9a 1b9e77"  # background first
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelScale:
-    """The colours and the opacities of labels. It has the methods of colours.Scale.
+class LabelScale(ColourScale):
+    """The scale of labels, in equal steps.
 
     labels: in rising order. table: an RGB row for each label, uint8. texts: what stands at the colour bar.
     """
@@ -42,15 +42,9 @@ class LabelScale:
         nearest = np.searchsorted((self.labels[:-1] + self.labels[1:]) / 2, values)
         return np.where(np.isnan(values), np.nan, nearest / self._steps)
 
-    def colours(self, values: np.ndarray) -> np.ndarray:
-        """Labels (...) -> RGB (..., 3), uint8. NaN becomes MISSING."""
-        return coloured(self.unit(values), self.table)
-
-    def opacities(self) -> list[tuple[float, float]]:
-        """The opacity curve of a solid, which shows all labels but the background; see Scale.opacities."""
-        at = np.linspace(0.0, 1.0, 257)
-        is_shown = np.rint(at * self._steps) != _background(self.labels)
-        return list(zip(at.tolist(), (0.9 * is_shown).tolist(), strict=True))
+    def visible(self, at: np.ndarray) -> np.ndarray:
+        """Whether a solid shows a place on the scale: all labels but the background; see Scale.visible."""
+        return np.rint(at * self._steps) != _background(self.labels)
 
     def ticks(self) -> list[tuple[float, str]]:
         """The texts at a colour bar, each at the middle of its colour; see Scale.ticks."""

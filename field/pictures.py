@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from field.colours import Scale, magnitude, scale_of, with_nan
+from field.colours import ColourScale, magnitude, scale_of, with_nan
 from field.drawing import Slice, draw_row, page
 from field.labels import DIFFERENCE, LabelScale, labels_in
 from field.metrics import Metrics
@@ -86,7 +86,7 @@ class Row(NamedTuple):
 
     heading: str
     parts: list[np.ndarray]
-    scale: Scale | LabelScale
+    scale: ColourScale
     units: str
 
 
@@ -139,7 +139,7 @@ def preview(
         parts = zip(views.slices, row.parts, strict=False)
         slices = [views.slice_of(k, part, positions, axis_units) for k, part in parts]
         drawn.append(draw_row(row.heading, slices, row.scale, solid, row.units))
-    title += quality_of(steps[int(step)] if steps else None, isinstance(rows[0].scale, LabelScale))
+    title += quality_of(steps[int(step)] if steps else None, rows[0].scale.is_discrete)
     return page(title, np.concatenate(drawn, axis=0 if views.steps or len(views.slices) > 1 else 1))
 
 

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from cli.console import python
-from field.colours import Scale
+from field.colours import ColourScale
 from field.drawing import PANEL, TEXT, write_text
-from field.labels import LabelScale
 from formats.common import suffix_of
 from utils import UserError
 
@@ -42,7 +41,7 @@ def check(path: str) -> None:
         )
 
 
-def render_solids(solids: list[np.ndarray], scales: list[Scale | LabelScale], size: np.ndarray) -> list[np.ndarray]:
+def render_solids(solids: list[np.ndarray], scales: list[ColourScale], size: np.ndarray) -> list[np.ndarray]:
     """An RGB image of panel size for each solid of values (x, y, z). size: the lengths of the solids' sides.
 
     x points to the right, y upwards, z to the front. One window for all solids takes less time than one window each.
@@ -79,7 +78,7 @@ def projected(scene: object, points: Sequence[Sequence[float]]) -> np.ndarray:
     return seen[:, :2] / seen[:, 3:]
 
 
-def scene_of(values: np.ndarray, scale: Scale | LabelScale, size: np.ndarray) -> object:
+def scene_of(values: np.ndarray, scale: ColourScale, size: np.ndarray) -> object:
     """The vtkRenderer of a solid and its frame. size: the lengths of the solid's sides."""
     from vtkmodules.util.numpy_support import numpy_to_vtk
     from vtkmodules.vtkCommonDataModel import vtkImageData
@@ -104,7 +103,7 @@ def scene_of(values: np.ndarray, scale: Scale | LabelScale, size: np.ndarray) ->
     return scene
 
 
-def volume_actor(solid: object, scale: Scale | LabelScale) -> object:
+def volume_actor(solid: object, scale: ColourScale) -> object:
     """The vtkVolume of a vtkImageData whose values are from 0 to 1 and whose longest side is 1."""
     from vtkmodules.vtkCommonDataModel import vtkPiecewiseFunction
     from vtkmodules.vtkRenderingCore import vtkColorTransferFunction, vtkVolume, vtkVolumeProperty
