@@ -11,7 +11,6 @@ import pytest
 from helpers.cut_fields import CLIPPED, cut_blob, cut_field, expected_values, random_bricks
 from helpers.damage import mask_of
 from helpers.networks import make_header
-from helpers.scripts import decompress
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -221,20 +220,16 @@ def test_constant_bricks(is_clipped):
 # --- parts and the whole ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "uint8", "int32", "uint64"])
-def test_a_part_is_that_part_of_the_whole(dtype, monkeypatch):
-    """Of integers exactly, for other boxes, chunks and threads too."""
-    shape, high = (20, 16, 12), {"float32": 1, "uint8": 255, "int32": 2**31 - 1, "uint64": 2**64 - 1}[dtype]
-    how = {"dtype": dtype, "constant": (3,), "n_neurons": 8, "gain": 2.0, "low": 0, "high": high}
+def test_a_part_is_that_part_of_the_whole(monkeypatch):
+    """For other boxes, chunks and threads too. That of integers, exactly: see test_integers.py."""
+    shape, how = (20, 16, 12), {"constant": (3,), "n_neurons": 8, "gain": 2.0, "low": 0, "high": 1}
     whole = cut_field(shape, (3, 2, 2), **how).on_grid()
-    assert len(np.unique(whole)) > 50
     monkeypatch.setitem(CHUNK, "cpu", 333)
     monkeypatch.setattr(blending, "MAX_VALUES", 700)
     field = cut_field(shape, (3, 2, 2), n_threads=2, **how)
-    atol = 2e-6 if dtype == "float32" else 0
-    np.testing.assert_allclose(field.on_grid(), whole, rtol=0, atol=atol)
+    np.testing.assert_allclose(field.on_grid(), whole, rtol=0, atol=2e-6)
     for box in (np.s_[3:17, 2:16, 5:9], np.s_[:, 7:8, 1:12], np.s_[6:7, 8:9, 5:6], np.s_[::-1, 1::3, ::-2]):
-        np.testing.assert_allclose(field[box], whole[box], rtol=0, atol=atol)
+        np.testing.assert_allclose(field[box], whole[box], rtol=0, atol=2e-6)
 
 
 def test_the_number_of_threads_changes_no_bit(monkeypatch):
@@ -286,15 +281,6 @@ def test_missing_voxels_stay_missing():
     values = field.on_grid()
     np.testing.assert_array_equal(values == 255, is_missing)
     np.testing.assert_array_equal(np.isnan(field.gradient_on_grid()).all(axis=-1), is_missing)
-
-
-def test_a_blob_of_bricks_is_decoded(tmp_path):
-    (tmp_path / "blob").write_bytes(cut_blob((9, 7, 5), (2, 1, 3), constant=(4,)))
-    field = NeuralField.open(tmp_path / "blob")
-    np.testing.assert_array_equal(decompress(tmp_path / "blob", tmp_path / "r.npy"), field[...])
-    np.testing.assert_allclose(
-        field.on_grid().reshape(-1, 1), expected_values(field, voxels((9, 7, 5))), rtol=0, atol=2e-6
-    )
 
 
 def test_networks_are_decoded_when_they_are_needed(tmp_path, monkeypatch):

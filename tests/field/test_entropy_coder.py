@@ -94,12 +94,6 @@ def test_every_model_is_valid():
         check_table((0, a, 20))
 
 
-@settings(max_examples=100)
-@given(st.tuples(st.integers(0, 255), st.integers(0, 255), st.integers(0, 95)))
-def test_arbitrary_models_are_valid(model):
-    check_table(model)
-
-
 def test_too_large_a_model():
     for code in range(small_float_code(MAX_MAGNITUDE) + 1, 256):
         for table in (lambda code=code: table_of((0, 0, code)), lambda code=code: table_of_gaps(code)):

@@ -297,7 +297,7 @@ def test_chunks_of_bricks_out_of_place():
 def test_memory_of_many_bricks():
     """Networks of a neuron each, no two of one description; constant bricks."""
     grid = replaced(seeds()[0], b"F", 3, "III", 1 << 15, 2, 2)
-    field, n = chunks_of(grid)[0], 20_000
+    field, n = chunks_of(grid)[0], 8_000
     network, cut = lazy_network(1, 1), struct.pack("<HHH", n, 1, 1)
     networks = [(b"N", network[:4] + struct.pack("<f", 1 + k / n) + network[8:]) for k in range(n)]
     many = assemble([field, (b"B", cut + struct.pack("<ff", -1, 1) * n), *networks])
@@ -307,7 +307,7 @@ def test_memory_of_many_bricks():
             header, bricks = read_within_bounds(decode_field, data, announced(data))
             assert len(bricks.networks) == n
     assert NeuralField(header, bricks)[::4096, 0, 0].tolist() == [0.5] * 8
-    repeated = assemble([field, *[(b"G", b"")] * 500_000])
+    repeated = assemble([field, *[(b"G", b"")] * 200_000])
     with memory_traced():
         assert read_within_bounds(decode_field, repeated, 0) is None
 
