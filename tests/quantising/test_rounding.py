@@ -112,6 +112,7 @@ def test_derivatives_by_finite_differences(fields):
             ):
                 found = (output(parameter, at, 1e-6) - output(parameter, at, -1e-6)) / 2e-6
                 torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-7)
+    assert not any(module._forward_hooks for module in net.modules())
 
 
 def test_outputs_beyond_the_range_have_no_derivatives():
@@ -126,15 +127,6 @@ def test_outputs_beyond_the_range_have_no_derivatives():
     assert 20 < is_within.sum() < 80
     for _, d in derivatives(net, x):
         assert torch.equal((d != 0).any(1), is_within)
-
-
-def test_derivatives_leave_the_network_alone():
-    net = field_net()
-    before = copy.deepcopy(arrays(net))
-    derivatives(net, quasirandom_points(SHAPE, 8))
-    assert all(p.grad is None for p in net.parameters()) and not any(m._forward_hooks for m in net.modules())
-    for name, array in arrays(net).items():
-        np.testing.assert_array_equal(array, before[name])
 
 
 def test_domain_points_fill_the_box():
@@ -280,14 +272,6 @@ def test_points_are_drawn_where_the_weights_matter():
     torch.testing.assert_close((x[:, 0] * weights).mean(), torch.tensor(0.0), rtol=0, atol=0.01)
 
 
-def test_a_block_that_reaches_all_weights_carries_errors_as_a_single_one_does(trained, monkeypatch):
-    whole = list(CompensationFactors(trained, HEADER))
-    monkeypatch.setattr(compensation, "BLOCK", 600)
-    halves = list(CompensationFactors(trained, HEADER))
-    assert [len(whole), len(halves)] == [1, 2]
-    torch.testing.assert_close(halves[0].matrix, whole[0].matrix[:600], rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize("factor", [0.0, 1e-30, 1e30])
 def test_steps_of_degenerate_networks(factor):
     net = field_net()
@@ -328,15 +312,18 @@ def test_a_hopeless_network_is_rounded_to_some_integers(value):
 
 
 @pytest.mark.parametrize("error", [1e-4, 1e-6])
-@pytest.mark.parametrize("foretold", [1.0, 0.05, 20.0])
-def test_rounding_to_an_error(trained, factors, monkeypatch, error, foretold):
-    """Though so many times the error may be foretold: it is measured, and the steps are chosen anew."""
+@pytest.mark.parametrize(("foretold", "least"), [(1.0, 0.6), (0.05, 0.6), (20.0, 0.6), (1e-7, 0.0)])
+def test_rounding_to_an_error(trained, factors, monkeypatch, error, foretold, least):
+    """Though so many times the error may be foretold: it is measured, and the steps are chosen anew.
+
+    Where all weights are zero by the first steps, finer ones may change nothing at first.
+    """
     told = [foretold * sensitivity for sensitivity in compensated_sensitivities(trained, factors)]
     monkeypatch.setattr("quantising.rounding.compensated_sensitivities", lambda *_: told)
     before = copy.deepcopy(arrays(trained))
     layers = round_to_error(trained, HEADER, factors, error)
     found = mean_squared(trained, dequantised(trained, layers), quasirandom_points(SHAPE, 2000, seed=2))
-    assert 0.6 * error < found < 1.5 * error
+    assert least * error < found < 1.5 * error
     for name, array in arrays(trained).items():
         np.testing.assert_array_equal(array, before[name])
 
@@ -349,15 +336,6 @@ def test_a_network_that_is_beyond_the_range_everywhere_stays_there():
     rounded = dequantised(net, round_to_error(net, HEADER, list(CompensationFactors(net, HEADER)), 1e-5))
     assert net(x).max() < -1
     assert rounded(x).max() <= -1
-
-
-def test_rounding_to_an_error_when_the_first_steps_are_far_too_coarse(trained, factors, monkeypatch):
-    """With all weights zero, finer steps may change nothing at first."""
-    told = [1e-7 * sensitivity for sensitivity in compensated_sensitivities(trained, factors)]
-    monkeypatch.setattr("quantising.rounding.compensated_sensitivities", lambda *_: told)
-    layers = round_to_error(trained, HEADER, factors, 1e-4)
-    found = mean_squared(trained, dequantised(trained, layers), quasirandom_points(SHAPE, 2000, seed=2))
-    assert found < 1.5e-4
 
 
 @pytest.mark.parametrize(("block", "least"), [(4096, 3.5), (500, 3.5), (40, 1.5)])

@@ -42,10 +42,10 @@ def test_the_way_is_the_best_of_all():
 
 
 def test_the_error_is_a_quarter_less_than_that_of_one_grid():
-    """The mean over so many weights hardly depends on luck: its deviation is 1 %."""
-    weights = np.random.default_rng(0).uniform(-10, 10, 20 * 301)
-    integers = rounded(weights, np.eye(len(weights)), 300).reshape(20, 301)
-    matrix, biases = weights.reshape(20, 301)[:, :-1], weights.reshape(20, 301)[:, -1]
+    """The mean over so many weights hardly depends on luck: its deviation is 2 %."""
+    weights = np.random.default_rng(0).uniform(-10, 10, 6 * 301)
+    integers = rounded(weights, np.eye(len(weights)), 300).reshape(6, 301)
+    matrix, biases = weights.reshape(6, 301)[:, :-1], weights.reshape(6, 301)[:, -1]
     assert 0.7 < 12 * error_of(integers[:, :-1], matrix) / matrix.size < 0.82
     assert np.abs(integers[:, -1] - biases / STEP).max() <= 0.5
 

@@ -176,13 +176,6 @@ def test_the_psnr_of_a_constant_is_that_of_the_mean():
     assert psnr_of_constant(values, limits, boxes(values)) == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_rounding_that_spoils_exact_integers_is_told(tmp_path, capsys):
-    exact = stored("labels_exact", tmp_path)
-    for bits, is_told in (((), False), (("--cluster_bits", 2), True)):
-        compress(exact, tmp_path / "b", *bits)
-        assert ("rounding has cost about" in capsys.readouterr().err) == is_told
-
-
 @pytest.mark.parametrize("module", [options, net_compress, decompress_options])
 def test_help_states_the_defaults(module):
     parser = module.build_parser()
