@@ -166,40 +166,26 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_training(volume_file, tmp_p
     assert capsys.readouterr().err.count(said) > 1
 
 
-@pytest.mark.parametrize(
-    ("flags", "name"),
-    [
+def test_a_checkpoint_names_what_differs(volume_file, monkeypatch):
+    """The volume before what follows from it, such as the learning rate, the number of passes and the depth."""
+    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
+    same = ("--volume", volume_file, "--d_in", 3, "--n_passes", 2, "--n_layers", 2, "--checkpoint", "state")
+    train_script.main([str(a) for a in same])
+    for flags, name in (
         (("--optimizer", "adam"), "optimizer was muon, is adam"),
         (("--batchSize", 64), "batchSize was 512, is 64"),
         (("--batchSize", 512, "--oversample", 3), "oversample was 1, is 3"),
         (("--compression_ratio", 49), "compression_ratio was 50.0, is 49.0"),
         (("--seed", 4), "seed was 0, is 4"),
         (("--clip", "21,40"), "clip was None, is 21,40"),
-    ],
-    ids=str,
-)
-def test_a_checkpoint_names_the_flag_that_differs(flags, name, volume_file, monkeypatch):
-    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
-    same = ("--volume", volume_file, "--n_passes", 4, "--n_layers", 2, "--checkpoint", "state")
-    train_script.main([str(a) for a in same])
-    assert f"is of another run: {name}" in error_of(train_script.main, *same, *flags, "--resume")
-
-
-@pytest.mark.parametrize(
-    ("array", "said"),
-    [
+        (("--fill", "nan"), "fill was None, is nan"),
+    ):
+        assert f"is of another run: {name}" in error_of(train_script.main, *same, *flags, "--resume")
+    for array, said in (
         (slanted((24, 20, 28)), "shape was 9,7,5, is 24,20,28"),
         (slanted((9, 7, 5))[..., None] * np.ones(2, "f4"), "d_out was 1, is 2"),
         (slanted((9, 7, 5))[::-1] + 1, "the volume has other values"),
-    ],
-    ids=["shape", "components", "values"],
-)
-def test_a_checkpoint_names_the_volume_before_what_follows_from_it(array, said, monkeypatch):
-    """Such as the learning rate, the number of passes and the depth."""
-    monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", -1.0)
-    np.save("a.npy", slanted((9, 7, 5)))
-    np.save("b.npy", array)
-    flags = ("--compression_ratio", "9", "--d_in", "3", "--checkpoint", "state", "--seed")
-    train_script.main(["--volume", "a.npy", "--n_passes", "2", *flags, "0"])
-    message = error_of(train_script.main, "--volume", "b.npy", *flags, 1, "--resume")
-    assert f"state: is of another run: {said}: without" in message
+    ):
+        np.save("b.npy", array)
+        other = ("--volume", "b.npy", "--d_in", 3, "--checkpoint", "state", "--seed", 1, "--resume")
+        assert f"state: is of another run: {said}: without" in error_of(train_script.main, *other)

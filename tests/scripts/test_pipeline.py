@@ -18,8 +18,6 @@ import train as train_script
 from field.original_blob import decode_original
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
-INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
-FLOATS = ("float16", "float32", "float64")
 
 
 # --- axes, units, geometry --------------------------------------------------------------------------
@@ -49,7 +47,7 @@ def test_the_chain_through_vtk(tmp_path):
 # --- what must work ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("dtype", ["int8", "uint32", "int64", "uint64"])
 def test_the_whole_range_of_an_integer_type(tmp_path, dtype):
     """It comes back in that type. Nothing wraps around at the ends."""
     info = np.iinfo(dtype)
@@ -62,7 +60,7 @@ def test_the_whole_range_of_an_integer_type(tmp_path, dtype):
     assert np.sqrt(np.mean(error**2)) < 0.02 * span and np.abs(error).max() < 0.1 * span
 
 
-@pytest.mark.parametrize("dtype", [*FLOATS, ">f4", ">i2", "longdouble", "bool"])
+@pytest.mark.parametrize("dtype", ["float16", "float64", ">i2", "longdouble", "bool"])
 def test_floats_booleans_and_byte_orders(tmp_path, dtype):
     array = (slanted((6, 5, 4)) > 22).astype(dtype) if dtype == "bool" else slanted((6, 5, 4)).astype(dtype)
     expected = {"bool": np.dtype("uint8"), "longdouble": np.dtype("float64")}.get(dtype, np.dtype(dtype))
@@ -77,13 +75,9 @@ def test_floats_booleans_and_byte_orders(tmp_path, dtype):
     [
         np.float32(0.1),
         np.float64(-1e300),
-        np.float16(3.25),
         np.float64(0),
         np.int64(2**60 + 1),
-        np.int64(-(2**63)),
         np.uint64(2**64 - 1),
-        np.uint8(255),
-        np.int32(-7),
         np.bool_(True),
     ],
 )
@@ -105,8 +99,7 @@ def test_a_constant_volume_is_reported_without_error(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("shape", "grad_lambda"),
-    [((1, 6, 5), 0.001), ((6, 1, 5), 0), ((6, 5, 1), 0.001), ((1, 1, 7), 0), ((1, 1, 7), 0.001), ((2, 2, 2), 0.001),
-     ((3, 5, 7), 0.001), ((13, 2, 3), 0)],
+    [((1, 6, 5), 0.001), ((6, 5, 1), 0), ((1, 1, 7), 0), ((1, 1, 7), 0.001), ((13, 2, 2), 0.001)],
 )  # fmt: skip
 def test_odd_shapes(tmp_path, shape, grad_lambda):
     array = slanted(shape)

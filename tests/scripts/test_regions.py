@@ -306,10 +306,10 @@ def test_points_never_unpickle(blob, tmp_path):
     assert "p.npy" in error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / "p.npy")
 
 
-@pytest.mark.parametrize("other", [("--roi", ":,:,:"), ("--resolution", "2,2,2"), ("--volume", "v.npy")])
+@pytest.mark.parametrize("other", ["--roi=:,:,:", "--resolution=2,2,2", "--volume=v.npy", "--time=0"])
 def test_points_stand_alone(blob, tmp_path, other):
-    message = error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / "p.npy", *other)
-    assert "--points" in message and other[0] in message
+    message = error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / "p.npy", other)
+    assert "--points" in message and other.partition("=")[0] in message
 
 
 def test_outside_belongs_to_points(blob):

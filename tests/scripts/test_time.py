@@ -213,11 +213,6 @@ def test_other_formats_hold_one_time(blob, whole, tmp_path, suffix, capsys):
         assert recon == str(tmp_path / f"o{suffix}")
 
 
-def test_time_and_points(blob, tmp_path):
-    message = error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / "p.npy", "--time", "0")
-    assert "--points and --time" in message
-
-
 @pytest.mark.parametrize("flag", [("--roi", "0:1,:,:,:"), ("--roi", ":,:"), ("--resolution", "2,2")])
 def test_region_is_of_space(blob, flag):
     message = error_of(net_decompress.main, "--compressed", blob, *flag)
@@ -285,12 +280,6 @@ def test_an_array_of_four_axes_is_told_to_be_a_series(tmp_path, capsys):
     assert "a time series: 2 steps of 3 x 4 x 5 voxels, of 6 components\n" in capsys.readouterr().err
 
 
-def test_d_in_of_a_pattern(tmp_path):
-    np.save(tmp_path / "v0.npy", slanted(SHAPE[1:]))
-    message = error_of(train_script.main, "--volume", tmp_path / "v*.npy", "--d_in", 3)
-    assert "expected --d_in 4" in message
-
-
 # --- the chain --------------------------------------------------------------------------------------
 
 
@@ -342,23 +331,6 @@ def test_one_step_is_a_volume_over_time(tmp_path):
     script("--compressed", tmp_path / "blob", "--recon", tmp_path / "o.vti", "--gradient")
     assert steps_in(tmp_path / "o.pvd") == {"o_0000.vti": 0.0}
     script("--compressed", tmp_path / "blob", "--recon", tmp_path / "again", "--volume", tmp_path / "o.pvd")
-
-
-def test_components_of_a_vti_need_no_flag(tmp_path, capsys):
-    array = np.stack([slanted((6, 5, 4)), -100 * slanted((6, 5, 4)), 0 * slanted((6, 5, 4))], axis=-1)
-    vtk_write(tmp_path / "v.vti", array, name="velocity")
-    trained = train(tmp_path / "v.vti", tmp_path, *WELL)
-    assert trained.settings["d_in"] == 3 and trained.settings["d_out"] == 3
-    out = results(capsys.readouterr().out)
-    assert list(out)[:4] == ["psnr", "psnr_0", "psnr_1", "psnr_2"] and out["psnr_2"] == "inf"
-    compress(trained, tmp_path / "blob", "--volume", tmp_path / "v.vti", "--n_passes", 1)
-    assert "psnr_1" in results(capsys.readouterr().out)
-    found = decompress(tmp_path / "blob", tmp_path / "o.vti", "--volume", tmp_path / "v.vti")
-    out = results(capsys.readouterr().out)
-    errors = [np.sqrt(((found - array)[..., c] ** 2).mean()) / np.ptp(array[..., c]) for c in range(2)]
-    for c in range(2):
-        assert float(out[f"psnr_{c}"]) == pytest.approx(-20 * np.log10(errors[c]), abs=1e-3)
-    assert float(out["psnr"]) == pytest.approx(-10 * np.log10(sum(e**2 for e in errors) / 3), abs=1e-3)
 
 
 @pytest.mark.parametrize("suffix", [".nc", ".h5", ".zarr"])
