@@ -44,11 +44,6 @@ def test_n_parameters(architecture):
     assert config.n_parameters == expected
 
 
-def test_n_parameters_by_hand():
-    # 3*28+28, then 7 blocks of 2 (28*28+28), then 28+1
-    assert SirenConfig(28).n_parameters == 112 + 7 * 2 * 812 + 29 == 11509
-
-
 def test_neurons_for_budget_is_the_originals():
     assert neurons_for_budget(48 * 40 * 36 / 6) == 28  # what the original made of that volume
     assert neurons_for_budget(11510) == 28

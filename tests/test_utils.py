@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from field.metrics import combine_metrics, compare, file_ratios
-from utils import Geometry, ValueRange, Volume, axis_coordinates, header_of, value_range, voxel_size
+from utils import ValueRange, axis_coordinates, value_range, voxel_size
 
 
 def range_of(low, high, dtype) -> ValueRange:
@@ -119,16 +119,6 @@ def test_wide_floats_do_not_overflow():
     np.testing.assert_array_equal(values.denormalise(np.array([[-1.0], [0.0], [1.0]])).ravel(), [-8e307, 0, 8e307])
     half = range_of(-65504, 65504, np.float16)
     np.testing.assert_array_equal(half.denormalise(np.array([[-1.0], [1.0]])).ravel(), [-65504, 65504])
-
-
-def test_describe():
-    array = np.array([3, 9, 5, 4], np.int16).reshape(2, 2, 1)
-    geometry = Geometry((1.0, 2.0, 3.0), (4.0, 5.0, 6.0), name="p")
-    header = header_of(Volume(array, geometry))
-    assert header.shape == (2, 2, 1) and header.geometry == geometry
-    assert header.low.tolist() == [3] and header.high.tolist() == [9] and header.low.dtype == np.int16
-    header = header_of(Volume(array, Geometry.plain(2)))
-    assert header.shape == (2, 2) and header.low.shape == (1,)
 
 
 # --- metrics ----------------------------------------------------------------------------------------

@@ -84,9 +84,11 @@ def test_a_name_too_long_for_the_file_system_is_refused_before_the_work(tmp_path
         (None, (), "thenet.json"),
     ],
 )
-def test_no_mixed_set_can_be_opened(shape, flags, index, volume_file, tmp_path, monkeypatch):
+def test_no_mixed_set_can_be_opened(shape, flags, index, volume_file, tmp_path, monkeypatch, request):
     """What lies there before each rename, when the script writes over an earlier result."""
     monkeypatch.chdir(tmp_path)
+    if "--preview" in flags:
+        request.getfixturevalue("renderer")
 
     def run(seed: int) -> None:
         if shape:

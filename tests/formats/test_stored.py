@@ -177,7 +177,7 @@ def test_a_copy_that_the_system_refuses_is_told_in_one_line(monkeypatch):
 
 def test_bricks_are_cut_out_of_an_unpacked_copy():
     """To train them, and to round their weights: their borders are not those of the chunks."""
-    source, counts = Counting(slanted((8, 9, 10)), (4, 4, 4)), (3, 3, 2)
+    source, counts = Counting(slanted((8, 9, 10)), (4, 4, 4)), (2, 2, 1)
     volume = Volume(stored(source, (2, 1, 0), (4, 4, 4)), Geometry.plain(3))
     header, networks = header_of(volume), random_bricks(volume.array.shape, counts, n_neurons=4, n_layers=2)
     BrickFits(volume, header, counts, None, 0)

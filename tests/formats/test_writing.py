@@ -127,12 +127,13 @@ def test_raw_says_in_its_name_what_it_holds(tmp_path, dtype):
 
 
 def test_direction_and_units_of_a_vti(tmp_path):
-    volume = volume_of(slanted(SHAPE), TURNED, name="v", units="m/s & <K>")
+    name = 'say "p" & <q>'
+    volume = volume_of(slanted(SHAPE), TURNED, name=name, units="m/s & <K>")
     write_volume(str(tmp_path / "v.vti"), volume)
     found = vtk_read(tmp_path / "v.vti")
-    assert found.direction == TURNED and found.origin == ORIGIN and found.spacing == SPACING
+    assert (found.direction, found.origin, found.spacing, found.name) == (TURNED, ORIGIN, SPACING, name)
     again = read_volume(str(tmp_path / "v.vti"))
-    assert (again.geometry.direction, again.geometry.units, again.geometry.name) == (TURNED, "m/s & <K>", "v")
+    assert (again.geometry.direction, again.geometry.units, again.geometry.name) == (TURNED, "m/s & <K>", name)
 
 
 @pytest.mark.parametrize("direction", [IDENTITY, TURNED, (-1, 0, 0, 0, 1, 0, 0, 0, 1)])
@@ -218,12 +219,6 @@ def test_a_name_without_a_letter_becomes_the_usual_one(tmp_path, name, suffix):
     volume = read_volume(str(tmp_path / f"v{suffix}"))
     np.testing.assert_array_equal(volume.array[...], slanted(SHAPE))
     assert volume.geometry.name == DEFAULT_NAME
-
-
-@pytest.mark.parametrize("name", ["a & b", "p < q", 'say "x"', "plain"])
-def test_any_name_survives_a_vti_file(tmp_path, name):
-    write_volume(str(tmp_path / "v.vti"), volume_of(slanted(SHAPE), name=name))
-    assert vtk_read(tmp_path / "v.vti").name == read_volume(str(tmp_path / "v.vti")).geometry.name == name
 
 
 def test_only_vti_holds_several_arrays(tmp_path):
@@ -349,7 +344,7 @@ def test_a_volume_in_slabs_is_the_same_file(tmp_path, monkeypatch, suffix, n, sl
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_memory_is_that_of_a_few_slabs(tmp_path, monkeypatch, suffix):
-    shape = (128, 128, 512)
+    shape = (64, 128, 512)
     monkeypatch.setattr(slabs, "SLAB_BYTES", 1 << 20)
     boxes = LazyArray(shape, np.dtype("f4"), lambda box: np.zeros([part.stop - part.start for part in box], "f4"))
     write_volume(str(tmp_path / f"warm{suffix}"), volume_of(slanted(SHAPE)))
@@ -357,7 +352,7 @@ def test_memory_is_that_of_a_few_slabs(tmp_path, monkeypatch, suffix):
     write_volume(str(tmp_path / f"a{suffix}"), volume_of(boxes))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 5 << 20  # of 32 MiB
+    assert peak < 5 << 20  # of 16 MiB
 
 
 def test_small_nifti_vectors_are_evaluated_once(tmp_path):
@@ -393,7 +388,7 @@ def test_write_refused_by_the_system(tmp_path, suffix):
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".nc"])
-@pytest.mark.parametrize("n_bytes", [0, 600, 3000, 9000])  # the values are 8192; a file of HDF5 is some kB larger
+@pytest.mark.parametrize("n_bytes", [600, 9000])  # the values are 8192; a file of HDF5 is some kB larger
 def test_a_full_disk_is_an_error_and_ends_no_process(tmp_path, suffix, n_bytes):
     pytest.importorskip("resource")
     code = f"""

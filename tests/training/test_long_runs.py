@@ -207,11 +207,3 @@ def test_a_state_of_parameters_is_one_of_tensors(saved, tmp_path):
     Checkpoint(str(tmp_path / "state"), OPTIONS).load(fit)
     assert not any(tensor.requires_grad for tensor in fit.trained.state)
     fit.run(lambda fit: fit.step == 35)
-
-
-def test_what_is_sound_goes_on(saved, tmp_path):
-    (tmp_path / "state").write_bytes(saved)
-    fit = small_fit()
-    Checkpoint(str(tmp_path / "state"), OPTIONS).load(fit)
-    assert fit.step == 33
-    fit.run(lambda fit: fit.step == 40)

@@ -22,19 +22,14 @@ def test_coordinates_are_the_originals():
     np.testing.assert_allclose(found, original_coordinates(shape), rtol=0, atol=1e-15)
 
 
-def test_flat_index_is_c_order():
-    sampler = VoxelSampler(np.zeros((5, 3, 2, 1), np.float32), CPU)
-    found, _ = sampler.samples(torch.tensor([1, 2, 6, 29]))  # (0,0,1) (0,1,0) (1,0,0) (4,2,1)
-    expected = [[-1, -0.5, 0.25], [-1, 0, -0.25], [-0.5, -0.5, -0.25], [1, 0.5, 0.25]]
-    assert found.dtype == torch.float32
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7)
-
-
 def test_field_values_belong_to_their_coordinates():
+    """A flat index is in C order."""
     grid = np.arange(30, dtype=np.float32).reshape(5, 3, 2, 1)
     sampler = VoxelSampler(grid, CPU)
     assert sampler.shape == (5, 3, 2) and sampler.n_voxels == 30
-    _, found = sampler.samples(torch.tensor([1, 2, 6, 29]))
+    x, found = sampler.samples(flat := torch.tensor([1, 2, 6, 29]))
+    assert x.dtype == torch.float32
+    np.testing.assert_allclose(x, original_coordinates((5, 3, 2))[flat], rtol=0, atol=1e-7)
     assert found[:, 0].tolist() == [grid[0, 0, 1], grid[0, 1, 0], grid[1, 0, 0], grid[4, 2, 1]]
 
 
