@@ -77,11 +77,6 @@ def test_a_gpu_multiplies_float32_without_tf32(monkeypatch):
 # --- outputs ----------------------------------------------------------------------------------------
 
 
-def test_check_outputs_creates_nothing(tmp_path):
-    check_outputs([str(tmp_path / "a"), str(tmp_path / "b c")])
-    assert not list(tmp_path.iterdir())
-
-
 def test_check_outputs_that_cannot_be_there(tmp_path):
     (tmp_path / "file").touch()
     for name, said in (("no/a", "does not exist"), ("file/a", "cannot be written"), ("", "choose another name")):

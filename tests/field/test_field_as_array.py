@@ -197,14 +197,6 @@ def test_a_series_is_no_single_vtk_image():
         a_field((4, 9, 7, 5), **SERIES).to_vtk()
 
 
-def test_pyvista_takes_it():
-    pyvista = pytest.importorskip("pyvista")
-    field = a_field(**PLACE)
-    grid = pyvista.wrap(field.to_vtk())
-    assert grid.dimensions == (9, 7, 5) and grid.spacing == PLACE["spacing"] and grid.origin == PLACE["origin"]
-    np.testing.assert_array_equal(grid["density"].reshape(9, 7, 5, order="F"), field.on_grid())
-
-
 def test_nothing_is_imported_that_is_not_asked_for():
     program = (
         "import sys; from field.neural_field import NeuralField\n"

@@ -254,12 +254,6 @@ def test_not_hdf5(tmp_path, name):
     assert "save -v7.3" in refusal(str(tmp_path / name))
 
 
-def test_a_file_without_arrays_of_numbers(path):
-    with h5py.File(path, "w") as file:
-        file["text"] = "no number"
-    assert refusal(path).endswith("expected arrays of numbers, found none")
-
-
 def test_complex_numbers_are_named(path):
     """They are passed over where there are other arrays."""
     said, both = "wave: expected integers or floats, found dtype complex64: NumPy's abs(array)", path[:-3] + "2.h5"

@@ -78,17 +78,6 @@ def test_files_whose_times_count_from_different_moments(tmp_path, capsys, units,
     assert capsys.readouterr().err == ""
 
 
-def test_steps_that_xarray_wrote_one_by_one(tmp_path):
-    """Each of its files has time 0, and counts from its own day."""
-    for day in ("2020-01-30", "2020-01-31", "2020-02-01"):
-        data = grid(np.full((*SHAPE, 1), int(day[-2:])), ("time", "z", "y", "x"))
-        name = "-".join(reversed(day.split("-")))
-        data.assign_coords(time=[np.datetime64(day, "ns")]).to_netcdf(tmp_path / f"{name}.nc", engine="h5netcdf")
-    volume = read_volume(str(tmp_path / "*.nc"))
-    assert volume.array[:, 0, 0, 0].tolist() == [30, 31, 1]
-    assert volume.geometry.units_of("t").startswith("days since 2020-01-30")
-
-
 @pytest.mark.parametrize(
     ("units", "calendar"),
     [

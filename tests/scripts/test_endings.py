@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import runpy
@@ -21,14 +20,13 @@ import pytest
 import torch
 from helpers.networks import field_net, make_blob, make_header, zero_network
 from helpers.original import original_blob
-from helpers.scripts import ROOT, compress, decompress, error_of, hear_ctrl_c, listing, results, subprocess_of, train
+from helpers.scripts import ROOT, compress, decompress, error_of, hear_ctrl_c, listing, train
 from helpers.volume_files import plain_nrrd_header
 from helpers.volumes import slanted
 from helpers.vtk import vtk_write
 
 import net_compress
 import net_decompress
-import siren
 import train as train_script
 from cli import files, progress
 from field.blob import encode_blob
@@ -250,19 +248,6 @@ def test_bad_input_ends_with_one_line_and_status_2(chain, tmp_path, ended):
         assert (status, out) == (2, "") and err.startswith(f"{command[0]}: error: ") and err.count("\n") == 1
         assert all(word in err for word in words)
     assert listing(tmp_path) == before
-
-
-def test_train_as_a_process(chain, tmp_path):
-    """Its results alone go to stdout, and the network is what these say."""
-    process = subprocess_of("train.py", "--volume", chain.volume, "--n_layers", 2, "--n_passes", 2, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert all(re.match(r"\w+=|next: ", line) for line in process.stdout.splitlines())
-    found, settings = results(process.stdout), json.loads((tmp_path / "thenet.json").read_text())
-    assert float(found["psnr"]) == pytest.approx(settings["psnr"], abs=6e-4)
-    assert found["network"] == "thenet.pth" and settings["n_passes"] == 2
-    assert set(listing(tmp_path)) == {"thenet.pth", "thenet.json"}
-    weights = torch.load(tmp_path / "thenet.pth", weights_only=True)
-    assert siren.weights_crc32(weights) == settings["weights_crc32"]
 
 
 def test_ctrl_c_keeps_the_previous_outputs(tmp_path):

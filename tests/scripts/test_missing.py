@@ -244,13 +244,6 @@ def test_values_lost_beside_missing_ones_are_told_of(tmp_path, capsys):
         assert capsys.readouterr().err.count(line) == bool(expected)
 
 
-def test_missing_voxels_of_a_time_series(tmp_path):
-    array, mask = holed((4, 6, 5, 3))
-    decoded, printed = compared_round_trip(array, tmp_path, "--fill", "nan", "--d_in", 4)
-    np.testing.assert_array_equal(np.isnan(decoded), mask)
-    assert all(float(printed[2][f"psnr_t{t}"]) > 20 for t in range(4))
-
-
 def test_rounding_with_training_leaves_missing_voxels_out(tmp_path, capsys):
     array, mask = holed()
     np.save(tmp_path / "v.npy", array)

@@ -23,13 +23,17 @@ from field import options as decompress_options
 from field.blob import encode_blob
 from field.header_chunks import Written
 from field.metrics import compare, psnr_of_constant
+from siren import weights_crc32
 from training import options
 from utils import Geometry, VolumeHeader, boxes
 
 
 def test_train_reports(volume_file, tmp_path, capsys):
+    """Its results alone go to stdout, and the network is what these say."""
     trained = train(volume_file, tmp_path)
     out = capsys.readouterr().out
+    assert all(re.match(r"\w+=|next: ", line) for line in out.splitlines())
+    assert weights_crc32(trained.state) == trained.settings["weights_crc32"]
     found = results(out)
     n_parameters = sum(t.numel() for t in trained.state.values())
     assert found["parameters"] == str(n_parameters)

@@ -17,7 +17,6 @@ from vtkmodules.vtkIOXML import vtkXMLImageDataReader
 import net_decompress
 import train as train_script
 from field.neural_field import NeuralField
-from formats import vtk_images
 from formats.reading import read_volume
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
@@ -235,20 +234,6 @@ def test_the_original_is_not_overwritten(blob, tmp_path):
     outputs = ("--network", tmp_path / "o_0001.vti", "--config", tmp_path / "c.json")
     assert "would overwrite" in error_of(train_script.main, "--volume", tmp_path / "o_*.vti", *outputs)
     assert listing(tmp_path) == before
-
-
-def test_a_step_that_cannot_be_written_leaves_none(blob, tmp_path, monkeypatch):
-    original = vtk_images.write_vti
-
-    def write_vti(file, frame, arrays):
-        if frame.time == 7.5:
-            raise OSError(28, "No space left on device")
-        original(file, frame, arrays)
-
-    monkeypatch.setattr(vtk_images, "write_vti", write_vti)
-    message = error_of(net_decompress.main, "--compressed", blob, "--recon", tmp_path / "o.vti")
-    assert "o_0002.vti" in message and "No space left" in message
-    assert set(listing(tmp_path)) == {"blob"}
 
 
 def test_debug_volumes_are_not_of_a_series(tmp_path):

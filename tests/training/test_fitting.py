@@ -16,7 +16,7 @@ from helpers.volumes import slanted
 from siren import HIGHEST_WAVE, SirenConfig, linear_layers
 from training import recovery
 from training.fitting import Fit, new_fit
-from training.optimizers import Adam, Muon
+from training.optimizers import Muon
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
 from training.starts import new_networks
@@ -264,18 +264,6 @@ def test_muon_moves_hidden_matrices_and_adam_the_rest():
             assert float(moved.max()) == pytest.approx(lr, rel=0.05), name
 
 
-@pytest.mark.parametrize("at", [4, 7])  # between two passes, and within one
-def test_a_checkpoint_continues_to_the_same_result(at):
-    sampler, states = slanted_sampler(), []
-    whole, part, rest = field_net(), field_net(), field_net(seed=9)
-    recipe = {"n_passes": 4, "batch": 16}
-    fit(whole, sampler, **recipe)
-    fit(part, sampler, **recipe, on_step=lambda done: done.step == at and not states.append(done.state_dict()))
-    fit(rest, sampler, **recipe, start=states[0])
-    assert distance(whole.state_dict(), rest.state_dict()) == 0
-    assert distance(whole.state_dict(), part.state_dict()) > 0
-
-
 # --- the gradient term ------------------------------------------------------------------------------
 
 
@@ -329,20 +317,6 @@ def test_muon_moves_matrices_as_torchs_own(n_steps):
         moved = a - s
         assert float((a - b).detach().norm()) < 0.05 * float(moved.norm())
         assert 0.5 * 4 * 0.125 * lr < float(moved.square().mean().sqrt()) < 1.5 * 4 * 0.125 * lr
-
-
-@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, 0.99)])
-def test_adam_moves_weights_as_torchs_own(betas):
-    generator = torch.Generator().manual_seed(0)
-    ours, gradient = torch.randn(50, generator=generator), torch.empty(50)
-    torchs = torch.nn.Parameter(ours.clone())
-    adam, reference = Adam(ours, gradient, betas), torch.optim.Adam([torchs], lr=0.01, betas=betas)
-    for k in range(20):
-        gradient.copy_(torch.randn(50, generator=generator) * 10.0 ** (k % 3 - 5))
-        torchs.grad = gradient.clone()
-        adam.step(*adam.numbers(0.01, k + 1))
-        reference.step()
-    np.testing.assert_allclose(ours, torchs.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_hidden_matrices_keep_within_their_norm():

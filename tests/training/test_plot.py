@@ -8,7 +8,7 @@ from helpers.pictures import is_blue, is_red, read_png
 from helpers.scripts import train
 
 import train as train_script
-from field.drawing import LINE, MIN_WIDTH
+from field.drawing import LINE
 from training import fitting, long_runs
 from training.plot import plot_training
 
@@ -80,8 +80,3 @@ def test_a_resumed_run_plots_its_own_part(renderer, volume_file, tmp_path, monke
     train(volume_file, tmp_path, *flags)
     train(volume_file, tmp_path, *flags, "--resume", "--plot", tmp_path / "p.png")
     assert is_red(read_png(tmp_path / "p.png")).any()
-
-
-def test_a_constant_volume_has_a_plot(renderer, tmp_path):
-    train(np.ones((5, 4, 3), np.float32), tmp_path, "--plot", tmp_path / "p.png")
-    assert read_png(tmp_path / "p.png").shape[1] == MIN_WIDTH

@@ -278,7 +278,7 @@ def test_steps_are_those_of_the_reference(is_residual, fields, products, place, 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_a_checkpoint_continues_to_the_same_result(place, monkeypatch):
-    """In float16, and through a recovery."""
+    """In float16, and through a recovery; within a pass, and between two."""
     monkeypatch.setattr("training.step.is_for_gpu", lambda device: place != "cpu")
     monkeypatch.setattr("training.step.has_half_products", lambda device: place != "cpu")
     monkeypatch.setattr("training.fitting.CHECK_STEPS", 5)
@@ -297,13 +297,15 @@ def test_a_checkpoint_continues_to_the_same_result(place, monkeypatch):
         fit.run(on_step)
         return fit
 
-    def keep(fit: Fit) -> bool:
-        return fit.recovery.n_recoveries == 1 and fit.step == 17 and not states.append(copy.deepcopy(fit.state_dict()))
+    def keep(fit: Fit) -> None:
+        if fit.recovery.n_recoveries == 1 and fit.step in (17, 21):
+            states.append(copy.deepcopy(fit.state_dict()))
 
-    fitted(keep)
-    whole, rest = fitted(), fitted(start=states[0])
-    assert whole.recovery.n_recoveries == 1 and whole.step == rest.step == 28
-    assert torch.equal(whole.trained.averaged_weights, rest.trained.averaged_weights)
+    whole = fitted(keep)
+    assert whole.recovery.n_recoveries == 1 and len(states) == 2
+    for rest in (fitted(start=state) for state in states):
+        assert whole.step == rest.step == 28
+        assert torch.equal(whole.trained.averaged_weights, rest.trained.averaged_weights)
 
 
 @pytest.mark.parametrize("n_networks", [None, 2])

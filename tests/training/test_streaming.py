@@ -22,7 +22,6 @@ from field.bricks import brick_boxes
 from field.metrics import compare, measured_boxes
 from field.neural_field import NeuralField
 from formats import slabs
-from formats.arrays import LazyArray
 from training import long_runs, outliers, streaming
 from training.sampler import VoxelSampler
 from training.streaming import StreamingSampler, make_sampler
@@ -169,16 +168,6 @@ def test_a_small_volume_is_held_in_memory(monkeypatch):
 
 
 # --- metrics ----------------------------------------------------------------------------------------
-
-
-def test_a_lazy_array_is_compared_as_an_array(tmp_path):
-    array = wavy((20, 11, 6))
-    decoded = array + np.linspace(0, 1, array.size, dtype=np.float32).reshape(array.shape)
-    lazy = LazyArray(array.shape, array.dtype, lambda box: decoded[box])
-    for original in (array, mapped(array, tmp_path, "F")):
-        found, expected = compare(original, lazy), compare(array, decoded)
-        assert found.rmse == pytest.approx(expected.rmse, rel=1e-12) and found.max_error == expected.max_error
-        assert found.n_voxels == array.size
 
 
 def test_a_huge_volume_is_measured_at_random_voxels(tmp_path, monkeypatch, capsys):

@@ -89,14 +89,10 @@ def test_processes_that_are_started_in_advance():
         two.start(5)
         assert len(two.processes) == 2
         assert {pid for _, (_, pid) in two.each_done(square, tasks(4), 1.0)} <= {each.pid for each in two.processes}
+    with Workers(5) as five:  # no more than there are tasks
+        assert len(dict(five.each_done(square, tasks(2)))) == 2 and len(five.processes) == 2
     Workers(1).start(3)
     assert not multiprocessing.active_children()
-
-
-@pytest.mark.usefixtures("forked")
-def test_no_more_processes_are_started_than_there_are_tasks():
-    with Workers(5) as five:
-        assert len(dict(five.each_done(square, tasks(2)))) == 2 and len(five.processes) == 2
 
 
 @pytest.mark.usefixtures("forked")
