@@ -129,7 +129,9 @@ def _on_mesh(
     labels = np.ravel(record.get("axisLabels", ())).astype(str).tolist()
     place = [said.numbers(key) for key in ("gridGlobalOffset", "position", "gridSpacing", "gridUnitSI")]
     place[3] *= n_axes if len(place[3]) == 1 else 1
-    if said.text("geometry") != "cartesian" or {n_axes} != {len({*labels}), *map(len, [labels, *place])}:
+    is_mesh = said.text("geometry") == "cartesian" and {*labels} <= {"x", "y", "z"}
+    is_mesh = is_mesh and {n_axes} == {len({*labels}), *map(len, [labels, *place])}
+    if not (is_mesh and np.isfinite(place).all() and np.all(place[2:])):  # a step or a unit of 0 gives no place
         return variable._replace(note=NO_MESH), {}
     axes = [*zip(labels, *place, strict=True)][:: -1 if said.text("dataOrder") == "F" else 1]
     coordinates = {}
@@ -140,7 +142,7 @@ def _on_mesh(
     variable = variable._replace(dims=tuple(coordinates), labels=())
     said = variable._replace(attributes=iteration)
     times = said.numbers("time") + said.numbers("timeUnitSI")
-    if len(times) == 2:
+    if len(times) == 2 and np.isfinite(times).all():
         time = np.array(float(times[0]) * times[1])
         coordinates[f"{name}/t"] = Variable((), time.dtype, {"units": "s"}, time)
         named = {"coordinates": f"{name.rsplit('/', 1)[-1]}/t"}  # as CF names a time, see `_listed_time` of cf.py

@@ -99,10 +99,22 @@ def test_a_mesh_of_openpmd(path, name, order, capsys):
     assert volume.geometry.attributes_of("y") == {"units": "m"} and capsys.readouterr().err == ""
     assert volume.time == 2.5e-3 and volume.geometry.attributes_of("t") == {"units": "s"}
     assert volume.geometry.units == ""
-    with h5py.File(path, "a") as file:
-        (file["data/100/fields/E"] if name == "E/y" else file["data/100/fields/rho"]).attrs["geometry"] = "thetaMode"
-    assert read_volume(path).geometry.spacing == (1.0, 1.0, 1.0)
-    assert f"{name}: its gridSpacing is not read" in capsys.readouterr().err
+    wrong = {
+        "geometry": "thetaMode",
+        "gridSpacing": [1, np.nan, 2],
+        "gridUnitSI": 0.0,
+        "axisLabels": [b"z", b"y", b"c"],
+    }
+    for key, value in wrong.items():
+        with h5py.File(path, "a") as file:
+            attributes = file[f"data/100/fields/{name.split('/')[0]}"].attrs
+            right, attributes[key] = attributes[key], value
+        assert read_volume(path).geometry.spacing == (1.0, 1.0, 1.0)
+        assert f"{name}: its gridSpacing is not read" in capsys.readouterr().err
+        with h5py.File(path, "a") as file:
+            file[f"data/100/fields/{name.split('/')[0]}"].attrs[key] = right
+            file["data/100"].attrs["time"] = np.nan
+    assert read_volume(path).time is None
 
 
 @pytest.mark.parametrize("is_linked", [False, True])
