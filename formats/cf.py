@@ -19,7 +19,7 @@ from formats.packing import array_of, decoding, unmarked
 from formats.raw import check_last_axis
 from formats.series import with_times
 from formats.slabs import on_one_line
-from formats.variables import MAX_LISTED, Variable, axes_of, chosen
+from formats.variables import Variable, axes_of, chosen, first_of
 from utils import DEFAULT_NAME, Volume
 
 ULPS = 4  # most that a coordinate may be off equal steps, in units of its last place
@@ -199,8 +199,7 @@ def _warn_of_positions(
         what = f"{', '.join(curved)} give positions that are no regular grid: voxel numbers are taken for them"
         console.warn(path, f"{what}: regrid it first, as by xesmf or scipy.interpolate.griddata, if places matter")
     if unlinked:
-        more = ", ..." * (len(unlinked) > MAX_LISTED)
-        what = f"{', '.join(unlinked[:MAX_LISTED])}{more} may be positions along its axes, but are not linked to these"
+        what = f"{first_of(unlinked)} may be positions along its axes, but are not linked to these"
         way_out = "h5py's make_scale and attach_scale, or xarray's assign_coords, link them"
         console.warn(path, f"{name}: {what}: spacing 1 is taken: {way_out}")
 

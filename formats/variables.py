@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,11 +74,18 @@ def _without_coordinates(variables: Mapping[str, Variable]) -> Mapping[str, Vari
 def _listed(variables: Mapping[str, Variable]) -> str:
     """The arrays of a file, those of most axes first: temperature (time 12, lat 64, lon 128; float32; K), ..."""
     ordered = sorted(_without_coordinates(variables).items(), key=lambda item: -len(item[1].shape))
-    texts = []
-    for name, found in ordered[:MAX_LISTED]:
-        texts.append(f"{name} ({'; '.join(filter(None, (axes_of(found), found.dtype.name, found.text('units'))))})")
-    left = len(ordered) - len(texts)
-    return ", ".join(texts + [f"{left} more"] * (left > 0)) or "none of numbers"
+
+    def text_of(item: tuple[str, Variable]) -> str:
+        name, found = item
+        return f"{name} ({'; '.join(filter(None, (axes_of(found), found.dtype.name, found.text('units'))))})"
+
+    return first_of(ordered, text_of) or "none of numbers"
+
+
+def first_of(items: Sequence[Any], text_of: Callable[[Any], str] = str) -> str:
+    """The texts of the first items, and how many more there are, for a message. A file may hold very many."""
+    left = len(items) - MAX_LISTED
+    return ", ".join([*map(text_of, items[:MAX_LISTED]), *[f"{left} more"] * (left > 0)])
 
 
 def axes_of(variable: Variable) -> str:

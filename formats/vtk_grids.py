@@ -11,7 +11,7 @@ from vtkmodules.vtkCommonCore import vtkDataArray
 
 from cli import console
 from formats.common import UNEVEN, VolumeError, of_three_axes, warn_of_vectors
-from formats.variables import MAX_LISTED
+from formats.variables import first_of
 from utils import DEFAULT_NAME, SIGNS, Geometry, Volume, float_for
 
 NO_IMAGES = {
@@ -94,9 +94,7 @@ def _warn_of_others(path: str, data, name: str | None) -> None:
     """Say which array is read, if a data set holds arrays of several names."""
     names = [array.GetName() for part in (data.GetPointData(), data.GetCellData()) for array in _arrays(part)]
     if others := [_shown(other) for other in dict.fromkeys(names) if other != name]:
-        left = len(others) - MAX_LISTED
-        listed = ", ".join(others[:MAX_LISTED] + [f"{left} more"] * (left > 0))
-        console.warn(path, f"its array {_shown(name)} is read, not {listed}: --array NAME reads another one")
+        console.warn(path, f"its array {_shown(name)} is read, not {first_of(others)}: --array NAME reads another one")
 
 
 def _shown(name: str | None) -> str:
