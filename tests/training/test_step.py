@@ -7,7 +7,8 @@ import copy
 import dataclasses
 import importlib
 import sys
-from types import SimpleNamespace
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,15 +91,31 @@ def nothing_said_yet(monkeypatch):
 # --- kernels of Triton ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def fused(monkeypatch):
-    """The module of Triton's kernels, run by its interpreter."""
+@contextlib.contextmanager
+def interpreted() -> Iterator[ModuleType]:
+    """The module of Triton's kernels, run by its interpreter. It is nowhere afterwards, as a GPU compiles its own."""
     pytest.importorskip("triton")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.delitem(sys.modules, "training.fused", raising=False)
-    module = importlib.import_module("training.fused")
-    yield module
-    sys.modules.pop("training.fused", None)  # a GPU compiles its own
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        patch.delitem(sys.modules, "training.fused", raising=False)
+        patch.delattr(training, "fused", raising=False)
+        yield importlib.import_module("training.fused")
+        del sys.modules["training.fused"], training.fused
+
+
+@pytest.fixture
+def fused():
+    with interpreted() as module:
+        yield module
+
+
+def test_a_gpu_never_gets_the_kernels_of_the_interpreter():
+    with interpreted() as module:
+        pass
+    from training import fused
+
+    assert fused is not module
+    assert type(fused._sines) is not type(module._sines)
 
 
 def assert_same(found: tuple, expected: tuple) -> None:
