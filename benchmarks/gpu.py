@@ -1,7 +1,8 @@
-"""What a GPU gives: training, one step against the limits of the card, tests, rounding, decoding. In eight minutes.
+"""What a GPU gives: training, rounding, decoding, tests, one step against the limits of the card. In eight minutes.
 
 The rows that tell most come first, and each is printed and kept as soon as it is known. A row that fails says why, and
-the others follow. Needs torch and NumPy; the tests need pytest and hypothesis, too.
+the others follow. First come those of processes of their own: an error of the card that a process does not survive is
+then one row. Needs torch, NumPy and tqdm; the tests need pytest and hypothesis, too.
 
 The limits of a step are those of the same card, measured here: its rate of large float16 products and of copies. The
 arithmetic of a step is 6 operations a sample and weight of the hidden matrices. Its traffic is 12 bytes a sample and
@@ -172,15 +173,23 @@ def step_seconds(fit: Fit, batch: int, psnr: float = 0.0, is_captured: bool = Tr
     return seconds_of(lambda: fit.step_function(drawn, 1e-6, 1, psnr), fit.sampler.device, MEASURED_STEPS)
 
 
-def step_row(width: int, batch: int, card: Card, device: torch.device, side: int) -> list[object]:
+def parts_row(batch: int, device: torch.device, side: int) -> list[object]:
+    """A row: the module of a step's kernels; whether it multiplies float16, and whether it is a graph."""
+    fit = begun(16, batch, device, side)
+    step_seconds(fit, batch)
+    step = fit.step_function
+    return [step.loss_gradient.kernels.__name__, step.has_half, bool(step.replay.graphs)]
+
+
+def step_row(width: int, batch: int, card: Callable[[], Card], device: torch.device, side: int) -> list[object]:
     """A row: width, batch, milliseconds of a step, its limits, its share of the sum of these, samples a second."""
+    limits = card().limits(width, batch)
     taken = step_seconds(begun(width, batch, device, side), batch)
-    limits = card.limits(width, batch)
     cells = [width, batch, f"{1e3 * taken:.3f}", *(f"{1e3 * limit:.3f}" for limit in limits)]
     return [*cells, f"{sum(limits) / taken:.0%}", f"{batch / taken / 1e6:.1f}"]
 
 
-def stack_row(width: int, batch: int, n_networks: int, card: Card, device: torch.device) -> list[object]:
+def stack_row(width: int, batch: int, n_networks: int, card: Callable[[], Card], device: torch.device) -> list[object]:
     """A row, as of `step_row`, of a stack of networks, each with a batch of its own noise."""
     generator, config = np.random.default_rng(0), SirenConfig(width, STACKED_LAYERS)
     recipe = dataclasses.replace(default_recipe(STACKED_SIDE**3, config), batch=batch)
@@ -191,7 +200,7 @@ def stack_row(width: int, batch: int, n_networks: int, card: Card, device: torch
     step.set_density(density)
     drawn = fit.sampler.batches(range(n_networks), 0, fit.steps_per_pass, density)[0]
     taken = seconds_of(lambda: step(drawn, 1e-3, 1, 0.0), device, MEASURED_STEPS)
-    limits = card.limits(width, drawn.numel(), 2 * STACKED_LAYERS - 1)
+    limits = card().limits(width, drawn.numel(), 2 * STACKED_LAYERS - 1)
     cells = [n_networks, width, batch, f"{1e3 * taken:.3f}", *(f"{1e3 * limit:.3f}" for limit in limits)]
     return [*cells, f"{sum(limits) / taken:.0%}", f"{drawn.numel() / taken / 1e6:.1f}"]
 
@@ -273,8 +282,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def report_steps(report: Report, opt: argparse.Namespace, device: torch.device) -> None:
     """The limits of the card; tables of steps against them, of what a step launches, and of steps of a stack."""
-    card = Card.measured(device, 256 if opt.cpu else 8192)
-    report.say(f"\n{card.operations / 1e12:.0f} TFLOP/s in float16, {card.bytes / 1e12:.2f} TB/s")
+    card = functools.cache(lambda: Card.measured(device, 256 if opt.cpu else 8192))
+    rows = [lambda: [f"{card().operations / 1e12:.0f}", f"{card().bytes / 1e12:.2f}"]]
+    report.table("The card", ["TFLOP/s in float16", "TB/s"], rows)
     head = ["width", "samples", "ms", "ms of arithmetic", "ms of traffic", "share", "million samples/s"]
     pairs = [(width, batch) for batch in opt.batches for width in opt.widths]
     rows = [lambda w=w, b=b: step_row(w, b, card, device, opt.side) for w, b in pairs]
@@ -299,14 +309,15 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         report.table("train.py", TRAINED, [lambda v=v: trained(v, folder, cuda) for v in opt.volumes])
+        head = ["volume", "dB", "bytes", "s, net_compress.py --volume", "s, net_decompress.py", "s of its process"]
+        rows = [lambda v=v: rounded_and_decoded(v, folder, cuda) for v in opt.volumes]
+        report.table("Rounding, decoding", head, rows)
+        report.table("Tests marked gpu", ["result"], [lambda: tests_row(report)] if not opt.cpu else [])
+        rows = [lambda: parts_row(opt.batches[0], device, opt.side)] if not opt.cpu else []
+        report.table("What a step has", ["kernels", "float16", "graph"], rows)
         report_steps(report, opt, device)
         rows = [lambda n=n: trained_in_bricks(n, folder, cuda) for n in opt.fields]
         report.table("train.py, in bricks", TRAINED, rows)
-        report.table("Tests marked gpu", ["result"], [lambda: tests_row(report)] if not opt.cpu else [])
-        head = ["volume", "dB", "bytes", "s, net_compress.py --volume", "s, net_decompress.py", "s of its process"]
-        report.table(
-            "Rounding, decoding", head, [lambda v=v: rounded_and_decoded(v, folder, cuda) for v in opt.volumes]
-        )
         rows = [lambda v=v: trained(v, folder, cuda, 50.0, "--max_seconds", 1) for v in opt.volumes]
         report.table("train.py --max_seconds 1", TRAINED, rows)
         width, batch = opt.widths[0], opt.batches[0]

@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from helpers.scripts import ROOT, results
 from helpers.volumes import slanted
 
@@ -88,6 +89,35 @@ def test_a_benchmark_prints_a_table(name, arguments, benchmark, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     benchmark(name, *arguments)
     assert len(capsys.readouterr().out.splitlines()) >= 3
+
+
+@pytest.fixture
+def gpu_module(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module("gpu")
+    for name in ("gpu", "shared"):
+        sys.modules.pop(name, None)
+
+
+def test_a_row_that_fails_is_one_row(gpu_module, tmp_path, capsys):
+    report = gpu_module.Report(tmp_path / "gpu.md", 60.0)
+    report.table("A table", ["head"], [lambda: 1 / 0, lambda: ["the next one"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert "ZeroDivisionError" in lines[-2] and "the next one" in lines[-1]
+    assert lines == (tmp_path / "gpu.md").read_text().splitlines()
+
+
+def test_without_time_nothing_of_a_gpu_is_measured(gpu_module, benchmark, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu_module.Card, "measured", lambda *arguments: 1 / 0)
+    monkeypatch.chdir(tmp_path)
+    benchmark("gpu", "--cpu", "--seconds", 0)
+    assert capsys.readouterr().out.count("no time left") > 40
+
+
+@pytest.mark.gpu
+def test_it_is_told_what_a_step_has(gpu_module):
+    kernels, *others = gpu_module.parts_row(64, torch.device("cuda", 0), 6)
+    assert kernels in ("training.fused", "training.unfused") and others == [True, True]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

@@ -298,6 +298,7 @@ def emulated_gpu(memory: int = 1 << 36) -> Iterator[None]:
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "get_device_properties": lambda device: properties,
+        "synchronize": lambda device: None,
         "current_stream": _Stream,
         "stream": contextlib.nullcontext,
         "graph_pool_handle": lambda: None,
