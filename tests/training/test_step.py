@@ -325,6 +325,24 @@ def test_a_checkpoint_continues_to_the_same_result(place, monkeypatch):
         assert torch.equal(whole.trained.averaged_weights, rest.trained.averaged_weights)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("psnr", [HALF_PSNR - 1, HALF_PSNR])
+def test_the_same_steps_give_the_same_bits(psnr):
+    """Of as many samples as a fit has, where many write the error of one voxel. Before, in and after the capture."""
+    device, peaks = torch.device("cuda", 0), np.random.default_rng(0).random((32, 32, 32, 1), np.float32) ** 20
+
+    def taken() -> list[torch.Tensor]:
+        sampler, net = VoxelSampler(peaks, device), field_net(n_neurons=64, n_layers=2).to(device)
+        step = StepFunction(net, sampler, Recipe(n_passes=1, batch=1 << 14, lr=1e-3), 0, 1, sampler.deviations())
+        step.set_density(sampler.density(step.errors))
+        for number, batch in enumerate(2 * list(sampler.batches(0, 0, 2, 0, step.density)), 1):
+            assert len(batch.unique()) < 0.8 * len(batch)
+            step(batch, 1e-3, number, psnr)
+        return [*step.trained.state, step.errors]
+
+    assert all(torch.equal(a, b) for a, b in zip(taken(), taken(), strict=True))
+
+
 @pytest.mark.parametrize("n_networks", [None, 2])
 def test_a_step_waits_for_nothing(n_networks, monkeypatch):
     """Tensors of the device "meta" have no values: whatever asked for one would fail. Of one network; of two."""
