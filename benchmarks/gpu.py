@@ -250,11 +250,12 @@ def precision_row(volume: Path, half_psnr: float, device: torch.device) -> list[
 
 
 def tests_row(report: Report) -> list[str]:
-    """A row: the last line of the tests that are marked `gpu`."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:xdist", "-q", *TESTS]
+    """A row: how many tests that are marked `gpu` have passed, and those that have failed."""
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:xdist", *TESTS]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(report.left, 1.0))
-    failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR", "E  "))]
-    return [" ".join((run.stdout.strip().splitlines() or [run.stderr[-300:]])[-1:]), *failed[:20]]
+    lines = run.stdout.strip().splitlines() or [run.stderr[-300:]]
+    failed = [line for start in ("FAILED", "ERROR", "E  ") for line in lines if line.startswith(start)]
+    return [lines[-1], *failed[:20]]
 
 
 def build_parser() -> argparse.ArgumentParser:

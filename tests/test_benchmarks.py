@@ -114,6 +114,12 @@ def test_without_time_nothing_of_a_gpu_is_measured(gpu_module, benchmark, monkey
     assert capsys.readouterr().out.count("no time left") > 40
 
 
+def test_it_is_told_how_many_tests_have_passed(gpu_module, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_module, "TESTS", ("tests/test_cuda.py::test_few_positions_are_few_for_a_gpu",))
+    (found,) = gpu_module.tests_row(gpu_module.Report(tmp_path / "gpu.md", 100.0))
+    assert found.startswith(("1 passed", "1 skipped"))
+
+
 @pytest.mark.gpu
 def test_it_is_told_what_a_step_has(gpu_module):
     kernels, *others = gpu_module.parts_row(64, torch.device("cuda", 0), 6)
