@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import math
 from collections.abc import Sequence
@@ -22,6 +23,9 @@ from training.weights import TrainedWeights
 # Up to this PSNR in dB, a GPU multiplies in float16. At 41.9 dB this has cost a prototype 0.02 dB (bonsai_256, on an
 # H200); the same noise costs 0.04 dB at 45 dB and ever more beyond.
 HALF_PSNR = 45.0
+# Steps that a GPU may be behind the host, where a time limit counts. The host launches a large step in a fraction of
+# the time that the GPU takes for it, and the fit would end late by all steps that are launched and not taken.
+MOST_BEHIND = 16
 
 
 def loss_with_gradient(
@@ -125,6 +129,8 @@ class StepFunction:
         is_in_place = sampler.is_resident or errors is None
         is_captured = device.type == "cuda" and is_in_place and not self.grad_lambda and processes.count() == 1
         self.replay = Replay(device) if is_captured else None
+        self.is_timed = device.type == "cuda" and recipe.max_seconds is not None
+        self.behind: collections.deque[torch.cuda.Event] = collections.deque()  # the ends of the latest steps
         if is_captured:
             self.numbers = self.trained.weights.new_zeros(len(self.trained.numbers(1.0, 1))).unbind()
 
@@ -141,11 +147,21 @@ class StepFunction:
         numbers = self.trained.numbers(rate, number)
         if self.replay is None:
             self._take(batch, numbers=numbers, products=products)
-            return
-        for there, value in zip(self.numbers, numbers, strict=True):
-            there.fill_(value)
-        samples = () if self.sampler.is_resident else self.sampler.samples(batch)
-        self.replay(functools.partial(self._take, numbers=self.numbers), batch, *samples, products=products)
+        else:
+            for there, value in zip(self.numbers, numbers, strict=True):
+                there.fill_(value)
+            samples = () if self.sampler.is_resident else self.sampler.samples(batch)
+            self.replay(functools.partial(self._take, numbers=self.numbers), batch, *samples, products=products)
+        if self.is_timed:
+            self._wait_for_earlier_steps()
+
+    def _wait_for_earlier_steps(self) -> None:
+        """Wait until the device is at most MOST_BEHIND steps behind."""
+        end = torch.cuda.Event()
+        end.record(torch.cuda.current_stream(self.sampler.device))
+        self.behind.append(end)
+        if len(self.behind) > MOST_BEHIND:
+            self.behind.popleft().synchronize()
 
     def _take(
         self,

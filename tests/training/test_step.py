@@ -27,7 +27,7 @@ from training.padded_gradient import PaddedGradient
 from training.recipe import Recipe
 from training.replay import Replay
 from training.sampler import VoxelSampler
-from training.step import HALF_PSNR, StepFunction, check_kernels, kernels_for
+from training.step import HALF_PSNR, MOST_BEHIND, StepFunction, check_kernels, kernels_for
 from training.weights import TrainedWeights
 from utils import value_range
 
@@ -341,6 +341,23 @@ def test_the_same_steps_give_the_same_bits(psnr):
         return [*step.trained.state, step.errors]
 
     assert all(torch.equal(a, b) for a, b in zip(taken(), taken(), strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("max_seconds", [None, 9.0])
+def test_with_a_time_limit_a_gpu_is_few_steps_behind(max_seconds, monkeypatch):
+    """Else the time limit would pass while steps are launched, of which each takes far longer."""
+    waited_for, n_steps = [], MOST_BEHIND + 3
+
+    class Event(torch.cuda.Event):
+        def synchronize(self) -> None:
+            waited_for.append(self)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    step, sampler = begun("cuda", torch.float32, field_net(n_neurons=18), monkeypatch, max_seconds=max_seconds)
+    for number in range(1, n_steps + 1):
+        step(sampler.batches(0, 0, 4, 0, step.density)[0], 1e-3, number, 0.0)
+    assert len(waited_for) == (0 if max_seconds is None else n_steps - MOST_BEHIND)
 
 
 @pytest.mark.parametrize("n_networks", [None, 2])
