@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from cli import arguments, console
-from cli.files import FileSet, atomic_write, check_derived, check_outputs, read_bytes, size_of, states_of, write_files
+from cli.files import FileSet, atomic_write, check_derived, check_outputs, read_bytes, size_of, states_of
 from cli.summary import Figures, summary, table
 from field import pictures, rendering
 from field.blob import BlobError
@@ -132,7 +132,7 @@ def write_volume_files(
         if opt.preview:
             original, steps = (part_of(volume.array, box), compared.steps) if compared else (None, {})
             title = os.path.basename(opt.compressed)
-            write_files({opt.preview: pictures.preview(field, grid, original, steps, title, opt.as_float)}, files)
+            files.write(opt.preview, pictures.preview(field, grid, original, steps, title, opt.as_float))
     *by_step, recon = output.files()
     written = {
         "recon": recon,

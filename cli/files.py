@@ -161,6 +161,11 @@ class FileSet:
         _unfinished.add(self.names[real][1])
         return self.names[real][1]
 
+    def write(self, path: str, content: bytes) -> None:
+        """Write a file, which is to become `path`."""
+        with open(self.add(path), "wb") as file:
+            file.write(content)
+
     def __enter__(self) -> FileSet:
         return self
 
@@ -273,15 +278,11 @@ def atomic_write(path: str) -> Iterator[str]:
         yield files.add(path)
 
 
-def write_files(contents: Mapping[str, bytes], files: FileSet | None = None) -> None:
-    """Write files that belong together, all or none, or with others of a set. Raises UserError."""
-    with FileSet() as own:
+def write_files(contents: Mapping[str, bytes]) -> None:
+    """Write files that belong together, all or none. Raises UserError."""
+    with FileSet() as files:
         for path, content in contents.items():
-            try:
-                with open((files or own).add(path), "wb") as file:
-                    file.write(content)
-            except OSError as error:
-                raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+            files.write(path, content)
 
 
 def write_or_rescue(contents: Mapping[str, bytes]) -> None:
