@@ -51,10 +51,12 @@ def fit_brick(task: Task, device: torch.device, first_omega: float | None, repor
         sampler = make_sampler(task.brick, task.values, device, task.recipe.grad_lambda > 0)
         fit = new_fit(task.config, sampler, task.recipe, task.seed, first_omega, waves=task.waves)
 
+        def is_reached(psnr: float) -> bool:
+            return psnr >= target and psnr_of(sampler.mean_squared_error(fit.averaged_net)) >= target
+
         def on_step(fit: Fit) -> bool:
             report(fit.progress)
-            is_near = target is not None and fit.is_compared and fit.psnr_now() >= target
-            return is_near and psnr_of(sampler.mean_squared_error(fit.averaged_net)) >= target
+            return target is not None and fit.has_reached(is_reached)
 
         fit.run(on_step)
         error = sampler.mean_squared_error(fit.averaged_net)

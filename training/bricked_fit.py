@@ -102,11 +102,6 @@ class BrickedFit:
 
     # --- checkpoints ---
 
-    @property
-    def is_finite(self) -> bool:
-        """Whether all weights are finite: those of a brick that is done are."""
-        return True
-
     def identity(self) -> dict:
         """What must be equal when the fit continues, beside the options of the run."""
         volume = {"shape": list(self.fits.header.shape), "values_crc32": self.survey.crc32}

@@ -119,15 +119,16 @@ class Fit:
         """PSNR of `averaged_net` in dB, estimated every CHECK_STEPS steps from a few thousand voxels."""
         return psnr_of(self.loss)
 
-    @property
-    def is_compared(self) -> bool:
-        """Whether the PSNR is compared with a target at this step: as the fit is judged, or COMPARED times in a fit."""
-        is_short = self.recipe.max_seconds is None and self.n_steps < COMPARED * CHECK_STEPS
-        return self.is_judged or (is_short and self.step % math.ceil(self.n_steps / COMPARED) == 0)
+    def has_reached(self, is_reached: Callable[[float], bool]) -> bool:
+        """Whether a target is reached, as `is_reached(estimated PSNR in dB)` tells.
 
-    def psnr_now(self) -> float:
-        """As `psnr`, at the current step."""
-        return self.psnr if self.is_judged else psnr_of(processes.broadcast_first(self._judge()))
+        It is asked at the steps that are judged, and COMPARED times in a short fit.
+        """
+        if self.is_judged:
+            return is_reached(self.psnr)
+        is_short = self.recipe.max_seconds is None and self.n_steps < COMPARED * CHECK_STEPS
+        is_asked = is_short and self.step % math.ceil(self.n_steps / COMPARED) == 0
+        return is_asked and is_reached(psnr_of(processes.broadcast_first(self._judge())))
 
     def _rate(self) -> float:
         """The learning rate of this step: that of the recipe, halved for each halving by a recovery."""

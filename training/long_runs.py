@@ -69,9 +69,8 @@ class Checkpoint:
 
         A fit that has just diverged to weights that are not finite is saved once it has been judged and has recovered.
         """
-        is_own = processes.is_first() or isinstance(fit, BrickedFit)
-        is_due = self.path and is_own and time.monotonic() - self.saved > CHECKPOINT_SECONDS
-        if is_due and fit.is_finite:
+        is_due = self.path and time.monotonic() - self.saved > CHECKPOINT_SECONDS
+        if is_due and (isinstance(fit, BrickedFit) or (processes.is_first() and fit.is_finite)):
             try:
                 self.save(fit)
             except UserError as error:  # hours of training are not lost for it
@@ -185,7 +184,7 @@ def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool
             progress.update(n_done, PSNR=f"{fit.psnr:.1f} dB")
             if fit.is_judged:
                 history.append((fit.seconds, fit.psnr))
-            if is_reached and fit.is_compared and is_reached(fit.psnr_now()):
+            if is_reached and fit.has_reached(is_reached):
                 return True
             checkpoint.save_in_time(fit)
             return False
