@@ -9,7 +9,6 @@ sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # python -P and
 import cli.startup  # noqa: F401 - first, to handle Ctrl-C while the other modules load
 
 # isort: split
-import math
 import shlex
 import time
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from cli.files import check_outputs, read_bytes, states_of, write_or_rescue
 from cli.progress import Progress
 from cli.summary import summary
 from field.blob import BlobError, decode_field, encode_blob, is_blob, is_usual
-from field.bricks import Bricks
 from field.header_chunks import Written
 from field.metrics import compare, file_ratios, measured_boxes, psnr_of_constant
 from field.neural_field import NeuralField
@@ -33,15 +31,7 @@ from quantising.policy import RoundingOptions, decibels_lost, integers_lost
 from quantising.rounded_bricks import BricksRounding
 from quantising.sensitivity import MAX_BITS
 from siren import SirenConfig, net_of
-from training.network_files import (
-    decoded_psnr_in,
-    field_header,
-    header_before_clipping,
-    network_config,
-    quality_in,
-    read_config,
-    read_networks,
-)
+from training.network_files import TrainedNetwork, read_network
 from utils import SUITE_VERSION, UserError, Volume, VolumeHeader
 
 MOST_FOR_ROUNDING = 2.0  # dB that rounding costs without a warning
@@ -115,15 +105,11 @@ def check_replaced(path: str | None) -> None:
         raise UserError(f"{path}: is no blob: --compressed {path} replaces it")
 
 
-def read_volume_of(
-    opt: arguments.Options, config: SirenConfig, expected: VolumeHeader | None
-) -> tuple[Volume | None, VolumeHeader | None]:
-    """The volume in --volume and its header, or (None, None). Raises UserError unless it is the network's volume.
-
-    expected: the header of this volume as the configuration gives it, or None.
-    """
+def read_volume_of(opt: arguments.Options, trained: TrainedNetwork) -> tuple[Volume | None, VolumeHeader | None]:
+    """The volume in --volume and its header, or (None, None). Raises UserError unless it is the network's volume."""
     if not opt.volume:
         return None, None
+    config, expected = trained.config, trained.original
     volume, found, differing = read_original(opt, config.d_in, config.d_out, expected, opt.config)
     if differing:
         what = "other voxels are missing"
@@ -136,20 +122,20 @@ def read_volume_of(
 
 def rounded_networks(
     opt: arguments.Options,
-    bricks: Bricks,
+    trained: TrainedNetwork,
     header: VolumeHeader,
     volume: Volume | None,
-    quality: tuple[float, bool],
     device: torch.device,
     progress: Progress,
 ) -> list[tuple[SirenConfig, list[QuantisedLayer]]]:
-    """The networks with weights in integers, as `encode_blob` takes them. quality: of `quality_in`."""
+    """The networks with weights in integers, as `encode_blob` takes them."""
     options = RoundingOptions(opt.cluster_bits, opt.quantizer, opt.n_passes, opt.seed, opt.num_workers)
-    if not bricks.is_whole:
-        return BricksRounding(options, bricks, header, volume, device, progress).layers(*quality)
-    net = net_of(*bricks.networks[0])
+    if not trained.bricks.is_whole:
+        rounding = BricksRounding(options, trained.bricks, header, volume, device, progress)
+        return rounding.layers(trained.psnr, trained.is_exact)
+    net = net_of(*trained.bricks.networks[0])
     rounding = NetworkRounding(options, net, header, volume, device, progress)
-    return [(net.config, rounding.layers(*quality))]
+    return [(net.config, rounding.layers(trained.psnr, trained.is_exact))]
 
 
 def read_back(opt: arguments.Options, blob: bytes) -> NeuralField:
@@ -160,16 +146,13 @@ def read_back(opt: arguments.Options, blob: bytes) -> NeuralField:
         raise UserError(f"{opt.net}: cannot be rounded: {error}") from None
 
 
-def warn_of_measured_loss(opt: arguments.Options, psnr: float, quality: float, decoded: float) -> None:
-    """Warn if the volume cannot well be the network's, or if rounding has cost too much.
-
-    In dB, psnr: of the blob; quality, decoded: of the network when trained, before and after rounding to integers.
-    """
-    if opt.cluster_bits is None and psnr < min(quality, MOST_KEPT) - MOST_LOST:
-        what = f"the blob has {psnr:.1f} dB, the network had {quality:.1f} dB"
+def warn_of_measured_loss(opt: arguments.Options, psnr: float, trained: TrainedNetwork) -> None:
+    """Warn if the volume cannot well be the network's, or if rounding has cost too much. psnr: of the blob, dB."""
+    if opt.cluster_bits is None and psnr < min(trained.psnr, MOST_KEPT) - MOST_LOST:
+        what = f"the blob has {psnr:.1f} dB, the network had {trained.psnr:.1f} dB"
         console.warn("net_compress.py", f"{opt.volume}: {what}: is it the volume that it was trained on?")
     else:
-        warn_of_loss(opt, min(decoded, MOST_KEPT) - psnr)
+        warn_of_loss(opt, min(trained.decoded_psnr, MOST_KEPT) - psnr)
 
 
 def warn_of_constant(opt: arguments.Options, psnr: float, constant: float) -> None:
@@ -194,24 +177,19 @@ def main(argv: Sequence[str]) -> None:
     volumes = source_files(opt.volume) if opt.volume else []
     check_outputs([opt.compressed], inputs=[opt.net, opt.config, *volumes])
     states = states_of(volumes)
-    settings = read_config(opt.config)
-    config = network_config(opt.config, settings)
-    header = field_header(opt.config, settings, config)
-    bricks = read_networks(opt.net, opt.config, settings, header, config)
-    whole = header_before_clipping(opt.config, settings, header)
-    volume, found = read_volume_of(opt, config, whole)
-    if header is None and volume is None:
+    trained = read_network(opt.net, opt.config)
+    volume, found = read_volume_of(opt, trained)
+    header, bricks = trained.header or found, trained.bricks
+    if header is None:
         raise UserError(f"{opt.config}: holds no shape and range: give the original volume with --volume")
-    header = header or found
-    quality = quality_in(settings, header)
 
     started = time.monotonic()
     ranges = [found.values] if volume else []  # over which the blob is compared with the volume
-    ranges += [header.values] if volume and settings.get("clipped_from") else []
+    ranges += [header.values] if volume and trained.header is not trained.original else []
     n_parameters, cut = bricks.n_parameters, None if bricks.is_whole else bricks.cut
     per_measuring = work.of_comparison(n_parameters / len(bricks.networks), volume) if volume else 0.0
     with Progress("rounding", len(ranges) * per_measuring) as progress:
-        rounded = rounded_networks(opt, bricks, header, volume, quality, device, progress)
+        rounded = rounded_networks(opt, trained, header, volume, device, progress)
         blob = encode_blob(header, rounded, Written(SUITE_VERSION), cut)
         field = read_back(opt, blob)
         measured = []
@@ -225,17 +203,17 @@ def main(argv: Sequence[str]) -> None:
         if len(measured) > 1:
             figures["psnr_clipped"] = f"{psnr:.3f}"
         blob = encode_blob(header, rounded, Written(SUITE_VERSION, psnr), cut)
-        warn_of_measured_loss(opt, psnr, quality[0], decoded_psnr_in(settings))
+        warn_of_measured_loss(opt, psnr, trained)
         warn_of_constant(opt, psnr, psnr_of_constant(volume.values, ranges[-1], measured_boxes(volume.values)))
     else:
         before = NeuralField(header, bricks, n_threads=opt.num_workers)
-        lost = decibels_lost(before, field, *quality)
+        lost = decibels_lost(before, field, trained.psnr, trained.is_exact)
         if header.values.is_integer:
-            lost = max(integers_lost(before, field, decoded_psnr_in(settings)), lost)  # in this order, NaN is left out
+            lost = max(integers_lost(before, field, trained.decoded_psnr), lost)  # in this order, NaN is left out
         warn_of_loss(opt, lost)
     write_or_rescue({opt.compressed: blob})
     console.warn_of_changes("net_compress.py", states)
-    n_values = math.prod(header.shape) * config.d_out
+    n_values = header.n_voxels * header.n_components
     per_weight = {"bits_per_weight": f"{8 * len(blob) / n_parameters:.3f}"} if n_parameters else {}
     figures |= {"bytes": len(blob)} | per_weight | file_ratios(n_values, header.dtype, len(blob))
     figures |= {"seconds": f"{time.monotonic() - started:.1f}", "compressed": opt.compressed}

@@ -8,6 +8,7 @@ import io
 import json
 import math
 import zipfile
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -126,7 +127,47 @@ def write_network(paths: tuple[str, str], bricks: Bricks, settings: dict) -> Non
 # --- read -------------------------------------------------------------------------------------------
 
 
-def read_config(path: str) -> dict:
+class TrainedNetwork(NamedTuple):
+    """What thenet.pth and thenet.json hold.
+
+    config: of the network, of bricks the widest. header: of the field; None in files of the original scripts. original:
+    the header before --clip. psnr: in dB, before values are rounded to integers, if that is known. decoded_psnr: of
+    what the network decodes to, inf without errors. Both are NaN if unknown. is_exact: whether the network decodes
+    every integer exactly.
+    """
+
+    config: SirenConfig
+    bricks: Bricks
+    header: VolumeHeader | None
+    original: VolumeHeader | None
+    psnr: float
+    decoded_psnr: float
+    is_exact: bool
+
+
+def read_network(path: str, config_path: str) -> TrainedNetwork:
+    """The network in `path`, with what its configuration says. Raises UserError unless both files fit together."""
+    settings = _read_config(config_path)
+    config = network_config(config_path, settings)
+    header = field_header(config_path, settings, config)
+    if settings.get("bricks") is None:
+        state = _read_state(path, config_path, parameter_shapes(config))
+        bricks = Bricks.whole(config, {name: tensor.numpy() for name, tensor in state.items()})
+    else:
+        bricks = _read_bricks(path, config_path, settings["bricks"], header, config)
+    checksum = weights_crc32(state_of(bricks))
+    if settings.get("weights_crc32", checksum) != checksum:
+        raise UserError(f"{config_path}: belongs to other weights than {path}: their checksums differ")
+    original = _header_before_clipping(config_path, settings, header)
+    known = (_likely_psnr(settings.get(name)) for name in ("psnr_unrounded", "psnr_clipped", "psnr"))
+    psnr = next((psnr for psnr in known if not math.isnan(psnr)), math.nan)
+    decoded = settings.get("psnr_clipped", settings.get("psnr"))
+    decoded_psnr = math.inf if decoded == "inf" else _likely_psnr(decoded)
+    is_exact = settings.get("is_exact") is True and header is not None and header.values.is_integer
+    return TrainedNetwork(config, bricks, header, original, psnr, decoded_psnr, is_exact)
+
+
+def _read_config(path: str) -> dict:
     """The content of a thenet.json. Raises UserError unless the file is the configuration of a network."""
     try:
         settings = json.loads(read_bytes(path))
@@ -151,24 +192,6 @@ def network_config(path: str, settings: dict) -> SirenConfig:
     except (UserError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: {error}") from None
     return config
-
-
-def read_networks(
-    path: str, config_path: str, settings: dict, header: VolumeHeader | None, config: SirenConfig
-) -> Bricks:
-    """The trained network, or those of all bricks, in `path`. Raises UserError unless they fit the configuration.
-
-    config: as of `network_config`, that of the widest network.
-    """
-    if settings.get("bricks") is None:
-        state = _read_state(path, config_path, parameter_shapes(config))
-        bricks = Bricks.whole(config, {name: tensor.numpy() for name, tensor in state.items()})
-    else:
-        bricks = _read_bricks(path, config_path, settings["bricks"], header, config)
-    checksum = weights_crc32(state_of(bricks))
-    if settings.get("weights_crc32", checksum) != checksum:
-        raise UserError(f"{config_path}: belongs to other weights than {path}: their checksums differ")
-    return bricks
 
 
 def _read_bricks(path: str, config_path: str, entry: dict, header: VolumeHeader | None, config: SirenConfig) -> Bricks:
@@ -290,7 +313,7 @@ def _limits(key: str, pairs: object, dtype: np.dtype) -> tuple[np.ndarray, np.nd
     raise ValueError(f"{key} {quoted(pairs)} does not fit dtype {dtype}")
 
 
-def header_before_clipping(path: str, settings: dict, header: VolumeHeader | None) -> VolumeHeader | None:
+def _header_before_clipping(path: str, settings: dict, header: VolumeHeader | None) -> VolumeHeader | None:
     """The header of the volume before --clip. Raises UserError for an impossible range."""
     if header is None or not settings.get("clipped_from"):
         return header
@@ -299,22 +322,6 @@ def header_before_clipping(path: str, settings: dict, header: VolumeHeader | Non
     except (ValueError, TypeError, OverflowError) as error:
         raise UserError(f"{path}: does not describe a volume: {error}") from None
     return dataclasses.replace(header, low=low, high=high)
-
-
-def quality_in(settings: dict, header: VolumeHeader) -> tuple[float, bool]:
-    """(PSNR of the network in dB, whether it decodes every integer exactly), as the configuration says.
-
-    The PSNR is that before rounding to integers, if known. It is NaN if no PSNR between 0 and 300 dB is given.
-    """
-    known = (_likely_psnr(settings.get(name)) for name in ("psnr_unrounded", "psnr_clipped", "psnr"))
-    psnr = next((psnr for psnr in known if not math.isnan(psnr)), math.nan)
-    return psnr, settings.get("is_exact") is True and header.values.is_integer
-
-
-def decoded_psnr_in(settings: dict) -> float:
-    """The PSNR in dB of what the network decodes to, as the configuration says: NaN if unknown, inf without errors."""
-    found = settings.get("psnr_clipped", settings.get("psnr"))
-    return math.inf if found == "inf" else _likely_psnr(found)
 
 
 def _likely_psnr(found: object) -> float:
