@@ -57,7 +57,7 @@ from training.shapes import fit_after_trials
 from training.streaming import make_sampler
 from utils import UserError, Volume, VolumeHeader, count_lost, header_of
 
-warn = partial(console.warn, "train.py")
+note, warn = partial(console.note, "train.py"), partial(console.warn, "train.py")
 
 
 def read(opt: Options) -> Volume:
@@ -71,9 +71,9 @@ def read(opt: Options) -> Volume:
         steps = f"{n_steps} steps of {' x '.join(map(str, sizes))} voxels"
         n_components = volume.values.shape[-1]
         steps += f", of {n_components} components" if n_components > 1 else ""
-        print(f"train.py: {opt.volume}: a time series: {steps}", file=sys.stderr)
+        note(f"{opt.volume}: a time series: {steps}")
     elif is_pattern(opt.volume) and opt.d_in is None:
-        print(f"train.py: {opt.volume}: {volume.array.shape[2]} slices of one volume", file=sys.stderr)
+        note(f"{opt.volume}: {volume.array.shape[2]} slices of one volume")
     return volume
 
 
@@ -152,7 +152,7 @@ def make_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object)
     if mirrors:
         axes = ", ".join(name for name, mirror in zip("xyz", mirrors, strict=False) if mirror)
         fewer = f", {','.join(map(str, counts))} at most" if opt.bricks not in ("auto", counts) else ""
-        print(f"train.py: {opt.volume}: symmetric along {axes}: bricks hold one side{fewer}", file=sys.stderr)
+        note(f"{opt.volume}: symmetric along {axes}: bricks hold one side{fewer}")
     if mirrors or math.prod(counts) > 1:
         fields = network_fields(opt, header) | ({"n_layers": opt.n_layers} if opt.n_layers else {})
         n_parameters = header.n_voxels / opt.compression_ratio
@@ -198,7 +198,7 @@ def main(argv: Sequence[str]) -> None:
     if opt.resume:
         checkpoint.load(fit)
     elif checkpoint.is_earlier:
-        print(f"train.py: {opt.checkpoint}: will be replaced: --resume continues its run instead", file=sys.stderr)
+        note(f"{opt.checkpoint}: will be replaced: --resume continues its run instead")
     judge = Judge(volume, header, lambda: NeuralField(header, fit.bricks(), device, opt.num_workers))
 
     def write(paths: tuple[str, str], figures: dict[str, float]) -> None:

@@ -79,9 +79,14 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, "-I" if sys.flags.isolated else "-P", *arguments]
 
 
+def note(source: str, message: str) -> None:
+    """Print a line on stderr. source: the script, or the file that the line is about."""
+    print(escaped(f"{source}: {message}"), file=sys.stderr)
+
+
 def warn(source: str, message: str) -> None:
-    """Print a one-line warning on stderr. source: the script, or the file that the warning is about."""
-    print(escaped(f"{source}: warning: {message}"), file=sys.stderr)
+    """Print a one-line warning on stderr, as `note` does."""
+    note(source, f"warning: {message}")
 
 
 def warn_of_changes(source: str, before: Mapping[str, tuple[int, int]]) -> None:

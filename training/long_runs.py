@@ -88,7 +88,7 @@ class Checkpoint:
                 what = f"{len(fit.done)} of {fit.networks.n_trained} bricks are in {self.path}"
                 if processes.count() > 1:
                     what += f", those of the other processes in {self.path}.1 and so on"
-                print(f"train.py: {what}: --resume continues the run", file=sys.stderr)
+                console.note("train.py", f"{what}: --resume continues the run")
 
     def save(self, fit: Fit | BrickedFit) -> None:
         """Write the state of the fit to the file of this process."""
@@ -254,5 +254,5 @@ def kept_if_interrupted(fit: Fit | BrickedFit, path: str, write: Callable[[], No
         kept = f"the network so far, {fit.progress:.0%} trained, is in {path}"
         if isinstance(error, KeyboardInterrupt | UserError):
             raise type(error)(": ".join([*map(str, error.args), kept])) from None
-        print(f"train.py: {kept}", file=sys.stderr)
+        console.note("train.py", kept)
         raise
