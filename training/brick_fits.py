@@ -28,8 +28,7 @@ from training.workers import Workers, most_work_first
 from utils import ValueRange, Volume, VolumeHeader, shape_of
 
 PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rate / that of the fit
-# Steps of a pass of a pilot: where a brick has fewer, each takes fewer samples. After a few steps, all networks are
-# alike: by 11 steps, the worse depth was chosen in half of the runs, which cost 1.3 and 3.5 dB.
+# Steps of a pass of a pilot: where a brick has fewer, each takes fewer samples. After a few steps, all are alike.
 PILOT_STEPS, LEAST_PILOT_BATCH = 150, 256
 RecipeFor = Callable[[int, int, SirenConfig], Recipe]  # voxels not missing, voxels in all, network -> recipe
 

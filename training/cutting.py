@@ -12,13 +12,10 @@ from utils import Box, Mask, VolumeHeader, shape_of
 
 PARAMETERS = 10_000  # of a brick's network, in the mean. Of 5,000 and 12,000 the larger is as fast, and has fewer seams
 MOST_SHARE = 0.25  # most parameters of a brick's network / its voxels
-# `--bricks auto` cuts a volume whose single network would be more `training_work`. On one core, 1e12 are 3 minutes. In
-# this time, bricks of two volumes of 3 million voxels are 1.4 and 1.7 dB better. Four bricks on one side of a symmetric
-# scan of the head, 4.4 million voxels, are 2.6 dB better than one.
+# `--bricks auto` cuts a volume whose single network would be more `training_work`. On one core, 1e12 are 3 minutes.
 ONE_NETWORK_WORK = {"cpu": 2e12, "cuda": 4e14}
 BRICKS_WORK = {"cpu": 4e12, "cuda": 4e14}  # most work of all bricks together, by default
-# Least and most passes over each brick, by default. 90 in place of 45 gain 0.5 dB on two volumes.
-LEAST_PASSES, MOST_PASSES = 8.0, {"cpu": 90.0, "cuda": 45.0}
+LEAST_PASSES, MOST_PASSES = 8.0, {"cpu": 90.0, "cuda": 45.0}  # over each brick, by default
 
 
 def counts_for(shape: tuple[int, ...], n_parameters: float, passes: float | None, device: str) -> tuple[int, ...]:

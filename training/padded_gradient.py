@@ -16,9 +16,7 @@ from training import unfused
 from training.optimizers import padded
 from training.weights import TrainedWeights
 
-# Factor of the derivatives in the backward pass, before the mean over the samples. With this one, float16 has held them
-# in a prototype's fit of bonsai_256, on an H200, from its start to 41.9 dB.
-SCALE = 0.125
+SCALE = 0.125  # factor of the derivatives in the backward pass, before the mean over the samples: float16 holds them
 
 
 def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

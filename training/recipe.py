@@ -8,19 +8,15 @@ import math
 from siren import SirenConfig
 
 BATCH = 2048  # samples a step: smaller batches are noisier but no faster, larger ones need more passes
-# Samples a step of the shortest fits; a step of fewer takes hardly less time. Cubes of 34^3 voxels by 8 passes gain 0.5
-# to 2.9 dB by 616 steps of 512 samples in place of 312 of 1,024.
-LEAST_BATCH = 512
+LEAST_BATCH = 512  # samples a step of the shortest fits; a step of fewer takes hardly less time
 STEPS = 16_000  # steps of the default fit of a large volume
 MIN_PASSES, MAX_PASSES = 5, 45  # limits of the default fit, passes: small volumes gain little from more
 MIN_STEPS = 1_500  # steps of the default fit of the smallest volumes, for which MAX_PASSES passes are too few
 # A GPU takes little longer for a larger batch, and larger batches gain more than further steps of small ones would.
-# By a prototype, on an H200: bonsai_256, 41.9 dB in 35 s by 20 passes of 16,384 samples a step, 39.1 dB in 40 s by 5
-# passes of 2,048; taylor_green_128, 42.2 dB by 64 passes of 16,384. The passes of other sizes are those of a power law
-# through these two volumes, but at least as many steps as a CPU takes for a volume of 64^3 voxels.
+# The passes follow a power law through what two volumes need on an H200: 64 of 128^3 voxels, 20 of 256^3.
 GPU_BATCH = 16_384
 GPU_PASSES, GPU_VOXELS, GPU_EXPONENT = 64, 1 << 21, -0.56
-GPU_MIN_STEPS = 5_760
+GPU_MIN_STEPS = 5_760  # as many as a CPU takes for a volume of 64^3 voxels
 SAMPLE_OVERHEAD = 5_000  # a sample takes as long as this many weights more than the network has, on one core
 # On one core, a step takes 0.8 ms more, as long as this many weights x samples, whatever the network and its samples.
 # Before the first step and after the last one, a fit takes as long as this many steps and passes more.
@@ -28,9 +24,7 @@ STEP_OVERHEAD, FURTHER_STEPS, FURTHER_PASSES = 3e6, 10, 0.6
 WARM_UP_STEPS, WARM_UP_SHARE = 50, 1 / 5  # steps over which the learning rate rises, but at most a part of the fit
 TRIAL_SHARE = 0.04  # length of a trial / length of the fit
 TRIAL_RATE = 2.0  # learning rate of a trial / learning rate of the fit: a short fit gains decibels from a higher one
-# Steps over which Muon's momentum averages the gradients. A fit of 45 passes gains 0.1 to 1.5 dB by 50 instead of 20 of
-# them; one of 8 passes over a brick of bonsai_256 loses 0.2 dB.
-MOMENTUM_STEPS = 20.0, 50.0
+MOMENTUM_STEPS = 20.0, 50.0  # least and most, over which Muon's momentum averages: a short fit loses by more
 CHECK_STEPS = 100  # steps between two evaluations of the loss; each has to wait for the device
 
 

@@ -20,9 +20,7 @@ from training.replay import Replay, warn_of_lacking
 from training.sampler import VoxelSampler
 from training.weights import TrainedWeights
 
-# Up to this PSNR in dB, a GPU multiplies in float16. At 41.9 dB this has cost a prototype 0.02 dB (bonsai_256, on an
-# H200); the same noise costs 0.04 dB at 45 dB and ever more beyond.
-HALF_PSNR = 45.0
+HALF_PSNR = 45.0  # dB, up to which a GPU multiplies in float16: its noise costs 0.04 dB here, and ever more beyond
 # Steps that a GPU may be behind the host, where a time limit counts. The host launches a large step in a fraction of
 # the time that the GPU takes for it, and the fit would end late by all steps that are launched and not taken.
 MOST_BEHIND = 16
