@@ -54,6 +54,7 @@ from training.plot import plot_training
 from training.quality import Judge, Quality
 from training.recipe import psnr_of
 from training.shapes import fit_after_trials
+from training.starts import Start
 from training.streaming import make_sampler
 from utils import UserError, Volume, VolumeHeader, count_lost, header_of
 
@@ -170,7 +171,7 @@ def make_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object)
     recipe = partial(recipe_for, opt, sampler.n_voxels)
     if opt.resume:  # the network comes from the checkpoint: there is no need to look for a good start
         config = saved_network(opt.checkpoint, configs)
-        return new_fit(config, sampler, recipe(config), opt.seed, opt.w0, opt.num_workers)
+        return new_fit(Start(config, opt.seed, opt.w0), sampler, recipe(config), opt.num_workers)
     return fit_after_trials(configs, recipe, sampler, opt.seed, opt.w0, opt.num_workers)
 
 

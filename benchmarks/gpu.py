@@ -35,6 +35,7 @@ from training.fitting import Fit, new_fit
 from training.recipe import default_recipe, psnr_of
 from training.sampler import VoxelSampler
 from training.stacked_fit import StackedFit
+from training.starts import Start
 from utils import UserError, ValueRange, value_range
 
 N_LAYERS, N_SINES = 8, 15
@@ -195,7 +196,7 @@ def stack_row(width: int, batch: int, n_networks: int, card: Callable[[], Card],
     recipe = dataclasses.replace(default_recipe(STACKED_SIDE**3, config), batch=batch)
     noise = [2 * generator.random((STACKED_SIDE,) * 3 + (1,), np.float32) - 1 for _ in range(n_networks)]
     ends = ValueRange(np.float32([-1]), np.float32([1]))
-    fit = StackedFit([Task(values, ends, config, recipe, k) for k, values in enumerate(noise)], noise, device)
+    fit = StackedFit([Task(values, ends, Start(config, k), recipe) for k, values in enumerate(noise)], noise, device)
     step, density = fit.step_function, fit.sampler.density(fit.step_function.errors)
     step.set_density(density)
     drawn = fit.sampler.batches(range(n_networks), 0, fit.steps_per_pass, density)[0]
@@ -239,7 +240,7 @@ def precision_row(volume: Path, half_psnr: float, device: torch.device) -> list[
     array = np.load(volume).astype(np.float32)[..., None]
     sampler = VoxelSampler(value_range(array).normalise(array), device)
     config = SirenConfig(neurons_for_budget(sampler.n_voxels // 50))
-    fit = new_fit(config, sampler, default_recipe(sampler.n_voxels, config, is_gpu=device.type == "cuda"), 0)
+    fit = new_fit(Start(config, 0), sampler, default_recipe(sampler.n_voxels, config, is_gpu=device.type == "cuda"))
     kept, step_module.HALF_PSNR = step_module.HALF_PSNR, half_psnr
     try:
         fit.run()

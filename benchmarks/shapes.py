@@ -27,6 +27,7 @@ from training.fitting import Fit, new_fit
 from training.recipe import default_recipe, psnr_of
 from training.sampler import VoxelSampler
 from training.shapes import fit_after_trials, networks_for_budget
+from training.starts import Start
 from training.streaming import make_sampler
 from utils import value_range
 
@@ -46,7 +47,7 @@ def fit_of(depth: int, rate: float, wave: float, sampler: VoxelSampler, n_parame
     config = SirenConfig(neurons_for_budget(n_parameters, LEAST_NEURONS, **fields), **fields)
     recipe = default_recipe(sampler.n_voxels, config)
     with patch.object(starts, "HIGHEST_WAVE", wave):
-        fit = new_fit(config, sampler, dataclasses.replace(recipe, lr=rate * recipe.lr), 0)
+        fit = new_fit(Start(config, 0), sampler, dataclasses.replace(recipe, lr=rate * recipe.lr))
     return measured(fit, started)
 
 

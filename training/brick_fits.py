@@ -21,6 +21,7 @@ from training.recipe import BATCH, Recipe, fit_work, training_work
 from training.spectrum import SURE_SHARE, waves_of
 from training.stacked_fit import StackedFit
 from training.stacks import memory_for_a_stack, stacks_of
+from training.starts import Start
 from training.step import is_for_gpu
 from training.streaming import normalised, read_ahead
 from training.survey import brick_volume, error_factor, ready_to_cut, survey
@@ -179,7 +180,7 @@ class BrickFits:
 
         for stack, (tasks, values) in zip(stacks, read_ahead(read, stacks), strict=True):
             with processes.apart():
-                fit = StackedFit(tasks, values, self.device, self.first_omega)
+                fit = StackedFit(tasks, values, self.device)
                 fit.run(partial(parts.update_all, stack))
                 found = [(k, Trained(arrays_of(fit.network(i)), fit.error(i), fit.recoveries[i].n_recoveries))
                          for i, k in enumerate(stack)]  # fmt: skip
@@ -187,7 +188,7 @@ class BrickFits:
             yield from found
         stacked = {k for stack in stacks for k in stack}
         left = [k for k in own if k not in stacked]
-        tasks = ((k, (self._task(k, configs[k], recipes[k]), self.device, self.first_omega)) for k in left)
+        tasks = ((k, (self._task(k, configs[k], recipes[k]), self.device)) for k in left)
         is_timed = any(recipes[k].max_seconds is not None for k in left)  # as many workers as share the time
         work = math.inf if is_timed else sum(parts.work[k] for k in left)
         yield from self.workers.each_done(fit_brick, tasks, work, parts.update)
@@ -199,4 +200,4 @@ class BrickFits:
         target = self.target_psnr and self.target_psnr + 10 * math.log10(self.error_factors[number])
         values = ValueRange(self.survey.low[number], self.survey.high[number], brick.fill)
         waves = waves_of(brick.values, config.n_neurons, SURE_SHARE) if self.has_waves else None
-        return Task(brick.values, values, config, recipe, seed, waves, target)
+        return Task(brick.values, values, Start(config, seed, self.first_omega, waves), recipe, target)

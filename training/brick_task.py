@@ -7,10 +7,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from siren import FieldNet, SirenConfig
+from siren import FieldNet
 from training import processes
 from training.fitting import Fit, new_fit
 from training.recipe import Recipe, psnr_of
+from training.starts import Start
 from training.streaming import make_sampler
 from training.workers import Report
 from utils import ValueRange
@@ -20,16 +21,14 @@ class Task(NamedTuple):
     """The fit of one brick.
 
     brick: (grid..., components), normalised by the range of the volume, NaN where missing. values: the range of the
-    brick, to which the fit normalises them again. waves: see `new_fit`. target_psnr: of the values normalised by this
-    range, in dB, at which the fit ends.
+    brick, to which the fit normalises them again. target_psnr: of the values normalised by this range, in dB, at which
+    the fit ends.
     """
 
     brick: np.ndarray
     values: ValueRange
-    config: SirenConfig
+    start: Start
     recipe: Recipe
-    seed: int
-    waves: np.ndarray | None = None
     target_psnr: float | None = None
 
 
@@ -44,12 +43,12 @@ class Trained(NamedTuple):
     n_recoveries: int = 0
 
 
-def fit_brick(task: Task, device: torch.device, first_omega: float | None, report: Report) -> Trained:
-    """The network of one brick. first_omega: see `new_fit`."""
+def fit_brick(task: Task, device: torch.device, report: Report) -> Trained:
+    """The network of one brick."""
     target = task.target_psnr
     with processes.apart():
         sampler = make_sampler(task.brick, task.values, device, task.recipe.grad_lambda > 0)
-        fit = new_fit(task.config, sampler, task.recipe, task.seed, first_omega, waves=task.waves)
+        fit = new_fit(task.start, sampler, task.recipe)
 
         def is_reached(psnr: float) -> bool:
             return psnr >= target and psnr_of(sampler.mean_squared_error(fit.averaged_net)) >= target

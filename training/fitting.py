@@ -11,17 +11,16 @@ import math
 import time
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 
 from field.bricks import Bricks
-from siren import FieldNet, SirenConfig
+from siren import FieldNet
 from training import processes
 from training.checkpoint_checks import check_state_dict
 from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler
-from training.starts import new_networks
+from training.starts import Start, new_networks
 from training.step import StepFunction
 from training.weights import vector_of
 
@@ -254,23 +253,7 @@ class Fit:
         self._restore(state["now"])
 
 
-def new_fit(
-    config: SirenConfig,
-    sampler: VoxelSampler,
-    recipe: Recipe,
-    seed: int,
-    first_omega: float | None = None,
-    n_threads: int = 1,
-    number: int = 0,
-    waves: np.ndarray | None = None,
-) -> Fit:
-    """The fit of a new network to the volume of `sampler`.
-
-    first_omega: frequency of a random first layer, as in the original scripts. None: the first layer starts as waves
-    along the axes, which is 0.1 to 10 dB better for most volumes and at most 0.5 dB worse. number: which of the random
-    networks of this seed, from 0. waves: frequencies (waves, d_in) of plane waves that take the place of those along
-    the axes, see siren.start_as_plane_waves.
-    """
-    nets = new_networks(config, sampler, seed, first_omega, number, waves)
-    net, *short_wave_starts = [net.to(sampler.device) for net in nets]
-    return Fit(net, sampler, recipe, seed, n_threads=n_threads, short_wave_starts=short_wave_starts)
+def new_fit(start: Start, sampler: VoxelSampler, recipe: Recipe, n_threads: int = 1) -> Fit:
+    """The fit of a new network to the volume of `sampler`."""
+    net, *short_wave_starts = [net.to(sampler.device) for net in new_networks(start, sampler)]
+    return Fit(net, sampler, recipe, start.seed, n_threads=n_threads, short_wave_starts=short_wave_starts)

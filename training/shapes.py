@@ -21,6 +21,7 @@ from training.recipe import TRIAL_SHARE, Recipe
 from training.recovery import COLLAPSED_FACTOR
 from training.sampler import VoxelSampler
 from training.spectrum import SURE_SHARE, TRIED_SHARE, waves_of
+from training.starts import Start
 
 DEPTHS = 3, 5, 8  # layers of the networks that compete
 MIDDLE_DEPTH = 5  # layers of the network where no trials are worth the time
@@ -66,12 +67,12 @@ def fit_after_trials(
 ) -> Fit:
     """The fit of the network, from the start that is best after a trial of each.
 
-    recipe_for: gives the recipe for a network. first_omega, n_threads: see `new_fit`.
+    recipe_for: gives the recipe for a network. first_omega: see `Start`. n_threads: see `Fit`.
     """
 
     def fit_of(start: Start, is_trial: bool = False) -> Fit:
         recipe = recipe_for(start.config).trial() if is_trial else recipe_for(start.config)
-        return new_fit(start.config, sampler, recipe, seed, first_omega, n_threads, start.number, start.waves)
+        return new_fit(start, sampler, recipe, n_threads)
 
     is_tried = is_worth_trials(recipe_for(configs[0]), sampler)
     waves = None
@@ -81,8 +82,11 @@ def fit_after_trials(
     has_one = len(configs) == 1 and configs[0].n_neurons > TRIED_NEURONS and waves is None
     if not is_tried or has_one:
         middle = min(configs, key=lambda config: abs(config.n_layers - MIDDLE_DEPTH))
-        return fit_of(Start(middle, waves))
-    (start, best), seconds = best_of_trials(configs, waves, fit_of)
+        return fit_of(Start(middle, seed, first_omega, waves))
+    all_waves = [None] if waves is None else [None, waves]
+    starts = [Start(config, seed, first_omega, each) for each in all_waves for config in configs]
+    n_further = max(TRIALS - len(configs), 0)  # also beside plane waves: these may be no better
+    (start, best), seconds = best_of_trials(starts, n_further, fit_of)
     fit = fit_of(start)
     if best.loss < COLLAPSED_FACTOR * sampler.variance:
         fit.continue_from(best)
@@ -92,14 +96,6 @@ def fit_after_trials(
     return fit
 
 
-class Start(NamedTuple):
-    """A network before its training: waves and number as `new_fit` takes them."""
-
-    config: SirenConfig
-    waves: np.ndarray | None = None
-    number: int = 0
-
-
 class Trial(NamedTuple):
     """The brief fit of a network from its start."""
 
@@ -107,24 +103,21 @@ class Trial(NamedTuple):
     fit: Fit
 
 
-def best_of_trials(
-    configs: Sequence[SirenConfig], waves: np.ndarray | None, fit_of: Callable[..., Fit]
-) -> tuple[Trial, float]:
+def best_of_trials(starts: Sequence[Start], n_further: int, fit_of: Callable[..., Fit]) -> tuple[Trial, float]:
     """The best trial, and the seconds of all. The other fits are forgotten: each holds an error for every voxel.
 
-    All networks are tried, also from plane waves if there are any; then further starts of the best one.
+    After all starts, so many further ones of the best network are tried.
     """
-    best, seconds, all_waves = None, 0.0, [None] if waves is None else [None, waves]
-    n_further = max(TRIALS - len(configs), 0)  # also beside plane waves: these may be no better
+    best, seconds = None, 0.0
 
-    def starts() -> Iterator[Start]:
-        yield from (Start(config, each) for each in all_waves for config in configs)
+    def all_starts() -> Iterator[Start]:
+        yield from starts
         if best.start.config.n_neurons <= TRIED_NEURONS:
             yield from (best.start._replace(number=number) for number in range(1, n_further + 1))
 
-    n_trials = len(configs) * len(all_waves) + n_further
+    n_trials = len(starts) + n_further
     with Progress("training", n_trials + 1 / TRIAL_SHARE, is_part=True) as progress:  # in trials
-        for n_done, start in enumerate(starts()):
+        for n_done, start in enumerate(all_starts()):
             fit = fit_of(start, is_trial=True)
             fit.run(lambda fit, n_done=n_done: progress.update(n_done + fit.progress))
             fit.judge_on(TRIAL_VOXELS)
@@ -154,7 +147,7 @@ def score(trial: Trial) -> float:
 
     The lowest number for a trial that diverged.
     """
-    (config, waves, _), fit = trial
+    (config, *_, waves, _), fit = trial
     if not math.isfinite(fit.loss):
         return -math.inf
     size = fit.config.n_parameters + LAYER_WEIGHTS * len(linear_layers(fit.net))

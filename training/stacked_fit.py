@@ -96,18 +96,11 @@ class StackedFit:
     The passes, the batch and the schedule are common; each network has its own learning rate. A network that diverges
     goes back to its best state, while the others go on. So it has fewer steps left than one that is fitted alone.
 
-    normalised: the values of each task, (grid..., components), normalised by the range of the brick. first_omega: see
-    `new_fit`.
+    normalised: the values of each task, (grid..., components), normalised by the range of the brick.
     """
 
-    def __init__(
-        self,
-        tasks: Sequence[Task],
-        normalised: Sequence[np.ndarray],
-        device: torch.device,
-        first_omega: float | None = None,
-    ):
-        self.tasks, configs = tasks, [task.config for task in tasks]
+    def __init__(self, tasks: Sequence[Task], normalised: Sequence[np.ndarray], device: torch.device):
+        self.tasks, configs = tasks, [task.start.config for task in tasks]
         self.sampler = StackedSampler([VoxelSampler(values, device) for values in normalised])
         limits, bricks = [task.recipe.max_seconds for task in tasks], self.sampler.bricks
         self.recipe = dataclasses.replace(
@@ -117,8 +110,7 @@ class StackedFit:
         self.n_steps = self.recipe.count_steps(self.sampler.n_voxels)
         starts, width = [], stack_width(configs)
         for task, brick in zip(tasks, bricks, strict=True):
-            nets = new_networks(task.config, brick, task.seed, first_omega, waves=task.waves)
-            starts.append([widened(net, width) for net in nets])
+            starts.append([widened(net, width) for net in new_networks(task.start, brick)])
         nets, *further = zip(*starts, strict=True)
         self.short_wave_starts = [torch.stack([vector_of(net) for net in row]).to(device) for row in further]
         widths = torch.tensor([float(config.n_neurons) for config in configs], device=device)
@@ -160,7 +152,7 @@ class StackedFit:
             density = self.sampler.density(self.step_function.errors)
             self.step_function.set_density(density)
             vars(self).pop("judging_voxels", None)
-            seeds = [task.seed for task in self.tasks]
+            seeds = [task.start.seed for task in self.tasks]
             for batch in self.sampler.batches(seeds, self.step // self.steps_per_pass, self.steps_per_pass, density):
                 rate = self.recipe.rate(self.step, self.sampler.n_voxels, self.progress)
                 self.step += 1
@@ -220,7 +212,7 @@ class StackedFit:
 
     def network(self, k: int) -> FieldNet:
         """The averaged network of brick number k of the stack, without the zeros."""
-        net = FieldNet(self.tasks[k].config)
+        net = FieldNet(self.tasks[k].start.config)
         with torch.no_grad():
             for name, parameter in net.named_parameters():
                 parameter.copy_(self.averages[name][k][tuple(map(slice, parameter.shape))])

@@ -19,7 +19,7 @@ from training.fitting import Fit, new_fit
 from training.optimizers import Muon
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
-from training.starts import new_networks
+from training.starts import Start, new_networks
 from training.step import loss_with_gradient
 from training.weights import NORM_LIMIT
 from utils import value_range
@@ -200,7 +200,7 @@ def test_what_ends_a_fit_is_kept():
 def test_no_wave_lies_along_an_axis_of_one_voxel(shape, along):
     """There, it would be a constant, and a part of the first layer would do nothing."""
     sampler = sampler_of(np.random.default_rng(0).random((*shape, 1), np.float32))
-    net, *shorter = new_networks(SirenConfig(13, 2), sampler, 0)
+    net, *shorter = new_networks(Start(SirenConfig(13, 2), 0), sampler)
     for each in (net, *shorter):
         is_wave = each.net_layers[0].linear.weight.detach().abs() > 0.01
         assert is_wave.any(dim=1).all()
@@ -403,11 +403,11 @@ def test_an_interrupted_fit_ends_in_its_best_state(monkeypatch):
 def test_the_number_of_a_start_and_the_seed_decide_its_network():
     sampler, recipe = slanted_sampler((7, 6, 5)), Recipe(n_passes=3, batch=60, lr=1e-3)
     starts = [(0, 0), (0, 1), (0, 2), (1, 0)]
-    drawn = [new_fit(SirenConfig(16, 4), sampler, recipe, seed, number=n).net.state_dict() for seed, n in starts]
+    drawn = [new_fit(Start(SirenConfig(16, 4), seed, number=n), sampler, recipe).net.state_dict() for seed, n in starts]
     assert all(distance(a, b) > 0.01 for a, b in itertools.combinations(drawn, 2))
-    again = new_fit(SirenConfig(16, 4), sampler, recipe, 0, number=2)
+    again = new_fit(Start(SirenConfig(16, 4), 0, number=2), sampler, recipe)
     assert distance(again.net.state_dict(), drawn[2]) == 0
-    resumed = new_fit(SirenConfig(16, 4), sampler, recipe, 0)  # does not know the number, and may still collapse
+    resumed = new_fit(Start(SirenConfig(16, 4), 0), sampler, recipe)  # does not know the number, and may still collapse
     again, resumed = ([net.state_dict() for net in fit.short_wave_starts] for fit in (again, resumed))
     assert all(distance(a, b) == 0 for a, b in zip(again, resumed, strict=True)) and distance(*again) > 0.01
 
@@ -432,11 +432,11 @@ def test_a_fit_continues_from_another():
 def test_a_new_fit_has_networks_of_shorter_waves_to_fall_back_on():
     """Of twice and four times the frequency; none where the first layer is drawn at random."""
     sampler, recipe = slanted_sampler((7, 6, 5)), Recipe(n_passes=3, batch=60, lr=1e-3)
-    running = new_fit(SirenConfig(16, 4), sampler, recipe, seed=0)
+    running = new_fit(Start(SirenConfig(16, 4), 0), sampler, recipe)
     networks = [running.net, *running.short_wave_starts]
     highest = [30 * float(linear_layers(net)[0].weight.detach().abs().max()) for net in networks]
     assert highest == pytest.approx([HIGHEST_WAVE, 2 * HIGHEST_WAVE, 4 * HIGHEST_WAVE], rel=1e-4)
-    assert not new_fit(SirenConfig(16, 4), sampler, recipe, seed=0, first_omega=30.0).short_wave_starts
+    assert not new_fit(Start(SirenConfig(16, 4), 0, 30.0), sampler, recipe).short_wave_starts
 
 
 @pytest.mark.slow
@@ -444,7 +444,8 @@ def test_a_fit_of_fine_waves_is_better_than_a_constant():
     """Which looks like noise to a network of long waves."""
     x, y, z = np.meshgrid(*[np.linspace(-1, 1, 20)] * 3, indexing="ij")
     sampler = sampler_of(np.sin(26 * x + 2 * y) * np.sin(24 * y + 1) * np.cos(25 * z + 3 * x))
-    runs = [new_fit(SirenConfig(16, 4), sampler, Recipe(n_passes=150, batch=1000, lr=6e-3), seed) for seed in range(5)]
+    recipe = Recipe(n_passes=150, batch=1000, lr=6e-3)
+    runs = [new_fit(Start(SirenConfig(16, 4), seed), sampler, recipe) for seed in range(5)]
     for running in runs:
         running.run()
     assert np.median([float(mean_squares(running.averaged_net, sampler)) for running in runs]) < 0.8 * sampler.variance

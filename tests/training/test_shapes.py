@@ -15,6 +15,7 @@ from training.fitting import Fit, new_fit
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
 from training.shapes import fit_after_trials, is_worth_trials, networks_for_budget
+from training.starts import Start
 from utils import value_range
 
 RECIPE = Recipe(n_passes=375, batch=16, lr=1e-3)  # 1,500 steps of 60 voxels
@@ -140,7 +141,8 @@ def test_of_plane_waves_networks_start_from_these_waves_too(width, lead, is_chos
         best = ran[psnrs.index(40.0 + lead if is_chosen else 40.0)]
         weights = best.averaged_net.state_dict()
         assert all(torch.equal(tensor, weights[name]) for name, tensor in fit.net.state_dict().items())
-        expected = new_fit(best.net.config, of_waves, recipe, 0, waves=shapes.waves_of_sampler(of_waves, width, 0.45))
+        start = Start(best.net.config, 0, waves=shapes.waves_of_sampler(of_waves, width, 0.45))
+        expected = new_fit(start, of_waves, recipe)
         frequencies = OMEGA_0 * linear_layers(expected.net)[0].weight.detach()
         of_volume = frequencies[: 2 * 3].abs()  # one for each axis
         assert sorted(of_volume.argmax(1).tolist()) == [0, 0, 1, 1, 2, 2]
@@ -169,7 +171,7 @@ def test_a_given_depth_has_four_starts_unless_the_network_is_wide(given):
     fit = fit_after_trials([SirenConfig(6, 3)], lambda config: RECIPE, sampler(), seed=0)
     weights = ran[1].averaged_net.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in fit.net.state_dict().items())
-    expected = new_fit(SirenConfig(25, 3), sampler(), RECIPE, 0).net.state_dict()
+    expected = new_fit(Start(SirenConfig(25, 3), 0), sampler(), RECIPE).net.state_dict()
     fit = fit_after_trials([SirenConfig(25, 3)], lambda config: RECIPE, sampler(), seed=0)
     assert len(ran) == 4 and fit.seconds == 0
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fit.net.state_dict().items())
@@ -196,7 +198,7 @@ def test_trials_that_learned_nothing_are_forgotten(given):
     """The fit begins from a network that was never trained."""
     given([0.95 * sampler().variance] * 4)
     fit = fit_after_trials([SirenConfig(6, 3)], lambda config: RECIPE, sampler(), seed=0)
-    expected = new_fit(SirenConfig(6, 3), sampler(), RECIPE, 0).net.state_dict()
+    expected = new_fit(Start(SirenConfig(6, 3), 0), sampler(), RECIPE).net.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fit.net.state_dict().items())
 
 
@@ -219,7 +221,7 @@ def test_without_trials_a_network_starts_from_plane_waves_that_are_nearly_all(no
     assert shapes.waves_of_sampler(of_waves, 6, 0.45) is not None
     fit = fit_after_trials([config], lambda config: recipe, of_waves, 0)
     waves = shapes.waves_of_sampler(of_waves, 6, 0.9)
-    expected = new_fit(config, of_waves, recipe, 0, waves=waves).net.state_dict()
+    expected = new_fit(Start(config, 0, waves=waves), of_waves, recipe).net.state_dict()
     assert (waves is not None) == are_taken and not ran
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fit.net.state_dict().items())
 

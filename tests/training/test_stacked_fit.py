@@ -25,6 +25,7 @@ from training.recipe import Recipe, psnr_of
 from training.sampler import VoxelSampler
 from training.stacked_fit import StackedFit, StackedSampler, widened
 from training.stacks import stack_width
+from training.starts import Start
 from training.step import StepFunction
 from training.weights import TrainedWeights
 from utils import Geometry, ValueRange, Volume, header_of, value_range
@@ -153,7 +154,7 @@ def value_limits(most: float = 1.0) -> ValueRange:
 def tasks(values: list[np.ndarray] | None = None, **fields) -> list[Task]:
     recipe = dataclasses.replace(RECIPE, **fields)
     found = enumerate(zip(values or bricks(), WIDTHS, strict=True))
-    return [Task(brick, value_limits(), SirenConfig(width, 3), recipe, seed=k) for k, (brick, width) in found]
+    return [Task(brick, value_limits(), Start(SirenConfig(width, 3), k), recipe) for k, (brick, width) in found]
 
 
 def stack(found: list[Task], place: str = "cpu") -> StackedFit:
