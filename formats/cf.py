@@ -119,8 +119,9 @@ def _roles(
 ) -> dict[str, int]:
     """The axis of the file for each of t, x, y, z and c (components) that there is. Raises VolumeError.
 
-    The names and the coordinates of the axes decide, first those of several indices. Of the others, the last is x, the
-    one before y, as in C order. Further axes of one index are left out. A second time is no place.
+    The names and the coordinates of the axes decide, first those of several indices, then the letters of their names.
+    Of the others, the last is x, the one before y, as in C order. Further axes of one index are left out. A second time
+    is no place.
     """
     roles: dict[str, int] = {}
     labels = variable.labels or variable.dims
@@ -132,10 +133,14 @@ def _roles(
             roles.setdefault(found[axis], axis)
     rest = [axis for axis in range(len(found)) if axis not in roles.values() and found[axis] != "t"]
     if not any(variable.dims):
-        check_last_axis(f"{path}: {name}", variable.shape, d_in, d_out)
+        check_last_axis(f"{path}: {name}", variable.shape[-4:], d_in, d_out)
         n_axes = len(variable.shape)
         if n_axes > 1 and ((d_out or 1) > 1 or (d_in and n_axes > d_in)):
             roles["c"] = rest.pop()
+    for role, axis in _by_letters(variable, [axis for axis in rest if variable.shape[axis] > 1]).items():
+        if role not in roles:
+            roles[role] = axis
+            rest.remove(axis)
     says_places = not {"x", "y", "z"}.isdisjoint(roles)
     guessed = []  # the names of axes, and what they are taken for
     rest.sort(key=lambda axis: (variable.shape[axis] > 1, axis))
@@ -147,12 +152,23 @@ def _roles(
     if left := [axis for axis, n in enumerate(variable.shape) if n > 1 and axis not in roles.values()]:
         raise VolumeError(
             f"{path}: {name}: expected axes of t, x, y, z and components, found {axes_of(variable)}: write a "
-            f"file with one index of {variable.dims[left[-1]] or 'the others'}, as by ncks -d or xarray's isel"
+            f"file with one index of {variable.dims[left[-1]] or 'the others'}, as by ncks -d or xarray's isel; an "
+            "axis of components has to be called component, as by xarray's rename"
         )
     for dim, role in guessed:
         way_out = "if it is no place and no time, as of an ensemble, write a file with one index of it, as by isel"
         console.warn(path, f"{name}: {dim} is taken for {role}, though nothing says so: {way_out}")
     return roles
+
+
+def _by_letters(variable: Variable, axes: list[int]) -> dict[str, int]:
+    """The axes whose names differ by a letter alone, x, y or z, at their begin or end, as xc, yc, zc; {} for others."""
+    labels = variable.labels or variable.dims
+    names = [(labels[axis] or variable.dims[axis]).rsplit("/", 1)[-1].lower() for axis in axes]
+    letters = ["".join(re.findall("^[xyz]|[xyz]$", name)) for name in names]
+    found = dict(zip(letters, axes, strict=True))
+    stems = {re.sub("^[xyz]|[xyz]$", "*", name) for name in names}
+    return found if len(found) == len(axes) > 1 == len(stems) and {*found} <= {"x", "y", "z"} else {}
 
 
 def _role(dim: str, coordinate: Variable | None) -> str | None:

@@ -47,6 +47,10 @@ def test_coordinates_name_and_units(tmp_path, kind):
         (("z", "y", "x"), {}),
         (("x", "y", "z"), {}),
         (("a", "b", "c_"), {}),
+        (("xc", "yc", "zc"), {}),
+        (("ncells_x", "ncells_y", "ncells_z"), {}),
+        (("xt", "yt", "r"), {"r": {"positive": "up"}}),
+        (("xt", "yu", "zw"), {}),
         (("y", "x", "lev"), {}),
         (("p", "q", "r"), {"p": {"axis": "X"}, "q": {"axis": "Z"}}),
         (("p", "q", "r"), {"p": {"units": "degrees_east"}, "r": {"units": "hPa"}}),
@@ -60,7 +64,7 @@ def test_axes_are_found_by_attributes_then_names_then_order(tmp_path, dims, attr
         dim: (dim, np.arange(n) * 1.0, attributes.get(dim, {})) for dim, n in zip(dims, stored.shape, strict=True)
     }
     path = write(tmp_path, "nc3", xarray.Dataset({"v": (dims, stored)}, coords=coords))
-    order = {"zyx": (2, 1, 0), "xyz": (0, 1, 2), "abc_": (2, 1, 0), "yxlev": (1, 0, 2)}.get("".join(dims))
+    order = {"abc_": (2, 1, 0), "zyx": (2, 1, 0), "xtyuzw": (2, 1, 0), "yxlev": (1, 0, 2)}.get("".join(dims))
     order = order or ((0, 2, 1) if "q" in attributes else (0, 1, 2))
     np.testing.assert_array_equal(whole(read_volume(path).array), stored.transpose(order))
 
@@ -203,7 +207,9 @@ def test_a_dimension_of_which_nothing_is_said_is_told(tmp_path, capsys):
 
 def test_a_fifth_axis(tmp_path):
     data = grid(slanted((*SHAPE, 2)), ("member", "z", "y", "x"))
-    assert "write a file with one index of member" in refusal(write(tmp_path, "nc4", data))
+    said = refusal(write(tmp_path, "nc4", data))
+    assert "write a file with one index of member" in said and "has to be called component" in said
+    assert read_volume(write(tmp_path, "zarr3", data.rename(member="component"))).array.shape == (*SHAPE, 2)
 
 
 @pytest.mark.parametrize(("package", "kind"), [("scipy", "nc3"), ("h5py", "nc4"), ("zarr", "zarr3")])

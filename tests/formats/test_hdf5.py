@@ -56,6 +56,14 @@ def test_four_nameless_axes(path):
     assert read_volume(path, 4, array="either").array.shape == (5, 3, 7, 6)
 
 
+def test_five_nameless_axes(path):
+    """Whatever comes before the last four, these need the same word."""
+    with h5py.File(path, "w") as file:
+        file["v"] = slanted((1, 5, 6, 7, 3))
+    assert "expected --d_in 4 (a time series) or --d_out 3 (components)" in refusal(path)
+    assert read_volume(path, d_out=3).array.shape == (7, 6, 5, 3)
+
+
 def test_axes_of_which_only_some_have_a_name(path, capsys):
     with h5py.File(path, "w") as file:
         series = file.create_dataset("q", data=slanted((2, 3, 4, 5)))
