@@ -116,9 +116,11 @@ def write_volume(
         if not frame.geometry.space:
             what = "its axes are taken to point to left, posterior, superior, as their source does not say it"
             console.warn(path, what)
-    unit = unit_of_length(frame.geometry.unit_of_lengths(min(frame.d_in, 3)))
-    if (is_meta and unit not in ("", "mm")) or (is_nifti and unit not in ("", *nifti.UNIT_CODES)):
-        console.warn(path, f"its lengths are in {unit}, which others take for mm: .nc and .zarr keep the unit")
+    units = dict.fromkeys(unit_of_length(frame.geometry.units_of(axis)) for axis in "xyz"[: frame.d_in])
+    is_held = {*units} <= {"", "mm"} or (is_nifti and len(units) == 1 and {*units} <= {*nifti.UNIT_CODES})
+    if (is_meta or is_nifti) and not is_held:
+        told = ", ".join(unit or "no unit" for unit in units)
+        console.warn(path, f"its lengths are in {told}, which others take for mm: .nc and .zarr keep the unit")
     temporary = [together.add(name) for name in files]  # the header first: the index of the set
     with contextlib.ExitStack() as opened:
         file, *others = (opened.enter_context(open(name, "wb")) for name in temporary)

@@ -449,6 +449,16 @@ def test_what_a_format_cannot_hold(tmp_path):
     assert "float32 in NIfTI" in refusal("a.nii", (4, 3, 2), spacing=(1.0, 1e-60, 1.0))
 
 
+@pytest.mark.parametrize("suffix", [".mha", ".nii"])
+def test_units_that_differ_by_axis_are_told(suffix, tmp_path, capfd):
+    """As of a model whose x and y are in km, and z in m."""
+    units = {"units_x": "km", "units_y": "km", "units_z": "m"}
+    place = Geometry((2.0, 2.0, 50.0), (0.0, 0.0, 0.0), axis_attributes=units)
+    path = str(tmp_path / f"a{suffix}")
+    write_volume(path, Volume(np.zeros((4, 3, 2), np.float32), place))
+    assert "its lengths are in km, m, which others take for mm" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("suffix", "unit", "is_told"),
     [(".mha", "\u00b5m", True), (".mha", "mm", False), (".nii", "micrometer", False), (".nii", "nm", True)],
