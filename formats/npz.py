@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from cli import console
 from formats.common import MAX_EXPANSION, VolumeError, as_volume_error
 from formats.raw import npy_header, volume_of_array
-from formats.variables import Variable, chosen
+from formats.variables import Variable, chosen, first_of
 from utils import Volume
 
 COMPRESSIONS = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED  # a kilobyte of bzip2 can become a gigabyte in one piece
@@ -33,7 +34,16 @@ def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -
             entries[key] = entry, "F" if is_fortran else "C", n_header
         key = chosen(path, variables, name)
         array = _array(path, archive, variables[key], *entries[key])
+    _warn_of_positions(path, key, variables)
     return volume_of_array(path, array, d_in, d_out, key)
+
+
+def _warn_of_positions(path: str, key: str, variables: dict[str, Variable]) -> None:
+    """Say so when other arrays have the length of an axis: they may be the positions along it."""
+    lengths = [(n,) for n in variables[key].shape if n > 1]
+    if found := [name for name, other in variables.items() if other.shape in lengths and name != key]:
+        way_out = "xarray's DataArray(array, {'x': x, 'y': y, 'z': z}).to_netcdf('a.nc') keeps them"
+        console.warn(path, f"{key}: {first_of(found)} may be positions along its axes: spacing 1 is taken: {way_out}")
 
 
 def _array(

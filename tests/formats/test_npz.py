@@ -45,6 +45,12 @@ def test_several_arrays(path):
     assert read_volume(path, d_out=5, array="b").array.shape == (4, 7, 6, 5)
 
 
+def test_positions_beside_an_array_are_told(path, capsys):
+    np.savez(path, a=slanted(SHAPE), x=np.arange(7) * 0.5, z=np.arange(5) * 2.0, note=np.arange(4))
+    assert read_volume(path).geometry.spacing == (1, 1, 1)
+    assert "a: x, z may be positions along its axes: spacing 1 is taken" in capsys.readouterr().err
+
+
 def test_complex_numbers_are_named(path):
     np.savez(path, a=slanted(SHAPE) * 1j)
     with pytest.raises(VolumeError, match=re.escape("found dtype complex64: NumPy's abs(array)")):
