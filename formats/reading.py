@@ -40,13 +40,15 @@ READERS_OF_ARRAYS = {  # of files that hold arrays with names: read(path, name)
 }
 SIGNATURES = (b"CDF", b"\x89HDF")  # of NetCDF and HDF5, whose files of simulations often have no suffix, or any
 HEADERS = {".nrrd": nrrd, ".nhdr": nrrd, ".mhd": metaimage, ".mha": metaimage}  # which may name a file of voxels
+BY_PARAVIEW = "open it in ParaView, apply Resample To Image, and save the result as .vti"
 SEVERAL_FILES = {  # formats whose files only name others, and what to give in place of them
     **dict.fromkeys((".pvd", ".series"), "give it alone, in no pattern and no other list"),
-    **dict.fromkeys(
-        (".pvti", ".pvtr", ".pvts", ".pvtu", ".pvtp", ".vtm", ".vtmb", ".vtpd", ".vtpc", ".vth", ".vthb"),
-        "open it in ParaView, apply Resample To Image, and save the result as .vti",
-    ),
+    **dict.fromkeys((".pvti", ".pvtr", ".pvts", ".pvtu", ".pvtp", ".vtm", ".vtmb", ".vtpd", ".vtpc"), BY_PARAVIEW),
+    **dict.fromkeys((".vth", ".vthb", ".xmf", ".xdmf", ".case", ".foam"), BY_PARAVIEW),
 }
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+BY_IMAGEJ = "ImageJ's File > Import > Image Sequence makes one .tif of pictures"
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"PK\3\4")  # first bytes of gzip, bzip2, xz and zip
 OF_NIBABEL = (".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
 MOST_LISTED = 5  # files of a folder in a message
 
@@ -214,7 +216,8 @@ def _reader_of(path: str, start: bytes, headerless: Callable | None) -> Callable
         return zarr.read_zarr if is_zarr(path) else _read_folder
     if start[:6] == b"\x93NUMPY":
         return raw.read_npy
-    reader = READERS.get(suffix_of(path)) or READERS_OF_ARRAYS.get(suffix_of(path)) or headerless
+    reader = READERS.get(suffix_of(path)) or READERS_OF_ARRAYS.get(suffix_of(path))
+    reader = reader or (None if suffix_of(path).endswith(".gz") else headerless)
     return netcdf.read_netcdf if reader is None and start.startswith(SIGNATURES) else reader
 
 
@@ -228,6 +231,10 @@ def _reason_against(path: str, start: bytes) -> str:
         return f"only names the files that hold the values: {SEVERAL_FILES[suffix]}"
     if suffix in OF_NIBABEL:
         return f"{suffix} files are not read: nibabel.save(nibabel.load({path!r}), 'scan.nii.gz') makes one that is"
+    if suffix in PICTURES:
+        return f"expected a volume, found a picture: {BY_IMAGEJ}"
+    if start.startswith(PACKED):
+        return "expected a volume, found a packed file: unpack it first, as by gunzip or unzip"
     suffixes = " ".join([*READERS, *READERS_OF_ARRAYS])
     return (
         f"expected a volume (.npy {suffixes}, a folder of DICOM or Zarr files, or a headerless file with "
@@ -248,6 +255,10 @@ def _read_folder(folder: str, is_marked: bool) -> Volume:
     if volumes:
         ending = collections.Counter(path[-len(suffix_of(path)) :] for path in volumes).most_common(1)[0][0]
         found = _volumes_of(folder, ending, [path for path in volumes if path.endswith(ending)])
+    elif any(suffix_of(entry.name) in PICTURES for entry in files):
+        found += f": {BY_IMAGEJ}"
+    elif {"Header", "Level_0"} <= {entry.name for entry in entries}:
+        raise VolumeError(f"{folder}: expected a volume, found a plotfile of AMReX, of several grids: {BY_PARAVIEW}")
     elif not entries:
         raise VolumeError(f"{folder}: is empty: expected a folder of DICOM or Zarr files")
     elif folders:

@@ -22,9 +22,12 @@ def file_beside(path: str, named: str, field: str) -> str:
     source = os.path.join(os.path.dirname(path), named)
     if os.path.isfile(source):
         return source
-    if named and named.split()[0].upper() != "LIST" and "%" not in named and not os.path.exists(source):
+    is_several = bool(named) and (named.split()[0].upper() == "LIST" or "%" in named)
+    if named and not is_several and not os.path.exists(source):
         raise VolumeError(f"{path}: its data file {source} does not exist")
-    raise VolumeError(f"{path}: expected its voxels in one file, found {field} {named or 'none'}")
+    joined = f"SimpleITK.WriteImage(SimpleITK.ReadImage({path!r}), 'one.nrrd')"
+    way_out = f": {joined} makes one of several" if is_several else ""
+    raise VolumeError(f"{path}: expected its voxels in one file, found {field} {named or 'none'}{way_out}")
 
 
 def mapped(source: str, dtype: np.dtype, shape: tuple[int, ...], offset: int) -> np.ndarray:

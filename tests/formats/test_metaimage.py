@@ -87,7 +87,9 @@ def test_meta_image_of_components_and_of_big_endian(tmp_path):
 def test_meta_image_of_other_than_one_data_file(data, tmp_path):
     write_meta(tmp_path / "a.mhd", slanted(SHAPE), ElementDataFile=data)
     said = f"expected its voxels in one file, found ElementDataFile = {data or 'none'}"
-    assert refusal(tmp_path / "a.mhd").endswith(said)
+    found = refusal(tmp_path / "a.mhd")
+    assert found.endswith("makes one of several") if data not in ("", ".") else found.endswith(said)
+    assert said in found
 
 
 HEADER = "NDims = 3\nDimSize = 3 2 1\nElementType = MET_UCHAR\n"

@@ -110,6 +110,31 @@ def test_a_folder_says_what_it_holds_and_what_to_type(name, tmp_path):
         assert read_volume(path).array.shape == ((4, 3, 2) if n_steps == 1 else (2, 4, 3, 2))
 
 
+@pytest.mark.parametrize(
+    ("name", "start", "said"),
+    [
+        ("a.raw.gz", b"\x1f\x8b\x08", "found a packed file: unpack it first"),
+        ("a.npy.bz2", b"BZh9", "found a packed file: unpack it first"),
+        ("a.zarr.zip", b"PK\3\4", "found a packed file: unpack it first"),
+        ("a.png", b"\x89PNG", "found a picture: ImageJ's File > Import > Image Sequence makes one .tif"),
+        ("a.xdmf", b"<Xdmf>", "only names the files that hold the values: open it in ParaView"),
+    ],
+)
+def test_files_of_other_kinds_have_a_way_out(name, start, said, tmp_path):
+    (tmp_path / name).write_bytes(start + bytes(24))
+    assert said in refusal(tmp_path / name)
+    if name == "a.raw.gz":
+        assert said in refusal(tmp_path / name, layout=RawLayout((2, 2, 2), "uint8"))
+    if name == "a.png":
+        assert "found 1 files and 0 folders, none of them a volume: ImageJ's File > Import" in refusal(tmp_path)
+
+
+def test_a_plotfile_has_a_way_out(tmp_path):
+    (tmp_path / "Level_0").mkdir()
+    (tmp_path / "Header").touch()
+    assert "a plotfile of AMReX, of several grids: open it in ParaView" in refusal(tmp_path)
+
+
 @pytest.mark.parametrize(("n_steps", "shape"), [(3, (3, 4, 3, 2)), (1, (4, 3, 5))])
 def test_a_folder_of_files_that_are_not_alike_says_so(n_steps, shape, tmp_path):
     """What it proposes is read: the steps of a series beside other arrays, or one array."""
