@@ -20,7 +20,7 @@ from cli.files import LossyFile
 from formats.cf import description
 from formats.common import MAX_EXPANSION, VolumeError, as_volume_error, import_package
 from formats.slabs import slices_first, without_float16
-from formats.variables import Variable
+from formats.variables import Variable, first_of
 from utils import Volume
 
 FILTERS = (1, 2, 3, 4, 5, 6, 32000)  # deflate, shuffle, Fletcher-32, szip, n-bit, scale-offset, LZF: h5py has them all
@@ -87,9 +87,9 @@ def _linked(h5py: Any, place: Any, name: str) -> Any:
 
 
 def _is_array(h5py: Any, item: Any) -> bool:
-    """Whether an object of a file is an array of numbers, or a number."""
+    """Whether an object of a file is an array of numbers or of records, or a number."""
     try:
-        if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "iufbc":
+        if not isinstance(item, h5py.Dataset) or not (item.dtype.kind in "iufbc" or (item.dtype.names and item.shape)):
             return False
     except TypeError:  # a type that NumPy has not
         return False
@@ -157,6 +157,10 @@ def _reason_against(item: Any) -> str | None:
         return "is made of the data of other files, which are not read: h5repack copies them into one file"
     if item.external:
         return f"its data are in another file, {item.external[0][0]}, which is not read: h5repack makes one file"
+    if item.dtype.names:
+        what = f"expected numbers, found records of {first_of(item.dtype.names)}"
+        saved = f"np.save('field.npy', h5py.File(...)[{item.name!r}][{item.dtype.names[0]!r}].T)"
+        return f"{what}: NumPy's {saved} saves one field as a volume"
     properties = item.id.get_create_plist()
     filters = [properties.get_filter(k) for k in range(properties.get_nfilters())]
     for code, _, _, label in filters:

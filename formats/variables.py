@@ -49,7 +49,7 @@ class Variable(NamedTuple):
 def chosen(path: str, variables: Mapping[str, Variable], name: str | None) -> str:
     """The name of the array that is meant: `name`, or else the only array of most axes. Raises VolumeError.
 
-    An array of complex numbers is meant only where its name is given, or where there are no others.
+    An array of complex numbers, or of records, is meant only where its name is given, or where there are no others.
     """
     if name is not None:
         if name.strip("/") in variables:
@@ -57,7 +57,7 @@ def chosen(path: str, variables: Mapping[str, Variable], name: str | None) -> st
         raise VolumeError(f"{path}: holds no array {name!r}, only {_listed(variables)}")
     if not variables:
         raise VolumeError(f"{path}: expected arrays of numbers, found none")
-    real = {name: found for name, found in variables.items() if found.dtype.kind != "c"}
+    real = {name: found for name, found in variables.items() if found.dtype.kind not in "cV"}
     data = _without_coordinates(real or variables)
     n_axes = {name: min(sum(n > 1 for n in found.shape), 3) for name, found in data.items()}
     most = [name for name, n in n_axes.items() if n == max(n_axes.values())]

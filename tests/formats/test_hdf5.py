@@ -198,6 +198,19 @@ def test_other_formats_in_hdf5_are_known_by_their_groups(tmp_path, name, array, 
     assert said in refusal(str(tmp_path / name)) and said in refusal(str(tmp_path / name), array)
 
 
+def test_records_have_a_way_out(path):
+    """As MATLAB has complex numbers. Beside numbers, they are not meant."""
+    with h5py.File(path, "w") as file:
+        file["k"] = np.zeros(SHAPE, [("real", "f4"), ("imag", "f4")])
+    way_out = "np.save('field.npy', h5py.File(...)['/k']['real'].T) saves one field as a volume"
+    said = refusal(path)
+    assert "k: expected numbers, found records of real, imag: " in said and way_out in said
+    with h5py.File(path, "a") as file:
+        file["a"] = slanted(SHAPE)
+    assert read_volume(path).geometry.name == "a"
+    assert way_out in refusal(path, "k")
+
+
 # --- files from strangers ---------------------------------------------------------------------------
 
 
