@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from vtkmodules.util.numpy_support import vtk_to_numpy
@@ -107,7 +108,8 @@ def _points(path: str, data) -> tuple[tuple[int, ...], Geometry]:
         matrix, spacing = data.GetDirectionMatrix(), data.GetSpacing()
         direction = np.array([[matrix.GetElement(i, j) for j in range(3)] for i in range(3)])
         origin = data.GetOrigin() + direction @ np.multiply(spacing, data.GetExtent()[::2])
-        return data.GetDimensions(), Geometry(spacing, tuple(origin.tolist()), tuple(direction.ravel().tolist()))
+        steps = [step or (1.0 if n == 1 else 0.0) for step, n in zip(spacing, data.GetDimensions(), strict=True)]
+        return data.GetDimensions(), _geometry(steps, origin, direction)
     if not data.IsA("vtkRectilinearGrid"):
         kind = data.GetClassName()
         raise VolumeError(f"{path}: expected an image, found {NO_IMAGES.get(kind, kind)}: {WAY_OUT}")
@@ -116,9 +118,15 @@ def _points(path: str, data) -> tuple[tuple[int, ...], Geometry]:
     for letter, axis, step in zip("xyz", axes, steps, strict=True):
         off = np.abs(axis - (axis[0] + step * np.arange(len(axis)))).max()
         rounding = np.spacing(np.abs(axis).max()) if axis.dtype.kind == "f" else 0.0
-        if not (step > 0 and off <= UNEVEN * step + rounding):
+        if not (step and off <= UNEVEN * abs(step) + rounding):
             raise VolumeError(f"{path}: expected equal steps along each axis, found others along {letter}: {WAY_OUT}")
-    return data.GetDimensions(), Geometry(tuple(steps), tuple(float(axis[0]) for axis in axes))
+    return data.GetDimensions(), _geometry(steps, np.array([float(axis[0]) for axis in axes]), np.eye(3))
+
+
+def _geometry(steps: Sequence[float], origin: np.ndarray, direction: np.ndarray) -> Geometry:
+    """The geometry of an image. A negative step turns its axis round, as that of a coordinate that falls."""
+    turned = direction * np.where(np.less(steps, 0), -1.0, 1.0)
+    return Geometry(tuple(map(abs, steps)), tuple(origin.tolist()), tuple(turned.ravel().tolist()))
 
 
 def _resampled(path: str, data, counts: tuple[int, ...]):

@@ -193,11 +193,32 @@ def test_cells_of_a_rectilinear_grid(tmp_path):
     assert volume.geometry.origin == tuple(np.add(ORIGIN, np.divide(SPACING, 2)))
 
 
-@pytest.mark.parametrize("y", [[0.0, 1.0, 2.01], [0.0, 0.0, 0.0], [2.0, 1.0, 0.0]])
+@pytest.mark.parametrize("y", [[0.0, 1.0, 2.01], [0.0, 0.0, 0.0], [2.0, 1.0, 1.5]])
 def test_a_rectilinear_grid_of_other_steps(y, tmp_path):
     path = write(tmp_path / "a.vtr", rectilinear(np.arange(3.0), np.array(y), np.arange(3.0)))
     said = refusal(path)
     assert "along y" in said and all(way in said for way in LIST)
+
+
+@pytest.mark.parametrize("suffix", [".vti", ".vtr"])
+def test_a_negative_step_turns_its_axis_round(suffix, tmp_path):
+    """Of points and of cells."""
+    axes = np.arange(6.0) * 0.5 - 1, 10 - 2 * np.arange(5.0), np.arange(4.0) * 3
+    grid = rectilinear(*axes)
+    if suffix == ".vti":
+        grid = vtk_image(linear(np.stack(np.meshgrid(*axes, indexing="ij"), -1)), (0.5, -2.0, 3.0), (-1, 10, 0), "p")
+    middles = np.stack(np.meshgrid(*[(axis[1:] + axis[:-1]) / 2 for axis in axes], indexing="ij"), -1)
+    path = write(tmp_path / f"a{suffix}", add_cells(grid, linear(middles)))
+    for name in "pc":
+        volume = read_volume(path, array=name)
+        assert volume.geometry.spacing == (0.5, 2.0, 3.0)
+        np.testing.assert_allclose(linear(places(volume)), volume.array, rtol=1e-5)
+
+
+def test_a_flat_image_without_a_spacing(tmp_path):
+    path = write(tmp_path / "a.vti", vtk_image(slanted((4, 3, 1)), (0.5, 2.0, 0.0)))
+    assert read_volume(path).geometry.spacing == (0.5, 2.0, 1.0)
+    assert "expected a positive spacing" in refusal(write(tmp_path / "b.vti", vtk_image(slanted((4, 3, 2)), (1, 1, 0))))
 
 
 # --- the other grids --------------------------------------------------------------------------------
