@@ -28,6 +28,7 @@ MOST_NESTED = 100  # groups one in another; HDF5 takes minutes for ten thousand
 OTHER_FORMATS = {  # kept in HDF5, by where their arrays are; why these are no plain arrays, and what makes some of them
     "minc-2.0/": "MINC, which scales values by slice: nibabel.save(nibabel.load('scan.mnc'), 'scan.nii') makes NIfTI",
     "DataSet/ResolutionLevel 0/": "Imaris, which pads its arrays: Fiji opens it under its name .ims and saves a .tif",
+    "ITKImage/": "an image of ITK: SimpleITK.WriteImage(SimpleITK.ReadImage('a.h5'), 'a.nrrd') keeps its place",
     "VTKHDF/": "VTKHDF, which has spacing and origin of its own: a name that ends in .vtkhdf reads them",
 }
 NO_MESH = "its gridSpacing is not read, which is not that of a Cartesian mesh of its axes: spacing 1 is taken"

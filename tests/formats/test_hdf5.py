@@ -188,6 +188,7 @@ def test_links_in_a_file(path):
         ("a.mnc", "minc-2.0/image/0/image", "expected plain HDF5, found MINC, which scales values"),
         ("a.h5", "minc-2.0/image/0/image", "expected plain HDF5, found MINC, which scales values"),
         ("a.ims", "DataSet/ResolutionLevel 0/TimePoint 0/Channel 0/Data", "found Imaris, which pads its arrays"),
+        ("a.h5", "ITKImage/0/VoxelData", "found an image of ITK: SimpleITK.WriteImage("),
         ("a.h5", "VTKHDF/PointData/rho", "found VTKHDF, which has spacing and origin of its own"),
         ("run_0010", "VTKHDF/CellData/rho", "a name that ends in .vtkhdf"),
     ],
