@@ -47,6 +47,7 @@ NAMES = {
     **dict.fromkeys(("t", "time"), "t"),
     **dict.fromkeys(("c", "channel", "component"), "c"),
 }
+SPACING = re.compile("spacing|voxel|pixel_?size|element_?size|resolution")  # in an attribute of no convention
 
 
 def volume_of_variable(
@@ -193,7 +194,7 @@ def _warn_of_positions(
     coordinates: Mapping[str, Variable],
     roles: Mapping[str, int],
 ) -> None:
-    """Say so when axes of space have no coordinate, but other arrays are, or may be, their positions.
+    """Say so when axes of space have no coordinate, but other arrays are, or may be, their positions, or an attribute.
 
     They are where the attribute coordinates names them (CF, section 5.2), or where they are longitudes and latitudes of
     these axes. They may be where nothing links them: they have one axis of more than one index, without a name, of that
@@ -218,6 +219,10 @@ def _warn_of_positions(
         what = f"{first_of(unlinked)} may be positions along its axes, but are not linked to these"
         way_out = "h5py's make_scale and attach_scale, or xarray's assign_coords, link them"
         console.warn(path, f"{name}: {what}: spacing 1 is taken: {way_out}")
+    steps = [key for key in variable.attributes if SPACING.search(key.lower()) and variable.numbers(key)]
+    if steps and axes and not variable.note:
+        way_out = "coordinates say it, as h5py's make_scale and attach_scale, or xarray's assign_coords, make them"
+        console.warn(path, f"{name}: spacing 1 is taken, not that of its attribute {first_of(steps)}: {way_out}")
 
 
 def _listed_coordinates(name: str, variable: Variable) -> set[str]:

@@ -147,6 +147,24 @@ def test_positions_that_nothing_links_to_the_axes_are_told(path, is_linked, caps
         assert spacing == (1.0, 1.0, 1.0) and what in told
 
 
+@pytest.mark.parametrize("name", ["resolution", "element_size_um", "VoxelSize"])
+def test_a_spacing_of_no_convention_is_told(path, name, capsys):
+    """Not where coordinates say it."""
+    with h5py.File(path, "w") as file:
+        file["v"] = slanted(SHAPE)
+        file["v"].attrs[name] = [40.0, 4.0, 4.0]
+        file["v"].attrs["resolution of the sensor"] = "low"
+    assert read_volume(path).geometry.spacing == (1, 1, 1)
+    assert f"v: spacing 1 is taken, not that of its attribute {name}: " in capsys.readouterr().err
+    with h5py.File(path, "a") as file:
+        for k, n in enumerate(SHAPE):
+            file[f"scales/{k}"] = np.arange(n)
+            file[f"scales/{k}"].make_scale()
+            file["v"].dims[k].attach_scale(file[f"scales/{k}"])
+    read_volume(path)
+    assert capsys.readouterr().err == ""
+
+
 def test_positions_of_every_voxel_are_told(path, capsys):
     """As of PLUTO."""
     with h5py.File(path, "w") as file:
