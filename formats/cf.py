@@ -219,7 +219,7 @@ def _warn_of_positions(
         what = f"{first_of(unlinked)} may be positions along its axes, but are not linked to these"
         way_out = "h5py's make_scale and attach_scale, or xarray's assign_coords, link them"
         console.warn(path, f"{name}: {what}: spacing 1 is taken: {way_out}")
-    steps = [key for key in variable.attributes if SPACING.search(key.lower()) and variable.numbers(key)]
+    steps = [key for key in variable.attributes if SPACING.search(key.lower()) and not variable.text(key)]
     if steps and axes and not variable.note:
         way_out = "coordinates say it, as h5py's make_scale and attach_scale, or xarray's assign_coords, make them"
         console.warn(path, f"{name}: spacing 1 is taken, not that of its attribute {first_of(steps)}: {way_out}")

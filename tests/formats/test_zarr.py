@@ -98,6 +98,13 @@ def test_changes_of_coordinates_that_are_not_known(tmp_path):
     assert "expected a scale or a translation, found {'type': 'scale', 'path'" in refusal(tmp_path / "b.zarr")
 
 
+def test_a_spacing_of_another_form_is_told(tmp_path, capsys):
+    path = str(tmp_path / "a.zarr")
+    zarr.create_array(path, data=slanted((5, 6, 7)), attributes={"resolution": [40, [4, 4]], "voxel_size": {"x": 4}})
+    assert read_volume(path).array.shape == (7, 6, 5)
+    assert "spacing 1 is taken, not that of its attribute resolution, voxel_size: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("level", ["0", "scale0/image"])
 def test_a_level_without_its_image(tmp_path, monkeypatch, level, version):
