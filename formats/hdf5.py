@@ -31,6 +31,7 @@ OTHER_FORMATS = {  # kept in HDF5, by where their arrays are; why these are no p
     "ITKImage/": "an image of ITK: SimpleITK.WriteImage(SimpleITK.ReadImage('a.h5'), 'a.nrrd') keeps its place",
     "VTKHDF/": "VTKHDF, which has spacing and origin of its own: a name that ends in .vtkhdf reads them",
 }
+NO_SCALE = "its ScaleFactor and Offset, as of HDF-EOS, are not applied: the values are as they are stored"
 NO_MESH = "its gridSpacing is not read, which is not that of a Cartesian mesh of its axes: spacing 1 is taken"
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"  # what NetCDF names a scale without values
 
@@ -112,7 +113,16 @@ def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
     is_plain = item.id.get_type().equal(h5py.h5t.py_create(item.dtype))
     if item.chunks is None and offset is not None and is_plain and item.size and item.shape:
         source = np.memmap(path, item.dtype, "r", offset, item.shape)
-    return Variable(dims, item.dtype, item.attrs, source, item.chunks, labels=tuple(dim.label for dim in item.dims))
+    labels = tuple(dim.label for dim in item.dims)
+    return Variable(dims, item.dtype, item.attrs, source, item.chunks, labels=labels, note=_note(item.attrs))
+
+
+def _note(attributes: Mapping[str, Any]) -> str:
+    """What is to be told of an array whose values have a scale that is not one of CF; "" of others."""
+    is_scaled = "ScaleFactor" in attributes and not (
+        np.all(attributes["ScaleFactor"] == 1) and np.all(attributes.get("Offset", 0) == 0)
+    )
+    return NO_SCALE if is_scaled else ""
 
 
 def _record_of_mesh(item: Any) -> Mapping[str, Any]:

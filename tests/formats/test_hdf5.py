@@ -230,6 +230,20 @@ def test_records_have_a_way_out(path):
     assert way_out in refusal(path, "k")
 
 
+def test_scales_of_hdf_eos_are_told(path, capsys):
+    with h5py.File(path, "w") as file:
+        for name, scale in (("a", [0.01]), ("b", [1.0])):
+            file[name] = slanted(SHAPE)
+            file[name].attrs["ScaleFactor"], file[name].attrs["Offset"] = scale, [0.0]
+    np.testing.assert_array_equal(whole(read_volume(path, array="a").array), slanted(SHAPE).T)
+    assert (
+        "a: its ScaleFactor and Offset, as of HDF-EOS, are not applied: the values are as they are stored"
+        in capsys.readouterr().err
+    )
+    read_volume(path, array="b")
+    assert capsys.readouterr().err == ""
+
+
 # --- files from strangers ---------------------------------------------------------------------------
 
 
