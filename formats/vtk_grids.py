@@ -125,7 +125,7 @@ def _points(path: str, data) -> tuple[tuple[int, ...], Geometry]:
 
 def _geometry(steps: Sequence[float], origin: np.ndarray, direction: np.ndarray) -> Geometry:
     """The geometry of an image. A negative step turns its axis round, as that of a coordinate that falls."""
-    turned = direction * np.where(np.less(steps, 0), -1.0, 1.0)
+    turned = direction * np.where(np.less(steps, 0), -1.0, 1.0) + 0.0  # 0.0: -0 becomes 0
     return Geometry(tuple(map(abs, steps)), tuple(origin.tolist()), tuple(turned.ravel().tolist()))
 
 
