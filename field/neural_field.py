@@ -136,9 +136,10 @@ class NeuralField(Shaped):
 
         Returns the grid's shape, and a last axis of components when there are several; see ValueRange.denormalise for
         `as_float`. Where the nearest voxel is missing: its fill value, or NaN in floats of a field of integers.
-        `on_progress(fraction)` is told how much is done; what it raises ends the evaluation.
+        `on_progress(fraction)` is told how much is done; what it raises ends the evaluation. Raises ValueError for a
+        grid that reaches beyond the field.
         """
-        grid = grid or self.grid()
+        grid = self._within(grid)
         dtype = self.values.decoded_dtype(as_float)
         result = np.empty((math.prod(grid.shape), self.header.n_components), dtype)
         if dtype.kind in "iu":
@@ -160,7 +161,7 @@ class NeuralField(Shaped):
         Returns the grid's shape, the components when there are several, and at last the axes of space; see
         `gradient_at`.
         """
-        grid = grid or self.grid()
+        grid = self._within(grid)
         result = self._gradient(grid, grid.shape, on_progress)
         for part, is_missing in _missing_on(self.header.missing, grid):
             result[part][is_missing] = np.nan
@@ -168,7 +169,7 @@ class NeuralField(Shaped):
 
     def lazy(self, grid: Grid | None = None, as_float: bool = False) -> LazyArray:
         """The array of `on_grid`, whose values are evaluated when they are asked for."""
-        grid, n_axes = grid or self.grid(), len(self.header.shape)
+        grid, n_axes = self._within(grid), len(self.header.shape)
 
         def evaluate(box: Box) -> np.ndarray:
             return self.on_grid(grid.part(box), as_float)
@@ -194,12 +195,15 @@ class NeuralField(Shaped):
         return self._shaped(result, shape)
 
     def sample_line(self, a: np.ndarray, b: np.ndarray, n: int = 100) -> tuple[np.ndarray, np.ndarray]:
-        """The distances in space from `a`, (n,), and the values, as of `at`, at n positions from `a` to `b`, evenly."""
+        """The distances in space from `a`, and the values, as of `at`, at n positions from `a` to `b`, evenly.
+
+        a, b: a position each, or the ends of several lines, (..., d_in). Both results begin with the axis of n.
+        """
         if not isinstance(n, int | np.integer) or n < 1:
             raise ValueError(f"n: expected a whole number of positions, at least 1, found {n}")
         points = np.linspace(a, b, n)
         values = self.at(points)
-        return np.linalg.norm(points[:, -3:] - points[0, -3:], axis=1), values
+        return np.linalg.norm(points[..., -3:] - points[0, ..., -3:], axis=-1), values
 
     def contains(self, points: np.ndarray) -> np.ndarray:
         """Which of the physical positions (..., d_in) lie between the first voxel and the last of every axis."""
@@ -228,10 +232,22 @@ class NeuralField(Shaped):
         return vtk_of(self._decoded(grid))
 
     def _decoded(self, grid: Grid | None) -> Volume:
-        grid = grid or self.grid()
+        grid = self._within(grid)
         return Volume(self.on_grid(grid), grid.geometry(self.header.geometry), self.header.fill)
 
     # --- how it is evaluated ---
+
+    def _within(self, grid: Grid | None) -> Grid:
+        """The grid, by default every voxel. Raises ValueError for positions outside, as in a grid of another field."""
+        if grid is None:
+            return self.grid()
+        shape = self.header.shape
+        is_within = [((axis >= 0) & (axis <= n - 1)).all() for axis, n in zip(grid.axes, shape, strict=False)]
+        if len(grid.axes) != len(shape) or not all(is_within):
+            raise ValueError(
+                f"grid: expected positions within the voxels {shape}, found others: field.grid() makes them"
+            )
+        return grid
 
     def _shaped(self, result: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | np.generic:
         """Values (n, components) with the shape of their positions, and without an axis of a single component."""

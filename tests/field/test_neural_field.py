@@ -162,6 +162,10 @@ def test_a_line_of_samples():
     distances, values = series.sample_line([3.0, *a], [3.2, *b], 5)
     assert distances[-1] == pytest.approx(np.linalg.norm(b - a)) and np.isfinite(values).all()
     assert np.isnan(field.sample_line(a, [1e9, 0, 0])[1]).tolist() == [False] + [True] * 99
+    lines = field.sample_line([a, b], [b, b], 5)
+    for k, (start, end) in enumerate(((a, b), (b, b))):
+        for several, one in zip(lines, field.sample_line(start, end, 5), strict=True):
+            np.testing.assert_allclose(several[:, k], one, rtol=0, atol=5e-6)
     for n in (0, -1, 2.5):
         with pytest.raises(ValueError, match=f"n: expected a whole number of positions, at least 1, found {n}"):
             field.sample_line(a, b, n)
@@ -277,6 +281,15 @@ def test_grids_that_are_none():
             field.grid(**wrong)
     for counts in ([3, 1, 4], np.array([3, 1, 4])):
         assert field.grid(resolution=counts).shape == (3, 1, 4)
+
+
+@pytest.mark.parametrize("shape", [(9, 8, 5), (9, 7), (3, 9, 7, 5)])
+def test_a_grid_of_another_field_is_refused(shape):
+    """Beyond its volume a network gives anything."""
+    field, grid = neural_field(shape=(9, 7, 5)), neural_field(shape=shape).grid()
+    for evaluate in (field.on_grid, field.gradient_on_grid, field.lazy, field.to_xarray, field.to_vtk):
+        with pytest.raises(ValueError, match=r"grid: expected positions within the voxels \(9, 7, 5\)"):
+            evaluate(grid)
 
 
 @pytest.mark.parametrize("index", [2, np.int64(2)])
