@@ -44,14 +44,21 @@ class ArgumentParser(argparse.ArgumentParser):
         self.add_argument("--version", action="version", version=version, help="show the version and exit")
 
     def parse_args(self, args: Sequence[str]) -> argparse.Namespace:
-        """Like argparse, except that negative numbers of every form are values, not options: -1e30, -5,5."""
+        """Like argparse, except that negative numbers of every form are values, not options: -1e30, -5,5.
+
+        An empty text is no value: a shell gives it for a variable that is not set.
+        """
         joined: list[str] = []
         for arg in args:
             if joined and joined[-1].startswith("--") and re.match(r"-\.?\d", arg):
                 joined[-1] += "=" + arg
             else:
                 joined.append(arg)
-        return super().parse_args(joined)
+        opt = super().parse_args(joined)
+        for action in self._actions:
+            if getattr(opt, action.dest, None) == "":
+                self.error(f"argument {'/'.join(action.option_strings) or action.metavar}: expected a value, found ''")
+        return opt
 
     def error(self, message: str) -> None:
         if message.startswith("unrecognized") and " -" not in message:  # a shell has expanded --volume run/*.vti

@@ -50,6 +50,16 @@ def test_parser_errors_are_user_errors(argv):
         parser.parse_args(argv)
 
 
+@pytest.mark.parametrize(("argv", "name"), [(["--file", ""], "--file"), (["--file="], "--file"), ([""], "BLOB")])
+def test_an_empty_text_is_no_value(argv, name):
+    """It would count as no flag at all: a shell gives it for a variable that is not set."""
+    parser = ArgumentParser("A script.")
+    parser.add_argument("--file")
+    parser.add_argument("blob", nargs="?", metavar="BLOB")
+    with pytest.raises(UserError, match=f"argument {name}: expected a value, found ''"):
+        parser.parse_args(argv)
+
+
 def test_device_is_the_cpu_and_torch_has_one_thread():
     torch.set_num_threads(3)
     assert resolve_device(False, 0) == torch.device("cpu")

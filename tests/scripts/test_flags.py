@@ -297,7 +297,7 @@ def test_vol_debug(tmp_path):
 # --- net_compress.py and net_decompress.py: every flag acts -----------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", "folder/", ".", "folder/.."])
+@pytest.mark.parametrize("name", ["folder/", ".", "folder/.."])
 def test_recon_without_a_name_is_refused(chain, tmp_path, name):
     """With a suffix it would be a hidden file."""
     (tmp_path / "folder").mkdir()
