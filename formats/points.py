@@ -75,7 +75,8 @@ def _read_csv(path: str, d_in: int) -> np.ndarray:
             try:
                 table = np.loadtxt(lines(), delimiter=",", ndmin=2, quotechar='"', comments=None, usecols=columns)
             except ValueError as error:  # NumPy counts rows, without empty lines, some from 0 and some from 1
-                raise ValueError(re.sub(r"\bat row \d+", f"in line {n_read}", str(error))) from None
+                what = str(error).partition("; use `usecols`")[0]  # which a user of the script has not
+                raise ValueError(re.sub(r"\bat row \d+", f"in line {n_read}", what)) from None
     if not table.size or table.shape[1] != d_in:
         raise ValueError(f"found {table.shape[1]} numbers a line, not {d_in}" if table.size else "found none")
     return table
