@@ -23,6 +23,7 @@ from field.evaluation import (
     count_positions,
     do_with_helpers,
     evaluate,
+    no_progress,
     scaled_layers,
 )
 from field.integers import MOST_AGAIN, ROUNDOFF, SAMPLE, largest_error, margins
@@ -130,7 +131,7 @@ class Blend:
         store: Store,
         precision: str = "float32",
         also: str = "",
-        on_progress: OnProgress = lambda fraction: None,
+        on_progress: OnProgress = no_progress,
     ) -> None:
         """As OneNetwork.evaluate. Raises BlobError for a brick whose network is wrong."""
         positions, signs = self._reflected(positions)
@@ -143,7 +144,7 @@ class Blend:
         n_jobs, jobs = len(jobs), iter(list(enumerate(jobs)))
 
         @np.errstate(over="ignore", invalid="ignore")  # derivatives of weights of any size may overflow
-        def work(on_progress: OnProgress = lambda fraction: None) -> None:
+        def work(on_progress: OnProgress = no_progress) -> None:
             for k, job in jobs:
                 numbers, pieces = job()
                 y, more = self._blended(pieces, numbers.shape, precision, also, _within(on_progress, k, 1, n_jobs))

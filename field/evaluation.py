@@ -32,6 +32,10 @@ OnProgress = Callable[[float], None]
 Store = Callable[[slice | np.ndarray, np.ndarray, np.ndarray | None], None]
 
 
+def no_progress(fraction: float) -> None:
+    """Tells nobody how much is done."""
+
+
 def uses_torch(device: str) -> bool:
     """Whether a device computes with torch, not with NumPy."""
     return device != "cpu"
@@ -225,7 +229,7 @@ def evaluate(
     n: int,
     store: Store,
     with_slopes: bool = False,
-    on_progress: OnProgress = lambda fraction: None,
+    on_progress: OnProgress = no_progress,
 ) -> None:
     """Evaluate a network at n positions, chunk by chunk: `store(part, values, slopes)` takes each chunk's.
 
@@ -239,7 +243,7 @@ def evaluate(
         on_progress(part.stop / n)
 
     @np.errstate(over="ignore", invalid="ignore")  # derivatives of weights of any size may overflow
-    def work(on_progress: OnProgress = lambda fraction: None, most: int | None = None) -> None:
+    def work(on_progress: OnProgress = no_progress, most: int | None = None) -> None:
         begun = collections.deque()  # a GPU computes the next chunk while this one is stored
         precisely = contextlib.nullcontext if network.xp is np else full_float32
         for start in itertools.islice(starts, most):

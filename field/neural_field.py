@@ -9,7 +9,7 @@ values, gradients = field.at(points), field.gradient_at(points)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,11 +19,11 @@ from field.blob import decode_field
 from field.bricks import Bricks
 from field.conversion import vtk_of, xarray_of
 from field.description import html_of, line_of
-from field.evaluation import CHUNK, OnProgress, Positions
+from field.evaluation import CHUNK, OnProgress, Positions, count_positions, no_progress
 from field.integers import evaluate_integers
 from field.one_network import OneNetwork
 from formats.arrays import LazyArray, Shaped
-from utils import Box, Grid, Mask, Volume, VolumeHeader, voxel_grid, voxel_size
+from utils import Box, Grid, Volume, VolumeHeader, voxel_grid, voxel_size
 
 MASK_POSITIONS = 1 << 20  # positions whose nearest voxels are looked up in one go
 INSIDE = 1e-6  # voxels by which rounding may move a point on the boundary out of the field
@@ -127,10 +127,7 @@ class NeuralField(Shaped):
         return space
 
     def on_grid(
-        self,
-        grid: Grid | None = None,
-        as_float: bool = False,
-        on_progress: OnProgress = lambda fraction: None,
+        self, grid: Grid | None = None, as_float: bool = False, on_progress: OnProgress = no_progress
     ) -> np.ndarray:
         """The values on a grid, by default at every voxel, in the field's own units and dtype.
 
@@ -140,32 +137,17 @@ class NeuralField(Shaped):
         grid that reaches beyond the field.
         """
         grid = self._within(grid)
-        dtype = self.values.decoded_dtype(as_float)
-        result = np.empty((math.prod(grid.shape), self.header.n_components), dtype)
-        if dtype.kind in "iu":
-            evaluate_integers(self.evaluator, grid, self.values, result, on_progress)
-        else:
+        result = self._shaped(self._values(grid, as_float, on_progress), grid.shape)
+        return self._mark_missing(result, grid, self.header.fill if result.dtype == self.dtype else np.nan)
 
-            def store(part: slice | np.ndarray, y: np.ndarray, _: None) -> None:
-                result[part] = self.values.denormalise(y.T, as_float)
-
-            self.evaluator.evaluate(grid, store, on_progress=on_progress)
-        result = result.reshape(*grid.shape, -1)
-        for part, is_missing in _missing_on(self.header.missing, grid):
-            result[part][is_missing] = self.header.fill if result.dtype == self.values.dtype else np.nan
-        return self._shaped(result, grid.shape)
-
-    def gradient_on_grid(self, grid: Grid | None = None, on_progress: OnProgress = lambda fraction: None) -> np.ndarray:
+    def gradient_on_grid(self, grid: Grid | None = None, on_progress: OnProgress = no_progress) -> np.ndarray:
         """The derivatives of the values on a grid by position, in units of value per unit of length.
 
         Returns the grid's shape, the components when there are several, and at last the axes of space; see
         `gradient_at`.
         """
         grid = self._within(grid)
-        result = self._gradient(grid, grid.shape, on_progress)
-        for part, is_missing in _missing_on(self.header.missing, grid):
-            result[part][is_missing] = np.nan
-        return result
+        return self._mark_missing(self._shaped(self._gradient(grid, on_progress), grid.shape), grid, np.nan)
 
     def lazy(self, grid: Grid | None = None, as_float: bool = False) -> LazyArray:
         """The array of `on_grid`, whose values are evaluated when they are asked for."""
@@ -184,15 +166,7 @@ class NeuralField(Shaped):
 
         Floats: float32, or float64 where the field holds float64, or integers of more than 16 bits.
         """
-        index, is_inside, shape = _locate(self.header, points)
-        result = np.empty((len(index), self.header.n_components), self.values.float_dtype)
-
-        def store(part: slice | np.ndarray, y: np.ndarray, _: None) -> None:
-            result[part] = self.values.denormalise(y.T, True)
-
-        self.evaluator.evaluate(index, store)
-        result[~is_inside | _missing_at(self.header.missing, index)] = np.nan
-        return self._shaped(result, shape)
+        return self._at(points, lambda index: self._values(index, True).astype(self.values.float_dtype, copy=False))
 
     def sample_line(self, a: np.ndarray, b: np.ndarray, n: int = 100) -> tuple[np.ndarray, np.ndarray]:
         """The distances in space from `a`, and the values, as of `at`, at n positions from `a` to `b`, evenly.
@@ -216,10 +190,7 @@ class NeuralField(Shaped):
         Of the values as they are evaluated: 0 where those are clipped to the field's range, and along an axis of one
         voxel; NaN outside the field, and where the nearest voxel is missing. Same floats as `at`.
         """
-        index, is_inside, shape = _locate(self.header, points)
-        result = self._gradient(index, (len(index),))
-        result[~is_inside | _missing_at(self.header.missing, index)] = np.nan
-        return result.reshape(*shape, *result.shape[1:])
+        return self._at(points, self._gradient)
 
     # --- in other libraries ---
 
@@ -249,31 +220,59 @@ class NeuralField(Shaped):
             )
         return grid
 
-    def _shaped(self, result: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | np.generic:
-        """Values (n, components) with the shape of their positions, and without an axis of a single component."""
-        return result.reshape(shape + self.shape[len(self.header.shape) :])[()]
+    def _mark_missing(self, result: np.ndarray, grid: Grid, mark: object) -> np.ndarray:
+        """What was evaluated on a grid, with `mark` where the nearest voxel is missing."""
+        if self.header.missing:
+            first, *others = map(_nearest, grid.axes)
+            step = max(1, MASK_POSITIONS // math.prod(grid.shape[1:]))
+            for start in range(0, len(first), step):
+                part = slice(start, start + step)
+                result[part][self.header.missing.at(np.ix_(first[part], *others))] = mark
+        return result
 
-    def _gradient(
-        self,
-        positions: Positions,
-        shape: tuple[int, ...],
-        on_progress: OnProgress = lambda fraction: None,
-    ) -> np.ndarray:
-        grid, d_out = self.header.shape, self.header.n_components
-        d_in = len(grid)
-        result = np.empty((math.prod(shape), d_out, d_in), self.values.float_dtype)
-        sizes = np.array([voxel_size(grid, axis) for axis in range(d_in)])
+    def _at(self, points: np.ndarray, evaluate: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | np.generic:
+        """What `evaluate` gives at physical positions, in their shape; NaN outside, and where voxels are missing."""
+        index, is_inside, shape = _locate(self.header, points)
+        result = evaluate(index)
+        result[~is_inside] = np.nan
+        if self.header.missing:
+            result[self.header.missing.at(tuple(_nearest(index).T))] = np.nan
+        return self._shaped(result, shape)
+
+    def _shaped(self, result: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | np.generic:
+        """Results (n, components, ...) in the shape of their positions, without an axis of a single component."""
+        return result.reshape(shape + self.shape[len(self.header.shape) :] + result.shape[2:])[()]
+
+    def _values(self, positions: Positions, as_float: bool, on_progress: OnProgress = no_progress) -> np.ndarray:
+        """The values (n, components) at positions in voxels, of `decoded_dtype(as_float)`."""
+        shape = count_positions(positions), self.header.n_components
+        result = np.empty(shape, self.values.decoded_dtype(as_float))
+
+        def store(part: slice | np.ndarray, y: np.ndarray, _: None) -> None:
+            result[part] = self.values.denormalise(y.T, as_float)
+
+        if result.dtype.kind in "iu":
+            evaluate_integers(self.evaluator, positions, self.values, result, on_progress)
+        else:
+            self.evaluator.evaluate(positions, store, on_progress=on_progress)
+        return result
+
+    def _gradient(self, positions: Positions, on_progress: OnProgress = no_progress) -> np.ndarray:
+        """The derivatives (n, components, axes) at positions in voxels."""
+        shape, geometry = self.header.shape, self.header.geometry
+        d_in = len(shape)
+        result = np.empty((count_positions(positions), self.header.n_components, d_in), self.values.float_dtype)
+        sizes = np.array([voxel_size(shape, axis) for axis in range(d_in)])
         per_index = sizes / 2 * self.values.extent[:, None]
-        per_length = np.where(np.array(grid) > 1, per_index / self.header.geometry.spacing, 0.0)
-        directions = self.header.geometry.axis_directions
+        per_length = np.where(np.array(shape) > 1, per_index / geometry.spacing, 0.0)
+        directions = geometry.axis_directions
 
         def store(part: slice | np.ndarray, y: np.ndarray, slopes: np.ndarray) -> None:
             is_free = np.abs(y.T) <= 1
             result[part] = (slopes.transpose(2, 1, 0) * per_length * is_free[..., None]) @ directions.T
 
         self.evaluator.evaluate(positions, store, also="slopes", on_progress=on_progress)
-        result = result.reshape(*shape, d_out, d_in)
-        return result[..., 0, :] if d_out == 1 else result
+        return result
 
 
 def _times(n: int, time: float | slice | None) -> np.ndarray:
@@ -300,19 +299,3 @@ def _locate(header: VolumeHeader, points: np.ndarray) -> tuple[np.ndarray, np.nd
 def _nearest(index: np.ndarray) -> np.ndarray:
     """The voxels nearest to positions in voxel indices."""
     return np.floor(index + 0.5).astype(np.int64)
-
-
-def _missing_on(missing: Mask | None, grid: Grid) -> Iterator[tuple[slice, np.ndarray]]:
-    """Parts of a grid along its first axis, and where in them the nearest voxel is missing; none without any."""
-    if missing is None:
-        return
-    first, *others = (_nearest(axis) for axis in grid.axes)
-    step = max(1, MASK_POSITIONS // math.prod(grid.shape[1:]))
-    for start in range(0, len(first), step):
-        part = slice(start, start + step)
-        yield part, missing.at(np.ix_(first[part], *others))
-
-
-def _missing_at(missing: Mask | None, index: np.ndarray) -> np.ndarray:
-    """Whether the voxel nearest to each position (n, d_in), in voxel indices, is missing."""
-    return np.zeros(len(index), bool) if missing is None else missing.at(tuple(_nearest(index).T))

@@ -14,6 +14,7 @@ from field.evaluation import (
     coordinates_of,
     count_positions,
     evaluate,
+    no_progress,
     scaled_layers,
 )
 from field.integers import largest_error, margins
@@ -58,7 +59,7 @@ class OneNetwork:
         store: Store,
         precision: str = "float32",
         also: str = "",
-        on_progress: OnProgress = lambda fraction: None,
+        on_progress: OnProgress = no_progress,
     ) -> None:
         """Evaluate the field at the positions of a grid, or at some (n, d_in) in voxels: `store(part, y, more)`.
 
