@@ -19,7 +19,6 @@ from field.evaluation import (
     OnProgress,
     Positions,
     Store,
-    coordinates_of,
     count_positions,
     do_with_helpers,
     evaluate,
@@ -85,8 +84,7 @@ class Brick:
             if with_slopes:
                 slopes[..., part] = np.where(np.abs(y) <= 1.0, dy * scales, 0.0)
 
-        coordinates = coordinates_of(positions, self.shape, network.device)
-        evaluate(network, 1, coordinates, n, store, with_slopes, on_progress)
+        evaluate(network, positions, self.shape, store, 1, with_slopes, on_progress)
         np.clip(g, -1.0, 1.0, out=g)
         g *= half
         g += middle

@@ -224,18 +224,20 @@ def _fetched(*tensors: object) -> Callable[[], list[np.ndarray | None]]:
 
 def evaluate(
     network: Network,
-    n_threads: int,
-    coordinates: Coordinates,
-    n: int,
+    positions: Positions,
+    shape: tuple[int, ...],
     store: Store,
-    with_slopes: bool = False,
-    on_progress: OnProgress = no_progress,
+    n_threads: int,
+    with_slopes: bool,
+    on_progress: OnProgress,
 ) -> None:
-    """Evaluate a network at n positions, chunk by chunk: `store(part, values, slopes)` takes each chunk's.
+    """Evaluate a network at positions, chunk by chunk: `store(part, values, slopes)` takes each chunk's.
 
-    values: (d_out, positions). slopes: their derivatives by the normalised coordinates, (d_in, d_out, positions), or
-    None. `on_progress(fraction)` is told how much is done; what it raises ends the evaluation.
+    shape: voxels of the field. values: (d_out, positions). slopes: their derivatives by the normalised coordinates,
+    (d_in, d_out, positions), or None. `on_progress(fraction)` is told how much is done; what it raises ends the
+    evaluation.
     """
+    n, coordinates = count_positions(positions), coordinates_of(positions, shape, network.device)
     starts = iter(range(0, n, network.chunk))
 
     def end(part: slice, fetch: Callable[[], list[np.ndarray | None]], on_progress: OnProgress) -> None:

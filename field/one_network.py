@@ -11,7 +11,6 @@ from field.evaluation import (
     OnProgress,
     Positions,
     Store,
-    coordinates_of,
     count_positions,
     evaluate,
     no_progress,
@@ -67,13 +66,12 @@ class OneNetwork:
         `more` is. "slopes": the derivatives by the normalised coordinates, (d_in, d_out, positions). "margins": see
         integers.margins. Else it is None.
         """
-        n = count_positions(positions)
         # A GPU's chunk is 2^18 positions, often far more than n. On a CPU, the last bits depend on the size of a chunk.
-        network = self.network(precision, None if self.device == "cpu" else n)
-        coordinates = coordinates_of(positions, self.shape, network.device)
+        n = None if self.device == "cpu" else count_positions(positions)
         margin = self.margins.get(precision, 0.0) if also == "margins" else None
 
         def keep(part: slice, y: np.ndarray, slopes: np.ndarray | None) -> None:
             store(part, y, slopes if margin is None else margin)
 
-        evaluate(network, self.n_threads, coordinates, n, keep, also == "slopes", on_progress)
+        network, with_slopes = self.network(precision, n), also == "slopes"
+        evaluate(network, positions, self.shape, keep, self.n_threads, with_slopes, on_progress)
