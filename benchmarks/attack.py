@@ -48,7 +48,7 @@ from helpers.damage import (
     mutate_json,
     seeds,
 )
-from helpers.networks import chunks_of, decode_blob, field_net
+from helpers.networks import chunks_of, decode_blob, small_fit
 from helpers.original import original_blob
 from helpers.scripts import compress, stored
 from helpers.volume_files import FORMATS, write_dicom
@@ -66,10 +66,7 @@ from field.neural_field import NeuralField
 from field.original_blob import decode_original
 from formats import vtk_process
 from formats.reading import read_volume
-from training.fitting import Fit
 from training.long_runs import Checkpoint
-from training.recipe import Recipe
-from training.sampler import VoxelSampler
 from utils import Grid, UserError
 
 MAX_MEMORY = 256 << 20  # bytes that a small mutant may take
@@ -146,17 +143,12 @@ def fingerprint(*arrays: np.ndarray) -> int:
 def sound_volumes() -> list[tuple[str, dict[str, bytes]]]:
     """A small volume in every format: the name that is read, and the content of the files."""
     volumes, array = [], slanted((4, 3, 2))
-    for write in [write_npy, *(form.values[0] for form in FORMATS)]:
+    for write, _ in (form.values for form in FORMATS):
         with tempfile.TemporaryDirectory() as name:
             path = write(Path(name), array.astype(np.uint16 if write is write_dicom else np.float32))
             files = {str(p.relative_to(name)): p.read_bytes() for p in sorted(Path(name).rglob("*")) if p.is_file()}
             volumes.append((str(path.relative_to(name)), files))
     return volumes
-
-
-def write_npy(folder: Path, array: np.ndarray) -> Path:
-    np.save(folder / "a.npy", array)
-    return folder / "a.npy"
 
 
 def write_volume(rng: np.random.Generator, folder: Path) -> None:
@@ -197,13 +189,6 @@ def read_one_volume(folder: Path) -> object:
 
 
 # --- checkpoints, networks and configurations -----------------------------------------------------------
-
-
-def small_fit() -> Fit:
-    """A fit that has not begun."""
-    values = slanted((4, 3, 2))[..., None] / 50
-    sampler = VoxelSampler(values, torch.device("cpu"))
-    return Fit(field_net(n_neurons=3, n_layers=2), sampler, Recipe(n_passes=40, batch=8, lr=1e-3), seed=0)
 
 
 @functools.cache

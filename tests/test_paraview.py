@@ -15,10 +15,9 @@ import pytest
 from helpers.cut_fields import cut_blob
 from helpers.damage import assemble
 from helpers.networks import chunks_of, field_net, make_blob, make_header
+from helpers.pictures import read_png
 from helpers.scripts import ROOT, decompress
 from helpers.vtk import vtk_read
-from vtkmodules.util.numpy_support import vtk_to_numpy
-from vtkmodules.vtkIOImage import vtkPNGReader
 
 from field.neural_field import NeuralField
 
@@ -482,7 +481,7 @@ def test_slice_contour_and_volume_rendering(parts, display, script):
     folder = told_in(parts.folder / f"pictures_{script}").folder
     assert parts.statuses[script] == 0
     for name, least_share, least_colours in (("slice", 0.2, 50), ("volume", 0.2, 100), ("contour", 0.02, 2)):
-        pixels = read_png(folder / f"{name}.png").astype(int)
+        pixels = read_png(folder / f"{name}.png")
         is_drawn = (pixels != 255).any(axis=-1)
         assert pixels.shape[:2] == (160, 200)
         assert least_share < is_drawn.mean() < 0.95, name
@@ -491,12 +490,3 @@ def test_slice_contour_and_volume_rendering(parts, display, script):
             where = np.argwhere(is_drawn)[:, 1]
             redness = (pixels[..., 0] - pixels[..., 2])[is_drawn]
             assert np.corrcoef(where, redness)[0, 1] > 0.5, name
-
-
-def read_png(path: Path) -> np.ndarray:
-    """The pixels [row, column, colour], from below."""
-    reader = vtkPNGReader()
-    reader.SetFileName(str(path))
-    reader.Update()
-    image = reader.GetOutput()
-    return vtk_to_numpy(image.GetPointData().GetScalars()).reshape(*image.GetDimensions()[1::-1], -1)

@@ -23,14 +23,6 @@ DAMAGES = ("flipped early", "flipped in the middle", "flipped late", "cut", "zer
 SMALL = 16 << 20  # bytes of memory
 
 
-def write_npy(folder: Path, array: np.ndarray) -> Path:
-    np.save(folder / "a.npy", array)
-    return folder / "a.npy"
-
-
-EVERY = [*FORMATS, pytest.param(write_npy, "", id="npy")]
-
-
 def twice(path: Path) -> tuple[np.ndarray, object] | None:
     """Voxels and geometry, the same in two readings; None where both are refused."""
     found = []
@@ -65,7 +57,7 @@ def damaged(content: bytes, damage: str, at: float) -> bytes:
     }[damage]
 
 
-@pytest.mark.parametrize(("write", "keeps"), EVERY)
+@pytest.mark.parametrize(("write", "keeps"), FORMATS)
 def test_every_damage_is_refused_or_read_alike(write, keeps, tmp_path):
     """In each of the files that the volume is made of."""
     path = write(tmp_path, slanted(SHAPE).astype(np.uint16 if write is write_dicom else np.float32))

@@ -13,6 +13,7 @@ from field import blob as blob_format
 from field.blob import QuantisedLayer
 from field.bricks import StoredNetwork
 from field.quantised import are_in_order
+from helpers.volumes import slanted
 from quantising.order import in_order
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, sensitivities
@@ -54,6 +55,12 @@ def fit(net: FieldNet, sampler: VoxelSampler, seed: int = 0, on_step=lambda fit:
         done.load_state_dict(start)
     done.run(on_step)
     return done
+
+
+def small_fit() -> Fit:
+    """A fit of 120 steps that has not begun."""
+    sampler = VoxelSampler(slanted((4, 3, 2))[..., None] / 50, torch.device("cpu"))
+    return Fit(field_net(n_neurons=3, n_layers=2), sampler, Recipe(n_passes=40, batch=8, lr=1e-3), seed=0)
 
 
 @contextlib.contextmanager

@@ -173,6 +173,11 @@ def write_raw(folder: Path, array: np.ndarray, direction=IDENTITY) -> Path:
     return path
 
 
+def write_npy(folder: Path, array: np.ndarray, direction=IDENTITY) -> Path:
+    np.save(folder / "a.npy", array)
+    return folder / "a.npy"
+
+
 def in_ras(geometry: Geometry) -> Geometry:
     """The place of a volume in the coordinates of NIfTI. test_space.py holds these against another reader."""
     assert geometry.space == "LPS"
@@ -261,4 +266,5 @@ FORMATS = [
     by_vtk(vtkTIFFWriter, "a.tiff", "", SetCompressionToNoCompression=()),
     pytest.param(write_tiff, "s", id="imagej.tif"),
     pytest.param(write_raw, "", id="raw"),
+    pytest.param(write_npy, "", id="npy"),
 ]

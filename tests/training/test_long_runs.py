@@ -7,23 +7,14 @@ import math
 
 import pytest
 import torch
-from helpers.networks import field_net
-from helpers.volumes import slanted
+from helpers.networks import small_fit
 
 from cli.progress import NoProgress
 from training import long_runs
-from training.fitting import Fit
 from training.long_runs import Checkpoint, run_fit, saved_network, target_of
-from training.recipe import Recipe
-from training.sampler import VoxelSampler
 from utils import UserError
 
 OPTIONS = {"volume": "a.npy"}
-
-
-def small_fit() -> Fit:
-    sampler = VoxelSampler(slanted((4, 3, 2))[..., None] / 50, torch.device("cpu"))
-    return Fit(field_net(n_neurons=3, n_layers=2), sampler, Recipe(n_passes=40, batch=8, lr=1e-3), seed=0)
 
 
 @pytest.fixture(scope="module")
