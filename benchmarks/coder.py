@@ -6,12 +6,13 @@ large, the median of REPEATS runs each.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from shared import argument_parser, median_seconds
 
+from cli import console
 from field import entropy_coder
 from field.blob import decode_field, encode_blob
 from quantising.order import in_order
@@ -29,12 +30,12 @@ def timed(work: Callable[[], object]) -> tuple[float, object]:
     return median_seconds(work, REPEATS), work()
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure and print the results."""
     parser = argument_parser(__doc__)
     parser.add_argument("--parameters", type=float, default=1e6)
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 9, 15])
-    opt = parser.parse_args()
+    opt = parser.parse_args(argv)
     torch.set_num_threads(1)
     config = SirenConfig(neurons_for_budget(opt.parameters))
     net = in_order(FieldNet(config, torch.Generator().manual_seed(0)))
@@ -54,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

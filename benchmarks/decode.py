@@ -6,12 +6,14 @@ The limit is what NumPy takes for the products and sines that the values need, o
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import torch
 from shared import argument_parser, median_seconds, table_head, table_row
 
+from cli import console
 from field.evaluation import CHUNK
 from field.neural_field import NeuralField
 from siren import FieldNet, SirenConfig
@@ -49,13 +51,13 @@ def measure(width: int, side: int, repeats: int) -> list[str]:
     return [*figures, f"{1e3 * part:.1f}", f"{1e3 * full:.1f}", f"{gradient:.1f}"]
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure and print the table."""
     parser = argument_parser(__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[18, 64, 150])
     parser.add_argument("--side", type=int, default=96, help="voxels along each axis")
     parser.add_argument("--repeats", type=int, default=5)
-    opt = parser.parse_args()
+    opt = parser.parse_args(argv)
     print(f"numpy {np.__version__}, one thread, {N_LAYERS} residual layers, {opt.side}^3 voxels")
     head = ["width", "voxels/s", "limit", "share", f"{REGION}^3 region, ms", "full, ms", "gradient, times the values"]
     print(table_head(head))
@@ -64,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

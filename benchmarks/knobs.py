@@ -7,8 +7,11 @@ bytes of the file and seconds of net_compress.py, without --volume and with it. 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 
 from shared import argument_parser, network_flags, script, table_head, table_row
+
+from cli import console
 
 
 def row(path: str, ratio: float) -> list[str]:
@@ -25,12 +28,12 @@ def row(path: str, ratio: float) -> list[str]:
     return cells
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure and print the table."""
     parser = argument_parser(__doc__)
     parser.add_argument("volume", help=".npy array [x, y, z]")
     parser.add_argument("--ratios", type=float, nargs="+", default=[12.5, 25, 50, 100, 200], help="of train.py")
-    opt = parser.parse_args()
+    opt = parser.parse_args(argv)
     head = ["ratio", "layers", "parameters", "s, train.py"]
     head += [f"{unit}, {how}" for how in ("alone", "--volume") for unit in ("dB", "bytes", "s")]
     print(table_head(head), flush=True)
@@ -39,4 +42,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

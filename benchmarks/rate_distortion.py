@@ -1,13 +1,10 @@
-"""PSNR over file bytes: train.py + net_compress.py --volume against SPERR, SZ3, ZFP and TTHRESH, on the given volumes.
+"""PSNR over file bytes: train.py + net_compress.py --volume against the compressors of peers.py, on the given volumes.
 
 Runs the scripts as a user does, for several --compression_ratio; a ratio that needs less than the least width takes
 fewer layers. "original" is the format of the original scripts, 9 bits, at the same networks. Writes one CSV with
 everything measured, which a rerun continues, and per volume a picture; prints a table of PSNR at equal file ratios,
 and per peer the Bjontegaard deltas of ours against it: BD-PSNR in dB and BD-rate in % of bytes, over the file ratios
 (4 bytes x voxels / file bytes) from --low to --high that both cover.
-
-SPERR, SZ3 and ZFP come with hdf5plugin and get the volume as float32; TTHRESH runs when its program is on the PATH.
-What they decode of a volume of integers is rounded to its type, as ours is.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ from quantising import codebooks, rounding
 from siren import FieldNet, SirenConfig
 from utils import Geometry, UserError, Volume, header_of
 
-PEERS = ("SPERR", "SZ3", "ZFP", "TTHRESH", "original")
+PEERS = (*SETTINGS, "original")
 FIELDS = ("volume", "checksum", "codec", "setting", "bytes", "psnr", "seconds")
 ORIGINAL_BITS = 9
 

@@ -8,12 +8,14 @@ gradient by autograd.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from shared import argument_parser, median_seconds, table_head, table_row
 from torch.nn import functional
 
+from cli import console
 from siren import FieldNet, SirenConfig
 from training import fitting
 from training.gradient import LossGradient, padded_columns, torch_matmul
@@ -56,13 +58,13 @@ def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
     return {name: 1e3 * part for name, part in zip(PARTS, seconds, strict=True)}
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure and print the table."""
     parser = argument_parser(__doc__)
     parser.add_argument("--widths", type=int, nargs="+", default=[18, 64, 150])
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--num_workers", type=int, default=1, help="threads of gradient and step; all else has one")
-    opt = parser.parse_args()
+    opt = parser.parse_args(argv)
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {opt.num_workers} threads, {opt.batch} samples a step, milliseconds a step")
     print(table_head(["width", *PARTS, "voxels/s", "limit", "share"]))
@@ -75,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

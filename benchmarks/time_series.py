@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from shared import argument_parser, network_flags, script, table_head, table_row
+
+from cli import console
 
 
 def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
@@ -34,12 +37,12 @@ def chain(array: np.ndarray, ratio: float) -> dict[str, float]:
     }
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure and print the table."""
     parser = argument_parser(__doc__)
     parser.add_argument("volume", help=".npy array [t, x, y, z]")
     parser.add_argument("--ratios", type=float, nargs="+", default=[100.0, 50.0], help="voxels / parameters")
-    opt = parser.parse_args()
+    opt = parser.parse_args(argv)
     series = np.load(opt.volume, mmap_mode="r")
     extent = float(series.max()) - float(series.min())
     print(table_head(["networks", "ratio", "parameters", "bytes", "dB", "s fit", "s compress"]), flush=True)
@@ -53,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    console.run(main)

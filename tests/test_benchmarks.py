@@ -45,7 +45,6 @@ def benchmark(monkeypatch, small_blocks):
     def run(name: str, *arguments: object) -> None:
         monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
         module = importlib.import_module(name)
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         if name == "step":
             monkeypatch.setattr(module, "median", lambda work: [work()] and 1.0)
         if name == "rounding":
@@ -57,7 +56,7 @@ def benchmark(monkeypatch, small_blocks):
             monkeypatch.setattr(module, "default_recipe", brief_recipe)
         if hasattr(module, "script"):
             monkeypatch.setattr(module, "script", printed_by)
-        module.main(*([sys.argv[1:]] if module.main.__code__.co_argcount else []))
+        module.main([str(argument) for argument in arguments])
         for other in (name, "shared"):
             sys.modules.pop(other, None)
 
