@@ -35,10 +35,13 @@ class Views:
     spacing: tuple[float, ...]  # always of three axes
     slices: tuple[int, ...]  # axes that have a slice at right angles to them
     steps: tuple[int, ...]  # from a voxel of the solid to the next, in voxels of the volume; () without a solid
-    order: tuple[slice, ...] = (slice(None),) * 3  # turns around the axes along which coordinates fall
+    order: tuple[slice, ...]  # turns around the axes along which coordinates fall
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], spacing: tuple[float, ...]) -> Views:
+    def of(cls, shape: tuple[int, ...], spacing: tuple[float, ...], positions: list[np.ndarray]) -> Views:
+        """Of a grid. positions: the coordinates along its axes; what is shown runs from the least to the greatest."""
+        order = [slice(None, None, -1 if len(p) > 1 and p[-1] < p[0] else 1) for p in positions]
+        order += [slice(None)] * (3 - len(shape))
         shape = shape + (1,) * (3 - len(shape))
         spacing = tuple(abs(s) or 1.0 for s in spacing) + (1.0,) * (3 - len(spacing))
         slices = tuple(k for k in range(3) if all(n > 1 for axis, n in enumerate(shape) if axis != k))
@@ -46,7 +49,7 @@ class Views:
         while math.prod(-(-n // -(-n // side)) for n in shape) > SOLID_VOXELS:
             side -= 1
         steps = tuple(-(-n // side) for n in shape) if min(shape) > 1 else ()
-        return cls(shape, spacing, slices or (max(k for k in range(3) if shape[k] == 1),), steps)
+        return cls(shape, spacing, slices or (max(k for k in range(3) if shape[k] == 1),), steps, tuple(order))
 
     def boxes(self) -> list[tuple[slice, ...]]:
         """The boxes of the slices, then the box of the solid, if there is one."""
@@ -55,11 +58,6 @@ class Views:
             middle = self.shape[axis] // 2
             boxes.append(tuple(slice(middle, middle + 1) if k == axis else slice(None) for k in range(3)))
         return boxes + [tuple(slice(None, None, step) for step in self.steps)] * bool(self.steps)
-
-    def along(self, positions: list[np.ndarray]) -> Views:
-        """The same for these coordinates along the grid's axes: what is shown runs from the least to the greatest."""
-        order = [slice(None, None, -1 if len(p) > 1 and p[-1] < p[0] else 1) for p in positions]
-        return dataclasses.replace(self, order=(*order, *self.order[len(order) :]))
 
     def values(self, array: np.ndarray, box: tuple[slice, ...], fill: np.generic | None) -> np.ndarray:
         """The values in a box, float64 (x, y, z, components), NaN in voxels that are missing or not finite."""
@@ -120,7 +118,7 @@ def preview(
     if geometry.is_turned:
         title += ", along turned axes from the first voxel"
     positions = geometry.axis_positions(grid.axes)[space]
-    views = Views.of(grid.shape[space], drawn_spacing(grid, geometry)[space]).along(positions)
+    views = Views.of(grid.shape[space], drawn_spacing(grid, geometry)[space], positions)
     decoded, originals = [], []
     for box in views.boxes():
         part = box[: len(grid.shape)]
