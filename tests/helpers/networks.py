@@ -7,6 +7,7 @@ import dataclasses
 import struct
 
 import numpy as np
+import pytest
 import torch
 
 from field import blob as blob_format
@@ -19,9 +20,10 @@ from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, sensitivities
 from siren import FieldNet, SirenConfig
 from training.fitting import Fit
+from training.long_runs import Checkpoint
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
-from utils import Geometry, VolumeHeader
+from utils import Geometry, UserError, VolumeHeader
 
 
 def field_net(seed: int = 0, **fields) -> FieldNet:
@@ -61,6 +63,13 @@ def small_fit() -> Fit:
     """A fit of 120 steps that has not begun."""
     sampler = VoxelSampler(slanted((4, 3, 2))[..., None] / 50, torch.device("cpu"))
     return Fit(field_net(n_neurons=3, n_layers=2), sampler, Recipe(n_passes=40, batch=8, lr=1e-3), seed=0)
+
+
+def assert_refused(content: dict, fit: object, match: str = "expected a checkpoint of train") -> None:
+    """The fit does not go on from a checkpoint of this content."""
+    torch.save(content, "state")
+    with pytest.raises(UserError, match=match):
+        Checkpoint("state", {"volume": "a.npy"}).load(fit)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.brick_fits import FIELDS, small_fit
+from helpers.networks import assert_refused
 from helpers.volumes import slanted
 
 from cli.progress import NoProgress
@@ -177,26 +178,22 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in DAMAGE.items() for value in values])
-def test_damaged_checkpoints_are_refused(key, value, saved, tmp_path):
+def test_damaged_checkpoints_are_refused(key, value, saved):
     content = torch.load(io.BytesIO(saved), weights_only=True)
     content["fit"][key] = value
-    torch.save(content, tmp_path / "state")
-    with pytest.raises(UserError, match="expected a checkpoint"):
-        Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
+    assert_refused(content, small_fit())
 
 
-def test_no_brick_is_counted_from_the_end(saved, tmp_path):
+def test_no_brick_is_counted_from_the_end(saved):
     """As Python counts: the networks would fit."""
     content = torch.load(io.BytesIO(saved), weights_only=True)
     ((number, trained),) = content["fit"]["done"].items()
     content["fit"]["done"] = {number - 4: trained}
-    torch.save(content, tmp_path / "state")
-    with pytest.raises(UserError, match="expected a checkpoint"):
-        Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
+    assert_refused(content, small_fit())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None, torch.ones(1), 10**400], ids=lambda value: str(value)[:9])
-def test_weights_and_errors_of_a_checkpoint_are_finite(value, saved, tmp_path):
+def test_weights_and_errors_of_a_checkpoint_are_finite(value, saved):
     for change in ("weights", "error"):
         content = torch.load(io.BytesIO(saved), weights_only=True)
         ((number, (weights, error)),) = content["fit"]["done"].items()
@@ -205,9 +202,7 @@ def test_weights_and_errors_of_a_checkpoint_are_finite(value, saved, tmp_path):
         else:
             error = value
         content["fit"]["done"][number] = (weights, error)
-        torch.save(content, tmp_path / "state")
-        with pytest.raises(UserError, match="expected a checkpoint"):
-            Checkpoint(str(tmp_path / "state"), OPTIONS).load(small_fit())
+        assert_refused(content, small_fit())
 
 
 def test_what_processes_of_another_run_left_is_left_out(saved, tmp_path, capsys):
