@@ -114,12 +114,6 @@ def volume_file(tmp_path: Path, volume: np.ndarray) -> Path:
     return path
 
 
-@pytest.fixture
-def data() -> Path:
-    """The folder of stored files: of the original scripts, of older versions, of trained networks."""
-    return Path(__file__).resolve().parent / "data"
-
-
 @pytest.fixture(scope="session")
 def vtk_processes():
     from helpers.vtk import forked_readers

@@ -15,13 +15,12 @@ import numpy as np
 import pytest
 from helpers.networks import field_net, make_blob, make_header
 from helpers.original import original_blob
-from helpers.scripts import results, stored
+from helpers.scripts import ROOT, results, stored
 
 from field.metrics import Metrics
 from formats.reading import read_volume
 from utils import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", "paraview/README.md", "volumes/README.md"]
 PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md"))
 SCRIPTS = ("train.py", "net_compress.py", "net_decompress.py")

@@ -11,6 +11,7 @@ import torch
 from helpers.damage import seal
 from helpers.networks import decode_blob, field_net, make_blob, make_header
 from helpers.original import original_blob, original_coordinates, original_forward
+from helpers.scripts import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,9 +230,9 @@ GOLDEN = {
 GOLDEN_SHAPE = (48, 40, 36)
 
 
-def test_a_blob_that_the_original_wrote(data):
+def test_a_blob_that_the_original_wrote():
     """Ours evaluates it to what the original does, within 1e-5 of the range."""
-    config, tensors = decode_original((data / "original_8bit.bin").read_bytes())
+    config, tensors = decode_original((DATA / "original_8bit.bin").read_bytes())
     assert config == SirenConfig(28, 8)
     net = FieldNet(config)
     net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()})

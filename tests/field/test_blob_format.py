@@ -18,27 +18,27 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-GOLDEN = Path(__file__).resolve().parents[1] / "data"
 
-from helpers.cut_fields import cut_blob  # noqa: E402
-from helpers.damage import assemble  # noqa: E402
-from helpers.networks import chunks_of, decode_blob, field_net, make_header, with_ascending_biases, with_trellis  # noqa: E402
-from helpers.second_decoder import DTYPES, evaluate, gaps, model, read_blob  # noqa: E402
-from helpers.volumes import TURNED  # noqa: E402
+from helpers.cut_fields import cut_blob
+from helpers.damage import assemble
+from helpers.networks import chunks_of, decode_blob, field_net, make_header, with_ascending_biases, with_trellis
+from helpers.scripts import DATA
+from helpers.second_decoder import DTYPES, evaluate, gaps, model, read_blob
+from helpers.volumes import TURNED
 
-from field import blob as blob_format  # noqa: E402
-from field.blob import BlobError, QuantisedLayer  # noqa: E402
-from field.bricks import Cut  # noqa: E402
-from field.entropy_coder import table_of, table_of_gaps  # noqa: E402
-from field.header_chunks import Written  # noqa: E402
-from field.layers import SirenConfig, layer_table  # noqa: E402
-from field.missing import encode_missing  # noqa: E402
-from field.neural_field import NeuralField  # noqa: E402
-from field.quantised import round_step  # noqa: E402
-from quantising.codebooks import round_to_codebooks  # noqa: E402
-from quantising.rounding import round_layers  # noqa: E402
-from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities  # noqa: E402
-from utils import IDENTITY, Geometry, Mask, VolumeHeader  # noqa: E402
+from field import blob as blob_format
+from field.blob import BlobError, QuantisedLayer
+from field.bricks import Cut
+from field.entropy_coder import table_of, table_of_gaps
+from field.header_chunks import Written
+from field.layers import SirenConfig, layer_table
+from field.missing import encode_missing
+from field.neural_field import NeuralField
+from field.quantised import round_step
+from quantising.codebooks import round_to_codebooks
+from quantising.rounding import round_layers
+from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities
+from utils import IDENTITY, Geometry, Mask, VolumeHeader
 
 
 def with_chunk(blob: bytes, kind: bytes, *contents: bytes) -> bytes:
@@ -406,7 +406,7 @@ def fingerprint(blob: bytes) -> dict:
 
 def write_golden() -> None:
     """Write the golden files of this version of the program, and what they must decode to."""
-    expected = json.loads((GOLDEN / "golden_expected.json").read_text())
+    expected = json.loads((DATA / "golden_expected.json").read_text())
     plain = {"low": np.int16([-9, 0, 5]), "high": np.int16([9, 7, 5])}
     place = Geometry((0.25, 0.5, 3.0), (-1.0, 0.0, 1e6), name="velocity µ")
     fields = {
@@ -425,9 +425,9 @@ def write_golden() -> None:
         (12, 9, 7), (2, 1, 2), 5, (2,), header, 7, n_neurons=10, gain=6, mirrors=(12, 7, 0)
     )
     for name, blob in blobs.items():
-        (GOLDEN / f"golden_{name}.blob").write_bytes(blob)
+        (DATA / f"golden_{name}.blob").write_bytes(blob)
         expected[name] = fingerprint(blob)
-    (GOLDEN / "golden_expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+    (DATA / "golden_expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 
 GOLDEN_NAMES = [
@@ -438,8 +438,8 @@ GOLDEN_NAMES = [
 
 @pytest.mark.parametrize("name", GOLDEN_NAMES)
 def test_golden(name):
-    blob = (GOLDEN / f"golden_{name}.blob").read_bytes()
-    expected = json.loads((GOLDEN / "golden_expected.json").read_text())[name]
+    blob = (DATA / f"golden_{name}.blob").read_bytes()
+    expected = json.loads((DATA / "golden_expected.json").read_text())[name]
     found = json.loads(json.dumps(fingerprint(blob)))
     values, wanted = found.pop("values"), expected.pop("values")
     assert found == expected

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.damage import assemble, seeds
 from helpers.networks import chunks_of, decode_blob, field_net, make_blob, make_header
+from helpers.scripts import DATA
 
 from field.binary import ByteReader
 from field.blob import BlobError
@@ -76,7 +76,7 @@ def test_neurons_in_another_order_are_not_written():
 @pytest.mark.parametrize("name", ["residual", "plain", "missing"])
 def test_smaller_than_chunk_n(name):
     """The same integers take fewer bytes than in a file of an older program."""
-    blob = (Path(__file__).resolve().parents[1] / "data" / f"golden_{name}.blob").read_bytes()
+    blob = (DATA / f"golden_{name}.blob").read_bytes()
     ((config, tensors),), (kind, content) = decode_blob(blob)[1], chunks_of(blob)[-1]
     found = ByteReader(content, "N")
     found.take(HEAD)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.scripts import ROOT
 from helpers.volume_files import ORIGIN, SPACING, nrrd_header, plain_nrrd_header, refusal, write_nrrd
 from helpers.volumes import slanted
 
@@ -239,7 +240,7 @@ def test_a_raw_file_that_begins_with_a_header(tmp_path):
     """By a text file beside it, as the documentation shows one."""
     array = np.arange(32 * 24 * 20, dtype="<u2").reshape(32, 24, 20)
     (tmp_path / "scan.raw").write_bytes(bytes(512) + array.tobytes("F"))
-    page = (Path(__file__).parents[2] / "docs" / "volume-files.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "volume-files.md").read_text(encoding="utf-8")
     (tmp_path / "scan.nhdr").write_text("NRRD0004" + page.partition("\nNRRD0004")[2].partition("```")[0], "utf-8")
     volume = read_volume(str(tmp_path / "scan.nhdr"))
     np.testing.assert_array_equal(volume.array, array)

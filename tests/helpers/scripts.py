@@ -21,7 +21,7 @@ from siren import weights_crc32
 from utils import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT / "tests" / "data"
+DATA = ROOT / "tests" / "data"  # files of the original scripts, of older versions, trained networks
 ADAM = ("--optimizer", "adam", "--lr", 2e-2, "--batchSize", 128)
 WELL = ("--n_layers", 1, *ADAM, "--n_passes", 80)  # 40 dB or more of the small volumes here, and soon rounded
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.networks import decode_blob
 from helpers.original import original_coordinates, original_forward
-from helpers.scripts import WELL, compress, decompress, error_of, listing, results, round_trip, train
+from helpers.scripts import DATA, WELL, compress, decompress, error_of, listing, results, round_trip, train
 from helpers.volumes import TURNED, slanted
 from helpers.vtk import vtk_read, vtk_write
 
@@ -156,13 +156,13 @@ def test_our_network_is_the_originals(tmp_path, volume_file, flags):
     np.testing.assert_allclose(decompress(tmp_path / "blob", tmp_path / "r.npy"), field, rtol=0, atol=2e-5 * 40)
 
 
-def test_the_originals_network_and_configuration(tmp_path, data, monkeypatch):
+def test_the_originals_network_and_configuration(tmp_path, monkeypatch):
     """A state dict of the original's and its own original.json: --volume supplies shape and range."""
-    _, tensors = decode_original((data / "original_8bit.bin").read_bytes())
+    _, tensors = decode_original((DATA / "original_8bit.bin").read_bytes())
     torch.save({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, tmp_path / "original.pth")
     volume = 100 + 50 * slanted((12, 10, 9))
     np.save(tmp_path / "v.npy", volume)
-    original = {"network": tmp_path / "original.pth", "config": data / "original.json"}
+    original = {"network": tmp_path / "original.pth", "config": DATA / "original.json"}
     trained = type("Original", (), original)
 
     monkeypatch.setattr("quantising.network.MAX_COMPENSATED", 0)  # it would take half a minute
@@ -177,11 +177,11 @@ def test_the_originals_network_and_configuration(tmp_path, data, monkeypatch):
     np.testing.assert_allclose(found, expected, rtol=0, atol=5e-3 * (high - low))
 
 
-def test_the_originals_blob(tmp_path, data, capsys):
+def test_the_originals_blob(tmp_path, capsys):
     volume = 100 + 50 * slanted((12, 10, 9))
     np.save(tmp_path / "v.npy", volume)
-    found = decompress(data / "original_8bit.bin", tmp_path / "r.npy", "--volume", tmp_path / "v.npy")
-    _, tensors = decode_original((data / "original_8bit.bin").read_bytes())
+    found = decompress(DATA / "original_8bit.bin", tmp_path / "r.npy", "--volume", tmp_path / "v.npy")
+    _, tensors = decode_original((DATA / "original_8bit.bin").read_bytes())
     y = original_forward(tensors, 8, True, original_coordinates((12, 10, 9))).reshape(12, 10, 9)
     low, high = volume.min(), volume.max()
     expected = low + (y.clip(-1, 1) + 1) / 2 * (high - low)
