@@ -130,7 +130,7 @@ def test_read_only_current_folder_and_paths_with_spaces(tmp_path, monkeypatch):
 
 
 def test_a_spacing_that_the_blob_refuses_is_refused_before_training(tmp_path):
-    vtk_write(tmp_path / "flat.vti", slanted((4, 3, 1)), spacing=(1.0, 1.0, 0.0))
+    vtk_write(tmp_path / "flat.vti", slanted((4, 3, 2)), spacing=(1.0, 1.0, 0.0))
     message = error_of(train_script.main, "--volume", tmp_path / "flat.vti")
     assert message == f"{tmp_path / 'flat.vti'}: expected a positive spacing, found (1.0, 1.0, 0.0)"
     assert set(listing(tmp_path)) == {"flat.vti"}
