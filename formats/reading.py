@@ -48,7 +48,7 @@ SEVERAL_FILES = {  # formats whose files only name others, and what to give in p
 }
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 BY_IMAGEJ = "ImageJ's File > Import > Image Sequence makes one .tif of pictures"
-PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"PK\3\4")  # first bytes of gzip, bzip2, xz and zip
+PACKED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ", b"PK\3\4")  # first bytes of gzip, bzip2, xz and zip
 OF_NIBABEL = (".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
 MOST_LISTED = 5  # files of a folder in a message
 
@@ -217,7 +217,7 @@ def _reader_of(path: str, start: bytes, headerless: Callable | None) -> Callable
     if start[:6] == b"\x93NUMPY":
         return raw.read_npy
     reader = READERS.get(suffix_of(path)) or READERS_OF_ARRAYS.get(suffix_of(path))
-    reader = reader or (None if suffix_of(path).endswith(".gz") else headerless)
+    reader = reader or (None if suffix_of(path).endswith(".gz") and start.startswith(PACKED) else headerless)
     return netcdf.read_netcdf if reader is None and start.startswith(SIGNATURES) else reader
 
 

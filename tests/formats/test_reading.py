@@ -124,7 +124,10 @@ def test_files_of_other_kinds_have_a_way_out(name, start, said, tmp_path):
     (tmp_path / name).write_bytes(start + bytes(24))
     assert said in refusal(tmp_path / name)
     if name == "a.raw.gz":
-        assert said in refusal(tmp_path / name, layout=RawLayout((2, 2, 2), "uint8"))
+        layout = RawLayout((3, 3, 3), "uint8")
+        assert said in refusal(tmp_path / name, layout=layout)
+        (tmp_path / name).write_bytes(bytes(27))  # not packed, whatever its name says
+        assert read_volume(str(tmp_path / name), layout=layout).array.shape == (3, 3, 3)
     if name == "a.png":
         assert "found 1 files and 0 folders, none of them a volume: ImageJ's File > Import" in refusal(tmp_path)
 
