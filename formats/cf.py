@@ -47,7 +47,7 @@ NAMES = {
     **dict.fromkeys(("t", "time"), "t"),
     **dict.fromkeys(("c", "channel", "component"), "c"),
 }
-SPACING = re.compile("spacing|voxel|pixel_?size|element_?size|resolution")  # in an attribute of no convention
+SPACING = re.compile("spacing|(voxel|pixel|element)_?size|resolution")  # in an attribute of no convention
 
 
 def volume_of_variable(
@@ -206,7 +206,7 @@ def _warn_of_positions(
     dims, lengths = {variable.dims[axis] for axis in axes} - {""}, [(variable.shape[axis],) for axis in axes]
     are_nameless, curved, unlinked = not any(variable.dims), [], []
     for key, other in variables.items():
-        if key == name:
+        if key == name or other.dtype.kind not in "iuf":  # records and truth values are no positions
             continue
         if dims & {*other.dims} and {*other.dims} <= {*variable.dims}:
             curved += [key] * (key in listed or (len(other.dims) > 1 and _role(key, other) in ("x", "y")))
@@ -219,10 +219,16 @@ def _warn_of_positions(
         what = f"{first_of(unlinked)} may be positions along its axes, but are not linked to these"
         way_out = "h5py's make_scale and attach_scale, or xarray's assign_coords, link them"
         console.warn(path, f"{name}: {what}: spacing 1 is taken: {way_out}")
-    steps = [key for key in variable.attributes if SPACING.search(key.lower()) and not variable.text(key)]
+    steps = [key for key in variable.attributes if SPACING.search(key.lower()) and _may_be_steps(variable, key)]
     if steps and axes and not variable.note:
         way_out = "coordinates say it, as h5py's make_scale and attach_scale, or xarray's assign_coords, make them"
         console.warn(path, f"{name}: spacing 1 is taken, not that of its attribute {first_of(steps)}: {way_out}")
+
+
+def _may_be_steps(variable: Variable, key: str) -> bool:
+    """Whether an attribute may say another spacing than 1, in any form but text. Numbers of voxels say none."""
+    numbers = variable.numbers(key)
+    return not variable.text(key) and {*numbers} != {1} and sorted(numbers) != sorted(variable.shape)
 
 
 def _listed_coordinates(name: str, variable: Variable) -> set[str]:

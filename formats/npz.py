@@ -41,7 +41,8 @@ def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -
 def _warn_of_positions(path: str, key: str, variables: dict[str, Variable]) -> None:
     """Say so when other arrays have the length of an axis: they may be the positions along it."""
     lengths = [(n,) for n in variables[key].shape if n > 1]
-    if found := [name for name, other in variables.items() if other.shape in lengths and name != key]:
+    numbers = {name: other for name, other in variables.items() if other.dtype.kind in "iuf" and name != key}
+    if found := [name for name, other in numbers.items() if other.shape in lengths]:
         way_out = "xarray's DataArray(array, {'x': x, 'y': y, 'z': z}).to_netcdf('a.nc') keeps them"
         console.warn(path, f"{key}: {first_of(found)} may be positions along its axes: spacing 1 is taken: {way_out}")
 

@@ -42,7 +42,10 @@ class Variable(NamedTuple):
 
     def numbers(self, name: str) -> list[int | float]:
         """The numbers of an attribute; [] where it has none."""
-        found = np.ravel(np.asarray(self.attributes.get(name, ())))
+        try:
+            found = np.ravel(np.asarray(self.attributes.get(name, ())))
+        except ValueError:  # lists of different lengths
+            return []
         return found.tolist() if found.dtype.kind in "iuf" else []
 
 

@@ -46,7 +46,8 @@ def test_several_arrays(path):
 
 
 def test_positions_beside_an_array_are_told(path, capsys):
-    np.savez(path, a=slanted(SHAPE), x=np.arange(7) * 0.5, z=np.arange(5) * 2.0, note=np.arange(4))
+    others = {"note": np.arange(4), "is_used": np.zeros(6, bool)}
+    np.savez(path, a=slanted(SHAPE), x=np.arange(7) * 0.5, z=np.arange(5) * 2.0, **others)
     assert read_volume(path).geometry.spacing == (1, 1, 1)
     assert "a: x, z may be positions along its axes: spacing 1 is taken" in capsys.readouterr().err
 
