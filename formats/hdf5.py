@@ -61,12 +61,12 @@ def read_hdf5(path: str, name: str | None) -> tuple[dict[str, Variable], str | N
 
         file = h5py.File(path, "r")
         file.visititems(visit)  # every object once; no link to another file is followed
-        for start, what in OTHER_FORMATS.items():
-            if any(key.startswith(start) for key in found):
-                raise VolumeError(f"{path}: expected plain HDF5, found {what}")
         if name is not None and name.strip("/") not in found:
             meant = _linked(h5py, file, name)
             name = next((key for key in found if file[key] == meant), name)
+        for start, what in OTHER_FORMATS.items():
+            if any(key.startswith(start) for key in (found if name is None else [name.strip("/")])):
+                raise VolumeError(f"{path}: expected plain HDF5, found {what}")
         return found | coordinates, name
 
 
@@ -119,10 +119,10 @@ def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
 
 def _note(attributes: Mapping[str, Any]) -> str:
     """What is to be told of an array whose values have a scale that is not one of CF; "" of others."""
-    is_scaled = "ScaleFactor" in attributes and not (
-        np.all(attributes["ScaleFactor"] == 1) and np.all(attributes.get("Offset", 0) == 0)
-    )
-    return NO_SCALE if is_scaled else ""
+    if "ScaleFactor" not in attributes or "scale_factor" in attributes:  # the latter is of CF, and is applied
+        return ""
+    is_same = np.all(attributes["ScaleFactor"] == 1) and np.all(attributes.get("Offset", 0) == 0)
+    return "" if is_same else NO_SCALE
 
 
 def _record_of_mesh(item: Any) -> Mapping[str, Any]:

@@ -136,6 +136,8 @@ def test_positions_that_nothing_links_to_the_axes_are_told(path, is_linked, caps
                 file[name].make_scale()
                 array.dims[k].attach_scale(file[name])
         file["counts"] = np.arange(9)  # of another length
+        file["scalars"] = np.zeros(7, [("name", "S8"), ("value", "i4")])  # as of FLASH
+        file["is_used"] = np.zeros(7, bool)
         if not is_linked:
             file["matlab"] = np.zeros((7, 1))
         file["one"] = np.arange(1)
@@ -154,6 +156,8 @@ def test_a_spacing_of_no_convention_is_told(path, name, capsys):
         file["v"] = slanted(SHAPE)
         file["v"].attrs[name] = [40.0, 4.0, 4.0]
         file["v"].attrs["resolution of the sensor"] = "low"
+        file["v"].attrs["voxel_size"], file["v"].attrs["resolution in voxels"] = 1.0, SHAPE
+        file["v"].attrs["n_voxels"] = 315
     assert read_volume(path).geometry.spacing == (1, 1, 1)
     assert f"v: spacing 1 is taken, not that of its attribute {name}: " in capsys.readouterr().err
     with h5py.File(path, "a") as file:
@@ -214,7 +218,10 @@ def test_links_in_a_file(path):
 def test_other_formats_in_hdf5_are_known_by_their_groups(tmp_path, name, array, said):
     with h5py.File(tmp_path / name, "w") as file:
         file[array] = slanted(SHAPE)
-    assert said in refusal(str(tmp_path / name)) and said in refusal(str(tmp_path / name), array)
+        file["own/rho"] = slanted(SHAPE)
+    assert said in refusal(str(tmp_path / name)) and said in refusal(str(tmp_path / name), f"/{array}")
+    if name == "a.h5":
+        assert read_volume(str(tmp_path / name), array="own/rho").array.shape == SHAPE[::-1]
 
 
 def test_records_have_a_way_out(path):
@@ -240,6 +247,9 @@ def test_scales_of_hdf_eos_are_told(path, capsys):
         "a: its ScaleFactor and Offset, as of HDF-EOS, are not applied: the values are as they are stored"
         in capsys.readouterr().err
     )
+    with h5py.File(path, "a") as file:
+        file["a"].attrs["scale_factor"] = 0.01
+    read_volume(path, array="a")
     read_volume(path, array="b")
     assert capsys.readouterr().err == ""
 
