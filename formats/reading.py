@@ -255,7 +255,7 @@ def _read_folder(folder: str, is_marked: bool) -> Volume:
     if volumes:
         ending = collections.Counter(path[-len(suffix_of(path)) :] for path in volumes).most_common(1)[0][0]
         found = _volumes_of(folder, ending, [path for path in volumes if path.endswith(ending)])
-    elif any(suffix_of(entry.name) in PICTURES for entry in files):
+    elif not folders and any(suffix_of(entry.name) in PICTURES for entry in files):
         found += f": {BY_IMAGEJ}"
     elif {"Header", "Level_0"} <= {entry.name for entry in entries}:
         raise VolumeError(f"{folder}: expected a volume, found a plotfile of AMReX, of several grids: {BY_PARAVIEW}")

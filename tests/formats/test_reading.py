@@ -130,6 +130,8 @@ def test_files_of_other_kinds_have_a_way_out(name, start, said, tmp_path):
         assert read_volume(str(tmp_path / name), layout=layout).array.shape == (3, 3, 3)
     if name == "a.png":
         assert "found 1 files and 0 folders, none of them a volume: ImageJ's File > Import" in refusal(tmp_path)
+        (tmp_path / "slices").mkdir()  # as of a disc of DICOM, beside a logo
+        assert "slices looks there" in refusal(tmp_path)
 
 
 def test_a_plotfile_has_a_way_out(tmp_path):
