@@ -213,7 +213,8 @@ class NeuralField(Shaped):
         if grid is None:
             return self.grid()
         shape = self.header.shape
-        is_within = [((axis >= 0) & (axis <= n - 1)).all() for axis, n in zip(grid.axes, shape, strict=False)]
+        ends = [n - 1 + INSIDE for n in shape]
+        is_within = [((axis >= -INSIDE) & (axis <= end)).all() for axis, end in zip(grid.axes, ends, strict=False)]
         if len(grid.axes) != len(shape) or not all(is_within):
             raise ValueError(
                 f"grid: expected positions within the voxels {shape}, found others: field.grid() makes them"

@@ -17,7 +17,7 @@ from field.bricks import Bricks
 from field.evaluation import CHUNK
 from field.layers import SirenConfig, parameter_shapes
 from field.neural_field import NeuralField
-from utils import DTYPES, voxel_grid
+from utils import DTYPES, Grid, voxel_grid
 
 GEOMETRY = {"spacing": (0.5, 2.0, 1.25), "origin": (10.0, -4.0, 0.25)}
 
@@ -298,6 +298,17 @@ def test_a_grid_of_another_field_is_refused(shape):
     for evaluate in (field.on_grid, field.gradient_on_grid, field.lazy, field.to_xarray, field.to_vtk):
         with pytest.raises(ValueError, match=r"grid: expected positions within the voxels \(9, 7, 5\)"):
             evaluate(grid)
+
+
+@pytest.mark.parametrize("counts", [None, (2, 2, 1)])
+def test_a_grid_may_end_a_rounding_beyond_the_field(counts):
+    """50 steps of 1.1 voxels are a little more than 55."""
+    shape, steps = (56, 7, 5), 1.1 * np.arange(51)
+    assert steps[-1] > 55
+    field = cut_field(shape, counts) if counts else neural_field(shape=shape)
+    others = field.grid().axes[1:]
+    values, expected = (field.on_grid(Grid((axis, *others))) for axis in (steps, np.minimum(steps, 55)))
+    np.testing.assert_allclose(values, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("index", [2, np.int64(2)])
