@@ -207,7 +207,7 @@ def _read(
         volume = raw.read_raw(path, raw.layout_of(path, layout))
     else:
         volume = _read_folder(path, is_marked) if reader is _read_folder else reader(path)
-    return _with_axes(path, volume, d_in or 3)
+    return _with_axes(path, volume, d_in or 3, d_out)
 
 
 def _reader_of(path: str, start: bytes, headerless: Callable | None) -> Callable | None:
@@ -291,10 +291,11 @@ def _form(path: str) -> str:
     return ""
 
 
-def _with_axes(path: str, volume: Volume, d_in: int) -> Volume:
+def _with_axes(path: str, volume: Volume, d_in: int, d_out: int | None) -> Volume:
     """The volume of an array (x, y, z, components) without one-voxel axes beyond `d_in`, without a sole component.
 
-    A time series keeps its four axes.
+    A time series keeps its four axes. Raises VolumeError for further axes of several voxels, unless `d_out` says that
+    these are components.
     """
     array, shape = volume.array, volume.array.shape
     geometry = volume.geometry
@@ -303,6 +304,9 @@ def _with_axes(path: str, volume: Volume, d_in: int) -> Volume:
         raise VolumeError(f"{path}: --d_in {d_in} would lose a part of its place in space: leave the flag out")
     if math.prod(shape[d_in:-1]) == 1:
         array = array[(..., *[0] * (array.ndim - 1 - d_in), slice(None))]
+    elif d_out is None:
+        way_out = "leave --d_in out, or say by --d_out that the last axis holds components"
+        raise VolumeError(f"{path}: expected {d_in} axes, found shape {shape[:-1]}: {way_out}")
     if shape[-1] == 1:
         array = array[..., 0]
     return dataclasses.replace(volume, array=array, geometry=geometry.axes_between(0, d_in))

@@ -247,6 +247,14 @@ def test_wrong_number_of_axes_or_components(tmp_path, d_in, d_out, shapes):
         assert f"expected {form}, found shape {shape}" in message and ("--d_in 2" in message) == (len(shape) == 2)
 
 
+def test_z_is_no_axis_of_components_unless_that_is_said(tmp_path):
+    """As --d_in 2 may ask for a plane along x and z."""
+    path = str(tmp_path / "a.nrrd")
+    write_volume(path, Volume(slanted((4, 1, 3)), Geometry.plain(3)))
+    assert "expected 2 axes, found shape (4, 1, 3): leave --d_in out" in refusal(path, 2)
+    assert read_volume(path, 2, 3).values.shape == (4, 1, 3)
+
+
 @pytest.mark.parametrize(
     ("shape", "d_in", "d_out", "found"),
     [
