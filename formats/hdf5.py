@@ -25,10 +25,17 @@ from utils import Volume
 
 FILTERS = (1, 2, 3, 4, 5, 6, 32000)  # deflate, shuffle, Fletcher-32, szip, n-bit, scale-offset, LZF: h5py has them all
 MOST_NESTED = 100  # groups one in another; HDF5 takes minutes for ten thousand
+BY_YT = (
+    "with ds = yt.load(...), np.save('a.npy', ds.covering_grid(0, ds.domain_left_edge, ds.domain_dimensions)"
+    "['density'].v) makes one grid of them, of the coarsest level"
+)
 OTHER_FORMATS = {  # kept in HDF5, by where their arrays are; why these are no plain arrays, and what makes some of them
     "minc-2.0/": "MINC, which scales values by slice: nibabel.save(nibabel.load('scan.mnc'), 'scan.nii') makes NIfTI",
     "DataSet/ResolutionLevel 0/": "Imaris, which pads its arrays: Fiji opens it under its name .ims and saves a .tif",
     "ITKImage/": "an image of ITK: SimpleITK.WriteImage(SimpleITK.ReadImage('a.h5'), 'a.nrrd') keeps its place",
+    "refine level": f"FLASH, whose arrays are blocks of an adaptive mesh: {BY_YT}",
+    "LogicalLocations": f"Athena++, whose arrays are blocks of an adaptive mesh: {BY_YT}",
+    "PartType": "particles, as of Gadget, on no grid: yt's arbitrary_grid makes one of them, np.save saves its values",
     "VTKHDF/": "VTKHDF, which has spacing and origin of its own: a name that ends in .vtkhdf reads them",
 }
 NO_SCALE = "its ScaleFactor and Offset, as of HDF-EOS, are not applied: the values are as they are stored"

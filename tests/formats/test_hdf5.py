@@ -213,6 +213,9 @@ def test_links_in_a_file(path):
         ("a.h5", "ITKImage/0/VoxelData", "found an image of ITK: SimpleITK.WriteImage("),
         ("a.h5", "VTKHDF/PointData/rho", "found VTKHDF, which has spacing and origin of its own"),
         ("run_0010", "VTKHDF/CellData/rho", "a name that ends in .vtkhdf"),
+        ("plt_cnt_0010", "refine level", "found FLASH, whose arrays are blocks of an adaptive mesh: with ds = yt.load"),
+        ("a.athdf", "LogicalLocations", "found Athena++, whose arrays are blocks of an adaptive mesh: with ds"),
+        ("snap_010.hdf5", "PartType1/Coordinates", "found particles, as of Gadget, on no grid: yt's arbitrary_grid"),
     ],
 )
 def test_other_formats_in_hdf5_are_known_by_their_groups(tmp_path, name, array, said):
