@@ -121,6 +121,8 @@ def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
     if item.chunks is None and offset is not None and is_plain and item.size and item.shape:
         source = np.memmap(path, item.dtype, "r", offset, item.shape)
     labels = tuple(dim.label for dim in item.dims)
+    if item.ndim == 3 and "container_type" in item.file.attrs:  # a grid of yt, saved by its save_as_dataset
+        labels = ("x", "y", "z")
     return Variable(dims, item.dtype, item.attrs, source, item.chunks, labels=labels, note=_note(item.attrs))
 
 

@@ -86,6 +86,14 @@ def test_labels_of_axes(path):
     np.testing.assert_array_equal(whole(volume.array)[:, :, 0], slanted((3, 7, 5)))
 
 
+def test_a_grid_of_yt(path):
+    """As its save_as_dataset writes one: x is the slowest axis."""
+    with h5py.File(path, "w") as file:
+        file["grid/density"] = slanted(SHAPE)
+        file.attrs["data_type"], file.attrs["container_type"] = "yt_data_container", "covering_grid"
+    np.testing.assert_array_equal(whole(read_volume(path).array), slanted(SHAPE))
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("name", ["rho", "E/y"])
 def test_a_mesh_of_openpmd(path, name, order, capsys):
