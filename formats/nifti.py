@@ -149,6 +149,9 @@ def _nifti_place(path: str, header: np.void, array: np.ndarray | StoredArray) ->
     name = header["intent_name"].partition(b"\0")[0].decode("utf-8", "replace").strip()
     if header["sform_code"] > 0:
         rows = header["srow"].astype(np.float64) * unit
+        if header["qform_code"] <= 0 and not rows[:, :3].any():
+            way_out = f"image = nibabel.load({path!r}), image.set_sform(None) and nibabel.save leave it out"
+            raise VolumeError(f"{path}: expected axes in its sform, found zeros: {way_out}")
         try:
             return volume_from_axes(path, array, rows[:, :3], rows[:, 3], "RAS", name=name)
         except VolumeError:

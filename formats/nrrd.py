@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import shlex
 
 import numpy as np
 
@@ -207,7 +208,9 @@ def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes
     offset = offset if source == path else 0
     encoding = ENCODINGS.get(header.get("encoding", "raw"))
     if encoding is None:
-        raise VolumeError(f"{path}: expected encoding raw, gzip, bzip2 or text, found {header['encoding']}")
+        way_out = f"unu save -f nrrd -e gzip -i {shlex.quote(path)} -o b.nrrd, of Teem, writes it anew"
+        what = f"expected encoding raw, gzip, bzip2 or text, found {header['encoding']}"
+        raise VolumeError(f"{path}: {what}: {way_out}")
     endian = header.get("endian", "")
     if endian not in ("little", "big") and dtype.itemsize > 1 and encoding != "text":
         raise VolumeError(f"{path}: expected the field endian: little or endian: big, found {endian or 'none'}")

@@ -60,6 +60,13 @@ def test_nifti_sheared_sform(tmp_path):
     np.testing.assert_allclose(in_ras(read_volume(str(tmp_path / "a.nii")).geometry).direction, ABOUT_Z, atol=1e-6)
 
 
+def test_nifti_sform_of_zeros(tmp_path):
+    (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE), s=np.zeros((3, 4))))
+    assert "expected axes in its sform, found zeros: image = nibabel.load(" in refusal(tmp_path / "a.nii")
+    (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE), s=np.zeros((3, 4)), q=(*TURN_ABOUT_Z, *ORIGIN)))
+    assert read_volume(str(tmp_path / "a.nii")).geometry.spacing == pytest.approx(SPACING)
+
+
 @pytest.mark.parametrize(("dtype", "expected"), [("int16", "float32"), ("float32", "float32"), ("int32", "float64")])
 @pytest.mark.parametrize("endian", "<>")
 def test_nifti_slope(dtype, expected, endian, tmp_path):

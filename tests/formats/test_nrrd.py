@@ -204,7 +204,6 @@ def test_a_nrrd_image_in_a_plane(directions, tmp_path):
     "fields",
     [
         {"type": "block"},
-        {"type": "float", "encoding": "hex"},
         {"dimension": "2147483647"},
         {"sizes": "4 3"},
         {"sizes": "4 3 -2"},
@@ -234,6 +233,12 @@ def test_impossible_nrrd(fields, tmp_path):
     array = slanted(SHAPE)
     (tmp_path / "a.nrrd").write_bytes(nrrd_header(array, **fields) + b"\n" + array.tobytes(order="F"))
     refusal(tmp_path / "a.nrrd")
+
+
+def test_another_encoding_has_a_way_out(tmp_path):
+    path, array = tmp_path / "my a.nrrd", slanted(SHAPE)
+    path.write_bytes(nrrd_header(array, encoding="hex") + b"\n" + array.tobytes(order="F").hex().encode())
+    assert f"found hex: unu save -f nrrd -e gzip -i '{path}' -o b.nrrd, of Teem, writes it anew" in refusal(path)
 
 
 def test_a_raw_file_that_begins_with_a_header(tmp_path):
