@@ -17,6 +17,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
+from cli import console
 from formats.arrays import LazyArray
 from formats.common import MAX_EXPANSION, VolumeError, suffix_of
 from formats.slabs import Frame, figures, on_one_line, x_fastest
@@ -31,6 +32,7 @@ XML_FORMATS = {
 COUNTS_OF_XML = rb"""\bNumberOf(?:Points|Cells|Verts|Lines|Strips|Polys)\s*=\s*["']\s*(\d{1,18})"""
 COUNTS_OF_LEGACY = rb"(?i)^(?:POINTS|CELLS|VERTICES|LINES|POLYGONS|TRIANGLE_STRIPS)\s+(\d{1,18})"
 BLOCK_BYTES = 1 << 16  # bytes of a block of a .vti file; each block is compressed separately
+ENOUGH = 1 << 20  # values that show the order of their bytes
 ZLIB_LEVEL = 5  # the level that VTK uses
 
 # --- read -------------------------------------------------------------------------------------------
@@ -124,14 +126,36 @@ def read_legacy(path: str) -> Any:
     found = _numbers_of_text(path)
     if found is not None and found < (expected := _numbers_in(data)):
         raise VolumeError(f"{path}: truncated: expected {expected} numbers, found {found}")
+    _warn_of_byte_order(path, data)
     return data
+
+
+def _arrays(data) -> list:
+    """The arrays of numbers on points and on cells."""
+    parts = (data.GetPointData(), data.GetCellData())
+    arrays = [part.GetArray(i) for part in parts for i in range(part.GetNumberOfArrays())]
+    return [array for array in arrays if array]
+
+
+def _warn_of_byte_order(path: str, data) -> None:
+    """Say so when the floats of an array have usual sizes in the other byte order alone."""
+    from vtkmodules.util.numpy_support import vtk_to_numpy
+
+    def are_usual(values: np.ndarray) -> np.ndarray:
+        return (np.abs(values) > 1e-12) & (np.abs(values) < 1e12)
+
+    for array in _arrays(data):
+        values = np.unique(vtk_to_numpy(array).ravel()[:ENOUGH])
+        values = values[values != 0]
+        is_known = values.dtype.kind == "f" and len(values) >= 10  # fewer may be so by chance
+        if is_known and are_usual(values.byteswap()).all() and are_usual(values).mean() < 0.5:
+            way_out = "NumPy's array.astype('>f4') or '>f8' has it before it is written"
+            console.warn(path, f"{array.GetName()} seems little-endian, but .vtk files are big-endian: {way_out}")
 
 
 def _numbers_in(data) -> int:
     """How many numbers a legacy text file holds for a data set, at least."""
-    parts = (data.GetPointData(), data.GetCellData())
-    arrays = [part.GetArray(i) for part in parts for i in range(part.GetNumberOfArrays())]
-    count = sum(array.GetNumberOfValues() for array in arrays if array)
+    count = sum(array.GetNumberOfValues() for array in _arrays(data))
     cells = []
     if data.IsA("vtkRectilinearGrid"):
         count += sum(data.GetDimensions())

@@ -115,3 +115,18 @@ def test_vti_with_nan(tmp_path):
     array[2, 1, 0] = np.nan
     vtk_write(tmp_path / "a.vti", array)
     assert "found 1 NaN or infinite" in (message := refusal(tmp_path / "a.vti")) and "(2, 1, 0)" in message
+
+
+@pytest.mark.parametrize("kind", ["float", "double"])
+@pytest.mark.parametrize("factor", [1.0, 0.1, 1e-30])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_legacy_file_in_the_wrong_byte_order_is_told(kind, factor, order, tmp_path, capsys):
+    """VTK's own order is big-endian. Very small numbers may be meant."""
+    array = (slanted(SHAPE) * factor).astype(f"{order}f{4 if kind == 'float' else 8}")
+    head = "# vtk DataFile Version 3.0\nby hand\nBINARY\nDATASET STRUCTURED_POINTS\nDIMENSIONS 4 3 2\nORIGIN 0 0 0\n"
+    head += f"SPACING 1 1 1\nPOINT_DATA {array.size}\nSCALARS rho {kind} 1\nLOOKUP_TABLE default\n"
+    (tmp_path / "a.vtk").write_bytes(head.encode() + array.tobytes(order="F") + b"\n")
+    volume = read_volume(str(tmp_path / "a.vtk"), fill="nan")
+    np.testing.assert_array_equal(volume.array, array.view(array.dtype.newbyteorder(">")))
+    is_told = "rho seems little-endian, but .vtk files are big-endian" in capsys.readouterr().err
+    assert is_told == (order == "<" and factor != 1e-30)
