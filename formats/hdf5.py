@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import io
+import json
 import math
 from collections.abc import Mapping
 from types import SimpleNamespace
@@ -111,19 +112,25 @@ def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
     if reason := _reason_against(item):
         source = SimpleNamespace(shape=() if item.is_virtual else item.shape)
         return Variable(("",) * len(source.shape), item.dtype, {}, source, refusal=f"{path}: {name}: {reason}")
-    if item.is_scale and item.ndim == 1:
-        dims = (name,)
-    else:
-        dims = tuple(dim[0].name.strip("/") if len(dim) else dim.label for dim in item.dims)
+    dims = (name,) if item.is_scale and item.ndim == 1 else _names_of_axes(item)
     source = item
     offset = item.id.get_offset()
     is_plain = item.id.get_type().equal(h5py.h5t.py_create(item.dtype))
     if item.chunks is None and offset is not None and is_plain and item.size and item.shape:
         source = np.memmap(path, item.dtype, "r", offset, item.shape)
     labels = tuple(dim.label for dim in item.dims)
-    if item.ndim == 3 and "container_type" in item.file.attrs:  # a grid of yt, saved by its save_as_dataset
-        labels = ("x", "y", "z")
     return Variable(dims, item.dtype, item.attrs, source, item.chunks, labels=labels, note=_note(item.attrs))
+
+
+def _names_of_axes(item: Any) -> tuple[str, ...]:
+    """The name of each axis: that of its scale, its label, or "". Of yt and of vigra, as in ilastik, their own."""
+    if item.ndim == 3 and "container_type" in item.file.attrs:  # a grid that yt's save_as_dataset saved
+        return "x", "y", "z"
+    if "axistags" in item.attrs:
+        keys = [str(axis["key"]) for axis in json.loads(item.attrs["axistags"])["axes"]]
+        if len(keys) == item.ndim:
+            return tuple(keys)
+    return tuple(dim[0].name.strip("/") if len(dim) else dim.label for dim in item.dims)
 
 
 def _note(attributes: Mapping[str, Any]) -> str:

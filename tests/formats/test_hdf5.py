@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from helpers import volume_files
@@ -92,6 +94,18 @@ def test_a_grid_of_yt(path):
         file["grid/density"] = slanted(SHAPE)
         file.attrs["data_type"], file.attrs["container_type"] = "yt_data_container", "covering_grid"
     np.testing.assert_array_equal(whole(read_volume(path).array), slanted(SHAPE))
+
+
+def test_the_axes_of_vigra(path):
+    """As ilastik has them."""
+    array = slanted((5, 6, 7, 2))
+    for axes in ("zyxc", "xyzc", "czyx"):
+        with h5py.File(path, "w") as file:
+            file["exported_data"] = array.transpose(["xyzc".index(axis) for axis in axes])
+            tags = [{"key": axis, "typeFlags": 2, "resolution": 0, "description": ""} for axis in axes]
+            file["exported_data"].attrs["axistags"] = json.dumps({"axes": tags})
+        for d_out in (None, 2):
+            np.testing.assert_array_equal(whole(read_volume(path, d_out=d_out).array), array)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
