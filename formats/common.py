@@ -1,4 +1,4 @@
-"""What the formats share: their error, the layout of a headerless file, file suffixes, axes in space."""
+"""What the formats share: their error, file suffixes, axes in space."""
 
 from __future__ import annotations
 
@@ -46,20 +46,6 @@ def import_package(module: str, packages: str, path: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError:
         raise VolumeError(f"{path}: a file of this format needs {module}: pip install {packages}") from None
-
-
-@dataclasses.dataclass(frozen=True)
-class RawLayout:
-    """The layout of the voxels in a headerless file, x fastest. The name of the file says what is None."""
-
-    shape: tuple[int, ...] | None  # voxels along x, y, z
-    dtype: str | None  # name of a NumPy dtype
-    endian: str = "little"  # or "big"
-
-
-def raw_layout(shape: tuple[int, ...] | None, dtype: str | None, endian: str | None) -> RawLayout | None:
-    """The layout that --shape, --dtype and --endian describe, as far as they do; None when none is given."""
-    return None if shape is dtype is endian is None else RawLayout(shape, dtype, endian or "little")
 
 
 def unit_of_length(text: str) -> str:

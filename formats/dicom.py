@@ -74,7 +74,7 @@ class _Slice(NamedTuple):
         return "other SeriesInstanceUID" if self.series != other.series else ""
 
 
-def read_dicom(folder: str, is_marked: bool = True) -> Volume:
+def read_dicom(folder: str, is_marked: bool) -> Volume:
     """The volume whose slices lie in a folder, by their positions. Values are rescaled, padding is missing.
 
     is_marked: whether padding, as the file declares it, gets a fill value. Raises VolumeError when slices are of

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from formats.arrays import LazyArray
-from formats.common import RawLayout, VolumeError, as_volume_error
+from formats.common import VolumeError, as_volume_error
 from formats.slabs import Frame, slabs
 from utils import DEFAULT_NAME, DTYPES, Geometry, Volume
 
@@ -62,28 +62,37 @@ def check_last_axis(source: str, shape: tuple[int, ...], d_in: int | None, d_out
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class RawLayout:
+    """The layout of the voxels in a headerless file, x fastest. The name of the file says what is None."""
+
+    shape: tuple[int, ...] | None  # voxels along x, y, z
+    dtype: str | None  # name of a NumPy dtype
+    endian: str = "little"  # or "big"
+
+
+def raw_layout(shape: tuple[int, ...] | None, dtype: str | None, endian: str | None) -> RawLayout | None:
+    """The layout that --shape, --dtype and --endian describe, as far as they do; None when none is given."""
+    return None if shape is dtype is endian is None else RawLayout(shape, dtype, endian or "little")
+
+
 def layout_of_name(path: str) -> RawLayout | None:
     """The layout in a headerless file's name (Open SciVis convention: a_8x9x5_uint8.raw); None if there is none."""
     found = RAW_NAME.search(path)
     return RawLayout(tuple(int(n) for n in found.groups()[:3]), found[4]) if found else None
 
 
-def layout_of(path: str, given: RawLayout | None) -> RawLayout | None:
-    """The layout of a headerless file: what is given, and the rest by its name; None where there is neither.
+def read_raw(path: str, given: RawLayout | None) -> Volume:
+    """The volume of a headerless file, memory-mapped. Its layout is what is given, and the rest by its name.
 
-    Raises VolumeError if a part is missing.
+    Raises VolumeError for a layout with a part missing, and for a file of another size.
     """
-    named = layout_of_name(path)
-    if given and named:
-        return RawLayout(given.shape or named.shape, given.dtype or named.dtype, given.endian)
-    if given and (given.shape is None or given.dtype is None):
+    layout = given or RawLayout(None, None)
+    if named := layout_of_name(path):
+        layout = RawLayout(layout.shape or named.shape, layout.dtype or named.dtype, layout.endian)
+    if layout.shape is None or layout.dtype is None:
         what = "expected both --shape and --dtype (and --endian, little unless given)"
         raise VolumeError(f"{path}: a headerless file: {what}, or a name like a_256x256x128_uint8.raw")
-    return given or named
-
-
-def read_raw(path: str, layout: RawLayout) -> Volume:
-    """The volume of a headerless file, memory-mapped. Raises VolumeError unless its size is that of `layout`."""
     shape = layout.shape + (1,) * (3 - len(layout.shape))
     dtype = np.dtype(layout.dtype).newbyteorder("<" if layout.endian == "little" else ">")
     expected, found = math.prod(shape) * dtype.itemsize, os.path.getsize(path)

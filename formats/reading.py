@@ -22,7 +22,7 @@ from cli.arguments import Options
 from cli.files import is_zarr
 from formats import dicom, hdf5, metaimage, netcdf, nifti, npz, nrrd, pvd, raw, series, tiff, zarr
 from formats.cf import volume_of_variable
-from formats.common import COMPLEX_WAY_OUT, RawLayout, VolumeError, as_volume_error, in_type, raw_layout, suffix_of
+from formats.common import COMPLEX_WAY_OUT, VolumeError, as_volume_error, in_type, suffix_of
 from formats.vtk_process import VTK_READERS, read_by_vtk
 from utils import UserError, Volume, VolumeHeader, differences, header_of, is_missing, read_in_boxes
 
@@ -69,7 +69,7 @@ def source_files(path: str) -> list[str]:
 
 def read_asked(opt: Options, d_in: int | None, d_out: int | None, fill: float | str | None) -> Volume:
     """`read_volume` of --volume, as the flags of `cli.arguments.add_volume_arguments` ask."""
-    layout = raw_layout(opt.shape, opt.dtype, opt.endian)
+    layout = raw.raw_layout(opt.shape, opt.dtype, opt.endian)
     return read_volume(opt.volume, d_in, d_out, opt.array, layout, fill, opt.resample)
 
 
@@ -93,7 +93,7 @@ def read_volume(
     d_in: int | None = None,
     d_out: int | None = None,
     array: str | None = None,
-    layout: RawLayout | None = None,
+    layout: raw.RawLayout | None = None,
     fill: float | str | None = None,
     resample: tuple[int, ...] | None = None,
 ) -> Volume:
@@ -143,12 +143,11 @@ def _with_fill(path: str, read: Callable[[bool], Volume], fill: float | str | No
         return volume
     if fill == "none":
         return dataclasses.replace(volume, fill=None)
-    declared, given = volume.fill, _fill(path, volume.array.dtype, fill)
-    if declared is not None and not np.array_equal(declared, given, equal_nan=True):
+    declared = volume.fill
+    if declared is not None and not np.array_equal(declared, _fill(path, volume.array.dtype, fill), equal_nan=True):
         console.warn(path, f"declares {declared} as missing: with --fill {fill} it counts as a value")
         volume = read(False)  # what the declared value has replaced, as what is beyond a valid range, comes back
-        given = _fill(path, volume.array.dtype, fill)
-    return dataclasses.replace(volume, fill=given)
+    return dataclasses.replace(volume, fill=_fill(path, volume.array.dtype, fill))
 
 
 def _warn_of_voxels_elsewhere(path: str) -> None:
@@ -165,7 +164,7 @@ def _read(
     d_in: int | None,
     d_out: int | None,
     array: str | None,
-    layout: RawLayout | None,
+    layout: raw.RawLayout | None,
     resample: tuple[int, ...] | None,
     is_marked: bool,
 ) -> Volume:
@@ -180,10 +179,10 @@ def _read(
             start = file.read(8)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
-    layout_of_name = raw.layout_of_name(path)
-    if not (start or os.path.isdir(path) or layout or layout_of_name):
+    is_described = bool(layout or raw.layout_of_name(path))
+    if not (start or os.path.isdir(path) or is_described):
         raise VolumeError(f"{path}: is empty: expected a volume, found a file of 0 bytes")
-    reader = _reader_of(path, start, raw.read_raw if layout or layout_of_name else None)
+    reader = _reader_of(path, start, raw.read_raw if is_described else None)
     if reader is None:
         raise VolumeError(f"{path}: {_reason_against(path, start)}")
     if layout is not None and reader is not raw.read_raw:
@@ -204,16 +203,18 @@ def _read(
     elif reader is read_by_vtk:
         volume = read_by_vtk(path, array, resample)
     elif reader is raw.read_raw:
-        volume = raw.read_raw(path, raw.layout_of(path, layout))
+        volume = raw.read_raw(path, layout)
+    elif reader is dicom.read_dicom:
+        volume = dicom.read_dicom(path, is_marked)
     else:
-        volume = _read_folder(path, is_marked) if reader is _read_folder else reader(path)
+        volume = reader(path)
     return _with_axes(path, volume, d_in or 3, d_out)
 
 
 def _reader_of(path: str, start: bytes, headerless: Callable | None) -> Callable | None:
-    """What reads a file that begins so, or a folder; `headerless` if only this may, and None if nothing does."""
+    """What reads a file that begins so, or a folder; `headerless` if only this may, None if nothing does."""
     if os.path.isdir(path):
-        return zarr.read_zarr if is_zarr(path) else _read_folder
+        return zarr.read_zarr if is_zarr(path) else dicom.read_dicom if dicom.slice_files(path) else None
     if start[:6] == b"\x93NUMPY":
         return raw.read_npy
     reader = READERS.get(suffix_of(path)) or READERS_OF_ARRAYS.get(suffix_of(path))
@@ -222,7 +223,9 @@ def _reader_of(path: str, start: bytes, headerless: Callable | None) -> Callable
 
 
 def _reason_against(path: str, start: bytes) -> str:
-    """A text: why a file is no volume, and what to give in place of it. start: its first bytes."""
+    """A text: why a file, or a folder, is no volume, and what to give in place of it. start: its first bytes."""
+    if os.path.isdir(path):
+        return _reason_against_folder(path)
     suffix = suffix_of(path)
     if suffix == ".dcm" or dicom.is_slice(path):
         folder = shlex.quote(os.path.dirname(path) or ".")
@@ -242,10 +245,8 @@ def _reason_against(path: str, start: bytes) -> str:
     )
 
 
-def _read_folder(folder: str, is_marked: bool) -> Volume:
-    """The volume of the DICOM slices in a folder. Raises VolumeError, which says what else the folder holds."""
-    if dicom.slice_files(folder):
-        return dicom.read_dicom(folder, is_marked)
+def _reason_against_folder(folder: str) -> str:
+    """A text: what a folder without slices holds, and what to give in place of it."""
     entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     folders = [entry.path for entry in entries if entry.is_dir()]
     suffixes = (".npy", ".raw", *READERS, *READERS_OF_ARRAYS)
@@ -258,12 +259,12 @@ def _read_folder(folder: str, is_marked: bool) -> Volume:
     elif not folders and any(suffix_of(entry.name) in PICTURES for entry in files):
         found += f": {BY_IMAGEJ}"
     elif {"Header", "Level_0"} <= {entry.name for entry in entries}:
-        raise VolumeError(f"{folder}: expected a volume, found a plotfile of AMReX, of several grids: {BY_PARAVIEW}")
+        return f"expected a volume, found a plotfile of AMReX, of several grids: {BY_PARAVIEW}"
     elif not entries:
-        raise VolumeError(f"{folder}: is empty: expected a folder of DICOM or Zarr files")
+        return "is empty: expected a folder of DICOM or Zarr files"
     elif folders:
         found += f": --volume {shlex.quote(folders[0])} looks there"
-    raise VolumeError(f"{folder}: expected a folder of DICOM slices, found {found}")
+    return f"expected a folder of DICOM slices, found {found}"
 
 
 def _volumes_of(folder: str, ending: str, paths: list[str]) -> str:

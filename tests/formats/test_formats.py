@@ -29,7 +29,8 @@ from helpers.volume_files import (
 )
 from helpers.volumes import MIRRORED, TURNED, slanted
 
-from formats.common import RawLayout, VolumeError
+from formats.common import VolumeError
+from formats.raw import RawLayout
 from formats.reading import read_volume
 from utils import IDENTITY
 

@@ -7,7 +7,7 @@ import pytest
 from helpers.volume_files import refusal
 from helpers.volumes import slanted
 
-from formats.common import RawLayout, raw_layout
+from formats.raw import RawLayout, raw_layout
 from formats.reading import read_volume
 from utils import DTYPES, Geometry
 

@@ -15,7 +15,8 @@ from helpers import volume_files
 from helpers.volume_files import plain_nrrd_header
 from helpers.volumes import slanted
 
-from formats.common import RawLayout, VolumeError, raw_layout
+from formats.common import VolumeError
+from formats.raw import RawLayout, raw_layout
 from formats.reading import read_volume, source_files
 from formats.writing import write_volume
 from utils import DTYPES, Geometry, Volume
