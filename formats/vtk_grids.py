@@ -51,7 +51,8 @@ def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple
     array = vtk_to_numpy(values).reshape(*shape[::-1], values.GetNumberOfComponents())
     is_missing = _is_missing(data, is_on_cells, math.prod(shape))
     if is_missing.any():
-        array = _with_nan(array, is_missing.reshape(array.shape[:-1]))
+        array = array.astype(float_for(array.dtype))
+        array[is_missing.reshape(array.shape[:-1])] = np.nan
     units = values.GetInformation().Get(vtkDataArray.UNITS_LABEL()) or ""
     times = data.GetFieldData().GetArray("TimeValue")
     time = times.GetTuple1(0) if times and times.GetNumberOfValues() == 1 else None
@@ -162,12 +163,6 @@ def _is_missing(data, is_on_cells: bool, n_voxels: int) -> np.ndarray:
     if not is_on_cells and (is_valid := attributes.GetArray(IS_VALID)):
         is_missing |= vtk_to_numpy(is_valid) == 0
     return is_missing
-
-
-def _with_nan(array: np.ndarray, is_missing: np.ndarray) -> np.ndarray:
-    """A copy of values (z, y, x, components), as floats, with NaN where they are missing."""
-    array = array.astype(float_for(array.dtype), copy=False)
-    return np.where(is_missing[..., None], array.dtype.type(np.nan), array)
 
 
 def _space_of(data) -> str:

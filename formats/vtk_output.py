@@ -17,8 +17,7 @@ def output_of(path: str, reader, expansion: int = MAX_EXPANSION):
     """The data object that a VTK reader makes of a file. Raises VolumeError with VTK's reason when VTK fails."""
     said = read_header(path, reader, expansion)
     reader.Update()
-    if (failed := _failure(said)) or reader.GetErrorCode():
-        raise VolumeError(f"{path}: VTK cannot read it: {failed or 'damaged or truncated'}")
+    _check(path, reader, said)
     return reader.GetOutputDataObject(0)
 
 
@@ -32,18 +31,19 @@ def read_header(path: str, reader, expansion: int) -> vtkStringOutputWindow:
     vtkOutputWindow.SetInstance(said)
     reader.SetFileName(path)
     reader.UpdateInformation()
-    if (failed := _failure(said)) or reader.GetErrorCode():
-        raise VolumeError(f"{path}: VTK cannot read it: {failed or 'damaged or truncated'}")
+    _check(path, reader, said)
     expected, found = _announced(reader.GetOutputInformation(0)), os.path.getsize(path)
     if expected > expansion * found:
         raise VolumeError(f"{path}: truncated: expected {expected} bytes of voxels, found {found} bytes in all")
     return said
 
 
-def _failure(said: vtkStringOutputWindow) -> str | None:
-    """The first error that VTK has reported; None without an error. VTK calls some errors warnings."""
+def _check(path: str, reader, said: vtkStringOutputWindow) -> None:
+    """Raise VolumeError with the first error that VTK has reported, if any. VTK calls some errors warnings."""
     found = re.search(r"(?:ERROR: .*\n(?:.*\): )?(.+)|(Error reading.+))", said.GetOutput())
-    return found and " ".join((found[1] or found[2]).split())
+    if found or reader.GetErrorCode():
+        reason = " ".join((found[1] or found[2]).split()) if found else "damaged or truncated"
+        raise VolumeError(f"{path}: VTK cannot read it: {reason}")
 
 
 def _announced(information) -> int:
