@@ -35,7 +35,9 @@ SPACES = {
     **dict.fromkeys(("left-anterior-superior", "las"), "LAS"),
 }
 VECTORS = re.compile("vector|gradient|normal|matrix")  # in the kinds of axes whose components point in space
-ENUMERATIONS = ("type", "encoding", "endian", "space", "kinds", "centers", "centerings")  # case means nothing in them
+SPACED = "axis mins", "axis maxs", "byte skip", "data file", "line skip", "measurement frame", "sample units"
+SPELLINGS = {field.replace(" ", ""): field for field in SPACED} | {"centerings": "centers"}  # other names of fields
+ENUMERATIONS = ("type", "encoding", "endian", "space", "kinds", "centers")  # case means nothing in them
 ENCODINGS = {
     "raw": "raw",
     **dict.fromkeys(("ascii", "text", "txt"), "text"),
@@ -97,7 +99,7 @@ def read_nrrd(path: str) -> Volume:
 
 def _warn_of_vectors(path: str, header: dict[str, str], space: str, kind: str, n_components: int) -> None:
     """Say so when the components of vectors are in other directions than the positions: only these are turned."""
-    frame = header.get("measurement frame", header.get("measurementframe", ""))
+    frame = header.get("measurement frame", "")
     is_turned = [float(n) for n in NUMBER.findall(frame)] not in ([], np.eye(3).ravel().tolist())
     directions = "its measurement frame" if is_turned else space
     may_be_vectors = VECTORS.search(kind) or (kind in ("", "???", "none") and n_components == 3)
@@ -165,7 +167,7 @@ def _places(header: dict[str, str], n_axes: int) -> tuple[list[float], list[floa
     """
     fields = ("spacings", "axis mins", "axis maxs", "sizes")
     given, starts, ends, sizes = (_figures(header, field, n_axes) for field in fields)
-    centers = header.get("centers", header.get("centerings", "")).split() or ["???"] * n_axes
+    centers = header.get("centers", "").split() or ["???"] * n_axes
     if len(centers) != n_axes:
         raise ValueError(f"{len(centers)} centers of {n_axes} axes")
     is_cell = np.array([center == "cell" for center in centers])
@@ -176,9 +178,8 @@ def _places(header: dict[str, str], n_axes: int) -> tuple[list[float], list[floa
 
 
 def _figures(header: dict[str, str], field: str, n_axes: int) -> np.ndarray:
-    """The number that a field of the header gives for each axis; NaN where it gives none. Spaces may be left out."""
-    text = header.get(field, header.get(field.replace(" ", ""), ""))
-    found = [float(number) for number in text.split()] or [math.nan] * n_axes
+    """The number that a field of the header gives for each axis; NaN where it gives none."""
+    found = [float(number) for number in header.get(field, "").split()] or [math.nan] * n_axes
     if len(found) != n_axes:
         raise ValueError(f"{len(found)} {field} of {n_axes} axes")
     return np.array(found)
@@ -191,16 +192,17 @@ def _read_header(path: str) -> tuple[dict[str, str], int]:
     found = re.match(rb"NRRD000\d\r?\n(.*?)(?:\r?\n\r?\n|\r?\n?\Z)", start, re.S)
     if not found:
         raise VolumeError(f"{path}: not a NRRD file")
-    fields = re.findall(r"^([^#:\n]+):(?!=) ?([^\r\n]*)", found[1].decode("utf-8", "replace"), re.M)
-    header = {key.strip().lower(): value.rstrip() for key, value in fields}
-    return {key: value.lower() if key in ENUMERATIONS else value for key, value in header.items()}, found.end()
+    header = {}
+    for key, value in re.findall(r"^([^#:\n]+):(?!=) ?([^\r\n]*)", found[1].decode("utf-8", "replace"), re.M):
+        field = SPELLINGS.get(key.strip().lower(), key.strip().lower())
+        header[field] = value.rstrip().lower() if field in ENUMERATIONS else value.rstrip()
+    return header, found.end()
 
 
 def data_file(path: str) -> str:
     """The file that holds the voxels: the one that a header names, or the header's own. Raises VolumeError."""
     header, _ = _read_header(path)
-    named = header.get("data file", header.get("datafile"))
-    return path if named is None else file_beside(path, named, "data file:")
+    return file_beside(path, header["data file"], "data file:") if "data file" in header else path
 
 
 def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes: tuple[int, ...]) -> np.ndarray:
@@ -215,8 +217,7 @@ def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes
     if endian not in ("little", "big") and dtype.itemsize > 1 and encoding != "text":
         raise VolumeError(f"{path}: expected the field endian: little or endian: big, found {endian or 'none'}")
     dtype = dtype.newbyteorder(">" if endian == "big" else "<")
-    skip = header.get("byte skip", header.get("byteskip", "0"))
-    lines = header.get("line skip", header.get("lineskip", "0"))
+    skip, lines = header.get("byte skip", "0"), header.get("line skip", "0")
     if lines != "0" or not re.fullmatch(r"-1|\d{1,15}" if encoding == "raw" else "0", skip):
         raise VolumeError(f"{path}: {encoding}: cannot skip {lines} lines and {skip} bytes")
     if encoding == "raw":

@@ -115,18 +115,16 @@ def write_points(
     name = "".join(c for c in name if c.isprintable())
     name = f"'{name}" if name[:1] in ("=", "+", "-", "@") else name  # a spreadsheet would take it for a formula
     labels = [name] if d_out == 1 else [f"{name}_{c}" for c in range(d_out)]
-    columns = [values]
-    names = list(labels)
+    names = [*axes, *labels]
     if gradients is not None:
-        columns.append(gradients.reshape(len(points), -1))
+        values = np.column_stack([values, gradients.reshape(len(points), -1)])
         names += [f"d{label}/d{axis}" for label in labels for axis in axes]
-    table = np.column_stack(columns)
-    with open(path, "wb") as file:
-        if suffix == ".npy":
-            np.save(file, table if table.shape[1] > 1 else table[:, 0], allow_pickle=False)
-            return
-        quoted = ['"' + label.replace('"', '""') + '"' if set(label) & set(',"\n\r') else label for label in names]
-        file.write((",".join([*axes, *quoted]) + "\n").encode())
-        digits = "%s" if table.dtype == np.float64 else "%.9g"  # %s: as few as give the same float64 again
-        form = ["%s"] * d_in + [digits] * table.shape[1]
-        np.savetxt(file, np.column_stack([points, table]), fmt=form, delimiter=",")
+    if suffix == ".npy":
+        with open(path, "wb") as file:  # NumPy would give the path its own suffix
+            np.save(file, values if values.shape[1] > 1 else values[:, 0], allow_pickle=False)
+        return
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerow(names)
+        digits = "%s" if values.dtype == np.float64 else "%.9g"  # %s: as few as give the same float64 again
+        form = ["%s"] * d_in + [digits] * values.shape[1]
+        np.savetxt(file, np.column_stack([points, values]), fmt=form, delimiter=",")

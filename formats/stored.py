@@ -55,20 +55,16 @@ class StoredArray(Shaped):
         if isinstance(key, int):
             if not -len(self) <= key < len(self):
                 raise IndexError(f"expected an index below {len(self)}, found {key}")
-            return self._view((key,))
+            return self.part((key,))
         if key is Ellipsis:
             return self._values()
         if key[0] is Ellipsis:
             n_used = sum(part is not None for part in key[1:])
-            return self._view((slice(None),) * (self.ndim - n_used) + key[1:])
-        return self._view(key)._values()
+            return self.part((slice(None),) * (self.ndim - n_used) + key[1:])
+        return self.part(key)._values()
 
-    def part(self, box: Box) -> StoredArray:
-        """The view of a box of this array."""
-        return self._view(box)
-
-    def _view(self, key: tuple) -> StoredArray:
-        """key: one part for each of the first axes: an index, a slice, or None for a new axis."""
+    def part(self, key: tuple) -> StoredArray:
+        """The view of a part. key: for each of the first axes an index, a slice, or None for a new axis."""
         window, axes, left = list(self.window), [], iter(self.axes)
         for part in key:
             if part is None:
