@@ -15,11 +15,11 @@ import numpy as np
 
 from cli import console
 from formats.common import COMPLEX_WAY_OUT, UNEVEN, VolumeError, of_three_axes, volume_from_axes
-from formats.packing import array_of, decoding, unmarked
+from formats.packing import array_of, decoding
 from formats.raw import check_last_axis
 from formats.series import with_times
 from formats.slabs import on_one_line
-from formats.variables import Variable, axes_of, chosen, first_of
+from formats.variables import Variable, axes_of, first_of
 from utils import DEFAULT_NAME, Volume
 
 ULPS = 4  # most that a coordinate may be off equal steps, in units of its last place
@@ -51,22 +51,13 @@ SPACING = re.compile("spacing|(voxel|pixel|element)_?size|resolution")  # in an 
 
 
 def volume_of_variable(
-    path: str,
-    variables: Mapping[str, Variable],
-    name: str | None,
-    d_in: int | None,
-    d_out: int | None,
-    is_marked: bool,
+    path: str, variables: Mapping[str, Variable], name: str, d_in: int | None, d_out: int | None
 ) -> Volume:
-    """The volume of a variable: an array ((t,) x, y, z, components).
+    """The volume of the variable of that name: an array ((t,) x, y, z, components). Raises VolumeError.
 
-    variables: all arrays of numbers in the file, and single numbers, of which one may be the time. name: which array;
-    None where only one can be meant. d_in, d_out: as in `read_volume`; they tell what nameless axes are. is_marked:
-    whether the values that the file declares to be missing get a fill value. Raises VolumeError.
+    variables: all arrays of numbers in the file, and single numbers, of which one may be the time. d_in, d_out: as in
+    `read_volume`; they tell what nameless axes are.
     """
-    scalars = {key: found for key, found in variables.items() if not (found.shape or found.refusal)}
-    variables = {key: found for key, found in variables.items() if key not in scalars}
-    name = chosen(path, variables, name)
     variable = variables[name]
     if variable.refusal:
         raise VolumeError(variable.refusal)
@@ -80,7 +71,7 @@ def volume_of_variable(
         console.warn(path, f"{name}: {variable.note}")
     _warn_of_positions(path, name, variables, coordinates, roles)
     used = [roles.get(role) for role in ("txyzc" if is_series else "xyzc")]
-    array, fill = array_of(f"{path}: {name}" if name else path, variable if is_marked else unmarked(variable), used)
+    array, fill = array_of(f"{path}: {name}" if name else path, variable, used)
     steps, origin = np.ones(3), np.zeros(3)
     for k, role in enumerate("xyz"):
         if role in roles and (dim := variable.dims[roles[role]]) in coordinates:
@@ -94,7 +85,7 @@ def volume_of_variable(
     axes = {role: coordinates.get(variable.dims[axis]) for role, axis in roles.items() if role in "txyz"}
     if not axes.get("t"):
         time_dims = (variable.dims[roles["t"]],) if "t" in roles else ()
-        axes["t"] = _listed_time(name, variable, {**scalars, **variables}, time_dims)
+        axes["t"] = _listed_time(name, variable, variables, time_dims)
     said = {key: text for key, text in _axis_attributes(axes).items() if not space or text != "mm"}  # which LPS implies
     names = {"name": name.rsplit("/", 1)[-1], "units": variable.text("units")}
     volume = volume_from_axes(path, array, directions, origin, space, **names, axis_attributes=said)

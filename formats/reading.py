@@ -23,6 +23,8 @@ from cli.files import is_zarr
 from formats import dicom, hdf5, metaimage, netcdf, nifti, npz, nrrd, pvd, raw, series, tiff, zarr
 from formats.cf import volume_of_variable
 from formats.common import COMPLEX_WAY_OUT, VolumeError, as_volume_error, in_type, suffix_of
+from formats.packing import unmarked
+from formats.variables import chosen
 from formats.vtk_process import VTK_READERS, read_by_vtk
 from utils import UserError, Volume, VolumeHeader, differences, header_of, is_missing, read_in_boxes
 
@@ -199,7 +201,10 @@ def _read(
     if is_of_arrays:
         variables, name = reader(path, array)
         with as_volume_error(path, "cannot be read"):
-            volume = volume_of_variable(path, variables, name, d_in, d_out, is_marked)
+            name = chosen(path, variables, name)
+            if not is_marked:
+                variables[name] = unmarked(variables[name])
+            volume = volume_of_variable(path, variables, name, d_in, d_out)
     elif reader is read_by_vtk:
         volume = read_by_vtk(path, array, resample)
     elif reader is raw.read_raw:

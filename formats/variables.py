@@ -52,8 +52,10 @@ class Variable(NamedTuple):
 def chosen(path: str, variables: Mapping[str, Variable], name: str | None) -> str:
     """The name of the array that is meant: `name`, or else the only array of most axes. Raises VolumeError.
 
-    An array of complex numbers, or of records, is meant only where its name is given, or where there are no others.
+    An array of complex numbers, or of records, is meant only where its name is given, or where there are no others. A
+    single number is none.
     """
+    variables = {name: found for name, found in variables.items() if found.shape or found.refusal}
     if name is not None:
         if name.strip("/") in variables:
             return name.strip("/")
