@@ -62,7 +62,8 @@ def read_hdf5(path: str, name: str | None) -> tuple[dict[str, Variable], str | N
                 raise VolumeError(f"{path}: expected at most {MOST_NESTED} groups one in another, found more")
             if _is_array(h5py, item):
                 found[key] = _variable(h5py, path, key, item)
-                if not found[key].refusal and "gridSpacing" in (record := _record_of_mesh(item)):
+                record = collections.ChainMap(item.attrs, item.parent.attrs)  # of openPMD: the array, or its group
+                if not found[key].refusal and "gridSpacing" in record:
                     iteration = item.file["/".join(key.split("/")[:2])].attrs  # data/100, as openPMD has it
                     found[key], own = _on_mesh(key, found[key], record, iteration)
                     coordinates.update(own)
@@ -139,11 +140,6 @@ def _note(attributes: Mapping[str, Any]) -> str:
         return ""
     is_same = np.all(attributes["ScaleFactor"] == 1) and np.all(attributes.get("Offset", 0) == 0)
     return "" if is_same else NO_SCALE
-
-
-def _record_of_mesh(item: Any) -> Mapping[str, Any]:
-    """The attributes of an array of openPMD and of its record: the array itself, or the group of its components."""
-    return collections.ChainMap(item.attrs, item.parent.attrs)
 
 
 def _on_mesh(

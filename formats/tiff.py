@@ -67,13 +67,14 @@ def read_tiff(path: str) -> Volume:
         array, fill = _calibrated(path, array, metadata), _fill(array.dtype, pages[0].tags.valueof(GDAL_NODATA))
         if fill is not None:  # the tag names a stored value
             fill = in_type(_calibrated(path, fill[None], metadata).item(), array.dtype)
-        spacing, units, time_step = _spacing(path, pages[0].tags, metadata, file.ome_metadata)
+        ome = file.ome_metadata or ""
+        spacing, units, time_step = _ome_spacing(path, ome) if ome else _imagej_spacing(pages[0].tags, metadata)
         if told:
             raise VolumeError(f"{path}: tifffile cannot read all of it: {told[0]}")
     array = array.transpose([roles.index(role) for role in "txyzc" if role in roles])
     array = np.expand_dims(array, [i for i, role in enumerate("txyzc"["t" not in roles :]) if role not in roles])
     volume = volume_from_axes(path, array, np.diag(spacing), np.zeros(3))
-    place = _own_description(file.ome_metadata or "")
+    place = _own_description(ome)
     unsaid = ("xyz" if place.get("space") else "") + ("" if "t" in roles else "t")  # lengths in a body are mm
     said = {f"units_{axis}": unit for axis, unit in units.items() if axis not in unsaid and unit not in ("", NO_UNIT)}
     unit = on_one_line(str(metadata.get("vunit", "")))
@@ -154,10 +155,8 @@ def _fill(dtype: np.dtype, text: str | None) -> np.generic | None:
         return None
 
 
-def _spacing(path: str, tags, imagej: dict, ome: str | None) -> tuple[list[float], dict[str, str], float]:
-    """(spacing along x, y, z; units by axis; time between two steps), 1 where ImageJ or OME wrote no valid one."""
-    if ome:
-        return _ome_spacing(path, ome)
+def _imagej_spacing(tags, imagej: dict) -> tuple[list[float], dict[str, str], float]:
+    """(spacing along x, y, z; units by axis; time between two steps), 1 where ImageJ wrote no valid one."""
     if not imagej:
         return [1.0] * 3, {}, 1.0
     time_step = float(imagej.get("finterval") or 1)
