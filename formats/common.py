@@ -102,11 +102,12 @@ def warn_of_vectors(path: str, array: np.ndarray, space: str) -> None:
 
 def in_type(number: float, dtype: np.dtype) -> np.generic | None:
     """A number in that dtype, rounded if the dtype is a float; None where the dtype has no such value."""
-    with np.errstate(over="ignore"):
-        found = np.array(number).astype(dtype)[()] if dtype.kind == "f" else None
-    if dtype.kind != "f" and np.iinfo(dtype).min <= number <= np.iinfo(dtype).max and int(number) == number:
-        found = dtype.type(int(number))
-    return None if found is None or np.isinf(found) else found
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            found = np.array(number).astype(dtype)[()]
+        return None if np.isinf(found) else found
+    ends = np.iinfo(dtype)
+    return dtype.type(int(number)) if ends.min <= number <= ends.max and int(number) == number else None
 
 
 def rescaled(stored: np.ndarray, slope: float, shift: float) -> np.ndarray:

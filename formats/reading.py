@@ -184,7 +184,7 @@ def _read(
     is_described = bool(layout or raw.layout_of_name(path))
     if not (start or os.path.isdir(path) or is_described):
         raise VolumeError(f"{path}: is empty: expected a volume, found a file of 0 bytes")
-    reader = _reader_of(path, start, raw.read_raw if is_described else None)
+    reader = _reader_of(path, start, is_described)
     if reader is None:
         raise VolumeError(f"{path}: {_reason_against(path, start)}")
     if layout is not None and reader is not raw.read_raw:
@@ -216,15 +216,18 @@ def _read(
     return _with_axes(path, volume, d_in or 3, d_out)
 
 
-def _reader_of(path: str, start: bytes, headerless: Callable | None) -> Callable | None:
-    """What reads a file that begins so, or a folder; `headerless` if only this may, None if nothing does."""
+def _reader_of(path: str, start: bytes, is_described: bool) -> Callable | None:
+    """What reads a file that begins so, or a folder; None if nothing does. is_described: as a headerless file."""
     if os.path.isdir(path):
         return zarr.read_zarr if is_zarr(path) else dicom.read_dicom if dicom.slice_files(path) else None
     if start[:6] == b"\x93NUMPY":
         return raw.read_npy
-    reader = READERS.get(suffix_of(path)) or READERS_OF_ARRAYS.get(suffix_of(path))
-    reader = reader or (None if suffix_of(path).endswith(".gz") and start.startswith(PACKED) else headerless)
-    return netcdf.read_netcdf if reader is None and start.startswith(SIGNATURES) else reader
+    suffix = suffix_of(path)
+    if reader := (READERS | READERS_OF_ARRAYS).get(suffix):
+        return reader
+    if is_described and not (suffix.endswith(".gz") and start.startswith(PACKED)):
+        return raw.read_raw
+    return netcdf.read_netcdf if start.startswith(SIGNATURES) else None
 
 
 def _reason_against(path: str, start: bytes) -> str:
@@ -363,7 +366,7 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None, pattern: str
             f"volume{found}"
         )
     if volume.geometry.d_in > d_in:
-        way_out = _joined(path, pattern) if pattern else ""
+        way_out = _how_to_join(path, pattern) if pattern else ""
         raise VolumeError(f"{path}: expected {d_in} axes, found a time series of {len(array)} steps{way_out}")
     if suffix_of(path) in (".nii", ".nii.gz") and array.ndim == d_in == 4 and d_out == len(array):
         fifth = "nibabel.Nifti1Image(image.get_fdata()[:, :, :, None], image.affine)"
@@ -374,7 +377,7 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None, pattern: str
         form = f"{d_in} axes" + (f" and {d_out} components" if d_out > 1 else "")
         way_out = ": --d_in 2 reads an image" if array.ndim == 2 and d_out == 1 else ""
         if pattern and array.ndim == expected - 1:
-            way_out = _stacked(pattern, d_out)
+            way_out = _how_to_stack(pattern, d_out)
         raise VolumeError(f"{path}: expected {form}, found shape {array.shape}{way_out}")
     if array.size == 0:
         raise VolumeError(f"{path}: is empty: shape {array.shape}")
@@ -401,7 +404,7 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None, pattern: str
             )
 
 
-def _stacked(pattern: str, d_out: int) -> str:
+def _how_to_stack(pattern: str, d_out: int) -> str:
     """A text: how to make a volume of files of two axes, which a pattern names."""
     steps = f"formats.series.steps_of({pattern!r})"
     more = f", then --d_out {d_out}" if d_out > 1 else ""
@@ -411,7 +414,7 @@ def _stacked(pattern: str, d_out: int) -> str:
     )
 
 
-def _joined(path: str, pattern: str) -> str:
+def _how_to_join(path: str, pattern: str) -> str:
     """A text: how to make one series of files of several steps, which a pattern names."""
     if READERS_OF_ARRAYS.get(suffix_of(path)) is netcdf.read_netcdf:
         how = f"xarray.open_mfdataset({pattern!r}).to_netcdf('joined.nc'), which needs dask"

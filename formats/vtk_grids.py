@@ -28,7 +28,7 @@ NOT_VALUES = (IS_VALID, GHOSTS)
 
 
 def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
-    """The volume of an array of a VTK data set, see `array_of`. An array on points is not copied.
+    """The volume of an array of a VTK data set, see `_chosen`. An array on points is not copied.
 
     A cell is a voxel at its middle. resample: the number of points along x, y, z of the image that VTK makes of the
     data set; None for a data set that is an image. Voxels outside the data set, and hidden ones, are NaN. Raises
@@ -37,7 +37,7 @@ def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple
     if resample:
         data = _resampled(path, data, resample)
     shape, geometry = _points(path, data)
-    values, is_on_cells = array_of(path, data, name)
+    values, is_on_cells = _chosen(path, data, name)
     if name is None:
         _warn_of_others(path, data, values.GetName())
     if not is_on_cells and data.GetCellData().HasArray(values.GetName() or ""):
@@ -63,7 +63,7 @@ def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple
     return Volume(array.transpose(2, 1, 0, 3), geometry, time=time)
 
 
-def array_of(path: str, data, name: str | None) -> tuple[vtkDataArray, bool]:
+def _chosen(path: str, data, name: str | None) -> tuple[vtkDataArray, bool]:
     """An array of a data set, and whether it is on cells. Raises VolumeError when there is none.
 
     name: of the array. Without a name, it is the active scalars, or else the first array. Arrays on points go before
