@@ -62,10 +62,8 @@ def read_hdf5(path: str, name: str | None) -> tuple[dict[str, Variable], str | N
                 raise VolumeError(f"{path}: expected at most {MOST_NESTED} groups one in another, found more")
             if _is_array(h5py, item):
                 found[key] = _variable(h5py, path, key, item)
-                record = collections.ChainMap(item.attrs, item.parent.attrs)  # of openPMD: the array, or its group
-                if not found[key].refusal and "gridSpacing" in record:
-                    iteration = item.file["/".join(key.split("/")[:2])].attrs  # data/100, as openPMD has it
-                    found[key], own = _on_mesh(key, found[key], record, iteration)
+                if not found[key].refusal and ("gridSpacing" in item.attrs or "gridSpacing" in item.parent.attrs):
+                    found[key], own = _on_mesh(key, found[key], item)
                     coordinates.update(own)
 
         file = h5py.File(path, "r")
@@ -74,7 +72,8 @@ def read_hdf5(path: str, name: str | None) -> tuple[dict[str, Variable], str | N
             meant = _linked(h5py, file, name)
             name = next((key for key in found if file[key] == meant), name)
         for start, what in OTHER_FORMATS.items():
-            if any(key.startswith(start) for key in (found if name is None else [name.strip("/")])):
+            is_apart = start.endswith("/") and name is not None  # a group beside which other arrays are plain
+            if any(key.startswith(start) for key in ([name.strip("/")] if is_apart else found)):
                 raise VolumeError(f"{path}: expected plain HDF5, found {what}")
         return found | coordinates, name
 
@@ -142,13 +141,12 @@ def _note(attributes: Mapping[str, Any]) -> str:
     return "" if is_same else NO_SCALE
 
 
-def _on_mesh(
-    name: str, variable: Variable, record: Mapping[str, Any], iteration: Mapping[str, Any]
-) -> tuple[Variable, dict[str, Variable]]:
+def _on_mesh(name: str, variable: Variable, item: Any) -> tuple[Variable, dict[str, Variable]]:
     """An array of openPMD with the names of its axes, and the coordinates of these; as it is on no Cartesian mesh.
 
-    The time of the iteration, in s, is one of the coordinates. record, iteration: their attributes.
+    The time of the iteration, in s, is one of the coordinates.
     """
+    record = collections.ChainMap(item.attrs, item.parent.attrs)  # the array itself, or the group of its components
     said, n_axes = variable._replace(attributes=record), len(variable.shape)
     labels = np.ravel(record.get("axisLabels", ())).astype(str).tolist()
     place = [said.numbers(key) for key in ("gridGlobalOffset", "position", "gridSpacing", "gridUnitSI")]
@@ -164,7 +162,7 @@ def _on_mesh(
         attributes = {"units": "m", "spacing": step * unit}
         coordinates[f"{name}/{label}"] = Variable((f"{name}/{label}",), positions.dtype, attributes, positions)
     variable = variable._replace(dims=tuple(coordinates), labels=())
-    said = variable._replace(attributes=iteration)
+    said = variable._replace(attributes=item.file["/".join(name.split("/")[:2])].attrs)  # of data/100, the iteration
     times = said.numbers("time") + said.numbers("timeUnitSI")
     if len(times) == 2 and np.isfinite(times).all():
         time = np.array(float(times[0]) * times[1])
