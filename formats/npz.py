@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from types import SimpleNamespace
 
@@ -27,13 +28,12 @@ def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -
                 raise VolumeError(f"{path}: {entry.filename}: {what}")
             key = entry.filename.removesuffix(".npy")
             with archive.open(entry) as file:
-                shape, is_fortran, dtype, n_header = npy_header(file)
-            if dtype.kind not in "iufbc":
-                continue
-            variables[key] = Variable(("",) * len(shape), dtype, {}, SimpleNamespace(shape=shape))
-            entries[key] = entry, "F" if is_fortran else "C", n_header
+                shape, _, dtype, _ = npy_header(file)
+            if dtype.kind in "iufbc":
+                variables[key] = Variable(("",) * len(shape), dtype, {}, SimpleNamespace(shape=shape))
+                entries[key] = entry
         key = chosen(path, variables, name)
-        array = _array(path, archive, variables[key], *entries[key])
+        array = _array(path, archive, entries[key])
     _warn_of_positions(path, key, variables)
     return volume_of_array(path, array, d_in, d_out, key)
 
@@ -47,11 +47,11 @@ def _warn_of_positions(path: str, key: str, variables: dict[str, Variable]) -> N
         console.warn(path, f"{key}: {first_of(found)} may be positions along its axes: spacing 1 is taken: {way_out}")
 
 
-def _array(
-    path: str, archive: zipfile.ZipFile, variable: Variable, entry: zipfile.ZipInfo, order: str, n_header: int
-) -> np.ndarray:
+def _array(path: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
     """The array of an entry."""
-    n_bytes = variable.dtype.itemsize * int(np.prod(variable.shape, dtype=object))
+    with archive.open(entry) as file:
+        shape, is_fortran, dtype, n_header = npy_header(file)
+    n_bytes = dtype.itemsize * math.prod(shape)
     if entry.file_size != n_header + n_bytes:
         found = entry.file_size - n_header
         raise VolumeError(f"{path}: {entry.filename}: expected {n_bytes} bytes of values, found {found}")
@@ -63,6 +63,6 @@ def _array(
             header = file.read(LOCAL_HEADER_BYTES)
         lengths = sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))  # of its name and what follows
         start = entry.header_offset + LOCAL_HEADER_BYTES + lengths + n_header
-        return np.memmap(path, variable.dtype, "r", start, variable.shape, order=order)
+        return np.memmap(path, dtype, "r", start, shape, order="F" if is_fortran else "C")
     with archive.open(entry) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
