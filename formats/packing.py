@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from formats.common import VolumeError, in_type
-from formats.stored import StoredArray
+from formats.stored import StoredArray, in_axes
 from formats.variables import Variable
 from utils import equal_to, float_for, quoted
 
@@ -30,10 +30,7 @@ def array_of(
     dtype, decode, fill = decoding(path, variable)
     source = variable.source
     if isinstance(source, np.ndarray) and decode is None and source.dtype == dtype:
-        used = [axis for axis in axes if axis is not None]
-        rest = [axis for axis in range(source.ndim) if axis not in used]
-        view = source.transpose(*rest, *used)[(0,) * len(rest)]
-        return view[tuple(None if axis is None else slice(None) for axis in axes)], fill
+        return in_axes(source, axes), fill
 
     def values(stored: np.ndarray) -> np.ndarray:
         return (decode(stored) if decode else stored).astype(dtype, copy=False)

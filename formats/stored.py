@@ -14,6 +14,13 @@ from formats.common import as_volume_error
 from utils import Box, drop_pages
 
 
+def in_axes(values: np.ndarray, axes: tuple[int | None, ...]) -> np.ndarray:
+    """A view of values with these of their axes, None for an axis of one voxel. The others are of one index each."""
+    used = [axis for axis in axes if axis is not None]
+    rest = [axis for axis in range(values.ndim) if axis not in used]
+    return values.transpose(*rest, *used).reshape([1 if axis is None else values.shape[axis] for axis in axes])
+
+
 @dataclasses.dataclass(frozen=True)
 class StoredArray(Shaped):
     """A view of an array in a file, with axes of its own.
@@ -86,6 +93,4 @@ class StoredArray(Shaped):
         with as_volume_error(self.path, "a part of its values cannot be read"):
             values = self.decode(np.asarray(self.source[key]))
         drop_pages(self.source)
-        used = [axis for axis in self.axes if axis is not None]
-        rest = [axis for axis in range(values.ndim) if axis not in used]  # of one index each
-        return values.transpose(*rest, *used).reshape(self.shape)
+        return in_axes(values, self.axes)
