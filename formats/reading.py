@@ -174,19 +174,7 @@ def _read(
 
     is_marked: whether what the file declares to be missing gets the fill value.
     """
-    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
-        raise VolumeError(f"{path}: expected a file or a folder, found neither")
-    try:
-        with open(os.devnull if os.path.isdir(path) else path, "rb") as file:
-            start = file.read(8)
-    except OSError as error:
-        raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
-    is_described = bool(layout or raw.layout_of_name(path))
-    if not (start or os.path.isdir(path) or is_described):
-        raise VolumeError(f"{path}: is empty: expected a volume, found a file of 0 bytes")
-    reader = _reader_of(path, start, is_described)
-    if reader is None:
-        raise VolumeError(f"{path}: {_reason_against(path, start)}")
+    reader = _reader_of(path, layout)
     if layout is not None and reader is not raw.read_raw:
         raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")
     if resample is not None and reader is not read_by_vtk:
@@ -216,10 +204,24 @@ def _read(
     return _with_axes(path, volume, d_in or 3, d_out)
 
 
-def _reader_of(path: str, start: bytes, is_described: bool) -> Callable | None:
-    """What reads a file that begins so, or a folder; None if nothing does. is_described: as a headerless file."""
+def _reader_of(path: str, layout: raw.RawLayout | None) -> Callable:
+    """What reads a file or a folder. layout: of a headerless file. Raises VolumeError for what nothing reads."""
     if os.path.isdir(path):
-        return zarr.read_zarr if is_zarr(path) else dicom.read_dicom if dicom.slice_files(path) else None
+        if is_zarr(path):
+            return zarr.read_zarr
+        if dicom.slice_files(path):
+            return dicom.read_dicom
+        raise VolumeError(f"{path}: {_reason_against_folder(path)}")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise VolumeError(f"{path}: expected a file or a folder, found neither")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read: {error.strerror}") from None
+    is_described = bool(layout or raw.layout_of_name(path))
+    if not (start or is_described):
+        raise VolumeError(f"{path}: is empty: expected a volume, found a file of 0 bytes")
     if start[:6] == b"\x93NUMPY":
         return raw.read_npy
     suffix = suffix_of(path)
@@ -227,13 +229,13 @@ def _reader_of(path: str, start: bytes, is_described: bool) -> Callable | None:
         return reader
     if is_described and not (suffix.endswith(".gz") and start.startswith(PACKED)):
         return raw.read_raw
-    return netcdf.read_netcdf if start.startswith(SIGNATURES) else None
+    if start.startswith(SIGNATURES):
+        return netcdf.read_netcdf
+    raise VolumeError(f"{path}: {_reason_against(path, start)}")
 
 
 def _reason_against(path: str, start: bytes) -> str:
-    """A text: why a file, or a folder, is no volume, and what to give in place of it. start: its first bytes."""
-    if os.path.isdir(path):
-        return _reason_against_folder(path)
+    """A text: why a file is no volume, and what to give in place of it. start: its first bytes."""
     suffix = suffix_of(path)
     if suffix == ".dcm" or dicom.is_slice(path):
         folder = shlex.quote(os.path.dirname(path) or ".")
