@@ -72,31 +72,22 @@ def decoding(
     low, high = _valid_range(path, variable, kept, scale, offset)
     is_limited = (low, high) != (-math.inf, math.inf)
 
-    def missing(stored: np.ndarray) -> np.ndarray:
-        found = (stored < low) | (stored > high)
-        for mark in marks:
-            found |= equal_to(stored, mark)
-        return found
+    dtype, fill = kept, marks[0] if marks else _unused(kept, low, high)
+    if is_packed:
+        dtype = float_for(kept)
+        fill = dtype.type(np.nan) if marks or is_limited else None
 
-    if not is_packed:
-        fill = marks[0] if marks else _unused(kept, low, high)
-
-        def replaced(stored: np.ndarray) -> np.ndarray:
-            values = stored.astype(kept)
-            values[missing(values)] = fill
-            return values
-
-        return kept, replaced if is_limited or marks[1:] else None, fill
-    dtype = float_for(kept)
-
-    def unpacked(stored: np.ndarray) -> np.ndarray:
+    def values_of(stored: np.ndarray) -> np.ndarray:
         stored = stored.astype(kept, copy=False)
+        is_missing = (stored < low) | (stored > high)
+        for mark in marks:
+            is_missing |= equal_to(stored, mark)
         with np.errstate(over="ignore"):  # becomes infinite, which is refused
-            values = (stored * np.float64(scale) + offset).astype(dtype)
-        values[missing(stored)] = np.nan
+            values = (stored * np.float64(scale) + offset).astype(dtype) if is_packed else stored.copy()
+        values[is_missing] = np.nan if is_packed else fill
         return values
 
-    return dtype, unpacked, dtype.type(np.nan) if marks or is_limited else None
+    return dtype, values_of if is_packed or is_limited or marks[1:] else None, fill
 
 
 def _valid_range(path: str, variable: Variable, dtype: np.dtype, scale: float, offset: float) -> tuple[float, float]:
