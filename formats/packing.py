@@ -83,7 +83,7 @@ def decoding(
         for mark in marks:
             is_missing |= equal_to(stored, mark)
         with np.errstate(over="ignore"):  # becomes infinite, which is refused
-            values = (stored * np.float64(scale) + offset).astype(dtype) if is_packed else stored.copy()
+            values = np.array(stored * np.float64(scale) + offset if is_packed else stored, dtype)
         values[is_missing] = np.nan if is_packed else fill
         return values
 

@@ -147,6 +147,14 @@ def test_a_mesh_of_openpmd(path, name, order, capsys):
     assert read_volume(path).time is None
 
 
+def test_a_single_time_that_is_scaled(path):
+    with h5py.File(path, "w") as file:
+        file["v"], file["time"] = slanted(SHAPE), np.int32(30)
+        file["v"].attrs["coordinates"] = "time"
+        file["time"].attrs.update({"scale_factor": 0.5, "add_offset": 1.0})
+    assert read_volume(path).time == 16.0
+
+
 @pytest.mark.parametrize("is_linked", [False, True])
 def test_positions_that_nothing_links_to_the_axes_are_told(path, is_linked, capsys):
     """As in a cutout of the turbulence data of Johns Hopkins."""
