@@ -92,10 +92,10 @@ def volume_of_variable(
     geometry = volume.geometry
     if len(turned) == 9 and (steps > 0).all():
         geometry = dataclasses.replace(geometry, direction=tuple(map(float, turned)))
-    times = None if axes["t"] is None else _positions(path, axes["t"]).ravel().tolist()
+    times = _positions(path, axes["t"]).ravel().tolist() if axes["t"] else [None]
     if is_series:
-        return Volume(array, with_times(path, geometry, times or [None]), fill)
-    return Volume(array, geometry, fill, times[0] if times else None)
+        return Volume(array, with_times(path, geometry, times), fill)
+    return Volume(array, geometry, fill, times[0])
 
 
 # --- its axes -----------------------------------------------------------------------------------------

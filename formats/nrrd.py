@@ -230,7 +230,8 @@ def nrrd_header(frame: Frame) -> bytes:
     is_vector = frame.n_components > 1
     units = [frame.geometry.units_of(axis).replace('"', "") for axis in "xyz"]
     units = " ".join(f'"{unit}"' for unit in units) if any(units) and not frame.geometry.space else ""
-    vectors = " ".join(f"({figures(step, ',')})" for step in frame.steps.T)
+    steps = np.reshape(frame.geometry.direction, (3, 3)) * frame.geometry.spacing
+    vectors = " ".join(f"({figures(step, ',')})" for step in steps.T)
     sizes = " ".join(map(str, (*[frame.n_components] * is_vector, *frame.grid)))
     lines = [
         "NRRD0005",

@@ -41,11 +41,6 @@ class Frame(NamedTuple):
         """The same frame with the components and the type of another array on the same grid."""
         return self._replace(n_components=math.prod(array.shape[self.d_in :]), dtype=without_float16(array.dtype))
 
-    @property
-    def steps(self) -> np.ndarray:
-        """The vector from a voxel to the next along each axis: (3, 3), one column per axis."""
-        return np.reshape(self.geometry.direction, (3, 3)) * self.geometry.spacing
-
 
 def frame_of(volume: Volume, has_float16: bool) -> Frame:
     """The frame of a volume. has_float16: whether the format has 16-bit floats."""
