@@ -119,8 +119,7 @@ def read_files(
             volumes.append(volume if time is None else dataclasses.replace(volume, time=time))
             heights.append(_height(volume, volumes[0]) if d_in != 4 else 0.0)
             _check_alike(path, volume, paths[0], volumes[0], heights[-1])
-    fills = {path: volume.fill for path, volume in zip(paths, volumes, strict=True) if volume.fill is not None}
-    first = dataclasses.replace(volumes[0], fill=_common_fill(fills))
+    first = dataclasses.replace(volumes[0], fill=_common_fill(paths, volumes))
     arrays, times = [volume.array for volume in volumes], [volume.time for volume in volumes]
     said = [volume.geometry.attributes_of("t") for volume in volumes]
     is_of_one_time = len({*times}) == 1
@@ -244,14 +243,14 @@ def _are_at_one_place(volume: Volume, other: Volume, height: float) -> bool:
     return bool(off.max() <= UNEVEN * min(a.spacing))
 
 
-def _common_fill(fills: dict[str, np.generic]) -> np.generic | None:
-    """The fill value of all files. fills: by name, of the files that give one. Raises VolumeError where two differ."""
-    first_path = next(iter(fills), None)
-    for path, fill in fills.items():
-        if not np.array_equal(fill, fills[first_path], equal_nan=True):
-            what = f"expected fill value {fills[first_path]}, as in {first_path}, found {fill}"
+def _common_fill(paths: list[str], volumes: list[Volume]) -> np.generic | None:
+    """The fill value of all files; None where none gives one. Raises VolumeError where two differ."""
+    fills = [(path, volume.fill) for path, volume in zip(paths, volumes, strict=True) if volume.fill is not None]
+    for path, fill in fills:
+        if not np.array_equal(fill, fills[0][1], equal_nan=True):
+            what = f"expected fill value {fills[0][1]}, as in {fills[0][0]}, found {fill}"
             raise VolumeError(f"{path}: {what}: train.py --fill VALUE sets one for all files")
-    return fills.get(first_path)
+    return fills[0][1] if fills else None
 
 
 def with_times(pattern: str, space: Geometry, times: list[float | None]) -> Geometry:
