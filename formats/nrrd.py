@@ -35,7 +35,10 @@ SPACES = {
     **dict.fromkeys(("left-anterior-superior", "las"), "LAS"),
 }
 VECTORS = re.compile("vector|gradient|normal|matrix")  # in the kinds of axes whose components point in space
-SPACED = "axis mins", "axis maxs", "byte skip", "data file", "line skip", "measurement frame", "sample units"
+SPACED = (
+    *("axis mins", "axis maxs", "byte skip", "data file", "line skip", "measurement frame", "sample units"),
+    *("space dimension", "space directions", "space origin", "space units"),
+)
 SPELLINGS = {field.replace(" ", ""): field for field in SPACED} | {"centerings": "centers"}  # other names of fields
 ENUMERATIONS = ("type", "encoding", "endian", "space", "kinds", "centers")  # case means nothing in them
 ENCODINGS = {

@@ -64,6 +64,18 @@ def test_nrrd_without_directions_begins_where_its_axes_do(fields, origin, tmp_pa
     assert geometry.direction == IDENTITY and geometry.space == ""
 
 
+def test_fields_whose_names_are_written_without_spaces(tmp_path):
+    """As Teem takes them."""
+    fields = ["space dimension: 3", "space directions: (0.5,0,0) (0,2,0) (0,0,3)", "space origin: (1,2,3)"]
+    fields.append('space units: "m" "m" "m"')
+    geometries = []
+    for written in (fields, [re.sub(" (?=.*:)", "", field) for field in fields]):
+        (tmp_path / "a.nrrd").write_bytes(plain_nrrd_header(SHAPE, *written) + bytes(4 * 24))
+        geometries.append(read_volume(str(tmp_path / "a.nrrd")).geometry)
+    assert geometries[0] == geometries[1]
+    assert geometries[1].spacing == (0.5, 2.0, 3.0) and geometries[1].origin == (1.0, 2.0, 3.0)
+
+
 def test_the_case_of_words_in_a_nrrd_header_means_nothing(tmp_path):
     """Teem takes `endian: Big` for big, and `Cell` for cell."""
     fields = (
