@@ -61,6 +61,8 @@ def volume_of_variable(
     variable = variables[name]
     if variable.refusal:
         raise VolumeError(variable.refusal)
+    if 0 in variable.shape:
+        raise VolumeError(f"{path}: {name}: is empty: {axes_of(variable)}")
     if variable.dtype.kind == "c":
         what = f"expected integers or floats, found dtype {variable.dtype}"
         raise VolumeError(f"{path}: {name}: {what}: {COMPLEX_WAY_OUT}")

@@ -41,6 +41,13 @@ def test_coordinates_name_and_units(tmp_path, kind):
     assert geometry.direction == (1, 0, 0, 0, -1, 0, 0, 0, 1)  # latitudes fall
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_series_without_a_step_is_empty(tmp_path, kind):
+    """As of a run that ended before its first output: only the lengths of the axes are there."""
+    data = grid(np.zeros((*SHAPE, 0), np.float32), ("time", "z", "y", "x"), time=(np.zeros(0), {}))
+    assert "v: is empty: time 0, z " in refusal(write(tmp_path, kind, data))
+
+
 @pytest.mark.parametrize(
     ("dims", "attributes"),
     [
