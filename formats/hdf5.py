@@ -11,6 +11,7 @@ import collections
 import io
 import json
 import math
+import re
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -30,13 +31,13 @@ BY_YT = (
     "with ds = yt.load(...), np.save('a.npy', ds.covering_grid(0, ds.domain_left_edge, ds.domain_dimensions)"
     "['density'].v) makes one grid of them, of the coarsest level"
 )
-OTHER_FORMATS = {  # kept in HDF5, by where their arrays are; why these are no plain arrays, and what makes some of them
+OTHER_FORMATS = {  # kept in HDF5, by a pattern of where their arrays are; why these are not plain, and what makes some
     "minc-2.0/": "MINC, which scales values by slice: nibabel.save(nibabel.load('scan.mnc'), 'scan.nii') makes NIfTI",
     "DataSet/ResolutionLevel 0/": "Imaris, which pads its arrays: Fiji opens it under its name .ims and saves a .tif",
     "ITKImage/": "an image of ITK: SimpleITK.WriteImage(SimpleITK.ReadImage('a.h5'), 'a.nrrd') keeps its place",
-    "refine level": f"FLASH, whose arrays are blocks of an adaptive mesh: {BY_YT}",
-    "LogicalLocations": f"Athena++, whose arrays are blocks of an adaptive mesh: {BY_YT}",
-    "PartType": "particles, as of Gadget, on no grid: yt's arbitrary_grid makes one of them, np.save saves its values",
+    "refine level$": f"FLASH, whose arrays are blocks of an adaptive mesh: {BY_YT}",
+    "LogicalLocations$": f"Athena++, whose arrays are blocks of an adaptive mesh: {BY_YT}",
+    r"PartType\d+/": "particles, as of Gadget, on no grid: yt's arbitrary_grid makes one, np.save saves its values",
     "VTKHDF/": "VTKHDF, which has spacing and origin of its own: a name that ends in .vtkhdf reads them",
 }
 NO_SCALE = "its ScaleFactor and Offset, as of HDF-EOS, are not applied: the values are as they are stored"
@@ -71,9 +72,9 @@ def read_hdf5(path: str, name: str | None) -> tuple[dict[str, Variable], str | N
         if name is not None and name.strip("/") not in found:
             meant = _linked(h5py, file, name)
             name = next((key for key in found if file[key] == meant), name)
-        for start, what in OTHER_FORMATS.items():
-            is_apart = start.endswith("/") and name is not None  # a group beside which other arrays are plain
-            if any(key.startswith(start) for key in ([name.strip("/")] if is_apart else found)):
+        for pattern, what in OTHER_FORMATS.items():
+            is_apart = pattern.endswith("/") and name is not None  # a group beside which other arrays are plain
+            if any(re.match(pattern, key) for key in ([name.strip("/")] if is_apart else found)):
                 raise VolumeError(f"{path}: expected plain HDF5, found {what}")
         return found | coordinates, name
 
@@ -123,14 +124,23 @@ def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
 
 
 def _names_of_axes(item: Any) -> tuple[str, ...]:
-    """The name of each axis: that of its scale, its label, or "". Of yt and of vigra, as in ilastik, their own."""
+    """The name of each axis: that of its scale, its label, or "". Without any, what yt or vigra (in ilastik) says."""
+    names = tuple(dim[0].name.strip("/") if len(dim) else dim.label for dim in item.dims)
+    if any(names):
+        return names
     if item.ndim == 3 and "container_type" in item.file.attrs:  # a grid that yt's save_as_dataset saved
         return "x", "y", "z"
-    if "axistags" in item.attrs:
-        keys = [str(axis["key"]) for axis in json.loads(item.attrs["axistags"])["axes"]]
-        if len(keys) == item.ndim:
-            return tuple(keys)
-    return tuple(dim[0].name.strip("/") if len(dim) else dim.label for dim in item.dims)
+    return _axis_tags(item) or names
+
+
+def _axis_tags(item: Any) -> tuple[str, ...]:
+    """The names of the axes in the attribute axistags, as vigra writes it; () where it holds anything else."""
+    try:
+        keys = tuple(axis["key"] for axis in json.loads(item.attrs["axistags"])["axes"])
+        are_names = len(keys) == len({*keys}) == item.ndim and all(isinstance(key, str) for key in keys)
+    except Exception:  # an attribute of that name may be of any type
+        return ()
+    return keys if are_names else ()
 
 
 def _note(attributes: Mapping[str, Any]) -> str:

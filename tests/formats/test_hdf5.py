@@ -108,6 +108,38 @@ def test_the_axes_of_vigra(path):
             np.testing.assert_array_equal(whole(read_volume(path, d_out=d_out).array), array)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        *("x, y, z", "[" * 10_000, "3", "{}", '{"axes": 3}', '{"axes": [{}, {}, {}]}', b"\xff", 3, [1.0, 2.0]),
+        json.dumps({"axes": [{"key": key} for key in (1, None, [])]}),
+        json.dumps({"axes": [{"key": "?"}] * 3}),
+    ],
+    ids=lambda said: repr(said)[:30],
+)
+def test_an_attribute_that_is_called_axistags(path, said):
+    """It says nothing where it is not of vigra, and is no hindrance to other arrays."""
+    with h5py.File(path, "w") as file:
+        for name in "ab":
+            file[name] = slanted(SHAPE)
+        file["a"].attrs["axistags"] = said
+    for name in "ab":
+        np.testing.assert_array_equal(whole(read_volume(path, array=name).array), slanted(SHAPE).T)
+
+
+def test_scales_go_before_axistags(path):
+    with h5py.File(path, "w") as file:
+        file["v"] = slanted(SHAPE)
+        file["v"].attrs["axistags"] = json.dumps({"axes": [{"key": key} for key in "xyz"]})
+        for k, name in enumerate("xyz"):
+            file[name] = 0.5 * np.arange(SHAPE[k])
+            file[name].make_scale()
+            file["v"].dims[k].attach_scale(file[name])
+    volume = read_volume(path)
+    assert volume.geometry.spacing == (0.5, 0.5, 0.5)
+    np.testing.assert_array_equal(whole(volume.array), slanted(SHAPE))
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("name", ["rho", "E/y"])
 def test_a_mesh_of_openpmd(path, name, order, capsys):
@@ -253,8 +285,15 @@ def test_other_formats_in_hdf5_are_known_by_their_groups(tmp_path, name, array, 
         file[array] = slanted(SHAPE)
         file["own/rho"] = slanted(SHAPE)
     assert said in refusal(str(tmp_path / name)) and said in refusal(str(tmp_path / name), f"/{array}")
-    if name == "a.h5":
+    if name in ("a.h5", "snap_010.hdf5"):
         assert read_volume(str(tmp_path / name), array="own/rho").array.shape == SHAPE[::-1]
+
+
+@pytest.mark.parametrize("array", ["PartTypes", "PartType0", "refine levels", "LogicalLocationsOfBlocks"])
+def test_names_like_those_of_other_formats_are_plain(path, array):
+    with h5py.File(path, "w") as file:
+        file[array] = slanted(SHAPE)
+    assert read_volume(path).geometry.name == array
 
 
 def test_records_have_a_way_out(path):
