@@ -146,9 +146,11 @@ def _warn_of_byte_order(path: str, data) -> None:
 
     for array in _arrays(data):
         values = np.unique(vtk_to_numpy(array).ravel()[:ENOUGH])
-        values = values[values != 0]
+        swapped = values.byteswap()
+        says_order = (values != 0) & ~np.isnan(swapped)
+        values, swapped = values[says_order], swapped[says_order]
         is_known = values.dtype.kind == "f" and len(values) >= 10  # fewer may be so by chance
-        if is_known and are_usual(values.byteswap()).all() and are_usual(values).mean() < 0.5:
+        if is_known and are_usual(swapped).all() and are_usual(values).mean() < 0.5:
             way_out = "NumPy's array.astype('>f4') or '>f8' has it before it is written"
             console.warn(path, f"{array.GetName()} seems little-endian, but .vtk files are big-endian: {way_out}")
 

@@ -123,6 +123,7 @@ def test_vti_with_nan(tmp_path):
 def test_a_legacy_file_in_the_wrong_byte_order_is_told(kind, factor, order, tmp_path, capsys):
     """VTK's own order is big-endian. Very small numbers may be meant."""
     array = (slanted(SHAPE) * factor).astype(f"{order}f{4 if kind == 'float' else 8}")
+    array[0, 0, 0] = np.nan  # says nothing
     head = "# vtk DataFile Version 3.0\nby hand\nBINARY\nDATASET STRUCTURED_POINTS\nDIMENSIONS 4 3 2\nORIGIN 0 0 0\n"
     head += f"SPACING 1 1 1\nPOINT_DATA {array.size}\nSCALARS rho {kind} 1\nLOOKUP_TABLE default\n"
     (tmp_path / "a.vtk").write_bytes(head.encode() + array.tobytes(order="F") + b"\n")
