@@ -58,6 +58,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--side", type=int, default=96, help="voxels along each axis")
     parser.add_argument("--repeats", type=int, default=5)
     opt = parser.parse_args(argv)
+    if opt.side < REGION:
+        parser.error(f"argument --side: expected at least {REGION}, found {opt.side}")
     print(f"numpy {np.__version__}, one thread, {N_LAYERS} residual layers, {opt.side}^3 voxels")
     head = ["width", "voxels/s", "limit", "share", f"{REGION}^3 region, ms", "full, ms", "gradient, times the values"]
     print(table_head(head))

@@ -246,6 +246,8 @@ def _reason_against(path: str, start: bytes) -> str:
         return f"{suffix} files are not read: nibabel.save(nibabel.load({path!r}), 'scan.nii.gz') makes one that is"
     if suffix in PICTURES:
         return f"expected a volume, found a picture: {BY_IMAGEJ}"
+    if suffix == ".pth":
+        return "expected a volume, found a network: net_compress.py --net reads it"
     if start.startswith(PACKED):
         return "expected a volume, found a packed file: unpack it first, as by gunzip or unzip"
     suffixes = " ".join([*READERS, *READERS_OF_ARRAYS])

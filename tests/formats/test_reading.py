@@ -116,6 +116,7 @@ def test_a_folder_says_what_it_holds_and_what_to_type(name, tmp_path):
     [
         ("a.raw.gz", b"\x1f\x8b\x08", "found a packed file: unpack it first"),
         ("a.npy.bz2", b"BZh9", "found a packed file: unpack it first"),
+        ("thenet.pth", b"PK\3\4", "found a network: net_compress.py --net reads it"),
         ("a.zarr.zip", b"PK\3\4", "found a packed file: unpack it first"),
         ("a.png", b"\x89PNG", "found a picture: ImageJ's File > Import > Image Sequence makes one .tif"),
         ("a.xdmf", b"<Xdmf>", "only names the files that hold the values: open it in ParaView"),
