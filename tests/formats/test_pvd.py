@@ -108,7 +108,7 @@ def test_parts_of_a_volume_are_refused(tmp_path, second):
         ("a.series", "{}", "expected a list named files"),
         ("a.series", '{"files": [1]}', "a.series: damaged: "),
         ("a.series", "[" * 100_000, "a.series: damaged: "),
-        ("a.series", '{"files": [{"name": "\\u0000"}]}', "embedded null byte"),
+        ("a.series", '{"files": [{"name": "\\u0000"}]}', "embedded null"),
         ("a.series", '{"files": [{"name": "\\ud800"}]}', "a.series: lists a file that cannot be read"),
     ],
 )
