@@ -124,9 +124,10 @@ def read_legacy(path: str) -> Any:
     _check_counts(path, COUNTS_OF_LEGACY, 1)
     data = output_of(path, reader, 8)  # an array of bits grows 8 times
     found = _numbers_of_text(path)
-    if found is not None and found < (expected := _numbers_in(data)):
+    if found is None:
+        _warn_of_byte_order(path, data)
+    elif found < (expected := _numbers_in(data)):
         raise VolumeError(f"{path}: truncated: expected {expected} numbers, found {found}")
-    _warn_of_byte_order(path, data)
     return data
 
 
@@ -145,12 +146,15 @@ def _warn_of_byte_order(path: str, data) -> None:
         return (np.abs(values) > 1e-12) & (np.abs(values) < 1e12)
 
     for array in _arrays(data):
-        values = np.unique(vtk_to_numpy(array).ravel()[:ENOUGH])
+        values = vtk_to_numpy(array).ravel()[:ENOUGH]
+        if values.dtype.kind != "f":
+            continue
+        values = np.unique(values)
         swapped = values.byteswap()
         says_order = (values != 0) & ~np.isnan(swapped)
         values, swapped = values[says_order], swapped[says_order]
-        is_known = values.dtype.kind == "f" and len(values) >= 10  # fewer may be so by chance
-        if is_known and are_usual(swapped).all() and are_usual(values).mean() < 0.5:
+        is_enough = len(values) >= 10  # fewer may be so by chance
+        if is_enough and are_usual(swapped).all() and are_usual(values).mean() < 0.5:
             way_out = "NumPy's array.astype('>f4') or '>f8' has it before it is written"
             console.warn(path, f"{array.GetName()} seems little-endian, but .vtk files are big-endian: {way_out}")
 
