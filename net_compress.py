@@ -9,7 +9,6 @@ sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # python -P and
 import cli.startup  # noqa: F401 - first, to handle Ctrl-C while the other modules load
 
 # isort: split
-import shlex
 import time
 from collections.abc import Sequence
 
@@ -220,7 +219,7 @@ def main(argv: Sequence[str]) -> None:
     n_source = n_values * header.dtype.itemsize
     console.report(summary(opt.volume or opt.net, n_source, [opt.compressed], len(blob), figures), figures)
     flags = arguments.unless_default(compressed=opt.compressed) + ["--large"] * (not is_usual(header, n_parameters))
-    print("next:", shlex.join(["python", "net_decompress.py", *flags]))
+    console.next_command("net_decompress.py", *flags)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ import cli.startup  # noqa: F401 - first, to handle Ctrl-C while the other modul
 # isort: split
 import dataclasses
 import math
-import shlex
 from collections.abc import Sequence
 from functools import partial
 
@@ -236,7 +235,7 @@ def main(argv: Sequence[str]) -> None:
     size = f"{figures['parameters']} parameters"
     console.report(summary(opt.volume, n_source, [*files.values()], None, figures, size), figures)
     given = unless_default(net=opt.network, config=opt.config)
-    print("next:", shlex.join(["python", "net_compress.py", *given, *volume_arguments(opt)]))
+    console.next_command("net_compress.py", *given, *volume_arguments(opt))
 
 
 if __name__ == "__main__":

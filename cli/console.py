@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -102,3 +103,16 @@ def report(line: str, figures: Mapping[str, object]) -> None:
     lines = line.splitlines() if sys.stdout.isatty() else [f"{key}={value}" for key, value in figures.items()]
     for text in lines:
         print(escaped(text), flush=True)
+
+
+def next_command(script: str, *arguments: str) -> None:
+    """Print the command that comes next, to be pasted into a shell."""
+    print("next: python", script, *map(_as_word, arguments))
+
+
+def _as_word(text: str) -> str:
+    """An argument as a shell takes it. Characters that are not printable are escaped, in Bash's form $'...'."""
+    if text.isprintable():
+        return shlex.quote(text)
+    quoted = text.replace("\\", r"\\").replace("'", r"\'")
+    return f"$'{escaped(quoted)}'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -230,6 +231,19 @@ def test_what_is_no_regular_file_is_not_read(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"1234")
     with pytest.raises(UserError, match="of at most 3 bytes"):
         read_bytes(str(tmp_path / "a"))
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+@pytest.mark.parametrize("name", ["plain", "a b'c", "ESC\x1b[31m", "'\x1b'\\\n", "wide\u3000space é"])
+def test_the_next_command_can_be_pasted(name, capsys):
+    """Into Bash; no escape sequence of a name reaches the terminal."""
+    console.next_command("a.py", "--volume", name)
+    command = capsys.readouterr().out.removesuffix("\n")
+    assert command.isprintable() and command.startswith("next: python a.py --volume ")
+    words = command.removeprefix("next: python a.py --volume ")
+    env = {**os.environ, "LC_ALL": "C.UTF-8"}
+    printed = subprocess.run(["bash", "-c", f"printf %s {words}"], capture_output=True, env=env, check=True).stdout
+    assert printed.decode() == name
 
 
 def test_no_escape_sequence_of_a_file_reaches_the_terminal(capsys, monkeypatch):
