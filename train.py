@@ -117,6 +117,8 @@ def output_files(opt: Options) -> dict[str, str]:
 def warn_of_quality(opt: Options, volume: Volume, header: VolumeHeader, psnr: float, constant: float) -> None:
     """Warn if the network is hardly better than a constant volume, or misses --target_psnr. psnr, constant: in dB."""
     more = f"more --{'max_seconds' if opt.max_seconds else 'n_passes'} or a lower --compression_ratio may"
+    if opt.target_psnr and psnr >= opt.target_psnr:  # which has ended the training
+        more = "a higher --target_psnr may"
     if not header.values.is_constant and not psnr >= constant + 1:  # true for NaN
         fill = outliers.likely_fill(volume.values, header.values) if opt.fill is None and opt.clip is None else None
         hint = (

@@ -116,6 +116,9 @@ def test_a_network_no_better_than_a_constant_is_warned_of(tmp_path, capsys):
     np.save("noise.npy", values)
     train_script.main(["--volume", "noise.npy", "--max_seconds", "0.01"])
     assert "more --max_seconds or a lower --compression_ratio may help" in capsys.readouterr().err
+    train(values, tmp_path, "--target_psnr", 1)
+    assert "a constant volume would have" in (said := capsys.readouterr().err)
+    assert "a higher --target_psnr may help" in said and "--n_passes" not in said
 
 
 @pytest.mark.parametrize("mark", [255, 16, None])
