@@ -147,9 +147,10 @@ def read_back(opt: arguments.Options, blob: bytes) -> NeuralField:
 
 def warn_of_measured_loss(opt: arguments.Options, psnr: float, trained: TrainedNetwork) -> None:
     """Warn if the volume cannot well be the network's, or if rounding has cost too much. psnr: of the blob, dB."""
-    if opt.cluster_bits is None and psnr < min(trained.psnr, MOST_KEPT) - MOST_LOST:
+    if psnr < min(trained.psnr, MOST_KEPT) - MOST_LOST:
         what = f"the blob has {psnr:.1f} dB, the network had {trained.psnr:.1f} dB"
-        console.warn("net_compress.py", f"{opt.volume}: {what}: is it the volume that it was trained on?")
+        if_so = " If so, more --cluster_bits, or none, cost less" if opt.cluster_bits else ""
+        console.warn("net_compress.py", f"{opt.volume}: {what}: is it the volume that it was trained on?{if_so}")
     else:
         warn_of_loss(opt, min(trained.decoded_psnr, MOST_KEPT) - psnr)
 

@@ -344,8 +344,10 @@ def test_compress_doubts_a_volume_of_the_same_range(clipped, tmp_path, capsys):
     flags = "--n_passes", 0, "--volume"
     compress(clipped, tmp_path / "blob", *flags, clipped.volume)
     assert "warning" not in capsys.readouterr().err
-    compress(clipped, tmp_path / "blob", *flags, tmp_path / "other.npy")
-    assert "is it the volume that it was trained on?" in capsys.readouterr().err
+    for bits in (), ("--cluster_bits", 12), ("--quantizer", "kmeans"):
+        compress(clipped, tmp_path / "blob", *bits, *flags, tmp_path / "other.npy")
+        assert "is it the volume that it was trained on?" in (said := capsys.readouterr().err)
+        assert ("more --cluster_bits" in said) == bool(bits)
 
 
 @pytest.mark.parametrize("found", [0, "01", [1], [[1, 0]], [[-300, 1e7]], {"a": 1}, True, [[math.nan, 1]]])
