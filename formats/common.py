@@ -21,6 +21,7 @@ COMPLEX_WAY_OUT = (
     "NumPy's abs(array) or array.real makes floats of them; np.stack([array.real, array.imag], axis=-1), with "
     "--d_out 2, keeps both parts"
 )
+BY_PARAVIEW = "open it in ParaView, apply Resample To Image, and save the result as .vti"
 UNITS_OF_OME_ZARR = {"nanometer": "nm", "micrometer": "\u00b5m", "millimeter": "mm", "centimeter": "cm", "meter": "m"}
 LENGTHS_IN_MM = {"nm": 1e-6, "\u00b5m": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3, "km": 1e6}
 

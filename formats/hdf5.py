@@ -20,7 +20,7 @@ import numpy as np
 
 from cli.files import LossyFile
 from formats.cf import description
-from formats.common import MAX_EXPANSION, VolumeError, as_volume_error, import_package
+from formats.common import BY_PARAVIEW, MAX_EXPANSION, VolumeError, as_volume_error, import_package
 from formats.slabs import slices_first, without_float16
 from formats.variables import Variable, first_of
 from utils import Volume
@@ -31,8 +31,13 @@ BY_YT = (
     "with ds = yt.load(...), np.save('a.npy', ds.covering_grid(0, ds.domain_left_edge, ds.domain_dimensions)"
     "['density'].v) makes one grid of them, of the coarsest level"
 )
-OTHER_FORMATS = {  # kept in HDF5, by a pattern of where their arrays are; why these are not plain, and what makes some
-    "minc-2.0/": "MINC, which scales values by slice: nibabel.save(nibabel.load('scan.mnc'), 'scan.nii') makes NIfTI",
+MINC = "MINC, which scales values by slice: nibabel.save(nibabel.load('scan.mnc'), 'scan.nii') makes NIfTI"
+OTHER_FORMATS = {  # kept in HDF5 or NetCDF, by a pattern of where their arrays are; what makes plain ones of them
+    "minc-2.0/": MINC,
+    "image-max$": MINC,  # version 1, which is NetCDF
+    "connect1$": f"Exodus, of a mesh that is no regular grid: {BY_PARAVIEW}",
+    ".*/GridCoordinates/.": f"CGNS, whose grids have positions of their own: {BY_PARAVIEW}",
+    "(latCell|cellsOnCell)$": "MPAS, whose cells lie on no regular grid: uxarray's remap.to_rectilinear makes one",
     "DataSet/ResolutionLevel 0/": "Imaris, which pads its arrays: Fiji opens it under its name .ims and saves a .tif",
     "ITKImage/": "an image of ITK: SimpleITK.WriteImage(SimpleITK.ReadImage('a.h5'), 'a.nrrd') keeps its place",
     "refine level$": f"FLASH, whose arrays are blocks of an adaptive mesh: {BY_YT}",
@@ -72,11 +77,16 @@ def read_hdf5(path: str, name: str | None) -> tuple[dict[str, Variable], str | N
         if name is not None and name.strip("/") not in found:
             meant = _linked(h5py, file, name)
             name = next((key for key in found if file[key] == meant), name)
-        for pattern, what in OTHER_FORMATS.items():
-            is_apart = pattern.endswith("/") and name is not None  # a group beside which other arrays are plain
-            if any(re.match(pattern, key) for key in ([name.strip("/")] if is_apart else found)):
-                raise VolumeError(f"{path}: expected plain HDF5, found {what}")
+        check_is_plain(path, "HDF5", found, name)
         return found | coordinates, name
+
+
+def check_is_plain(path: str, kind: str, found: Mapping[str, Variable], name: str | None) -> None:
+    """Raise VolumeError when the names of the arrays in a file of that kind are those of one of OTHER_FORMATS."""
+    for pattern, what in OTHER_FORMATS.items():
+        is_apart = pattern.endswith("/") and name is not None  # a group beside which other arrays are plain
+        if any(re.match(pattern, key) for key in ([name.strip("/")] if is_apart else found)):
+            raise VolumeError(f"{path}: expected plain {kind}, found {what}")
 
 
 def _linked(h5py: Any, place: Any, name: str) -> Any:

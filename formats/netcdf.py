@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 
 from formats.common import VolumeError, as_volume_error, import_package
-from formats.hdf5 import read_hdf5
+from formats.hdf5 import check_is_plain, read_hdf5
 from formats.variables import Variable
 
 
@@ -26,4 +26,5 @@ def read_netcdf(path: str, name: str | None) -> tuple[dict[str, Variable], str |
             for key, item in found.items()
             if item.data.dtype.kind in "iuf"
         }
+        check_is_plain(path, "NetCDF", variables, name)
         return variables, name

@@ -22,7 +22,7 @@ from cli.arguments import Options
 from cli.files import is_zarr
 from formats import dicom, hdf5, metaimage, netcdf, nifti, npz, nrrd, pvd, raw, series, tiff, zarr
 from formats.cf import volume_of_variable
-from formats.common import COMPLEX_WAY_OUT, VolumeError, as_volume_error, in_type, suffix_of
+from formats.common import BY_PARAVIEW, COMPLEX_WAY_OUT, VolumeError, as_volume_error, in_type, suffix_of
 from formats.packing import unmarked
 from formats.variables import chosen
 from formats.vtk_process import VTK_READERS, read_by_vtk
@@ -42,7 +42,6 @@ READERS_OF_ARRAYS = {  # of files that hold arrays with names: read(path, name)
 }
 SIGNATURES = (b"CDF", b"\x89HDF")  # of NetCDF and HDF5, whose files of simulations often have no suffix, or any
 HEADERS = {".nrrd": nrrd, ".nhdr": nrrd, ".mhd": metaimage, ".mha": metaimage}  # which may name a file of voxels
-BY_PARAVIEW = "open it in ParaView, apply Resample To Image, and save the result as .vti"
 SEVERAL_FILES = {  # formats whose files only name others, and what to give in place of them
     **dict.fromkeys((".pvd", ".series"), "give it alone, in no pattern and no other list"),
     **dict.fromkeys((".pvti", ".pvtr", ".pvts", ".pvtu", ".pvtp", ".vtm", ".vtmb", ".vtpd", ".vtpc"), BY_PARAVIEW),

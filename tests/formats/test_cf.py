@@ -188,6 +188,15 @@ def test_positions_that_are_no_regular_grid_are_told(tmp_path, capsys, kind):
     assert not capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["nc3", "nc4"])
+def test_minc_of_version_1_is_refused(tmp_path, kind):
+    """Its values are scaled by slice, and its axes have their steps in attributes."""
+    data = xarray.Dataset({"image": (("zspace", "yspace", "xspace"), slanted(SHAPE).astype("i2"))})
+    data["image-max"] = "zspace", np.arange(SHAPE[0], dtype=float)
+    message = refusal(write(tmp_path, kind, data))
+    assert "expected plain " in message and "found MINC, which scales values by slice: nibabel.save(" in message
+
+
 @pytest.mark.parametrize("n_starts", [1, 2])
 def test_of_two_times_none_becomes_a_place(tmp_path, n_starts):
     """As of forecasts: the times at which they began come first."""

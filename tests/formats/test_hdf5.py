@@ -277,6 +277,9 @@ def test_links_in_a_file(path):
         ("run_0010", "VTKHDF/CellData/rho", "a name that ends in .vtkhdf"),
         ("plt_cnt_0010", "refine level", "found FLASH, whose arrays are blocks of an adaptive mesh: with ds = yt.load"),
         ("a.athdf", "LogicalLocations", "found Athena++, whose arrays are blocks of an adaptive mesh: with ds"),
+        ("can.e", "connect1", "found Exodus, of a mesh that is no regular grid: open it in ParaView"),
+        ("wing.cgns", "Base/Zone/GridCoordinates/CoordinateX/ data", "found CGNS, whose grids have positions"),
+        ("history.nc", "latCell", "found MPAS, whose cells lie on no regular grid: uxarray's remap"),
         ("snap_010.hdf5", "PartType1/Coordinates", "found particles, as of Gadget, on no grid: yt's arbitrary_grid"),
     ],
 )
