@@ -7,6 +7,7 @@ The writers call `description`.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ NAMES = {
     **dict.fromkeys(("t", "time"), "t"),
     **dict.fromkeys(("c", "channel", "component"), "c"),
 }
-SPACING = re.compile("spacing|(voxel|pixel|element)_?size|resolution")  # in an attribute of no convention
+SPACING = re.compile("spacing|(voxel|pixel|element)_?size|resolution|^delta$")  # in a name of no convention
 
 
 def volume_of_variable(
@@ -191,37 +192,50 @@ def _warn_of_positions(
 
     They are where the attribute coordinates names them (CF, section 5.2), or where they are longitudes and latitudes of
     these axes. They may be where nothing links them: they have one axis of more than one index, without a name, of that
-    length, as in MATLAB's files too; or they are called coordinates and have all axes.
+    length, as in MATLAB's files too; or they are called coordinates and have all axes; or they are places along one of
+    these axes that has another name.
     """
     variable, listed = variables[name], _listed_coordinates(name, variables[name])
     axes = [axis for role, axis in roles.items() if role in "xyz" and variable.shape[axis] > 1]
     axes = [axis for axis in axes if variable.dims[axis] not in coordinates]
     dims, lengths = {variable.dims[axis] for axis in axes} - {""}, [(variable.shape[axis],) for axis in axes]
-    are_nameless, curved, unlinked = not any(variable.dims), [], []
+    are_nameless, curved, unlinked, along = not any(variable.dims), [], [], {}
     for key, other in variables.items():
         if key == name or other.dtype.kind not in "iuf":  # records and truth values are no positions
             continue
         if dims & {*other.dims} and {*other.dims} <= {*variable.dims}:
-            curved += [key] * (key in listed or (len(other.dims) > 1 and _role(key, other) in ("x", "y")))
+            role = _role(key, other)
+            curved += [key] * (key in listed or (len(other.dims) > 1 and role in ("x", "y")))
+            if len(other.dims) == 1 and key not in listed and role in ("x", "y", "z"):
+                along.setdefault(other.dims[0], {})[key] = role
         is_along = tuple(n for n in other.shape if n > 1) in lengths and (are_nameless or not any(other.dims))
         unlinked += [key] * (is_along or bool(lengths and "coord" in key.lower() and other.shape == variable.shape))
+    for found in along.values():  # longitudes and latitudes along one axis are those of an unstructured mesh
+        (curved if {"x", "y"} <= {*found.values()} else unlinked).extend(found)
     if curved:
         what = f"{', '.join(curved)} give positions that are no regular grid: voxel numbers are taken for them"
         console.warn(path, f"{what}: regrid it first, as by xesmf or scipy.interpolate.griddata, if places matter")
     if unlinked:
         what = f"{first_of(unlinked)} may be positions along its axes, but are not linked to these"
-        way_out = "h5py's make_scale and attach_scale, or xarray's assign_coords, link them"
+        way_out = "h5py's make_scale and attach_scale, or xarray's assign_coords or swap_dims, link them"
         console.warn(path, f"{name}: {what}: spacing 1 is taken: {way_out}")
-    steps = [key for key in variable.attributes if SPACING.search(key.lower()) and _may_be_steps(variable, key)]
-    if steps and axes and not variable.note:
+    if axes and not variable.note and (steps := _steps_of_no_convention(name, variables)):
         way_out = "coordinates say it, as h5py's make_scale and attach_scale, or xarray's assign_coords, make them"
-        console.warn(path, f"{name}: spacing 1 is taken, not that of its attribute {first_of(steps)}: {way_out}")
+        console.warn(path, f"{name}: spacing 1 is taken, not that of {first_of(steps)}: {way_out}")
 
 
-def _may_be_steps(variable: Variable, key: str) -> bool:
-    """Whether an attribute may say another spacing than 1, in any form but text. Numbers of voxels say none."""
-    numbers = variable.numbers(key)
-    return not variable.text(key) and {*numbers} != {1} and sorted(numbers) != sorted(variable.shape)
+def _steps_of_no_convention(name: str, variables: Mapping[str, Variable]) -> list[str]:
+    """The attributes of a variable, in any form but text, and the arrays of one or three numbers, that may say another
+    spacing than 1, by their names. Numbers of voxels say none.
+    """
+    variable = variables[name]
+    said = {key: variable.numbers(key) for key in variable.attributes if SPACING.search(key.lower())}
+    said = {key: numbers for key, numbers in said.items() if not variable.text(key)}
+    for key, other in variables.items():
+        is_short = math.prod(other.shape) in (1, 3) and other.dtype.kind in "iuf" and not other.refusal
+        if is_short and SPACING.search(key.rsplit("/", 1)[-1].lower()):
+            said[key] = np.ravel(other.source[...]).tolist()
+    return [key for key, numbers in said.items() if {*numbers} != {1} and sorted(numbers) != sorted(variable.shape)]
 
 
 def _listed_coordinates(name: str, variable: Variable) -> set[str]:

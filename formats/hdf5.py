@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cli.files import LossyFile
-from formats.cf import description
+from formats.cf import SPACING, description
 from formats.common import BY_PARAVIEW, MAX_EXPANSION, VolumeError, as_volume_error, import_package
 from formats.slabs import slices_first, without_float16
 from formats.variables import Variable, first_of
@@ -130,7 +130,15 @@ def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
     if item.chunks is None and offset is not None and is_plain and item.size and item.shape:
         source = np.memmap(path, item.dtype, "r", offset, item.shape)
     labels = tuple(dim.label for dim in item.dims)
-    return Variable(dims, item.dtype, item.attrs, source, item.chunks, labels=labels, note=_note(item.attrs))
+    said = collections.ChainMap(
+        item.attrs, *[_steps_above(place) for place in (item.parent, item.file) if not any(dims)]
+    )
+    return Variable(dims, item.dtype, said, source, item.chunks, labels=labels, note=_note(item.attrs))
+
+
+def _steps_above(group: Any) -> dict[str, Any]:
+    """The attributes of a group that may say the spacing of its arrays, as those of `SPACING` of cf.py."""
+    return {key: group.attrs[key] for key in group.attrs if SPACING.search(key.lower())}
 
 
 def _names_of_axes(item: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from cli import console
+from formats.cf import SPACING
 from formats.common import MAX_EXPANSION, VolumeError, as_volume_error
 from formats.raw import npy_header, volume_of_array
 from formats.variables import Variable, chosen, first_of
@@ -39,12 +40,14 @@ def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -
 
 
 def _warn_of_positions(path: str, key: str, variables: dict[str, Variable]) -> None:
-    """Say so when other arrays have the length of an axis: they may be the positions along it."""
+    """Say so when other arrays may be positions, as they have the length of an axis, or steps, by their names."""
     lengths = [(n,) for n in variables[key].shape if n > 1]
     numbers = {name: other for name, other in variables.items() if other.dtype.kind in "iuf" and name != key}
-    if found := [name for name, other in numbers.items() if other.shape in lengths]:
+    if found := [name for name, other in numbers.items() if other.shape in lengths or SPACING.search(name.lower())]:
         way_out = "xarray's DataArray(array, {'x': x, 'y': y, 'z': z}).to_netcdf('a.nc') keeps them"
-        console.warn(path, f"{key}: {first_of(found)} may be positions along its axes: spacing 1 is taken: {way_out}")
+        console.warn(
+            path, f"{key}: {first_of(found)} may be positions or steps along its axes: spacing 1 is taken: {way_out}"
+        )
 
 
 def _array(path: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:

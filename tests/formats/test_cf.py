@@ -188,6 +188,20 @@ def test_positions_that_are_no_regular_grid_are_told(tmp_path, capsys, kind):
     assert not capsys.readouterr().err
 
 
+def test_positions_along_axes_of_other_names_are_told(tmp_path, capsys):
+    """As where the axis nx has its positions in x; of one axis with both, as of spectral elements, are no grid."""
+    data = grid(slanted(SHAPE), ("nz", "ny", "nx"))
+    data["x"], data["lat"], data["area"] = ("nx", np.arange(7) / 2), ("ny", np.arange(6) / 2), ("nx", np.ones(7))
+    assert read_volume(write(tmp_path, "nc3", data), array="v").geometry.spacing == (1.0, 1.0, 1.0)
+    said = capsys.readouterr().err
+    assert "v: x, lat may be positions along its axes" in said and "swap_dims" in said and said.count("\n") == 1
+    (tmp_path / "mesh").mkdir()
+    data["lat"], data["lon"] = ("nx", np.sin(np.arange(7))), ("nx", np.cos(np.arange(7)))
+    read_volume(write(tmp_path / "mesh", "nc3", data[["v", "lat", "lon"]]), array="v")
+    said = capsys.readouterr().err
+    assert "lat, lon give positions that are no regular grid" in said and said.count("\n") == 1
+
+
 @pytest.mark.parametrize("kind", ["nc3", "nc4"])
 def test_minc_of_version_1_is_refused(tmp_path, kind):
     """Its values are scaled by slice, and its axes have their steps in attributes."""

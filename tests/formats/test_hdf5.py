@@ -221,7 +221,7 @@ def test_a_spacing_of_no_convention_is_told(path, name, capsys):
         file["v"].attrs["voxel_size"], file["v"].attrs["resolution in voxels"] = 1.0, SHAPE
         file["v"].attrs["n_voxels"] = 315
     assert read_volume(path).geometry.spacing == (1, 1, 1)
-    assert f"v: spacing 1 is taken, not that of its attribute {name}: " in capsys.readouterr().err
+    assert f"v: spacing 1 is taken, not that of {name}: " in capsys.readouterr().err
     with h5py.File(path, "a") as file:
         for k, n in enumerate(SHAPE):
             file[f"scales/{k}"] = np.arange(n)
@@ -229,6 +229,21 @@ def test_a_spacing_of_no_convention_is_told(path, name, capsys):
             file["v"].dims[k].attach_scale(file[f"scales/{k}"])
     read_volume(path)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("place", ["voxel_size", "_SIMPL_GEOMETRY/SPACING", "/", "run"])
+def test_a_spacing_beside_an_array_is_told(path, place, capsys):
+    """In an array of three numbers, as of DREAM.3D, or in an attribute of a group."""
+    with h5py.File(path, "w") as file:
+        file["run/v"] = slanted(SHAPE)
+        if place in file:
+            file[place].attrs["Resolution"] = [4.0, 4.0, 40.0]
+        else:
+            file[place] = [4.0, 4.0, 40.0]
+        file["grid_spacing"], file["voxel_sizes"] = 1.0, np.ones(2)
+    assert read_volume(path).geometry.spacing == (1, 1, 1)
+    expected = "Resolution" if place in ("/", "run") else place
+    assert f"run/v: spacing 1 is taken, not that of {expected}: " in capsys.readouterr().err
 
 
 def test_positions_of_every_voxel_are_told(path, capsys):

@@ -102,7 +102,7 @@ def test_a_spacing_of_another_form_is_told(tmp_path, capsys):
     path = str(tmp_path / "a.zarr")
     zarr.create_array(path, data=slanted((5, 6, 7)), attributes={"resolution": [40, [4, 4]], "voxel_size": {"x": 4}})
     assert read_volume(path).array.shape == (7, 6, 5)
-    assert "spacing 1 is taken, not that of its attribute resolution, voxel_size: " in capsys.readouterr().err
+    assert "spacing 1 is taken, not that of resolution, voxel_size: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("version", [2, 3])
