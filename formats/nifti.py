@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from cli import console
 from formats.common import (
     LENGTHS_IN_MM,
     UNEVEN,
@@ -157,6 +158,8 @@ def _nifti_place(path: str, header: np.void, array: np.ndarray | StoredArray) ->
         except VolumeError:
             if header["qform_code"] <= 0:  # a qform always has right angles
                 raise
+            what = "the position is that of its qform, as its sform has no axes of finite length at right angles"
+            console.warn(path, f"{what}: nibabel.processing.resample_to_output makes a file in the place of the sform")
     if header["qform_code"] <= 0:
         return volume_from_axes(path, array, np.diag(lengths), np.zeros(3), name=name)
     b, c, d = header["quatern"].tolist()

@@ -51,13 +51,14 @@ def test_nifti_sform_goes_before_qform(direction, tmp_path):
         assert volume.geometry.spacing == pytest.approx(SPACING) and in_ras(volume.geometry).origin == ORIGIN
 
 
-def test_nifti_sheared_sform(tmp_path):
-    """Not to be had in a grid of right angles: the qform is, where there is one."""
+def test_nifti_sheared_sform(tmp_path, capsys):
+    """Not to be had in a grid of right angles: the qform is, where there is one, and a warning says it."""
     rows = [[1, 0.2, 0, 5], [0, 1, 0, 6], [0, 0, 1, 7]]
     (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE), s=rows))
     assert "right angles" in refusal(tmp_path / "a.nii")
     (tmp_path / "a.nii").write_bytes(nifti(slanted(SHAPE), s=rows, q=(*TURN_ABOUT_Z, *ORIGIN)))
     np.testing.assert_allclose(in_ras(read_volume(str(tmp_path / "a.nii")).geometry).direction, ABOUT_Z, atol=1e-6)
+    assert "the position is that of its qform, as its sform has no axes" in capsys.readouterr().err
 
 
 def test_nifti_sform_of_zeros(tmp_path):
