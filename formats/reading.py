@@ -50,7 +50,26 @@ SEVERAL_FILES = {  # formats whose files only name others, and what to give in p
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
 BY_IMAGEJ = "ImageJ's File > Import > Image Sequence makes one .tif of pictures"
 PACKED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ", b"PK\3\4")  # first bytes of gzip, bzip2, xz and zip
+OF_MRC = (".mrc", ".mrcs", ".map", ".ccp4", ".rec", ".st")
+OF_BIOFORMATS = (".czi", ".lif", ".nd2", ".ims", ".oib", ".lsm", ".stk", ".dm3", ".dm4", ".am")
 OF_NIBABEL = (".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
+OTHER_FORMATS = {  # by suffix: what makes a file that is read; {path!r} is the name of the file
+    **dict.fromkeys(OF_MRC, "numpy.save('a.npy', mrcfile.open({path!r}).data.T) saves its values"),
+    **dict.fromkeys(OF_BIOFORMATS, "Fiji opens it, by Bio-Formats, and saves a .tif"),
+    **dict.fromkeys(OF_NIBABEL, "nibabel.save(nibabel.load({path!r}), 'scan.nii.gz') makes one that is"),
+    **dict.fromkeys((".nek5000", ".cgns", ".e", ".exo", ".silo", ".cube"), BY_PARAVIEW),
+    **dict.fromkeys(
+        (".grib", ".grib2", ".grb", ".grb2"),
+        "xarray.open_dataset({path!r}, engine='cfgrib').to_netcdf('a.nc') makes one that is",
+    ),
+    ".fits": "numpy.save('a.npy', astropy.io.fits.getdata({path!r}).T) saves its values",
+}
+OTHER_FOLDERS = {  # by entries that a folder of the format has: what it is, and what makes a file that is read
+    ("Header", "Level_0"): f"a plotfile of AMReX, of several grids: {BY_PARAVIEW}",
+    ("constant", "system"): f"a case of OpenFOAM: make an empty file a.foam in it, and {BY_PARAVIEW}",
+    ("md.idx", "md.0"): "a file of ADIOS: numpy.save('a.npy', adios2.FileReader({path!r}).read(NAME).T) saves an array",
+    ("attributes.json",): "N5: Fiji's File > Import > N5 opens it, and saves a .tif",
+}
 MOST_LISTED = 5  # files of a folder in a message
 
 
@@ -241,8 +260,8 @@ def _reason_against(path: str, start: bytes) -> str:
         return f"expected the folder of the DICOM slices, found a file: --volume {folder}"
     if suffix in SEVERAL_FILES:
         return f"only names the files that hold the values: {SEVERAL_FILES[suffix]}"
-    if suffix in OF_NIBABEL:
-        return f"{suffix} files are not read: nibabel.save(nibabel.load({path!r}), 'scan.nii.gz') makes one that is"
+    if suffix in OTHER_FORMATS and not start.startswith(b"ENVI"):  # whose .hdr is another one
+        return f"{suffix} files are not read: {OTHER_FORMATS[suffix].format(path=path)}"
     if suffix in PICTURES:
         return f"expected a volume, found a picture: {BY_IMAGEJ}"
     if suffix == ".pth":
@@ -269,8 +288,8 @@ def _reason_against_folder(folder: str) -> str:
         found = _volumes_of(folder, ending, [path for path in volumes if path.endswith(ending)])
     elif not folders and any(suffix_of(entry.name) in PICTURES for entry in files):
         found += f": {BY_IMAGEJ}"
-    elif {"Header", "Level_0"} <= {entry.name for entry in entries}:
-        return f"expected a volume, found a plotfile of AMReX, of several grids: {BY_PARAVIEW}"
+    elif of_other := [what for marks, what in OTHER_FOLDERS.items() if {*marks} <= {entry.name for entry in entries}]:
+        return f"expected a volume, found {of_other[0].format(path=folder)}"
     elif not entries:
         return "is empty: expected a folder of DICOM or Zarr files"
     elif folders:

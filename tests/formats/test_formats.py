@@ -216,12 +216,26 @@ def test_numbers_that_overflow_are_refused_in_one_line(tmp_path):
         assert "expected axes of finite length" in refusal(tmp_path / "a.mha")
 
 
-@pytest.mark.parametrize("name", ["a.hdr", "a.img", "a.img.gz", "a.mgz"])
-def test_scans_of_other_formats_have_a_way_out(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        *[(name, "nibabel.save(nibabel.load({!r}), ") for name in ("a.hdr", "a.img", "a.img.gz", "a.mgz")],
+        ("a.mrc", "mrcfile.open({!r}).data.T"),
+        ("a.CZI", "Fiji opens it"),
+        ("a.grib2", "xarray.open_dataset({!r}, engine='cfgrib').to_netcdf("),
+        ("{a}.fits", "astropy.io.fits.getdata({!r}).T"),
+        ("a.nek5000", "open it in ParaView"),
+    ],
+)
+def test_files_of_other_formats_have_a_way_out(name, way_out, tmp_path):
     (tmp_path / name).write_bytes(b"\x5c\1" + bytes(346))
-    assert f"nibabel.save(nibabel.load('{tmp_path / name}'), 'scan.nii.gz') makes one that is" in refusal(
-        tmp_path / name
-    )
+    message = refusal(tmp_path / name)
+    assert " files are not read: " in message and way_out.format(str(tmp_path / name)) in message
+
+
+def test_a_header_of_envi_is_no_scan(tmp_path):
+    (tmp_path / "a.hdr").write_text("ENVI\nsamples = 5\n")
+    assert "or a headerless file with --shape and --dtype" in refusal(tmp_path / "a.hdr")
 
 
 @pytest.mark.parametrize(("module", "packages"), [("pydicom", "pydicom"), ("tifffile", "tifffile imagecodecs")])

@@ -136,10 +136,17 @@ def test_files_of_other_kinds_have_a_way_out(name, start, said, tmp_path):
         assert "slices looks there" in refusal(tmp_path)
 
 
-def test_a_plotfile_has_a_way_out(tmp_path):
-    (tmp_path / "Level_0").mkdir()
-    (tmp_path / "Header").touch()
-    assert "a plotfile of AMReX, of several grids: open it in ParaView" in refusal(tmp_path)
+@pytest.mark.parametrize(
+    ("folder", "file", "said"),
+    [
+        ("Level_0", "Header", "a plotfile of AMReX, of several grids: open it in ParaView"),
+        ("s0", "attributes.json", "found N5: Fiji's"),
+    ],
+)
+def test_folders_of_other_formats_have_a_way_out(folder, file, said, tmp_path):
+    (tmp_path / folder).mkdir()
+    (tmp_path / file).touch()
+    assert said in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(("n_steps", "shape"), [(3, (3, 4, 3, 2)), (1, (4, 3, 5))])
