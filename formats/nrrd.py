@@ -75,6 +75,8 @@ def read_nrrd(path: str) -> Volume:
     components = [axis for axis in range(len(sizes)) if axis not in (*grid, *times)]
     if not 1 <= len(grid) <= 3 or len(times) > 1 or len(components) > 1 or not is_spatial:
         way_out = ": a field like kinds: domain domain domain time (or vector) says it" if not kinds else ""
+        if kinds and len(grid) > 3:  # as ITK writes four axes
+            way_out = f": SimpleITK.WriteImage(SimpleITK.ReadImage({path!r}), 'series.nii') writes a time series"
         raise VolumeError(
             f"{path}: expected up to three axes in space, one of time and one of components, as its kinds or space "
             f"directions say, found sizes {header['sizes']}, kinds {' '.join(kinds) or 'not given'}{way_out}"
@@ -212,8 +214,8 @@ def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes
     source = data_file(path)
     offset = offset if source == path else 0
     encoding = ENCODINGS.get(header.get("encoding", "raw"))
+    way_out = f"unu save -f nrrd -e gzip -i {shlex.quote(path)} -o b.nrrd, of Teem, writes it anew"
     if encoding is None:
-        way_out = f"unu save -f nrrd -e gzip -i {shlex.quote(path)} -o b.nrrd, of Teem, writes it anew"
         what = f"expected encoding raw, gzip, bzip2 or text, found {header['encoding']}"
         raise VolumeError(f"{path}: {what}: {way_out}")
     endian = header.get("endian", "")
@@ -222,7 +224,7 @@ def _data(path: str, header: dict[str, str], offset: int, dtype: np.dtype, sizes
     dtype = dtype.newbyteorder(">" if endian == "big" else "<")
     skip, lines = header.get("byte skip", "0"), header.get("line skip", "0")
     if lines != "0" or not re.fullmatch(r"-1|\d{1,15}" if encoding == "raw" else "0", skip):
-        raise VolumeError(f"{path}: {encoding}: cannot skip {lines} lines and {skip} bytes")
+        raise VolumeError(f"{path}: {encoding}: cannot skip {lines} lines and {skip} bytes: {way_out}")
     if encoding == "raw":
         return mapped(source, dtype, sizes, AT_END if skip == "-1" else offset + int(skip))
     return unpacked(source, dtype, sizes, encoding, offset)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cli import console
 from cli.arguments import to_number
 from formats.common import (
     LENGTHS_IN_MM,
@@ -60,7 +61,8 @@ def read_tiff(path: str) -> Volume:
             way_out = "tifffile.imread(path, series=0).T, or key=slice(None) for all pages, saved as .npy, is read"
             raise VolumeError(f"{path}: {what}: {way_out}")
         if file.is_ome and image.kind != "ome":
-            raise VolumeError(f"{path}: expected all pages that its OME description names, in this file")
+            way_out = "Fiji opens all of its files, by Bio-Formats, and saves one .tif"
+            raise VolumeError(f"{path}: expected all pages that its OME description names, in this file: {way_out}")
         roles = _roles(path, image.axes, image.shape)
         # ImageJ's voxels would otherwise be read from one place on, wherever their pages lie.
         array = np.stack([page.asarray() for page in (pages if metadata else image.pages)]).reshape(image.shape)
@@ -69,6 +71,9 @@ def read_tiff(path: str) -> Volume:
             fill = in_type(_calibrated(path, fill[None], metadata).item(), array.dtype)
         ome = file.ome_metadata or ""
         spacing, units, time_step = _ome_spacing(path, ome) if ome else _imagej_spacing(pages[0].tags, metadata)
+        if any("spacing" in entry for entry in file.shaped_metadata or ()):
+            way_out = "tifffile.imwrite(..., imagej=True), or ome=True with PhysicalSizeX, writes it as it is read"
+            console.warn(path, f"spacing 1 is taken, not that of its own description: {way_out}")
         if told:
             raise VolumeError(f"{path}: tifffile cannot read all of it: {told[0]}")
     array = array.transpose([roles.index(role) for role in "txyzc" if role in roles])

@@ -25,6 +25,26 @@ def test_nrrd_in_another_file_after_other_bytes(skip, tmp_path):
     np.testing.assert_array_equal(read_volume(str(tmp_path / "a.nhdr")).array, slanted(SHAPE))
 
 
+def test_nrrd_with_lines_before_the_voxels_has_a_way_out(tmp_path):
+    (tmp_path / "a.nhdr").write_bytes(nrrd_header(slanted(SHAPE), **{"data file": "b.raw", "line skip": "2"}))
+    (tmp_path / "b.raw").write_bytes(b"a\nb\n" + slanted(SHAPE).tobytes(order="F"))
+    assert "cannot skip 2 lines and 0 bytes: unu save -f nrrd" in refusal(tmp_path / "a.nhdr")
+
+
+def test_nrrd_of_four_axes_in_space_has_a_way_out(tmp_path):
+    """As ITK writes an image of four axes."""
+    lines = ["NRRD0004", "type: uint8", "dimension: 4", "sizes: 2 2 2 2", "kinds: domain domain domain domain"]
+    lines += [
+        "space dimension: 4",
+        "space directions: (1,0,0,0) (0,1,0,0) (0,0,1,0) (0,0,0,1)",
+        "encoding: raw",
+        "",
+        "",
+    ]
+    (tmp_path / "a.nrrd").write_bytes("\n".join(lines).encode() + bytes(16))
+    assert "SimpleITK.ReadImage(" in refusal(tmp_path / "a.nrrd")
+
+
 def test_nrrd_of_a_stream_that_hardly_ends(tmp_path):
     """Seconds for each kilobyte of the file, if all of it were unpacked."""
     header = b"NRRD0004\ntype: uint8\ndimension: 3\nsizes: 3 2 1\nencoding: bzip2\n\n"

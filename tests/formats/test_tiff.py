@@ -76,6 +76,16 @@ def test_the_unit_of_time_of_imagej_and_ome(form, said, unit, tmp_path):
     assert (geometry.spacing[0], geometry.units_of("t")) == ((7.0, unit) if unit else (1.0, ""))
 
 
+def test_a_spacing_in_the_form_of_tifffile_is_told(tmp_path, capsys):
+    """As of one who forgot imagej=True."""
+    for said in ({}, {"spacing": 2.0, "unit": "um"}):
+        tifffile.imwrite(
+            tmp_path / "a.tif", slanted(SHAPE).T, metadata={"axes": "ZYX", **said}, photometric="minisblack"
+        )
+        assert read_volume(str(tmp_path / "a.tif")).geometry.spacing == (1, 1, 1)
+        assert ("spacing 1 is taken, not that of its own description" in capsys.readouterr().err) == bool(said)
+
+
 @pytest.mark.parametrize("form", ["imagej", "ome"])
 @pytest.mark.parametrize("axes", ["ZYX", "ZCYX", "TZYX", "TYX"])
 def test_axes_of_imagej_and_ome(form, axes, tmp_path):
@@ -207,7 +217,8 @@ def test_no_other_file_that_ome_names_is_read(tmp_path):
         described = {"description": ome, "metadata": None, "photometric": "minisblack"}
         tifffile.imwrite(tmp_path / name, np.ones((6, 5), np.uint16), **described)
     assert tifffile.TiffFile(tmp_path / "a.tif").series[0].shape == (2, 6, 5)  # without care, both would be read
-    assert "expected all pages that its OME description names, in this file" in refusal(tmp_path / "a.tif")
+    expected = "expected all pages that its OME description names, in this file: Fiji opens all"
+    assert expected in refusal(tmp_path / "a.tif")
 
 
 def test_tiff_that_vtk_would_misread(tmp_path):
