@@ -36,6 +36,7 @@ GROUPS = {  # where a file of several slices, an enhanced one, has what other fi
     "ImageOrientationPatient": "PlaneOrientationSequence",
     **dict.fromkeys(("PixelSpacing", "SpacingBetweenSlices", "SliceThickness"), "PixelMeasuresSequence"),
     **dict.fromkeys(("RescaleSlope", "RescaleIntercept", "RescaleType"), "PixelValueTransformationSequence"),
+    **dict.fromkeys(("RealWorldValueSlope", "RealWorldValueIntercept"), "RealWorldValueMappingSequence"),
 }
 MEANINGS = "BitsStored", "PhotometricInterpretation", "RescaleType", "Units"  # say what values mean, but change none
 
@@ -194,7 +195,9 @@ def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:
         items = [group[GROUPS[key]][0] for group in groups if key in GROUPS and group.get(GROUPS[key])]
         return next((item[key].value for item in items if key in item), file.get(key))
 
-    slope, shift = float(get("RescaleSlope") or 1), float(get("RescaleIntercept") or 0)
+    is_rescaled = (get("RescaleSlope"), get("RescaleIntercept")) != (None, None)
+    kind = "Rescale" if is_rescaled else "RealWorldValue"  # the latter is that of parametric maps
+    slope, shift = float(get(f"{kind}Slope") or 1), float(get(f"{kind}Intercept") or 0)
     place = [np.array(get(key) or (), float) for key in ("ImagePositionPatient", "ImageOrientationPatient")]
     spacing = get("PixelSpacing") or file.get("NominalScannedPixelSpacing") or (1, 1)
     between_rows, between_columns = map(float, spacing)

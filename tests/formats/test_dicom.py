@@ -40,8 +40,18 @@ def test_dicom_that_pydicom_cannot_read(more, tmp_path):
     assert "pydicom cannot read it" in refusal(write_dicom(tmp_path, slanted(SHAPE).astype(np.uint16), **more))
 
 
-def test_dicom_of_several_slices_in_a_file(tmp_path):
-    """An enhanced one: place, spacing and rescaling are in groups, of each slice or of all of them."""
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"PixelValueTransformation": {"RescaleSlope": 2, "RescaleIntercept": -7}},
+        {"RealWorldValueMapping": {"RealWorldValueSlope": 2.0, "RealWorldValueIntercept": -7.0}},
+    ],
+)
+def test_dicom_of_several_slices_in_a_file(values, tmp_path):
+    """An enhanced one: place, spacing and rescaling are in groups, of each slice or of all of them.
+
+    Parametric maps have their own names for slope and intercept.
+    """
     pydicom = pytest.importorskip("pydicom")
     array = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 
@@ -67,7 +77,7 @@ def test_dicom_of_several_slices_in_a_file(tmp_path):
         group(
             PixelMeasures=measures,
             PlaneOrientation={"ImageOrientationPatient": [1, 0, 0, 0, 1, 0]},
-            PixelValueTransformation={"RescaleSlope": 2, "RescaleIntercept": -7},
+            **values,
         )
     ]
     places = [[-6, -16, z] for z in (25.0, 20.0, 15.0, 10.0)]  # from the last slice to the first
