@@ -47,6 +47,8 @@ OTHER_FORMATS = {  # kept in HDF5 or NetCDF, by a pattern of where their arrays 
 }
 NO_SCALE = "its ScaleFactor and Offset, as of HDF-EOS, are not applied: the values are as they are stored"
 NO_MESH = "its gridSpacing is not read, which is not that of a Cartesian mesh of its axes: spacing 1 is taken"
+NO_XML = "its spacing, which BigDataViewer has in an .xml file, is not read: spacing 1 is taken"
+VIEWER = re.compile(r"t\d+/(s\d+)/\d+/cells")  # an array of BigDataViewer
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"  # what NetCDF names a scale without values
 
 
@@ -130,15 +132,14 @@ def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
     if item.chunks is None and offset is not None and is_plain and item.size and item.shape:
         source = np.memmap(path, item.dtype, "r", offset, item.shape)
     labels = tuple(dim.label for dim in item.dims)
-    said = collections.ChainMap(
-        item.attrs, *[_steps_above(place) for place in (item.parent, item.file) if not any(dims)]
-    )
-    return Variable(dims, item.dtype, said, source, item.chunks, labels=labels, note=_note(item.attrs))
-
-
-def _steps_above(group: Any) -> dict[str, Any]:
-    """The attributes of a group that may say the spacing of its arrays, as those of `SPACING` of cf.py."""
-    return {key: group.attrs[key] for key in group.attrs if SPACING.search(key.lower())}
+    groups = () if any(dims) else (item.file, item.parent)  # whose attributes may say the spacing
+    said = {key: group.attrs[key] for group in groups for key in group.attrs if SPACING.search(key.lower())}
+    note = _note(item.attrs)
+    if of_viewer := VIEWER.fullmatch(name):
+        is_typed = "dataType" in getattr(_linked(h5py, item.file, of_viewer[1]), "attrs", ())
+        said, note = {} if is_typed else {"_Unsigned": "true"}, NO_XML  # BigDataViewer stored uint16 as int16
+    said = collections.ChainMap(item.attrs, said)
+    return Variable(dims, item.dtype, said, source, item.chunks, labels=labels, note=note)
 
 
 def _names_of_axes(item: Any) -> tuple[str, ...]:

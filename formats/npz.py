@@ -40,14 +40,12 @@ def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -
 
 
 def _warn_of_positions(path: str, key: str, variables: dict[str, Variable]) -> None:
-    """Say so when other arrays may be positions, as they have the length of an axis, or steps, by their names."""
+    """Say so when other arrays may be positions, of the length of an axis, or steps, by their names."""
     lengths = [(n,) for n in variables[key].shape if n > 1]
     numbers = {name: other for name, other in variables.items() if other.dtype.kind in "iuf" and name != key}
-    if found := [name for name, other in numbers.items() if other.shape in lengths or SPACING.search(name.lower())]:
+    if found := [name for name in numbers if numbers[name].shape in lengths or SPACING.search(name.lower())]:
         way_out = "xarray's DataArray(array, {'x': x, 'y': y, 'z': z}).to_netcdf('a.nc') keeps them"
-        console.warn(
-            path, f"{key}: {first_of(found)} may be positions or steps along its axes: spacing 1 is taken: {way_out}"
-        )
+        console.warn(path, f"{key}: {first_of(found)} may be positions or steps: spacing 1 is taken: {way_out}")
 
 
 def _array(path: str, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:

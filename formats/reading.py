@@ -58,10 +58,7 @@ OTHER_FORMATS = {  # by suffix: what makes a file that is read; {path!r} is the 
     **dict.fromkeys(OF_BIOFORMATS, "Fiji opens it, by Bio-Formats, and saves a .tif"),
     **dict.fromkeys(OF_NIBABEL, "nibabel.save(nibabel.load({path!r}), 'scan.nii.gz') makes one that is"),
     **dict.fromkeys((".nek5000", ".cgns", ".e", ".exo", ".silo", ".cube"), BY_PARAVIEW),
-    **dict.fromkeys(
-        (".grib", ".grib2", ".grb", ".grb2"),
-        "xarray.open_dataset({path!r}, engine='cfgrib').to_netcdf('a.nc') makes one that is",
-    ),
+    **dict.fromkeys((".grib", ".grib2", ".grb", ".grb2"), "xarray's engine='cfgrib' and to_netcdf make one that is"),
     ".fits": "numpy.save('a.npy', astropy.io.fits.getdata({path!r}).T) saves its values",
 }
 OTHER_FOLDERS = {  # by entries that a folder of the format has: what it is, and what makes a file that is read

@@ -193,9 +193,7 @@ def read_vtkhdf(path: str) -> Any:
 
     reader = vtkHDFReader()
     if not reader.CanReadFile(path):
-        raise VolumeError(
-            f"{path}: not a VTKHDF file: other HDF5 is read under a name that ends in .h5, HDF4 after h4toh5"
-        )
+        raise VolumeError(f"{path}: not VTKHDF: other HDF5 is read under a name that ends in .h5, HDF4 after h4toh5")
     read_header(path, reader, MAX_EXPANSION)
     if reader.GetNumberOfSteps() > 1:
         what = f"expected one time step, found {reader.GetNumberOfSteps()}"

@@ -222,7 +222,7 @@ def test_numbers_that_overflow_are_refused_in_one_line(tmp_path):
         *[(name, "nibabel.save(nibabel.load({!r}), ") for name in ("a.hdr", "a.img", "a.img.gz", "a.mgz")],
         ("a.mrc", "mrcfile.open({!r}).data.T"),
         ("a.CZI", "Fiji opens it"),
-        ("a.grib2", "xarray.open_dataset({!r}, engine='cfgrib').to_netcdf("),
+        ("a.grib2", "xarray's engine='cfgrib' and to_netcdf"),
         ("{a}.fits", "astropy.io.fits.getdata({!r}).T"),
         ("a.nek5000", "open it in ParaView"),
     ],

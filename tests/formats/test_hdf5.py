@@ -246,6 +246,23 @@ def test_a_spacing_beside_an_array_is_told(path, place, capsys):
     assert f"run/v: spacing 1 is taken, not that of {expected}: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["", "int16"])
+def test_values_of_bigdataviewer(path, kind, capsys):
+    """Its int16 without a word are uint16: Java has no unsigned numbers. Its spacing is in another file."""
+    stored = (slanted(SHAPE) * 1000).astype(np.uint16)
+    assert stored.max() > 32767
+    with h5py.File(path, "w") as file:
+        file["t00000/s00/0/cells"] = stored.view(np.int16)
+        file["s00/resolutions"] = np.ones((1, 3))
+        if kind:
+            file["s00"].attrs["dataType"] = kind
+    expected, found = stored.view(kind or np.uint16).T, read_volume(path).array
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(whole(found), expected)
+    said = capsys.readouterr().err
+    assert "cells: its spacing, which BigDataViewer has in an .xml file, is not read" in said and said.count("\n") == 1
+
+
 def test_positions_of_every_voxel_are_told(path, capsys):
     """As of PLUTO."""
     with h5py.File(path, "w") as file:

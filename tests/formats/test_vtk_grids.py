@@ -363,7 +363,9 @@ def test_other_hdf5_under_the_suffix_of_vtkhdf_has_a_way_out(tmp_path):
     h5py = pytest.importorskip("h5py")
     with h5py.File(tmp_path / "a.hdf", "w") as file:
         file["rho"] = np.zeros((4, 3, 2))
-    assert "not a VTKHDF file: other HDF5 is read under a name that ends in .h5" in refusal(str(tmp_path / "a.hdf"))
+    assert "not VTKHDF: other HDF5 is read under a name that ends in .h5, HDF4 after h4toh5" in refusal(
+        str(tmp_path / "a.hdf")
+    )
 
 
 def test_the_scripts_resample(tmp_path, capsys):
