@@ -225,8 +225,9 @@ def _warn_of_positions(
 
 
 def _steps_of_no_convention(name: str, variables: Mapping[str, Variable]) -> list[str]:
-    """The attributes of a variable, in any form but text, and the arrays of one or three numbers, that may say another
-    spacing than 1, by their names. Numbers of voxels say none.
+    """The attributes of a variable, and the arrays of one or three numbers, that may say another spacing than 1.
+
+    They do by their names, in any form but text. Numbers of voxels say none.
     """
     variable = variables[name]
     said = {key: variable.numbers(key) for key in variable.attributes if SPACING.search(key.lower())}
