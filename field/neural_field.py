@@ -26,7 +26,7 @@ from formats.arrays import LazyArray, Shaped
 from utils import Box, Grid, Volume, VolumeHeader, voxel_grid, voxel_size
 
 MASK_POSITIONS = 1 << 20  # positions whose nearest voxels are looked up in one go
-INSIDE = 1e-6  # voxels by which rounding may move a point on the boundary out of the field
+INSIDE = 1e-6  # voxels by which rounding may move a point on the boundary out of the field, besides its own
 
 
 class NeuralField(Shaped):
@@ -286,14 +286,21 @@ def _times(n: int, time: float | slice | None) -> np.ndarray:
 
 
 def _locate(header: VolumeHeader, points: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]]:
-    """Voxel indices (n, d_in) of physical positions, moved into the field; whether they were inside; their shape."""
-    points, geometry = np.asarray(points, np.float64), header.geometry
+    """Voxel indices (n, d_in) of physical positions, moved into the field; whether they were inside; their shape.
+
+    A point on the boundary is inside, also where its own type, as float32, rounds it outwards.
+    """
+    given, geometry = np.asarray(points), header.geometry
+    points = given.astype(np.float64)
     if not points.ndim or points.shape[-1] != geometry.d_in:
         raise ValueError(f"expected points of shape (..., {geometry.d_in}), found {points.shape}")
     shape, points = points.shape[:-1], points.reshape(-1, geometry.d_in)
-    index = np.linalg.solve(geometry.axis_directions, (points - geometry.origin).T).T / geometry.spacing
+    directions = geometry.axis_directions
+    index = np.linalg.solve(directions, (points - geometry.origin).T).T / geometry.spacing
     last = np.array(header.shape) - 1.0
-    is_inside = ((index >= -INSIDE) & (index <= last + INSIDE)).all(axis=1)
+    eps = np.finfo(given.dtype).eps if given.dtype.kind == "f" else 0.0  # points of VTK's meshes are float32
+    slack = INSIDE + eps * np.abs(np.nan_to_num(points)) @ np.abs(directions) / geometry.spacing
+    is_inside = (np.isfinite(index) & (index >= -slack) & (index <= last + slack)).all(axis=1)
     return np.clip(np.nan_to_num(index), 0.0, last), is_inside, shape
 
 

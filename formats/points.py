@@ -30,7 +30,7 @@ def points_path(path: str, points: str) -> str:
 
 
 def read_points(path: str, d_in: int) -> np.ndarray:
-    """Positions (n, d_in), float64, from a .npy file of that shape or a .csv file of that many columns.
+    """Positions (n, d_in) from a .npy file of that shape, in its type, or float64 from a .csv file of as many columns.
 
     A .csv file may begin with a line of names; columns that are no axes are then ignored. Raises UserError.
     """
@@ -46,7 +46,7 @@ def read_points(path: str, d_in: int) -> np.ndarray:
         raise UserError(f"{path}: expected {what}: {error}") from None
     if points.ndim != 2 or points.shape[1] != d_in or points.dtype.kind not in "iuf" or not len(points):
         raise UserError(f"{path}: expected numbers of shape (n, {d_in}), found {points.dtype} {points.shape}")
-    return np.array(points, np.float64)
+    return np.array(points)
 
 
 def _read_csv(path: str, d_in: int) -> np.ndarray:

@@ -140,6 +140,20 @@ def test_points_outside_are_nan():
     assert field.contains(points).tolist() == [not outside for outside in expected]
 
 
+def test_points_of_float32_on_the_boundary_are_inside():
+    """As those of VTK's meshes. Turned axes and a far origin move some of them outwards by more than 1e-6 voxels."""
+    turn = (0.8, -0.6, 0.0, 0.6, 0.8, 0.0, 0.0, 0.0, 1.0)
+    field = neural_field(geometry={"spacing": (0.1, 0.2, 0.3), "origin": (700.1, -30.3, 0.7), "direction": turn})
+    geometry = field.header.geometry
+    index = np.indices((9, 7, 5)).reshape(3, -1).T
+    points = (index * geometry.spacing) @ geometry.axis_directions.T + geometry.origin
+    assert field.contains(points.astype(np.float32)).all()
+    assert not field.contains(points.astype(np.float32).astype(np.float64)).all()
+    beyond = ((index[-1] + 0.01) * geometry.spacing) @ geometry.axis_directions.T + geometry.origin
+    assert not field.contains(beyond.astype(np.float32))
+    assert not field.contains(np.array([[np.inf] * 3, [np.nan] * 3, [3e38] * 3], np.float32)).any()
+
+
 def test_points_of_another_form_are_refused():
     for points in (5.0, np.zeros(2), np.zeros((4, 2)), np.zeros((3, 4))):
         with pytest.raises(ValueError, match=r"\(\.\.\., 3\)"):

@@ -204,6 +204,15 @@ def test_points_in_npy(blob, tmp_path, capsys):
     np.testing.assert_array_equal(found, np.column_stack([field.at(POINTS), field.gradient_at(POINTS)]))
 
 
+def test_points_in_npy_of_float32_may_be_on_the_boundary(tmp_path):
+    """float32 rounds 100.1 downwards, by more than 1e-6 voxels."""
+    header = make_header(SHAPE, spacing=(0.1,) * 3, origin=(100.1,) * 3)
+    (tmp_path / "blob").write_bytes(make_blob(header, field_net()))
+    np.save(tmp_path / "p.npy", np.full((1, 3), 100.1, np.float32))
+    found = decompress(tmp_path / "blob", tmp_path / "o.npy", "--points", tmp_path / "p.npy")
+    assert np.isfinite(found).all()
+
+
 @of_either_type
 @pytest.mark.parametrize("head", ["", "x,y,z\n", "\ufeffx, y, z\n"])
 def test_points_in_csv(blob, tmp_path, head):
