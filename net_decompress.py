@@ -57,6 +57,8 @@ def read_field(opt: arguments.Options, data: bytes, device: object) -> tuple[Neu
         raise UserError(
             f"{opt.compressed}: a blob of the original scripts, without shape and range: give the volume with --volume"
         )
+    if header and opt.points and opt.volume:
+        raise UserError("--points and --volume: give one of them")
     volume = None
     if opt.volume:
         d_in, d_out = len(bricks.cut.counts), bricks.cut.low.shape[1]

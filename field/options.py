@@ -110,7 +110,7 @@ def parse(argv: Sequence[str]) -> arguments.Options:
     if os.path.basename(opt.recon) in ("", ".", ".."):  # a folder: with a suffix it would be a hidden file
         raise UserError(f"--recon: expected the name of a file to write, found {opt.recon!r}")
     if opt.points:
-        for name in ("roi", "time", "resolution", "volume", "preview"):
+        for name in ("roi", "time", "resolution", "preview"):
             if getattr(opt, name) is not None:
                 raise UserError(f"--points and --{name}: give one of them")
         opt.recon = points.points_path(opt.recon, opt.points)

@@ -190,3 +190,7 @@ def test_the_originals_blob(tmp_path, capsys):
     assert said["bytes"] == "27481"
     rmse = np.sqrt(np.mean((found.astype(float) - volume) ** 2))
     assert float(said["psnr"]) == pytest.approx(20 * np.log10((high - low) / rmse), abs=1e-3)
+    np.save(tmp_path / "p.npy", np.array([[3, 4, 5], [11, 9, 8]]))
+    flags = "--points", tmp_path / "p.npy", "--volume", tmp_path / "v.npy"  # which gives shape and range
+    found = decompress(DATA / "original_8bit.bin", tmp_path / "o.npy", *flags)
+    np.testing.assert_allclose(found, expected[[3, 11], [4, 9], [5, 8]], rtol=0, atol=1e-5 * (high - low))

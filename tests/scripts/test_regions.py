@@ -317,6 +317,7 @@ def test_points_never_unpickle(blob, tmp_path):
 
 @pytest.mark.parametrize("other", ["--roi=:,:,:", "--resolution=2,2,2", "--volume=v.npy", "--time=0"])
 def test_points_stand_alone(blob, tmp_path, other):
+    np.save("v.npy", np.zeros(SHAPE))
     message = error_of(net_decompress.main, "--compressed", blob, "--points", tmp_path / "p.npy", other)
     assert "--points" in message and other.partition("=")[0] in message
 
