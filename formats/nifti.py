@@ -30,6 +30,7 @@ from formats.voxels import mapped, unpacked
 from utils import SIGNS, Volume
 
 MAX_AXIS = 32767  # most voxels along an axis
+MOST_OFF = 0.1  # voxels by which a float32 origin may be off
 NO_EXTENSION = bytes(4)  # between the header and the voxels
 GZIP = b"\x1f\x8b"  # the first bytes of a packed file, whatever its name says: downloads are often unpacked on the way
 VECTOR_INTENT = 1007  # intent code: the fifth axis has vector components
@@ -209,11 +210,14 @@ def nifti_header(path: str, frame: Frame) -> bytes:
         for field, value in fields.items():
             header[field] = value
     floats = np.concatenate([header["pixdim"], [header["toffset"]], header["qoffset"], header["srow"].ravel()])
-    is_at_its_time = abs(float(header["toffset"]) - start) <= UNEVEN * step
-    if not (np.isfinite(floats).all() and (header["pixdim"][1:4] > 0).all() and is_at_its_time):
+    is_held = bool(np.isfinite(floats).all() and (header["pixdim"][1:4] > 0).all())
+    is_held = is_held and abs(float(header["toffset"]) - start) <= UNEVEN * step
+    off = direction.T @ (header["qoffset"] - np.array(place.origin)) if is_held else np.inf  # along the axes
+    if not (np.abs(off) <= MOST_OFF * np.array(place.spacing)).all():
         raise VolumeError(
             f"{path}: spacing and origin are float32 in NIfTI, found {place.spacing}, {frame.geometry.origin}"
             + f", in time {step}, {start}" * is_series
+            + ": .nc keeps them"
         )
     return header.tobytes() + NO_EXTENSION
 

@@ -447,6 +447,9 @@ def test_what_a_format_cannot_hold(tmp_path):
     assert "32767 voxels an axis" in refusal("a.nii.gz", (32768, 3, 2))
     assert "float32 in NIfTI" in refusal("a.nii", (4, 3, 2), origin=(0.0, 1e39, 0.0))
     assert "float32 in NIfTI" in refusal("a.nii", (4, 3, 2), spacing=(1.0, 1e-60, 1.0))
+    # 5000000.3 becomes 5000000.5, as much as two voxels away.
+    far = refusal("a.nii", (4, 3, 2), spacing=(0.1, 0.1, 0.1), origin=(0.0, 5000000.3, 0.0))
+    assert "float32 in NIfTI, found (0.1, 0.1, 0.1), (0.0, 5000000.3, 0.0): .nc keeps them" in far
 
 
 @pytest.mark.parametrize("suffix", [".mha", ".nii"])
