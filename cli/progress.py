@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -13,6 +14,8 @@ BAR_AFTER_SECONDS = 0.5  # shorter work shows no bar
 BAR_SECONDS = 0.2  # between two pictures of a bar
 PLAIN_SECONDS = 10.0  # between two plain lines
 BAR = "{desc}: {percentage:3.0f}% [{bar}] {elapsed}, {remaining} left{postfix}"
+# One process draws all bars. tqdm's own lock is one between processes, too: after Ctrl-C, Python 3.14 warns of it.
+tqdm.set_lock(threading.RLock())
 
 
 class Progress:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import tqdm
+from helpers.scripts import ROOT
 
 from cli import progress
 from cli.progress import Progress
@@ -84,6 +87,20 @@ def test_a_terminal_that_tells_no_size_has_a_bar(clock, monkeypatch, size, bar):
         terminal.flush()
         drawn = screen.read(4096).decode()
     assert re.search(rf"training: 100% \[{bar}\] 00:01, 00:00 left", drawn)
+
+
+def test_a_bar_leaves_nothing_to_clean_up():
+    """After Ctrl-C, which ends a script at once, Python would tell of it, where processes are not forked."""
+    program = (
+        "import multiprocessing, os, sys\n"
+        "multiprocessing.set_start_method('spawn')\n"
+        "sys.stderr.isatty = lambda: True\n"
+        "from cli.progress import Progress\n"
+        "Progress('training', 4, seconds=9).update(2)\n"
+        "os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert "training:  50% [" in done.stderr and "leaked" not in done.stderr
 
 
 def test_the_time_left_is_that_of_the_work_so_far(terminal, clock):
