@@ -113,7 +113,7 @@ def read_volume_of(opt: arguments.Options, trained: TrainedNetwork) -> tuple[Vol
     if differing:
         what = "other voxels are missing"
         if differing != ["missing"]:
-            a, b = (f"{header.dtype} of range {header.values.pairs()}" for header in (expected, found))
+            a, b = (f"{header.dtype} of range {header.value_range.pairs()}" for header in (expected, found))
             what = f"expected {a}, found {b}"
         raise UserError(f"{opt.volume}: is not the volume of {opt.config}: {what}")
     return volume, found
@@ -184,8 +184,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"{opt.config}: holds no shape and range: give the original volume with --volume")
 
     started = time.monotonic()
-    ranges = [found.values] if volume else []  # over which the blob is compared with the volume
-    ranges += [header.values] if volume and trained.header is not trained.original else []
+    ranges = [found.value_range] if volume else []  # over which the blob is compared with the volume
+    ranges += [header.value_range] if volume and trained.header is not trained.original else []
     n_parameters, cut = bricks.n_parameters, None if bricks.is_whole else bricks.cut
     per_measuring = work.of_comparison(n_parameters / len(bricks.networks), volume) if volume else 0.0
     with Progress("rounding", len(ranges) * per_measuring) as progress:
@@ -208,7 +208,7 @@ def main(argv: Sequence[str]) -> None:
     else:
         before = NeuralField(header, bricks, n_threads=opt.num_workers)
         lost = decibels_lost(before, field, trained.psnr, trained.is_exact)
-        if header.values.is_integer:
+        if header.value_range.is_integer:
             lost = max(integers_lost(before, field, trained.decoded_psnr), lost)  # in this order, NaN is left out
         warn_of_loss(opt, lost)
     write_or_rescue({opt.compressed: blob})

@@ -65,7 +65,7 @@ def read_field(opt: arguments.Options, data: bytes, device: object) -> tuple[Neu
         volume, found, differing = read_original(opt, d_in, d_out, header, opt.compressed)
         header = header or found
         if "range" in differing:
-            clipped = ", which may be clipped" if header.values.may_be_clipped_from(found.values) else ""
+            clipped = ", which may be clipped" if header.value_range.may_be_clipped_from(found.value_range) else ""
             warn(f"{opt.volume}: has another range than {opt.compressed}{clipped}")
         if "missing" in differing:
             warn(f"{opt.volume}: other voxels are missing than in {opt.compressed}, left out in either")

@@ -82,7 +82,7 @@ def warn_of_values(opt: Options, volume: Volume, header: VolumeHeader) -> None:
 
     header: with the range before --clip.
     """
-    found = outliers.find_outliers(volume.values, header.values) if opt.clip is None else None
+    found = outliers.find_outliers(volume.values, header.value_range) if opt.clip is None else None
     if found and found.are_marks and opt.fill != "none":
         raise UserError(f"{opt.volume}: {found.question()}")
     if opt.fill not in (None, "none") and header.missing is None:
@@ -100,10 +100,10 @@ def clipped_header(opt: Options, header: VolumeHeader) -> VolumeHeader:
     if opt.clip is None:
         return header
     try:
-        values = header.values.clipped(*opt.clip)
+        clipped = header.value_range.clipped(*opt.clip)
     except ValueError as error:
         raise UserError(f"--clip {opt.clip[0]},{opt.clip[1]}: {opt.volume}: {error}") from None
-    return dataclasses.replace(header, low=values.low, high=values.high)
+    return dataclasses.replace(header, low=clipped.low, high=clipped.high)
 
 
 def output_files(opt: Options) -> dict[str, str]:
@@ -119,8 +119,8 @@ def warn_of_quality(opt: Options, volume: Volume, header: VolumeHeader, psnr: fl
     more = f"more --{'max_seconds' if opt.max_seconds else 'n_passes'} or a lower --compression_ratio may"
     if opt.target_psnr and psnr >= opt.target_psnr:  # which has ended the training
         more = "a higher --target_psnr may"
-    if not header.values.is_constant and not psnr >= constant + 1:  # true for NaN
-        fill = outliers.likely_fill(volume.values, header.values) if opt.fill is None and opt.clip is None else None
+    if not header.value_range.is_constant and not psnr >= constant + 1:  # true for NaN
+        fill = outliers.likely_fill(volume.values, header.value_range) if opt.fill is None and opt.clip is None else None
         hint = (
             "" if fill is None else f"; many voxels have the value {fill!s}: if it marks missing ones, --fill {fill!s}"
         )
@@ -168,7 +168,7 @@ def make_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object)
     configs = networks_for(opt, header)
     for message in size_messages(opt.compression_ratio, header, configs[0]):
         warn(message)
-    sampler = make_sampler(volume.values, header.values, device, opt.grad_lambda > 0)
+    sampler = make_sampler(volume.values, header.value_range, device, opt.grad_lambda > 0)
     recipe = partial(recipe_for, opt, sampler.n_voxels)
     if opt.resume:  # the network comes from the checkpoint: there is no need to look for a good start
         config = saved_network(opt.checkpoint, configs)
@@ -205,17 +205,17 @@ def main(argv: Sequence[str]) -> None:
 
     def write(paths: tuple[str, str], figures: dict[str, float]) -> None:
         bricks = fit.bricks()
-        settings = configuration(options, header, whole.values, fit.config, figures, bricks, fit.seconds)
+        settings = configuration(options, header, whole.value_range, fit.config, figures, bricks, fit.seconds)
         write_network(paths, bricks, settings)
 
     history = []
     with kept_if_interrupted(fit, interrupted[0], lambda: write(interrupted, {"psnr": math.nan})):
         if isinstance(fit, BrickedFit):
             history = run_bricks(fit, checkpoint)
-        elif not header.values.is_constant:  # a constant volume needs no fit: its range describes it
-            target = target_of(opt.target_psnr, lambda: judge.metrics(header.values).psnr)
+        elif not header.value_range.is_constant:  # a constant volume needs no fit: its range describes it
+            target = target_of(opt.target_psnr, lambda: judge.metrics(header.value_range).psnr)
             history = run_fit(fit, checkpoint, target)
-        quality = judge.quality(whole.values)
+        quality = judge.quality(whole.value_range)
         if not processes.is_first():
             return
 

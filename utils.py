@@ -205,7 +205,7 @@ class VolumeHeader:
         return self.n_voxels - (self.missing.count if self.missing else 0)
 
     @property
-    def values(self) -> ValueRange:
+    def value_range(self) -> ValueRange:
         """The range of the values, with the fill value."""
         return ValueRange(self.low, self.high, self.fill)
 

@@ -25,7 +25,7 @@ from utils import Volume, header_of
 def fit_psnr(volume: Volume, config: SirenConfig, seed: int, passes: float | None) -> tuple[float, float, int]:
     """(PSNR of one fit in dB, PSNR of the best constant in dB, number of recoveries of the fit)."""
     header = header_of(volume)
-    sampler = make_sampler(volume.values, header.values, torch.device("cpu"))
+    sampler = make_sampler(volume.values, header.value_range, torch.device("cpu"))
     recipe = default_recipe(sampler.n_voxels, config, n_passes=passes)
     fit = fit_after_trials([config], lambda config: recipe, sampler, seed)
     fit.run()

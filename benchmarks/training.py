@@ -62,7 +62,7 @@ def run_recipe(
 ) -> Run:
     """Fit a new network to the volume. With `max_seconds`, a limit by the clock, only the end is evaluated."""
     header = header_of(volume)
-    sampler = make_sampler(volume.values, header.values, device)
+    sampler = make_sampler(volume.values, header.value_range, device)
     fit = fit_after_trials(configs, recipe_for, sampler, 0, first_omega)
     run = Run([], [], 0, fit.net.config.n_layers)
     paused, due = 0.0, math.inf if fit.recipe.max_seconds else fit.seconds + 0.1

@@ -22,7 +22,7 @@ LEFT = "style='text-align:left'"
 def facts_of(field: NeuralField) -> dict[str, str]:
     """What is known of a field, in words, by the name of each fact."""
     header = field.header
-    ranges = ", ".join(f"{_figure(low)} to {_figure(high)}" for low, high in header.values.pairs())
+    ranges = ", ".join(f"{_figure(low)} to {_figure(high)}" for low, high in header.value_range.pairs())
     n_missing = header.n_voxels - header.n_present
     return {
         "shape": " x ".join(map(str, header.shape)),

@@ -60,7 +60,7 @@ def _header_figures(header: VolumeHeader) -> dict[str, object]:
         last = geometry.origin[0] + (header.shape[0] - 1) * geometry.spacing[0]
         first, last = (_number(time, 15) for time in (geometry.origin[0], last))  # seconds since 1970 have 10 digits
         found |= {"times": header.shape[0], "first_time": first, "last_time": last}
-    ranges = [_numbers(pair, digits=17) for pair in header.values.pairs()]
+    ranges = [_numbers(pair, digits=17) for pair in header.value_range.pairs()]
     found |= {"range": ranges[0]} if len(ranges) == 1 else {f"range_{c}": pair for c, pair in enumerate(ranges)}
     if header.missing:
         found |= {"missing": header.missing.count, "fill": str(header.fill)}

@@ -40,7 +40,7 @@ class NeuralField(Shaped):
     """
 
     def __init__(self, header: VolumeHeader, bricks: Bricks, device: object = "cpu", n_threads: int = 1):
-        self.header, self.values, self.device, self.n_threads = header, header.values, str(device), n_threads
+        self.header, self.values, self.device, self.n_threads = header, header.value_range, str(device), n_threads
         if self.device.partition(":")[0] not in CHUNK:
             raise ValueError(f"device: expected cpu or cuda, found {self.device}")
         where = header.shape, self.values.extent, self.device, n_threads

@@ -56,13 +56,13 @@ class NetworkRounding:
         psnr: of the network in dB, before values are rounded to integers; NaN if unknown. is_exact: whether the network
         decodes every integer of its volume exactly. With a volume, both are measured, unless bits give the steps.
         """
-        if self.header.values.is_constant:
+        if self.header.value_range.is_constant:
             return rounding.zero_layers(self.net)
         self._plan_work()
         by_bits, decoded = self.options.bits is not None, math.nan
         if self.volume and not by_bits:
             decoded, psnr = self._measured_psnrs()
-            is_exact = self.header.values.is_integer and decoded == math.inf
+            is_exact = self.header.value_range.is_integer and decoded == math.inf
         is_exact = is_exact and not by_bits
         error = None if by_bits else policy.error_for_steps(self.options, psnr)
         # A brick without errors, as of a mask, is not trained: its learning rate would be 0, see `relative_rate`.
@@ -70,7 +70,7 @@ class NetworkRounding:
         is_trained = self.is_trained and not (is_exact or has_no_errors)
         self.factors = self._compensation_factors(is_trained)
         if is_trained:
-            sampler = make_sampler(self.volume.values, self.header.values, self.device)
+            sampler = make_sampler(self.volume.values, self.header.value_range, self.device)
             return self._by_bits(sampler) if error is None else self._by_error(sampler, error, decoded)
         return (is_exact and self._exactly()) or self._without_volume(error)
 
@@ -172,14 +172,14 @@ class NetworkRounding:
         """PSNR of a network in dB, over the range of the header. as_float: see `NeuralField.on_grid`."""
         chosen, decoded = measured_boxes(self.volume.values), self._field(net).lazy(as_float=as_float)
         chosen = self.progress.each(chosen, self._measuring_work)
-        return compare(self.volume.array, decoded, self.header.values, chosen).psnr
+        return compare(self.volume.array, decoded, self.header.value_range, chosen).psnr
 
     def _measured_psnrs(self) -> tuple[float, float]:
         """PSNR in dB of what the network decodes to, and of its values before they are rounded to integers."""
         decoded = self._measured_psnr(self.net)
-        if not self.header.values.is_integer:
+        if not self.header.value_range.is_integer:
             return decoded, decoded
-        return decoded, self._measured_psnr(self.net, as_float=self.header.values.has_fractions)
+        return decoded, self._measured_psnr(self.net, as_float=self.header.value_range.has_fractions)
 
     def _compensation_factors(self, is_trained: bool) -> Iterable[CompensationFactor]:
         if not (is_trained or self.is_compensated):
@@ -205,7 +205,7 @@ class NetworkRounding:
     def _plan_work(self) -> None:
         """Add the work that rounding will probably be to the progress."""
         if self.volume and self.options.bits is None:
-            self.progress.plan((1 + self.header.values.is_integer) * self._measuring_work)
+            self.progress.plan((1 + self.header.value_range.is_integer) * self._measuring_work)
         if self.is_trained or self.is_compensated:
             n_passes = 1 if self.is_compensated else 2
             self.progress.plan(n_passes * work.of_factors(self.net.config, self.options.n_all))

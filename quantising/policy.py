@@ -116,7 +116,7 @@ def decibels_lost(before: NeuralField, after: NeuralField, psnr: float, is_exact
     counts as that of rounding to integers. NaN if the PSNR is unknown, or if all is missing there.
     """
     own = float(np.square(1 / _extent(before)).mean()) / 12 if is_exact else 10 ** (-psnr / 10)
-    as_float = not is_exact and before.header.values.has_fractions
+    as_float = not is_exact and before.header.value_range.has_fractions
     added = _mean_square(before, after, COARSE, as_float)
     return 10 * math.log10(1 + added / own) if own > 0 and not math.isnan(added) else math.nan
 

@@ -103,14 +103,14 @@ class BricksRounding:
             passes = PASSES * passes_for(self.n_held, n_all, len(self.boxes), self.device.type, n_images)
         if volume and passes and options.bits is None and not math.isnan(psnr):
             with Progress("looking at the bricks") as looking:
-                found = survey(volume, self.header.values, self.boxes, looking, with_detail=False)
+                found = survey(volume, self.header.value_range, self.boxes, looking, with_detail=False)
             added = error_to_add(psnr - psnr_of(found.variance), n_all)
         return dataclasses.replace(options, n_passes=passes, n_threads=1, added=added, n_all=n_all)
 
     def _task(self, k: int, options: RoundingOptions, per_weight: float, volume: Volume | None) -> tuple:
         """What `_round_brick` takes for a brick."""
         box, low, high = self.boxes[k], self.bricks.cut.low[k], self.bricks.cut.high[k]
-        brick = brick_volume(volume, self.header.values, box) if volume else None
+        brick = brick_volume(volume, self.header.value_range, box) if volume else None
         missing = find_missing(brick.values, brick.fill) if brick else missing_in(self.header, box)
         header = VolumeHeader(shape_of(box), low, high, Geometry.plain(len(box)), missing)
         error = per_weight * self.configs[k].n_parameters / max(header.n_present, 1) / error_factor(low, high)

@@ -61,10 +61,10 @@ class BrickFits:
         self.has_stacks = is_for_gpu(self.device)
         self.workers = Workers(1 if self.has_stacks else n_processes)
         with Progress("looking at the bricks") as progress:
-            self.survey = survey(self.volume, header.values, self.boxes, progress)
+            self.survey = survey(self.volume, header.value_range, self.boxes, progress)
         self.error_factors = error_factor(self.survey.low, self.survey.high)
         # Plane waves are looked for in the brick with the most detail first: without any there, in no other brick.
-        most = brick_volume(self.volume, header.values, self.boxes[int(self.survey.detail.argmax())])
+        most = brick_volume(self.volume, header.value_range, self.boxes[int(self.survey.detail.argmax())])
         self.has_waves = first_omega is None and waves_of(most.values, 0, SURE_SHARE) is not None
 
     def work(self, number: int, config: SirenConfig) -> float:
@@ -176,7 +176,7 @@ class BrickFits:
         def read(stack: list[int]) -> tuple[list[Task], list[np.ndarray]]:
             """The tasks of a stack and their normalised values, while the GPU works on the stack before."""
             tasks = [self._task(k, configs[k], recipes[k]) for k in stack]
-            return tasks, [normalised(task.brick, task.values) for task in tasks]
+            return tasks, [normalised(task.brick, task.value_range) for task in tasks]
 
         for stack, (tasks, values) in zip(stacks, read_ahead(read, stacks), strict=True):
             with processes.apart():
@@ -195,9 +195,9 @@ class BrickFits:
 
     def _task(self, number: int, config: SirenConfig, recipe: Recipe) -> Task:
         """The fit of a brick."""
-        brick = brick_volume(self.volume, self.header.values, self.boxes[number])
+        brick = brick_volume(self.volume, self.header.value_range, self.boxes[number])
         seed = int(np.random.SeedSequence([self.seed, number]).generate_state(1)[0])
         target = self.target_psnr and self.target_psnr + 10 * math.log10(self.error_factors[number])
-        values = ValueRange(self.survey.low[number], self.survey.high[number], brick.fill)
+        value_range = ValueRange(self.survey.low[number], self.survey.high[number], brick.fill)
         waves = waves_of(brick.values, config.n_neurons, SURE_SHARE) if self.has_waves else None
-        return Task(brick.values, values, Start(config, seed, self.first_omega, waves), recipe, target)
+        return Task(brick.values, value_range, Start(config, seed, self.first_omega, waves), recipe, target)

@@ -20,13 +20,13 @@ from utils import ValueRange
 class Task(NamedTuple):
     """The fit of one brick.
 
-    brick: (grid..., components), normalised by the range of the volume, NaN where missing. values: the range of the
-    brick, to which the fit normalises them again. target_psnr: of the values normalised by this range, in dB, at which
-    the fit ends.
+    brick: values (grid..., components), normalised by the range of the volume, NaN where missing. value_range: that of
+    the brick; the fit normalises the values once more, by this range. target_psnr: the fit ends at this PSNR, in dB,
+    over the range of the brick.
     """
 
     brick: np.ndarray
-    values: ValueRange
+    value_range: ValueRange
     start: Start
     recipe: Recipe
     target_psnr: float | None = None
@@ -47,7 +47,7 @@ def fit_brick(task: Task, device: torch.device, report: Report) -> Trained:
     """The network of one brick."""
     target = task.target_psnr
     with processes.apart():
-        sampler = make_sampler(task.brick, task.values, device, task.recipe.grad_lambda > 0)
+        sampler = make_sampler(task.brick, task.value_range, device, task.recipe.grad_lambda > 0)
         fit = new_fit(task.start, sampler, task.recipe)
 
         def is_reached(psnr: float) -> bool:

@@ -52,7 +52,7 @@ def bricks_for(opt: Options, volume: Volume, header: VolumeHeader) -> tuple[tupl
     """
     is_auto, shape = opt.bricks == "auto", header.shape
     n_parameters, device = header.n_voxels / opt.compression_ratio, "cuda" if opt.cuda else "cpu"
-    if opt.bricks == "none" or header.values.is_constant:
+    if opt.bricks == "none" or header.value_range.is_constant:
         return (1,) * len(shape), ()
     counts = counts_for(shape, n_parameters, opt.n_passes, device) if is_auto else _given_counts(opt, shape)
     mirrors = find_mirrors(volume, header) if math.prod(counts) > 1 else ()

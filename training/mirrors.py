@@ -37,7 +37,7 @@ def find_mirrors(volume: Volume, header: VolumeHeader) -> tuple[int, ...]:
     with Progress("looking for symmetry", len(header.shape) + 1.0) as progress:
         lines = _lines(volume, header)
         progress.advance(1.0)
-        are_labels = header.values.is_integer and few_values(*lines) is not None
+        are_labels = header.value_range.is_integer and few_values(*lines) is not None
         limits = (0.0, 0.0) if are_labels else (MOST_RMS, MOST_DIFFERENCE)
         for axis, along in enumerate(lines):
             mirror = _mirror_of(along, limits) if len(along) >= LEAST_VOXELS else 0
@@ -58,7 +58,7 @@ def _lines(volume: Volume, header: VolumeHeader) -> list[np.ndarray]:
     for box, values in read_in_boxes(volume.values):
         for array, step in zip(found, steps, strict=True):
             places, inside = zip(*map(_multiples, box, step), strict=True)
-            array[places] = header.values.normalise(values[inside])
+            array[places] = header.value_range.normalise(values[inside])
     return [np.moveaxis(array, axis, 0).reshape(shape[axis], -1) for axis, array in enumerate(found)]
 
 
@@ -91,7 +91,7 @@ def _differences(volume: Volume, header: VolumeHeader, axis: int, mirror: int) -
             own = np.moveaxis(values, axis, 0)[first - start : stop - start]
             image_box = (*box[:axis], slice(mirror - stop + 1, mirror - first + 1), *box[axis + 1 :])
             images = np.moveaxis(volume.values[image_box], axis, 0)[::-1]
-            yield header.values.normalise(own) - header.values.normalise(images)
+            yield header.value_range.normalise(own) - header.value_range.normalise(images)
 
 
 def _are_alike(differences: Iterable[np.ndarray], limits: tuple[float, float]) -> bool:

@@ -61,7 +61,7 @@ def configuration(
         "omega_0": config.omega_0,
         "shape": list(header.shape),
         "dtype": header.low.dtype.name,
-        "value_range": header.values.pairs(),
+        "value_range": header.value_range.pairs(),
         **dataclasses.asdict(header.geometry),
         "missing": missing,
         "clipped_from": whole.pairs() if options["clip"] else None,
@@ -163,7 +163,7 @@ def read_network(path: str, config_path: str) -> TrainedNetwork:
     psnr = next((psnr for psnr in known if not math.isnan(psnr)), math.nan)
     decoded = settings.get("psnr_clipped", settings.get("psnr"))
     decoded_psnr = math.inf if decoded == "inf" else _likely_psnr(decoded)
-    is_exact = settings.get("is_exact") is True and header is not None and header.values.is_integer
+    is_exact = settings.get("is_exact") is True and header is not None and header.value_range.is_integer
     return TrainedNetwork(config, bricks, header, original, psnr, decoded_psnr, is_exact)
 
 

@@ -44,20 +44,20 @@ class Judge:
     header: VolumeHeader
     decoded: Callable[[], NeuralField]
 
-    def metrics(self, values: ValueRange, progress: Progress | None = None, as_float: bool = False) -> Metrics:
-        """The errors of the decoded values, over the range `values`. as_float: before rounding to integers."""
+    def metrics(self, value_range: ValueRange, progress: Progress | None = None, as_float: bool = False) -> Metrics:
+        """The errors of the decoded values, over a range. as_float: before rounding to integers."""
         boxes = processes.split_items(measured_boxes(self.volume.values))
         boxes = progress.each(boxes) if progress else boxes
-        found = compare(self.volume.array, self.decoded().lazy(as_float=as_float), values, boxes)
+        found = compare(self.volume.array, self.decoded().lazy(as_float=as_float), value_range, boxes)
         return combine_metrics(processes.gather(found))
 
     def quality(self, whole: ValueRange) -> Quality:
         """The complete quality of the network. whole: the range of the volume before --clip."""
-        values = self.header.values
-        is_clipped, is_rounded = whole.pairs() != values.pairs(), values.is_integer
+        own = self.header.value_range
+        is_clipped, is_rounded = whole.pairs() != own.pairs(), own.is_integer
         with Progress("measuring", 1 + is_clipped + is_rounded) as progress:
             metrics = clipped = self.metrics(whole, progress)
             if is_clipped:
-                clipped = self.metrics(values, progress)
-            unrounded = self.metrics(values, progress, values.has_fractions).psnr if is_rounded else None
+                clipped = self.metrics(own, progress)
+            unrounded = self.metrics(own, progress, own.has_fractions).psnr if is_rounded else None
         return Quality(metrics, clipped, unrounded)

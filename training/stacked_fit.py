@@ -122,7 +122,7 @@ class StackedFit:
         self.start, self.best = ([tensor.clone() for tensor in trained.state] for _ in range(2))
         self.recoveries = [Recovery(brick.variance, len(further)) for brick in bricks]
         self.step, self.seconds, self.losses = 0, 0.0, [brick.variance for brick in bricks]
-        self.error_factors = [error_factor(task.values.low, task.values.high) for task in tasks]
+        self.error_factors = [error_factor(task.value_range.low, task.value_range.high) for task in tasks]
         self.psnr = self._joint_psnr()
         self.reached: dict[int, torch.Tensor] = {}  # averaged weights of the networks that have their target PSNR
         self._set_rates()

@@ -42,7 +42,7 @@ JUDGING_STRETCHES = 256  # stretches that are read at a time for the judgement o
 
 
 def make_sampler(
-    original: np.ndarray, values: ValueRange, device: torch.device, with_slopes: bool = False
+    original: np.ndarray, value_range: ValueRange, device: torch.device, with_slopes: bool = False
 ) -> VoxelSampler | StreamingSampler:
     """The sampler of a volume (grid..., components): in memory, or streamed from its file if the volume is large.
 
@@ -50,15 +50,15 @@ def make_sampler(
     """
     n_bytes = math.prod(original.shape[:-1]) * (VOXEL_BYTES + VALUE_BYTES * original.shape[-1])
     if n_bytes > MAX_VOXELS_IN_MEMORY * (VOXEL_BYTES + VALUE_BYTES):
-        return StreamingSampler(unpacked(original), values, device, with_slopes)
-    return VoxelSampler(normalised(original, values), device)
+        return StreamingSampler(unpacked(original), value_range, device, with_slopes)
+    return VoxelSampler(normalised(original, value_range), device)
 
 
-def normalised(original: np.ndarray, values: ValueRange) -> np.ndarray:
+def normalised(original: np.ndarray, value_range: ValueRange) -> np.ndarray:
     """The normalised values of a volume (grid..., components) in memory: float32, NaN where missing."""
     found = np.empty(original.shape, np.float32)
     for box, part in read_in_boxes(original):
-        found[box] = values.normalise(part)
+        found[box] = value_range.normalise(part)
     return found
 
 
@@ -106,8 +106,8 @@ class StreamingSampler:
 
     is_resident = False  # every refill takes new memory
 
-    def __init__(self, original: np.ndarray, values: ValueRange, device: torch.device, with_slopes: bool = False):
-        self.original, self.range, self.device, self.with_slopes = original, values, device, with_slopes
+    def __init__(self, original: np.ndarray, value_range: ValueRange, device: torch.device, with_slopes: bool = False):
+        self.original, self.value_range, self.device, self.with_slopes = original, value_range, device, with_slopes
         self.shape = original.shape[:-1]
         self.axes = axis_tensors(self.shape, device)
         self.stretches = boxes(original, STRETCH * original.shape[-1])
@@ -120,7 +120,7 @@ class StreamingSampler:
         """(number of voxels not missing, mean of each component, variance) of the normalised values."""
         n, sums, squares = 0, 0.0, 0.0
         for _, part in read_in_boxes(self.original):
-            rows = self.range.normalise(part).reshape(-1, part.shape[-1]).astype(np.float64)
+            rows = self.value_range.normalise(part).reshape(-1, part.shape[-1]).astype(np.float64)
             rows = rows[~np.isnan(rows[:, 0])]
             n += len(rows)
             sums, squares = sums + rows.sum(axis=0), squares + np.einsum("ij,ij->j", rows, rows)
@@ -219,7 +219,7 @@ class StreamingSampler:
         wider = tuple(slice(max(cut.start - reach, 0), cut.stop + reach) for cut in box)
         inside = tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, wider, strict=True))
         for _, part in read_in_boxes(self.original, [wider]):
-            grid = self.range.normalise(part)
+            grid = self.value_range.normalise(part)
         flat = np.zeros((), np.int64)
         for n, cut in zip(self.shape, box, strict=True):
             flat = np.add.outer(flat * n, np.arange(cut.start, cut.stop))
@@ -227,7 +227,7 @@ class StreamingSampler:
         if self.with_slopes:
             slopes = finite_differences(grid, self.shape)[inside]
             columns.append(slopes.reshape(flat.size, *slopes.shape[-2:]))
-        if self.range.fill is None:
+        if self.value_range.fill is None:
             return columns
         is_present = ~np.isnan(columns[1][:, 0])
         return [column[is_present] for column in columns]

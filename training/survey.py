@@ -43,7 +43,7 @@ class Survey(NamedTuple):
 
 
 def survey(
-    volume: Volume, values: ValueRange, boxes: Sequence[Box], progress: Progress, with_detail: bool = True
+    volume: Volume, value_range: ValueRange, boxes: Sequence[Box], progress: Progress, with_detail: bool = True
 ) -> Survey:
     """The Survey of a volume. A brick without a voxel that is not missing counts as constant.
 
@@ -51,7 +51,7 @@ def survey(
     """
     columns, crc32 = [], 0
     for box in boxes:
-        brick = brick_volume(volume, values, box).values
+        brick = brick_volume(volume, value_range, box).values
         crc32 = zlib.crc32(np.ascontiguousarray(brick), crc32)
         present = brick[~np.isnan(brick).any(axis=-1)]
         n_present = len(present)
@@ -67,10 +67,10 @@ def survey(
     return Survey(*with_one_extent(low, high), mean, details, n_voxels, variance, crc32)
 
 
-def brick_volume(volume: Volume, values: ValueRange, box: Box) -> Volume:
+def brick_volume(volume: Volume, value_range: ValueRange, box: Box) -> Volume:
     """A brick as a volume: normalised values of the whole volume, float32, NaN where missing."""
-    fill = None if values.fill is None else np.float32(np.nan)
-    brick = Volume(values.normalise(volume.values[box]), Geometry.plain(len(box)), fill)
+    fill = None if value_range.fill is None else np.float32(np.nan)
+    brick = Volume(value_range.normalise(volume.values[box]), Geometry.plain(len(box)), fill)
     drop_pages(volume.values)
     return brick
 

@@ -94,7 +94,7 @@ def through_the_blob(volume: Volume) -> VolumeHeader:
     same = ("grad_lambda", "w0", "compression_ratio", "batchSize", "oversample", "lr", "n_passes", "pass_decay")
     options = dict.fromkeys((*same, "lr_decay", "clip", "seed"))
     header = header_of(volume)
-    settings = configuration(options, header, header.values, config, {}, Bricks.of(FieldNet(config)), 0.0)
+    settings = configuration(options, header, header.value_range, config, {}, Bricks.of(FieldNet(config)), 0.0)
     again = field_header("a.json", {**settings, "shape": list(header.shape)} | in_lists(settings), config)
     return decode_blob(make_blob(again, field_net(d_in=config.d_in)))[0]
 

@@ -68,7 +68,7 @@ def test_the_mask_of_a_box_is_that_of_the_brick():
     volume = Volume(array, Geometry.plain(3), np.float32(np.nan))
     box = (slice(0, 5), slice(1, 4), slice(2, 5))
     header = header_of(volume)
-    mask, expected = missing_in(header, box), header_of(brick_volume(volume, header.values, box)).missing
+    mask, expected = missing_in(header, box), header_of(brick_volume(volume, header.value_range, box)).missing
     assert mask.count == 4 and mask.shape == (5, 3, 3) and np.isnan(mask.fill)
     np.testing.assert_array_equal(mask.bits, expected.bits)
     assert missing_in(header, (slice(0, 3), slice(1, 4), slice(2, 5))) is None

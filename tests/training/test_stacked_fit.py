@@ -158,7 +158,7 @@ def tasks(values: list[np.ndarray] | None = None, **fields) -> list[Task]:
 
 
 def stack(found: list[Task], place: str = "cpu") -> StackedFit:
-    return StackedFit(found, [task.values.normalise(task.brick) for task in found], torch.device(place))
+    return StackedFit(found, [task.value_range.normalise(task.brick) for task in found], torch.device(place))
 
 
 def results(fit: StackedFit) -> list[bytes]:
@@ -260,7 +260,7 @@ def test_a_network_that_has_its_target_is_kept_as_it_was():
 def test_products_are_those_that_the_networks_need_that_matter():
     factors = 1.0, 1e-9, 1.0
     ranges = [value_limits(math.sqrt(factor)) for factor in factors]
-    fit = stack([task._replace(values=own) for task, own in zip(tasks(), ranges, strict=True)])
+    fit = stack([task._replace(value_range=own) for task, own in zip(tasks(), ranges, strict=True)])
     for losses, expected in (([1e-3, 1e-9, 1e-3], 1e-3), ([1e-6, 1.0, 1e-6], 1e-6), ([1e-4, math.nan, math.nan], 1e-4)):
         fit._judge = lambda losses=losses: losses
         fit._recover_if_needed()

@@ -78,21 +78,21 @@ def test_a_survey_tells_the_ends_of_each_brick():
     volume = Volume(array, Geometry.plain(3), fill=np.float32(np.nan))
     header, counts = header_of(volume), (2, 2, 1)
     boxes = brick_boxes(header.shape, counts)
-    found = survey(volume, header.values, boxes, NoProgress())
+    found = survey(volume, header.value_range, boxes, NoProgress())
     assert found.is_constant.tolist() == [True, False, False, False]
     assert found.n_voxels.tolist() == [5 * 4 * 5] * 3 + [5 * 4 * 5 - 1]
     for k, box in enumerate(boxes):
-        brick = brick_volume(volume, header.values, box).array
+        brick = brick_volume(volume, header.value_range, box).array
         assert [found.low[k], found.high[k]] == [np.nanmin(brick), np.nanmax(brick)]
     changed = Volume(array + (array == 3.0), volume.geometry, volume.fill)
-    assert survey(changed, header.values, boxes, NoProgress()).crc32 != found.crc32
+    assert survey(changed, header.value_range, boxes, NoProgress()).crc32 != found.crc32
 
 
 def test_the_mean_of_a_large_brick():
     """In float32, a sum over a million voxels is wrong by 1/10,000."""
     volume = Volume(np.full((1 << 10, 1 << 10, 2), 0.3, np.float32), Geometry.plain(2))
     volume.array[0, :2] = [[0, 0], [1, 1]]
-    found = survey(volume, header_of(volume).values, brick_boxes((1 << 10, 1 << 10), (1, 1)), NoProgress()).mean
+    found = survey(volume, header_of(volume).value_range, brick_boxes((1 << 10, 1 << 10), (1, 1)), NoProgress()).mean
     assert found[0] == pytest.approx([-0.4, -0.4], abs=2e-6) and found.dtype == np.float32
 
 
@@ -100,7 +100,7 @@ def test_a_survey_of_missing_voxels_alone():
     array = slanted((9, 7, 5))
     array[:5] = np.nan
     volume = Volume(array, Geometry.plain(3), fill=np.float32(np.nan))
-    values = header_of(volume).values
+    values = header_of(volume).value_range
     found = survey(volume, values, brick_boxes((9, 7, 5), (2, 1, 1)), NoProgress())
     assert found.is_constant.tolist() == [True, False] and found.n_voxels[0] == 0
     assert 0 < found.variance < 4
