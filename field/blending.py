@@ -53,7 +53,7 @@ class Brick:
         self.middle, self.half, self.shape, self.extent = (low + high) / 2.0, (high - low) / 2.0, shape, extent
         found = bricks.networks[number]
         self.layers = scaled_layers(*found) if found else None
-        self.is_residual = bool(found) and found[0].is_residual
+        self.is_residual = bool(found) and found.config.is_residual
 
     @cached_property
     def margins(self) -> dict[str, np.ndarray]:

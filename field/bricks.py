@@ -15,7 +15,13 @@ from field.layers import SirenConfig
 from utils import Box
 
 MAX_BRICKS = 1 << 20
-StoredNetwork = tuple[SirenConfig, dict[str, np.ndarray]]  # float32 weights by name
+
+
+class StoredNetwork(NamedTuple):
+    """A network: its settings, and its float32 weights by name."""
+
+    config: SirenConfig
+    weights: dict[str, np.ndarray]
 
 
 class Cut(NamedTuple):
@@ -52,7 +58,7 @@ class Bricks:
     def whole(cls, config: SirenConfig, weights: dict[str, np.ndarray]) -> Bricks:
         """The one brick of a field that is not cut."""
         ends = (np.full((1, config.d_out), end, np.float32) for end in (-1, 1))
-        return cls(Cut((1,) * config.d_in, *ends), [(config, weights)])
+        return cls(Cut((1,) * config.d_in, *ends), [StoredNetwork(config, weights)])
 
     @classmethod
     def of(cls, net: object) -> Bricks:
@@ -63,7 +69,7 @@ class Bricks:
     @property
     def n_parameters(self) -> int:
         """The number of weights and biases of all networks. It decodes them."""
-        return sum(network[0].n_parameters for network in self.networks if network)
+        return sum(network.config.n_parameters for network in self.networks if network)
 
     @property
     def is_whole(self) -> bool:

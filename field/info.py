@@ -15,7 +15,7 @@ from utils import IDENTITY, VolumeHeader
 
 def blob_figures(data: bytes, header: VolumeHeader | None, bricks: Bricks) -> dict[str, object]:
     """Shape, type, place, range, network, size and quality of a blob, by key; what is unknown has no key."""
-    configs = [bricks.networks[0][0]] if header is None else network_configs(data)
+    configs = [bricks.networks[0].config] if header is None else network_configs(data)
     n_parameters = sum(config.n_parameters for config in configs)
     size = {} if bricks.is_whole else {"bricks": _numbers(bricks.cut.counts[-3:])}
     if bricks.cut.mirrors:

@@ -13,6 +13,7 @@ import numpy as np
 
 from field import entropy_coder
 from field.binary import BlobError, ByteReader
+from field.bricks import StoredNetwork
 from field.layers import SirenConfig, layer_table
 from field.packed_network import decode_packed, encode_packed
 from field.plain_network import decode_plain, encode_plain
@@ -114,9 +115,9 @@ class NetworkChunk(NamedTuple):
 
 
 class StoredNetworks(Sequence):
-    """The networks of bricks: settings and float32 tensors by name, decoded whenever they are asked for, or None.
+    """The networks of bricks, decoded whenever they are asked for; None for a brick without one.
 
-    An item is None for a brick without a network. Raises BlobError for one whose integers are wrong.
+    Raises BlobError for a network whose integers are wrong.
     """
 
     def __init__(self, is_constant: Sequence[bool], networks: list[NetworkChunk]):
@@ -127,11 +128,11 @@ class StoredNetworks(Sequence):
     def __len__(self) -> int:
         return len(self._stored)
 
-    def __getitem__(self, brick: int) -> tuple[SirenConfig, dict[str, np.ndarray]] | None:
+    def __getitem__(self, brick: int) -> StoredNetwork | None:
         stored = self._stored[brick]
         if stored is None:
             return None
         try:
-            return stored.config, stored.weights()
+            return StoredNetwork(stored.config, stored.weights())
         except BlobError as error:
             raise BlobError(f"brick {brick}: {error}") from None

@@ -43,7 +43,7 @@ class BricksRounding:
         self.workers = Workers(options.n_threads if device.type == "cpu" else 1)
         self.boxes = brick_boxes(header.shape, bricks.cut.counts, bricks.cut.mirrors)
         self.n_held = count_held(header, bricks.cut.mirrors)
-        self.configs = {k: network[0] for k, network in enumerate(bricks.networks) if network}
+        self.configs = {k: network.config for k, network in enumerate(bricks.networks) if network}
 
     def layers(self, psnr: float, is_exact: bool) -> Rounded:
         """The networks in integers, in the order of their bricks.

@@ -16,7 +16,7 @@ import torch
 
 from cli import console
 from cli.progress import Progress
-from field.bricks import Bricks, Cut
+from field.bricks import Bricks, Cut, StoredNetwork
 from field.layers import parameter_shapes
 from siren import SirenConfig
 from training import processes
@@ -97,7 +97,7 @@ class BrickedFit:
         is_known = self.survey.is_constant[:, None] | np.array([[number in self.done] for number in numbers])
         ends = [np.where(is_known, end, self.survey.mean) for end in (self.survey.low, self.survey.high)]
         done = self.done
-        nets = [(self.networks.configs[k], done[k].weights) if k in done else None for k in numbers]
+        nets = [StoredNetwork(self.networks.configs[k], done[k].weights) if k in done else None for k in numbers]
         return Bricks(Cut(self.fits.counts, *ends, self.fits.mirrors), nets)
 
     # --- checkpoints ---

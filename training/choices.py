@@ -82,8 +82,8 @@ def _given_counts(opt: Options, shape: tuple[int, ...]) -> tuple[int, ...]:
 def brick_recipes(opt: Options, header: VolumeHeader, counts: tuple[int, ...], mirrors: tuple[int, ...]) -> RecipeFor:
     """What gives the recipe of a brick. counts, mirrors: of `bricks_for`."""
     is_open, device = opt.n_passes is None and opt.max_seconds is None, "cuda" if opt.cuda else "cpu"
-    n_voxels, n_parameters = count_held(header, mirrors), header.n_voxels / opt.compression_ratio
-    default = passes_for(n_voxels, n_parameters, math.prod(counts), device, header.n_present / n_voxels)
+    n_held, n_parameters = count_held(header, mirrors), header.n_voxels / opt.compression_ratio
+    default = passes_for(n_held, n_parameters, math.prod(counts), device, header.n_present / n_held)
 
     def recipe(n_present: int, n_voxels: int, config: SirenConfig) -> Recipe:
         passes = default if is_open else opt.n_passes
@@ -123,8 +123,8 @@ def size_messages(ratio: float, header: VolumeHeader, config: SirenConfig) -> li
     return found + _larger_than_data(header, n_parameters, "the network has")
 
 
-def _out_of_reach(ratio: float, header: VolumeHeader, smallest: str, n_parameters: int, way_out: str) -> str:
-    reached = f"{smallest} {n_parameters} parameters, a ratio of {_ratio(header.n_voxels / n_parameters)}"
+def _out_of_reach(ratio: float, header: VolumeHeader, network_has: str, n_parameters: int, way_out: str) -> str:
+    reached = f"{network_has} {n_parameters} parameters, a ratio of {_ratio(header.n_voxels / n_parameters)}"
     return f"--compression_ratio {ratio:g} is out of reach: {reached}{way_out}"
 
 

@@ -58,7 +58,7 @@ class Fit:
         self.n_steps = recipe.count_steps(sampler.n_voxels)
         # Importance sampling draws voxels by these errors. A streamed volume has no memory for one error per voxel.
         self.errors: torch.Tensor | None = None
-        if recipe.by_error and isinstance(sampler, VoxelSampler):
+        if recipe.draws_by_error and isinstance(sampler, VoxelSampler):
             self.errors = sampler.deviations() if errors is None else errors
         self.step_function = StepFunction(net, sampler, recipe, first_trained_layer, n_threads, self.errors)
         self.trained, self.averaged_net = self.step_function.trained, self.step_function.trained.averaged_net

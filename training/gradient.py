@@ -41,11 +41,11 @@ class LossGradient:
         table = layer_table(config)
         self.block_ends = block_ends(table)
         self.factors = [(layer.omega * layer.scale, layer.omega) for layer in table]  # (of weights, of biases)
-        for parameter in (p for layer in layers[first_trained_layer:] for p in layer.parameters()):
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
         self.parameters = [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in layers]
         trained = layers[first_trained_layer:]
+        for parameter in (p for layer in trained for p in layer.parameters()):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         self.gradients = [(layer.weight.grad.numpy(), layer.bias.grad.numpy()) for layer in trained]
 
         def ones(*shape: int) -> np.ndarray:
@@ -70,9 +70,10 @@ class LossGradient:
         x: (n, d_in) coordinates; values: (n, d_out); n <= `max_batch`. sample_weights: (n,) weights in the mean.
         """
         n, n_parts = len(x), len(self.parts)
-        for matrix, parameters, factors in zip(self.matrices, self.parameters, self.factors, strict=True):
-            np.multiply(parameters[0], factors[0], out=matrix[:, :-1])
-            np.multiply(parameters[1], factors[1], out=matrix[:, -1])
+        layers = zip(self.matrices, self.parameters, self.factors, strict=True)
+        for matrix, (weight, bias), (of_weight, of_bias) in layers:
+            np.multiply(weight, of_weight, out=matrix[:, :-1])
+            np.multiply(bias, of_bias, out=matrix[:, -1])
         x, values = x.numpy().T, values.numpy().T
         weights = None if sample_weights is None else sample_weights.numpy()
 

@@ -26,11 +26,11 @@ LONG_SECONDS = 30.0  # a run that Ctrl-C or an error ends writes its network if 
 ESTIMATE_ERROR = 2.0  # by how much the estimated PSNR may be too low, dB
 MOST_LACKING = 1.0  # the next exact measurement waits for at most this growth of the estimated PSNR, dB
 
-# What is said if a part of the identity differs that tells nothing by itself.
+# What the message says if one of these parts of the identity differs. Their own values would tell a user nothing.
 DIFFERENCES = {"values_crc32": "the volume has other values", "networks": "its bricks have other networks"}
 
-# The parts of the identity that are compared first, so that the message names the cause and not what follows from it:
-# other options, such as lr, follow from the volume; its checksum follows from the options before it here.
+# The parts of the identity that are compared first, in this order. So the message names the cause, not what follows
+# from it. Other options, such as lr, follow from the volume. Its checksum follows from the options before it here.
 OF_VOLUME = ("shape", "d_in", "d_out", "fill", "clip", "bricks", "values_crc32")
 
 History = list[tuple[float, float]]  # one entry per judged step: (seconds, estimated PSNR in dB)
@@ -60,14 +60,13 @@ class Checkpoint:
     def identity(self, fit: Fit | BrickedFit) -> dict:
         """Everything that must be equal when a fit continues: volume, options, network, recipe and seed."""
         found = {**self.options, **fit.identity()}
-        return {name: found[name] for name in (*filter(found.__contains__, OF_VOLUME), *found)}
+        return {name: found[name] for name in OF_VOLUME if name in found} | found
 
     def save_in_time(self, fit: Fit | BrickedFit) -> None:
         """Save the state if the last save is more than CHECKPOINT_SECONDS ago.
 
-        The first process saves; of bricks, which only one process has, each process saves its own.
-
-        A fit that has just diverged to weights that are not finite is saved once it has been judged and has recovered.
+        The fit of one network is the same in all processes: the first process saves it. Each process has bricks of its
+        own, and saves these. A fit with weights that are not finite has just diverged: it is saved after its recovery.
         """
         is_due = self.path and time.monotonic() - self.saved > CHECKPOINT_SECONDS
         if is_due and (isinstance(fit, BrickedFit) or (processes.is_first() and fit.is_finite)):

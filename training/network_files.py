@@ -15,7 +15,7 @@ import torch
 
 from cli.files import read_bytes, write_or_rescue
 from field.binary import ByteReader
-from field.bricks import Bricks, Cut, check_cut
+from field.bricks import Bricks, Cut, StoredNetwork, check_cut
 from field.header_chunks import check_header
 from field.layers import parameter_shapes
 from field.missing import decode_missing, encode_missing
@@ -39,10 +39,9 @@ def configuration(
 ) -> dict:
     """The content of thenet.json: first the keys of the original scripts, then the keys that later stages need.
 
-    The key missing is a blob's chunk M, in base64. The key clipped_from is the value range before --clip. `quality` has
-    psnr; with --clip psnr_clipped, of the clipped values; for integers psnr_unrounded, as Quality tells, and
-    is_exact, whether all are decoded exactly. A PSNR is "inf" if there is no error, and null if it is unknown.
-    config: of the widest network of the bricks. seconds: the time of the training.
+    whole: the range before --clip, for the key `clipped_from`. config: of the widest network of the bricks. quality: as
+    of `Quality.figures`; a PSNR is written as "inf" if there is no error, and as null if it is unknown. seconds: the
+    time of the training. The key `missing` holds a blob's chunk M, in base64.
     """
     missing = base64.b64encode(encode_missing(header.missing)).decode() if header.missing else None
     same = ("compression_ratio", "batchSize", "oversample", "lr", "n_passes", "pass_decay", "lr_decay")
@@ -77,11 +76,9 @@ def configuration(
 
 
 def _in_settings(bricks: Bricks) -> dict:
-    """The entry "bricks" of thenet.json: their number along each axis, and of each its width, 0 if constant; its range
-    in normalised values of the whole field; the mirrors, if there are any. See field.bricks.Cut.
-    """
+    """The entry "bricks" of thenet.json: the parts of a `Cut`, and each network's width, 0 for a constant brick."""
     counts, low, high, mirrors = bricks.cut
-    widths = [network[0].n_neurons if network else 0 for network in bricks.networks]
+    widths = [network.config.n_neurons if network else 0 for network in bricks.networks]
     found = {"counts": list(counts), "widths": widths, "low": low.tolist(), "high": high.tolist()}
     return found | ({"mirrors": list(mirrors)} if mirrors else {})
 
@@ -94,16 +91,16 @@ def _in_json(figure: float) -> float | str | None:
 
 
 def state_of(bricks: Bricks) -> dict[str, torch.Tensor]:
-    """What thenet.pth holds, float32: the weights of the network; of a field in bricks how it is cut, and all weights.
+    """What thenet.pth holds, float32: the weights by name. For a field in bricks also how it is cut, by `_cut_state`.
 
     The weights of brick 3 are bricks.3.net_layers.0.linear.weight, ...
     """
     if bricks.is_whole:
-        arrays = bricks.networks[0][1]
+        arrays = bricks.networks[0].weights
     else:
         arrays = _cut_state(bricks.cut)
         for number, network in enumerate(bricks.networks):
-            for name, weights in (network[1] if network else {}).items():
+            for name, weights in (network.weights if network else {}).items():
                 arrays[f"bricks.{number}.{name}"] = weights
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -220,7 +217,7 @@ def _read_bricks(path: str, config_path: str, entry: dict, header: VolumeHeader 
     if any(not np.array_equal(state[name].numpy(), part) for name, part in own.items()):
         raise UserError(f"{config_path}: belongs to other weights than {path}: these are of a field cut otherwise")
     weights = {k: {name: state[f"bricks.{k}.{name}"].numpy() for name in found} for k, found in shapes.items()}
-    return Bricks(cut, [config and (config, weights[k]) for k, config in enumerate(configs)])
+    return Bricks(cut, [config and StoredNetwork(config, weights[k]) for k, config in enumerate(configs)])
 
 
 def _read_state(path: str, config_path: str, expected: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:

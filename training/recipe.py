@@ -73,7 +73,7 @@ class Recipe:
         return least if self.max_seconds is not None else min(max(self.n_passes, least), most)
 
     @property
-    def by_error(self) -> bool:
+    def draws_by_error(self) -> bool:
         """Whether voxels with large errors are drawn more often (importance sampling)."""
         return self.schedule == "power" and self.grad_lambda == 0
 

@@ -172,15 +172,15 @@ class VoxelSampler:
         return all_coordinates(self.axes)
 
     @functools.cached_property
-    def mirrors(self) -> list[float | None]:
+    def mirror_planes(self) -> list[float | None]:
         """For each axis, the normalised coordinate of a plane of mirror symmetry of the volume, or None.
 
         Only planes near the middle are tested, on voxels drawn by their distance from the mean.
         """
         flat, weights = self.drawn(self.density(self.deviations()))
-        return [self._mirror(axis, flat, weights) for axis in range(len(self.shape))]
+        return [self._mirror_plane(axis, flat, weights) for axis in range(len(self.shape))]
 
-    def _mirror(self, axis: int, flat: torch.Tensor, weights: torch.Tensor) -> float | None:
+    def _mirror_plane(self, axis: int, flat: torch.Tensor, weights: torch.Tensor) -> float | None:
         n, stride = self.shape[axis], math.prod(self.shape[axis + 1 :])
         index = flat // stride % n
         least, found = 4 * ASYMMETRY * self.variance, None

@@ -104,9 +104,10 @@ class Trial(NamedTuple):
 
 
 def best_of_trials(starts: Sequence[Start], n_further: int, fit_of: Callable[..., Fit]) -> tuple[Trial, float]:
-    """The best trial, and the seconds of all. The other fits are forgotten: each holds an error for every voxel.
+    """The best trial, and the seconds of all trials.
 
-    After all starts, so many further ones of the best network are tried.
+    n_further: starts that are tried after `starts`, with other random weights of the network that is the best by then;
+    none if it is wider than TRIED_NEURONS. Only the best fit is kept in memory: each holds an error for every voxel.
     """
     best, seconds = None, 0.0
 
@@ -147,11 +148,11 @@ def score(trial: Trial) -> float:
 
     The lowest number for a trial that diverged.
     """
-    (config, *_, waves, _), fit = trial
+    config, fit = trial.start.config, trial.fit
     if not math.isfinite(fit.loss):
         return -math.inf
     size = fit.config.n_parameters + LAYER_WEIGHTS * len(linear_layers(fit.net))
     worth = HEAD_START.get(config.n_layers, 0.0) + DB_PER_OCTAVE * math.log2(size)
     if config.n_layers < MIDDLE_DEPTH and config.n_neurons <= TRIED_NEURONS:
         worth += NARROW_HEAD_START
-    return fit.psnr - worth - (0.0 if waves is None else WAVES_LEAD)
+    return fit.psnr - worth - (0.0 if trial.start.waves is None else WAVES_LEAD)

@@ -165,7 +165,7 @@ class StackedFit:
                     break
         if self.step:
             diverged = [k for k, loss in enumerate(self._judge()) if self.recoveries[k].has_diverged(loss)]
-            _copy(self.trained.state, self.best, diverged)
+            _copy_rows(self.trained.state, self.best, diverged)
         for k, weights in self.reached.items():
             self.trained.averaged_weights[k] = weights
 
@@ -186,16 +186,17 @@ class StackedFit:
         """Judge all networks, and do what the recovery of each decides."""
         before, self.losses = self.losses, self._judge()
         self.psnr = self._joint_psnr()
-        _copy(self.best, self.trained.state, [k for k, r in enumerate(self.recoveries) if self.losses[k] < r.best_loss])
+        improved = [k for k, recovery in enumerate(self.recoveries) if self.losses[k] < recovery.best_loss]
+        _copy_rows(self.best, self.trained.state, improved)
         for k, recovery in enumerate(self.recoveries):
             action = recovery.judge(before[k], self.losses[k], self.step, self.progress)
             if action in (Action.START, Action.SHORTER_WAVES):
-                _copy(self.best, self.start, [k])
+                _copy_rows(self.best, self.start, [k])
             if action is Action.SHORTER_WAVES:
                 network = self.short_wave_starts[-1 - recovery.n_short_wave_starts][k]
                 self.best[0][k] = self.best[1][k] = network
             if action is not Action.GO_ON:
-                _copy(self.trained.state, self.best, [k])
+                _copy_rows(self.trained.state, self.best, [k])
                 self._set_rates()
         self._keep_reached()
 
@@ -223,9 +224,9 @@ class StackedFit:
         return self.sampler.bricks[k].mean_squared_error(self.network(k))
 
 
-def _copy(there: list[torch.Tensor], here: list[torch.Tensor], networks: list[int]) -> None:
+def _copy_rows(target: list[torch.Tensor], source: list[torch.Tensor], networks: list[int]) -> None:
     """Copy the rows of these networks from one state to another."""
     if networks:
-        rows = torch.tensor(networks, device=here[0].device)
-        for a, b in zip(there, here, strict=True):
-            a[rows] = b[rows]
+        rows = torch.tensor(networks, device=source[0].device)
+        for to, of in zip(target, source, strict=True):
+            to[rows] = of[rows]

@@ -56,7 +56,7 @@ def stacks_of(
 
     Bricks that are fitted alone are in none: those whose voxels are not drawn by their errors, and those too large.
     """
-    widths = {k: padded(config.n_neurons + 1) for k, config in configs.items() if recipes[k].by_error}
+    widths = {k: padded(config.n_neurons + 1) for k, config in configs.items() if recipes[k].draws_by_error}
     needed = {k: bytes_needed(n_voxels[k], configs[k], recipes[k].batch) for k in widths}
 
     def takes(stack: list[int], k: int) -> bool:

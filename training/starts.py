@@ -31,24 +31,23 @@ class Start(NamedTuple):
 
 def new_networks(start: Start, sampler: VoxelSampler) -> list[FieldNet]:
     """A new network, and the networks of shorter waves that may take its place."""
-    config, seed, first_omega, waves, number = start
 
     def next_network(generator: torch.Generator, factor: float = 1) -> FieldNet:
         """The next random network. factor: its highest wave / HIGHEST_WAVE."""
-        net = FieldNet(config, generator, first_omega or OMEGA_0)
-        if first_omega is None:  # along an axis of one voxel, a wave would be a constant
-            mirrors = {axis: mirror for axis, mirror in enumerate(sampler.mirrors) if sampler.shape[axis] > 1}
-            start_as_axis_waves(net, mirrors, factor * HIGHEST_WAVE)
+        net = FieldNet(start.config, generator, start.first_omega or OMEGA_0)
+        if start.first_omega is None:  # along an axis of one voxel, a wave would be a constant
+            planes = {axis: plane for axis, plane in enumerate(sampler.mirror_planes) if sampler.shape[axis] > 1}
+            start_as_axis_waves(net, planes, factor * HIGHEST_WAVE)
         return net
 
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(number + 1):
+    generator = torch.Generator().manual_seed(start.seed)
+    for _ in range(start.number + 1):
         net = next_network(generator)  # at the end, the one with this number
-    if waves is not None:
-        start_as_plane_waves(net, waves)
-    if first_omega is not None:
+    if start.waves is not None:
+        start_as_plane_waves(net, start.waves)
+    if start.first_omega is not None:
         return [net]
     # A fit that continues from a checkpoint does not know the number. So the shorter waves come after network 0.
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(start.seed)
     next_network(generator)
     return [net, *(next_network(generator, factor) for factor in SHORTER_WAVES)]

@@ -140,7 +140,7 @@ class StreamingSampler:
         values = torch.empty(0, self.original.shape[-1], device=self.device)
         order = np.random.default_rng(0).permutation(len(self.stretches))
         for start in range(0, len(order), JUDGING_STRETCHES):
-            more = self._there(self._columns(order[start : start + JUDGING_STRETCHES]))
+            more = self._on_device(self._columns(order[start : start + JUDGING_STRETCHES]))
             flat, values = torch.cat([flat, more[0]]), torch.cat([values, more[1]])
             if len(flat) >= n_drawn:
                 break
@@ -153,7 +153,7 @@ class StreamingSampler:
         """As `VoxelSampler.mean_squared_error`."""
         total, n_parts = 0.0, math.ceil(len(self.stretches) / JUDGING_STRETCHES)
         for chosen in np.array_split(np.arange(len(self.stretches)), n_parts):
-            flat, values = self._there(self._columns(chosen))[:2]
+            flat, values = self._on_device(self._columns(chosen))[:2]
             slab = SLAB[self.device.type]
             for places, expected in zip(flat.split(slab), values.split(slab), strict=True):
                 found = net(flat_coordinates(self.axes, places)).clamp_(-1, 1)
@@ -161,7 +161,7 @@ class StreamingSampler:
         return total / self.n_voxels
 
     @property
-    def mirrors(self) -> list[None]:
+    def mirror_planes(self) -> list[None]:
         """None for each axis: a search for symmetry would read scattered voxels, which takes long."""
         return [None] * len(self.shape)
 
@@ -201,7 +201,7 @@ class StreamingSampler:
         """Fill the buffer with the voxels at the places `rest` and with the columns of others, which it empties."""
         kept = [] if rest is None else [[content[rest] for content in self.buffer]]
         self.buffer = []
-        kept.append(self._there(columns))
+        kept.append(self._on_device(columns))
         columns.clear()  # which lets their memory go now
         self.buffer = [torch.cat(column) for column in zip(*kept, strict=True)]
 
@@ -210,7 +210,7 @@ class StreamingSampler:
         columns = zip(*map(self._read, (self.stretches[i] for i in np.sort(chosen))), strict=True)
         return [np.concatenate(column) for column in columns]
 
-    def _there(self, columns: list[np.ndarray]) -> list[torch.Tensor]:
+    def _on_device(self, columns: list[np.ndarray]) -> list[torch.Tensor]:
         return [torch.from_numpy(column).to(self.device) for column in columns]
 
     def _read(self, box: Box) -> list[np.ndarray]:

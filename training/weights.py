@@ -30,17 +30,22 @@ def in_one_vector(tensors: list[torch.Tensor], n_rows: int | None = None) -> tor
     return whole
 
 
-def trained_parameters(net: FieldNet, first_trained_layer: int) -> tuple[list[nn.Parameter], int]:
-    """(parameters of the layers from `first_trained_layer` on, hidden matrices first; number of hidden matrices)."""
-    live = linear_layers(net)[first_trained_layer:]
-    hidden = [layer.weight for layer in (live if first_trained_layer else live[1:])[:-1]]
+def hidden_matrices(net: FieldNet, first_trained_layer: int) -> list[nn.Parameter]:
+    """The matrices (n, n) of the trained layers: of all but the first and the last layer of the network."""
+    return [layer.weight for layer in linear_layers(net)[max(first_trained_layer, 1) : -1]]
+
+
+def trained_parameters(net: FieldNet, first_trained_layer: int) -> list[nn.Parameter]:
+    """The parameters of the layers from `first_trained_layer` on, hidden matrices first."""
+    hidden = hidden_matrices(net, first_trained_layer)
     chosen = {id(p) for p in hidden}
-    return hidden + [p for layer in live for p in layer.parameters() if id(p) not in chosen], len(hidden)
+    trained = linear_layers(net)[first_trained_layer:]
+    return hidden + [p for layer in trained for p in layer.parameters() if id(p) not in chosen]
 
 
 def vector_of(net: FieldNet) -> torch.Tensor:
     """All weights of a network, in the order of TrainedWeights."""
-    return torch.cat([parameter.detach().flatten() for parameter in trained_parameters(net, 0)[0]])
+    return torch.cat([parameter.detach().flatten() for parameter in trained_parameters(net, 0)])
 
 
 class TrainedWeights:
@@ -70,18 +75,19 @@ class TrainedWeights:
         nets = None if isinstance(net, FieldNet) else net
         self.net = net = nets[0] if nets else net
         self.averaged_net = copy.deepcopy(net)
-        parameters, n_hidden = trained_parameters(net, first_trained_layer)
+        parameters = trained_parameters(net, first_trained_layer)
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         n_rows = len(nets) if nets else None
         self.weights = in_one_vector(parameters, n_rows)
         self.gradient = in_one_vector([parameter.grad for parameter in parameters], n_rows)
-        self.averaged_weights = in_one_vector(trained_parameters(self.averaged_net, first_trained_layer)[0], n_rows)
+        self.averaged_weights = in_one_vector(trained_parameters(self.averaged_net, first_trained_layer), n_rows)
         for k, other in enumerate(nets or ()):
             self.weights[k] = self.averaged_weights[k] = vector_of(other)
         self.rates = None if widths is None else torch.ones_like(widths)
 
         n, lead = net.config.n_neurons, self.weights.shape[:-1]
+        n_hidden = len(hidden_matrices(net, first_trained_layer))
         size = n_hidden * n * n
         first = 0 if first_trained_layer else n * (net.config.d_in + 1)
         last = self.weights.shape[-1] - size - first - n_hidden * n

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from field.blob import encode_blob
-from field.bricks import Bricks, Cut, cuts
+from field.bricks import Bricks, Cut, StoredNetwork, cuts
 from field.neural_field import NeuralField
 from helpers.networks import arrays, field_net, make_header, with_trellis
 from helpers.original import original_forward
@@ -24,7 +24,7 @@ def random_bricks(shape, counts, seed=0, d_out=1, constant=(), gain=1.0, mirrors
     rng, n = np.random.default_rng(seed), math.prod(counts)
     ends = np.sort(rng.uniform(-1, 1, (2, n, d_out)), axis=0).astype(np.float32)
     nets = [field_net(seed=1000 * seed + k, d_in=len(shape), d_out=d_out, **network) for k in range(n)]
-    networks = [(net.config, arrays(net)) for net in nets]
+    networks = [StoredNetwork(net.config, arrays(net)) for net in nets]
     for network, weights in networks:
         weights[f"net_layers.{network.n_layers}.weight"] *= np.float32(gain)
     for k in constant:
@@ -47,7 +47,7 @@ def cut_blob(shape, counts, seed=0, constant=(), header=None, bits=6, **network)
     for found in filter(None, bricks.networks):
         net = net_of(*found)
         steps = choose_steps(net, sensitivities(net, quasirandom_points(shape, 32)), bits=bits)
-        networks.append((found[0], with_trellis(round_layers(net, steps))))
+        networks.append((found.config, with_trellis(round_layers(net, steps))))
     header = header or make_header(shape, d_out=bricks.cut.low.shape[1])
     return encode_blob(header, networks, cut=bricks.cut)
 

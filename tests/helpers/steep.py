@@ -42,7 +42,7 @@ def steep_network(seed: int, gain: float, is_residual: bool = True, n_layers: in
     for name, shape in parameter_shapes(config).items():
         normal = np.array([sum(draw() for _ in range(12)) - 6.0 for _ in range(np.prod(shape))])
         weights[name] = (normal.reshape(shape) * gain * np.sqrt(6.0 / shape[-1]) / 30.0).astype(np.float32)
-    return config, weights
+    return StoredNetwork(config, weights)
 
 
 def checksums() -> list[str]:

@@ -126,7 +126,7 @@ def test_drawing_by_error_finds_what_is_rare(monkeypatch):
     grid[10:14, 10:14, 10:14] = np.random.default_rng(5).random((4, 4, 4))
     sampler, errors = sampler_of(grid), {}
     for by_error in (False, True):
-        monkeypatch.setattr(Recipe, "by_error", by_error)
+        monkeypatch.setattr(Recipe, "draws_by_error", by_error)
         runs = [Fit(field_net(s, n_neurons=16), sampler, Recipe(n_passes=10, batch=128, lr=5e-3), s) for s in range(5)]
         for running in runs:
             running.run()

@@ -123,16 +123,16 @@ def test_mirrors():
     x, y, z = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in (20, 25, 16)), indexing="ij")
     grid = np.cos((x - 9.5) ** 2 / 50) + np.cos((y - 11) / 3) * np.exp(-z / 9)
     grid[2, 3, 4] = np.nan  # missing
-    found = VoxelSampler(grid[..., None] / 2, CPU).mirrors
+    found = VoxelSampler(grid[..., None] / 2, CPU).mirror_planes
     assert found == [0.0, pytest.approx(11 / 12 - 1, abs=1e-6), None]
     off_centre = np.cos((x - 9) ** 2 / 50) * np.exp(-(y + z) / 20)  # along an axis that is not the longest
-    assert VoxelSampler(off_centre[..., None], CPU).mirrors == [pytest.approx(-1 / 24, abs=1e-6), None, None]
+    assert VoxelSampler(off_centre[..., None], CPU).mirror_planes == [pytest.approx(-1 / 24, abs=1e-6), None, None]
     both = np.stack([grid, z], axis=-1)  # a component that is symmetric in x and y, too
-    assert VoxelSampler(both / 20, CPU).mirrors[:2] == found[:2]
-    assert VoxelSampler(np.stack([grid, x], axis=-1) / 20, CPU).mirrors[0] is None
+    assert VoxelSampler(both / 20, CPU).mirror_planes[:2] == found[:2]
+    assert VoxelSampler(np.stack([grid, x], axis=-1) / 20, CPU).mirror_planes[0] is None
     noise = np.random.default_rng(0).random((20, 25, 3, 1), np.float32)
-    assert VoxelSampler(noise, CPU).mirrors == [None] * 3
-    assert VoxelSampler(np.zeros((8, 8, 1, 1), np.float32), CPU).mirrors == [None] * 3
+    assert VoxelSampler(noise, CPU).mirror_planes == [None] * 3
+    assert VoxelSampler(np.zeros((8, 8, 1, 1), np.float32), CPU).mirror_planes == [None] * 3
 
 
 @pytest.mark.parametrize("n_voxels", [1, 5, 40])
@@ -140,6 +140,6 @@ def test_few_voxels_are_not_symmetric_unseen(n_voxels):
     grid = np.zeros((48, 48, 48), np.float32)
     grid[10, 11, 12] = 1.0
     grid.flat[np.random.default_rng(0).choice(grid.size, n_voxels - 1, replace=False)] = 1.0
-    assert VoxelSampler(grid[..., None], CPU).mirrors == [None] * 3
+    assert VoxelSampler(grid[..., None], CPU).mirror_planes == [None] * 3
     both = np.maximum(grid, grid[::-1])
-    assert VoxelSampler(both[..., None], CPU).mirrors == [0.0, None, None]
+    assert VoxelSampler(both[..., None], CPU).mirror_planes == [0.0, None, None]

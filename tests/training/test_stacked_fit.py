@@ -285,7 +285,7 @@ def test_a_volume_in_bricks_is_fitted_by_stacks_where_it_can_be(recipe, monkeypa
     done: list[int] = []
     recipes = dict.fromkeys(configs, recipe)
     found = fits.train_bricks(configs, recipes, NoProgress(), lambda k, trained: done.append(k) or {})
-    assert sorted(done) == [0, 1, 2, 3] and set(judged) == ({4} if recipe.by_error else set())
+    assert sorted(done) == [0, 1, 2, 3] and set(judged) == ({4} if recipe.draws_by_error else set())
     for k, (weights, error, _) in found.items():
         assert weights["net_layers.3.weight"].shape == (1, configs[k].n_neurons)
         assert 0 < error < 4
