@@ -137,9 +137,10 @@ class Network:
         return rows
 
     def __call__(self, x: object, with_slopes: bool) -> Callable[[], list[np.ndarray | None]]:
-        """x: (d_in, n), n at most `chunk` -> what waits for and gives (d_out, n), and (d_in, d_out, n) or None.
+        """Begin to evaluate at positions x (d_in, n), n at most `chunk`. Returns a function that waits for the results.
 
-        The second are the derivatives. They are carried along with the values (forward mode), one direction per axis.
+        It gives the values (d_out, n), and their derivatives (d_in, d_out, n) or None. The derivatives are carried
+        along with the values (forward mode), one direction per axis.
         """
         xp, (first, *hidden, last) = self.xp, self.layers
         (d_in, n), width = x.shape, len(first)
@@ -206,7 +207,7 @@ def _chunk(most: int, n: int | None) -> int:
 
 
 def _fetched(*tensors: object) -> Callable[[], list[np.ndarray | None]]:
-    """What waits for the copies of tensors to the host. The copies begin now, and other work may go on meanwhile."""
+    """Begin to copy tensors to the host. Returns a function that waits for the copies and gives them."""
     import torch
 
     copies = [None if tensor is None else tensor.to("cpu", non_blocking=True) for tensor in tensors]

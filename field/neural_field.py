@@ -112,9 +112,9 @@ class NeuralField(Shaped):
     ) -> Grid:
         """The voxels, those in a box of space, or so many points over the same extent; see utils.voxel_grid.
 
-        roi: a slice for each axis of space, or an index, which is a slice of one voxel. time: of a time series, whose
-        axis of time the others leave out: one, in steps, that may be a fraction, or a range of whole steps; all of them
-        by default. Raises ValueError for what the field does not have.
+        roi: a slice for each axis of space, or an index, which is a slice of one voxel. time, for a time series only: a
+        time in steps, which may be a fraction, or a slice of whole steps; all steps by default. roi and resolution have
+        no entry for time. Raises ValueError for what the field does not have.
         """
         shape = self.header.shape
         if isinstance(roi, str):
@@ -131,8 +131,8 @@ class NeuralField(Shaped):
     ) -> np.ndarray:
         """The values on a grid, by default at every voxel, in the field's own units and dtype.
 
-        Returns the grid's shape, and a last axis of components when there are several; see ValueRange.denormalise for
-        `as_float`. Where the nearest voxel is missing: its fill value, or NaN in floats of a field of integers.
+        The array has the grid's shape, and a last axis of components when there are several. Where the nearest voxel is
+        missing, it holds the fill value, or NaN in floats of a field of integers. as_float: see ValueRange.denormalise.
         `on_progress(fraction)` is told how much is done; what it raises ends the evaluation. Raises ValueError for a
         grid that reaches beyond the field.
         """
@@ -143,8 +143,8 @@ class NeuralField(Shaped):
     def gradient_on_grid(self, grid: Grid | None = None, on_progress: OnProgress = no_progress) -> np.ndarray:
         """The derivatives of the values on a grid by position, in units of value per unit of length.
 
-        Returns the grid's shape, the components when there are several, and at last the axes of space; see
-        `gradient_at`.
+        The array has the grid's shape, an axis of components when there are several, and a last axis of the d_in
+        directions; see `gradient_at`.
         """
         grid = self._within(grid)
         return self._mark_missing(self._shaped(self._gradient(grid, on_progress), grid.shape), grid, np.nan)
@@ -161,10 +161,10 @@ class NeuralField(Shaped):
     # --- at points ---
 
     def at(self, points: np.ndarray) -> np.ndarray:
-        """The values at physical positions (..., d_in): (...), or (..., components); NaN outside the field, and where
-        the nearest voxel is missing. A single position gives a single value.
+        """The values at physical positions (..., d_in): (...), or (..., components). One position gives one value.
 
-        Floats: float32, or float64 where the field holds float64, or integers of more than 16 bits.
+        A value is NaN outside the field, and where the nearest voxel is missing. The dtype is float32, or float64 where
+        the field holds float64 or integers of more than 16 bits.
         """
         return self._at(points, lambda index: self._values(index, True).astype(self.values.float_dtype, copy=False))
 
@@ -187,8 +187,8 @@ class NeuralField(Shaped):
     def gradient_at(self, points: np.ndarray) -> np.ndarray:
         """The derivatives of the values by position at physical positions (..., d_in): (..., [components,] d_in).
 
-        Of the values as they are evaluated: 0 where those are clipped to the field's range, and along an axis of one
-        voxel; NaN outside the field, and where the nearest voxel is missing. Same floats as `at`.
+        The derivative is 0 where the value is clipped to the field's range, and along an axis of one voxel. It is NaN
+        outside the field, and where the nearest voxel is missing. The dtype is that of `at`.
         """
         return self._at(points, self._gradient)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-# An integer is on the second grid if an odd number of these are: on the second grid, the integers so many places before
-# it; odd, the integers so many places before it.
+# Let u(i) be 1 if integer k(i) is on the second grid, else 0. It is a sum of four bits modulo 2: u at each of the
+# GRID_DELAYS before i, and k at each of the ODD_DELAYS before i. The same is in field/blob.py, chunk T.
 GRID_DELAYS = 1, 6
 ODD_DELAYS = 2, 4
 

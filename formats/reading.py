@@ -35,7 +35,7 @@ READERS = {
     **dict.fromkeys((".nii", ".nii.gz"), nifti.read_nifti),
     **dict.fromkeys((".tif", ".tiff"), tiff.read_tiff),
 }
-READERS_OF_ARRAYS = {  # of files that hold arrays with names: read(path, name)
+READERS_OF_ARRAYS = {  # of files that hold arrays with names: read(path, name); of .npz also d_in and d_out
     **dict.fromkeys((".nc", ".nc4", ".cdf"), netcdf.read_netcdf),
     **dict.fromkeys((".h5", ".hdf5", ".he5", ".mat"), hdf5.read_hdf5),
     ".npz": npz.read_npz,
@@ -71,7 +71,7 @@ MOST_LISTED = 5  # files of a folder in a message
 
 
 def source_files(path: str) -> list[str]:
-    """All files that a volume is read from: of a pattern or a list, with the list, slices, voxels behind a header."""
+    """All files that a volume is read from: those of a pattern or a list, the list, slices, a header's voxels."""
     found = [path] if pvd.is_list(path) else []
     for name, _ in series.steps_of(path):
         found.append(name)
@@ -118,23 +118,26 @@ def read_volume(
 
     d_in: None means three axes, or four for a time series: a pattern of names, a list of several files, a file of
     several times, or a .npy array of four axes besides components. d_out: None means all components of the file.
-    array: the name of the array to read. layout: of a headerless file. fill: the value of missing voxels; None: what
-    the file declares to be missing, if anything; "none": no value. Another value than the declared one, and "none",
-    leave all values as they are stored.
-    resample: how many voxels along x, y, z the image has that is made of another grid of VTK's.
-    Values and type are kept, in the machine's byte order; booleans become uint8. A file that can be memory-mapped is
+    array: the name of the array to read. layout: of a headerless file. fill: the value of missing voxels. None takes
+    the value that the file declares, if any; "none" takes no value. With "none", and with another value than the
+    declared one, all values stay as they are stored. resample: the number of voxels along x, y and z of the image that
+    is made of a VTK grid which is no image.
+
+    The values keep their type, in the machine's byte order; booleans become uint8. A file that can be memory-mapped is
     not copied. Raises VolumeError for anything that is not a numeric volume of that form, finite where it is not
     missing.
     """
 
-    def read_file(name: str, d_in: int | None, pattern: str = "") -> Volume:
+    def read_file(name: str, n_axes: int | None, pattern: str = "") -> Volume:
+        """The volume of one file. n_axes: as `d_in`, of this file. pattern: see `_check`."""
+
         def read(is_marked: bool) -> Volume:
-            volume = _read(name, d_in, d_out, array, layout, resample, is_marked)
+            volume = _read(name, n_axes, d_out, array, layout, resample, is_marked)
             return dataclasses.replace(volume, array=_native(name, volume.array))
 
         _warn_of_voxels_elsewhere(name)
         volume = _with_fill(name, read, fill)
-        _check(name, volume, d_in or volume.geometry.d_in, d_out, pattern)
+        _check(name, volume, n_axes or volume.geometry.d_in, d_out, pattern)
         return volume
 
     is_list, steps = pvd.is_list(path), series.steps_of(path)
@@ -154,7 +157,7 @@ def read_volume(
 
 
 def _with_fill(path: str, read: Callable[[bool], Volume], fill: float | str | None) -> Volume:
-    """The volume with its fill value, as `read_volume` has it. read: `_read` with its last argument."""
+    """The volume with its fill value. read: gives the volume, by `is_marked` of `_read`. fill: see `read_volume`."""
     volume = read(fill != "none")
     if fill is None:
         return volume

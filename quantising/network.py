@@ -100,8 +100,8 @@ class NetworkRounding:
         """The layers by steps that follow from an error, with training between the roundings.
 
         Coarse steps are tried first, then finer ones. If both lose too much quality, the layers are rounded without
-        training, unless that loses hardly less: at most WORTH_DB. error: the network's mean squared error, of
-        normalised values. expected: PSNR in dB of what the network decodes to.
+        training, unless that gains at most WORTH_DB. error: the network's mean squared error, of normalised values.
+        expected: PSNR in dB of what the network decodes to.
         """
         trained, lead = self._training(sampler, expected), expected - psnr_of(sampler.variance)
         added = self.options.added
@@ -124,7 +124,7 @@ class NetworkRounding:
         return layers
 
     def _training(self, sampler: VoxelSampler, expected: float) -> Callable[..., tuple[list[QuantisedLayer], float]]:
-        """A function that rounds with training: from bits or error, as of `choose_steps`, to the layers and their PSNR.
+        """A function that rounds with training. It takes bits or error, as `choose_steps`. It gives layers and PSNR.
 
         expected: PSNR in dB, from which the learning rate follows.
         """

@@ -18,11 +18,11 @@ MOST_COST = 1e300  # of an error, so that a sum is finite, also of errors that a
 class Search:
     """The rounding of one layer: [W b], row by row.
 
-    step: of the layer. n_in: the numbers of a row of W. has_trellis: else all weights are on the first grid. Biases
-    always are. ascends: whether no bias may be less than the one before it, nor the first one less than 0.
+    step: of the layer. n_in: the weights in a row of W. has_trellis: whether weights lie on two grids; otherwise they
+    lie on the first grid, as biases always do. ascends: whether the biases must ascend from 0 or more.
 
-    A state is what the integers so far say of the grids of the next ones: its bit 0 that of the next integer, bit 1
-    that of the one after it, and so on.
+    A state holds what the integers so far say about the grids of the next ones. Bit 0 is about the next integer, bit 1
+    about the one after it, and so on.
     """
 
     def __init__(self, step: float, n_in: int, has_trellis: bool, ascends: bool):

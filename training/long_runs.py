@@ -77,9 +77,10 @@ class Checkpoint:
             self.saved = time.monotonic()
 
     def save_at_last(self, fit: BrickedFit) -> None:
-        """Save the bricks that are done, once their networks are settled. The error that ends the run is told.
+        """Save the bricks that are done, if their networks are settled, when an error ends the run.
 
-        The checkpoint of an earlier run stays, as long as this run has not been long enough to replace it.
+        A second error, of the saving, is not reported. The checkpoint of an earlier run stays, unless this run has
+        replaced it already.
         """
         if self.path and fit.networks.configs and not self.is_earlier:
             with contextlib.suppress(UserError):
@@ -222,9 +223,9 @@ def run_bricks(fit: BrickedFit, checkpoint: Checkpoint) -> History:
 
 
 def target_of(target_psnr: float | None, measure: Callable[[], float]) -> Callable[[float], bool] | None:
-    """What tells `run_fit`, from the estimated PSNR, whether the exact one, `measure()`, has reached `target_psnr`.
+    """A function that tells, for an estimated PSNR, whether the exact one has reached the target; None without one.
 
-    All are in dB. None without a target.
+    measure: measures the exact PSNR, which takes long: it is called only where the estimate is near. All are in dB.
     """
     if target_psnr is None:
         return None
