@@ -135,26 +135,26 @@ def net_of(config: SirenConfig, weights: dict[str, np.ndarray]) -> FieldNet:
 
 
 @torch.no_grad()
-def start_as_axis_waves(net: FieldNet, mirrors: Mapping[int, float | None], highest: float = HIGHEST_WAVE) -> None:
+def start_as_axis_waves(net: FieldNet, planes: Mapping[int, float | None], highest: float = HIGHEST_WAVE) -> None:
     """Set the first layer to waves along the axes: sines and cosines of equally spaced frequencies for each axis.
 
-    highest: the highest frequency, radians per unit of the normalised coordinates.
-    mirrors: for each axis that gets waves, the normalised coordinate of a plane of mirror symmetry of the volume, or
+    planes: for each axis that gets waves, the normalised coordinate of a plane of mirror symmetry of the volume, or
     None. Along an axis with such a plane, all waves are cosines about the plane. Every output of the network is then as
-    symmetric as the volume, so the network has to learn only one half of it.
+    symmetric as the volume, so the network has to learn only one half of it. highest: the highest frequency, radians
+    per unit of the normalised coordinates.
     """
     layer, omega_0 = linear_layers(net)[0], net.config.omega_0
     layer.weight.zero_()
-    for first, (axis, mirror) in enumerate(mirrors.items()):
-        every = slice(first, None, len(mirrors))
+    for first, (axis, plane) in enumerate(planes.items()):
+        every = slice(first, None, len(planes))
         bias = layer.bias[every]
         number = torch.arange(len(bias))
         phase = torch.full((len(bias),), math.pi / 2)
-        if mirror is None:
+        if plane is None:
             phase, number = phase * (number % 2), number // 2
         frequency = highest * (number + 1) / max(number[-1] + 1, FEWEST_WAVES)
         layer.weight[every, axis] = frequency / omega_0
-        bias.copy_((phase - frequency * (mirror or 0.0)) / omega_0)
+        bias.copy_((phase - frequency * (plane or 0.0)) / omega_0)
 
 
 @torch.no_grad()

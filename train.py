@@ -169,7 +169,7 @@ def make_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object)
     for message in size_messages(opt.compression_ratio, header, configs[0]):
         warn(message)
     sampler = make_sampler(volume.values, header.value_range, device, opt.grad_lambda > 0)
-    recipe = partial(recipe_for, opt, sampler.n_voxels)
+    recipe = partial(recipe_for, opt, sampler.n_present)
     if opt.resume:  # the network comes from the checkpoint: there is no need to look for a good start
         config = saved_network(opt.checkpoint, configs)
         return new_fit(Start(config, opt.seed, opt.w0), sampler, recipe(config), opt.num_workers)

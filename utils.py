@@ -24,6 +24,7 @@ DEFAULT_NAME = "sf"  # of values without a name, as in the files of the original
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 SIGNS = {"LPS": (1.0, 1.0, 1.0), "RAS": (-1.0, -1.0, 1.0), "LAS": (1.0, -1.0, 1.0)}  # of x, y, z: to LPS and back
 MOST_LABELS = 12  # most different integers that may be labels. Each has a colour; their distances say nothing
+MOST_QUOTED = 200  # characters of a value in a message
 MAX_SKEW = 1e-3  # most that a dot product of two axis directions may differ from the exact 0 or 1
 MAX_GRID_POINTS = 1 << 26  # most positions along an axis of a grid; as float64 they take 512 MiB
 BOX_VALUES = 1 << 20  # most values read from a volume at a time
@@ -33,10 +34,10 @@ class UserError(Exception):
     """An error that the user can correct. Its message is one line: the file, what was expected, what was found."""
 
 
-def quoted(value: object, most: int = 200) -> str:
-    """The value as a message quotes it: at most so many characters, because files can hold any number."""
+def quoted(value: object) -> str:
+    """The value as a message quotes it: at most MOST_QUOTED characters, because files can hold text of any length."""
     text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 4]} ..."
+    return text if len(text) <= MOST_QUOTED else f"{text[: MOST_QUOTED - 4]} ..."
 
 
 # --- the volume ---------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def begun(width: int, batch: int, device: torch.device, side: int) -> Fit:
     grid = np.random.default_rng(0).random((side, side, side, 1), np.float32)
     sampler = VoxelSampler(2 * grid - 1, device)
     net = FieldNet(SirenConfig(width, N_LAYERS), torch.Generator().manual_seed(0)).to(device)
-    recipe = dataclasses.replace(default_recipe(sampler.n_voxels, net.config), batch=batch)
+    recipe = dataclasses.replace(default_recipe(sampler.n_present, net.config), batch=batch)
     fit = Fit(net, sampler, recipe, seed=0)
     fit.step_function.set_density(sampler.density(fit.errors))
     return fit
@@ -239,8 +239,8 @@ def precision_row(volume: Path, half_psnr: float, device: torch.device) -> list[
     """A row: volume, PSNR up to which products are of float16, PSNR that the fit comes to, seconds, recoveries."""
     array = np.load(volume).astype(np.float32)[..., None]
     sampler = VoxelSampler(value_range(array).normalise(array), device)
-    config = SirenConfig(neurons_for_budget(sampler.n_voxels // 50))
-    fit = new_fit(Start(config, 0), sampler, default_recipe(sampler.n_voxels, config, is_gpu=device.type == "cuda"))
+    config = SirenConfig(neurons_for_budget(sampler.n_present // 50))
+    fit = new_fit(Start(config, 0), sampler, default_recipe(sampler.n_present, config, is_gpu=device.type == "cuda"))
     kept, step_module.HALF_PSNR = step_module.HALF_PSNR, half_psnr
     try:
         fit.run()

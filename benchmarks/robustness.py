@@ -26,7 +26,7 @@ def fit_psnr(volume: Volume, config: SirenConfig, seed: int, passes: float | Non
     """(PSNR of one fit in dB, PSNR of the best constant in dB, number of recoveries of the fit)."""
     header = header_of(volume)
     sampler = make_sampler(volume.values, header.value_range, torch.device("cpu"))
-    recipe = default_recipe(sampler.n_voxels, config, n_passes=passes)
+    recipe = default_recipe(sampler.n_present, config, n_passes=passes)
     fit = fit_after_trials([config], lambda config: recipe, sampler, seed)
     fit.run()
     psnr = compare(volume.array, NeuralField.of(fit.averaged_net, header).on_grid()).psnr

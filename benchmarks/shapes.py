@@ -45,7 +45,7 @@ def fit_of(depth: int, rate: float, wave: float, sampler: VoxelSampler, n_parame
     started = time.process_time()
     fields = {"n_layers": depth, "d_in": len(sampler.shape)}
     config = SirenConfig(neurons_for_budget(n_parameters, LEAST_NEURONS, **fields), **fields)
-    recipe = default_recipe(sampler.n_voxels, config)
+    recipe = default_recipe(sampler.n_present, config)
     with patch.object(starts, "HIGHEST_WAVE", wave):
         fit = new_fit(Start(config, 0), sampler, dataclasses.replace(recipe, lr=rate * recipe.lr))
     return measured(fit, started)
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
     for path, ratio in itertools.product(opt.volumes, opt.ratios):
         values, name = array_of(path)[..., None], Path(path).stem
         sampler = make_sampler(values, value_range(values), torch.device("cpu"))
-        n_parameters, found = sampler.n_voxels // ratio, {}
+        n_parameters, found = sampler.n_present // ratio, {}
         for rate, wave in itertools.product(opt.rates, opt.waves):
             texts = []
             for depth in opt.depths:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> None:
         for seed in range(opt.seeds):
             started = time.process_time()
             configs = networks_for_budget(n_parameters, None, d_in=len(sampler.shape))
-            fit = fit_after_trials(configs, partial(default_recipe, sampler.n_voxels), sampler, seed)
+            fit = fit_after_trials(configs, partial(default_recipe, sampler.n_present), sampler, seed)
             cells.append(f"{fit.net.config.n_layers}: {measured(fit, started)[1]}")
         summary.append(table_row(cells))
     print("", *summary, sep="\n", flush=True)

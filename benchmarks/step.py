@@ -33,7 +33,7 @@ def measure(width: int, batch: int, n_threads: int) -> dict[str, float]:
     sampler = VoxelSampler(np.random.default_rng(0).random((side, side, side, 1), np.float32), torch.device("cpu"))
     flat = sampler.shuffled(0, 0)[:batch]
     x, values = sampler.samples(flat)
-    fit = fitting.Fit(net, sampler, default_recipe(sampler.n_voxels, net.config), seed=0)
+    fit = fitting.Fit(net, sampler, default_recipe(sampler.n_present, net.config), seed=0)
     loss_gradient = LossGradient(net, batch, n_threads=n_threads)
     fit.step_function.loss_gradient = loss_gradient
     fit.step_function.set_density(sampler.density(fit.errors))

@@ -73,7 +73,7 @@ def run_recipe(
             started = time.monotonic()
             run.seconds.append(fit.seconds - paused)
             run.psnr.append(compare(volume.array, NeuralField.of(fit.averaged_net, header, device).on_grid()).psnr)
-            run.n_samples = round(fit.step / fit.steps_per_pass * sampler.n_voxels)
+            run.n_samples = round(fit.step / fit.steps_per_pass * sampler.n_present)
             due = FINER * (fit.seconds - paused)
             paused += time.monotonic() - started
 

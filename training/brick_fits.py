@@ -37,8 +37,9 @@ RecipeFor = Callable[[int, int, SirenConfig], Recipe]  # voxels not missing, vox
 class BrickFits:
     """The bricks of a volume, and how each is fitted.
 
-    header: of the volume, with the range after --clip. counts, recipe_for: bricks along each axis, the recipe of a
-    brick. mirrors: see field.bricks.Cut. n_processes: they do not change the result.
+    header: of the volume, with the range after --clip. counts: the number of bricks along each axis. recipe_for: gives
+    the recipe of a brick. first_omega: see `Start`. target_psnr: over the range of the volume, in dB; each fit ends at
+    it. n_processes: their number does not change the result. mirrors: see field.bricks.Cut.
     """
 
     def __init__(
@@ -67,27 +68,27 @@ class BrickFits:
         most = brick_volume(self.volume, header.value_range, self.boxes[int(self.survey.detail.argmax())])
         self.has_waves = first_omega is None and waves_of(most.values, 0, SURE_SHARE) is not None
 
-    def work(self, number: int, config: SirenConfig) -> float:
-        """How much work a pass over a brick is."""
-        return training_work(float(self.survey.n_voxels[number]), config.n_parameters)
+    def pass_work(self, number: int, config: SirenConfig) -> float:
+        """The work of one pass over a brick, see `training_work`."""
+        return training_work(float(self.survey.n_present[number]), config.n_parameters)
 
     def work_of(self, configs: Mapping[int, SirenConfig], recipes: Mapping[int, Recipe]) -> dict[int, float]:
-        """How much work the fit of each brick is. A time limit is shared out by the work of a pass."""
+        """The work of the fit of each brick; with a time limit that of one pass, by which the time is shared out."""
         return {
-            k: self.work(k, config)
+            k: self.pass_work(k, config)
             if recipes[k].max_seconds is not None
-            else self.fit_work(recipes[k], int(self.survey.n_voxels[k]), config.n_parameters)
+            else self.fit_work(recipes[k], int(self.survey.n_present[k]), config.n_parameters)
             for k, config in configs.items()
         }
 
     def fit_work(self, recipe: Recipe, n_voxels: int, n_parameters: float) -> float:
-        """How much work a fit is. What it takes beside its samples is unknown of a stack, whose bricks share it."""
+        """The work of a fit. What it takes beside its samples is not counted for a stack, whose bricks share it."""
         whole = training_work(recipe.n_passes * n_voxels, n_parameters)
         return whole if self.has_stacks else fit_work(recipe, n_voxels, n_parameters)
 
     def _recipe(self, number: int, config: SirenConfig) -> Recipe:
         """The recipe of a brick, without regard to the time that has passed."""
-        return self.recipe_for(int(self.survey.n_voxels[number]), self._size(number), config)
+        return self.recipe_for(int(self.survey.n_present[number]), self._size(number), config)
 
     def _size(self, number: int) -> int:
         """The voxels of a brick, those that are missing too."""
@@ -100,7 +101,7 @@ class BrickFits:
         takes a step.
         """
         found = {k: self._recipe(k, config) for k, config in configs.items()}
-        work = {k: self.work(k, config) for k, config in configs.items()}
+        work = {k: self.pass_work(k, config) for k, config in configs.items()}
         longest = self._longest(work)
         for k, recipe in found.items():
             if recipe.max_seconds is not None:
@@ -129,17 +130,17 @@ class BrickFits:
     def pilot_errors(
         self, configs: Mapping[int, SirenConfig], progress: Progress, passes: float = PILOT_PASSES
     ) -> dict[int, float]:
-        """The sum of the squared errors, of the whole volume's normalised values, of a brief fit of each brick."""
+        """The squared error of a brief fit of each brick, summed over its voxels, in the volume's normalised values."""
         brief = {"batch": self.pilot_batch, "max_seconds": None}
         recipes = {}
         for k, config in configs.items():
             recipe, own = self._recipe(k, config), passes
             if not self.has_stacks:
-                own = passes_over(passes, int(self.survey.n_voxels[k]), self._size(k))
+                own = passes_over(passes, int(self.survey.n_present[k]), self._size(k))
             n_passes = min(own, recipe.n_passes)
             recipes[k] = dataclasses.replace(recipe, lr=PILOT_RATE * recipe.lr, n_passes=n_passes, **brief)
         found = self.train_bricks(configs, recipes, progress)
-        return {k: each.error * float(self.survey.n_voxels[k]) * self.error_factors[k] for k, each in found.items()}
+        return {k: each.error * float(self.survey.n_present[k]) * self.error_factors[k] for k, each in found.items()}
 
     def train_bricks(
         self,
@@ -167,7 +168,7 @@ class BrickFits:
         recipes: Mapping[int, Recipe],
         parts: Parts,
     ) -> Iterator[tuple[int, Trained]]:
-        """The number and the network of each brick of `own`, as they are done. parts: are told of the others."""
+        """The number and the network of each brick of `own`, as soon as it is done. parts: is told of the progress."""
         stacks = []
         if self.has_stacks:
             sizes = {k: self._size(k) for k in own}

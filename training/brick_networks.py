@@ -32,7 +32,7 @@ class BrickNetworks:
         self.fits, self.survey, self.fields = fits, fits.survey, fields
         self.configs: list[SirenConfig | None] = []  # None for a brick that is constant
         self.n_trained = int(np.count_nonzero(~self.survey.is_constant))  # bricks that are not constant
-        most_parameters = MOST_SHARE * float(self.survey.n_voxels[~self.survey.is_constant].sum())
+        most_parameters = MOST_SHARE * float(self.survey.n_present[~self.survey.is_constant].sum())
         all_depths = [fields["n_layers"]] if "n_layers" in fields else BRICK_DEPTHS
         narrow = {depth: SirenConfig(LEAST_NEURONS, **fields | {"n_layers": depth}) for depth in all_depths}
         self.least = {depth: self.n_trained * config.n_parameters for depth, config in narrow.items()}
@@ -137,7 +137,7 @@ class BrickNetworks:
         return max(found, key=lambda config: config.n_neurons, default=self.config(LEAST_NEURONS))
 
     def _shared_out(self, need: np.ndarray) -> list[SirenConfig | None]:
-        return shared_out(self.budget, need, self.survey.n_voxels, self._form)
+        return shared_out(self.budget, need, self.survey.n_present, self._form)
 
     @property
     def _form(self) -> dict:

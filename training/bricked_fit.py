@@ -73,13 +73,13 @@ class BrickedFit:
         if not self.done:
             return math.nan
         errors, numbers = np.array([trained.error for trained in self.done.values()]), list(self.done)
-        return psnr_of(np.average(errors * self.fits.error_factors[numbers], weights=self.survey.n_voxels[numbers]))
+        return psnr_of(np.average(errors * self.fits.error_factors[numbers], weights=self.survey.n_present[numbers]))
 
     @property
     def progress(self) -> float:
         """The fraction of the training that is done, 0 to 1."""
-        work = {number: self.fits.work(number, config) for number, config in enumerate(self.networks.configs) if config}
-        return sum(work[number] for number in self.done) / max(sum(work.values()), 1.0)
+        work = {k: self.fits.pass_work(k, config) for k, config in enumerate(self.networks.configs) if config}
+        return sum(work[k] for k in self.done) / max(sum(work.values()), 1.0)
 
     @property
     def n_passes(self) -> float:

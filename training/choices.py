@@ -20,7 +20,7 @@ from utils import UserError, Volume, VolumeHeader
 
 
 def settled(opt: Options, recipe: Recipe, config: SirenConfig) -> dict[str, object]:
-    """All options by the names of their flags, with what was left open as it was chosen."""
+    """All options by the names of their flags. Those that were left open have the values that were chosen for them."""
     size = opt.batchSize or min(recipe.batch, BATCH // 2)
     chosen = {"n_passes": recipe.n_passes, "batchSize": size, "oversample": recipe.batch // size, "lr": recipe.lr}
     if recipe.schedule == "step":

@@ -54,8 +54,8 @@ class Fit:
     ):
         self.net, self.sampler, self.recipe, self.seed = net, sampler, recipe, seed
         self.config, self.variance = net.config, sampler.variance
-        self.steps_per_pass = math.ceil(sampler.n_voxels / recipe.batch)
-        self.n_steps = recipe.count_steps(sampler.n_voxels)
+        self.steps_per_pass = math.ceil(sampler.n_present / recipe.batch)
+        self.n_steps = recipe.count_steps(sampler.n_present)
         # Importance sampling draws voxels by these errors. A streamed volume has no memory for one error per voxel.
         self.errors: torch.Tensor | None = None
         if recipe.draws_by_error and isinstance(sampler, VoxelSampler):
@@ -131,7 +131,7 @@ class Fit:
 
     def _rate(self) -> float:
         """The learning rate of this step: that of the recipe, halved for each halving by a recovery."""
-        return self.recipe.rate(self.step, self.sampler.n_voxels, self.progress) * 0.5**self.recovery.n_halvings
+        return self.recipe.rate(self.step, self.sampler.n_present, self.progress) * 0.5**self.recovery.n_halvings
 
     def _take_step(self, batch: torch.Tensor) -> None:
         rate = self._rate()

@@ -2,9 +2,9 @@
 
 torch.optim has both optimisers. But it imports a compiler, which takes two seconds and is not needed here.
 
-What changes from step to step are two `numbers`. `step` takes them as they are, or as scalar tensors on a GPU: a
-captured step then reads new values from the same memory. In a stack of networks, the weights have a row for each
-network, and `rates` holds a factor of the learning rate for each.
+Only two `coefficients` of an optimiser change from step to step. `step` takes them as numbers, or on a GPU as scalar
+tensors: a captured step then reads new values from the same memory. In a stack of networks, the weights have a row for
+each network, and `rates` holds a factor of the learning rate for each.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 
 from field.evaluation import TILE
 
-# Once a gradient is exactly zero, the momentum fades away. Of numbers below 1e-19, float32 holds no squares: the norm
-# of a matrix of them is zero, too. Divided by nearly nothing, the matrix would be infinite after a few products.
+# Once a gradient is exactly zero, the momentum fades away. The squares of numbers below 1e-19 are zero in float32. So
+# the norm of a matrix of such numbers is zero, and the matrix divided by it would overflow after a few products.
 LEAST_NORM = 1e-16
 
 
@@ -42,15 +42,15 @@ class Adam:
         self.weights, self.gradient, self.betas = weights, gradient, betas
         self.state = {"mean": torch.zeros_like(weights), "square": torch.zeros_like(weights)}
 
-    def numbers(self, rate: float, number: int) -> tuple[float, float]:
-        """The numbers of step `number`, from 1: the size of the move; the sum of the weights in the mean square."""
+    def coefficients(self, rate: float, number: int) -> tuple[float, float]:
+        """Those of step `number`, from 1: the size of the move; the sum of the weights in the mean square."""
         return -rate / (1 - self.betas[0] ** number), 1 - self.betas[1] ** number
 
     @torch.no_grad()
     def step(
         self, size: float | torch.Tensor, correction: float | torch.Tensor, rates: torch.Tensor | None = None
     ) -> None:
-        """Update the weights by their gradient. size, correction: the `numbers`."""
+        """Update the weights by their gradient. size, correction: the `coefficients`."""
         mean = self.state["mean"].lerp_(self.gradient, 1 - self.betas[0])
         square = (
             self.state["square"].mul_(self.betas[1]).addcmul_(self.gradient, self.gradient, value=1 - self.betas[1])
@@ -84,8 +84,8 @@ class Muon:
         self.scale = 0.125 * math.sqrt(weights.shape[-1]) if widths is None else 0.125
         self.roots = None if widths is None else widths.sqrt()
 
-    def numbers(self, rate: float, number: int) -> tuple[float, float]:
-        """The numbers of step `number`, from 1: the size of the move; the share of the gradient in the momentum."""
+    def coefficients(self, rate: float, number: int) -> tuple[float, float]:
+        """Those of step `number`, from 1: the size of the move; the share of the gradient in the momentum."""
         return rate * self.scale, share_of_latest(number, self.momentum_steps)
 
     @torch.no_grad()
@@ -98,8 +98,8 @@ class Muon:
     ) -> None:
         """Update the matrices by their gradients.
 
-        size, share: the `numbers`. products: type of the matrices that are multiplied; None: their own. The direction
-        of an update may be coarse: errors of 0.1 % in the products do no harm.
+        size, share: the `coefficients`. products: type of the matrices that are multiplied; None: their own. The
+        direction of an update may be coarse: errors of 0.1 % in the products do no harm.
         """
         n, dtype = self.weights.shape[-1], self.weights.dtype
         velocity = self.state["velocity"].lerp_(self.gradient, share)

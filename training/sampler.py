@@ -53,17 +53,17 @@ def draw_by_density(density: torch.Tensor, n_drawn: int = JUDGING_VOXELS) -> tup
     return chosen, 1 / density[chosen]
 
 
-def density_of(errors: torch.Tensor, n_voxels: int, by_error: float = BY_ERROR) -> torch.Tensor:
+def density_of(errors: torch.Tensor, n_present: int, by_error: float = BY_ERROR) -> torch.Tensor:
     """The density (voxels,) for importance sampling, 1 in the mean (Katharopoulos and Fleuret, 2018).
 
     The share `by_error` of the draws follows the root of the squared errors; the rest is even. If few voxels hold most
     of the error, even draws rarely hit them, and the gradient is mostly noise. With weights of 1 / density, a loss
     remains the mean over all voxels. No weight exceeds 1 / (1 - by_error).
 
-    errors: (voxels,) squared errors, zero for missing voxels. n_voxels: the number of voxels that are not missing.
+    errors: (voxels,) squared errors, zero for missing voxels. n_present: the number of voxels that are not missing.
     """
     size = errors.sqrt()
-    mean = size.sum() / n_voxels + 1e-30
+    mean = size.sum() / n_present + 1e-30
     return by_error * size / mean + (1 - by_error)
 
 
@@ -72,7 +72,7 @@ class VoxelSampler:
 
     shape: of the grid, voxels. values: float32 tensor (voxels, components) in [-1, 1], NaN where missing. The tensor is
     on the device, or in host memory if training would take more than half of the device's memory: what is free of it
-    would change from run to run, and with it the order of the samples. n_voxels: the number of voxels that are not
+    would change from run to run, and with it the order of the samples. n_present: the number of voxels that are not
     missing; only these are drawn. is_resident: whether `samples` reads the same memory of the device at every step.
     """
 
@@ -87,7 +87,7 @@ class VoxelSampler:
         self.axes = axis_tensors(self.shape, self.values.device)
         is_missing = self.values[:, 0].isnan()
         self.present = (~is_missing).nonzero()[:, 0] if is_missing.any() else None  # None: every voxel
-        self.n_voxels = len(self.values if self.present is None else self.present)
+        self.n_present = len(self.values if self.present is None else self.present)
         present = self.values if self.present is None else self.values[self.present]
         self.mean = present.mean(dim=0)
         self.variance = float(present.var(dim=0, correction=0).mean())
@@ -109,11 +109,11 @@ class VoxelSampler:
 
     def mean_squared_error(self, net: torch.nn.Module) -> float:
         """The mean of `squared_errors`."""
-        return float(self.squared_errors(net).sum(dtype=torch.float64)) / self.n_voxels
+        return float(self.squared_errors(net).sum(dtype=torch.float64)) / self.n_present
 
     def density(self, errors: torch.Tensor) -> torch.Tensor:
         """The `density_of` all voxels. Missing voxels have a density, too, but are never drawn."""
-        return density_of(errors, self.n_voxels)
+        return density_of(errors, self.n_present)
 
     def drawn(self, density: torch.Tensor, n_drawn: int = JUDGING_VOXELS) -> tuple[torch.Tensor, torch.Tensor]:
         """Flat indices and weights of voxels that are drawn by `draw_by_density`, without missing voxels."""
@@ -141,11 +141,11 @@ class VoxelSampler:
         """
         generator = torch.Generator(self.values.device)
         generator.manual_seed(int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1))
-        order = torch.randperm(self.n_voxels, generator=generator, device=self.values.device)
+        order = torch.randperm(self.n_present, generator=generator, device=self.values.device)
         if density is not None:
             # Each voxel takes a stretch of a line, as long as its density. Samples lie on the line at equal distances.
             # A voxel is drawn once for each sample on its stretch.
-            density, n = density if self.present is None else density[self.present], self.n_voxels
+            density, n = density if self.present is None else density[self.present], self.n_present
             ends = (density * DENSITY_UNITS).long().cumsum(0)  # integers, so that sums are reproducible on a GPU, too
             first = torch.rand(1, generator=generator, device=order.device, dtype=torch.float64)
             n_before = (ends * (n / ends[-1].double()) - first).ceil_().long().clamp_(0, n)  # samples before each end

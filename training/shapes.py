@@ -139,7 +139,7 @@ def waves_of_sampler(sampler: VoxelSampler, n_neurons: int, share: float) -> np.
 
 def is_worth_trials(recipe: Recipe, sampler: VoxelSampler) -> bool:
     """Whether trials come before a fit by this recipe. The trial of a short fit would tell nothing."""
-    is_long = recipe.max_seconds is None and recipe.count_steps(sampler.n_voxels) >= LEAST_STEPS
+    is_long = recipe.max_seconds is None and recipe.count_steps(sampler.n_present) >= LEAST_STEPS
     return is_long and recipe.schedule == "power" and sampler.variance > 0
 
 

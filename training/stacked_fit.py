@@ -46,7 +46,7 @@ class StackedSampler:
         self.bricks, self.device = bricks, bricks[0].device
         self.sizes = [len(brick.values) for brick in bricks]
         self.starts = np.cumsum([0, *self.sizes[:-1]]).tolist()
-        self.n_voxels = max(brick.n_voxels for brick in bricks)  # of the brick with the most, which sets the steps
+        self.n_present = max(brick.n_present for brick in bricks)  # of the largest: it sets the number of steps
         self.values = torch.cat([brick.values.to(self.device) for brick in bricks])
         self.coordinates = torch.cat([all_coordinates(brick.axes).to(self.device) for brick in bricks])
 
@@ -66,7 +66,7 @@ class StackedSampler:
 
         All bricks have as many samples: one with fewer voxels begins its pass again.
         """
-        n, rows = n_batches * math.ceil(self.n_voxels / n_batches), []
+        n, rows = n_batches * math.ceil(self.n_present / n_batches), []
         for brick, seed, part, start in zip(self.bricks, seeds, density.split(self.sizes), self.starts, strict=True):
             order = brick.shuffled(seed, index, part.to(brick.values.device)).to(self.device) + start
             rows.append(order.repeat(math.ceil(n / len(order)))[:n])
@@ -106,8 +106,8 @@ class StackedFit:
         self.recipe = dataclasses.replace(
             common_recipe(tasks[0].recipe), max_seconds=None if None in limits else math.fsum(limits)
         )
-        self.steps_per_pass = math.ceil(self.sampler.n_voxels / self.recipe.batch)
-        self.n_steps = self.recipe.count_steps(self.sampler.n_voxels)
+        self.steps_per_pass = math.ceil(self.sampler.n_present / self.recipe.batch)
+        self.n_steps = self.recipe.count_steps(self.sampler.n_present)
         starts, width = [], stack_width(configs)
         for task, brick in zip(tasks, bricks, strict=True):
             starts.append([widened(net, width) for net in new_networks(task.start, brick)])
@@ -154,7 +154,7 @@ class StackedFit:
             vars(self).pop("judging_voxels", None)
             seeds = [task.start.seed for task in self.tasks]
             for batch in self.sampler.batches(seeds, self.step // self.steps_per_pass, self.steps_per_pass, density):
-                rate = self.recipe.rate(self.step, self.sampler.n_voxels, self.progress)
+                rate = self.recipe.rate(self.step, self.sampler.n_present, self.progress)
                 self.step += 1
                 self.step_function(batch, rate, self.step, self.psnr)
                 self.seconds = time.monotonic() - started

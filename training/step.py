@@ -29,9 +29,10 @@ MOST_BEHIND = 16
 def loss_with_gradient(
     net: FieldNet, x: torch.Tensor, values: torch.Tensor, gradients: torch.Tensor, grad_lambda: float
 ) -> torch.Tensor:
-    """The MSE of the values + grad_lambda x that of the analytic gradient. Source: Lu et al., 2021, section 3.
+    """The MSE of the values, plus grad_lambda times the MSE of the analytic gradient.
 
     x: (n, d_in); values: (n, d_out); gradients: (n, d_out, d_in); all normalised. NaN in `gradients` adds no error.
+    Source: Lu et al., 2021, section 3.
     """
     x = x.requires_grad_()
     predicted = net(x)
@@ -95,9 +96,10 @@ def check_kernels(kernels: object, device: torch.device) -> None:
 class StepFunction:
     """One step of a fit: samples of the drawn voxels, gradient, errors of these voxels, update of the weights.
 
-    net: a network, or a stack of networks and their widths, see `TrainedWeights`. Each network of a stack has its own
-    batch, a row of the batch. trained: the weights. errors: (voxels,) running mean of each voxel's squared error, or
-    None. density: (voxels,) by which the current pass draws voxels, or None. Both stay in place for the CUDA graphs.
+    net, widths: a network, or a stack of networks and their widths, see `TrainedWeights`. Each network of a stack has
+    its own batch, a row of the batch. trained: the weights. errors: (voxels,) running mean of each voxel's squared
+    error, or None. density: (voxels,) by which the current pass draws voxels, or None. Both stay in place for the CUDA
+    graphs.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class StepFunction:
             self.loss_gradient = PaddedGradient(self.trained, first_trained_layer, is_clipped)
             self.loss_gradient.kernels = kernels_for(device)
         else:
-            batch = math.ceil(sampler.n_voxels / math.ceil(sampler.n_voxels / recipe.batch))
+            batch = math.ceil(sampler.n_present / math.ceil(sampler.n_present / recipe.batch))
             self.loss_gradient = LossGradient(net, batch, first_trained_layer, n_threads, is_clipped)
         self.errors, self.density = errors, None
         # While layers are rounded, a good network changes little, and all that float16 loses would show.
@@ -130,7 +132,7 @@ class StepFunction:
         self.is_timed = device.type == "cuda" and recipe.max_seconds is not None
         self.behind: collections.deque[torch.cuda.Event] = collections.deque()  # the ends of the latest steps
         if is_captured:
-            self.numbers = self.trained.weights.new_zeros(len(self.trained.numbers(1.0, 1))).unbind()
+            self.coefficients = self.trained.weights.new_zeros(len(self.trained.coefficients(1.0, 1))).unbind()
 
     def set_density(self, density: torch.Tensor) -> None:
         """Draw the voxels from now on by this density."""
@@ -142,14 +144,15 @@ class StepFunction:
     def __call__(self, batch: torch.Tensor, rate: float, number: int, psnr: float) -> None:
         """Take a step. batch: of `sampler.batches`; number: of the step, from 1; psnr: the latest estimate, in dB."""
         products = torch.float16 if self.has_half and psnr < HALF_PSNR else None
-        numbers = self.trained.numbers(rate, number)
+        coefficients = self.trained.coefficients(rate, number)
         if self.replay is None:
-            self._take(batch, numbers=numbers, products=products)
+            self._take(batch, coefficients=coefficients, products=products)
         else:
-            for there, value in zip(self.numbers, numbers, strict=True):
-                there.fill_(value)
+            for tensor, value in zip(self.coefficients, coefficients, strict=True):
+                tensor.fill_(value)
             samples = () if self.sampler.is_resident else self.sampler.samples(batch)
-            self.replay(functools.partial(self._take, numbers=self.numbers), batch, *samples, products=products)
+            take = functools.partial(self._take, coefficients=self.coefficients)
+            self.replay(take, batch, *samples, products=products)
         if self.is_timed:
             self._wait_for_earlier_steps()
 
@@ -167,7 +170,7 @@ class StepFunction:
         x: torch.Tensor | None = None,
         values: torch.Tensor | None = None,
         *,
-        numbers: Sequence[float | torch.Tensor],
+        coefficients: Sequence[float | torch.Tensor],
         products: torch.dtype | None,
     ) -> None:
         flat = processes.split_batch(batch)
@@ -184,4 +187,4 @@ class StepFunction:
             self.trained.gradient.zero_()
             loss_with_gradient(self.net, x, values, self.sampler.slopes(flat), self.grad_lambda).backward()
         processes.average_over_processes(self.trained.gradient, weight=len(flat))
-        self.trained.take_step(numbers, products)
+        self.trained.take_step(coefficients, products)

@@ -63,10 +63,10 @@ def normalised(original: np.ndarray, value_range: ValueRange) -> np.ndarray:
 
 
 def unpacked(original: np.ndarray) -> np.ndarray:
-    """The values (grid..., components); of those in chunks a memory map: a copy in a file that the system removes.
+    """The values (grid..., components) themselves, or where they are stored in chunks, a memory map of a copy.
 
-    Parts of one chunk are read at many times. In the copy no chunk is decoded anew for each of them. Raises UserError
-    when the disk has too little space.
+    Training reads parts of a chunk at many times. In the copy, no chunk has to be decoded again for each part. The
+    system removes the file of the copy at the end. Raises UserError when the disk has too little space.
     """
     if math.prod(getattr(original, "chunks", ())) == 1:
         return original
@@ -87,7 +87,7 @@ def unpacked(original: np.ndarray) -> np.ndarray:
 
 
 def read_ahead(read: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
-    """`read(item)` of each item. A thread reads the next one while the caller works with the latest."""
+    """Yield `read(item)` for each item. A thread reads the next item while the caller works with the latest."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         ahead = None
         for item in items:
@@ -111,8 +111,8 @@ class StreamingSampler:
         self.shape = original.shape[:-1]
         self.axes = axis_tensors(self.shape, device)
         self.stretches = boxes(original, STRETCH * original.shape[-1])
-        self.n_voxels, self.mean, self.variance = self._statistics()
-        self.n_refills = math.ceil(self.n_voxels / (BUFFER - KEPT))
+        self.n_present, self.mean, self.variance = self._statistics()
+        self.n_refills = math.ceil(self.n_present / (BUFFER - KEPT))
         self.reads_ahead = device.type == "cuda"  # a CPU's cores train meanwhile
         self.buffer: list[torch.Tensor] = []  # by place: flat indices, values, and slopes if wanted
 
@@ -158,7 +158,7 @@ class StreamingSampler:
             for places, expected in zip(flat.split(slab), values.split(slab), strict=True):
                 found = net(flat_coordinates(self.axes, places)).clamp_(-1, 1)
                 total += float((found - expected).square().mean(1).sum(dtype=torch.float64))
-        return total / self.n_voxels
+        return total / self.n_present
 
     @property
     def mirror_planes(self) -> list[None]:
@@ -175,7 +175,7 @@ class StreamingSampler:
         seeds = np.random.SeedSequence([seed, index])
         generator = torch.Generator(self.device).manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
         order = np.random.default_rng(seeds).permutation(len(self.stretches))
-        ends = [self.n_voxels * k // n_batches for k in range(n_batches + 1)]
+        ends = [self.n_present * k // n_batches for k in range(n_batches + 1)]
         batch, rest = 0, None
         read = read_ahead if self.reads_ahead else map
         for refill, columns in enumerate(read(self._columns, np.array_split(order, self.n_refills)), 1):

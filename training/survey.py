@@ -17,18 +17,19 @@ BLOCK = 4  # side of the blocks of voxels that `detail` compares with planes
 
 
 class Survey(NamedTuple):
-    """What one pass over the volume tells of each brick. low, high, mean: (bricks, components), normalised values.
+    """What one pass over the volume tells of each brick, in normalised values of the whole volume.
 
-    low, high: see `with_one_extent`.
+    low, high, mean: (bricks, components); for the first two see `with_one_extent`. detail: (bricks,), see `detail`.
+    n_present: (bricks,) the number of voxels that are not missing. variance, crc32: of all values of the volume.
     """
 
     low: np.ndarray
     high: np.ndarray
     mean: np.ndarray
     detail: np.ndarray
-    n_voxels: np.ndarray  # that are not missing
-    variance: float  # of all values
-    crc32: int  # of all values
+    n_present: np.ndarray
+    variance: float
+    crc32: int
 
     @property
     def is_constant(self) -> np.ndarray:
@@ -38,8 +39,8 @@ class Survey(NamedTuple):
     @property
     def medium_size(self) -> int:
         """The voxels, without missing ones, of a brick that is not constant, in the mean; at least 1."""
-        n_voxels = self.n_voxels[~self.is_constant]
-        return max(round(n_voxels.mean()), 1) if len(n_voxels) else 1
+        sizes = self.n_present[~self.is_constant]
+        return max(round(sizes.mean()), 1) if len(sizes) else 1
 
 
 def survey(
@@ -54,17 +55,17 @@ def survey(
         brick = brick_volume(volume, value_range, box).values
         crc32 = zlib.crc32(np.ascontiguousarray(brick), crc32)
         present = brick[~np.isnan(brick).any(axis=-1)]
-        n_present = len(present)
-        present = present if n_present else np.zeros((1, brick.shape[-1]), np.float32)
+        count = len(present)
+        present = present if count else np.zeros((1, brick.shape[-1]), np.float32)
         mean, variance = present.mean(axis=0, dtype=np.float64), present.var(axis=0, dtype=np.float64)
         ends = present.min(axis=0), present.max(axis=0), mean.astype(np.float32)
-        columns.append((*ends, variance, detail(brick) if with_detail else math.nan, n_present))
+        columns.append((*ends, variance, detail(brick) if with_detail else math.nan, count))
         progress.advance(1 / len(boxes))
-    low, high, mean, variances, details, n_voxels = map(np.array, zip(*columns, strict=True))
-    weights = n_voxels[:, None] / n_voxels.sum()
+    low, high, mean, variances, details, n_present = map(np.array, zip(*columns, strict=True))
+    weights = n_present[:, None] / n_present.sum()
     between = np.square(mean - (weights * mean).sum(axis=0))
     variance = float((weights * (variances + between)).sum(axis=0).mean())
-    return Survey(*with_one_extent(low, high), mean, details, n_voxels, variance, crc32)
+    return Survey(*with_one_extent(low, high), mean, details, n_present, variance, crc32)
 
 
 def brick_volume(volume: Volume, value_range: ValueRange, box: Box) -> Volume:

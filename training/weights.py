@@ -123,21 +123,21 @@ class TrainedWeights:
         shape, stride = (len(self.weights), *tensor.shape), (self.weights.stride(0), *tensor.stride())
         return tensor.as_strided(shape, stride)
 
-    def numbers(self, rate: float, number: int) -> list[float]:
-        """The numbers of a step: two of each optimiser; the share of the weights in their average.
+    def coefficients(self, rate: float, number: int) -> list[float]:
+        """The coefficients of a step: two of each optimiser, then the share of the weights in their average.
 
         rate: the learning rate. number: the step's number, from 1.
         """
-        of_optimizers = [optimizer.numbers(rate, number) for optimizer in self.optimizers]
+        of_optimizers = [optimizer.coefficients(rate, number) for optimizer in self.optimizers]
         return [*itertools.chain(*of_optimizers), share_of_latest(number, AVERAGED_STEPS)]
 
-    def take_step(self, numbers: Sequence[float | torch.Tensor], products: torch.dtype | None = None) -> None:
-        """Move the weights, then average them. numbers: of the step. products: see `Muon.step`."""
+    def take_step(self, coefficients: Sequence[float | torch.Tensor], products: torch.dtype | None = None) -> None:
+        """Move the weights, then average them. products: see `Muon.step`."""
         for k, optimizer in enumerate(self.optimizers):
             more = [products] if isinstance(optimizer, Muon) else []
-            optimizer.step(*numbers[2 * k : 2 * k + 2], self.rates, *more)
+            optimizer.step(*coefficients[2 * k : 2 * k + 2], self.rates, *more)
         self._limit_norms()
-        self.averaged_weights.lerp_(self.weights, numbers[-1])
+        self.averaged_weights.lerp_(self.weights, coefficients[-1])
 
     def _limit_norms(self) -> None:
         """Scale hidden matrices back to their norm limits.

@@ -82,7 +82,7 @@ def mean_squared(net: FieldNet, other: FieldNet, x: torch.Tensor) -> float:
 @torch.no_grad()
 def sampler_error(net: FieldNet, sampler: VoxelSampler) -> float:
     """Mean squared error over all voxels."""
-    x, values = sampler.samples(torch.arange(sampler.n_voxels))
+    x, values = sampler.samples(torch.arange(sampler.n_present))
     return float((net(x) - values).square().mean())
 
 

@@ -37,7 +37,7 @@ def holed(shape=(9, 7, 5), fill=np.nan, dtype=np.float32) -> tuple[np.ndarray, n
     return array, mask
 
 
-def field_of(array: np.ndarray, fill=NAN) -> VoxelSampler:
+def sampler_of(array: np.ndarray, fill=NAN) -> VoxelSampler:
     return VoxelSampler(range_without(array, fill).normalise(array), CPU)
 
 
@@ -124,7 +124,7 @@ def test_a_voxel_is_missing_where_any_component_is():
     assert np.isnan(values.normalise(array)).sum() == 4
     assert compare(array, array, values).psnr == math.inf
     assert compare(array, array + 1, values).psnrs == pytest.approx([20 * math.log10(e) for e in values.extent])
-    assert field_of(array).n_voxels == 22
+    assert sampler_of(array).n_present == 22
 
 
 @pytest.mark.parametrize("fill", [NAN, np.float32(-1e30)])
@@ -157,19 +157,19 @@ def test_metrics_of_integers_decoded_as_floats():
 
 def test_every_present_voxel_is_drawn_once_a_pass():
     array, mask = holed()
-    field = field_of(array[..., None])
-    assert field.n_voxels == (~mask).sum()
+    sampler = sampler_of(array[..., None])
+    assert sampler.n_present == (~mask).sum()
     expected = np.flatnonzero(~mask).tolist()
     for index in range(3):
-        order = field.shuffled(0, index)
+        order = sampler.shuffled(0, index)
         assert order.tolist() != expected and order.sort().values.tolist() == expected
-        assert field.samples(order)[1].isfinite().all()
-    assert math.isclose(field.variance, field.values[~mask.ravel()].double().var(correction=0), rel_tol=1e-5)
+        assert sampler.samples(order)[1].isfinite().all()
+    assert math.isclose(sampler.variance, sampler.values[~mask.ravel()].double().var(correction=0), rel_tol=1e-5)
 
 
 def test_gradients_beside_missing_voxels_are_one_sided():
     array, mask = holed()
-    gradients = field_of(array[..., None]).gradients.numpy().reshape(9, 7, 5, 3)
+    gradients = sampler_of(array[..., None]).gradients.numpy().reshape(9, 7, 5, 3)
     extent = np.ptp(array[~mask])
     expected = np.broadcast_to(np.array([3, -2, 1]) * 2 / extent * 4, (9, 7, 5, 3))  # a voxel is 2 / 8 wide
     known = ~np.isnan(gradients)

@@ -90,7 +90,7 @@ def test_the_work_of_brief_fits_is_known_before(fields, n_passes, n_trainings, m
         sum(fit.fits.work_of(configs, recipes).values())) or dict.fromkeys(configs, Trained({}, 1.0)))  # fmt: skip
     fit.run()
     assert len(found) >= n_trainings and sum(found) == pytest.approx(fit.networks.work_ahead(), rel=0.1)
-    assert sum(found) > 1.3 * training_work(n_passes * fit.survey.n_voxels.sum(), fit.networks.budget / 4)
+    assert sum(found) > 1.3 * training_work(n_passes * fit.survey.n_present.sum(), fit.networks.budget / 4)
 
 
 SIDES = [(80, False, 1024), (46, False, 512), (22, False, 256), (22, True, 1024)]
@@ -101,7 +101,7 @@ def test_a_pilot_of_a_small_brick_takes_small_batches(side, is_gpu, batch, monke
     """A pass over 22^3 voxels would be 11 steps of 1,024 samples. On a GPU, smaller steps take hardly less time."""
     seen = []
     fit = small_fit(fields={"d_in": 3, "d_out": 1, "n_layers": 3}, n_parameters=724)
-    survey = fit.fits.survey._replace(n_voxels=np.full(4, side**3))
+    survey = fit.fits.survey._replace(n_present=np.full(4, side**3))
     monkeypatch.setattr(fit.fits, "survey", survey)
     monkeypatch.setattr(fit.fits, "has_stacks", is_gpu)
     monkeypatch.setattr(fit.fits, "train_bricks", lambda configs, recipes, progress: seen.append(recipes) or {})

@@ -294,7 +294,7 @@ def test_the_time_of_the_workers_is_shared_out():
     fit = small_fit(recipe=Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=10.0), n_processes=2)
     configs = dict(enumerate(map(fit.networks.config, (4, 4, 5))))
     limits = {k: recipe.max_seconds for k, recipe in fit.fits.recipes(configs, seconds=2.0).items()}
-    works = {k: fit.fits.work(k, config) for k, config in configs.items()}
+    works = {k: fit.fits.pass_work(k, config) for k, config in configs.items()}
     assert limits[2] / limits[0] == pytest.approx(works[2] / works[0])
     assert max(limits.values()) < 5 and sum(sorted(limits.values())[:2]) == pytest.approx(8.0, rel=0.1)
     alone = fit.fits.recipes({0: configs[0]}, 2.0)

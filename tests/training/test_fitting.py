@@ -39,7 +39,7 @@ def slanted_sampler(shape=(5, 4, 3)) -> VoxelSampler:
 def mean_squares(net, sampler):
     """Of each component, as it is decoded: clipped."""
     with torch.no_grad():
-        y = net(sampler.samples(torch.arange(sampler.n_voxels))[0]).clamp(-1, 1)
+        y = net(sampler.samples(torch.arange(sampler.n_present))[0]).clamp(-1, 1)
         return (y - sampler.values).square().mean(dim=0)
 
 
@@ -108,8 +108,8 @@ def test_a_step_weighs_its_samples_by_how_often_they_are_drawn():
 def test_drawing_by_error_leaves_the_mean_gradient():
     """Weighted by 1 / density, the gradients of a pass add up to that of all voxels."""
     sampler, net = slanted_sampler((30, 28, 26)), field_net()
-    running = Fit(net, sampler, Recipe(n_passes=1, batch=sampler.n_voxels, lr=1e-3), seed=0)
-    x, values = sampler.samples(torch.arange(sampler.n_voxels))
+    running = Fit(net, sampler, Recipe(n_passes=1, batch=sampler.n_present, lr=1e-3), seed=0)
+    x, values = sampler.samples(torch.arange(sampler.n_present))
     running.step_function.loss_gradient(x, values)
     expected = torch.cat([p.grad.flatten() for p in net.parameters()])
     density = sampler.density(running.errors)
@@ -285,11 +285,11 @@ def test_gradient_term_is_that_of_finite_differences(d_in, d_out):
 def test_a_fit_follows_the_gradient_term():
     """Its gradient is that of the loss with the term; without grad_lambda it is not."""
     sampler, net = slanted_sampler((6, 5, 4)), field_net()
-    x, _ = sampler.samples(torch.arange(sampler.n_voxels))
+    x, _ = sampler.samples(torch.arange(sampler.n_present))
     loss_with_gradient(net, x, sampler.values, sampler.gradients, 0.5).backward()
     expected = [p.grad.clone() for p in net.parameters()]
     for grad_lambda, is_equal in ((0.5, True), (0.0, False)):
-        done = fit(net, sampler, batch=sampler.n_voxels, lr=1e-30, grad_lambda=grad_lambda, schedule="step")
+        done = fit(net, sampler, batch=sampler.n_present, lr=1e-30, grad_lambda=grad_lambda, schedule="step")
         found = [p.grad for p in done.net.parameters()]
         difference = math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(found, expected, strict=True)))
         assert (difference < 1e-4 * math.sqrt(sum(float(a.square().sum()) for a in expected))) == is_equal
@@ -311,7 +311,7 @@ def test_muon_moves_matrices_as_torchs_own(n_steps):
         gradient.copy_(torch.randn(3, 6, 6, generator=generator))
         for matrix, its_gradient in zip(torchs, gradient, strict=True):
             matrix.grad = its_gradient.clone()
-        muon.step(*muon.numbers(lr, 1000))
+        muon.step(*muon.coefficients(lr, 1000))
         reference.step()
     for a, b, s in zip(ours, torchs, start, strict=True):
         moved = a - s

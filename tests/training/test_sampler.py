@@ -26,7 +26,7 @@ def test_field_values_belong_to_their_coordinates():
     """A flat index is in C order."""
     grid = np.arange(30, dtype=np.float32).reshape(5, 3, 2, 1)
     sampler = VoxelSampler(grid, CPU)
-    assert sampler.shape == (5, 3, 2) and sampler.n_voxels == 30
+    assert sampler.shape == (5, 3, 2) and sampler.n_present == 30
     x, found = sampler.samples(flat := torch.tensor([1, 2, 6, 29]))
     assert x.dtype == torch.float32
     np.testing.assert_allclose(x, original_coordinates((5, 3, 2))[flat], rtol=0, atol=1e-7)
@@ -63,10 +63,10 @@ def test_shuffled_by_density_is_every_voxel_so_often():
         sampler = VoxelSampler(grid, CPU)
         expected = density.clone()
         expected[: 30 * missing] = 0
-        expected *= sampler.n_voxels / expected.sum()
+        expected *= sampler.n_present / expected.sum()
         orders = [sampler.shuffled(3, index, expected) for index in range(400)]
         counts = torch.stack([order.bincount(minlength=120) for order in orders]).double()
-        assert all(len(order) == sampler.n_voxels for order in orders)
+        assert all(len(order) == sampler.n_present for order in orders)
         assert float((counts - expected).abs().max()) < 1 + 1e-4
         assert float((counts.mean(0) - expected).abs().max()) < 0.1
         assert not torch.equal(orders[0].sort().values, orders[0])

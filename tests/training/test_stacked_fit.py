@@ -118,7 +118,7 @@ def test_steps_of_each_network_are_those_of_the_reference(optimizer, products, p
     )
     step.has_half = products == torch.float16
     if place == "cpu":  # scalars are tensors, as in a graph
-        step.numbers = step.trained.weights.new_zeros(len(step.trained.numbers(1.0, 1))).unbind()
+        step.coefficients = step.trained.weights.new_zeros(len(step.trained.coefficients(1.0, 1))).unbind()
         step.replay = lambda function, *tensors, **settings: function(*tensors, **settings)
     step.trained.rates.copy_(torch.tensor(rates, dtype=torch.float64))
     step.set_density(sampler.density(step.errors))
@@ -181,7 +181,7 @@ def test_every_network_sees_its_own_brick_alone_and_no_missing_voxel():
     for k, (brick, flat) in enumerate(zip(sampler.bricks, drawn - torch.tensor(sampler.starts)[:, None], strict=True)):
         own_x, own_values = brick.samples(flat)  # fails for voxels beyond its end
         assert flat.min() >= 0 and torch.equal(x[k], own_x) and torch.equal(values[k], own_values)
-        assert len(flat.unique()) > 0.7 * brick.n_voxels
+        assert len(flat.unique()) > 0.7 * brick.n_present
     _, values, weights = sampler.judging_voxels(density)
     assert values.isfinite().all()
     torch.testing.assert_close((weights * 0.5).sum(1), torch.full((3,), 0.5), rtol=0.2, atol=0)
@@ -244,7 +244,7 @@ def test_a_constant_brick_harms_nothing():
     fit.run()
     other.run()
     assert all(tensor.isfinite().all() for tensor in fit.trained.state)
-    assert fit.sampler.n_voxels == other.sampler.n_voxels and results(fit)[1:] == results(other)[1:]
+    assert fit.sampler.n_present == other.sampler.n_present and results(fit)[1:] == results(other)[1:]
 
 
 def test_a_network_that_has_its_target_is_kept_as_it_was():

@@ -258,7 +258,7 @@ def begun(place: str, products: torch.dtype, net: FieldNet, monkeypatch, **field
     step.set_density(sampler.density(step.errors))
     step.has_half = products == torch.float16
     if place == "padded":  # scalars are tensors, as in a graph
-        step.numbers = step.trained.weights.new_zeros(len(step.trained.numbers(1.0, 1))).unbind()
+        step.coefficients = step.trained.weights.new_zeros(len(step.trained.coefficients(1.0, 1))).unbind()
         step.replay = lambda function, *tensors, **settings: function(*tensors, **settings)
     return step, sampler
 
@@ -373,9 +373,9 @@ def test_a_step_waits_for_nothing(n_networks, monkeypatch):
     nets = [net] * n_networks if n_networks else net
     there = StepFunction(nets, sampler, Recipe(1, 100, 1e-3), 0, 1, step.errors.to("meta"), widths)
     there.set_density(step.density.to("meta"))
-    there.numbers = torch.zeros(5, device="meta").unbind()
+    there.coefficients = torch.zeros(5, device="meta").unbind()
     for products in (None, torch.float16):
-        there._take(batch.to("meta"), numbers=there.numbers, products=products)
+        there._take(batch.to("meta"), coefficients=there.coefficients, products=products)
 
 
 def test_half_products_are_for_what_bears_them(monkeypatch):
@@ -392,8 +392,8 @@ def test_muon_on_padded_matrices_moves_alike(n, products):
     generator = torch.Generator().manual_seed(0)
     weights, gradient = torch.zeros(2, 3, n, n), torch.randn(3, n, n, generator=generator)
     here, there = Muon(weights[0], gradient, 20), Muon(weights[1], gradient, 20, TILE)
-    here.step(*here.numbers(0.01, 1000))
-    there.step(*torch.tensor(there.numbers(0.01, 1000)).unbind(), products=products)
+    here.step(*here.coefficients(0.01, 1000))
+    there.step(*torch.tensor(there.coefficients(0.01, 1000)).unbind(), products=products)
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-2 * float(weights[0].abs().max()))
 
 
@@ -403,7 +403,7 @@ def test_muon_bears_gradients_that_vanish():
     for exponent in range(-45, 20):
         weights = torch.zeros(1, 6, 6)
         muon = Muon(weights, gradient * 10.0**exponent, 20)
-        muon.step(*muon.numbers(1.0, 1000))
+        muon.step(*muon.coefficients(1.0, 1000))
         assert weights.norm() < 2, exponent  # all singular values are about sqrt(6) / 8 at most
 
 

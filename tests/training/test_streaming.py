@@ -120,7 +120,7 @@ def test_a_pass_draws_every_voxel_once_in_equal_batches(small, tmp_path, monkeyp
     values = range_without(array[..., None], fill)
     sampler = make_sampler(mapped(array, tmp_path, order)[..., None], values, CPU, with_slopes=True)
     whole = VoxelSampler(values.normalise(array[..., None]), CPU)
-    assert isinstance(sampler, StreamingSampler) and sampler.n_voxels == whole.n_voxels == 315 - n_missing
+    assert isinstance(sampler, StreamingSampler) and sampler.n_present == whole.n_present == 315 - n_missing
     assert sampler.variance == pytest.approx(whole.variance, rel=1e-6)
     monkeypatch.setattr(streaming, "JUDGING_STRETCHES", 9)
     net = field_net()
@@ -130,7 +130,7 @@ def test_a_pass_draws_every_voxel_once_in_equal_batches(small, tmp_path, monkeyp
     for places in sampler.batches(0, 0, 13, 0):
         drawn.append((*sampler.samples(places), sampler.slopes(places)))
     sizes = [len(x) for x, _, _ in drawn]
-    assert len(sizes) == 13 and max(sizes) - min(sizes) <= 1 and sum(sizes) == sampler.n_voxels
+    assert len(sizes) == 13 and max(sizes) - min(sizes) <= 1 and sum(sizes) == sampler.n_present
     present = torch.arange(315) if whole.present is None else whole.present
     expected = torch.cat([*whole.samples(present), whole.slopes(present).flatten(1)], 1)
     found = torch.cat([torch.cat([x, v, s.flatten(1)], 1) for x, v, s in drawn])

@@ -80,7 +80,7 @@ def test_a_survey_tells_the_ends_of_each_brick():
     boxes = brick_boxes(header.shape, counts)
     found = survey(volume, header.value_range, boxes, NoProgress())
     assert found.is_constant.tolist() == [True, False, False, False]
-    assert found.n_voxels.tolist() == [5 * 4 * 5] * 3 + [5 * 4 * 5 - 1]
+    assert found.n_present.tolist() == [5 * 4 * 5] * 3 + [5 * 4 * 5 - 1]
     for k, box in enumerate(boxes):
         brick = brick_volume(volume, header.value_range, box).array
         assert [found.low[k], found.high[k]] == [np.nanmin(brick), np.nanmax(brick)]
@@ -102,5 +102,5 @@ def test_a_survey_of_missing_voxels_alone():
     volume = Volume(array, Geometry.plain(3), fill=np.float32(np.nan))
     values = header_of(volume).value_range
     found = survey(volume, values, brick_boxes((9, 7, 5), (2, 1, 1)), NoProgress())
-    assert found.is_constant.tolist() == [True, False] and found.n_voxels[0] == 0
+    assert found.is_constant.tolist() == [True, False] and found.n_present[0] == 0
     assert 0 < found.variance < 4
