@@ -120,10 +120,9 @@ def warn_of_quality(opt: Options, volume: Volume, header: VolumeHeader, psnr: fl
     if opt.target_psnr and psnr >= opt.target_psnr:  # which has ended the training
         more = "a higher --target_psnr may"
     if not header.value_range.is_constant and not psnr >= constant + 1:  # true for NaN
-        fill = outliers.likely_fill(volume.values, header.value_range) if opt.fill is None and opt.clip is None else None
-        hint = (
-            "" if fill is None else f"; many voxels have the value {fill!s}: if it marks missing ones, --fill {fill!s}"
-        )
+        is_as_read, hint = opt.fill is None and opt.clip is None, ""
+        if is_as_read and (fill := outliers.likely_fill(volume.values, header.value_range)) is not None:
+            hint = f"; many voxels have the value {fill!s}: if it marks missing ones, --fill {fill!s}"
         warn(f"the network has {psnr:.1f} dB, where a constant volume would have {constant:.1f} dB: {more} help{hint}")
     if opt.target_psnr and psnr < opt.target_psnr:
         warn(f"the network has {psnr:.1f} dB, below --target_psnr {opt.target_psnr:g}: {more} give more")

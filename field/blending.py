@@ -96,9 +96,8 @@ class Blend:
 
     def __init__(self, bricks: Bricks, shape: tuple[int, ...], extent: np.ndarray, device: str, n_threads: int):
         self.bricks, self.shape, self.extent, self.device, self.n_threads = bricks, shape, extent, device, n_threads
-        _, low, _, self.mirrors = bricks.cut
+        self.mirrors, self.d_out, self._kept = bricks.cut.mirrors, bricks.cut.low.shape[1], {}
         self.cuts = [np.array(at) for at in cuts(shape, bricks.cut.counts, self.mirrors)]
-        self.d_out, self._kept = low.shape[1], {}
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_kept": {}}

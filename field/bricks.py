@@ -92,7 +92,7 @@ def check_cut(cut: Cut, shape: tuple[int, ...], d_out: int) -> None:
         raise BlobError("ranges of bricks: expected values from -1 to 1, the lower first")
 
 
-def check_counts(counts: tuple[int, ...], shape: tuple[int, ...], mirrors: tuple[int, ...] = ()) -> int:
+def check_counts(counts: tuple[int, ...], shape: tuple[int, ...], mirrors: tuple[int, ...]) -> int:
     """The number of bricks. Raises BlobError unless a field of this shape can have so many along each axis."""
     most = [min(max(last - first, 1), 65535) for first, last in held(shape, mirrors)]
     if len(counts) != len(shape) or any(not 1 <= k <= n for k, n in zip(counts, most, strict=True)):
@@ -102,7 +102,7 @@ def check_counts(counts: tuple[int, ...], shape: tuple[int, ...], mirrors: tuple
     return math.prod(counts)
 
 
-def held(shape: tuple[int, ...], mirrors: tuple[int, ...] = ()) -> list[tuple[int, int]]:
+def held(shape: tuple[int, ...], mirrors: tuple[int, ...]) -> list[tuple[int, int]]:
     """The first and the last voxel of each axis that bricks hold: all, or the larger side of a mirror. See Cut."""
     return [
         (0, n - 1) if not m else (0, (m + 1) // 2) if m >= n - 1 else (m // 2, n - 1)

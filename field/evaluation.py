@@ -107,8 +107,8 @@ class Network:
         layers: list[np.ndarray],
         is_residual: bool,
         device: str,
-        precision: str = "float32",
-        n: int | None = None,
+        precision: str,
+        n: int | None,
     ):
         is_portable = precision == "portable"
         self.is_residual, self.device = is_residual, "cpu" if is_portable else device

@@ -61,7 +61,8 @@ def encode_network(config: SirenConfig, layers: Sequence[QuantisedLayer]) -> tup
     The type is N with codebooks, T with a trellis for all matrices but the first, else P.
     """
     check_network(config)
-    for layer, (_, n_out, n_in, *_) in zip(layers, layer_table(config), strict=True):
+    for layer, place in zip(layers, layer_table(config), strict=True):
+        n_out, n_in = place.n_out, place.n_in
         if layer.weights.shape != (n_out, n_in) or layer.biases.shape != (n_out,):
             raise BlobError(f"expected a layer {n_in} -> {n_out}, found {layer.weights.shape}, {layer.biases.shape}")
         if max(np.abs(layer.weights).max(), np.abs(layer.biases).max()) > entropy_coder.MAX_MAGNITUDE:
@@ -102,10 +103,10 @@ class NetworkChunk(NamedTuple):
             layers = decode_packed(content, self.config, self.kind == "T")
         tensors = {}
         try:
-            for (name, _, _, omega, _), layer in zip(layer_table(self.config), layers, strict=True):
+            for place, layer in zip(layer_table(self.config), layers, strict=True):
                 with np.errstate(over="ignore"):
                     found = layer.dequantise()
-                limit = MAX_FACTOR / omega
+                name, limit = place.name, MAX_FACTOR / place.omega
                 if not all(-limit <= tensor.min() and tensor.max() <= limit for tensor in found):
                     raise BlobError(f"{name}: expected weights of magnitude at most {limit:.3g}, found too large ones")
                 tensors[f"{name}.weight"], tensors[f"{name}.bias"] = found

@@ -38,7 +38,7 @@ class OneNetwork:
         self.layers, self.is_residual = scaled_layers(config, weights), config.is_residual
         self.shape, self.extent, self.device, self.n_threads = shape, extent, device, n_threads
 
-    def network(self, precision: str = "float32", n: int | None = None) -> Network:
+    def network(self, precision: str, n: int | None = None) -> Network:
         """The network on the device, ready to be evaluated. n: the number of positions, as of Network."""
         return Network(self.layers, self.is_residual, self.device, precision, n)
 

@@ -86,7 +86,7 @@ def compensated_sensitivities(net: FieldNet, factors: Iterable[CompensationFacto
     return [bounded(mean * (TRELLIS_ERROR if k > 0 else 1.0)) for k, mean in enumerate(means)]
 
 
-def metric_blocks(n: int, n_all: int | None = None) -> tuple[list[slice], int]:
+def metric_blocks(n: int, n_all: int | None) -> tuple[list[slice], int]:
     """The blocks of the n weights of a network, and the number of points of their metrics.
 
     n_all: as of CompensationFactors.

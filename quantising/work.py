@@ -35,7 +35,7 @@ def of_comparison(n_parameters: float, volume: Volume) -> float:
     return PER_VOXEL * of_training(n_voxels, n_parameters)
 
 
-def of_factors(config: SirenConfig, n_all: int | None = None) -> float:
+def of_factors(config: SirenConfig, n_all: int | None) -> float:
     """The work of one pass over the compensation factors. n_all: see CompensationFactors."""
     blocks, n_points = metric_blocks(config.n_parameters, n_all)
     sizes = [block.stop - block.start for block in blocks]

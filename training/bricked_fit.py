@@ -48,7 +48,8 @@ class BrickedFit:
                 self.fits.workers.start(len(left))  # within the time
                 progress.advance(0.0)  # the speed is that from now on
             self.seconds = time.monotonic() - started
-            if limit is not None and left and (spent := self.seconds - before) > (ahead := limit - self.seconds):
+            spent, ahead = self.seconds - before, (limit or math.inf) - self.seconds
+            if left and spent > ahead:
                 what = f"{spent:.1f} s went by before the training, {max(ahead, 0.0):.1f} s are left for it"
                 way_out = "more of them, or --num_workers 1, which starts no processes, may help"
                 console.warn("train.py", f"of --max_seconds {limit:g}, {what}: {way_out}")

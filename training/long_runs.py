@@ -163,7 +163,7 @@ def saved_network(path: str, configs: Sequence[SirenConfig]) -> SirenConfig:
     return next((config for config in configs if _is_equal(config.n_layers, depth)), configs[0])
 
 
-def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool] | None = None) -> History:
+def run_fit(fit: Fit, checkpoint: Checkpoint, is_reached: Callable[[float], bool] | None) -> History:
     """Run a fit to its end, or until `is_reached(estimated PSNR in dB)`; show progress and save checkpoints."""
     history, n_taken = [], fit.step
     if is_reached and fit.step == 0 and is_reached(fit.trial_psnr):

@@ -172,8 +172,8 @@ def _read_config(path: str) -> dict:
         raise UserError(f"{path}: not a JSON file: {error}") from None
     if not isinstance(settings, dict) or not {"n_layers", "layers", "is_residual"} <= settings.keys():
         raise UserError(f"{path}: not a configuration: expected the keys n_layers, layers and is_residual")
-    if settings.get("format_version", 1) != 1:
-        raise UserError(f"{path}: expected format_version 1, found {quoted(settings['format_version'])}")
+    if (version := settings.get("format_version", FORMAT_VERSION)) != FORMAT_VERSION:
+        raise UserError(f"{path}: expected format_version {FORMAT_VERSION}, found {quoted(version)}")
     return settings
 
 

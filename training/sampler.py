@@ -36,7 +36,7 @@ def all_coordinates(axes: list[torch.Tensor]) -> torch.Tensor:
     return flat_coordinates(axes, torch.arange(math.prod(map(len, axes)), device=axes[0].device))
 
 
-def draw_by_density(density: torch.Tensor, n_drawn: int = JUDGING_VOXELS) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_by_density(density: torch.Tensor, n_drawn: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Draws `n_drawn` voxels or points by a density whose mean is 1. Returns their indices and weights.
 
     The weighted mean of a quantity over the draws estimates its mean over all voxels. If there are at most `n_drawn`

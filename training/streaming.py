@@ -106,7 +106,7 @@ class StreamingSampler:
 
     is_resident = False  # every refill takes new memory
 
-    def __init__(self, original: np.ndarray, value_range: ValueRange, device: torch.device, with_slopes: bool = False):
+    def __init__(self, original: np.ndarray, value_range: ValueRange, device: torch.device, with_slopes: bool):
         self.original, self.value_range, self.device, self.with_slopes = original, value_range, device, with_slopes
         self.shape = original.shape[:-1]
         self.axes = axis_tensors(self.shape, device)

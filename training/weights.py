@@ -17,7 +17,7 @@ AVERAGED_STEPS = 50.0  # time constant of the running average of the weights, st
 NORM_LIMIT = 1.3  # largest Frobenius norm of a hidden matrix, relative to the norm at initialisation
 
 
-def in_one_vector(tensors: list[torch.Tensor], n_rows: int | None = None) -> torch.Tensor:
+def in_one_vector(tensors: list[torch.Tensor], n_rows: int | None) -> torch.Tensor:
     """One vector of the values of all tensors. The tensors become views of it: a change of one changes both.
 
     n_rows: if given, a matrix of so many rows like this vector; the tensors are views of the first one.
@@ -67,8 +67,8 @@ class TrainedWeights:
         self,
         net: FieldNet | Sequence[FieldNet],
         optimizer: str,
-        first_trained_layer: int = 0,
-        tile: int = 1,
+        first_trained_layer: int,
+        tile: int,
         widths: torch.Tensor | None = None,
         momentum_steps: float = 20.0,
     ):
@@ -131,7 +131,7 @@ class TrainedWeights:
         of_optimizers = [optimizer.coefficients(rate, number) for optimizer in self.optimizers]
         return [*itertools.chain(*of_optimizers), share_of_latest(number, AVERAGED_STEPS)]
 
-    def take_step(self, coefficients: Sequence[float | torch.Tensor], products: torch.dtype | None = None) -> None:
+    def take_step(self, coefficients: Sequence[float | torch.Tensor], products: torch.dtype | None) -> None:
         """Move the weights, then average them. products: see `Muon.step`."""
         for k, optimizer in enumerate(self.optimizers):
             more = [products] if isinstance(optimizer, Muon) else []
