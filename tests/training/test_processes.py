@@ -207,7 +207,8 @@ def test_two_processes_share_the_bricks(pairs):
     """However long one waits for the other. What each of them has done can be continued by one."""
     assert pairs.statuses["bricks"] == [0, 0, 0]
     found = [json.loads((pairs.folder / f"{case}.json").read_text()) for case in ("bricks", "bricks_alone")]
-    assert found[0]["weights_crc32"] == found[1]["weights_crc32"] and found[0]["psnr"] == found[1]["psnr"]
+    assert found[0]["weights_crc32"] == found[1]["weights_crc32"]
+    assert found[0]["psnr"] == pytest.approx(found[1]["psnr"], rel=1e-9)  # each process sums the errors of its part
     states = [torch.load(pairs.folder / name, weights_only=True) for name in ("bricks.state", "bricks.state.1")]
     done = [set(state["fit"]["done"]) for state in states]
     assert done[0] | done[1] == {0, 1, 2} and not done[0] & done[1]
