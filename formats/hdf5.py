@@ -8,6 +8,7 @@ A file is not trusted: links to other files, data in other files and filters tha
 from __future__ import annotations
 
 import collections
+import functools
 import io
 import json
 import math
@@ -35,8 +36,8 @@ MINC = "MINC, which scales values by slice: nibabel.save(nibabel.load('scan.mnc'
 OTHER_FORMATS = {  # kept in HDF5 or NetCDF, by a pattern of where their arrays are; what makes plain ones of them
     "minc-2.0/": MINC,
     "image-max$": MINC,  # version 1, which is NetCDF
-    "connect1$": f"Exodus, of a mesh that is no regular grid: {BY_PARAVIEW}",
-    ".*/GridCoordinates/.": f"CGNS, whose grids have positions of their own: {BY_PARAVIEW}",
+    "eb_prop1$": f"Exodus, of a mesh that is no regular grid: {BY_PARAVIEW}",
+    ".*/GridCoordinates/.+/ data$": f"CGNS, whose grids have positions of their own: {BY_PARAVIEW}",
     "(latCell|cellsOnCell)$": "MPAS, whose cells lie on no regular grid: uxarray's remap.to_rectilinear makes one",
     "DataSet/ResolutionLevel 0/": "Imaris, which pads its arrays: Fiji opens it under its name .ims and saves a .tif",
     "ITKImage/": "an image of ITK: SimpleITK.WriteImage(SimpleITK.ReadImage('a.h5'), 'a.nrrd') keeps its place",
@@ -48,7 +49,7 @@ OTHER_FORMATS = {  # kept in HDF5 or NetCDF, by a pattern of where their arrays 
 NO_SCALE = "its ScaleFactor and Offset, as of HDF-EOS, are not applied: the values are as they are stored"
 NO_MESH = "its gridSpacing is not read, which is not that of a Cartesian mesh of its axes: spacing 1 is taken"
 NO_XML = "its spacing, which BigDataViewer has in an .xml file, is not read: spacing 1 is taken"
-VIEWER = re.compile(r"t\d+/(s\d+)/\d+/cells")  # an array of BigDataViewer
+VIEWER = re.compile(r"t\d+/(s\d+)/\d+/cells")  # an array of BigDataViewer, and the group that describes it
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"  # what NetCDF names a scale without values
 
 
@@ -65,11 +66,20 @@ def read_hdf5(path: str, name: str | None) -> tuple[dict[str, Variable], str | N
         found: dict[str, Variable] = {}
         coordinates: dict[str, Variable] = {}
 
+        @functools.cache
+        def steps_in(group: str) -> dict[str, Any]:
+            """The attributes of a group that may say the spacing of its arrays."""
+            attributes = file[group or "/"].attrs
+            return {name: attributes[name] for name in attributes if SPACING.search(name.lower())}
+
         def visit(key: str, item: Any) -> None:
             if key.count("/") > MOST_NESTED:
                 raise VolumeError(f"{path}: expected at most {MOST_NESTED} groups one in another, found more")
             if _is_array(h5py, item):
                 found[key] = _variable(h5py, path, key, item)
+                if not any(found[key].dims):
+                    said = collections.ChainMap(found[key].attributes, steps_in(key.rpartition("/")[0]), steps_in(""))
+                    found[key] = found[key]._replace(attributes=said)
                 if not found[key].refusal and ("gridSpacing" in item.attrs or "gridSpacing" in item.parent.attrs):
                     found[key], own = _on_mesh(key, found[key], item)
                     coordinates.update(own)
@@ -132,14 +142,13 @@ def _variable(h5py: Any, path: str, name: str, item: Any) -> Variable:
     if item.chunks is None and offset is not None and is_plain and item.size and item.shape:
         source = np.memmap(path, item.dtype, "r", offset, item.shape)
     labels = tuple(dim.label for dim in item.dims)
-    groups = () if any(dims) else (item.file, item.parent)  # whose attributes may say the spacing
-    said = {key: group.attrs[key] for group in groups for key in group.attrs if SPACING.search(key.lower())}
-    note = _note(item.attrs)
-    if of_viewer := VIEWER.fullmatch(name):
-        is_typed = "dataType" in getattr(_linked(h5py, item.file, of_viewer[1]), "attrs", ())
-        said, note = {} if is_typed else {"_Unsigned": "true"}, NO_XML  # BigDataViewer stored uint16 as int16
-    said = collections.ChainMap(item.attrs, said)
-    return Variable(dims, item.dtype, said, source, item.chunks, labels=labels, note=note)
+    attributes, note = item.attrs, _note(item.attrs)
+    setup = _linked(h5py, item.file, of_viewer[1]) if (of_viewer := VIEWER.fullmatch(name)) else None
+    if isinstance(setup, h5py.Group) and "resolutions" in setup:
+        note = NO_XML
+        if item.dtype.itemsize == 2 and "dataType" not in setup.attrs:  # BigDataViewer stored uint16 as int16
+            attributes = collections.ChainMap(attributes, {"_Unsigned": "true"})
+    return Variable(dims, item.dtype, attributes, source, item.chunks, labels=labels, note=note)
 
 
 def _names_of_axes(item: Any) -> tuple[str, ...]:

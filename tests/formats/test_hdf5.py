@@ -263,6 +263,39 @@ def test_values_of_bigdataviewer(path, kind, capsys):
     assert "cells: its spacing, which BigDataViewer has in an .xml file, is not read" in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("described", "dtype"), [("", "<i2"), ("s00", "<i2"), ("s01/resolutions", "<i2"), ("s00/resolutions", "<i4")]
+)
+def test_other_integers_are_not_those_of_bigdataviewer(path, described, dtype):
+    """It describes its arrays in a group, and has no integers of more bits."""
+    with h5py.File(path, "w") as file:
+        file["t00000/s00/0/cells"] = (slanted(SHAPE) - 20).astype(dtype)
+        if described:
+            file[described] = np.ones((1, 3))
+    found = read_volume(path).array
+    assert found.dtype == dtype and found.min() < 0
+
+
+def test_names_as_of_meshes_are_read(path):
+    """A matrix of connections is no mesh of Exodus, positions in a group are none of CGNS."""
+    with h5py.File(path, "w") as file:
+        file["v"], file["connect1"], file["grid/GridCoordinates/x"] = slanted(SHAPE), np.zeros((4, 4)), np.zeros(3)
+    np.testing.assert_array_equal(whole(read_volume(path).array), slanted(SHAPE).T)
+
+
+def test_the_attributes_of_a_group_are_looked_at_once(path, monkeypatch):
+    """Thousands of arrays and of attributes would take minutes."""
+    with h5py.File(path, "w") as file:
+        for k in range(20):
+            file[f"run/{k}"] = np.arange(k + 1)
+        file["run/v"], file["run"].attrs["resolution"] = slanted(SHAPE), 0.5
+    opened = []
+    listed = h5py.AttributeManager.__iter__
+    monkeypatch.setattr(h5py.AttributeManager, "__iter__", lambda self: opened.append(self) or listed(self))
+    read_volume(path)
+    assert len(opened) < 20
+
+
 def test_positions_of_every_voxel_are_told(path, capsys):
     """As of PLUTO."""
     with h5py.File(path, "w") as file:
@@ -309,7 +342,7 @@ def test_links_in_a_file(path):
         ("run_0010", "VTKHDF/CellData/rho", "a name that ends in .vtkhdf"),
         ("plt_cnt_0010", "refine level", "found FLASH, whose arrays are blocks of an adaptive mesh: with ds = yt.load"),
         ("a.athdf", "LogicalLocations", "found Athena++, whose arrays are blocks of an adaptive mesh: with ds"),
-        ("can.e", "connect1", "found Exodus, of a mesh that is no regular grid: open it in ParaView"),
+        ("can.e", "eb_prop1", "found Exodus, of a mesh that is no regular grid: open it in ParaView"),
         ("wing.cgns", "Base/Zone/GridCoordinates/CoordinateX/ data", "found CGNS, whose grids have positions"),
         ("history.nc", "latCell", "found MPAS, whose cells lie on no regular grid: uxarray's remap"),
         ("snap_010.hdf5", "PartType1/Coordinates", "found particles, as of Gadget, on no grid: yt's arbitrary_grid"),
