@@ -299,7 +299,7 @@ def _locate(header: VolumeHeader, points: np.ndarray) -> tuple[np.ndarray, np.nd
     index = np.linalg.solve(directions, (points - geometry.origin).T).T / geometry.spacing
     last = np.array(header.shape) - 1.0
     eps = np.finfo(given.dtype).eps if given.dtype.kind == "f" else 0.0  # points of VTK's meshes are float32
-    slack = INSIDE + eps * np.abs(np.nan_to_num(points)) @ np.abs(directions) / geometry.spacing
+    slack = INSIDE + eps * np.abs(np.where(np.isfinite(points), points, 0.0)) @ np.abs(directions) / geometry.spacing
     is_inside = (np.isfinite(index) & (index >= -slack) & (index <= last + slack)).all(axis=1)
     return np.clip(np.nan_to_num(index), 0.0, last), is_inside, shape
 

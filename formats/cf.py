@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,7 +48,9 @@ NAMES = {
     **dict.fromkeys(("t", "time"), "t"),
     **dict.fromkeys(("c", "channel", "component"), "c"),
 }
-SPACING = re.compile("spacing|(voxel|pixel|element)_?size|resolution|^delta$")  # in a name of no convention
+SPACING = re.compile(  # in a name of no convention; steps in time are others
+    "^(?!.*(time|tempor)).*(spacing|(voxel|pixel|element)_?size|resolution)|^delta$"
+)
 
 
 def volume_of_variable(
@@ -219,24 +221,29 @@ def _warn_of_positions(
         what = f"{first_of(unlinked)} may be positions along its axes, but are not linked to these"
         way_out = "h5py's make_scale and attach_scale, or xarray's assign_coords or swap_dims, link them"
         console.warn(path, f"{name}: {what}: spacing 1 is taken: {way_out}")
-    if axes and not variable.note and (steps := _steps_of_no_convention(name, variables)):
+    sizes = [variable.shape[axis] for role, axis in roles.items() if role in "xyz"]
+    if axes and not variable.note and (steps := steps_of_no_convention(name, variables, sizes)):
         way_out = "coordinates say it, as h5py's make_scale and attach_scale, or xarray's assign_coords, make them"
         console.warn(path, f"{name}: spacing 1 is taken, not that of {first_of(steps)}: {way_out}")
 
 
-def _steps_of_no_convention(name: str, variables: Mapping[str, Variable]) -> list[str]:
-    """The attributes of a variable, and the arrays of one or three numbers, that may say another spacing than 1.
+def steps_of_no_convention(name: str, variables: Mapping[str, Variable], sizes: Sequence[int]) -> list[str]:
+    """The attributes of a variable, and the arrays that `may_be_steps`, that may say another spacing than 1.
 
-    They do by their names, in any form but text. Numbers of voxels say none.
+    They do in any form but text and truth. 0 and numbers of voxels say none. sizes: of the axes of space.
     """
     variable = variables[name]
     said = {key: variable.numbers(key) for key in variable.attributes if SPACING.search(key.lower())}
-    said = {key: numbers for key, numbers in said.items() if not variable.text(key)}
-    for key, other in variables.items():
-        is_short = math.prod(other.shape) in (1, 3) and other.dtype.kind in "iuf" and not other.refusal
-        if is_short and SPACING.search(key.rsplit("/", 1)[-1].lower()):
-            said[key] = np.ravel(other.source[...]).tolist()
-    return [key for key, numbers in said.items() if {*numbers} != {1} and sorted(numbers) != sorted(variable.shape)]
+    is_word = {key: variable.text(key) or isinstance(variable.attributes[key], bool | np.bool_) for key in said}
+    said = {key: numbers for key, numbers in said.items() if not is_word[key]}
+    said |= {key: np.ravel(other.source[...]).tolist() for key, other in variables.items() if may_be_steps(key, other)}
+    return [key for key, numbers in said.items() if {*numbers} not in ({0}, {1}, {*sizes}, {*variable.shape})]
+
+
+def may_be_steps(key: str, variable: Variable) -> bool:
+    """Whether an array has the name of steps, and one or three numbers."""
+    is_short = math.prod(variable.shape) in (1, 3) and variable.dtype.kind in "iuf" and not variable.refusal
+    return is_short and bool(SPACING.search(key.rsplit("/", 1)[-1].lower()))
 
 
 def _listed_coordinates(name: str, variable: Variable) -> set[str]:

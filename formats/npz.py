@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from cli import console
-from formats.cf import SPACING
+from formats.cf import may_be_steps, steps_of_no_convention
 from formats.common import MAX_EXPANSION, VolumeError, as_volume_error
 from formats.raw import npy_header, volume_of_array
 from formats.variables import Variable, chosen, first_of
@@ -35,6 +35,9 @@ def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -
                 entries[key] = entry
         key = chosen(path, variables, name)
         array = _array(path, archive, entries[key])
+        for name, variable in variables.items():
+            if may_be_steps(name, variable):
+                variables[name] = variable._replace(source=_array(path, archive, entries[name]))
     _warn_of_positions(path, key, variables)
     return volume_of_array(path, array, d_in, d_out, key)
 
@@ -42,8 +45,9 @@ def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -
 def _warn_of_positions(path: str, key: str, variables: dict[str, Variable]) -> None:
     """Say so when other arrays may be positions, of the length of an axis, or steps, by their names."""
     lengths = [(n,) for n in variables[key].shape if n > 1]
+    steps = steps_of_no_convention(key, variables, variables[key].shape)
     numbers = {name: other for name, other in variables.items() if other.dtype.kind in "iuf" and name != key}
-    if found := [name for name in numbers if numbers[name].shape in lengths or SPACING.search(name.lower())]:
+    if found := [name for name, other in numbers.items() if other.shape in lengths or name in steps]:
         way_out = "xarray's DataArray(array, {'x': x, 'y': y, 'z': z}).to_netcdf('a.nc') keeps them"
         console.warn(path, f"{key}: {first_of(found)} may be positions or steps: spacing 1 is taken: {way_out}")
 

@@ -71,7 +71,7 @@ def read_tiff(path: str) -> Volume:
             fill = in_type(_calibrated(path, fill[None], metadata).item(), array.dtype)
         ome = file.ome_metadata or ""
         spacing, units, time_step = _ome_spacing(path, ome) if ome else _imagej_spacing(pages[0].tags, metadata)
-        if any("spacing" in entry for entry in file.shaped_metadata or ()):
+        if any(entry.get("spacing", 1) not in (None, 1) for entry in file.shaped_metadata or ()):
             way_out = "tifffile.imwrite(..., imagej=True), or ome=True with PhysicalSizeX, writes it as it is read"
             console.warn(path, f"spacing 1 is taken, not that of its own description: {way_out}")
         if told:

@@ -152,6 +152,9 @@ def test_points_of_float32_on_the_boundary_are_inside():
     beyond = ((index[-1] + 0.01) * geometry.spacing) @ geometry.axis_directions.T + geometry.origin
     assert not field.contains(beyond.astype(np.float32))
     assert not field.contains(np.array([[np.inf] * 3, [np.nan] * 3, [3e38] * 3], np.float32)).any()
+    with np.errstate(over="raise"):
+        small = neural_field(geometry={"spacing": (1e-9,) * 3})
+        assert not small.contains(np.array([[np.inf] * 3, [1e38] * 3], np.float32)).any()
 
 
 def test_points_of_another_form_are_refused():

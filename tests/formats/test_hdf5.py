@@ -296,6 +296,23 @@ def test_the_attributes_of_a_group_are_looked_at_once(path, monkeypatch):
     assert len(opened) < 20
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("time_resolution", 0.1), ("resolution_level", 0), ("uniform_spacing", True), ("resolution", [5, 7, 6])],
+)
+@pytest.mark.parametrize("place", ["v", "run", "array"])
+def test_what_says_no_step_in_space_is_not_told(path, name, said, place, capsys):
+    """The last one is the numbers of voxels of a series."""
+    with h5py.File(path, "w") as file:
+        file["run/v"] = np.zeros((4, *SHAPE), np.float32)
+        if place == "array":
+            file[name] = said
+        else:
+            file["run" if place == "run" else "run/v"].attrs[name] = said
+    read_volume(path, 4)
+    assert capsys.readouterr().err == ""
+
+
 def test_positions_of_every_voxel_are_told(path, capsys):
     """As of PLUTO."""
     with h5py.File(path, "w") as file:

@@ -58,6 +58,13 @@ def test_a_spacing_beside_an_array_is_told(path, capsys):
     assert "volume: voxel_size may be positions or steps" in capsys.readouterr().err
 
 
+def test_what_says_no_step_is_not_told(path, capsys):
+    """Another volume, by its name, and the steps that are taken."""
+    np.savez(path, high_resolution=slanted(SHAPE), low_resolution=slanted((4, 3, 2)), spacing=[1, 1, 1])
+    read_volume(path, array="high_resolution")
+    assert capsys.readouterr().err == ""
+
+
 def test_complex_numbers_are_named(path):
     np.savez(path, a=slanted(SHAPE) * 1j)
     with pytest.raises(VolumeError, match=re.escape("found dtype complex64: NumPy's abs(array)")):
