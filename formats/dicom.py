@@ -36,8 +36,8 @@ GROUPS = {  # where a file of several slices, an enhanced one, has what other fi
     "ImageOrientationPatient": "PlaneOrientationSequence",
     **dict.fromkeys(("PixelSpacing", "SpacingBetweenSlices", "SliceThickness"), "PixelMeasuresSequence"),
     **dict.fromkeys(("RescaleSlope", "RescaleIntercept", "RescaleType"), "PixelValueTransformationSequence"),
-    **dict.fromkeys(("RealWorldValueSlope", "RealWorldValueIntercept"), "RealWorldValueMappingSequence"),
 }
+REAL_WORLD = "RealWorldValueMappingSequence"  # what parametric maps have in place of a rescaling, or besides one by 1
 MEANINGS = "BitsStored", "PhotometricInterpretation", "RescaleType", "Units"  # say what values mean, but change none
 
 NO_VALUES = {  # what makes values of the stored numbers in another way than a slope, and what makes a file of them
@@ -51,7 +51,7 @@ class _Slice(NamedTuple):
 
     stored: the type of the values before they are rescaled, which may differ from slice to slice. is_padding: the
     values, of the same shape, that the file declares to be none. padding: what marks them, rescaled. meanings: what the
-    file says by each of MEANINGS, "" where it says nothing.
+    file says by each of MEANINGS, "" where it says nothing. note: what is to be told of its values, if anything.
     """
 
     path: str
@@ -63,6 +63,7 @@ class _Slice(NamedTuple):
     steps: np.ndarray
     series: str
     meanings: tuple[str, ...]
+    note: str
 
     def difference(self, other: _Slice) -> str:
         """What tells that both are of different series; "" if nothing does."""
@@ -87,6 +88,8 @@ def read_dicom(folder: str, is_marked: bool) -> Volume:
             what = f"is of another series than {slices[0].path}: {difference}"
             raise VolumeError(f"{found.path}: {what}: expected a folder a series, as dcm2niix or 3D Slicer sort them")
     _warn_of_other_meanings(slices)
+    if note := next((found.note for found in slices if found.note), ""):
+        console.warn(folder, note)
     steps = slices[0].steps.copy()
     slices.sort(key=lambda found: found.position @ np.cross(steps[:, 0], steps[:, 1]))
     positions = np.array([found.position for found in slices])
@@ -195,9 +198,10 @@ def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:
         items = [group[GROUPS[key]][0] for group in groups if key in GROUPS and group.get(GROUPS[key])]
         return next((item[key].value for item in items if key in item), file.get(key))
 
-    is_rescaled = (get("RescaleSlope"), get("RescaleIntercept")) != (None, None)
-    kind = "Rescale" if is_rescaled else "RealWorldValue"  # the latter is that of parametric maps
-    slope, shift = float(get(f"{kind}Slope") or 1), float(get(f"{kind}Intercept") or 0)
+    slope, shift, note = float(get("RescaleSlope") or 1), float(get("RescaleIntercept") or 0), ""
+    if (slope, shift) == (1, 0):
+        mappings = next(filter(None, (group.get(REAL_WORLD) for group in (*groups, file))), ())
+        slope, shift, note = _real_world_scale(mappings)
     place = [np.array(get(key) or (), float) for key in ("ImagePositionPatient", "ImageOrientationPatient")]
     spacing = get("PixelSpacing") or file.get("NominalScannedPixelSpacing") or (1, 1)
     between_rows, between_columns = map(float, spacing)
@@ -219,7 +223,23 @@ def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:
     is_padding = (plane >= ends.min()) & (plane <= ends.max()) if ends.size else np.zeros(plane.shape, bool)
     padding = rescaled(ends, slope, shift)[0] if ends.size else None
     series, meanings = str(file.get("SeriesInstanceUID")), tuple(str(get(key) or "") for key in MEANINGS)
-    return _Slice(path, values, plane.dtype, is_padding, padding, place[0], steps, series, meanings)
+    return _Slice(path, values, plane.dtype, is_padding, padding, place[0], steps, series, meanings, note)
+
+
+def _real_world_scale(mappings) -> tuple[float, float, str]:
+    """The slope and the intercept of the first real world values of a slice, and what is to be told of them.
+
+    Source: PS3.3, C.7.6.16.2.11. Further mappings are of other units, or of other stored values.
+    """
+    parts = ("RealWorldValueSlope", 1), ("RealWorldValueIntercept", 0)
+    scales = [tuple(float(item.get(key) or usual) for key, usual in parts) for item in mappings] or [(1.0, 0.0)]
+    note = ""
+    if any("RealWorldValueLUTData" in item for item in mappings):
+        scales, note = [(1.0, 0.0)], "its real world values are in a table, the values are read as they are stored"
+    elif len({*scales}) > 1:
+        note = f"of its {len(scales)} mappings to real world values, the first is read"
+    way_out = "highdicom's get_frames(apply_real_world_transform=True), saved as .npy, applies others"
+    return *scales[0], note and f"{note}: {way_out}"
 
 
 def _padding(file, plane: np.ndarray) -> np.ndarray:

@@ -45,6 +45,14 @@ def test_dicom_that_pydicom_cannot_read(more, tmp_path):
     [
         {"PixelValueTransformation": {"RescaleSlope": 2, "RescaleIntercept": -7}},
         {"RealWorldValueMapping": {"RealWorldValueSlope": 2.0, "RealWorldValueIntercept": -7.0}},
+        {
+            "PixelValueTransformation": {"RescaleSlope": 1, "RescaleIntercept": 0},  # as highdicom writes it
+            "RealWorldValueMapping": {"RealWorldValueSlope": 2.0, "RealWorldValueIntercept": -7.0},
+        },
+        {
+            "PixelValueTransformation": {"RescaleSlope": 2, "RescaleIntercept": -7},
+            "RealWorldValueMapping": {"RealWorldValueSlope": 9.0, "RealWorldValueIntercept": 0.0},
+        },
     ],
 )
 def test_dicom_of_several_slices_in_a_file(values, tmp_path):
@@ -87,6 +95,31 @@ def test_dicom_of_several_slices_in_a_file(values, tmp_path):
     np.testing.assert_array_equal(found.array, 2 * array[::-1].transpose(2, 1, 0) - 7)
     assert found.geometry.spacing == (0.8, 0.5, 5.0) and found.geometry.origin == (-6.0, -16.0, 10.0)
     assert f"--volume {shlex.quote(str(tmp_path))}" in refusal(tmp_path / "a.dcm")
+
+
+@pytest.mark.parametrize(
+    ("mappings", "slope", "said"),
+    [
+        ([{"RealWorldValueSlope": 2.0}], 2, ""),
+        ([{"RealWorldValueSlope": 2.0}, {"RealWorldValueSlope": 2.0}], 2, ""),
+        ([{"RealWorldValueSlope": 2.0}, {"RealWorldValueSlope": 3.0}], 2, "of its 2 mappings to real world values"),
+        ([{"RealWorldValueLUTData": [0.0, 1.0]}], 1, "its real world values are in a table"),
+    ],
+)
+def test_real_world_values_at_the_top_of_a_file(mappings, slope, said, tmp_path, capsys):
+    """As in the slices of older scanners; of several mappings, and of a table, a warning tells."""
+    array = np.arange(24, dtype=np.int16).reshape(4, 3, 2)
+    folder = write_dicom(tmp_path, array)
+    for path in folder.glob("*.dcm"):
+        file = pydicom.dcmread(path)
+        file.RealWorldValueMappingSequence = [pydicom.Dataset() for _ in mappings]
+        for item, elements in zip(file.RealWorldValueMappingSequence, mappings, strict=True):
+            for key, value in elements.items():
+                setattr(item, key, value)
+        file.save_as(path)
+    np.testing.assert_array_equal(read_volume(str(folder)).array, slope * array)
+    told = capsys.readouterr().err
+    assert said in told and told.count("\n") == bool(said)
 
 
 def test_dicom_of_slices_that_do_not_belong_together(tmp_path):
