@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cli import console
 from cli.files import FileSet, check_space
 from cli.progress import Progress
 from field.evaluation import OnProgress
@@ -18,7 +19,7 @@ from formats.common import suffix_of
 from formats.pvd import collection, collection_path
 from formats.series import step_path
 from formats.writing import WITH_TIME, least_bytes, output_files, write_volume
-from utils import Grid, UserError, Volume
+from utils import IDENTITY, Grid, UserError, Volume
 
 MAX_VALUES_IN_MEMORY = 1 << 27  # values of a file, gradients included; a larger file is written slab by slab
 OnValues = Callable[[Grid, np.ndarray | LazyArray], None]
@@ -77,6 +78,9 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
     is_large = math.prod(shape) * n_arrays > MAX_VALUES_IN_MEMORY
     # Large volumes are not kept, so the comparison evaluates them again.
     n_evaluations = 1 + output.with_gradient + bool(is_large and on_values)
+    if suffix_of(output.path) == ".vti" and field.header.geometry.direction != IDENTITY:
+        way_out = "apply Image Data To Point Set before Contour"
+        console.warn(output.path, f"VTK's contour filter leaves out the directions of its axes: {way_out}")
     index = "" if output.path in grids else files.add(collection_path(output.path))  # first: the index of the set
     with Progress("decoding") as progress:
         evaluated = _Evaluation(progress, n_points * n_evaluations, is_large)
