@@ -158,6 +158,14 @@ def start_as_axis_waves(net: FieldNet, planes: Mapping[int, float | None], highe
 
 
 @torch.no_grad()
+def start_as_constant(net: FieldNet, values: torch.Tensor) -> None:
+    """Set the last layer so that the output is constant. values: (d_out,), normalised."""
+    last = linear_layers(net)[-1]
+    last.weight.zero_()
+    last.bias.copy_(values)
+
+
+@torch.no_grad()
 def start_as_plane_waves(net: FieldNet, frequencies: np.ndarray) -> None:
     """Set the first layer to the sine and the cosine of each of these plane waves, over and over if they are too few.
 

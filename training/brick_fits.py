@@ -201,4 +201,5 @@ class BrickFits:
         target = self.target_psnr and self.target_psnr + 10 * math.log10(self.error_factors[number])
         value_range = ValueRange(self.survey.low[number], self.survey.high[number], brick.fill)
         waves = waves_of(brick.values, config.n_neurons, SURE_SHARE) if self.has_waves else None
-        return Task(brick.values, value_range, Start(config, seed, self.first_omega, waves), recipe, target)
+        start = Start(config, seed, self.first_omega, waves, from_mean=True)
+        return Task(brick.values, value_range, start, recipe, target)

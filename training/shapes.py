@@ -82,7 +82,7 @@ def fit_after_trials(
     has_one = len(configs) == 1 and configs[0].n_neurons > TRIED_NEURONS and waves is None
     if not is_tried or has_one:
         middle = min(configs, key=lambda config: abs(config.n_layers - MIDDLE_DEPTH))
-        return fit_of(Start(middle, seed, first_omega, waves))
+        return fit_of(Start(middle, seed, first_omega, waves, from_mean=True))
     all_waves = [None] if waves is None else [None, waves]
     starts = [Start(config, seed, first_omega, each) for each in all_waves for config in configs]
     n_further = max(TRIALS - len(configs), 0)  # also beside plane waves: these may be no better

@@ -75,6 +75,7 @@ def test_a_brick_is_fitted_as_by_one_process(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     task = fit.fits._task(0, fit.networks.config(4), fit.recipe)
+    assert task.start.from_mean
     brick_task.fit_brick(task, torch.device("cpu"), lambda part: None)
     assert counts == [1]
 

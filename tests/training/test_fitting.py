@@ -207,6 +207,24 @@ def test_no_wave_lies_along_an_axis_of_one_voxel(shape, along):
         assert set(is_wave.nonzero()[:, 1].tolist()) == along
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("waves", [None, np.ones((3, 3))], ids=["axes", "plane"])
+def test_a_network_may_start_as_the_mean_of_the_values(waves):
+    """Of each component, without missing voxels; so do the networks of shorter waves."""
+    values = np.random.default_rng(0).random((4, 5, 6, 2), np.float32)
+    values[0, 0] = np.nan
+    sampler, start = VoxelSampler(values, CPU), Start(SirenConfig(13, 2, d_out=2), 0, None, waves, number=1)
+    x = torch.rand(9, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = np.nanmean(values, (0, 1, 2))[None].repeat(9, 0)
+    networks = new_networks(start._replace(from_mean=True), sampler)
+    assert len(networks) == 3
+    for net in networks:
+        np.testing.assert_allclose(net(x), expected, rtol=1e-5)
+    for other in (start, start._replace(from_mean=True, first_omega=30.0)):
+        for net in new_networks(other, sampler):
+            assert float(net(x).std(dim=0).min()) > 1e-3
+
+
 def rates(recipe: Recipe, steps) -> list[float]:
     """The learning rate of a fit of 60 voxels at these steps."""
     running = Fit(field_net(), slanted_sampler(), recipe, seed=0)

@@ -171,7 +171,7 @@ def test_a_given_depth_has_four_starts_unless_the_network_is_wide(given):
     fit = fit_after_trials([SirenConfig(6, 3)], lambda config: RECIPE, sampler(), seed=0)
     weights = ran[1].averaged_net.state_dict()
     assert all(torch.equal(tensor, weights[name]) for name, tensor in fit.net.state_dict().items())
-    expected = new_fit(Start(SirenConfig(25, 3), 0), sampler(), RECIPE).net.state_dict()
+    expected = new_fit(Start(SirenConfig(25, 3), 0, from_mean=True), sampler(), RECIPE).net.state_dict()
     fit = fit_after_trials([SirenConfig(25, 3)], lambda config: RECIPE, sampler(), seed=0)
     assert len(ran) == 4 and fit.seconds == 0
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fit.net.state_dict().items())
@@ -210,6 +210,7 @@ def test_without_trials_the_middle_depth_is_taken(change, given):
     configs = [SirenConfig(6, depth) for depth in (3, 5, 8)]
     found = [fit_after_trials(some, lambda config: recipe, sampler(), seed=0) for some in (configs, configs[:1])]
     assert [fit.net.config.n_layers for fit in found] == [shapes.MIDDLE_DEPTH, 3] and not ran
+    assert not any(fit.net.net_layers[-1].weight.any() for fit in found)  # they start from the mean of the values
 
 
 @pytest.mark.parametrize(("noise", "are_taken"), [(0.0, True), (0.5, False)])
@@ -221,7 +222,7 @@ def test_without_trials_a_network_starts_from_plane_waves_that_are_nearly_all(no
     assert shapes.waves_of_sampler(of_waves, 6, 0.45) is not None
     fit = fit_after_trials([config], lambda config: recipe, of_waves, 0)
     waves = shapes.waves_of_sampler(of_waves, 6, 0.9)
-    expected = new_fit(Start(config, 0, waves=waves), of_waves, recipe).net.state_dict()
+    expected = new_fit(Start(config, 0, waves=waves, from_mean=True), of_waves, recipe).net.state_dict()
     assert (waves is not None) == are_taken and not ran
     assert all(torch.equal(tensor, expected[name]) for name, tensor in fit.net.state_dict().items())
 
