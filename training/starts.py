@@ -50,8 +50,6 @@ def new_networks(start: Start, sampler: VoxelSampler) -> list[FieldNet]:
         if start.first_omega is None:  # along an axis of one voxel, a wave would be a constant
             planes = {axis: plane for axis, plane in enumerate(sampler.mirror_planes) if sampler.shape[axis] > 1}
             start_as_axis_waves(net, planes, factor * HIGHEST_WAVE)
-            if start.from_mean:
-                start_as_constant(net, sampler.mean)
         return net
 
     generator = torch.Generator().manual_seed(start.seed)
@@ -61,7 +59,10 @@ def new_networks(start: Start, sampler: VoxelSampler) -> list[FieldNet]:
         start_as_plane_waves(net, start.waves)
     if start.first_omega is not None:
         return [net]
-    # A fit that continues from a checkpoint does not know the number. So the shorter waves come after network 0.
+    if start.from_mean:
+        start_as_constant(net, sampler.mean)
+    # A fit that continues from a checkpoint knows neither the number nor `from_mean`. So the shorter waves come after
+    # network 0, and have a random last layer.
     generator = torch.Generator().manual_seed(start.seed)
     next_network(generator)
     return [net, *(next_network(generator, factor) for factor in SHORTER_WAVES)]

@@ -210,19 +210,30 @@ def test_no_wave_lies_along_an_axis_of_one_voxel(shape, along):
 @torch.no_grad()
 @pytest.mark.parametrize("waves", [None, np.ones((3, 3))], ids=["axes", "plane"])
 def test_a_network_may_start_as_the_mean_of_the_values(waves):
-    """Of each component, without missing voxels; so do the networks of shorter waves."""
+    """Of each component, without missing voxels."""
     values = np.random.default_rng(0).random((4, 5, 6, 2), np.float32)
     values[0, 0] = np.nan
     sampler, start = VoxelSampler(values, CPU), Start(SirenConfig(13, 2, d_out=2), 0, None, waves, number=1)
     x = torch.rand(9, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
     expected = np.nanmean(values, (0, 1, 2))[None].repeat(9, 0)
-    networks = new_networks(start._replace(from_mean=True), sampler)
-    assert len(networks) == 3
-    for net in networks:
-        np.testing.assert_allclose(net(x), expected, rtol=1e-5)
+    net, *_ = new_networks(start._replace(from_mean=True), sampler)
+    np.testing.assert_allclose(net(x), expected, rtol=1e-5)
     for other in (start, start._replace(from_mean=True, first_omega=30.0)):
         for net in new_networks(other, sampler):
             assert float(net(x).std(dim=0).min()) > 1e-3
+
+
+def test_a_fit_that_continues_has_the_same_networks_of_shorter_waves():
+    """It is made from the configuration and the seed alone. The others are what the run may have begun with."""
+    config, sampler = SirenConfig(13, 2), slanted_sampler()
+    continued = new_networks(Start(config, 5), sampler)[1:]
+    for start in (
+        Start(config, 5, number=2),
+        Start(config, 5, from_mean=True),
+        Start(config, 5, waves=np.ones((3, 3))),
+    ):
+        for net, expected in zip(new_networks(start, sampler)[1:], continued, strict=True):
+            assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in net.state_dict().items())
 
 
 def rates(recipe: Recipe, steps) -> list[float]:
