@@ -35,9 +35,8 @@ def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -
                 entries[key] = entry
         key = chosen(path, variables, name)
         array = _array(path, archive, entries[key])
-        for name, variable in variables.items():
-            if may_be_steps(name, variable):
-                variables[name] = variable._replace(source=_array(path, archive, entries[name]))
+        steps = [other for other, variable in variables.items() if may_be_steps(other, variable)]
+        variables |= {other: variables[other]._replace(source=_array(path, archive, entries[other])) for other in steps}
     _warn_of_positions(path, key, variables)
     return volume_of_array(path, array, d_in, d_out, key)
 

@@ -53,7 +53,7 @@ PACKED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ", b"PK\3\4")  # first bytes of gzi
 OF_MRC = (".mrc", ".mrcs", ".map", ".ccp4", ".rec", ".st")
 OF_BIOFORMATS = (".czi", ".lif", ".nd2", ".ims", ".oib", ".lsm", ".stk", ".dm3", ".dm4", ".am")
 OF_NIBABEL = (".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
-OTHER_FORMATS = {  # by suffix: what makes a file that is read; {path!r} is the name of the file
+OTHER_SUFFIXES = {  # of formats that are not read: what makes a file that is read; {path!r} is the name of the file
     **dict.fromkeys(OF_MRC, "numpy.save('a.npy', mrcfile.open({path!r}).data.T) saves its values"),
     **dict.fromkeys(OF_BIOFORMATS, "Fiji opens it, by Bio-Formats, and saves a .tif"),
     **dict.fromkeys(OF_NIBABEL, "nibabel.save(nibabel.load({path!r}), 'scan.nii.gz') makes one that is"),
@@ -260,8 +260,8 @@ def _reason_against(path: str, start: bytes) -> str:
         return f"expected the folder of the DICOM slices, found a file: --volume {folder}"
     if suffix in SEVERAL_FILES:
         return f"only names the files that hold the values: {SEVERAL_FILES[suffix]}"
-    if suffix in OTHER_FORMATS and not start.startswith(b"ENVI"):  # whose .hdr is another one
-        return f"{suffix} files are not read: {OTHER_FORMATS[suffix].format(path=path)}"
+    if suffix in OTHER_SUFFIXES and not start.startswith(b"ENVI"):  # whose .hdr is another one
+        return f"{suffix} files are not read: {OTHER_SUFFIXES[suffix].format(path=path)}"
     if suffix in PICTURES:
         return f"expected a volume, found a picture: {BY_IMAGEJ}"
     if suffix == ".pth":
