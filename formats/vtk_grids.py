@@ -13,6 +13,7 @@ from vtkmodules.vtkCommonCore import vtkDataArray
 from cli import console
 from formats.common import UNEVEN, VolumeError, of_three_axes, warn_of_vectors
 from formats.variables import first_of
+from formats.vtk_images import arrays_of
 from utils import DEFAULT_NAME, SIGNS, Geometry, Volume, float_for
 
 NO_IMAGES = {
@@ -24,7 +25,6 @@ WAY_OUT = "--resample NX,NY,NZ makes an image of it, as does ParaView's filter R
 IS_VALID = "vtkValidPointMask"  # array of VTK's filter: 0 at points of the image that lie outside the data set
 GHOSTS = "vtkGhostType"  # array of bits, of which these hide a point or a cell; others mark copies, which are values
 HIDDEN_POINT, HIDDEN_CELL = 2, 32
-NOT_VALUES = (IS_VALID, GHOSTS)
 
 
 def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple[int, ...] | None = None) -> Volume:
@@ -38,11 +38,6 @@ def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple
         data = _resampled(path, data, resample)
     shape, geometry = _points(path, data)
     values, is_on_cells = _chosen(path, data, name)
-    if name is None:
-        _warn_of_others(path, data, values.GetName())
-    if not is_on_cells and data.GetCellData().HasArray(values.GetName() or ""):
-        way_out = "ParaView's filter Pass Arrays leaves that on cells alone"
-        console.warn(path, f"{values.GetName()} is on points and on cells: that on points is read; {way_out}")
     if is_on_cells:
         inwards = np.multiply(geometry.spacing, [0.5 * (n > 1) for n in shape])
         origin = geometry.origin + np.reshape(geometry.direction, (3, 3)) @ inwards
@@ -66,37 +61,34 @@ def volume_of_data_set(path: str, data, name: str | None = None, resample: tuple
 def _chosen(path: str, data, name: str | None) -> tuple[vtkDataArray, bool]:
     """An array of a data set, and whether it is on cells. Raises VolumeError when there is none.
 
-    name: of the array. Without a name, it is the active scalars, or else the first array. Arrays on points go before
-    those on cells.
+    name: of the array. Without a name, it is the active scalars, or else the first array; a warning names the others.
+    Arrays on points go before those on cells.
     """
-    found = {}
-    for is_on_cells, attributes in ((True, data.GetCellData()), (False, data.GetPointData())):
-        if arrays := _arrays(attributes):
-            found |= {array.GetName(): (array, is_on_cells) for array in arrays}
-            active = attributes.GetScalars()
-            first = active if active and active.GetName() not in NOT_VALUES else arrays[0], is_on_cells
-    if name is not None and name not in found:
-        raise VolumeError(f"{path}: holds no array {name!r}, only {', '.join(map(_shown, found)) or 'none'}")
-    if not found:
+    parts = (data.GetPointData(), data.GetCellData())
+    arrays = [(array, part is parts[1]) for part in parts for array in arrays_of(part) if _has_values(array)]
+    names = dict.fromkeys(array.GetName() for array, _ in arrays)
+    if name is not None and name not in names:
+        raise VolumeError(f"{path}: holds no array {name!r}, only {', '.join(map(_shown, names)) or 'none'}")
+    if not arrays:
         raise VolumeError(f"{path}: expected an array on the points or the cells of an image, found none")
-    values, is_on_cells = first if name is None else found[name]
+    values, is_on_cells = next(found for found in arrays if name in (None, found[0].GetName()))
+    if name is None:
+        active = parts[is_on_cells].GetScalars()
+        values = active if active and _has_values(active) else values
+        if others := [_shown(other) for other in names if other != values.GetName()]:
+            what = f"its array {_shown(values.GetName())} is read, not {first_of(others)}"
+            console.warn(path, f"{what}: --array NAME reads another one")
+    if not is_on_cells and parts[1].HasArray(values.GetName() or ""):
+        way_out = "ParaView's filter Pass Arrays leaves that on cells alone"
+        console.warn(path, f"{values.GetName()} is on points and on cells: that on points is read; {way_out}")
     if values.GetNumberOfTuples() != (data.GetNumberOfCells() if is_on_cells else data.GetNumberOfPoints()):
         what = "cell" if is_on_cells else "point"
         raise VolumeError(f"{path}: expected a value at each {what}, found {values.GetNumberOfTuples()}")
     return values, is_on_cells
 
 
-def _arrays(attributes) -> list[vtkDataArray]:
-    """The arrays of numbers on points, or on cells, that hold values."""
-    arrays = [attributes.GetArray(i) for i in range(attributes.GetNumberOfArrays())]
-    return [array for array in arrays if array and array.GetName() not in NOT_VALUES]
-
-
-def _warn_of_others(path: str, data, name: str | None) -> None:
-    """Say which array is read, if a data set holds arrays of several names."""
-    names = [array.GetName() for part in (data.GetPointData(), data.GetCellData()) for array in _arrays(part)]
-    if others := [_shown(other) for other in dict.fromkeys(names) if other != name]:
-        console.warn(path, f"its array {_shown(name)} is read, not {first_of(others)}: --array NAME reads another one")
+def _has_values(array: vtkDataArray) -> bool:
+    return array.GetName() not in (IS_VALID, GHOSTS)
 
 
 def _shown(name: str | None) -> str:

@@ -131,9 +131,8 @@ def read_legacy(path: str) -> Any:
     return data
 
 
-def _arrays(data) -> list:
-    """The arrays of numbers on points and on cells."""
-    parts = (data.GetPointData(), data.GetCellData())
+def arrays_of(*parts: Any) -> list:
+    """The arrays of numbers on the points of a data set, on its cells, or on both."""
     arrays = [part.GetArray(i) for part in parts for i in range(part.GetNumberOfArrays())]
     return [array for array in arrays if array]
 
@@ -145,7 +144,7 @@ def _warn_of_byte_order(path: str, data) -> None:
     def are_usual(values: np.ndarray) -> np.ndarray:
         return (np.abs(values) > 1e-12) & (np.abs(values) < 1e12)
 
-    for array in _arrays(data):
+    for array in arrays_of(data.GetPointData(), data.GetCellData()):
         values = vtk_to_numpy(array).ravel()[:ENOUGH]
         if values.dtype.kind != "f":
             continue
@@ -161,7 +160,7 @@ def _warn_of_byte_order(path: str, data) -> None:
 
 def _numbers_in(data) -> int:
     """How many numbers a legacy text file holds for a data set, at least."""
-    count = sum(array.GetNumberOfValues() for array in _arrays(data))
+    count = sum(array.GetNumberOfValues() for array in arrays_of(data.GetPointData(), data.GetCellData()))
     cells = []
     if data.IsA("vtkRectilinearGrid"):
         count += sum(data.GetDimensions())

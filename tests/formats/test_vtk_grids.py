@@ -153,7 +153,7 @@ def test_an_array_without_a_name_is_told_as_such(name, capsys):
     image.GetPointData().GetArray(0).SetName(name)
     assert volume_of_data_set("a.vtk", image).geometry.name == "sf"
     assert "its array (unnamed) is read, not 'c': --array" in capsys.readouterr().err
-    with pytest.raises(VolumeError, match=r"holds no array 'q', only 'c', \(unnamed\)"):
+    with pytest.raises(VolumeError, match=r"holds no array 'q', only \(unnamed\), 'c'"):
         volume_of_data_set("a.vtk", image, "q")
 
 
