@@ -6,6 +6,7 @@ The field `space` says where x, y, z of the world point. Spaces that are not ana
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 import shlex
@@ -13,7 +14,7 @@ import shlex
 import numpy as np
 
 from cli import console
-from formats.common import LENGTHS_IN_MM, VolumeError, unit_of_length, volume_from_axes
+from formats.common import LENGTHS_IN_MM, VolumeError, of_three_axes, unit_of_length, volume_from_axes
 from formats.slabs import Frame, figures
 from formats.voxels import AT_END, file_beside, mapped, unpacked
 from utils import SIGNS, Volume
@@ -61,14 +62,14 @@ def read_nrrd(path: str) -> Volume:
     try:
         sizes = tuple(int(n) for n in header["sizes"].split())
         dtype = np.dtype(READ_TYPES[header["type"]])
-        steps = _steps(header, len(sizes))
-        origin = _origin(header, steps)
+        places = _places(header, len(sizes))
+        steps, origin = _steps_and_origin(header, *places)
         if header["dimension"] != str(len(sizes)) or min(sizes) < 1:
             raise ValueError(f"dimension {header['dimension']}, sizes {header['sizes']}")
         grid = [axis for axis, step in enumerate(steps) if step is not None]
         kinds = header.get("kinds", "").split()
         times = [axis for axis, kind in enumerate(kinds[: len(sizes)]) if kind == "time" and axis not in grid]
-        time = [[numbers[axis] for numbers in _places(header, len(sizes))] for axis in times]
+        time = [[numbers[axis] for numbers in places] for axis in times]
     except (KeyError, ValueError) as error:
         raise VolumeError(f"{path}: not a readable NRRD header: {error}") from None
     is_spatial = {len(steps[axis]) for axis in grid} | {len(origin)} == {3}
@@ -128,39 +129,35 @@ def _axis_units(header: dict[str, str], grid: list[int], times: list[int]) -> di
     return {key: unit_of_length(text) for key, text in found.items() if text}
 
 
-def _steps(header: dict[str, str], n_axes: int) -> list[np.ndarray | None]:
-    """The vector from voxel to voxel along each axis of space; None for axes of components and of time."""
+def _steps_and_origin(
+    header: dict[str, str], spacings: list[float], starts: list[float]
+) -> tuple[list[np.ndarray | None], np.ndarray]:
+    """The vector from voxel to voxel along each axis, None for one of components or of time; and the first voxel.
+
+    spacings, starts: of `_places`.
+    """
     if "space directions" in header:
         vectors = re.findall(r"none|\([^()]*\)", header["space directions"])
         steps = [None if text == "none" else _vector(header, text) for text in vectors]
         steps = [None if step is None or np.isnan(step).all() else step for step in steps]  # as Teem may write none
+        origin = [0.0]
     else:
-        kinds = header.get("kinds", "").split() or ["domain"] * n_axes
+        kinds = header.get("kinds", "").split() or ["domain"] * len(spacings)
         is_grid = [kind in ("domain", "space", "???", "none") for kind in kinds]
-        places = iter(np.eye(3, dtype=float)[: sum(is_grid)])
-        lengths, _ = _places(header, n_axes)
-        steps = [
-            length * next(places, np.zeros(0)) if is_axis else None
-            for length, is_axis in zip(lengths, is_grid, strict=True)
-        ]
-    if len(steps) != n_axes:
-        raise ValueError(f"{len(steps)} directions of {n_axes} axes")
-    return steps
+        axes = itertools.chain(np.eye(3), itertools.repeat(np.zeros(0)))
+        steps = [spacing * next(axes) if is_axis else None for spacing, is_axis in zip(spacings, is_grid, strict=True)]
+        origin = itertools.compress(starts, is_grid)
+    if len(steps) != len(spacings):
+        raise ValueError(f"{len(steps)} directions of {len(spacings)} axes")
+    if "space origin" in header:
+        return steps, _vector(header, header["space origin"])
+    return steps, np.array(of_three_axes(origin, 0.0))
 
 
 def _vector(header: dict[str, str], text: str) -> np.ndarray:
     """A vector of a header. Those of a plane, as ITK writes them for images, are vectors in space."""
     numbers = [float(number) for number in text.strip("()").split(",")]
     return np.array(numbers + [0.0] * (header.get("space dimension") == "2"))
-
-
-def _origin(header: dict[str, str], steps: list[np.ndarray | None]) -> np.ndarray:
-    """The middle of the first voxel."""
-    if "space origin" in header or "space directions" in header:
-        return _vector(header, header["space origin"]) if "space origin" in header else np.zeros(3)
-    _, starts = _places(header, len(steps))
-    origin = [start for start, step in zip(starts, steps, strict=True) if step is not None][:3]
-    return np.array(origin + [0.0] * (3 - len(origin)))
 
 
 @np.errstate(over="ignore", invalid="ignore")
