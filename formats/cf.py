@@ -74,7 +74,11 @@ def volume_of_variable(
     is_series = "t" in roles and variable.shape[roles["t"]] > 1
     if variable.note:
         console.warn(path, f"{name}: {variable.note}")
-    _warn_of_positions(path, name, variables, coordinates, roles)
+    in_space = [axis for role, axis in roles.items() if role in "xyz"]
+    if unplaced := [axis for axis in in_space if variable.shape[axis] > 1 and variable.dims[axis] not in coordinates]:
+        _warn_of_positions(path, name, variables, unplaced)
+        if not variable.note:
+            _warn_of_steps(path, name, variables, [variable.shape[axis] for axis in in_space])
     used = [roles.get(role) for role in ("txyzc" if is_series else "xyzc")]
     array, fill = array_of(f"{path}: {name}" if name else path, variable, used)
     steps, origin = np.ones(3), np.zeros(3)
@@ -183,14 +187,8 @@ def _role(dim: str, coordinate: Variable | None) -> str | None:
     return NAMES.get(dim.rsplit("/", 1)[-1].lower())
 
 
-def _warn_of_positions(
-    path: str,
-    name: str,
-    variables: Mapping[str, Variable],
-    coordinates: Mapping[str, Variable],
-    roles: Mapping[str, int],
-) -> None:
-    """Say so when axes of space have no coordinate, but other arrays are, or may be, their positions, or an attribute.
+def _warn_of_positions(path: str, name: str, variables: Mapping[str, Variable], axes: Sequence[int]) -> None:
+    """Say so when other arrays are, or may be, the positions along axes of space that have no coordinate.
 
     They are where the attribute coordinates names them (CF, section 5.2), or where they are longitudes and latitudes of
     these axes. They may be where nothing links them: they have one axis of more than one index, without a name, of that
@@ -198,9 +196,7 @@ def _warn_of_positions(
     these axes that has another name.
     """
     variable, listed = variables[name], _listed_coordinates(name, variables[name])
-    axes = [axis for role, axis in roles.items() if role in "xyz" and variable.shape[axis] > 1]
-    axes = [axis for axis in axes if variable.dims[axis] not in coordinates]
-    dims, lengths = {variable.dims[axis] for axis in axes} - {""}, [(variable.shape[axis],) for axis in axes]
+    dims, lengths = {variable.dims[axis] for axis in axes} - {""}, [variable.shape[axis] for axis in axes]
     are_nameless, curved, unlinked, along = not any(variable.dims), [], [], {}
     for key, other in variables.items():
         if key == name or other.dtype.kind not in "iuf":  # records and truth values are no positions
@@ -210,8 +206,8 @@ def _warn_of_positions(
             curved += [key] * (key in listed or (len(other.dims) > 1 and role in ("x", "y")))
             if len(other.dims) == 1 and key not in listed and role in ("x", "y", "z"):
                 along.setdefault(other.dims[0], {})[key] = role
-        is_along = tuple(n for n in other.shape if n > 1) in lengths and (are_nameless or not any(other.dims))
-        unlinked += [key] * (is_along or bool(lengths and "coord" in key.lower() and other.shape == variable.shape))
+        is_along = may_be_along(other, lengths) and (are_nameless or not any(other.dims))
+        unlinked += [key] * (is_along or ("coord" in key.lower() and other.shape == variable.shape))
     for found in along.values():  # longitudes and latitudes along one axis are those of an unstructured mesh
         (curved if {"x", "y"} <= {*found.values()} else unlinked).extend(found)
     if curved:
@@ -221,10 +217,18 @@ def _warn_of_positions(
         what = f"{first_of(unlinked)} may be positions along its axes, but are not linked to these"
         way_out = "h5py's make_scale and attach_scale, or xarray's assign_coords or swap_dims, link them"
         console.warn(path, f"{name}: {what}: spacing 1 is taken: {way_out}")
-    sizes = [variable.shape[axis] for role, axis in roles.items() if role in "xyz"]
-    if axes and not variable.note and (steps := steps_of_no_convention(name, variables, sizes)):
+
+
+def _warn_of_steps(path: str, name: str, variables: Mapping[str, Variable], sizes: Sequence[int]) -> None:
+    """Say so when an attribute or an array may say the spacing. sizes: of the axes of space."""
+    if steps := steps_of_no_convention(name, variables, sizes):
         way_out = "coordinates say it, as h5py's make_scale and attach_scale, or xarray's assign_coords, make them"
         console.warn(path, f"{name}: spacing 1 is taken, not that of {first_of(steps)}: {way_out}")
+
+
+def may_be_along(variable: Variable, lengths: Sequence[int]) -> bool:
+    """Whether an array of numbers has one axis of more than one index, of one of these lengths."""
+    return variable.dtype.kind in "iuf" and [n for n in variable.shape if n > 1] in [[n] for n in lengths]
 
 
 def steps_of_no_convention(name: str, variables: Mapping[str, Variable], sizes: Sequence[int]) -> list[str]:
