@@ -14,6 +14,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -128,26 +129,15 @@ def read_volume(
     missing.
     """
 
-    def read_file(name: str, n_axes: int | None, pattern: str = "") -> Volume:
-        """The volume of one file. n_axes: as `d_in`, of this file. pattern: see `_check`."""
-
-        def read(is_marked: bool) -> Volume:
-            volume = _read(name, n_axes, d_out, array, layout, resample, is_marked)
-            return dataclasses.replace(volume, array=_native(name, volume.array))
-
-        _warn_of_voxels_elsewhere(name)
-        volume = _with_fill(name, read, fill)
-        _check(name, volume, n_axes or volume.geometry.d_in, d_out, pattern)
-        return volume
-
+    asked = _Asked(d_out, array, layout, fill, resample)
     is_list, steps = pvd.is_list(path), series.steps_of(path)
     if not (is_list or series.is_pattern(path)):
-        return read_file(path, d_in)
+        return _read_file(path, d_in, asked)
     if is_list and d_in != 4 and len(steps) == 1:
         name, time = steps[0]
-        volume = read_file(name, d_in or 3, path)
+        volume = _read_file(name, d_in or 3, asked, path)
         return volume if time is None else dataclasses.replace(volume, time=time)
-    volume = series.read_files(path, steps, lambda step: read_file(step, 3, path), 4 if is_list else d_in)
+    volume = series.read_files(path, steps, lambda step: _read_file(step, 3, asked, path), 4 if is_list else d_in)
     if d_in not in (None, volume.geometry.d_in):
         found = "a time series, of 4 axes" if volume.geometry.d_in == 4 else "the slices of a volume, of 3 axes"
         raise VolumeError(
@@ -156,18 +146,31 @@ def read_volume(
     return volume
 
 
-def _with_fill(path: str, read: Callable[[bool], Volume], fill: float | str | None) -> Volume:
-    """The volume with its fill value. read: gives the volume, by `is_marked` of `_read`. fill: see `read_volume`."""
-    volume = read(fill != "none")
-    if fill is None:
-        return volume
+class _Asked(NamedTuple):
+    """What is asked of each file of a volume, see `read_volume`."""
+
+    d_out: int | None
+    array: str | None
+    layout: raw.RawLayout | None
+    fill: float | str | None
+    resample: tuple[int, ...] | None
+
+
+def _read_file(path: str, d_in: int | None, asked: _Asked, pattern: str = "") -> Volume:
+    """The volume of one file, with its fill value. pattern: of the files of which it is one, or ""."""
+    _warn_of_voxels_elsewhere(path)
+    fill = asked.fill
+    volume = _read(path, d_in, asked, is_marked=fill != "none")
     if fill == "none":
-        return dataclasses.replace(volume, fill=None)
-    declared = volume.fill
-    if declared is not None and not np.array_equal(declared, _fill(path, volume.array.dtype, fill), equal_nan=True):
-        console.warn(path, f"declares {declared} as missing: with --fill {fill} it counts as a value")
-        volume = read(False)  # what the declared value has replaced, as what is beyond a valid range, comes back
-    return dataclasses.replace(volume, fill=_fill(path, volume.array.dtype, fill))
+        volume = dataclasses.replace(volume, fill=None)
+    elif fill is not None:
+        declared, given = volume.fill, _fill(path, volume.array.dtype, fill)
+        if declared is not None and not np.array_equal(declared, given, equal_nan=True):
+            console.warn(path, f"declares {declared} as missing: with --fill {fill} it counts as a value")
+            volume = _read(path, d_in, asked, is_marked=False)  # with what is beyond a valid range
+        volume = dataclasses.replace(volume, fill=_fill(path, volume.array.dtype, fill))
+    _check(path, volume, d_in or volume.geometry.d_in, asked.d_out, pattern)
+    return volume
 
 
 def _warn_of_voxels_elsewhere(path: str) -> None:
@@ -179,19 +182,12 @@ def _warn_of_voxels_elsewhere(path: str) -> None:
             console.warn(path, f"its voxels are read from {source}, outside its folder")
 
 
-def _read(
-    path: str,
-    d_in: int | None,
-    d_out: int | None,
-    array: str | None,
-    layout: raw.RawLayout | None,
-    resample: tuple[int, ...] | None,
-    is_marked: bool,
-) -> Volume:
+def _read(path: str, d_in: int | None, asked: _Asked, is_marked: bool) -> Volume:
     """The unchecked volume of a file, with `d_in` axes where the file can have so many. Raises VolumeError.
 
     is_marked: whether what the file declares to be missing gets the fill value.
     """
+    d_out, array, layout, _, resample = asked
     reader = _reader_of(path, layout)
     if layout is not None and reader is not raw.read_raw:
         raise VolumeError(f"{path}: --shape, --dtype and --endian describe headerless files, this one says it itself")
@@ -201,10 +197,10 @@ def _read(
     if array is not None and not (is_of_arrays or reader is read_by_vtk):
         raise VolumeError(f"{path}: --array picks one of several arrays by its name, this file has one without a name")
     if reader is raw.read_npy:
-        return raw.read_npy(path, d_in, d_out)
-    if reader is npz.read_npz:
-        return npz.read_npz(path, array, d_in, d_out)
-    if is_of_arrays:
+        volume = raw.read_npy(path, d_in, d_out)
+    elif reader is npz.read_npz:
+        volume = npz.read_npz(path, array, d_in, d_out)
+    elif is_of_arrays:
         variables, name = reader(path, array)
         with as_volume_error(path, "cannot be read"):
             name = chosen(path, variables, name)
@@ -219,7 +215,9 @@ def _read(
         volume = dicom.read_dicom(path, is_marked)
     else:
         volume = reader(path)
-    return _with_axes(path, volume, d_in or 3, d_out)
+    if reader not in (raw.read_npy, npz.read_npz):  # in which all axes are told apart by d_in and d_out
+        volume = _with_axes(path, volume, d_in or 3, d_out)
+    return dataclasses.replace(volume, array=_native(path, volume.array))
 
 
 def _reader_of(path: str, layout: raw.RawLayout | None) -> Callable:
