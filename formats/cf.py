@@ -151,11 +151,12 @@ def _roles(
             if says_places and variable.shape[roles[role]] > 1:
                 guessed.append((variable.dims[roles[role]].rsplit("/", 1)[-1] or "an axis without a name", role))
     if left := [axis for axis, n in enumerate(variable.shape) if n > 1 and axis not in roles.values()]:
-        raise VolumeError(
-            f"{path}: {name}: expected axes of t, x, y, z and components, found {axes_of(variable)}: write a "
-            f"file with one index of {variable.dims[left[-1]] or 'the others'}, as by ncks -d or xarray's isel; an "
-            "axis of components has to be called component, as by xarray's rename"
+        what = f"expected axes of t, x, y, z and components, found {axes_of(variable)}"
+        one = (
+            f"write a file with one index of {variable.dims[left[-1]] or 'the others'}, as by ncks -d or xarray's isel"
         )
+        components = "an axis of components has to be called component, as by xarray's rename"
+        raise VolumeError(f"{path}: {name}: {what}: {one}; {components}")
     for dim, role in guessed:
         way_out = "if it is no place and no time, as of an ensemble, write a file with one index of it, as by isel"
         console.warn(path, f"{name}: {dim} is taken for {role}, though nothing says so: {way_out}")
@@ -311,23 +312,19 @@ def _steps(path: str, dim: str, coordinate: Variable) -> tuple[float, float]:
     step = min(float(f"{step:.6g}"), step, key=lambda step: off(step) > precision)  # 0.1 rather than 0.09999999
     if step and off(step) <= UNEVEN * abs(step) + precision:
         return float(step), float(whole[0])
-    name, shown = dim.rsplit("/", 1)[-1], _shortened(found)
+    expected, shown, name = "equal steps", _shortened(found), dim.rsplit("/", 1)[-1]
     if turns.any():
         k = int(np.flatnonzero(turns)[0])
-        raise VolumeError(
-            f"{path}: expected equal steps along {dim}, found a jump from {found[k]:g} to {found[k + 1]:g}: put the "
-            f"longitudes in order first, as by xarray's a.assign_coords({name}=numpy.unwrap(a.{name}, "
-            f"period=360)).sortby('{name}')"
-        )
-    if not is_monotonic:
-        raise VolumeError(
-            f"{path}: expected positions in rising or falling order along {dim}, found {shown}: sort them first, as by "
-            f"xarray's sortby('{name}'), or leave them out, as by drop_vars('{name}')"
-        )
-    raise VolumeError(
-        f"{path}: expected equal steps along {dim}, found {shown}: interpolate it first, as by xarray's "
-        f"interp({name}=numpy.linspace({found.min():g}, {found.max():g}, {len(found)}))"
-    )
+        shown = f"a jump from {found[k]:g} to {found[k + 1]:g}"
+        order = f"a.assign_coords({name}=numpy.unwrap(a.{name}, period=360)).sortby('{name}')"
+        way_out = f"put the longitudes in order first, as by xarray's {order}"
+    elif is_monotonic:
+        even = f"interp({name}=numpy.linspace({found.min():g}, {found.max():g}, {len(found)}))"
+        way_out = f"interpolate it first, as by xarray's {even}"
+    else:
+        expected = "positions in rising or falling order"
+        way_out = f"sort them first, as by xarray's sortby('{name}'), or leave them out, as by drop_vars('{name}')"
+    raise VolumeError(f"{path}: expected {expected} along {dim}, found {shown}: {way_out}")
 
 
 def _is_longitude(dim: str, coordinate: Variable) -> bool:

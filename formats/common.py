@@ -83,10 +83,9 @@ def volume_from_axes(
     if space:
         geometry = dataclasses.replace(geometry.with_signs(SIGNS[space]), space="LPS")
     if not geometry.is_orthonormal:
-        way_out = (
-            "resample it first: dcm2niix does so for a tilted gantry, nibabel.processing.resample_to_output for NIfTI"
-        )
-        raise VolumeError(f"{path}: expected axes at right angles, found {direction.T.tolist()}: {way_out}")
+        way_out = "dcm2niix does so for a tilted gantry, nibabel.processing.resample_to_output for NIfTI"
+        what = f"expected axes at right angles, found {direction.T.tolist()}"
+        raise VolumeError(f"{path}: {what}: resample it first: {way_out}")
     return Volume(array, geometry)
 
 

@@ -227,9 +227,8 @@ def _reason_against(item: Any) -> str | None:
             what = label.decode("utf-8", "replace") or "unknown"
             return f"its filter {code} ({what}) is a plugin, which is not run: h5repack -f GZIP=4 writes it anew"
     if item.size and not item.id.get_storage_size():
-        return (
-            f"expected {math.prod(item.shape)} values, found none: it was never written: run what makes the file again"
-        )
+        what = f"expected {math.prod(item.shape)} values, found none"
+        return f"{what}: it was never written: run what makes the file again"
     if item.size and (n_bytes := item.id.get_storage_size()) * MAX_EXPANSION < item.nbytes:
         return f"{n_bytes} bytes are too few for {math.prod(item.shape)} values"
     return None

@@ -13,18 +13,10 @@ from formats.slabs import Frame, figures
 from formats.voxels import file_beside, mapped, unpacked
 from utils import Volume
 
-TYPES = {
-    "MET_CHAR": "int8",
-    "MET_SHORT": "int16",
-    "MET_INT": "int32",
-    "MET_LONG_LONG": "int64",  # MET_LONG is of 32 bits in ITK and of 64 in VTK, and so is refused
-    "MET_UCHAR": "uint8",
-    "MET_USHORT": "uint16",
-    "MET_UINT": "uint32",
-    "MET_ULONG_LONG": "uint64",
-    "MET_FLOAT": "float32",
-    "MET_DOUBLE": "float64",
-}
+# MET_LONG is of 32 bits in ITK and of 64 in VTK, and so is refused.
+TYPES = {"MET_CHAR": "int8", "MET_SHORT": "int16", "MET_INT": "int32", "MET_LONG_LONG": "int64"}
+TYPES |= {"MET_UCHAR": "uint8", "MET_USHORT": "uint16", "MET_UINT": "uint32", "MET_ULONG_LONG": "uint64"}
+TYPES |= {"MET_FLOAT": "float32", "MET_DOUBLE": "float64"}
 TYPE_NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 

@@ -34,18 +34,8 @@ MOST_OFF = 0.1  # voxels by which a float32 origin may be off
 NO_EXTENSION = bytes(4)  # between the header and the voxels
 GZIP = b"\x1f\x8b"  # the first bytes of a packed file, whatever its name says: downloads are often unpacked on the way
 VECTOR_INTENT = 1007  # intent code: the fifth axis has vector components
-TYPES = {
-    2: "uint8",
-    4: "int16",
-    8: "int32",
-    16: "float32",
-    64: "float64",
-    256: "int8",
-    512: "uint16",
-    768: "uint32",
-    1024: "int64",
-    1280: "uint64",
-}
+TYPES = {2: "uint8", 4: "int16", 8: "int32", 16: "float32", 64: "float64"}
+TYPES |= {256: "int8", 512: "uint16", 768: "uint32", 1024: "int64", 1280: "uint64"}
 TYPE_CODES = {dtype: code for code, dtype in TYPES.items()}
 COLOURS = {128: 3, 2304: 4}  # bytes of a voxel, by the code of its type
 COMPLEX_TYPES = (32, 1792, 2048)
@@ -214,11 +204,8 @@ def nifti_header(path: str, frame: Frame) -> bytes:
     is_held = is_held and abs(float(header["toffset"]) - start) <= UNEVEN * step
     off = direction.T @ (header["qoffset"] - np.array(place.origin)) if is_held else np.inf  # along the axes
     if not (np.abs(off) <= MOST_OFF * np.array(place.spacing)).all():
-        raise VolumeError(
-            f"{path}: spacing and origin are float32 in NIfTI, found {place.spacing}, {frame.geometry.origin}"
-            + f", in time {step}, {start}" * is_series
-            + ": .nc keeps them"
-        )
+        found = f"{place.spacing}, {frame.geometry.origin}" + f", in time {step}, {start}" * is_series
+        raise VolumeError(f"{path}: spacing and origin are float32 in NIfTI, found {found}: .nc keeps them")
     return header.tobytes() + NO_EXTENSION
 
 

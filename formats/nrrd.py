@@ -78,10 +78,9 @@ def read_nrrd(path: str) -> Volume:
         way_out = ": a field like kinds: domain domain domain time (or vector) says it" if not kinds else ""
         if kinds and len(grid) > 3:  # as ITK writes four axes
             way_out = f": SimpleITK.WriteImage(SimpleITK.ReadImage({path!r}), 'series.nii') writes a time series"
-        raise VolumeError(
-            f"{path}: expected up to three axes in space, one of time and one of components, as its kinds or space "
-            f"directions say, found sizes {header['sizes']}, kinds {' '.join(kinds) or 'not given'}{way_out}"
-        )
+        what = "expected up to three axes in space, one of time and one of components, as its kinds or space directions"
+        found = f"sizes {header['sizes']}, kinds {' '.join(kinds) or 'not given'}"
+        raise VolumeError(f"{path}: {what} say, found {found}{way_out}")
     array = _data(path, header, offset, dtype, sizes).transpose(*times, *grid, *components)
     lengths = [sizes[axis] for axis in (*times, *grid)] + [1] * (3 - len(grid))
     array = array.reshape(*lengths, sizes[components[0]] if components else 1)
@@ -112,11 +111,8 @@ def _warn_of_vectors(path: str, header: dict[str, str], space: str, kind: str, n
     if may_be_vectors and directions not in ("", "LPS"):
         world = "LPS" if space else "its world"
         way_out = "turn them" if is_turned or n_components != 3 else f"turn them, as by NumPy's array * {SIGNS[space]}"
-        console.warn(
-            path,
-            f"the components of its vectors stay in {directions}, positions and gradients are in {world}: "
-            f"{way_out}, if directions matter",
-        )
+        what = f"the components of its vectors stay in {directions}, positions and gradients are in {world}"
+        console.warn(path, f"{what}: {way_out}, if directions matter")
 
 
 def _axis_units(header: dict[str, str], grid: list[int], times: list[int]) -> dict[str, str]:

@@ -56,10 +56,8 @@ def volume_of_array(
 def check_last_axis(source: str, shape: tuple[int, ...], d_in: int | None, d_out: int | None) -> None:
     """Raise VolumeError for four axes of which the last may be z or components, if d_in and d_out are None."""
     if d_in is d_out is None and len(shape) == 4 and shape[3] in LIKE_COMPONENTS:
-        raise VolumeError(
-            f"{source}: expected --d_in 4 (a time series) or --d_out {shape[3]} (components): four axes of shape "
-            f"{shape} may be either"
-        )
+        what = f"expected --d_in 4 (a time series) or --d_out {shape[3]} (components)"
+        raise VolumeError(f"{source}: {what}: four axes of shape {shape} may be either")
 
 
 @dataclasses.dataclass(frozen=True)

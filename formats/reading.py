@@ -139,10 +139,9 @@ def read_volume(
         return volume if time is None else dataclasses.replace(volume, time=time)
     volume = series.read_files(path, steps, lambda step: _read_file(step, 3, asked, path), 4 if is_list else d_in)
     if d_in not in (None, volume.geometry.d_in):
-        found = "a time series, of 4 axes" if volume.geometry.d_in == 4 else "the slices of a volume, of 3 axes"
-        raise VolumeError(
-            f"{path}: several files are {found}: expected --d_in {volume.geometry.d_in}, found --d_in {d_in}"
-        )
+        expected = volume.geometry.d_in
+        found = "a time series, of 4 axes" if expected == 4 else "the slices of a volume, of 3 axes"
+        raise VolumeError(f"{path}: several files are {found}: expected --d_in {expected}, found --d_in {d_in}")
     return volume
 
 
@@ -267,10 +266,8 @@ def _reason_against(path: str, start: bytes) -> str:
     if start.startswith(PACKED):
         return "expected a volume, found a packed file: unpack it first, as by gunzip or unzip"
     suffixes = " ".join([*READERS, *READERS_OF_ARRAYS])
-    return (
-        f"expected a volume (.npy {suffixes}, a folder of DICOM or Zarr files, or a headerless file with "
-        f"--shape and --dtype or a name like a_256x256x128_uint8.raw), found {start!r}..."
-    )
+    raw_file = "a headerless file with --shape and --dtype or a name like a_256x256x128_uint8.raw"
+    return f"expected a volume (.npy {suffixes}, a folder of DICOM or Zarr files, or {raw_file}), found {start!r}..."
 
 
 def _reason_against_folder(folder: str) -> str:
@@ -381,10 +378,8 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None, pattern: str
         found = f" of {array.shape[-1]} components" if array.ndim > volume.geometry.d_in else ""
         if found and READERS.get(suffix_of(path)) is nrrd.read_nrrd:
             found += ": a list axis is taken for components, only one of kind time for time"
-        raise VolumeError(
-            f"{path}: expected a time series (a pattern of files, a .pvd, or four axes in a file), found a single "
-            f"volume{found}"
-        )
+        expected = "a time series (a pattern of files, a .pvd, or four axes in a file)"
+        raise VolumeError(f"{path}: expected {expected}, found a single volume{found}")
     if volume.geometry.d_in > d_in:
         way_out = _how_to_join(path, pattern) if pattern else ""
         raise VolumeError(f"{path}: expected {d_in} axes, found a time series of {len(array)} steps{way_out}")
@@ -419,19 +414,15 @@ def _check(path: str, volume: Volume, d_in: int, d_out: int | None, pattern: str
     with np.errstate(over="ignore"):
         if not np.isfinite(float(high.max()) - float(low.min())):
             what = f"the range of its values, {low.min()} to {high.max()}, overflows float64"
-            raise VolumeError(
-                f"{path}: {what}: if they mark missing voxels, train.py --fill VALUE takes one as missing"
-            )
+            way_out = "if they mark missing voxels, train.py --fill VALUE takes one as missing"
+            raise VolumeError(f"{path}: {what}: {way_out}")
 
 
 def _how_to_stack(pattern: str, d_out: int) -> str:
     """A text: how to make a volume of files of two axes, which a pattern names."""
-    steps = f"formats.series.steps_of({pattern!r})"
-    more = f", then --d_out {d_out}" if d_out > 1 else ""
-    return (
-        ": slices, which have to be stacked into one file first, as by numpy.save('stack.npy', "
-        f"numpy.stack([numpy.load(path) for path, _ in {steps}], axis=2)){more}"
-    )
+    slices = f"[numpy.load(path) for path, _ in formats.series.steps_of({pattern!r})]"
+    how = f"numpy.save('stack.npy', numpy.stack({slices}, axis=2))" + f", then --d_out {d_out}" * (d_out > 1)
+    return f": slices, which have to be stacked into one file first, as by {how}"
 
 
 def _how_to_join(path: str, pattern: str) -> str:

@@ -198,11 +198,8 @@ def _from_one_moment(
         return dataclasses.replace(first, geometry=geometry), found[0]
     other = next(k for k, found in enumerate(said) if found != said[0])
     named = [f"{' '.join(said[k].values()) or 'no units'!r} in {paths[k]}" for k in (0, other)]
-    console.warn(
-        pattern,
-        f"its files count time from different moments, {named[0]} and {named[1]}, which cannot be compared: the steps "
-        "are in the order of the file names, at times 0, 1, 2, ...",
-    )
+    what = f"its files count time from different moments, {named[0]} and {named[1]}, which cannot be compared"
+    console.warn(pattern, f"{what}: the steps are in the order of the file names, at times 0, 1, 2, ...")
     return first, [None]
 
 

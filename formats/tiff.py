@@ -96,10 +96,8 @@ def _roles(path: str, axes: str, shape: tuple[int, ...]) -> list[str]:
     if len({*roles}) < len(roles) or not {"x", "y"} <= {*roles} <= {*"txyzc"}:
         raise VolumeError(f"{what}: tifffile.imwrite(..., metadata={{'axes': 'ZYX'}}) names them")
     if "C" in axes and not {"z", "t"} & {*roles}:
-        raise VolumeError(
-            f"{what}: if the channels are slices, ImageJ's Image > Properties, or tifffile.imwrite(..., "
-            "metadata={'axes': 'ZYX'}), says so"
-        )
+        said_by = "ImageJ's Image > Properties, or tifffile.imwrite(..., metadata={'axes': 'ZYX'})"
+        raise VolumeError(f"{what}: if the channels are slices, {said_by}, says so")
     return roles
 
 
@@ -132,9 +130,8 @@ def _check_pages(path: str, pages: list, metadata: dict) -> None:
     for page in pages:
         if page.photometric not in (BLACK_IS_ZERO, RGB):
             way_out = "ImageJ's Image > Type, or tifffile.imwrite(..., photometric='minisblack'), makes it one"
-            raise VolumeError(
-                f"{path}: expected grey, where zero is black, or RGB, found {page.photometric.name}: {way_out}"
-            )
+            what = f"expected grey, where zero is black, or RGB, found {page.photometric.name}"
+            raise VolumeError(f"{path}: {what}: {way_out}")
         pieces = list(zip(page.dataoffsets, page.databytecounts, strict=True))
         n_needed = page.size * page.bitspersample // 8
         is_short = page.compression == UNCOMPRESSED and sum(length for _, length in pieces) < n_needed
