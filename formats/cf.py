@@ -42,9 +42,8 @@ UNITS = (
 NAMES = {
     **dict.fromkeys(("x", "lon", "longitude", "nx", "west_east", "west_east_stag"), "x"),
     **dict.fromkeys(("y", "lat", "latitude", "ny", "south_north", "south_north_stag"), "y"),
-    **dict.fromkeys(
-        ("z", "lev", "level", "plev", "depth", "height", "altitude", "nz", "bottom_top", "bottom_top_stag"), "z"
-    ),
+    **dict.fromkeys(("z", "lev", "level", "plev", "depth", "height", "altitude"), "z"),
+    **dict.fromkeys(("nz", "bottom_top", "bottom_top_stag"), "z"),
     **dict.fromkeys(("t", "time"), "t"),
     **dict.fromkeys(("c", "channel", "component"), "c"),
 }
@@ -111,12 +110,7 @@ def volume_of_variable(
 
 
 def _roles(
-    path: str,
-    name: str,
-    variable: Variable,
-    coordinates: Mapping[str, Variable],
-    d_in: int | None,
-    d_out: int | None,
+    path: str, name: str, variable: Variable, coordinates: Mapping[str, Variable], d_in: int | None, d_out: int | None
 ) -> dict[str, int]:
     """The axis of the file for each of t, x, y, z and c (components) that there is. Raises VolumeError.
 
@@ -152,11 +146,9 @@ def _roles(
                 guessed.append((variable.dims[roles[role]].rsplit("/", 1)[-1] or "an axis without a name", role))
     if left := [axis for axis, n in enumerate(variable.shape) if n > 1 and axis not in roles.values()]:
         what = f"expected axes of t, x, y, z and components, found {axes_of(variable)}"
-        one = (
-            f"write a file with one index of {variable.dims[left[-1]] or 'the others'}, as by ncks -d or xarray's isel"
-        )
+        one = f"a file with one index of {variable.dims[left[-1]] or 'the others'}, as by ncks -d or xarray's isel"
         components = "an axis of components has to be called component, as by xarray's rename"
-        raise VolumeError(f"{path}: {name}: {what}: {one}; {components}")
+        raise VolumeError(f"{path}: {name}: {what}: write {one}; {components}")
     for dim, role in guessed:
         way_out = "if it is no place and no time, as of an ensemble, write a file with one index of it, as by isel"
         console.warn(path, f"{name}: {dim} is taken for {role}, though nothing says so: {way_out}")
@@ -233,7 +225,7 @@ def may_be_along(variable: Variable, lengths: Sequence[int]) -> bool:
 
 
 def steps_of_no_convention(name: str, variables: Mapping[str, Variable], sizes: Sequence[int]) -> list[str]:
-    """The attributes of a variable, and the arrays that `may_be_steps`, that may say another spacing than 1.
+    """The attributes of a variable, and the arrays that `_may_be_steps`, that may say another spacing than 1.
 
     They do in any form but text and truth. 0 and numbers of voxels say none. sizes: of the axes of space.
     """
@@ -241,11 +233,11 @@ def steps_of_no_convention(name: str, variables: Mapping[str, Variable], sizes: 
     said = {key: variable.numbers(key) for key in variable.attributes if SPACING.search(key.lower())}
     is_word = {key: variable.text(key) or isinstance(variable.attributes[key], bool | np.bool_) for key in said}
     said = {key: numbers for key, numbers in said.items() if not is_word[key]}
-    said |= {key: np.ravel(other.source[...]).tolist() for key, other in variables.items() if may_be_steps(key, other)}
+    said |= {key: np.ravel(other.source[...]).tolist() for key, other in variables.items() if _may_be_steps(key, other)}
     return [key for key, numbers in said.items() if {*numbers} not in ({0}, {1}, {*sizes}, {*variable.shape})]
 
 
-def may_be_steps(key: str, variable: Variable) -> bool:
+def _may_be_steps(key: str, variable: Variable) -> bool:
     """Whether an array has the name of steps, and one or three numbers."""
     is_short = math.prod(variable.shape) in (1, 3) and variable.dtype.kind in "iuf" and not variable.refusal
     return is_short and bool(SPACING.search(key.rsplit("/", 1)[-1].lower()))

@@ -18,15 +18,7 @@ import numpy as np
 
 from cli import console
 from cli.files import read_bytes
-from formats.common import (
-    VolumeError,
-    as_volume_error,
-    import_package,
-    narrowed,
-    rescaled,
-    suffix_of,
-    volume_from_axes,
-)
+from formats.common import VolumeError, as_volume_error, import_package, narrowed, rescaled, suffix_of, volume_from_axes
 from utils import Volume, quoted
 
 MAX_SLICE_DIFFERENCE = 1e-4  # most that voxel steps may differ between two slices, in mm

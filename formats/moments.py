@@ -35,7 +35,8 @@ def from_one_moment(times: Sequence[float], attributes: Sequence[Mapping[str, st
     attributes: units and calendar of each time, as `Geometry.attributes_of` has them. They are unknown for months and
     years, which have no fixed length, for other time zones than UTC, and for different or rare calendars.
     """
-    calendar, *others = {_calendar(said) for said in attributes}
+    names = {said.get("calendar", "").lower() for said in attributes}
+    calendar, *others = {"standard" if name in GREGORIAN else name for name in names}
     known = [_unit_and_moment(said.get("units", "").strip().lower(), calendar) for said in attributes]
     if None in known or others or not all(map(math.isfinite, times)):
         return None
@@ -45,11 +46,6 @@ def from_one_moment(times: Sequence[float], attributes: Sequence[Mapping[str, st
         (Fraction(time) * size + moment - start) / unit for time, (size, moment) in zip(times, known, strict=True)
     ]
     return None if max(map(abs, counted)) > MOST else (list(map(float, counted)), attributes[first]["units"])
-
-
-def _calendar(attributes: Mapping[str, str]) -> str:
-    name = attributes.get("calendar", "").lower()
-    return "standard" if name in GREGORIAN else name
 
 
 def _unit_and_moment(units: str, calendar: str) -> tuple[Fraction, Fraction] | None:

@@ -62,7 +62,9 @@ def decoding(
     kept = np.dtype(np.float64) if kept.itemsize > 8 else kept  # long double
     kind = {"true": "u", "false": "i"}.get(variable.text("_Unsigned").lower(), kept.kind)  # a format may lack one
     kept = np.dtype(f"{kind}{kept.itemsize}") if kept.kind in "iu" else kept
-    marks = [mark for name in ("_FillValue", "missing_value") for mark in _marks(variable, name, kept)]
+    declared = [number for name in ("_FillValue", "missing_value") for number in variable.numbers(name)]
+    marks = [in_type(_stored(number, variable, kept), kept) for number in declared]
+    marks = [mark for mark in marks if mark is not None]  # None: the type has no such value
     marks = [mark for k, mark in enumerate(marks) if not any(equal_to(mark, other) for other in marks[:k])]
     packing = [variable.numbers(name) for name in ("scale_factor", "add_offset")]
     if any(len(numbers) > 1 for numbers in packing):
@@ -133,9 +135,3 @@ def _stored(number: float, variable: Variable, dtype: np.dtype) -> float:
     if dtype.kind == "u":
         return number + span if -span // 2 <= number < 0 else number
     return number - span if variable.dtype.kind == "u" and span // 2 <= number < span else number
-
-
-def _marks(variable: Variable, name: str, dtype: np.dtype) -> list[np.generic]:
-    """The values that an attribute declares missing, as far as the dtype has them."""
-    found = [in_type(_stored(number, variable, dtype), dtype) for number in variable.numbers(name)]
-    return [mark for mark in found if mark is not None]

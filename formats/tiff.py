@@ -199,9 +199,8 @@ def _own_description(ome: str) -> dict[str, Any]:
         found = json.loads(html.unescape(re.search(r"<Description>([^<]*)</Description>", ome)[1]))
         place = {key: tuple(map(float, found[key])) for key in ("origin", "direction")}
         names = {key: str(found[key]) for key in ("name", "units") if found[key]}
-        is_whole = [len(place[key]) for key in place] == [3, 9] and np.isfinite(
-            [*place["origin"], *place["direction"]]
-        ).all()
+        numbers = [*place["origin"], *place["direction"]]
+        is_whole = (len(place["origin"]), len(numbers)) == (3, 12) and np.isfinite(numbers).all()
         return {**place, **names, "space": "LPS" if found["space"] == "LPS" else ""} if is_whole else {}
     except (TypeError, KeyError, ValueError):
         return {}
