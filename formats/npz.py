@@ -36,8 +36,8 @@ def read_npz(path: str, name: str | None, d_in: int | None, d_out: int | None) -
         key = chosen(path, variables, name)
         array = variables[key].source[...]
         steps = steps_of_no_convention(key, variables, array.shape)
-    is_told = {other: may_be_along(found, array.shape) or other in steps for other, found in variables.items()}
-    if found := [other for other, is_one in is_told.items() if is_one and other != key]:
+    others = [(other, variable) for other, variable in variables.items() if other != key]
+    if found := [other for other, variable in others if other in steps or may_be_along(variable, array.shape)]:
         way_out = "xarray's DataArray(array, {'x': x, 'y': y, 'z': z}).to_netcdf('a.nc') keeps them"
         console.warn(path, f"{key}: {first_of(found)} may be positions or steps: spacing 1 is taken: {way_out}")
     return volume_of_array(path, array, d_in, d_out, key)
