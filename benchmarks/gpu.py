@@ -43,6 +43,7 @@ MEASURED_STEPS = 100
 LONGEST_KERNELS = 12  # rows of them, the first one for all
 TESTS = ("tests/training/test_step.py", "tests/training/test_stacked_fit.py", "tests/test_cuda.py")
 TRAINED = ["volume", "ratio", "dB", "s of training", "s of the process"]
+ROUNDED = ["volume", "dB", "bytes", "s, net_compress.py --volume", "s, net_decompress.py", "s of its process"]
 STACKED_LAYERS, STACKED_SIDE = 5, 32  # of the networks of a stack, and of their bricks, voxels
 STACKS = [(48, 2048), (18, 1024), (48, 1024), (18, 2048)]  # width, samples a step of each network
 BRICK, BRICKS_RATIO = 128, 200  # about the side of the bricks of a field, voxels, and the ratio
@@ -104,9 +105,14 @@ def rounded_and_decoded(volume: Path, folder: Path, cuda: Sequence[str]) -> list
     return [volume.stem, found["psnr"], found["bytes"], f"{seconds:.1f}", decoded["seconds"], f"{process:.1f}"]
 
 
+def field_path(side: int, folder: Path) -> Path:
+    """Where the random field of side^3 voxels is."""
+    return folder / f"field_{side}.npy"
+
+
 def trained_in_bricks(side: int, folder: Path, cuda: Sequence[str]) -> list[object]:
     """A row, as of `trained`, of a random field of side^3 voxels in bricks, all of which train in stacks."""
-    path, count = folder / f"field_{side}.npy", max(round(side / BRICK), 2)
+    path, count = field_path(side, folder), max(round(side / BRICK), 2)
     np.save(path, random_field(side))
     return trained(path, folder, cuda, BRICKS_RATIO, "--bricks", ",".join([str(count)] * 3))
 
@@ -311,15 +317,16 @@ def main(argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         report.table("train.py", TRAINED, [lambda v=v: trained(v, folder, cuda) for v in opt.volumes])
-        head = ["volume", "dB", "bytes", "s, net_compress.py --volume", "s, net_decompress.py", "s of its process"]
         rows = [lambda v=v: rounded_and_decoded(v, folder, cuda) for v in opt.volumes]
-        report.table("Rounding, decoding", head, rows)
+        report.table("Rounding, decoding", ROUNDED, rows)
         report.table("Tests marked gpu", ["result"], [lambda: tests_row(report)] if not opt.cpu else [])
         rows = [lambda: parts_row(opt.batches[0], device, opt.side)] if not opt.cpu else []
         report.table("What a step has", ["kernels", "float16", "graph"], rows)
         report_steps(report, opt, device)
         rows = [lambda n=n: trained_in_bricks(n, folder, cuda) for n in opt.fields]
         report.table("train.py, in bricks", TRAINED, rows)
+        rows = [lambda n=n: rounded_and_decoded(field_path(n, folder), folder, cuda) for n in opt.fields]
+        report.table("Rounding, decoding, in bricks", ROUNDED, rows)
         rows = [lambda v=v: trained(v, folder, cuda, 50.0, "--max_seconds", 1) for v in opt.volumes]
         report.table("train.py --max_seconds 1", TRAINED, rows)
         width, batch = opt.widths[0], opt.batches[0]

@@ -18,10 +18,12 @@ from quantising.policy import RoundingOptions, coarsest_exact, error_to_add
 from siren import SirenConfig, net_of
 from training.cutting import count_held, missing_in, passes_for, passes_over
 from training.recipe import error_of, psnr_of
+from training.step import kernels_for
 from training.survey import brick_volume, error_factor, ready_to_cut, survey
 from training.workers import Report, Workers, most_work_first
 from utils import Geometry, Volume, VolumeHeader, find_missing, shape_of
 
+GPU_PROCESS_BYTES = 4 << 30  # memory of a GPU for each process that rounds on it
 PASSES = 0.25  # over each brick while it is rounded / while it is trained, by default: more gain 0.2 dB at most
 Rounded = list[tuple[SirenConfig, list[QuantisedLayer]]]  # the settings and the layers of each brick that has a network
 
@@ -40,7 +42,7 @@ class BricksRounding:
     ):
         self.options, self.bricks, self.header, self.volume = options, bricks, header, volume
         self.device, self.progress = device, progress
-        self.workers = Workers(options.n_threads if device.type == "cpu" else 1)
+        self.workers = Workers(most_processes(options.n_threads, device))
         self.boxes = brick_boxes(header.shape, bricks.cut.counts, bricks.cut.mirrors)
         self.n_held = count_held(header, bricks.cut.mirrors)
         self.configs = {k: network.config for k, network in enumerate(bricks.networks) if network}
@@ -51,6 +53,8 @@ class BricksRounding:
         psnr: of the whole field, in dB; NaN if unknown. is_exact: whether the whole field decodes every integer of its
         volume exactly.
         """
+        if self.volume:
+            kernels_for(self.device)  # here first: compiled once, and one warning if that is impossible
         with self.workers:
             exact = is_exact and self.options.bits is None and self._exactly()
             return exact or self._all(psnr, self.volume and ready_to_cut(self.volume))
@@ -119,6 +123,17 @@ class BricksRounding:
             own["n_passes"] = passes_over(options.n_passes, header.n_present, header.n_voxels)
         options = dataclasses.replace(options, **own)
         return options, self.bricks.networks[k], header, brick, self.device
+
+
+def most_processes(n_threads: int, device: torch.device) -> int:
+    """The most processes that round bricks at a time: one a core, on a GPU within GPU_PROCESS_BYTES.
+
+    Most of the rounding is the search for integers, on the CPU, so one process would leave a GPU idle.
+    """
+    if device.type != "cuda":
+        return n_threads
+    total = torch.cuda.get_device_properties(device).total_memory
+    return max(min(n_threads, total // GPU_PROCESS_BYTES), 1)
 
 
 def _round_brick(

@@ -6,6 +6,7 @@ A launch takes the host some 5 us, and a step of a small network takes the GPU l
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import sys
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from cli import console
 
 @functools.cache  # once, not for each fit of a run
 def _warn(line: str) -> None:
-    console.warn(os.path.basename(sys.argv[0]), line)
+    if multiprocessing.parent_process() is None:  # once, not for each of the `Workers`
+        console.warn(os.path.basename(sys.argv[0]), line)
 
 
 def warn_of_lacking(what: str, error: Exception) -> None:

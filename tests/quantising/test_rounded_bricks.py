@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from field.blob import decode_field, encode_blob
 from field.neural_field import NeuralField
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions
-from quantising.rounded_bricks import BricksRounding
+from quantising.rounded_bricks import BricksRounding, most_processes
 
 SHAPE, COUNTS = (9, 7, 5), (2, 2, 1)
 
@@ -51,3 +53,11 @@ def test_one_line_tells_how_many_bricks_are_rounded_again(bricks, monkeypatch, c
     monkeypatch.setattr(NetworkRounding, "layers", told)
     decoded(make_header(SHAPE), bricks, False, Progress("rounding"))
     assert capsys.readouterr().err.count("in 2 of 3 bricks: again") == 1
+
+
+@pytest.mark.parametrize(("gigabytes", "n_threads", "expected"), [(140, 16, 16), (24, 16, 6), (2, 16, 1), (24, 2, 2)])
+def test_processes_that_round_on_a_gpu_fit_into_its_memory(gigabytes, n_threads, expected, monkeypatch):
+    properties = SimpleNamespace(total_memory=gigabytes << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert most_processes(n_threads, torch.device("cuda", 0)) == expected
+    assert most_processes(n_threads, torch.device("cpu")) == n_threads
