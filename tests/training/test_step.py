@@ -184,7 +184,7 @@ def test_the_gradient_by_the_kernels_is_that_of_the_reference(fields, products, 
         assert (p.grad.double() - expected).norm() <= TOLERANCE[products] * expected.norm()
 
 
-def test_the_kernels_that_a_fit_begins_with_are_checked():
+def test_the_kernels_that_a_fit_takes_are_checked():
     """And so compiled before its first step: each type of arguments, and each setting, has a kernel of its own."""
     net = field_net(n_neurons=18, n_layers=3)
     gradient = PaddedGradient(TrainedWeights(net, "muon", 0, TILE), is_clipped=True)
@@ -204,11 +204,12 @@ def test_the_kernels_that_a_fit_begins_with_are_checked():
         work(SimpleNamespace(**{name: recorded(name) for name in ("sines", "slopes", "loss")}))
         return found
 
-    def first_step(kernels: SimpleNamespace) -> None:
+    def steps(kernels: SimpleNamespace) -> None:
         gradient.kernels = kernels
         gradient(*samples(net), torch.float16)
+        gradient(*samples(net))
 
-    assert kinds(first_step) == kinds(lambda kernels: check_kernels(kernels, torch.device("cpu")))
+    assert kinds(steps) == kinds(lambda kernels: check_kernels(kernels, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("name", ["sines", "slopes", "loss"])
