@@ -7,6 +7,7 @@ Sources: zarr-specs.readthedocs.io, ngff.openmicroscopy.org (0.1 to 0.5).
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import math
 import os
@@ -27,6 +28,7 @@ from utils import Volume, quoted
 
 CHUNK = {"t": 1, "z": 16, "y": 128, "x": 128}  # voxels of a chunk that is written: 1 MiB of float32
 MAX_METADATA_BYTES = 1 << 26
+BLOSC_HEADER = 16  # bytes; the last four say the length of the chunk
 # None of them makes objects: the codec pickle would run what it finds.
 CODECS = {"bytes", "endian", "transpose", "sharding_indexed", "crc32c", "gzip", "zstd", "blosc", "zlib", "bz2", "lzma"}
 CODECS |= {"lz4", "delta", "shuffle", "fixedscaleoffset", "quantize", "bitround", "packbits", "astype"}
@@ -57,6 +59,7 @@ def read_zarr(path: str, name: str | None) -> tuple[dict[str, Variable], str | N
     Raises VolumeError.
     """
     zarr, path = import_package("zarr", "zarr", path), os.path.normpath(path)  # a shell completes it with a slash
+    _make_blosc_safe()
     sizes: dict[str, int] = {}  # bytes of the files of each folder, with those of the folders in it
     for file in files_of(path):
         folder = os.path.dirname(file)
@@ -80,6 +83,23 @@ def read_zarr(path: str, name: str | None) -> tuple[dict[str, Variable], str | N
             if key == "" and name is None:
                 name = levels[0]
         return variables, name
+
+
+@functools.cache
+def _make_blosc_safe() -> None:
+    """Have the length of each chunk of Blosc checked: Blosc trusts it, and would read memory beyond the chunk."""
+    import numcodecs
+    import zarr.codecs.blosc
+
+    class Blosc(numcodecs.Blosc):
+        def decode(self, buf, out=None):
+            chunk = memoryview(buf).cast("B")
+            if len(chunk) < BLOSC_HEADER or int.from_bytes(chunk[12:BLOSC_HEADER], "little") > len(chunk):
+                raise ValueError("expected a whole chunk of Blosc, found a part of one")
+            return super().decode(buf, out)
+
+    numcodecs.register_codec(Blosc)  # for version 2
+    zarr.codecs.blosc.Blosc = Blosc  # for version 3
 
 
 def _metadata(folder: str) -> tuple[dict, dict]:

@@ -18,6 +18,7 @@ from formats.writing import write_volume
 from utils import Geometry, Volume
 
 zarr = pytest.importorskip("zarr")
+numcodecs = pytest.importorskip("numcodecs")
 
 SHAPE = (12, 10, 8)
 
@@ -197,3 +198,15 @@ def test_a_name_that_is_no_path(tmp_path, name):
     write_volume(str(tmp_path / "a.zarr"), Volume(slanted(SHAPE), geometry))
     found = read_volume(str(tmp_path / "a.zarr")).geometry
     assert (found.name, found.spacing, found.origin) == ("a_b", geometry.spacing, geometry.origin)
+
+
+@pytest.mark.parametrize(("version", "chunk"), [(2, "1.0.0"), (3, "c/1/0/0")])
+@pytest.mark.parametrize("n_kept", [7, 29])
+def test_a_part_of_a_chunk_of_blosc_is_refused(tmp_path, version, chunk, n_kept):
+    """Blosc itself reads on in memory that is not the chunk's."""
+    blosc = numcodecs.Blosc() if version == 2 else zarr.codecs.BloscCodec()
+    write(tmp_path / "a.zarr", slanted(SHAPE), zarr_format=version, compressors=blosc)
+    file = tmp_path / "a.zarr" / chunk
+    np.testing.assert_array_equal(whole(read_volume(str(tmp_path / "a.zarr")).array), slanted(SHAPE))
+    file.write_bytes(file.read_bytes()[:n_kept])
+    assert "found a part of one" in refusal(tmp_path / "a.zarr")
