@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -150,13 +151,13 @@ class NeuralField(Shaped):
         return self._mark_missing(self._shaped(self._gradient(grid, on_progress), grid.shape), grid, np.nan)
 
     def lazy(self, grid: Grid | None = None, as_float: bool = False) -> LazyArray:
-        """The array of `on_grid`, whose values are evaluated when they are asked for."""
+        """The array of `on_grid`, whose values are evaluated when they are asked for. It can be pickled."""
         grid, n_axes = self._within(grid), len(self.header.shape)
-
-        def evaluate(box: Box) -> np.ndarray:
-            return self.on_grid(grid.part(box), as_float)
-
+        evaluate = partial(self._on_box, grid, as_float)  # which can be pickled
         return LazyArray(grid.shape + self.shape[n_axes:], self.values.decoded_dtype(as_float), evaluate, n_axes)
+
+    def _on_box(self, grid: Grid, as_float: bool, box: Box) -> np.ndarray:
+        return self.on_grid(grid.part(box), as_float)
 
     # --- at points ---
 

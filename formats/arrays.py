@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -90,7 +91,7 @@ class LazyArray(Shaped, np.lib.mixins.NDArrayOperatorsMixin):
         d_in = self.ndim if self.d_in is None else self.d_in
         if is_index(key) and d_in:
             first = one_of(self.shape[0], key, 0)
-            return LazyArray(self.shape[1:], self.dtype, lambda box: self.evaluate((first, *box))[0], d_in - 1)
+            return LazyArray(self.shape[1:], self.dtype, partial(self._at_first, first), d_in - 1)
         parts = expanded(key, self.shape)
         box = tuple(one_of(n, part, k) for k, (n, part) in enumerate(zip(self.shape, parts, strict=True)))
         counts = [len(range(n)[part]) for n, part in zip(self.shape, box, strict=True)]
@@ -99,6 +100,9 @@ class LazyArray(Shaped, np.lib.mixins.NDArrayOperatorsMixin):
         else:
             values = self.evaluate(box[:d_in])[(slice(None),) * d_in + box[d_in:]]
         return values[tuple(0 if is_index(part) else slice(None) for part in parts)]
+
+    def _at_first(self, first: slice, box: Box) -> np.ndarray:
+        return self.evaluate((first, *box))[0]
 
     def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: object, **keywords: object) -> object:
         inputs = [np.asarray(value) if isinstance(value, LazyArray) else value for value in inputs]

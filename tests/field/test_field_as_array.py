@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html.parser
+import pickle
 import re
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def test_fields_say_where_they_are():
 
 
 # --- shown ------------------------------------------------------------------------------------------
+
+
+def test_lazy_arrays_can_be_pickled():
+    """So that worker processes get one, or one step of it. Integers are the same however they are divided."""
+    field = a_field((4, 9, 7, 5), 0, 200, "uint8", d_out=2, fill=255)
+    found = pickle.loads(pickle.dumps(field.lazy(field.grid(time=slice(1, 4)))))
+    np.testing.assert_array_equal(found[..., ::2], field[1:4][..., ::2])
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(found[-1][2])), field[3, 2])
 
 
 def test_a_field_shows_itself_in_one_line():
