@@ -76,6 +76,17 @@ def test_it_can_be_calculated_with():
     assert (array == values).all()
 
 
+def test_nothing_can_be_written_to_it():
+    array, _ = lazy(np.arange(24.0).reshape(2, 3, 4), 3)
+    with pytest.raises(TypeError, match="expected an array in memory"):
+        array += 1
+    with pytest.raises(TypeError, match="expected an array in memory"):
+        np.add(1, 2, out=array)
+    values = np.zeros(array.shape)
+    values += array
+    np.testing.assert_array_equal(values, np.add(array, 0, out=np.zeros(array.shape)))
+
+
 def test_numpy_takes_it_for_an_array():
     array = np.arange(24.0).reshape(2, 3, 4)
     found, _ = lazy(array, 3)
