@@ -41,7 +41,8 @@ def networks_for(opt: Options, header: VolumeHeader) -> list[SirenConfig]:
         for config in configs:
             check_network(config)
     except BlobError as error:
-        raise UserError(f"--compression_ratio {opt.compression_ratio:g} gives a network with {error}") from None
+        what = f"the network of --compression_ratio {opt.compression_ratio:g}: {error}"
+        raise UserError(f"{what}: a higher ratio gives a smaller one") from None
     return configs
 
 

@@ -282,6 +282,11 @@ def test_devices_that_are_none(device):
         NeuralField.of(field_net(), make_header((9, 7, 5)), device)
 
 
+def test_a_gpu_that_is_not_there():
+    with pytest.raises(ValueError, match=r"device: expected one of \d+ GPUs of torch, found cuda:99"):
+        NeuralField.of(field_net(), make_header((9, 7, 5)), "cuda:99")
+
+
 def test_grids_that_are_none():
     """What is no box of voxels is refused, not taken for one; counts may be of any kind of sequence."""
     field = NeuralField.of(field_net(), make_header((9, 7, 5)))
