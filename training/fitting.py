@@ -54,7 +54,7 @@ class Fit:
     ):
         self.net, self.sampler, self.recipe, self.seed = net, sampler, recipe, seed
         self.config, self.variance = net.config, sampler.variance
-        self.steps_per_pass = math.ceil(sampler.n_present / recipe.batch)
+        self.steps_per_pass = recipe.steps_per_pass(sampler.n_present)
         self.n_steps = recipe.count_steps(sampler.n_present)
         # Importance sampling draws voxels by these errors. A streamed volume has no memory for one error per voxel.
         self.errors: torch.Tensor | None = None
@@ -104,9 +104,7 @@ class Fit:
     @property
     def progress(self) -> float:
         """The fraction of the fit that is done, 0 to 1."""
-        if self.recipe.max_seconds is not None:
-            return min(self.seconds / self.recipe.max_seconds, 1.0)
-        return self.step / self.n_steps
+        return self.recipe.progress(self.step, self.n_steps, self.seconds)
 
     @property
     def is_judged(self) -> bool:
@@ -202,7 +200,7 @@ class Fit:
         before, self.loss = self.loss, processes.broadcast_first(self._judge())
         if self.loss < self.recovery.best_loss:
             self.best = self._capture()
-        action = self.recovery.judge(before, self.loss, self.step, self.progress)
+        action = self.recovery.decide(before, self.loss, self.step, self.progress)
         if action in (Action.START, Action.SHORTER_WAVES):
             self.best = self.start
         if action is Action.SHORTER_WAVES:

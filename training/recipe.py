@@ -48,9 +48,17 @@ class Recipe:
     grad_lambda: float = 0.0
     max_seconds: float | None = None
 
+    def steps_per_pass(self, n_voxels: int) -> int:
+        """The number of steps of one pass: equal batches, of `batch` samples at most."""
+        return math.ceil(n_voxels / self.batch)
+
     def count_steps(self, n_voxels: int) -> int:
         """The number of steps of the whole fit, if no time limits it."""
-        return math.ceil(self.n_passes * math.ceil(n_voxels / self.batch))
+        return math.ceil(self.n_passes * self.steps_per_pass(n_voxels))
+
+    def progress(self, step: int, n_steps: int, seconds: float) -> float:
+        """The fraction of a fit that is done, 0 to 1. n_steps: of `count_steps`. seconds: that it has taken so far."""
+        return step / n_steps if self.max_seconds is None else min(seconds / self.max_seconds, 1.0)
 
     def trial(self) -> Recipe:
         """The recipe of the brief fit that a network does to be compared with others. Its learning rate falls to 0."""
@@ -59,7 +67,7 @@ class Recipe:
     def rate(self, step: int, n_voxels: int, progress: float) -> float:
         """The learning rate of a step. progress: the fraction of the fit that is done, 0 to 1."""
         if self.schedule == "step":
-            n_passes = step / math.ceil(n_voxels / self.batch)
+            n_passes = step / self.steps_per_pass(n_voxels)
             return self.lr * self.lr_decay ** (n_passes // self.pass_decay)
         warmth = max((step + 1) / WARM_UP_STEPS, progress / WARM_UP_SHARE)
         if self.max_seconds is None:

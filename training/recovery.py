@@ -64,7 +64,7 @@ class Recovery:
             and step >= COLLAPSE_STEPS
         )
 
-    def judge(self, before: float, loss: float, step: int, progress: float) -> Action:
+    def decide(self, before: float, loss: float, step: int, progress: float) -> Action:
         """What a fit does next. before: loss at the previous judgement; progress: fraction of the fit done, 0 to 1.
 
         Before this call, the fit must save its state if `loss` is below `best_loss`.

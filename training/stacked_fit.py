@@ -106,7 +106,7 @@ class StackedFit:
         self.recipe = dataclasses.replace(
             common_recipe(tasks[0].recipe), max_seconds=None if None in limits else math.fsum(limits)
         )
-        self.steps_per_pass = math.ceil(self.sampler.n_present / self.recipe.batch)
+        self.steps_per_pass = self.recipe.steps_per_pass(self.sampler.n_present)
         self.n_steps = self.recipe.count_steps(self.sampler.n_present)
         starts, width = [], stack_width(configs)
         for task, brick in zip(tasks, bricks, strict=True):
@@ -130,11 +130,8 @@ class StackedFit:
     @property
     def progress(self) -> float:
         """The fraction of the fit that is done, 0 to 1."""
-        if len(self.reached) == len(self.tasks):
-            return 1.0
-        if self.recipe.max_seconds is not None:
-            return min(self.seconds / self.recipe.max_seconds, 1.0)
-        return self.step / self.n_steps
+        are_all_done = len(self.reached) == len(self.tasks)
+        return 1.0 if are_all_done else self.recipe.progress(self.step, self.n_steps, self.seconds)
 
     def _joint_psnr(self) -> float:
         """The PSNR of all networks together, in dB, by which the type of their products is chosen.
@@ -189,7 +186,7 @@ class StackedFit:
         improved = [k for k, recovery in enumerate(self.recoveries) if self.losses[k] < recovery.best_loss]
         _copy_rows(self.best, self.trained.state, improved)
         for k, recovery in enumerate(self.recoveries):
-            action = recovery.judge(before[k], self.losses[k], self.step, self.progress)
+            action = recovery.decide(before[k], self.losses[k], self.step, self.progress)
             if action in (Action.START, Action.SHORTER_WAVES):
                 _copy_rows(self.best, self.start, [k])
             if action is Action.SHORTER_WAVES:

@@ -123,8 +123,8 @@ class StepFunction:
             self.loss_gradient = PaddedGradient(self.trained, first_trained_layer, is_clipped)
             self.loss_gradient.kernels = kernels_for(device)
         else:
-            batch = math.ceil(sampler.n_present / math.ceil(sampler.n_present / recipe.batch))
-            self.loss_gradient = LossGradient(net, batch, first_trained_layer, n_threads, is_clipped)
+            largest = math.ceil(sampler.n_present / recipe.steps_per_pass(sampler.n_present))
+            self.loss_gradient = LossGradient(net, largest, first_trained_layer, n_threads, is_clipped)
         self.errors, self.density = errors, None
         # While layers are rounded, a good network changes little, and all that float16 loses would show.
         self.has_half = first_trained_layer == 0 and has_half_products(device)

@@ -126,7 +126,7 @@ def test_one_line_tells_how_many_bricks_recovered(has_stacks, monkeypatch, capsy
 
     judged = []
 
-    def judge(recovery, *_):
+    def decide(recovery, *_):
         judged.append(recovery)
         recovery.n_recoveries += recovery is not judged[0]  # in all bricks but one
         return Action.GO_ON
@@ -134,7 +134,7 @@ def test_one_line_tells_how_many_bricks_recovered(has_stacks, monkeypatch, capsy
     fit = small_fit(recipe=Recipe(n_passes=0.3, batch=8, lr=1e-3))
     fit.networks.settle(NoProgress())
     fit.fits.has_stacks = has_stacks
-    monkeypatch.setattr("training.recovery.Recovery.judge", judge)
+    monkeypatch.setattr("training.recovery.Recovery.decide", decide)
     run_bricks(fit, Checkpoint(None, OPTIONS))
     assert capsys.readouterr().err.count("recovered in 3 of 4 bricks") == 1
 

@@ -17,7 +17,7 @@ def actions_of(losses, n_steps=1000, **fields) -> tuple[list[Action], Recovery]:
     """What a fit of `n_steps` is told that has these losses, one every CHECK steps. It never really goes back."""
     seen, found, before = Recovery(CONSTANT, **fields), [], CONSTANT
     for step, loss in enumerate(losses, 1):
-        found.append(seen.judge(before, loss, step * CHECK, step * CHECK / n_steps))
+        found.append(seen.decide(before, loss, step * CHECK, step * CHECK / n_steps))
         before = loss
     return found, seen
 
@@ -104,7 +104,7 @@ def test_a_state_continues_to_the_same_decisions():
         second = Recovery(CONSTANT, n_short_wave_starts=1)
         second.load_state_dict(first.state_dict() | {"other": 1})
         rest = [
-            second.judge(losses[i - 1], losses[i], (i + 1) * CHECK, (i + 1) * CHECK / 1000)
+            second.decide(losses[i - 1], losses[i], (i + 1) * CHECK, (i + 1) * CHECK / 1000)
             for i in range(cut, len(losses))
         ]
         assert rest == whole[cut:]
