@@ -17,7 +17,7 @@ from field.quantised import QuantisedLayer
 from quantising import codebooks, policy, rounding, work
 from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities, layer_sizes
 from quantising.order import in_order
-from quantising.policy import RoundingOptions
+from quantising.policy import WHOLE, Part, RoundingOptions
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
 from siren import FieldNet
 from training.recipe import Recipe, psnr_of
@@ -31,7 +31,8 @@ MAX_COMPENSATED = 1 << 19  # most weights to compensate without training: they t
 class NetworkRounding:
     """The rounding of one network to integers, as the options ask.
 
-    volume: None for rounding without training. device: that trains and decodes. progress: is told of the work.
+    volume: None for rounding without training. device: that trains and decodes. progress: is told of the work. part: of
+    a field in bricks.
     """
 
     def __init__(
@@ -42,9 +43,10 @@ class NetworkRounding:
         volume: Volume | None,
         device: torch.device,
         progress: Progress,
+        part: Part = WHOLE,
     ):
         self.options, self.net, self.header, self.volume = options, in_order(net), header, volume
-        self.device, self.progress = device, progress
+        self.device, self.progress, self.part = device, progress, part
         self.is_trained = volume is not None and options.n_passes != 0
         # Whether the weights are compensated also without training: else each is rounded to the nearest.
         self.is_compensated = options.quantizer == "uniform" and net.config.n_parameters <= MAX_COMPENSATED
@@ -64,7 +66,7 @@ class NetworkRounding:
             decoded, psnr = self._measured_psnrs()
             is_exact = self.header.value_range.is_integer and decoded == math.inf
         is_exact = is_exact and not by_bits
-        error = None if by_bits else policy.error_for_steps(self.options, psnr)
+        error = None if by_bits else policy.error_for_steps(psnr, self.part.error)
         # A brick without errors, as of a mask, is not trained: its learning rate would be 0, see `relative_rate`.
         has_no_errors = error is not None and decoded == math.inf
         is_trained = self.is_trained and not (is_exact or has_no_errors)
@@ -104,9 +106,9 @@ class NetworkRounding:
         expected: PSNR in dB of what the network decodes to.
         """
         trained, lead = self._training(sampler, expected), expected - psnr_of(sampler.variance)
-        added = self.options.added
+        added = self.part.added
         added = policy.error_to_add(lead, self.net.config.n_parameters) if added is None else added
-        least = expected - policy.allowed_loss(self.options, lead, expected, error)
+        least = expected - policy.allowed_loss(lead, expected, error, self.part.added)
         layers, found = trained(error=added * error)
         if not found >= least:  # true for NaN
             self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again with finer steps")
@@ -147,7 +149,7 @@ class NetworkRounding:
         net, options, header = self.net, self.options, self.header
         fineness = self._bits if error is None else {"error": policy.MSE_ADDED_BY_ROUNDING * error}
         if self.is_compensated and error is not None:
-            return rounding.round_to_error(net, header, self.factors, **fineness)
+            return rounding.round_to_error(net, header, self.factors, fineness["error"])
         if self.is_compensated:
             steps = choose_steps(net, compensated_sensitivities(net, self.factors), **fineness)
             return rounding.round_layer_by_layer(copy.deepcopy(net), steps, self.factors)
@@ -189,7 +191,7 @@ class NetworkRounding:
             self.progress.advance(work.PER_PRODUCT * n)
 
         net = copy.deepcopy(self.net).to(self.device)
-        factors = CompensationFactors(net, self.header, on_products, self.options.n_all)
+        factors = CompensationFactors(net, self.header, on_products, self.part.n_all)
         return list(factors) if self.is_compensated else factors
 
     @property
@@ -198,7 +200,7 @@ class NetworkRounding:
         return {"bits": self.options.bits or policy.DEFAULT_BITS}
 
     def _recipe(self) -> Recipe:
-        return policy.recipe_while_rounding(self.options, self.net.config, self.header.n_present, self.device)
+        return policy.recipe_while_rounding(self.options.n_passes, self.net.config, self.header.n_present, self.device)
 
     # --- how much work it is ---
 
@@ -208,7 +210,7 @@ class NetworkRounding:
             self.progress.plan((1 + self.header.value_range.is_integer) * self._measuring_work)
         if self.is_trained or self.is_compensated:
             n_passes = 1 if self.is_compensated else 2
-            self.progress.plan(n_passes * work.of_factors(self.net.config, self.options.n_all))
+            self.progress.plan(n_passes * work.of_factors(self.net.config, self.part.n_all))
         if self.is_trained:
             self.progress.plan(self.training_work + self._measuring_work)
 

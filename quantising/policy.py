@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ ALWAYS_ALLOWED_DB = 0.2  # loss that is always allowed, dB: rounding without tra
 WORTH_DB = 1.0  # what the smaller file of rounding with training is worth at least, against rounding alone, dB
 COARSE = 16  # most positions along an axis of the grid that tells what rounding has cost
 FINE = 64  # the same for integers, of which a few may be wrong
-MOST_ERROR = 4.0  # most that RoundingOptions.error may be, relative to the network's own
+MOST_ERROR = 4.0  # most that `Part.error` may be, relative to the network's own
 TRAINED_VOXELS = 1.25e7  # samples that training while rounding uses by default
 MAX_PASSES_WHILE_ROUNDING = 48.0  # most passes that training while rounding uses by default
 RATE = 0.15  # learning rate while rounding a network of 30 dB, relative to train.py's
@@ -40,13 +40,9 @@ Result = TypeVar("Result")
 
 @dataclasses.dataclass(frozen=True)
 class RoundingOptions:
-    """The options for rounding.
+    """The options of the user.
 
     bits, n_passes: None if left open. quantizer: "uniform", or "kmeans", which needs bits and 0 passes.
-
-    The others are None but for a network that holds a part of a field. error: the mean squared error, of normalised
-    values, that sets the steps in place of the network's own. added: as `error_to_add` gives it for the whole field.
-    n_all: the number of weights of all parts.
     """
 
     bits: int | None = None
@@ -54,21 +50,33 @@ class RoundingOptions:
     n_passes: float | None = None
     seed: int = 0
     n_threads: int = 1
+
+
+class Part(NamedTuple):
+    """What the whole field settles for a network that holds a part of it. Nothing if the network holds all of it.
+
+    error: the mean squared error, of normalised values, that sets the steps in place of the network's own. added: as
+    `error_to_add` gives it for the whole field. n_all: the number of weights of all parts.
+    """
+
     error: float | None = None
     added: float | None = None
     n_all: int | None = None
 
 
-def error_for_steps(options: RoundingOptions, psnr: float) -> float | None:
+WHOLE = Part()  # of a network that holds the whole field
+
+
+def error_for_steps(psnr: float, of_part: float | None) -> float | None:
     """The mean squared error, of normalised values, that sets the steps; None if it is unknown.
 
-    It is the network's own, or RoundingOptions.error if given, but at most MOST_ERROR times the network's own.
-    psnr: of the network, dB.
+    It is the network's own, or `Part.error` if given, but at most MOST_ERROR times the network's own. psnr: of the
+    network, dB.
     """
     own = error_of(psnr) if math.isfinite(psnr) else None
-    if options.error is None:
+    if of_part is None:
         return own
-    return min(options.error, MOST_ERROR * own) if own else options.error
+    return min(of_part, MOST_ERROR * own) if own else of_part
 
 
 def error_to_add(lead: float, n_weights: int) -> float:
@@ -82,21 +90,22 @@ def error_to_add(lead: float, n_weights: int) -> float:
     return min(max(ADDED_PER_DB * lead / math.log2(max(n_weights, 2)), LEAST_ADDED), MOST_ADDED)
 
 
-def allowed_loss(options: RoundingOptions, lead: float, expected: float, error: float) -> float:
+def allowed_loss(lead: float, expected: float, error: float, added: float | None) -> float:
     """The most that rounding with training may cost, dB.
 
     lead: of the network, in dB over a constant. expected: its PSNR, dB. error: the squared error that set the steps.
+    added: of `Part`.
     """
     found = max(ALWAYS_ALLOWED_DB, min(MAX_DB_LOST, MAX_LEAD_LOST * lead))
-    if options.added is not None and error:  # steps of a part that are coarser than its own error gives cost more
+    if added is not None and error:  # steps of a part that are coarser than its own error gives cost more
         own = error_of(expected)
-        found += max(0.0, psnr_of(own * (1 + options.added)) - psnr_of(own + options.added * error))
+        found += max(0.0, psnr_of(own * (1 + added)) - psnr_of(own + added * error))
     return found
 
 
-def recipe_while_rounding(options: RoundingOptions, config: SirenConfig, n_voxels: int, device: torch.device) -> Recipe:
-    """The recipe of training while rounding, with the learning rate of train.py."""
-    n_passes, is_gpu = options.n_passes, device.type == "cuda"
+def recipe_while_rounding(n_passes: float | None, config: SirenConfig, n_voxels: int, device: torch.device) -> Recipe:
+    """The recipe of training while rounding, with the learning rate of train.py. n_passes: None for the default."""
+    is_gpu = device.type == "cuda"
     default = default_recipe(n_voxels, config, n_passes=n_passes if is_gpu else None, is_gpu=is_gpu)
     if n_passes is None:  # as many steps on a GPU as on a CPU, of larger batches
         n_passes = max(min(MAX_PASSES_WHILE_ROUNDING, TRAINED_VOXELS / n_voxels), passes_for_min_steps(n_voxels))

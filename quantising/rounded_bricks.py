@@ -14,7 +14,7 @@ from field.neural_field import NeuralField
 from field.quantised import QuantisedLayer
 from quantising import work
 from quantising.network import NetworkRounding
-from quantising.policy import RoundingOptions, coarsest_exact, error_to_add
+from quantising.policy import Part, RoundingOptions, coarsest_exact, error_to_add
 from siren import SirenConfig, net_of
 from training.cutting import count_held, missing_in, passes_for, passes_over
 from training.recipe import error_of, psnr_of
@@ -77,52 +77,54 @@ class BricksRounding:
         best where each bit gains the same. So each weight, of whatever brick, adds the same squared error, summed over
         the voxels: a brick with twice the weights may add twice the error, also if it has fewer voxels.
         """
-        options = self._options_of_a_brick(psnr, volume)
-        shares = {}
+        n_passes, n_all, shares = self._passes(volume), self.bricks.n_parameters, {}
+        part = Part(added=self._error_to_add(psnr, volume) if volume and n_passes else None, n_all=n_all)
         for k, config in self.configs.items():
-            n_samples = (options.n_passes or 0.0) * math.prod(shape_of(self.boxes[k]))
-            shares[k] = work.of_training(n_samples, config.n_parameters) + work.of_factors(config, options.n_all)
+            n_samples = (n_passes or 0.0) * math.prod(shape_of(self.boxes[k]))
+            shares[k] = work.of_training(n_samples, config.n_parameters) + work.of_factors(config, n_all)
         self.progress.plan(sum(shares.values()))
         per_weight = math.nan  # squared error that rounding may add, for each weight
         if math.isfinite(psnr):
-            per_weight = error_of(psnr) * self.n_held / max(self.bricks.n_parameters, 1)
+            per_weight = error_of(psnr) * self.n_held / max(n_all, 1)
 
         found, n_again = {}, 0
-        tasks = ((k, self._task(k, options, per_weight, volume)) for k in most_work_first(shares))
+        tasks = ((k, self._task(k, n_passes, part, per_weight, volume)) for k in most_work_first(shares))
         parts = Parts(self.progress, shares)
         for k, (layers, is_again) in self.workers.each_done(_round_brick, tasks, sum(shares.values()), parts.update):
             found[k], n_again = layers, n_again + is_again
             parts.update(k, 1.0, bricks=f"{len(found)} of {len(shares)}")
         if n_again:
-            what = "again " + "with finer steps, or " * (options.bits is None) + "without training"
+            what = "again " + "with finer steps, or " * (self.options.bits is None) + "without training"
             self.progress.say(f"rounding with training has cost too much in {n_again} of {len(found)} bricks: {what}")
         return [(self.configs[k], found[k]) for k in sorted(found)]
 
-    def _options_of_a_brick(self, psnr: float, volume: Volume | None) -> RoundingOptions:
-        """The options for every brick, but for its error and its seed."""
-        options, n_all, added = self.options, self.bricks.n_parameters, None
-        passes = options.n_passes
-        if volume and passes is None:
-            n_images = self.header.n_present / self.n_held
-            passes = PASSES * passes_for(self.n_held, n_all, len(self.boxes), self.device.type, n_images)
-        if volume and passes and options.bits is None and not math.isnan(psnr):
-            with Progress("looking at the bricks") as looking:
-                found = survey(volume, self.header.value_range, self.boxes, looking, with_detail=False)
-            added = error_to_add(psnr - psnr_of(found.variance), n_all)
-        return dataclasses.replace(options, n_passes=passes, n_threads=1, added=added, n_all=n_all)
+    def _passes(self, volume: Volume | None) -> float | None:
+        """The passes over a brick that misses no voxel; None if neither the options nor a volume tell."""
+        if self.options.n_passes is not None or not volume:
+            return self.options.n_passes
+        n_all, n_images = self.bricks.n_parameters, self.header.n_present / self.n_held
+        return PASSES * passes_for(self.n_held, n_all, len(self.boxes), self.device.type, n_images)
 
-    def _task(self, k: int, options: RoundingOptions, per_weight: float, volume: Volume | None) -> tuple:
-        """What `_round_brick` takes for a brick."""
+    def _error_to_add(self, psnr: float, volume: Volume) -> float | None:
+        """See `error_to_add`. None where the steps do not follow from an error."""
+        if self.options.bits is not None or math.isnan(psnr):
+            return None
+        with Progress("looking at the bricks") as looking:
+            found = survey(volume, self.header.value_range, self.boxes, looking, with_detail=False)
+        return error_to_add(psnr - psnr_of(found.variance), self.bricks.n_parameters)
+
+    def _task(self, k: int, n_passes: float | None, part: Part, per_weight: float, volume: Volume | None) -> tuple:
+        """What `_round_brick` takes for a brick. part: without its error. per_weight: squared error, see `_all`."""
         box, low, high = self.boxes[k], self.bricks.cut.low[k], self.bricks.cut.high[k]
         brick = brick_volume(volume, self.header.value_range, box) if volume else None
         missing = find_missing(brick.values, brick.fill) if brick else missing_in(self.header, box)
         header = VolumeHeader(shape_of(box), low, high, Geometry.plain(len(box)), missing)
         error = per_weight * self.configs[k].n_parameters / max(header.n_present, 1) / error_factor(low, high)
-        own = {"error": None if math.isnan(error) else error, "seed": options.seed + k}
-        if options.n_passes and self.options.n_passes is None:
-            own["n_passes"] = passes_over(options.n_passes, header.n_present, header.n_voxels)
-        options = dataclasses.replace(options, **own)
-        return options, self.bricks.networks[k], header, brick, self.device
+        part = part._replace(error=None if math.isnan(error) else error)
+        if n_passes and self.options.n_passes is None:
+            n_passes = passes_over(n_passes, header.n_present, header.n_voxels)
+        options = dataclasses.replace(self.options, n_passes=n_passes, seed=self.options.seed + k, n_threads=1)
+        return options, part, self.bricks.networks[k], header, brick, self.device
 
 
 def most_processes(n_threads: int, device: torch.device) -> int:
@@ -138,6 +140,7 @@ def most_processes(n_threads: int, device: torch.device) -> int:
 
 def _round_brick(
     options: RoundingOptions,
+    part: Part,
     network: StoredNetwork,
     header: VolumeHeader,
     brick: Volume | None,
@@ -146,5 +149,5 @@ def _round_brick(
 ) -> tuple[list[QuantisedLayer], bool]:
     """The layers of a brick in integers, and whether it was rounded more than once."""
     progress = NoProgress(report)
-    layers = NetworkRounding(options, net_of(*network), header, brick, device, progress).layers(math.nan, False)
-    return layers, progress.n_said > 0
+    rounding = NetworkRounding(options, net_of(*network), header, brick, device, progress, part)
+    return rounding.layers(math.nan, False), progress.n_said > 0

@@ -20,7 +20,7 @@ from cli.progress import NoProgress, Progress
 from field.neural_field import NeuralField
 from quantising import network, policy, rounding, work
 from quantising.network import NetworkRounding
-from quantising.policy import RoundingOptions
+from quantising.policy import Part, RoundingOptions
 from training.recipe import error_of
 from utils import Geometry, Mask, Volume
 
@@ -251,8 +251,9 @@ def test_a_step_of_training_is_less_work_where_layers_are_rounded():
 def test_the_compensation_is_as_much_work_as_planned(n_all):
     """Also of one network among many, whose blocks are smaller."""
     net, progress = field_net(n_neurons=16, n_layers=3), NoProgress()
-    progress.total, options = 0.0, RoundingOptions(n_all=n_all)
-    NetworkRounding(options, net, make_header((9, 9, 9)), None, torch.device("cpu"), progress).layers(40.0, False)
+    progress.total, header, part = 0.0, make_header((9, 9, 9)), Part(n_all=n_all)
+    rounding = NetworkRounding(RoundingOptions(), net, header, None, torch.device("cpu"), progress, part)
+    rounding.layers(40.0, False)
     assert progress.total > 0 and progress.done == pytest.approx(progress.total)
 
 
@@ -262,9 +263,9 @@ def test_a_brick_without_errors_is_rounded_once():
     with torch.no_grad():
         net.net_layers[-1].weight *= 1e6
     mask = NeuralField.of(net, header).on_grid()
-    options, volume = RoundingOptions(error=1e-4, added=0.1, n_passes=1.0), Volume(mask, Geometry.plain(3))
-    layers = NetworkRounding(options, net, header, volume, torch.device("cpu"), progress).layers(math.nan, False)
-    assert layers and progress.n_said == 0
+    options, volume, part = RoundingOptions(n_passes=1.0), Volume(mask, Geometry.plain(3)), Part(1e-4, 0.1)
+    rounding = NetworkRounding(options, net, header, volume, torch.device("cpu"), progress, part)
+    assert rounding.layers(math.nan, False) and progress.n_said == 0
 
 
 def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys, small_blocks):
@@ -280,10 +281,9 @@ def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys,
 
 def test_a_brick_may_lose_what_steps_coarser_than_its_own_cost():
     own, limit = error_of(40.0), policy.MAX_DB_LOST
-    assert policy.allowed_loss(RoundingOptions(), 30.0, 40.0, own) == limit
+    assert policy.allowed_loss(30.0, 40.0, own, None) == limit
     for factor, more in ((0.1, 0.0), (1.0, 0.0), (4.0, 10 * math.log10(2.6 / 1.4))):
-        options = RoundingOptions(error=factor * own, added=0.4)
-        assert policy.allowed_loss(options, 30.0, 40.0, factor * own) == pytest.approx(limit + more)
+        assert policy.allowed_loss(30.0, 40.0, factor * own, 0.4) == pytest.approx(limit + more)
 
 
 @pytest.mark.parametrize("fill", [math.nan, -999.0])
