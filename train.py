@@ -24,8 +24,8 @@ from formats.reading import read_asked, source_files
 from formats.series import is_pattern
 from formats.writing import write_volume
 from training import label_maps, outliers, processes
-from training.brick_fits import BrickFits
 from training.brick_networks import BrickNetworks
+from training.brick_trainer import BrickTrainer
 from training.bricked_fit import BrickedFit
 from training.choices import (
     brick_messages,
@@ -158,9 +158,9 @@ def make_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object)
         fields = network_fields(opt, header) | ({"n_layers": opt.n_layers} if opt.n_layers else {})
         n_parameters = header.n_voxels / opt.compression_ratio
         recipes = brick_recipes(opt, header, counts, mirrors)
-        how = {"first_omega": opt.w0, "target_psnr": opt.target_psnr, "n_processes": opt.num_workers}
-        fits = BrickFits(volume, header, counts, recipes, opt.seed, device=device, mirrors=mirrors, **how)
-        networks = BrickNetworks(fits, n_parameters, fields)
+        asked = opt.seed, opt.w0, opt.target_psnr, opt.num_workers
+        trainer = BrickTrainer(volume, header, counts, recipes, *asked, device, mirrors)
+        networks = BrickNetworks(trainer, n_parameters, fields)
         for message in brick_messages(opt.compression_ratio, header, networks):
             warn(message)
         return BrickedFit(networks)

@@ -30,8 +30,8 @@ from cli import console
 from siren import FieldNet, SirenConfig, neurons_for_budget
 from training import step as step_module
 from training import unfused
-from training.brick_task import Task
 from training.fitting import Fit, new_fit
+from training.one_brick import Task
 from training.recipe import default_recipe, psnr_of
 from training.sampler import VoxelSampler
 from training.stacked_fit import StackedFit

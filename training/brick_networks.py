@@ -10,7 +10,7 @@ import numpy as np
 from cli.progress import Progress
 from field.network_chunk import MAX_PARAMETERS
 from siren import LEAST_NEURONS, MAX_NEURONS, SirenConfig, neurons_for_budget
-from training.brick_fits import PILOT_PASSES, PILOT_STEPS, BrickFits
+from training.brick_trainer import PILOT_PASSES, PILOT_STEPS, BrickTrainer
 from training.cutting import MOST_SHARE
 from training.recipe import Recipe, psnr_of
 from training.shapes import HEAD_START
@@ -28,8 +28,8 @@ class BrickNetworks:
     Without the depth, the best of BRICK_DEPTHS that the budget allows is chosen in a few bricks with much detail.
     """
 
-    def __init__(self, fits: BrickFits, budget: float, fields: dict):
-        self.fits, self.survey, self.fields = fits, fits.survey, fields
+    def __init__(self, trainer: BrickTrainer, budget: float, fields: dict):
+        self.trainer, self.survey, self.fields = trainer, trainer.survey, fields
         self.configs: list[SirenConfig | None] = []  # None for a brick that is constant
         self.n_trained = int(np.count_nonzero(~self.survey.is_constant))  # bricks that are not constant
         most_parameters = MOST_SHARE * float(self.survey.n_present[~self.survey.is_constant].sum())
@@ -41,7 +41,7 @@ class BrickNetworks:
         self.n_layers = self.depths[0]
         medium = self.survey.medium_size
         typical = self.config(width_for(self.budget / max(self.n_trained, 1), self._form))
-        self.recipe = fits.recipe_for(medium, medium, typical)
+        self.recipe = trainer.recipe_for(medium, medium, typical)
 
     # --- brief fits: pilots ---
 
@@ -59,17 +59,17 @@ class BrickNetworks:
             errors = self._choose_depth(need, progress) if len(self.depths) > 1 else {}
             pilots = {k: config for k, config in enumerate(self._shared_out(need)) if config}
             left = {k: config for k, config in pilots.items() if k not in errors}
-            errors |= self.fits.pilot_errors(left, progress)
+            errors |= self.trainer.pilot_errors(left, progress)
             for k, error in errors.items():
                 need[k] = math.sqrt((error + 1e-12) * pilots[k].n_parameters)
         self.configs = self._shared_out(need)
 
     def work_ahead(self) -> float:
         """About how much work the pilots and the fits of all bricks are."""
-        n, medium, pilot = self.n_trained, self.survey.medium_size, {"batch": self.fits.pilot_batch}
+        n, medium, pilot = self.n_trained, self.survey.medium_size, {"batch": self.trainer.pilot_batch}
 
         def work(recipe: Recipe) -> float:
-            return self.fits.fit_work(recipe, medium, self.budget / max(n, 1))
+            return self.trainer.fit_work(recipe, medium, self.budget / max(n, 1))
 
         found = n * (work(self.recipe) + work(dataclasses.replace(self.recipe, n_passes=PILOT_PASSES, **pilot)))
         if len(self.depths) > 1:
@@ -89,7 +89,7 @@ class BrickNetworks:
             self.n_layers = depth
             configs = self._shared_out(need)
             most = [k for k in np.argsort(-need, kind="stable")[:SAMPLE].tolist() if configs[k]]
-            found[depth] = self.fits.pilot_errors({k: configs[k] for k in most}, progress, passes)
+            found[depth] = self.trainer.pilot_errors({k: configs[k] for k in most}, progress, passes)
 
         def score(depth: int) -> float:  # a shallow network learns faster at first, see training/shapes.py
             return psnr_of(sum(found[depth].values())) - HEAD_START.get(depth, 0.0)
@@ -100,7 +100,7 @@ class BrickNetworks:
     @property
     def _depth_passes(self) -> float:
         """The passes of the pilots that compare depths."""
-        steps_per_pass = math.ceil(self.survey.medium_size / self.fits.pilot_batch)
+        steps_per_pass = math.ceil(self.survey.medium_size / self.trainer.pilot_batch)
         return max(PILOT_PASSES, min(PILOT_STEPS / steps_per_pass, PILOT_SHARE * self.recipe.n_passes))
 
     # --- the networks ---

@@ -21,8 +21,8 @@ from field.layers import parameter_shapes
 from siren import SirenConfig
 from training import processes
 from training.brick_networks import BrickNetworks
-from training.brick_task import Trained
 from training.checkpoint_checks import check_seconds, is_like
+from training.one_brick import Trained
 from training.recipe import psnr_of
 
 
@@ -30,7 +30,7 @@ class BrickedFit:
     """The fit of a volume in bricks. `run` trains what is not `done` yet; `bricks` is the result so far."""
 
     def __init__(self, networks: BrickNetworks):
-        self.networks, self.fits, self.survey = networks, networks.fits, networks.survey
+        self.networks, self.trainer, self.survey = networks, networks.trainer, networks.survey
         self.recipe, self.variance = networks.recipe, self.survey.variance  # the recipe of a brick of medium size
         self.done: dict[int, Trained] = {}
         self.seconds = 0.0
@@ -41,11 +41,11 @@ class BrickedFit:
         """Train all bricks that are not done. `on_done(self)` is called after each."""
         before, limit = self.seconds, self.recipe.max_seconds
         started = time.monotonic() - before
-        with self.fits.workers, Progress("training", self.networks.work_ahead() / processes.count()) as progress:
+        with self.trainer.workers, Progress("training", self.networks.work_ahead() / processes.count()) as progress:
             self.networks.settle(progress)
             left = {k: config for k, config in enumerate(self.networks.configs) if config and k not in self.done}
             if limit is not None:
-                self.fits.workers.start(len(left))  # within the time
+                self.trainer.workers.start(len(left))  # within the time
                 progress.advance(0.0)  # the speed is that from now on
             self.seconds = time.monotonic() - started
             spent, ahead = self.seconds - before, (limit or math.inf) - self.seconds
@@ -54,8 +54,8 @@ class BrickedFit:
                 way_out = "more of them, or --num_workers 1, which starts no processes, may help"
                 console.warn("train.py", f"of --max_seconds {limit:g}, {what}: {way_out}")
             n_own = len(self.done) + len(processes.split_items([*left]))  # of several processes, each shows its share
-            recipes = self.fits.recipes(left, self.seconds)
-            progress.total = progress.done + sum(self.fits.work_of(left, recipes).values()) / processes.count()
+            recipes = self.trainer.recipes(left, self.seconds)
+            progress.total = progress.done + sum(self.trainer.work_of(left, recipes).values()) / processes.count()
 
             def keep(number: int, trained: Trained) -> dict[str, str]:
                 self.done[number] = trained
@@ -63,7 +63,7 @@ class BrickedFit:
                 on_done(self)
                 return {"bricks": f"{len(self.done)} of {n_own}", "PSNR": f"{self.psnr:.1f} dB"}
 
-            self.done |= self.fits.train_bricks(left, recipes, progress, keep)  # with those of other processes
+            self.done |= self.trainer.train_bricks(left, recipes, progress, keep)  # with those of other processes
         self.seconds = time.monotonic() - started
 
     # --- how far it is, and what there is ---
@@ -74,12 +74,12 @@ class BrickedFit:
         if not self.done:
             return math.nan
         errors, numbers = np.array([trained.error for trained in self.done.values()]), list(self.done)
-        return psnr_of(np.average(errors * self.fits.error_factors[numbers], weights=self.survey.n_present[numbers]))
+        return psnr_of(np.average(errors * self.trainer.error_factors[numbers], weights=self.survey.n_present[numbers]))
 
     @property
     def progress(self) -> float:
         """The fraction of the training that is done, 0 to 1."""
-        work = {k: self.fits.pass_work(k, config) for k, config in enumerate(self.networks.configs) if config}
+        work = {k: self.trainer.pass_work(k, config) for k, config in enumerate(self.networks.configs) if config}
         return sum(work[k] for k in self.done) / max(sum(work.values()), 1.0)
 
     @property
@@ -99,16 +99,16 @@ class BrickedFit:
         ends = [np.where(is_known, end, self.survey.mean) for end in (self.survey.low, self.survey.high)]
         done = self.done
         nets = [StoredNetwork(self.networks.configs[k], done[k].weights) if k in done else None for k in numbers]
-        return Bricks(Cut(self.fits.counts, *ends, self.fits.mirrors), nets)
+        return Bricks(Cut(self.trainer.counts, *ends, self.trainer.mirrors), nets)
 
     # --- checkpoints ---
 
     def identity(self) -> dict:
         """What must be equal when the fit continues, beside the options of the run."""
-        volume = {"shape": list(self.fits.header.shape), "values_crc32": self.survey.crc32}
-        volume |= {"counts": list(self.fits.counts), "mirrors": list(self.fits.mirrors)}
-        volume |= {"target_psnr": self.fits.target_psnr}  # at which a brick that is done has ended
-        volume |= self.networks.fields | dataclasses.asdict(self.recipe) | {"seed": self.fits.seed}
+        volume = {"shape": list(self.trainer.header.shape), "values_crc32": self.survey.crc32}
+        volume |= {"counts": list(self.trainer.counts), "mirrors": list(self.trainer.mirrors)}
+        volume |= {"target_psnr": self.trainer.target_psnr}  # at which a brick that is done has ended
+        volume |= self.networks.fields | dataclasses.asdict(self.recipe) | {"seed": self.trainer.seed}
         return volume | ({"networks": [self.networks.n_layers, *self.networks.widths]} if self.networks.configs else {})
 
     def state_dict(self) -> dict:

@@ -10,8 +10,8 @@ from field.binary import BlobError
 from field.bricks import check_counts, held_shape
 from field.network_chunk import check_network
 from siren import SirenConfig
-from training.brick_fits import RecipeFor
 from training.brick_networks import BrickNetworks
+from training.brick_trainer import RecipeFor
 from training.cutting import count_held, counts_for, counts_of_bricks, passes_for, passes_over
 from training.mirrors import find_mirrors
 from training.recipe import BATCH, Recipe, default_recipe

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from siren import FieldNet
-from training.brick_task import Task
+from training.one_brick import Task
 from training.recipe import CHECK_STEPS, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler, all_coordinates

@@ -19,7 +19,7 @@ from formats.stored import StoredArray
 from quantising.policy import RoundingOptions
 from quantising.rounded_bricks import BricksRounding
 from training import streaming
-from training.brick_fits import BrickFits
+from training.brick_trainer import BrickTrainer
 from utils import (
     Geometry,
     UserError,
@@ -180,7 +180,7 @@ def test_bricks_are_cut_out_of_an_unpacked_copy():
     source, counts = Counting(slanted((8, 9, 10)), (4, 4, 4)), (2, 2, 1)
     volume = Volume(stored(source, (2, 1, 0), (4, 4, 4)), Geometry.plain(3))
     header, networks = header_of(volume), random_bricks(volume.array.shape, counts, n_neurons=4, n_layers=2)
-    BrickFits(volume, header, counts, None, 0)
+    BrickTrainer(volume, header, counts, None, 0)
     assert (source.counts == 2).all()
     options = RoundingOptions(n_passes=0.0)
     rounding = BricksRounding(options, networks, header, volume, torch.device("cpu"), NoProgress())

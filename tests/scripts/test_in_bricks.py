@@ -161,7 +161,7 @@ def test_impossible_counts_are_refused(counts, volume_file):
 
 
 def test_what_no_file_can_hold_is_refused_before_the_training(volume_file, monkeypatch):
-    monkeypatch.setattr("training.brick_fits.fit_brick", lambda *_: pytest.fail("a brick is trained"))
+    monkeypatch.setattr("training.brick_trainer.fit_brick", lambda *_: pytest.fail("a brick is trained"))
     argv = "--volume", volume_file, "--num_workers", 1
     monkeypatch.setattr("field.bricks.MAX_BRICKS", 3)
     assert "at most 3 bricks" in error_of(train_script.main, *argv, "--bricks", "2,2,1")

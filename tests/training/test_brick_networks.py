@@ -6,13 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from helpers.brick_fits import small_fit
+from helpers.bricked_fits import small_fit
 from helpers.volumes import slanted
 
 from cli.progress import NoProgress, Progress
 from siren import MAX_NEURONS, SirenConfig
 from training.brick_networks import BRICK_DEPTHS, shared_out, width_for
-from training.brick_task import Trained
+from training.one_brick import Trained
 from training.recipe import Recipe, training_work
 from training.shapes import HEAD_START
 
@@ -42,7 +42,7 @@ def test_with_a_time_limit_the_time_left_counts_from_when_processes_are_ready(mo
     told = []
     monkeypatch.setattr(Progress, "update", lambda self, done, **_: told.append((self.description, done)))
     fit = small_fit(recipe=Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=1e-9))
-    monkeypatch.setattr(fit.fits.workers, "start", lambda n: told.append("started"))
+    monkeypatch.setattr(fit.trainer.workers, "start", lambda n: told.append("started"))
     fit.run()
     assert told[told.index("started") + 1] == ("training", 0.0)
 
@@ -55,7 +55,7 @@ def test_the_depth_is_the_better_one_in_the_bricks_with_detail(monkeypatch):
         def pilot_errors(configs, progress, passes=1.0, lead=HEAD_START[3] + more):
             return {k: 10 ** (-lead / 10) if config.n_layers == 3 else 1.0 for k, config in configs.items()}
 
-        monkeypatch.setattr(fit.fits, "pilot_errors", pilot_errors)
+        monkeypatch.setattr(fit.trainer, "pilot_errors", pilot_errors)
         fit.networks.settle(NoProgress())
         assert fit.networks.n_layers == depth and {config.n_layers for config in fit.networks.configs} == {depth}
     assert sorted(BRICK_DEPTHS) == [3, 5]
@@ -65,7 +65,7 @@ def test_a_depth_without_others_needs_no_pilots(monkeypatch):
     """Where it is given, or where the budget allows no other."""
     for fields, n_parameters in (({"n_layers": 3}, 5000), ({}, 723)):
         seen, fit = [], small_fit(fields={"d_in": 3, "d_out": 1} | fields, n_parameters=n_parameters)
-        monkeypatch.setattr(fit.fits, "pilot_errors", lambda configs, progress, passes=1.0, seen=seen: seen.append(
+        monkeypatch.setattr(fit.trainer, "pilot_errors", lambda configs, progress, passes=1.0, seen=seen: seen.append(
             (len(configs), passes)) or dict.fromkeys(configs, 1.0))  # fmt: skip
         fit.networks.settle(NoProgress())
         assert seen == [(4, 1.0)]
@@ -75,7 +75,7 @@ def test_depths_of_small_bricks_are_compared_after_more_than_a_few_steps(monkeyp
     """An eighth of the fit at most. The parameters are shared out by pilots of one pass."""
     seen = []
     fit = small_fit(fields={"d_in": 3, "d_out": 1}, n_parameters=724, recipe=Recipe(n_passes=80, batch=8, lr=1e-3))
-    monkeypatch.setattr(fit.fits, "pilot_errors", lambda configs, progress, passes=1.0: seen.append(
+    monkeypatch.setattr(fit.trainer, "pilot_errors", lambda configs, progress, passes=1.0: seen.append(
         (len(configs), passes)) or dict.fromkeys(configs, 1.0))  # fmt: skip
     fit.networks.settle(NoProgress())
     assert seen == [(4, 10.0), (4, 10.0), (4, 1.0)]
@@ -86,8 +86,8 @@ def test_the_work_of_brief_fits_is_known_before(fields, n_passes, n_trainings, m
     """The steps of short fits take longer than their samples: the time left was up to twice what was true."""
     found, recipe = [], Recipe(n_passes=n_passes, batch=64, lr=1e-3)
     fit = small_fit(fields={"d_in": 3, "d_out": 1} | fields, n_parameters=724, recipe=recipe)
-    monkeypatch.setattr(fit.fits, "train_bricks", lambda configs, recipes, *_: found.append(
-        sum(fit.fits.work_of(configs, recipes).values())) or dict.fromkeys(configs, Trained({}, 1.0)))  # fmt: skip
+    monkeypatch.setattr(fit.trainer, "train_bricks", lambda configs, recipes, *_: found.append(
+        sum(fit.trainer.work_of(configs, recipes).values())) or dict.fromkeys(configs, Trained({}, 1.0)))  # fmt: skip
     fit.run()
     assert len(found) >= n_trainings and sum(found) == pytest.approx(fit.networks.work_ahead(), rel=0.1)
     assert sum(found) > 1.3 * training_work(n_passes * fit.survey.n_present.sum(), fit.networks.budget / 4)
@@ -101,12 +101,12 @@ def test_a_pilot_of_a_small_brick_takes_small_batches(side, is_gpu, batch, monke
     """A pass over 22^3 voxels would be 11 steps of 1,024 samples. On a GPU, smaller steps take hardly less time."""
     seen = []
     fit = small_fit(fields={"d_in": 3, "d_out": 1, "n_layers": 3}, n_parameters=724)
-    survey = fit.fits.survey._replace(n_present=np.full(4, side**3))
-    monkeypatch.setattr(fit.fits, "survey", survey)
-    monkeypatch.setattr(fit.fits, "has_stacks", is_gpu)
-    monkeypatch.setattr(fit.fits, "train_bricks", lambda configs, recipes, progress: seen.append(recipes) or {})
-    fit.fits.pilot_errors({0: fit.networks.config(4)}, NoProgress())
-    assert seen[0][0].batch == fit.fits.pilot_batch == batch
+    survey = fit.trainer.survey._replace(n_present=np.full(4, side**3))
+    monkeypatch.setattr(fit.trainer, "survey", survey)
+    monkeypatch.setattr(fit.trainer, "has_stacks", is_gpu)
+    monkeypatch.setattr(fit.trainer, "train_bricks", lambda configs, recipes, progress: seen.append(recipes) or {})
+    fit.trainer.pilot_errors({0: fit.networks.config(4)}, NoProgress())
+    assert seen[0][0].batch == fit.trainer.pilot_batch == batch
 
 
 def test_bricks_without_a_voxel_do_not_count_for_the_recipe():

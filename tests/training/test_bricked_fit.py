@@ -11,14 +11,14 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from helpers.brick_fits import FIELDS, small_fit
+from helpers.bricked_fits import FIELDS, small_fit
 from helpers.networks import assert_refused
 from helpers.volumes import slanted
 
 from cli.progress import NoProgress
 from field.neural_field import NeuralField
 from siren import net_of
-from training import brick_task, processes
+from training import one_brick, processes
 from training.long_runs import Checkpoint, run_bricks
 from training.recipe import Recipe, psnr_of
 from training.recovery import Action
@@ -34,8 +34,8 @@ def test_the_errors_of_bricks_add_up():
     fit = small_fit()
     fit.run()
     cut, networks, squares = fit.bricks().cut, fit.bricks().networks, []
-    normalised = fit.fits.header.value_range.normalise(fit.fits.volume.values)
-    for box, low, high, network in zip(fit.fits.boxes, cut.low, cut.high, networks, strict=True):
+    normalised = fit.trainer.header.value_range.normalise(fit.trainer.volume.values)
+    for box, low, high, network in zip(fit.trainer.boxes, cut.low, cut.high, networks, strict=True):
         values = normalised[box].reshape(-1, 1)
         outputs = net_of(*network)(all_coordinates(axis_tensors(normalised[box].shape[:-1], torch.device("cpu"))))
         squares.append(np.square(low + (high - low) * (outputs.numpy().clip(-1, 1) + 1) / 2 - values))
@@ -51,7 +51,7 @@ def test_components_of_a_brick_count_alike():
     fit.run()
     _, low, high, _ = fit.bricks().cut
     np.testing.assert_allclose((high - low)[:, 0], (high - low)[:, 1], rtol=1e-6)
-    field = NeuralField(fit.fits.header, fit.bricks())
+    field = NeuralField(fit.trainer.header, fit.bricks())
     assert np.isfinite(field[:]).all() and field[:].shape == array.shape
 
 
@@ -66,25 +66,25 @@ def test_a_brick_is_fitted_as_by_one_process(monkeypatch):
     """Of several, too. So a GPU replays its steps."""
     counts = []
 
-    def built(*arguments, build=brick_task.new_fit, **keywords):
+    def built(*arguments, build=one_brick.new_fit, **keywords):
         counts.append(processes.count())
         return build(*arguments, **keywords)
 
-    monkeypatch.setattr(brick_task, "new_fit", built)
+    monkeypatch.setattr(one_brick, "new_fit", built)
     fit = small_fit()
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    task = fit.fits._task(0, fit.networks.config(4), fit.recipe)
+    task = fit.trainer._task(0, fit.networks.config(4), fit.recipe)
     assert task.start.from_mean
-    brick_task.fit_brick(task, torch.device("cpu"), lambda part: None)
+    one_brick.fit_brick(task, torch.device("cpu"), lambda part: None)
     assert counts == [1]
 
 
 def test_no_process_is_started_without_a_brick(monkeypatch):
     monkeypatch.setattr("training.workers.Workers._start", lambda _: pytest.fail("a process is started"))
     fit = small_fit(n_processes=2)
-    assert fit.fits.pilot_errors({}, NoProgress()) == {}
-    assert len(fit.fits.pilot_errors({0: fit.networks.config(4)}, NoProgress())) == 1
+    assert fit.trainer.pilot_errors({}, NoProgress()) == {}
+    assert len(fit.trainer.pilot_errors({0: fit.networks.config(4)}, NoProgress())) == 1
 
 
 @pytest.mark.parametrize("has_stacks", [False, True])
@@ -92,12 +92,12 @@ def test_the_bar_moves_within_a_brick_and_ends_at_the_whole_work(has_stacks, mon
     monkeypatch.setattr("training.workers.REPORT_SECONDS", 0.0)
     monkeypatch.setattr("training.stacked_fit.CHECK_STEPS", 1)
     shown, fit = [], small_fit()
-    fit.fits.has_stacks = has_stacks
+    fit.trainer.has_stacks = has_stacks
     configs = {k: fit.networks.config(4) for k in (0, 2)}
     recipes = dict.fromkeys(configs, Recipe(n_passes=1, batch=8, lr=1e-3))
-    fit.fits.train_bricks(configs, recipes, NoProgress(shown.append))
+    fit.trainer.train_bricks(configs, recipes, NoProgress(shown.append))
     assert len(shown) > 20 and shown == sorted(shown)
-    assert shown[-1] == pytest.approx(sum(fit.fits.work_of(configs, recipes).values()))
+    assert shown[-1] == pytest.approx(sum(fit.trainer.work_of(configs, recipes).values()))
 
 
 @pytest.mark.parametrize("has_stacks", [False, True])
@@ -106,17 +106,17 @@ def test_a_brick_of_a_lattice_starts_from_its_plane_waves(has_stacks):
     array = np.sin(np.indices((40, 36, 20))[:2] * [[[[1.0]]], [[[1.4]]]]).sum(0).astype(np.float32)
     array[:20, :18] = 0.01 * slanted((20, 18, 20)) - 0.3
     fit = small_fit(array)
-    fit.fits.has_stacks = has_stacks
+    fit.trainer.has_stacks = has_stacks
     configs = dict.fromkeys(range(4), fit.networks.config(8))
-    trained = fit.fits.train_bricks(configs, dict.fromkeys(configs, Recipe(1e-3, 8, lr=1e-3)), NoProgress())
+    trained = fit.trainer.train_bricks(configs, dict.fromkeys(configs, Recipe(1e-3, 8, lr=1e-3)), NoProgress())
     for k, found in trained.items():
         frequencies = 30 * found.weights["net_layers.0.linear.weight"]
-        units = (max(box.stop - box.start for box in fit.fits.boxes[k]) - 1) / 2  # voxels
+        units = (max(box.stop - box.start for box in fit.trainer.boxes[k]) - 1) / 2  # voxels
         expected = np.array([[0.0, 1.4, 0.0], [1.0, 0.0, 0.0]]) * units
         is_like = np.abs(np.abs(frequencies[:, None]) - expected).max(axis=2).min(axis=1) < 1.0
         assert is_like[:4].all() == (k != 0) and frequencies[0].any()
-    assert not small_fit(slanted((20, 18, 20))).fits.has_waves
-    assert not small_fit(array, first_omega=30.0).fits.has_waves
+    assert not small_fit(slanted((20, 18, 20))).trainer.has_waves
+    assert not small_fit(array, first_omega=30.0).trainer.has_waves
 
 
 @pytest.mark.parametrize("has_stacks", [False, True])
@@ -133,7 +133,7 @@ def test_one_line_tells_how_many_bricks_recovered(has_stacks, monkeypatch, capsy
 
     fit = small_fit(recipe=Recipe(n_passes=0.3, batch=8, lr=1e-3))
     fit.networks.settle(NoProgress())
-    fit.fits.has_stacks = has_stacks
+    fit.trainer.has_stacks = has_stacks
     monkeypatch.setattr("training.recovery.Recovery.decide", decide)
     run_bricks(fit, Checkpoint(None, OPTIONS))
     assert capsys.readouterr().err.count("recovered in 3 of 4 bricks") == 1
@@ -299,19 +299,19 @@ def test_the_time_of_the_workers_is_shared_out():
     """By the work. Of three bricks on two workers, one of them has two bricks."""
     fit = small_fit(recipe=Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=10.0), n_processes=2)
     configs = dict(enumerate(map(fit.networks.config, (4, 4, 5))))
-    limits = {k: recipe.max_seconds for k, recipe in fit.fits.recipes(configs, seconds=2.0).items()}
-    works = {k: fit.fits.pass_work(k, config) for k, config in configs.items()}
+    limits = {k: recipe.max_seconds for k, recipe in fit.trainer.recipes(configs, seconds=2.0).items()}
+    works = {k: fit.trainer.pass_work(k, config) for k, config in configs.items()}
     assert limits[2] / limits[0] == pytest.approx(works[2] / works[0])
     assert max(limits.values()) < 5 and sum(sorted(limits.values())[:2]) == pytest.approx(8.0, rel=0.1)
-    alone = fit.fits.recipes({0: configs[0]}, 2.0)
+    alone = fit.trainer.recipes({0: configs[0]}, 2.0)
     assert alone[0].max_seconds == pytest.approx(8.0)
 
 
 @pytest.mark.parametrize(("seconds", "is_told"), [(1.0, True), (1e6, False)])
 def test_the_time_that_the_start_of_workers_takes_is_told(seconds, is_told, capsys):
     fit = small_fit(recipe=Recipe(n_passes=1, batch=8, lr=1e-3, max_seconds=seconds))
-    fit.fits.workers.start = lambda n: time.sleep(0.6)
-    fit.fits.train_bricks = lambda *_: {}
+    fit.trainer.workers.start = lambda n: time.sleep(0.6)
+    fit.trainer.train_bricks = lambda *_: {}
     fit.run()
     assert ("s went by before the training, 0." in capsys.readouterr().err) == is_told
 
@@ -319,7 +319,7 @@ def test_the_time_that_the_start_of_workers_takes_is_told(seconds, is_told, caps
 def test_ctrl_c_keeps_the_networks_that_are_settled(monkeypatch, tmp_path, capsys):
     """What the brief fits cost is not lost, before any brick is done."""
     fit, again = small_fit(), small_fit()
-    monkeypatch.setattr(fit.fits, "recipes", Mock(side_effect=KeyboardInterrupt))
+    monkeypatch.setattr(fit.trainer, "recipes", Mock(side_effect=KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         run_bricks(fit, Checkpoint(str(tmp_path / "state"), OPTIONS))
     Checkpoint(str(tmp_path / "state"), OPTIONS).load(again)

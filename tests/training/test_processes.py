@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 import train, utils
 from cli import console, progress
-from training import brick_fits, fitting, long_runs, processes, recipe
+from training import brick_trainer, fitting, long_runs, processes, recipe
 progress.PLAIN_SECONDS = 0.5
 processes.FIRST_SPEAKS = 0.5
 
@@ -91,12 +91,12 @@ def spoil(case, rank):
             dist.distributed_c10d._set_pg_timeout(datetime.timedelta(seconds=60))
             return items
 
-        brick_fits.processes = types.SimpleNamespace(**dict(vars(processes), gather=gather))
+        brick_trainer.processes = types.SimpleNamespace(**dict(vars(processes), gather=gather))
     if case == "lost_brick" and rank == 1:
         def fit_brick(*_):
             raise utils.UserError("lost")
 
-        brick_fits.fit_brick = fit_brick
+        brick_trainer.fit_brick = fit_brick
     if case == "timed":  # its time
         ticks = itertools.count()
         fitting.time = types.SimpleNamespace(monotonic=lambda: next(ticks) * (1 + rank) / 64)

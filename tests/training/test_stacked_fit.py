@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from helpers.brick_fits import small_fit
+from helpers.bricked_fits import small_fit
 from helpers.networks import field_net
 from helpers.reference import ReferenceStep
 from helpers.volumes import slanted, waves
@@ -17,9 +17,9 @@ from helpers.volumes import slanted, waves
 from cli.progress import NoProgress
 from field.evaluation import TILE
 from siren import SirenConfig
-from training import brick_fits, stacked_fit
-from training.brick_fits import BrickFits
-from training.brick_task import Task
+from training import brick_trainer, stacked_fit
+from training.brick_trainer import BrickTrainer
+from training.one_brick import Task
 from training.padded_gradient import PaddedGradient
 from training.recipe import Recipe, psnr_of
 from training.sampler import VoxelSampler
@@ -277,14 +277,14 @@ def test_a_time_limit_is_that_of_all_together():
 @pytest.mark.parametrize("recipe", [RECIPE, dataclasses.replace(RECIPE, grad_lambda=0.01)])
 def test_a_volume_in_bricks_is_fitted_by_stacks_where_it_can_be(recipe, monkeypatch):
     volume, judged = Volume(waves((13, 9, 5)), Geometry.plain(3)), []
-    fits = BrickFits(volume, header_of(volume), (2, 2, 1), lambda n_voxels, config: recipe, 0)
-    fits.has_stacks = True
+    trainer = BrickTrainer(volume, header_of(volume), (2, 2, 1), lambda n_voxels, config: recipe, 0)
+    trainer.has_stacks = True
     recover = StackedFit._recover_if_needed
     monkeypatch.setattr(StackedFit, "_recover_if_needed", lambda fit: judged.append(len(fit.tasks)) or recover(fit))
     configs = {k: SirenConfig(width, 3) for k, width in enumerate((4, 20, 8, 6))}
     done: list[int] = []
     recipes = dict.fromkeys(configs, recipe)
-    found = fits.train_bricks(configs, recipes, NoProgress(), lambda k, trained: done.append(k) or {})
+    found = trainer.train_bricks(configs, recipes, NoProgress(), lambda k, trained: done.append(k) or {})
     assert sorted(done) == [0, 1, 2, 3] and set(judged) == ({4} if recipe.draws_by_error else set())
     for k, (weights, error, _) in found.items():
         assert weights["net_layers.3.weight"].shape == (1, configs[k].n_neurons)
@@ -295,12 +295,12 @@ def test_values_are_normalised_while_the_stack_before_is_fitted(monkeypatch):
     """By the thread that reads ahead: a GPU does not wait for it."""
     threads = []
 
-    def watched(*arguments, normalise=brick_fits.normalised):
+    def watched(*arguments, normalise=brick_trainer.normalised):
         threads.append(threading.current_thread())
         return normalise(*arguments)
 
-    monkeypatch.setattr(brick_fits, "normalised", watched)
+    monkeypatch.setattr(brick_trainer, "normalised", watched)
     fit = small_fit()
-    fit.fits.has_stacks = True
+    fit.trainer.has_stacks = True
     fit.run()
     assert len(threads) >= 4 and threading.main_thread() not in threads

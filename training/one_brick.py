@@ -1,4 +1,4 @@
-"""The fit of one brick: what it takes, and what comes of it. Another process can do it."""
+"""The fit of one brick, which another process can do: `Task` is what it takes, `Trained` what comes of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fits the bricks of a volume: in processes, one a core; on a GPU in stacks."""
+"""Trains the networks of bricks: in processes, one a core; on a GPU in stacks. `bricked_fit` says which, and when."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from cli.progress import Parts, Progress
 from field.bricks import brick_boxes
 from siren import SirenConfig
 from training import processes
-from training.brick_task import Task, Trained, arrays_of, fit_brick
 from training.cutting import passes_over
+from training.one_brick import Task, Trained, arrays_of, fit_brick
 from training.recipe import BATCH, Recipe, fit_work, training_work
 from training.spectrum import SURE_SHARE, waves_of
 from training.stacked_fit import StackedFit
@@ -34,8 +34,8 @@ PILOT_STEPS, LEAST_PILOT_BATCH = 150, 256
 RecipeFor = Callable[[int, int, SirenConfig], Recipe]  # voxels not missing, voxels in all, network -> recipe
 
 
-class BrickFits:
-    """The bricks of a volume, and how each is fitted.
+class BrickTrainer:
+    """The bricks of a volume, and how the network of each is trained.
 
     header: of the volume, with the range after --clip. counts: the number of bricks along each axis. recipe_for: gives
     the recipe of a brick. first_omega: see `Start`. target_psnr: over the range of the volume, in dB; each fit ends at

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from helpers.volumes import slanted
-from training.brick_fits import BrickFits
 from training.brick_networks import BrickNetworks
+from training.brick_trainer import BrickTrainer
 from training.bricked_fit import BrickedFit
 from training.recipe import Recipe
 from utils import Geometry, Volume, header_of
@@ -20,5 +20,7 @@ def small_fit(array: np.ndarray | None = None, **keywords) -> BrickedFit:
     array = slanted((13, 9, 5)) if array is None else array
     volume = Volume(array, Geometry.plain(3), keywords.pop("fill", None))  # a fourth axis is that of components
     n_parameters, fields = keywords.pop("n_parameters", 400), keywords.pop("fields", FIELDS)
-    fits = BrickFits(volume, header_of(volume), (2, 2, 1), lambda n_present, n_voxels, config: recipe, 0, **keywords)
-    return BrickedFit(BrickNetworks(fits, n_parameters, fields))
+    trainer = BrickTrainer(
+        volume, header_of(volume), (2, 2, 1), lambda n_present, n_voxels, config: recipe, 0, **keywords
+    )
+    return BrickedFit(BrickNetworks(trainer, n_parameters, fields))
