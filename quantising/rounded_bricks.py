@@ -103,7 +103,7 @@ class BricksRounding:
         if self.options.n_passes is not None or not volume:
             return self.options.n_passes
         n_all, n_images = self.bricks.n_parameters, self.header.n_present / self.n_held
-        return PASSES * passes_for(self.n_held, n_all, len(self.boxes), self.device.type, n_images)
+        return PASSES * passes_for(self.n_held, n_all, len(self.boxes), self.device.type == "cuda", n_images)
 
     def _error_to_add(self, psnr: float, volume: Volume) -> float | None:
         """See `error_to_add`. None where the steps do not follow from an error."""

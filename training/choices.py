@@ -51,11 +51,10 @@ def bricks_for(opt: Options, volume: Volume, header: VolumeHeader) -> tuple[tupl
 
     Mirrors: see field.bricks.Cut. A volume that is not cut needs none. Raises UserError for impossible bricks.
     """
-    is_auto, shape = opt.bricks == "auto", header.shape
-    n_parameters, device = header.n_voxels / opt.compression_ratio, "cuda" if opt.cuda else "cpu"
+    is_auto, shape, n_parameters = opt.bricks == "auto", header.shape, header.n_voxels / opt.compression_ratio
     if opt.bricks == "none" or header.value_range.is_constant:
         return (1,) * len(shape), ()
-    counts = counts_for(shape, n_parameters, opt.n_passes, device) if is_auto else _given_counts(opt, shape)
+    counts = counts_for(shape, n_parameters, opt.n_passes, opt.cuda) if is_auto else _given_counts(opt, shape)
     mirrors = find_mirrors(volume, header) if math.prod(counts) > 1 else ()
     if mirrors:
         held = held_shape(shape, mirrors)
@@ -82,9 +81,9 @@ def _given_counts(opt: Options, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def brick_recipes(opt: Options, header: VolumeHeader, counts: tuple[int, ...], mirrors: tuple[int, ...]) -> RecipeFor:
     """What gives the recipe of a brick. counts, mirrors: of `bricks_for`."""
-    is_open, device = opt.n_passes is None and opt.max_seconds is None, "cuda" if opt.cuda else "cpu"
+    is_open = opt.n_passes is None and opt.max_seconds is None
     n_held, n_parameters = count_held(header, mirrors), header.n_voxels / opt.compression_ratio
-    default = passes_for(n_held, n_parameters, math.prod(counts), device, header.n_present / n_held)
+    default = passes_for(n_held, n_parameters, math.prod(counts), opt.cuda, header.n_present / n_held)
 
     def recipe(n_present: int, n_voxels: int, config: SirenConfig) -> Recipe:
         passes = default if is_open else opt.n_passes

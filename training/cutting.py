@@ -12,20 +12,21 @@ from utils import Box, Mask, VolumeHeader, shape_of
 
 PARAMETERS = 10_000  # of a brick's network, in the mean. Of 5,000 and 12,000 the larger is as fast, and has fewer seams
 MOST_SHARE = 0.25  # most parameters of a brick's network / its voxels
-# `--bricks auto` cuts a volume whose single network would be more `training_work`. On one core, 1e12 are 3 minutes.
-ONE_NETWORK_WORK = {"cpu": 2e12, "cuda": 4e14}
-BRICKS_WORK = {"cpu": 4e12, "cuda": 4e14}  # most work of all bricks together, by default
-LEAST_PASSES, MOST_PASSES = 8.0, {"cpu": 90.0, "cuda": 45.0}  # over each brick, by default
+# In units of `training_work`, of which one core does 1e12 in 3 minutes; on a CPU, and on a GPU:
+ONE_NETWORK_WORK = 2e12, 4e14  # `--bricks auto` cuts a volume whose single network would be more
+BRICKS_WORK = 4e12, 4e14  # most work of all bricks together, by default
+LEAST_PASSES = 8.0  # over each brick, by default
+MOST_PASSES = 90.0, 45.0  # the same; on a CPU, and on a GPU
 
 
-def counts_for(shape: tuple[int, ...], n_parameters: float, passes: float | None, device: str) -> tuple[int, ...]:
+def counts_for(shape: tuple[int, ...], n_parameters: float, passes: float | None, is_gpu: bool) -> tuple[int, ...]:
     """The number of bricks along each axis by `--bricks auto`: 1 each where one network takes minutes.
 
-    n_parameters: of all networks. passes: over the volume, None for the default. device: "cpu" or "cuda".
+    n_parameters: of all networks. passes: over the volume, None for the default.
     """
     n_voxels = math.prod(shape)
-    n_samples = n_voxels * (passes or default_passes(n_voxels, device == "cuda"))
-    is_enough = training_work(n_samples, n_parameters) <= ONE_NETWORK_WORK[device]
+    n_samples = n_voxels * (passes or default_passes(n_voxels, is_gpu))
+    is_enough = training_work(n_samples, n_parameters) <= ONE_NETWORK_WORK[is_gpu]
     return (1,) * len(shape) if is_enough else counts_of_bricks(shape, n_parameters)
 
 
@@ -41,14 +42,14 @@ def counts_of_bricks(shape: tuple[int, ...], n_parameters: float) -> tuple[int, 
     return (1,) * (len(shape) - len(space)) + counts
 
 
-def passes_for(n_voxels: int, n_parameters: float, n_bricks: int, device: str, n_images: float = 1.0) -> float:
-    """The number of passes over each brick by default: as many as BRICKS_WORK allows on the device, within limits.
+def passes_for(n_voxels: int, n_parameters: float, n_bricks: int, is_gpu: bool, n_images: float = 1.0) -> float:
+    """The number of passes over each brick by default: as many as BRICKS_WORK allows, within limits.
 
     The limits are LEAST_PASSES and MOST_PASSES, or what MIN_STEPS steps take. n_voxels: that bricks hold. n_parameters:
     of all networks. n_images: voxels of the volume for each voxel that is held; a pass over it then counts as many.
     """
-    allowed = BRICKS_WORK[device] / training_work(n_voxels, n_parameters / n_bricks)
-    most = max(n_images * MOST_PASSES[device], passes_for_min_steps(math.ceil(n_voxels / n_bricks)))
+    allowed = BRICKS_WORK[is_gpu] / training_work(n_voxels, n_parameters / n_bricks)
+    most = max(n_images * MOST_PASSES[is_gpu], passes_for_min_steps(math.ceil(n_voxels / n_bricks)))
     return round(min(max(allowed, LEAST_PASSES), most), 1)
 
 

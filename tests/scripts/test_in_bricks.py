@@ -147,7 +147,7 @@ def test_a_ratio_out_of_reach_is_told(volume_file, tmp_path, capsys):
 @pytest.mark.parametrize("ratio", [1, 1e-9])
 @pytest.mark.parametrize("bricks", ["2,1,1", "auto"])
 def test_bricks_have_no_more_parameters_than_help(bricks, ratio, cut, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("training.cutting.ONE_NETWORK_WORK", {"cpu": 0.0})
+    monkeypatch.setattr("training.cutting.ONE_NETWORK_WORK", (0.0, 0.0))
     monkeypatch.setattr("training.cutting.PARAMETERS", 100)
     flags = "--bricks", bricks, "--compression_ratio", ratio, "--n_passes", 0.1, "--num_workers", 1
     trained = train(cut.volume, tmp_path, *flags)

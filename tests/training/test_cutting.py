@@ -28,17 +28,17 @@ from utils import Geometry, Volume, header_of
     ],
 )
 def test_auto_cuts_what_would_take_long(shape, ratio, counts):
-    assert counts_for(shape, math.prod(shape) / ratio, None, "cpu") == counts
+    assert counts_for(shape, math.prod(shape) / ratio, None, False) == counts
 
 
 def test_auto_cuts_more_the_longer_the_fit():
-    assert counts_for((128,) * 3, 42_000, 100.0, "cpu") == (2, 2, 2)
-    assert counts_for((256,) * 3, 336_000, None, "cuda") == (1, 1, 1)
+    assert counts_for((128,) * 3, 42_000, 100.0, False) == (2, 2, 2)
+    assert counts_for((256,) * 3, 336_000, None, True) == (1, 1, 1)
 
 
 @pytest.mark.parametrize("shape", [(1024,) * 3, (700, 90, 333), (4000, 3000)])
 def test_bricks_have_about_as_many_parameters_as_wanted(shape):
-    counts = counts_for(shape, math.prod(shape) / 20, None, "cpu")
+    counts = counts_for(shape, math.prod(shape) / 20, None, False)
     assert 0.5 < math.prod(shape) / 20 / math.prod(counts) / PARAMETERS < 2
 
 
@@ -52,13 +52,13 @@ def test_bricks_have_about_as_many_parameters_as_wanted(shape):
     ],
 )
 def test_passes_follow_from_the_work(voxels, parameters, bricks, passes):
-    assert passes_for(voxels, parameters, bricks, "cpu") == pytest.approx(passes, rel=0.01)
-    assert passes_for(voxels, parameters, bricks, "cuda") == (passes if passes > 90 else 45)
+    assert passes_for(voxels, parameters, bricks, False) == pytest.approx(passes, rel=0.01)
+    assert passes_for(voxels, parameters, bricks, True) == (passes if passes > 90 else 45)
 
 
 def test_a_pass_over_one_side_of_mirrors_counts_as_many_as_it_has_images():
-    assert passes_for(129**3, 42_000, 8, "cpu") == 90 < passes_for(129**3, 42_000, 8, "cpu", 2.0) == 180
-    both = [passes_for(257**3, 2.7e6, 216, "cpu", n_images) for n_images in (1.0, 8.0)]
+    assert passes_for(129**3, 42_000, 8, False) == 90 < passes_for(129**3, 42_000, 8, False, 2.0) == 180
+    both = [passes_for(257**3, 2.7e6, 216, False, n_images) for n_images in (1.0, 8.0)]
     assert both[0] == both[1] < 90  # ten minutes allow no more
 
 

@@ -106,7 +106,7 @@ def test_bricks_lie_on_one_side(monkeypatch):
 
     assert found() == found("--bricks", "none") == found("--bricks", "1,1,1") == ((1, 1, 1), ())
     assert found("--bricks", "2,16,9") == ((2, 8, 6), (20, 16, 11))
-    monkeypatch.setitem(cutting.ONE_NETWORK_WORK, "cpu", 0.0)
+    monkeypatch.setattr(cutting, "ONE_NETWORK_WORK", (0.0, 0.0))
     monkeypatch.setattr(cutting, "PARAMETERS", 10)
     few, many = found("--compression_ratio", "100")[0], found("--compression_ratio", "10")[0]
     assert found("--compression_ratio", "10")[1] == (20, 16, 11) and 1 < math.prod(few) < math.prod(many)
