@@ -16,10 +16,10 @@ from quantising import work
 from quantising.network import NetworkRounding
 from quantising.policy import Part, RoundingOptions, coarsest_exact, error_to_add
 from siren import SirenConfig, net_of
-from training.cutting import count_held, missing_in, passes_for, passes_over
+from training.cutting import count_held, passes_for, passes_over
 from training.recipe import error_of, psnr_of
 from training.step import kernels_for
-from training.survey import brick_volume, error_factor, ready_to_cut, survey
+from training.survey import brick_volume, error_factor, missing_in, ready_to_cut, survey
 from training.workers import Report, Workers, most_work_first
 from utils import Geometry, Volume, VolumeHeader, find_missing, shape_of
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from field.bricks import held_shape
 from training.recipe import BATCH, MIN_STEPS, default_passes, passes_for_min_steps, training_work
-from utils import Box, Mask, VolumeHeader, shape_of
+from utils import VolumeHeader
 
 PARAMETERS = 10_000  # of a brick's network, in the mean. Of 5,000 and 12,000 the larger is as fast, and has fewer seams
 MOST_SHARE = 0.25  # most parameters of a brick's network / its voxels
@@ -65,12 +63,3 @@ def passes_over(n_passes: float, n_present: int, n_voxels: int) -> float:
 def count_held(header: VolumeHeader, mirrors: tuple[int, ...]) -> int:
     """The number of voxels that bricks hold and that are not missing. No voxel of a volume with mirrors is missing."""
     return math.prod(held_shape(header.shape, mirrors)) if mirrors else header.n_present
-
-
-def missing_in(header: VolumeHeader, box: Box) -> Mask | None:
-    """The mask of a box of the volume, as of a `brick_volume`; None when no voxel of it is missing."""
-    if not header.missing:
-        return None
-    index = np.ix_(*(np.arange(cut.start, cut.stop) for cut in box))
-    mask = Mask.of(shape_of(box), np.float32(np.nan), header.missing.at(index))
-    return mask if mask.bits.any() else None

@@ -25,7 +25,7 @@ def padded(size: int, tile: int = TILE) -> int:
     return math.ceil(size / tile) * tile
 
 
-def along(numbers: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def for_each_network(numbers: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """One number for each network, in the shape that multiplies `tensor` (networks, ...)."""
     return numbers.to(tensor.dtype).view(-1, *[1] * (tensor.dim() - 1))
 
@@ -56,7 +56,7 @@ class Adam:
             self.state["square"].mul_(self.betas[1]).addcmul_(self.gradient, self.gradient, value=1 - self.betas[1])
         )
         scale = (square / correction).sqrt_().add_(1e-8)
-        size = size if rates is None else along(size * rates, mean)
+        size = size if rates is None else for_each_network(size * rates, mean)
         self.weights.add_((mean * size).div_(scale))
 
 
@@ -116,7 +116,7 @@ class Muon:
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
         x = x[:, :n, :n].to(dtype).reshape(self.weights.shape)
         if rates is not None:
-            size = along(size * rates * self.roots, self.weights)
+            size = for_each_network(size * rates * self.roots, self.weights)
         if isinstance(size, torch.Tensor):
             self.weights.sub_(x * size)
         else:

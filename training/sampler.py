@@ -196,10 +196,10 @@ class VoxelSampler:
 
     def slopes(self, flat: torch.Tensor) -> torch.Tensor:
         """Finite differences (n, components, d_in), on the training device, of the voxels `flat`."""
-        return self.gradients[flat].to(self.device)
+        return self.all_slopes[flat].to(self.device)
 
     @functools.cached_property
-    def gradients(self) -> torch.Tensor:
+    def all_slopes(self) -> torch.Tensor:
         """`finite_differences` of every voxel: (voxels, components, d_in)."""
         slopes = finite_differences(self.values.cpu().numpy().reshape(*self.shape, -1), self.shape)
         return torch.from_numpy(slopes.reshape(len(self.values), *slopes.shape[-2:])).to(self.values.device)

@@ -79,8 +79,8 @@ def fit_after_trials(
     if first_omega is None:
         widest = max(config.n_neurons for config in configs)
         waves = waves_of_sampler(sampler, widest, TRIED_SHARE if is_tried else SURE_SHARE)
-    has_one = len(configs) == 1 and configs[0].n_neurons > TRIED_NEURONS and waves is None
-    if not is_tried or has_one:
+    has_choice = len(configs) > 1 or configs[0].n_neurons <= TRIED_NEURONS or waves is not None
+    if not (is_tried and has_choice):
         middle = min(configs, key=lambda config: abs(config.n_layers - MIDDLE_DEPTH))
         return fit_of(Start(middle, seed, first_omega, waves, from_mean=True))
     all_waves = [None] if waves is None else [None, waves]

@@ -26,20 +26,20 @@ HALF_PSNR = 45.0  # dB, up to which a GPU multiplies in float16: its noise costs
 MOST_BEHIND = 16
 
 
-def loss_with_gradient(
-    net: FieldNet, x: torch.Tensor, values: torch.Tensor, gradients: torch.Tensor, grad_lambda: float
+def loss_with_slopes(
+    net: FieldNet, x: torch.Tensor, values: torch.Tensor, slopes: torch.Tensor, grad_lambda: float
 ) -> torch.Tensor:
-    """The MSE of the values, plus grad_lambda times the MSE of the analytic gradient.
+    """The MSE of the values, plus grad_lambda times the MSE of the slopes of the network along the axes.
 
-    x: (n, d_in); values: (n, d_out); gradients: (n, d_out, d_in); all normalised. NaN in `gradients` adds no error.
+    x: (n, d_in); values: (n, d_out); slopes: (n, d_out, d_in); all normalised. NaN in `slopes` adds no error.
     Source: Lu et al., 2021, section 3.
     """
     x = x.requires_grad_()
     predicted = net(x)
-    slopes = [torch.autograd.grad(predicted[:, c].sum(), x, create_graph=True)[0] for c in range(predicted.shape[1])]
-    slopes = torch.stack(slopes, dim=1)
-    gradients = torch.where(gradients.isnan(), slopes.detach(), gradients)
-    return functional.mse_loss(predicted, values) + grad_lambda * functional.mse_loss(slopes, gradients)
+    own = [torch.autograd.grad(predicted[:, c].sum(), x, create_graph=True)[0] for c in range(predicted.shape[1])]
+    own = torch.stack(own, dim=1)
+    slopes = torch.where(slopes.isnan(), own.detach(), slopes)
+    return functional.mse_loss(predicted, values) + grad_lambda * functional.mse_loss(own, slopes)
 
 
 def is_for_gpu(device: torch.device) -> bool:
@@ -187,6 +187,6 @@ class StepFunction:
             self.loss_gradient(x, values, **more)
         else:
             self.trained.gradient.zero_()
-            loss_with_gradient(self.net, x, values, self.sampler.slopes(flat), self.grad_lambda).backward()
+            loss_with_slopes(self.net, x, values, self.sampler.slopes(flat), self.grad_lambda).backward()
         processes.average_over_processes(self.trained.gradient, weight=len(flat))
         self.trained.take_step(coefficients, products)

@@ -11,7 +11,7 @@ import numpy as np
 
 from cli.progress import Progress
 from training.streaming import unpacked
-from utils import Box, Geometry, ValueRange, Volume, drop_pages
+from utils import Box, Geometry, Mask, ValueRange, Volume, VolumeHeader, drop_pages, shape_of
 
 BLOCK = 4  # side of the blocks of voxels that `detail` compares with planes
 
@@ -74,6 +74,15 @@ def brick_volume(volume: Volume, value_range: ValueRange, box: Box) -> Volume:
     brick = Volume(value_range.normalise(volume.values[box]), Geometry.plain(len(box)), fill)
     drop_pages(volume.values)
     return brick
+
+
+def missing_in(header: VolumeHeader, box: Box) -> Mask | None:
+    """The mask of a `brick_volume`, from the header alone; None when no voxel of it is missing."""
+    if not header.missing:
+        return None
+    index = np.ix_(*(np.arange(cut.start, cut.stop) for cut in box))
+    mask = Mask.of(shape_of(box), np.float32(np.nan), header.missing.at(index))
+    return mask if mask.bits.any() else None
 
 
 def ready_to_cut(volume: Volume) -> Volume:

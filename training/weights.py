@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from siren import FieldNet, linear_layers
-from training.optimizers import Adam, Muon, along, share_of_latest
+from training.optimizers import Adam, Muon, for_each_network, share_of_latest
 
 AVERAGED_STEPS = 50.0  # time constant of the running average of the weights, steps
 NORM_LIMIT = 1.3  # largest Frobenius norm of a hidden matrix, relative to the norm at initialisation
@@ -105,10 +105,9 @@ class TrainedWeights:
             muon = [Muon(self.hidden, self.hidden_gradient, momentum_steps, tile, widths)] if n_hidden else []
             self.optimizers = [Adam(self.weights[..., size:], self.gradient[..., size:], (0.9, 0.99)), *muon]
         # Limits of the Frobenius norms. A matrix that starts with a larger norm may keep this norm.
-        initial = (math.sqrt(2 * n) if widths is None else along((2 * widths).sqrt(), self.hidden)) / net.config.omega_0
-        self.norm_limits = torch.linalg.vector_norm(self.hidden, dim=(-2, -1), keepdim=True).clamp_(
-            NORM_LIMIT * initial
-        )
+        initial = math.sqrt(2 * n) if widths is None else for_each_network((2 * widths).sqrt(), self.hidden)
+        norms = torch.linalg.vector_norm(self.hidden, dim=(-2, -1), keepdim=True)
+        self.norm_limits = norms.clamp_(NORM_LIMIT * (initial / net.config.omega_0))
 
     @property
     def state(self) -> list[torch.Tensor]:

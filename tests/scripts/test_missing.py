@@ -22,7 +22,7 @@ from formats.common import VolumeError
 from formats.reading import read_volume
 from siren import FieldNet, SirenConfig
 from training.sampler import VoxelSampler
-from training.step import loss_with_gradient
+from training.step import loss_with_slopes
 from utils import ValueRange, header_of, is_missing
 
 CPU = torch.device("cpu")
@@ -169,7 +169,7 @@ def test_every_present_voxel_is_drawn_once_a_pass():
 
 def test_gradients_beside_missing_voxels_are_one_sided():
     array, mask = holed()
-    gradients = sampler_of(array[..., None]).gradients.numpy().reshape(9, 7, 5, 3)
+    gradients = sampler_of(array[..., None]).all_slopes.numpy().reshape(9, 7, 5, 3)
     extent = np.ptp(array[~mask])
     expected = np.broadcast_to(np.array([3, -2, 1]) * 2 / extent * 4, (9, 7, 5, 3))  # a voxel is 2 / 8 wide
     known = ~np.isnan(gradients)
@@ -183,8 +183,8 @@ def test_unknown_gradients_teach_nothing():
     net = FieldNet(SirenConfig(4, 2, 2, 1), torch.Generator().manual_seed(0))
     x, values, gradients = torch.rand(8, 2), torch.zeros(8, 1), torch.zeros(8, 1, 2)
     gradients[3:] = math.nan
-    total = loss_with_gradient(net, x, values, gradients, 1.0)
-    known = loss_with_gradient(net, x[:3], values[:3], gradients[:3], 1.0)
+    total = loss_with_slopes(net, x, values, gradients, 1.0)
+    known = loss_with_slopes(net, x[:3], values[:3], gradients[:3], 1.0)
     of_gradient, of_known = ((loss - net(some).square().mean()).item() for loss, some in ((total, x), (known, x[:3])))
     assert of_gradient == pytest.approx(3 / 8 * of_known, rel=1e-5)
     total.backward()

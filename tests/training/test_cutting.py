@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
-from helpers.volumes import slanted
 
-from training.cutting import PARAMETERS, counts_for, missing_in, passes_for, passes_over
+from training.cutting import PARAMETERS, counts_for, passes_for, passes_over
 from training.recipe import BATCH, MIN_STEPS
-from training.survey import brick_volume
-from utils import Geometry, Volume, header_of
 
 
 @pytest.mark.parametrize(
@@ -60,19 +56,6 @@ def test_a_pass_over_one_side_of_mirrors_counts_as_many_as_it_has_images():
     assert passes_for(129**3, 42_000, 8, False) == 90 < passes_for(129**3, 42_000, 8, False, 2.0) == 180
     both = [passes_for(257**3, 2.7e6, 216, False, n_images) for n_images in (1.0, 8.0)]
     assert both[0] == both[1] < 90  # ten minutes allow no more
-
-
-def test_the_mask_of_a_box_is_that_of_the_brick():
-    array = slanted((9, 7, 5))
-    array[3:6, 2, 1:4] = np.nan
-    volume = Volume(array, Geometry.plain(3), np.float32(np.nan))
-    box = (slice(0, 5), slice(1, 4), slice(2, 5))
-    header = header_of(volume)
-    mask, expected = missing_in(header, box), header_of(brick_volume(volume, header.value_range, box)).missing
-    assert mask.count == 4 and mask.shape == (5, 3, 3) and np.isnan(mask.fill)
-    np.testing.assert_array_equal(mask.bits, expected.bits)
-    assert missing_in(header, (slice(0, 3), slice(1, 4), slice(2, 5))) is None
-    assert missing_in(header_of(Volume(slanted((9, 7, 5)), Geometry.plain(3))), box) is None
 
 
 def test_a_sparse_brick_takes_as_many_steps_as_a_whole_one():

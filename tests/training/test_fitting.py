@@ -20,7 +20,7 @@ from training.optimizers import Muon
 from training.recipe import Recipe
 from training.sampler import VoxelSampler
 from training.starts import Start, new_networks
-from training.step import loss_with_gradient
+from training.step import loss_with_slopes
 from training.weights import NORM_LIMIT
 from utils import value_range
 
@@ -308,14 +308,14 @@ def test_gradient_term_is_that_of_finite_differences(d_in, d_out):
         slopes = torch.stack([(net(x + s) - net(x - s)) / (2 * h) for s in shifts], dim=-1)
         value_loss = (net(x) - values).square().mean()
     expected = value_loss + 0.7 * (slopes - gradients).square().mean()
-    assert loss_with_gradient(net, x.clone(), values, gradients, 0.7).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert loss_with_slopes(net, x.clone(), values, gradients, 0.7).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_a_fit_follows_the_gradient_term():
     """Its gradient is that of the loss with the term; without grad_lambda it is not."""
     sampler, net = slanted_sampler((6, 5, 4)), field_net()
     x, _ = sampler.samples(torch.arange(sampler.n_present))
-    loss_with_gradient(net, x, sampler.values, sampler.gradients, 0.5).backward()
+    loss_with_slopes(net, x, sampler.values, sampler.all_slopes, 0.5).backward()
     expected = [p.grad.clone() for p in net.parameters()]
     for grad_lambda, is_equal in ((0.5, True), (0.0, False)):
         done = fit(net, sampler, batch=sampler.n_present, lr=1e-30, grad_lambda=grad_lambda, schedule="step")

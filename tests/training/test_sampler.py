@@ -89,7 +89,7 @@ def test_every_draw_by_density_is_a_voxel():
 
 def test_gradient_of_a_linear_field_is_exact_everywhere():
     x, y, z = coordinate_grids((9, 7, 5))
-    gradients = VoxelSampler((0.4 * x - 0.3 * y + 0.2 * z)[..., None].astype(np.float32), CPU).gradients
+    gradients = VoxelSampler((0.4 * x - 0.3 * y + 0.2 * z)[..., None].astype(np.float32), CPU).all_slopes
     assert gradients.shape == (9 * 7 * 5, 1, 3) and gradients.dtype == torch.float32
     np.testing.assert_allclose(gradients[:, 0], np.broadcast_to([0.4, -0.3, 0.2], (315, 3)), rtol=0, atol=2e-6)
 
@@ -100,7 +100,7 @@ def test_gradient_is_central_inside_and_one_sided_at_the_faces(axis):
     shape = (9, 7, 5)
     h = 2 / 8
     x = coordinate_grids(shape)[axis]
-    gradients = VoxelSampler((x**2)[..., None].astype(np.float32), CPU).gradients.numpy().reshape(*shape, 3)
+    gradients = VoxelSampler((x**2)[..., None].astype(np.float32), CPU).all_slopes.numpy().reshape(*shape, 3)
     expected = 2 * x
     first, last = ([slice(None)] * 3 for _ in range(2))
     first[axis], last[axis] = 0, -1
@@ -112,7 +112,7 @@ def test_gradient_is_central_inside_and_one_sided_at_the_faces(axis):
 
 def test_gradient_of_components_and_one_voxel_axes():
     x, _, z = coordinate_grids((4, 1, 3))
-    gradients = VoxelSampler(np.stack([x, -2 * z], axis=-1).astype(np.float32), CPU).gradients
+    gradients = VoxelSampler(np.stack([x, -2 * z], axis=-1).astype(np.float32), CPU).all_slopes
     assert gradients.shape == (12, 2, 3)
     np.testing.assert_allclose(gradients[:, 0], np.broadcast_to([1, 0, 0], (12, 3)), rtol=0, atol=1e-6)
     np.testing.assert_allclose(gradients[:, 1], np.broadcast_to([0, 0, -2], (12, 3)), rtol=0, atol=1e-6)

@@ -8,7 +8,7 @@ from helpers.volumes import slanted
 
 from cli.progress import NoProgress
 from field.bricks import brick_boxes
-from training.survey import brick_volume, detail, survey, with_one_extent
+from training.survey import brick_volume, detail, missing_in, survey, with_one_extent
 from utils import Geometry, Volume, header_of
 
 
@@ -104,3 +104,16 @@ def test_a_survey_of_missing_voxels_alone():
     found = survey(volume, values, brick_boxes((9, 7, 5), (2, 1, 1)), NoProgress())
     assert found.is_constant.tolist() == [True, False] and found.n_present[0] == 0
     assert 0 < found.variance < 4
+
+
+def test_the_mask_of_a_box_is_that_of_the_brick():
+    array = slanted((9, 7, 5))
+    array[3:6, 2, 1:4] = np.nan
+    volume = Volume(array, Geometry.plain(3), np.float32(np.nan))
+    box = (slice(0, 5), slice(1, 4), slice(2, 5))
+    header = header_of(volume)
+    mask, expected = missing_in(header, box), header_of(brick_volume(volume, header.value_range, box)).missing
+    assert mask.count == 4 and mask.shape == (5, 3, 3) and np.isnan(mask.fill)
+    np.testing.assert_array_equal(mask.bits, expected.bits)
+    assert missing_in(header, (slice(0, 3), slice(1, 4), slice(2, 5))) is None
+    assert missing_in(header_of(Volume(slanted((9, 7, 5)), Geometry.plain(3))), box) is None
