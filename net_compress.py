@@ -20,6 +20,7 @@ from cli.progress import Progress
 from cli.summary import summary
 from field.blob import BlobError, decode_field, encode_blob, is_blob, is_usual
 from field.header_chunks import Written
+from field.layers import SirenConfig
 from field.metrics import compare, file_ratios, measured_boxes, psnr_of_constant
 from field.neural_field import NeuralField
 from field.quantised import QuantisedLayer
@@ -29,7 +30,7 @@ from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions, decibels_lost, integers_lost
 from quantising.rounded_bricks import BricksRounding
 from quantising.sensitivity import MAX_BITS
-from siren import SirenConfig, net_of
+from siren import net_of
 from training.network_files import TrainedNetwork, read_network
 from utils import SUITE_VERSION, UserError, Volume, VolumeHeader
 

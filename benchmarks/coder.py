@@ -15,10 +15,11 @@ from shared import argument_parser, median_seconds
 from cli import console
 from field import entropy_coder
 from field.blob import decode_field, encode_blob
+from field.layers import SirenConfig
 from quantising.order import in_order
 from quantising.rounding import round_layers
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
-from siren import FieldNet, SirenConfig, neurons_for_budget
+from siren import FieldNet, neurons_for_budget
 from utils import Geometry, VolumeHeader
 
 REPEATS = 5

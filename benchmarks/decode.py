@@ -15,8 +15,9 @@ from shared import argument_parser, median_seconds, table_head, table_row
 
 from cli import console
 from field.evaluation import CHUNK
+from field.layers import SirenConfig
 from field.neural_field import NeuralField
-from siren import FieldNet, SirenConfig
+from siren import FieldNet
 from utils import Geometry, VolumeHeader, voxel_grid
 
 N_LAYERS = 8

@@ -27,7 +27,8 @@ import torch
 from shared import ROOT, argument_parser, network_flags, random_field, script, table_head, table_row
 
 from cli import console
-from siren import FieldNet, SirenConfig, neurons_for_budget
+from field.layers import SirenConfig
+from siren import FieldNet, neurons_for_budget
 from training import step as step_module
 from training import unfused
 from training.fitting import Fit, new_fit

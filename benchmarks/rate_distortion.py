@@ -26,10 +26,11 @@ from peers import SETTINGS, Point, available, psnr_at
 from shared import argument_parser, network_flags, read_scalar, script, table_head, table_row
 
 from cli import console
+from field.layers import SirenConfig
 from field.metrics import compare
 from field.neural_field import NeuralField
 from quantising import codebooks, rounding
-from siren import FieldNet, SirenConfig
+from siren import FieldNet
 from utils import Geometry, UserError, Volume, header_of
 
 PEERS = (*SETTINGS, "original")

@@ -13,9 +13,10 @@ import torch
 from shared import argument_parser, read_scalar, table_head, table_row
 
 from cli import console
+from field.layers import SirenConfig
 from field.metrics import compare
 from field.neural_field import NeuralField
-from siren import SirenConfig, neurons_for_budget
+from siren import neurons_for_budget
 from training.recipe import default_recipe, psnr_of
 from training.shapes import fit_after_trials
 from training.streaming import make_sampler

@@ -21,7 +21,8 @@ import torch
 from shared import argument_parser, array_of, table_head, table_row
 
 from cli import console
-from siren import HIGHEST_WAVE, LEAST_NEURONS, SirenConfig, neurons_for_budget
+from field.layers import SirenConfig
+from siren import HIGHEST_WAVE, LEAST_NEURONS, neurons_for_budget
 from training import starts
 from training.fitting import Fit, new_fit
 from training.recipe import default_recipe, psnr_of

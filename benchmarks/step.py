@@ -16,7 +16,8 @@ from shared import argument_parser, median_seconds, table_head, table_row
 from torch.nn import functional
 
 from cli import console
-from siren import FieldNet, SirenConfig
+from field.layers import SirenConfig
+from siren import FieldNet
 from training import fitting
 from training.gradient import LossGradient, padded_columns, torch_matmul
 from training.recipe import BATCH, default_recipe

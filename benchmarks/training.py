@@ -22,9 +22,9 @@ import torch
 from shared import argument_parser, read_scalar, table_head, table_row
 
 from cli import console
+from field.layers import OMEGA_0, SirenConfig
 from field.metrics import compare
 from field.neural_field import NeuralField
-from siren import OMEGA_0, SirenConfig
 from training.fitting import Fit
 from training.recipe import Recipe, default_recipe
 from training.shapes import fit_after_trials, networks_for_budget

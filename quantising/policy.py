@@ -10,9 +10,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from field.layers import SirenConfig
 from field.metrics import measured_boxes
 from field.neural_field import NeuralField
-from siren import SirenConfig
 from training.recipe import BATCH, Recipe, default_recipe, error_of, passes_for_min_steps, psnr_of
 from utils import Grid, is_missing, wide_float
 

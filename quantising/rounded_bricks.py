@@ -10,12 +10,13 @@ import torch
 from cli.progress import NoProgress, Parts, Progress
 from field.blob import decode_field, encode_blob
 from field.bricks import Bricks, StoredNetwork, brick_boxes
+from field.layers import SirenConfig
 from field.neural_field import NeuralField
 from field.quantised import QuantisedLayer
 from quantising import work
 from quantising.network import NetworkRounding
 from quantising.policy import Part, RoundingOptions, coarsest_exact, error_to_add
-from siren import SirenConfig, net_of
+from siren import net_of
 from training.cutting import count_held, passes_for, passes_over
 from training.recipe import error_of, psnr_of
 from training.step import kernels_for

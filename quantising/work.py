@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable
 
 from cli.progress import Progress
+from field.layers import SirenConfig
 from field.metrics import measured_boxes
 from quantising.compensation import metric_blocks, products_of_matrix
-from siren import SirenConfig
 from training.fitting import Fit
 from training.recipe import CHECK_STEPS, training_work
 from utils import Volume, shape_of

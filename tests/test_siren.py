@@ -11,7 +11,8 @@ from helpers.networks import field_net
 from helpers.original import original_coordinates, original_forward
 
 import siren
-from siren import FieldNet, SirenConfig, neurons_for_budget, weights_crc32
+from field.layers import SirenConfig
+from siren import FieldNet, neurons_for_budget, weights_crc32
 
 
 def original_shapes(n, n_layers, d_in, d_out, is_residual):

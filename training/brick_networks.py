@@ -8,8 +8,9 @@ import math
 import numpy as np
 
 from cli.progress import Progress
+from field.layers import SirenConfig
 from field.network_chunk import MAX_PARAMETERS
-from siren import LEAST_NEURONS, MAX_NEURONS, SirenConfig, neurons_for_budget
+from siren import LEAST_NEURONS, MAX_NEURONS, neurons_for_budget
 from training.brick_trainer import PILOT_PASSES, PILOT_STEPS, BrickTrainer
 from training.cutting import MOST_SHARE
 from training.recipe import Recipe, psnr_of

@@ -13,7 +13,7 @@ import torch
 
 from cli.progress import Parts, Progress
 from field.bricks import brick_boxes
-from siren import SirenConfig
+from field.layers import SirenConfig
 from training import processes
 from training.cutting import passes_over
 from training.one_brick import Task, Trained, arrays_of, fit_brick

@@ -17,8 +17,7 @@ import torch
 from cli import console
 from cli.progress import Progress
 from field.bricks import Bricks, Cut, StoredNetwork
-from field.layers import parameter_shapes
-from siren import SirenConfig
+from field.layers import SirenConfig, parameter_shapes
 from training import processes
 from training.brick_networks import BrickNetworks
 from training.checkpoint_checks import check_seconds, is_like

@@ -8,8 +8,8 @@ import math
 from cli.arguments import Options
 from field.binary import BlobError
 from field.bricks import check_counts, held_shape
+from field.layers import SirenConfig
 from field.network_chunk import check_network
-from siren import SirenConfig
 from training.brick_networks import BrickNetworks
 from training.brick_trainer import RecipeFor
 from training.cutting import count_held, counts_for, counts_of_bricks, passes_for, passes_over

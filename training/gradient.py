@@ -12,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from field.layers import block_ends, layer_table
-from siren import FieldNet, SirenConfig, linear_layers
+from field.layers import SirenConfig, block_ends, layer_table
+from siren import FieldNet, linear_layers
 
 LEAST_PART = 36_000, 512  # smallest part of a batch: its neurons x samples, its samples
 SMALL_PRODUCT = 1_000_000  # multiplications; up to this size of product, NumPy's OpenBLAS is faster than torch's MKL

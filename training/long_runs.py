@@ -14,7 +14,7 @@ import torch
 from cli import console
 from cli.files import atomic_write
 from cli.progress import Progress
-from siren import SirenConfig
+from field.layers import SirenConfig
 from training import processes
 from training.bricked_fit import BrickedFit
 from training.fitting import Fit

@@ -17,10 +17,10 @@ from cli.files import read_bytes, write_or_rescue
 from field.binary import ByteReader
 from field.bricks import Bricks, Cut, StoredNetwork, check_cut
 from field.header_chunks import check_header
-from field.layers import parameter_shapes
+from field.layers import OMEGA_0, SirenConfig, parameter_shapes
 from field.missing import decode_missing, encode_missing
 from field.network_chunk import check_network, check_size
-from siren import OMEGA_0, SirenConfig, weights_crc32
+from siren import weights_crc32
 from utils import AXIS_ATTRIBUTES, DTYPES, IDENTITY, Geometry, UserError, ValueRange, VolumeHeader, quoted
 
 FORMAT_VERSION = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from siren import SirenConfig
+from field.layers import SirenConfig
 
 BATCH = 2048  # samples a step: smaller batches are noisier but no faster, larger ones need more passes
 LEAST_BATCH = 512  # samples a step of the shortest fits; a step of fewer takes hardly less time

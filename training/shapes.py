@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cli.progress import Progress
-from siren import LEAST_NEURONS, MIN_NEURONS, SirenConfig, linear_layers, neurons_for_budget
+from field.layers import SirenConfig
+from siren import LEAST_NEURONS, MIN_NEURONS, linear_layers, neurons_for_budget
 from training import processes
 from training.fitting import Fit, new_fit
 from training.recipe import TRIAL_SHARE, Recipe

@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from field.layers import layer_table
-from siren import SirenConfig
+from field.layers import SirenConfig, layer_table
 from training.optimizers import padded
 from training.recipe import Recipe
 

@@ -7,15 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from siren import (
-    HIGHEST_WAVE,
-    OMEGA_0,
-    FieldNet,
-    SirenConfig,
-    start_as_axis_waves,
-    start_as_constant,
-    start_as_plane_waves,
-)
+from field.layers import OMEGA_0, SirenConfig
+from siren import HIGHEST_WAVE, FieldNet, start_as_axis_waves, start_as_constant, start_as_plane_waves
 from training.sampler import VoxelSampler
 
 SHORTER_WAVES = 2, 4  # factors of HIGHEST_WAVE after a collapse: fine detail is like noise to long waves

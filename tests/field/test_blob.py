@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from field.blob import BlobError, QuantisedLayer, encode_blob, is_blob
 from field.header_chunks import check_header
-from field.layers import layer_table
+from field.layers import SirenConfig, layer_table
 from field.original_blob import decode_either, decode_original
 from field.quantised import round_step
-from siren import FieldNet, SirenConfig
+from siren import FieldNet
 from utils import DTYPES, Geometry, VolumeHeader
 
 # --- round trips ------------------------------------------------------------------------------------

@@ -12,11 +12,12 @@ from helpers.vtk import vtk_read, vtk_write
 
 from field.blob import decode_field
 from field.bricks import Bricks
+from field.layers import SirenConfig
 from field.neural_field import NeuralField
 from formats.common import VolumeError
 from formats.reading import read_volume
 from formats.writing import write_volume
-from siren import FieldNet, SirenConfig
+from siren import FieldNet
 from training.network_files import configuration, field_header
 from utils import IDENTITY, Geometry, Volume, VolumeHeader, header_of
 

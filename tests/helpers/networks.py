@@ -13,12 +13,13 @@ import torch
 from field import blob as blob_format
 from field.blob import QuantisedLayer
 from field.bricks import StoredNetwork
+from field.layers import SirenConfig
 from field.quantised import are_in_order
 from helpers.volumes import slanted
 from quantising.order import in_order
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, sensitivities
-from siren import FieldNet, SirenConfig
+from siren import FieldNet
 from training.fitting import Fit
 from training.long_runs import Checkpoint
 from training.recipe import Recipe

@@ -13,6 +13,7 @@ from helpers.networks import arrays, field_net, make_header
 from helpers.scripts import stored_state
 from helpers.volumes import wave
 
+from field.layers import SirenConfig
 from field.quantised import QuantisedLayer, round_step
 from quantising import compensation
 from quantising.codebooks import kmeans, round_to_codebooks
@@ -34,7 +35,7 @@ from quantising.sensitivity import (
     quasirandom_points,
     sensitivities,
 )
-from siren import FieldNet, SirenConfig, linear_layers
+from siren import FieldNet, linear_layers
 from training.fitting import Fit
 from training.recipe import Recipe
 from training.sampler import VoxelSampler

@@ -16,11 +16,12 @@ from helpers.volumes import SHAPE, psnr_of, range_without, slanted
 
 import net_compress
 import train as train_script
+from field.layers import SirenConfig
 from field.metrics import combine_metrics, compare
 from field.neural_field import NeuralField
 from formats.common import VolumeError
 from formats.reading import read_volume
-from siren import FieldNet, SirenConfig
+from siren import FieldNet
 from training.sampler import VoxelSampler
 from training.step import loss_with_slopes
 from utils import ValueRange, header_of, is_missing

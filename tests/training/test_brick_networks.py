@@ -10,7 +10,8 @@ from helpers.bricked_fits import small_fit
 from helpers.volumes import slanted
 
 from cli.progress import NoProgress, Progress
-from siren import MAX_NEURONS, SirenConfig
+from field.layers import SirenConfig
+from siren import MAX_NEURONS
 from training.brick_networks import BRICK_DEPTHS, shared_out, width_for
 from training.one_brick import Trained
 from training.recipe import Recipe, training_work

@@ -13,7 +13,8 @@ import torch
 from helpers.networks import distance, field_net, fit, watched_samples
 from helpers.volumes import slanted
 
-from siren import HIGHEST_WAVE, SirenConfig, linear_layers
+from field.layers import SirenConfig
+from siren import HIGHEST_WAVE, linear_layers
 from training import recovery
 from training.fitting import Fit, new_fit
 from training.optimizers import Muon

@@ -16,9 +16,10 @@ from helpers.networks import make_header
 from helpers.scripts import ROOT, hear_ctrl_c, listing
 from helpers.volumes import SHAPE, slanted
 
+from field.layers import SirenConfig
 from field.metrics import compare
 from field.neural_field import NeuralField
-from siren import FieldNet, SirenConfig
+from siren import FieldNet
 
 PROGRAM = f"""
 import datetime, itertools, os, signal, sys, time, traceback, types

@@ -9,7 +9,8 @@ import pytest
 import torch
 from helpers.volumes import slanted
 
-from siren import OMEGA_0, SirenConfig, linear_layers
+from field.layers import OMEGA_0, SirenConfig
+from siren import linear_layers
 from training import shapes
 from training.fitting import Fit, new_fit
 from training.recipe import Recipe

@@ -16,7 +16,7 @@ from helpers.volumes import slanted, waves
 
 from cli.progress import NoProgress
 from field.evaluation import TILE
-from siren import SirenConfig
+from field.layers import SirenConfig
 from training import brick_trainer, stacked_fit
 from training.brick_trainer import BrickTrainer
 from training.one_brick import Task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from siren import SirenConfig
+from field.layers import SirenConfig
 from training import stacks
 from training.recipe import Recipe
 from training.stacks import stacks_of
