@@ -109,7 +109,7 @@ def read_volume_of(opt: arguments.Options, trained: TrainedNetwork) -> tuple[Vol
     """The volume in --volume and its header, or (None, None). Raises UserError unless it is the network's volume."""
     if not opt.volume:
         return None, None
-    config, expected = trained.config, trained.original
+    config, expected = trained.config, trained.unclipped
     volume, found, differing = read_original(opt, config.d_in, config.d_out, expected, opt.config)
     if differing:
         what = "other voxels are missing"
@@ -186,7 +186,7 @@ def main(argv: Sequence[str]) -> None:
 
     started = time.monotonic()
     ranges = [found.value_range] if volume else []  # over which the blob is compared with the volume
-    ranges += [header.value_range] if volume and trained.header is not trained.original else []
+    ranges += [header.value_range] if volume and trained.header is not trained.unclipped else []
     n_parameters, cut = bricks.n_parameters, None if bricks.is_whole else bricks.cut
     per_measuring = work.of_comparison(n_parameters / len(bricks.networks), volume) if volume else 0.0
     with Progress("rounding", len(ranges) * per_measuring) as progress:

@@ -190,9 +190,9 @@ def main(argv: Sequence[str]) -> None:
         checkpoint_files(opt.checkpoint)  # that are missed now, not after the volume has been read
 
     volume = read(opt)
-    whole = header_of(volume)
-    header = clipped_header(opt, whole)
-    warn_of_values(opt, volume, whole)
+    unclipped = header_of(volume)
+    header = clipped_header(opt, unclipped)
+    warn_of_values(opt, volume, unclipped)
     fit = make_fit(opt, volume, header, device)
     options = settled(opt, fit.recipe, fit.config)
     checkpoint = Checkpoint(opt.checkpoint, {name: options[name] for name in MUST_MATCH})
@@ -204,7 +204,7 @@ def main(argv: Sequence[str]) -> None:
 
     def write(paths: tuple[str, str], figures: dict[str, float]) -> None:
         bricks = fit.bricks()
-        settings = configuration(options, header, whole.value_range, fit.config, figures, bricks, fit.seconds)
+        settings = configuration(options, header, unclipped.value_range, fit.config, figures, bricks, fit.seconds)
         write_network(paths, bricks, settings)
 
     history = []
@@ -214,7 +214,7 @@ def main(argv: Sequence[str]) -> None:
         elif not header.value_range.is_constant:  # a constant volume needs no fit: its range describes it
             target = target_of(opt.target_psnr, lambda: judge.metrics(header.value_range).psnr)
             history = run_fit(fit, checkpoint, target)
-        quality = judge.quality(whole.value_range)
+        quality = judge.quality(unclipped.value_range)
         if not processes.is_first():
             return
 

@@ -31,7 +31,7 @@ FORMAT_VERSION = 1
 def configuration(
     options: dict[str, object],
     header: VolumeHeader,
-    whole: ValueRange,
+    unclipped: ValueRange,
     config: SirenConfig,
     quality: dict[str, float],
     bricks: Bricks,
@@ -39,9 +39,9 @@ def configuration(
 ) -> dict:
     """The content of thenet.json: first the keys of the original scripts, then the keys that later stages need.
 
-    whole: the range before --clip, for the key `clipped_from`. config: of the widest network of the bricks. quality: as
-    of `Quality.figures`; a PSNR is written as "inf" if there is no error, and as null if it is unknown. seconds: the
-    time of the training. The key `missing` holds a blob's chunk M, in base64.
+    unclipped: the range before --clip, for the key `clipped_from`. config: of the widest network of the bricks.
+    quality: as of `Quality.figures`; a PSNR is written as "inf" if there is no error, and as null if it is unknown.
+    seconds: the time of the training. The key `missing` holds a blob's chunk M, in base64.
     """
     missing = base64.b64encode(encode_missing(header.missing)).decode() if header.missing else None
     same = ("compression_ratio", "batchSize", "oversample", "lr", "n_passes", "pass_decay", "lr_decay")
@@ -63,7 +63,7 @@ def configuration(
         "value_range": header.value_range.pairs(),
         **dataclasses.asdict(header.geometry),
         "missing": missing,
-        "clipped_from": whole.pairs() if options["clip"] else None,
+        "clipped_from": unclipped.pairs() if options["clip"] else None,
         "seed": options["seed"],
         "n_parameters": bricks.n_parameters,
         **({} if bricks.is_whole else {"bricks": _in_settings(bricks)}),
@@ -127,16 +127,16 @@ def write_network(paths: tuple[str, str], bricks: Bricks, settings: dict) -> Non
 class TrainedNetwork(NamedTuple):
     """What thenet.pth and thenet.json hold.
 
-    config: of the network, of bricks the widest. header: of the field; None in files of the original scripts. original:
-    the header before --clip. psnr: in dB, before values are rounded to integers, if that is known. decoded_psnr: of
-    what the network decodes to, inf without errors. Both are NaN if unknown. is_exact: whether the network decodes
-    every integer exactly.
+    config: of the network, of bricks the widest. header: of the field; None in files of the original scripts.
+    unclipped: the header before --clip. psnr: in dB, before values are rounded to integers, if that is known.
+    decoded_psnr: of what the network decodes to, inf without errors. Both are NaN if unknown. is_exact: whether the
+    network decodes every integer exactly.
     """
 
     config: SirenConfig
     bricks: Bricks
     header: VolumeHeader | None
-    original: VolumeHeader | None
+    unclipped: VolumeHeader | None
     psnr: float
     decoded_psnr: float
     is_exact: bool
@@ -155,13 +155,13 @@ def read_network(path: str, config_path: str) -> TrainedNetwork:
     checksum = weights_crc32(state_of(bricks))
     if settings.get("weights_crc32", checksum) != checksum:
         raise UserError(f"{config_path}: belongs to other weights than {path}: their checksums differ")
-    original = _header_before_clipping(config_path, settings, header)
+    unclipped = _unclipped_header(config_path, settings, header)
     known = (_likely_psnr(settings.get(name)) for name in ("psnr_unrounded", "psnr_clipped", "psnr"))
     psnr = next((psnr for psnr in known if not math.isnan(psnr)), math.nan)
     decoded = settings.get("psnr_clipped", settings.get("psnr"))
     decoded_psnr = math.inf if decoded == "inf" else _likely_psnr(decoded)
     is_exact = settings.get("is_exact") is True and header is not None and header.value_range.is_integer
-    return TrainedNetwork(config, bricks, header, original, psnr, decoded_psnr, is_exact)
+    return TrainedNetwork(config, bricks, header, unclipped, psnr, decoded_psnr, is_exact)
 
 
 def _read_config(path: str) -> dict:
@@ -310,7 +310,7 @@ def _limits(key: str, pairs: object, dtype: np.dtype) -> tuple[np.ndarray, np.nd
     raise ValueError(f"{key} {quoted(pairs)} does not fit dtype {dtype}")
 
 
-def _header_before_clipping(path: str, settings: dict, header: VolumeHeader | None) -> VolumeHeader | None:
+def _unclipped_header(path: str, settings: dict, header: VolumeHeader | None) -> VolumeHeader | None:
     """The header of the volume before --clip. Raises UserError for an impossible range."""
     if header is None or not settings.get("clipped_from"):
         return header

@@ -17,7 +17,7 @@ from utils import ValueRange, Volume, VolumeHeader
 class Quality(NamedTuple):
     """The quality of a network.
 
-    metrics: over the whole range of the volume. clipped: over the range after --clip. psnr_unrounded: for integers,
+    metrics: over the range before --clip. clipped: over the range after --clip. psnr_unrounded: for integers,
     the PSNR in dB before rounding, if float64 can tell it, else after rounding; None for floats.
     """
 
@@ -51,12 +51,12 @@ class Judge:
         found = compare(self.volume.array, self.decoded().lazy(as_float=as_float), value_range, boxes)
         return combine_metrics(processes.gather(found))
 
-    def quality(self, whole: ValueRange) -> Quality:
-        """The complete quality of the network. whole: the range of the volume before --clip."""
+    def quality(self, unclipped: ValueRange) -> Quality:
+        """The complete quality of the network. unclipped: the range of the volume before --clip."""
         own = self.header.value_range
-        is_clipped, is_rounded = whole.pairs() != own.pairs(), own.is_integer
+        is_clipped, is_rounded = unclipped.pairs() != own.pairs(), own.is_integer
         with Progress("measuring", 1 + is_clipped + is_rounded) as progress:
-            metrics = clipped = self.metrics(whole, progress)
+            metrics = clipped = self.metrics(unclipped, progress)
             if is_clipped:
                 clipped = self.metrics(own, progress)
             unrounded = self.metrics(own, progress, own.has_fractions).psnr if is_rounded else None
