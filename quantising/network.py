@@ -47,6 +47,7 @@ class NetworkRounding:
     ):
         self.options, self.net, self.header, self.volume = options, in_order(net), header, volume
         self.device, self.progress, self.part = device, progress, part
+        self.bits = options.bits or policy.DEFAULT_BITS  # that give the steps where no error does
         self.is_trained = volume is not None and options.n_passes != 0
         # Whether the weights are compensated also without training: else each is rounded to the nearest.
         self.is_compensated = options.quantizer == "uniform" and net.config.n_parameters <= MAX_COMPENSATED
@@ -92,7 +93,7 @@ class NetworkRounding:
         alone = self._without_volume(None)
         self.progress.plan(self._measuring_work)
         expected = self._measured_psnr(self._loaded(alone))
-        layers, found = self._training(sampler, expected)(**self._bits)
+        layers, found = self._training(sampler, expected)(bits=self.bits)
         if found >= expected:
             return layers
         self.progress.say(f"rounding with training is {expected - found:.1f} dB worse than without: it is left out")
@@ -147,7 +148,7 @@ class NetworkRounding:
     def _without_volume(self, error: float | None) -> list[QuantisedLayer]:
         """The layers, without training. error: as of `_by_error`; None: bits give the steps."""
         net, options, header = self.net, self.options, self.header
-        fineness = self._bits if error is None else {"error": policy.MSE_ADDED_BY_ROUNDING * error}
+        fineness = {"bits": self.bits} if error is None else {"error": policy.MSE_ADDED_BY_ROUNDING * error}
         if self.is_compensated and error is not None:
             return rounding.round_to_error(net, header, self.factors, fineness["error"])
         if self.is_compensated:
@@ -156,7 +157,7 @@ class NetworkRounding:
         points = quasirandom_points(header.shape, N_POINTS, missing=header.missing)
         steps = choose_steps(net, sensitivities(net, points), **fineness)
         if options.quantizer == "kmeans":
-            return codebooks.round_to_codebooks(net, options.bits, steps)
+            return codebooks.round_to_codebooks(net, self.bits, steps)
         return rounding.round_layers(net, steps)
 
     # --- what they need ---
@@ -194,13 +195,9 @@ class NetworkRounding:
         factors = CompensationFactors(net, self.header, on_products, self.part.n_all)
         return list(factors) if self.is_compensated else factors
 
-    @property
-    def _bits(self) -> dict[str, int]:
-        """What bits say of the steps, as `choose_steps` takes it."""
-        return {"bits": self.options.bits or policy.DEFAULT_BITS}
-
     def _recipe(self) -> Recipe:
-        return policy.recipe_while_rounding(self.options.n_passes, self.net.config, self.header.n_present, self.device)
+        config, is_gpu = self.net.config, self.device.type == "cuda"
+        return policy.recipe_while_rounding(self.options.n_passes, config, self.header.n_present, is_gpu)
 
     # --- how much work it is ---
 

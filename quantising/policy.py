@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 
 from field.layers import SirenConfig
 from field.metrics import measured_boxes
@@ -103,9 +102,8 @@ def allowed_loss(lead: float, expected: float, error: float, added: float | None
     return found
 
 
-def recipe_while_rounding(n_passes: float | None, config: SirenConfig, n_voxels: int, device: torch.device) -> Recipe:
+def recipe_while_rounding(n_passes: float | None, config: SirenConfig, n_voxels: int, is_gpu: bool) -> Recipe:
     """The recipe of training while rounding, with the learning rate of train.py. n_passes: None for the default."""
-    is_gpu = device.type == "cuda"
     default = default_recipe(n_voxels, config, n_passes=n_passes if is_gpu else None, is_gpu=is_gpu)
     if n_passes is None:  # as many steps on a GPU as on a CPU, of larger batches
         n_passes = max(min(MAX_PASSES_WHILE_ROUNDING, TRAINED_VOXELS / n_voxels), passes_for_min_steps(n_voxels))

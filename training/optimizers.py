@@ -52,9 +52,8 @@ class Adam:
     ) -> None:
         """Update the weights by their gradient. size, correction: the `coefficients`."""
         mean = self.state["mean"].lerp_(self.gradient, 1 - self.betas[0])
-        square = (
-            self.state["square"].mul_(self.betas[1]).addcmul_(self.gradient, self.gradient, value=1 - self.betas[1])
-        )
+        square = self.state["square"].mul_(self.betas[1])
+        square.addcmul_(self.gradient, self.gradient, value=1 - self.betas[1])
         scale = (square / correction).sqrt_().add_(1e-8)
         size = size if rates is None else for_each_network(size * rates, mean)
         self.weights.add_((mean * size).div_(scale))

@@ -44,9 +44,8 @@ class Replay:
         self.stream = torch.cuda.Stream(device)  # for cuBLAS's workspace, the same in first calls and in captures
         self.pool = torch.cuda.graph_pool_handle()  # the graphs never run at the same time: they may share their memory
         self.seen: set[tuple] = set()  # kinds of calls
-        self.graphs: dict[
-            tuple, tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]
-        ] = {}  # and the tensors that each reads
+        # The graph of each kind, and the tensors that it reads.
+        self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = {}
 
     def __call__(self, function: Callable[..., None], *tensors: torch.Tensor, **settings: object) -> None:
         """Call `function(*tensors, **settings)`. The settings must be hashable."""
