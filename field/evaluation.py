@@ -41,6 +41,18 @@ def uses_torch(device: str) -> bool:
     return device != "cpu"
 
 
+def check_device(device: str) -> None:
+    """Raise ValueError for a device that there is not."""
+    if device.partition(":")[0] not in CHUNK:
+        raise ValueError(f"device: expected cpu or cuda, found {device}")
+    if uses_torch(device):
+        import torch
+
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (torch.device(device).index or 0) >= count:
+            raise ValueError(f"device: expected one of {count} GPUs of torch, found {device}")
+
+
 def along_axes(axes: list, flat: object) -> list:
     """The coordinate along each axis of the positions with the numbers `flat` in C order; arrays, or tensors."""
     columns = []

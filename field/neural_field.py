@@ -20,7 +20,7 @@ from field.blob import decode_field
 from field.bricks import Bricks
 from field.conversion import vtk_of, xarray_of
 from field.description import html_of, line_of
-from field.evaluation import CHUNK, OnProgress, Positions, count_positions, no_progress, uses_torch
+from field.evaluation import OnProgress, Positions, check_device, count_positions, no_progress
 from field.integers import evaluate_integers
 from field.one_network import OneNetwork
 from formats.arrays import LazyArray, Shaped
@@ -42,14 +42,7 @@ class NeuralField(Shaped):
 
     def __init__(self, header: VolumeHeader, bricks: Bricks, device: object = "cpu", n_threads: int = 1):
         self.header, self.values, self.device, self.n_threads = header, header.value_range, str(device), n_threads
-        if self.device.partition(":")[0] not in CHUNK:
-            raise ValueError(f"device: expected cpu or cuda, found {self.device}")
-        if uses_torch(self.device):
-            import torch
-
-            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            if (torch.device(self.device).index or 0) >= count:
-                raise ValueError(f"device: expected one of {count} GPUs of torch, found {self.device}")
+        check_device(self.device)
         where = header.shape, self.values.extent, self.device, n_threads
         self.evaluator = OneNetwork(*bricks.networks[0], *where) if bricks.is_whole else Blend(bricks, *where)
 

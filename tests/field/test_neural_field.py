@@ -78,12 +78,12 @@ def test_what_a_gpu_computes_is_what_a_cpu_computes(counts, n_layers, is_residua
 
 
 def test_a_gpu_rounds_no_products_to_tf32_whatever_the_process_asks_for(monkeypatch):
-    products, matmul, seen = torch.backends.cuda.matmul, torch.matmul, set()
+    products, matmul, seen, field = torch.backends.cuda.matmul, torch.matmul, set(), neural_field()
     monkeypatch.setattr("field.evaluation.uses_torch", lambda device: True)
     monkeypatch.setattr(torch, "matmul", lambda *a, **b: seen.add(products.fp32_precision) or matmul(*a, **b))
     torch.set_float32_matmul_precision("high")
     try:
-        neural_field().on_grid()
+        field.on_grid()
         assert seen == {"ieee"} and torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")
