@@ -20,7 +20,7 @@ DEFAULT_BITS = 9  # bits for a value of a hidden matrix if the network's PSNR is
 MAX_HALVINGS = 64  # halvings of the error that `coarsest_exact` tries, at most
 # Limits of the squared error that rounding with training adds, relative to the network's own: see `error_to_add`.
 LEAST_ADDED, MOST_ADDED = 0.05, 0.4
-ADDED_PER_DB = 0.14  # this error for each dB that a doubling of the network has gained
+ADDED_PER_DB = 0.07  # this error for each dB that a doubling of the network would gain
 FINER = 4.0  # a second try, if training does not make up for the error, adds less by this factor
 MAX_DB_LOST = 2.0  # most that rounding with training may lose, dB
 MAX_LEAD_LOST = 0.25  # most that rounding with training may lose, as a part of the network's lead in dB over a constant
@@ -78,15 +78,13 @@ def error_for_steps(psnr: float, of_part: float | None) -> float | None:
     return min(of_part, MOST_ERROR * own) if own else of_part
 
 
-def error_to_add(lead: float, n_weights: int) -> float:
+def error_to_add(gain: float) -> float:
     """The squared error that the steps may add, relative to the network's own, for the best quality at equal bytes.
 
-    lead: of the network, in dB over a constant. Steps that add twice the error make the file a tenth smaller. The less
-    a larger network would gain, the less these bytes are worth. What its next doubling would gain is not known, but
-    every doubling so far has gained lead / log2(n_weights) in the mean; and the next one 1.1 to 2.3 times as much, on
-    seven volumes.
+    gain: of the network's next doubling, dB. Steps that add twice the error make the file a tenth smaller, and training
+    makes up for half of what they add. The less a larger network would gain, the less these bytes are worth.
     """
-    return min(max(ADDED_PER_DB * lead / math.log2(max(n_weights, 2)), LEAST_ADDED), MOST_ADDED)
+    return min(max(ADDED_PER_DB * gain, LEAST_ADDED), MOST_ADDED)
 
 
 def allowed_loss(lead: float, expected: float, error: float, added: float | None) -> float:

@@ -14,13 +14,14 @@ from field.layers import SirenConfig
 from field.neural_field import NeuralField
 from field.quantised import QuantisedLayer
 from quantising import work
+from quantising.doubling import gain_of_doubling
 from quantising.network import NetworkRounding
 from quantising.policy import Part, RoundingOptions, coarsest_exact, error_to_add
 from siren import net_of
 from training.cutting import count_held, passes_for, passes_over
 from training.recipe import error_of, psnr_of
 from training.step import kernels_for
-from training.survey import brick_volume, error_factor, missing_in, ready_to_cut, survey
+from training.survey import brick_volume, error_factor, missing_in, ready_to_cut
 from training.workers import Report, Workers, most_work_first
 from utils import Geometry, Volume, VolumeHeader, find_missing, shape_of
 
@@ -110,9 +111,7 @@ class BricksRounding:
         """See `error_to_add`. None where the steps do not follow from an error."""
         if self.options.bits is not None or math.isnan(psnr):
             return None
-        with Progress("looking at the bricks") as looking:
-            found = survey(volume, self.header.value_range, self.boxes, looking, with_detail=False)
-        return error_to_add(psnr - psnr_of(found.variance), self.bricks.n_parameters)
+        return error_to_add(gain_of_doubling(volume, self.header.value_range, psnr))
 
     def _task(self, k: int, n_passes: float | None, part: Part, per_weight: float, volume: Volume | None) -> tuple:
         """What `_round_brick` takes for a brick. part: without its error. per_weight: squared error, see `_all`."""

@@ -193,9 +193,9 @@ def test_what_loses_hardly_more_than_rounding_alone_is_kept(
 
 def test_the_less_a_larger_network_would_gain_the_less_error_rounding_adds():
     """Of a network that gains little by its size, bytes are better spent on its weights."""
-    assert policy.error_to_add(13.0, 10_000) < policy.error_to_add(26.0, 10_000) < policy.error_to_add(26.0, 1_000)
-    assert {policy.error_to_add(lead, 5_000) for lead in (-3.0, 0.0)} == {policy.LEAST_ADDED}
-    assert policy.error_to_add(70.0, 5_000) == policy.error_to_add(30.0, 1) == policy.MOST_ADDED
+    assert policy.error_to_add(1.0) < policy.error_to_add(2.0) < policy.error_to_add(4.0)
+    assert {policy.error_to_add(gain) for gain in (-3.0, 0.0)} == {policy.LEAST_ADDED}
+    assert policy.error_to_add(12.0) == policy.error_to_add(math.inf) == policy.MOST_ADDED
 
 
 def test_steps_follow_from_the_error_to_add(tmp_path, monkeypatch, small_blocks):
