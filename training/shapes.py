@@ -18,7 +18,7 @@ from field.layers import SirenConfig
 from siren import LEAST_NEURONS, MIN_NEURONS, linear_layers, neurons_for_budget
 from training import processes
 from training.fitting import Fit, new_fit
-from training.recipe import TRIAL_SHARE, Recipe
+from training.recipe import TRIAL_SHARE, Recipe, psnr_of
 from training.recovery import COLLAPSED_FACTOR
 from training.sampler import VoxelSampler
 from training.spectrum import SURE_SHARE, TRIED_SHARE, waves_of
@@ -26,10 +26,12 @@ from training.starts import Start
 
 DEPTHS = 3, 5, 8  # layers of the networks that compete
 MIDDLE_DEPTH = 5  # layers of the network where no trials are worth the time
-SHALLOW_DEPTHS, NARROW = (1, 2), 8  # layers of further ones, if the shallowest of the others is at most so wide
-# Lead of a depth over 5 layers that the fit makes up for, dB.
+SHALLOW_DEPTHS, NARROW = (1, 2), 10  # layers of further ones, if the shallowest of the others is at most so wide
+# Lead of a depth over 5 layers that the fit makes up for, dB, if the trial is FULL_GAIN better than a constant. With a
+# smaller gain, it is less in proportion: of a rough field, a network learns little, in the whole fit too.
 HEAD_START = {1: 2.0, 2: 1.3, 3: 0.7, 4: 0.5, 6: -0.1, 7: -0.3, 8: -0.4}
 NARROW_HEAD_START = 1.3  # further lead of a shallower network, if it is at most TRIED_NEURONS wide, dB
+FULL_GAIN = 10.0  # dB
 DB_PER_OCTAVE = 4.5  # what twice the bytes of a file gain, about
 LAYER_WEIGHTS = 10  # weights that take as many bytes as the record of a linear layer does in a file
 LEAST_STEPS = 1_500  # steps of the shortest fit that begins with trials
@@ -153,7 +155,9 @@ def score(trial: Trial) -> float:
     if not math.isfinite(fit.loss):
         return -math.inf
     size = fit.config.n_parameters + LAYER_WEIGHTS * len(linear_layers(fit.net))
-    worth = HEAD_START.get(config.n_layers, 0.0) + DB_PER_OCTAVE * math.log2(size)
+    lead = HEAD_START.get(config.n_layers, 0.0)
     if config.n_layers < MIDDLE_DEPTH and config.n_neurons <= TRIED_NEURONS:
-        worth += NARROW_HEAD_START
-    return fit.psnr - worth - (0.0 if trial.start.waves is None else WAVES_LEAD)
+        lead += NARROW_HEAD_START
+    lead *= min(max((fit.psnr - psnr_of(fit.variance)) / FULL_GAIN, 0.0), 1.0)
+    lead += 0.0 if trial.start.waves is None else WAVES_LEAD
+    return fit.psnr - lead - DB_PER_OCTAVE * math.log2(size)

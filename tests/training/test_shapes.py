@@ -58,7 +58,8 @@ def given(monkeypatch):
     ("n_parameters", "depths"),
     [
         (50_000, [3, 5, 8]),
-        (430, [3, 5, 8]),  # 3 layers are 9 wide
+        (585, [3, 5, 8]),  # 3 layers are 11 wide
+        (584, [1, 2, 3, 5, 8]),
         (301, [1, 2, 3, 5, 8]),
         (300, [1, 2, 3, 5, 7]),
         (150, [1, 2, 3, 4]),
@@ -111,6 +112,14 @@ def test_a_narrow_network_of_few_layers_leads_by_more_at_first(given):
     for widths, chosen in (((20, 14), 5), ((40, 28), 3)):
         given(mse_of(psnr) for psnr in (40, 38.7, 10, 10))
         configs = [SirenConfig(width, depth) for width, depth in zip(widths, (3, 5), strict=True)]
+        assert fit_after_trials(configs, lambda config: RECIPE, sampler(), seed=0).net.config.n_layers == chosen
+
+
+def test_of_a_rough_field_a_shallow_network_leads_by_less_at_first(given):
+    """The less is gained over a constant, here 12.3 dB, the less there is to make up for."""
+    configs = [SirenConfig(16, 3), SirenConfig(11, 5)]
+    for psnr, chosen in ((40, 5), (14, 3)):
+        given(mse_of(psnr - lost) for lost in (0, 0.6, 10, 10))
         assert fit_after_trials(configs, lambda config: RECIPE, sampler(), seed=0).net.config.n_layers == chosen
 
 
