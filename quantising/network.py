@@ -24,6 +24,7 @@ from siren import FieldNet
 from training.recipe import Recipe, psnr_of
 from training.sampler import VoxelSampler
 from training.streaming import make_sampler
+from training.survey import ready_to_cut
 from utils import Volume, VolumeHeader
 
 MAX_COMPENSATED = 1 << 19  # most weights to compensate without training: they take up to a minute and a gigabyte
@@ -74,6 +75,7 @@ class NetworkRounding:
         is_trained = self.is_trained and not (is_exact or has_no_errors)
         self.factors = self._compensation_factors(is_trained)
         if is_trained:
+            self.volume = ready_to_cut(self.volume)  # it is read in blocks: see `gain_of_doubling`
             sampler = make_sampler(self.volume.values, self.header.value_range, self.device)
             return self._by_bits(sampler) if error is None else self._by_error(sampler, error, decoded)
         return (is_exact and self._exactly()) or self._without_volume(error)

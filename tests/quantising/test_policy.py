@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import re
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import numpy as np
 import pytest
@@ -18,7 +18,8 @@ from helpers.volumes import labels, large_integers, noise, noisy_waves, psnr_of,
 import net_compress
 from cli.progress import NoProgress, Progress
 from field.neural_field import NeuralField
-from quantising import network, policy, rounding, work
+from formats.stored import StoredArray
+from quantising import doubling, network, policy, rounding, work
 from quantising.network import NetworkRounding
 from quantising.policy import Part, RoundingOptions
 from training.recipe import error_of
@@ -206,6 +207,21 @@ def test_steps_follow_from_the_error_to_add(tmp_path, monkeypatch, small_blocks)
         monkeypatch.setattr(policy, "error_to_add", lambda *_, added=added: added)
         sizes.append(len(compress(trained, tmp_path / "b", "--volume", trained.volume)))
     assert sizes[0] < sizes[1]
+
+
+def test_a_volume_in_chunks_is_hardly_ever_decoded(monkeypatch):
+    """Not for each block of `gain_of_doubling`: a chunk may be as large as the volume."""
+    values, header = waves(SMALL), make_header(SMALL, low=-1.0)
+    source = MagicMock(spec=["__getitem__"])
+    source.__getitem__.side_effect = values.__getitem__
+    array = StoredArray("a", source, values.dtype, np.copy, tuple(map(range, SMALL)), (0, 1, 2), SMALL)
+    volume, options = Volume(array, Geometry.plain(3)), RoundingOptions(n_passes=0.1)
+    monkeypatch.setattr(doubling, "BLOCK_VOXELS", 64)
+    gain = Mock(wraps=doubling.gain_of_doubling)
+    monkeypatch.setattr(network, "gain_of_doubling", gain)
+    rounding = NetworkRounding(options, field_net(), header, volume, torch.device("cpu"), NoProgress())
+    rounding.layers(math.nan, False)
+    assert gain.called and source.__getitem__.call_count < 9
 
 
 @pytest.mark.parametrize("flags", [(), ("--volume", "v.npy", "--n_passes", 2)])
