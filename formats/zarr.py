@@ -142,9 +142,13 @@ def _variable(zarr: Any, path: str, name: str, settings: dict, attributes: dict,
     """The array, by its name; nothing if it is not of numbers. n_bytes: of its files. Raises VolumeError."""
     if not re.fullmatch(r"(u?int|float|complex)\d+|bool|[<>|=]?([iufb]\d|c\d+)", str(settings["data_type"])):
         return {}
-    if unknown := sorted(set(_codecs(settings["codecs"])) - CODECS):
+    codecs, folder = {*_codecs(settings["codecs"])}, os.path.join(path, name)
+    if unknown := sorted(codecs - CODECS):
         raise VolumeError(f"{path}: {name}: expected codecs of Zarr's own, found {', '.join(unknown)}: write it anew")
-    folder = os.path.join(path, name)
+    if "sharding_indexed" in codecs:  # Zarr takes an empty file for a shard that was never written
+        for file in files_of(folder):
+            if not os.path.getsize(file):
+                raise VolumeError(f"{file}: expected a shard, found an empty file: copy or write it again")
     store = zarr.storage.LocalStore(folder, read_only=True)
     array = zarr.open_array(store, mode="r", zarr_format=settings["zarr_format"])
     if n_bytes * MAX_EXPANSION < math.prod(array.shape) * array.dtype.itemsize:

@@ -210,3 +210,10 @@ def test_a_part_of_a_chunk_of_blosc_is_refused(tmp_path, version, chunk, n_kept)
     np.testing.assert_array_equal(whole(read_volume(str(tmp_path / "a.zarr")).array), slanted(SHAPE))
     file.write_bytes(file.read_bytes()[:n_kept])
     assert "found a part of one" in refusal(tmp_path / "a.zarr")
+
+
+def test_an_empty_shard_is_refused(tmp_path):
+    """Zarr reads it as one that was never written: as zeros."""
+    write(tmp_path / "a.zarr", slanted(SHAPE), shards=(8, 10, 12))
+    (tmp_path / "a.zarr" / "c" / "0" / "0" / "0").write_bytes(b"")
+    assert "expected a shard, found an empty file" in refusal(tmp_path / "a.zarr")
