@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 import shlex
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
@@ -67,7 +69,15 @@ def _end_with(message: str) -> NoReturn:
     if len(message) > MAX_MESSAGE:
         message = f"{message[: MAX_MESSAGE // 2]} ... {message[-MAX_MESSAGE // 2 :]}"  # its end says what to do
     print(f"{os.path.basename(sys.argv[0])}: error: {escaped(message)}", file=sys.stderr)
+    _silence()
     sys.exit(EXIT_ERROR)
+
+
+def _silence() -> None:
+    """Keep to the one line: threads that still run, as Zarr's with other chunks, would tell that Python ends."""
+    logging.disable()
+    warnings.simplefilter("ignore")
+    sys.unraisablehook = lambda _: None
 
 
 def escaped(text: str) -> str:

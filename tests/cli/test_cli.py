@@ -195,7 +195,9 @@ def test_the_line_for_people_has_one_ratio_and_the_quality_of_parts(monkeypatch)
         (RuntimeError("CUDA error: an illegal memory access"), None, ""),
     ],
 )
-def test_run_turns_user_errors_into_one_line(capsys, error, status, said):
+def test_run_turns_user_errors_into_one_line(capsys, monkeypatch, error, status, said):
+    monkeypatch.setattr(console, "_silence", lambda: None)  # of the process, which goes on here
+
     def main(argv):
         raise error
 
@@ -205,6 +207,25 @@ def test_run_turns_user_errors_into_one_line(capsys, error, status, said):
     assert out == ""
     assert err.endswith(said) and err.count("\n") == (1 if status else 0)
     assert status is None or caught.value.code == status
+
+
+def test_what_libraries_leave_behind_adds_no_line_to_an_error():
+    """As Zarr, which decodes other chunks while Python ends."""
+    script = """
+import logging, warnings
+from cli import console
+from utils import UserError
+class Left:
+    def __del__(self):
+        logging.error("logged")
+        warnings.warn("warned")
+        raise RuntimeError("raised")
+def main(argv):
+    raise UserError("the only line")
+left = Left()
+console.run(main)"""
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (2, "-c: error: the only line\n")
 
 
 def test_a_file_keeps_its_mode(tmp_path):
@@ -248,6 +269,7 @@ def test_the_next_command_can_be_pasted(name, capsys):
 
 def test_no_escape_sequence_of_a_file_reaches_the_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(console, "_silence", lambda: None)
 
     def main(argv):
         console.note("train.py", "a\x1b[31m.vti: 3 steps")
