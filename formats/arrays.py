@@ -105,7 +105,8 @@ class LazyArray(Shaped, np.lib.mixins.NDArrayOperatorsMixin):
         return self.evaluate((first, *box))[0]
 
     def __array_ufunc__(self, function: np.ufunc, method: str, *inputs: object, **keywords: object) -> object:
-        if any(isinstance(target, LazyArray) for target in keywords.get("out", ())):  # as of array += 1
+        targets = inputs[:1] if method == "at" else keywords.get("out", ())
+        if any(isinstance(target, LazyArray) for target in targets):  # as of array += 1
             raise TypeError("out: expected an array in memory, found one that is computed: np.asarray makes one")
         inputs = [np.asarray(value) if isinstance(value, LazyArray) else value for value in inputs]
         return getattr(function, method)(*inputs, **keywords)

@@ -82,6 +82,8 @@ def test_nothing_can_be_written_to_it():
         array += 1
     with pytest.raises(TypeError, match="expected an array in memory"):
         np.add(1, 2, out=array)
+    with pytest.raises(TypeError, match="expected an array in memory"):
+        np.add.at(array, (0, 0, 0), 1)  # a copy would get it
     values = np.zeros(array.shape)
     values += array
     np.testing.assert_array_equal(values, np.add(array, 0, out=np.zeros(array.shape)))
