@@ -10,6 +10,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import math
+import re
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -43,7 +44,7 @@ def uses_torch(device: str) -> bool:
 
 def check_device(device: str) -> None:
     """Raise ValueError for a device that there is not."""
-    if device.partition(":")[0] not in CHUNK:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise ValueError(f"device: expected cpu or cuda, found {device}")
     if uses_torch(device):
         import torch

@@ -276,7 +276,7 @@ def test_a_time_series_has_a_scale_of_its_own():
     np.testing.assert_allclose(origin, [3.15, 10 - 3 * 2.0, -4 + 2 * 0.5, 0.25 + 1.25])
 
 
-@pytest.mark.parametrize("device", ["foo", "", "cpux"])
+@pytest.mark.parametrize("device", ["foo", "", "cpux", "cpu:0", "cuda:-1", "cuda:x"])
 def test_devices_that_are_none(device):
     with pytest.raises(ValueError, match=f"device: expected cpu or cuda, found {device}"):
         NeuralField.of(field_net(), make_header((9, 7, 5)), device)
