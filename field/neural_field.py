@@ -152,7 +152,7 @@ class NeuralField(Shaped):
     def lazy(self, grid: Grid | None = None, as_float: bool = False) -> LazyArray:
         """The array of `on_grid`, whose values are evaluated when they are asked for. It can be pickled."""
         grid, n_axes = self._within(grid), len(self.header.shape)
-        evaluate = partial(self._on_box, grid, as_float)  # which can be pickled
+        evaluate = partial(self._on_box, grid, as_float)  # a function of this method could not be pickled
         return LazyArray(grid.shape + self.shape[n_axes:], self.values.decoded_dtype(as_float), evaluate, n_axes)
 
     def _on_box(self, grid: Grid, as_float: bool, box: Box) -> np.ndarray:

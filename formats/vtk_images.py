@@ -93,13 +93,22 @@ def xml_elements(text: bytes, is_whole: bool) -> list[tuple[str, dict[str, str]]
 
 def _is_covered(whole: tuple[int, ...], pieces: list[list[int]], of_cells: bool) -> bool:
     """Whether each point, or cell, of an extent is in one of the pieces. VTK leaves the others as its memory was."""
-    first, last = np.reshape(whole, (3, 2)).T
-    more = first == last if of_cells else 1  # a flat extent has a layer of cells
-    is_there = np.zeros(last + more - first, bool)
+    whole, pieces = np.reshape(whole, (3, 2)), np.reshape(pieces, (-1, 3, 2))
+    if of_cells:
+        is_flat = whole[:, :1] == whole[:, 1:]
+        whole, pieces = (ends - [0, 1] * ~is_flat for ends in (whole, pieces))
+    pieces = np.stack([np.maximum(pieces[..., 0], whole[:, 0]), np.minimum(pieces[..., 1], whole[:, 1])], axis=-1)
+    pieces = pieces[(pieces[..., 0] <= pieces[..., 1]).all(axis=1)]  # of the whole
+    cuts = [np.unique([*part[:, 0], *(part[:, 1] + 1)]) for part in np.stack([whole, *pieces], axis=1)]
+    is_there = np.zeros([len(cut) - 1 for cut in cuts], bool)  # of the boxes between the cuts
+
+    def box(extent: np.ndarray) -> tuple[slice, ...]:
+        ends = (np.searchsorted(cut, (first, last + 1)) for cut, (first, last) in zip(cuts, extent, strict=True))
+        return tuple(slice(*pair) for pair in ends)
+
     for piece in pieces:
-        starts, ends = np.reshape(piece, (3, 2)).T
-        is_there[tuple(map(slice, np.maximum(starts - first, 0), np.maximum(ends + more - first, 0)))] = True
-    return bool(is_there.all())
+        is_there[box(piece)] = True
+    return bool(is_there[box(whole)].all())
 
 
 def read_legacy(path: str) -> Any:

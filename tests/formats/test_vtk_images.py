@@ -13,6 +13,7 @@ from vtkmodules.vtkIOLegacy import vtkStructuredPointsWriter
 from vtkmodules.vtkIOXML import vtkXMLImageDataWriter
 
 from formats.reading import read_volume
+from formats.vtk_images import _is_covered
 from utils import IDENTITY
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
@@ -54,6 +55,15 @@ def test_pieces_that_are_not_the_whole(kind, pieces, is_whole, tmp_path):
         np.testing.assert_array_equal(read_volume(str(tmp_path / "a.vti")).array, array)
     else:
         assert "pieces do not make up the whole extent" in refusal(tmp_path / "a.vti")
+
+
+@pytest.mark.parametrize("of_cells", [False, True])
+def test_pieces_are_compared_without_an_array_of_all_points(of_cells):
+    """A volume of gigabytes has as many points."""
+    whole, half = (0, 1 << 20) * 3, 1 << 19
+    pieces = [[*whole[:4], 0, half], [*whole[:4], half, 1 << 20]]
+    assert _is_covered(whole, pieces, of_cells)
+    assert not _is_covered(whole, pieces[:1], of_cells)
 
 
 def test_pieces_that_are_none(tmp_path):
