@@ -1,7 +1,7 @@
 """The blob: a field's header and its quantised networks in one small file.
 
 This docstring is the specification. The code here puts the chunks together and takes them apart. Their content is made
-and read in `header_chunks` (F, G, d, w, a, q), `missing` (M), `cut_chunks` (S, B) and `network_chunk` (N, P).
+and read in `header_chunks` (F, G, d, w, a, q), `missing` (M, H), `cut_chunks` (S, B) and `network_chunk` (N, P).
 
 Format, version 1
 =================
@@ -97,7 +97,57 @@ With axis 0, a bit is 1 where the voxel is missing. With axis k, let s be the pr
 axes after the k-th: bit number i is stored xor bit number i - s, for i >= s. (A mask that is alike from one plane to
 the next then becomes nearly all zeros.)
 
-A missing voxel has the fill value in every component, whatever the networks say.
+A missing voxel has the fill value in every component, whatever the networks say. A file has one of the chunks M and H
+at most.
+
+Chunk H, missing voxels, predicted
+----------------------------------
+
+    8 bytes        the fill value, as in chunk M
+    u8             2 order + 1 if voxel 0 (the first one along every axis) is missing, else 2 order
+    u16            L, the number of states of the stream: 1 to 2048
+    ...            the stream of bits, coded as the integers of networks are
+
+The mask has at most 2^24 voxels. Axes k are counted from 0 here. Each has a *stride*, at first the least power of two
+that is at least its number of voxels, 2^r(k). The voxels whose indices are multiples of the strides are known: at first
+voxel 0 alone.
+
+*Steps.* A step along axis k halves the stride of this axis, to h. Its new voxels have odd multiples of h along axis k,
+and multiples of the strides along the others. There are rounds r = R, R - 1, ..., 1, where R is the greatest r(k). The
+order is less than 2 d_in; let `last` be order mod d_in. A round has one step along each axis k with r(k) >= r: first
+along the axes other than `last`, from the highest k to the lowest, then along `last`. But where order >= d_in, the
+rounds leave out `last`, and its r(last) steps come after all rounds.
+
+*Contexts.* A neighbour along an axis is one stride away, by the strides after the step. A new voxel is even if the sum
+of index div stride over all axes but k is even; otherwise it is odd. First come all even voxels of the step, then all
+odd ones; both in C order. A new voxel has three counts:
+
+    s              how many of its two neighbours along axis k are missing. They were known before the step. Where there
+                   is one only, at the end of the axis, it is both of the two, here and in t
+    t              how many are missing of the neighbours of these two along the other axes, of 4 (d_in - 1) in all.
+                   Where one would lie outside, the voxel whose neighbour it would be counts in its place
+    u              0 if the new voxel is even. If it is odd, 1 + how many of its neighbours along the other axes are
+                   missing, of 2 (d_in - 1) in all. These are even voxels of the same step. Where one would lie
+                   outside, the other one along that axis counts twice; where both would, none counts
+
+Its context is ((3 k + s) (4 d_in - 3) + t) 2 d_in + u.
+
+*Frequencies.* A context has two numbers a and b, at first 1 and 2. A bit is 1 where the voxel is missing. It has the
+frequencies f(1) = 1 + a (2^16 - 2) div b and f(0) = 2^16 - f(1); start(0) is 0, and start(1) is f(0). All flags, see
+below, have one context of their own. A bit of a voxel is *sure* where f(0) or f(1) is less than 128.
+
+*Batches.* The even voxels of a step come in batches, and then the odd ones. A batch has max(8, n div 128) voxels, or
+what is left of the even or odd ones if that is less; n is how many new voxels came before this batch, in all steps. The
+sure bits of a batch, with the others left out, are cut into runs of 64; the last one may be shorter. The stream has two
+groups for a batch, which may be empty:
+
+    flags          one flag for each run
+    bits           those that are not sure, and those of the runs whose flag is 1, all in the order of the voxels. For a
+                   sure one among them, f(1) is replaced by 1024 if it is less, by 2^16 - 1024 if it is more than that
+
+The bits of a run whose flag is 0 are not in the stream: each has its more frequent value, 1 if f(1) > 2^15. The
+frequencies of a batch, also of its flags, are those before it. After it, b grows by 2 for each voxel and each flag of
+the context, whether in the stream or not, and a by 2 for each of them whose bit is 1.
 
 Chunk S, symmetry
 -----------------
@@ -211,9 +261,10 @@ Gaps are integers k from 0 to M. Their A is 5 x 2^24 div max(M, 1), their B is 0
 
 What the frequencies lack of 2^16 in all is added to f(0). start(k) is the sum of f over all integers below k.
 
-*Decoding.* With n integers in all there are L = min(max(n div 8192, 1), 2048) states. The stream is L x u32, the
-states, and then u16 words. The integers come in groups: those with which chunk P begins, then each matrix and each
-bias. Integer number i of a group, counted from 0, is read from the state x number i mod L:
+*Decoding.* There are L = min(max(n div 8192, 1), 2048) states for the n integers of a network; chunk H says its own L.
+The stream is L x u32, the states, and then u16 words. The integers of a network come in groups: those with which chunk
+P begins, then each matrix and each bias. Integer number i of a group, counted from 0 in each group, is read from the
+state x number i mod L:
 
     k is the integer with start(k) <= x mod 2^16 < start(k) + f(k)
     x becomes f(k) (x div 2^16) + x mod 2^16 - start(k)
@@ -254,6 +305,7 @@ exact, the same for every reader; the rounding of this arithmetic is the reader'
 from __future__ import annotations
 
 import dataclasses
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -265,7 +317,8 @@ from field.bricks import Bricks, Cut, check_cut
 from field.cut_chunks import decode_cut, encode_cut
 from field.header_chunks import Written, check_header, decode_header, decode_written, encode_header, encode_written
 from field.layers import SirenConfig
-from field.missing import decode_missing, encode_missing
+from field.mask_coder import MAX_VOXELS
+from field.missing import decode_missing, decode_predicted, encode_missing, encode_predicted
 from field.network_chunk import (
     HEAD,
     NetworkChunk,
@@ -275,12 +328,12 @@ from field.network_chunk import (
     encode_network,
 )
 from field.quantised import QuantisedLayer
-from utils import VolumeHeader, quoted
+from utils import Mask, VolumeHeader, quoted
 
 MAGIC = b"\x93NVC"
 VERSION = 1
 NETWORKS = "NPT"  # types of chunks that hold a network
-KNOWN = "FGdwaqMSB" + NETWORKS  # types of chunks
+KNOWN = "FGdwaqMHSB" + NETWORKS  # types of chunks
 ORDERS = ("N", "BN", "B", "SBN", "SB")  # in which chunks of these types may come; all of NETWORKS count as one N
 # A file of a few kilobytes can hold as many as the format allows. More than these are read only when asked for.
 USUAL_PARAMETERS = 1 << 24
@@ -322,7 +375,7 @@ def encode_blob(
     if written:
         chunks["q"] = encode_written(written)
     if header.missing:
-        chunks["M"] = encode_missing(header.missing)
+        chunks |= _encode_mask(header.missing)
     if cut is not None:
         check_cut(cut, header.shape, d_out)
         _check_number(cut, len(networks))
@@ -330,6 +383,16 @@ def encode_blob(
     listed = [*chunks.items(), *(encode_network(config, layers) for config, layers in networks)]
     body = b"".join(struct.pack("<cI", kind.encode(), len(content)) + content for kind, content in listed)
     return MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
+
+
+def _encode_mask(missing: Mask) -> dict[str, bytes]:
+    """The shorter one of the chunks M and H."""
+    chunk = encode_missing(missing)
+    if math.prod(missing.shape) <= MAX_VOXELS:
+        predicted = encode_predicted(missing)
+        if len(predicted) < len(chunk):
+            return {"H": predicted}
+    return {"M": chunk}
 
 
 def _check_number(cut: Cut, n_networks: int) -> None:
@@ -364,6 +427,8 @@ def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks
         if not large:
             _check_usual(header.n_voxels, USUAL_MASK_VOXELS, "voxels with a mask of the missing ones")
         header = dataclasses.replace(header, missing=decode_missing(chunks["M"], header.dtype, shape))
+    if "H" in chunks:
+        header = dataclasses.replace(header, missing=decode_predicted(chunks["H"], header.dtype, shape))
     cut = decode_cut(chunks, shape, d_out) if "B" in chunks else None
     for content in chunks.values():
         content.end()
@@ -441,7 +506,7 @@ def _chunks(data: bytes) -> tuple[dict[str, ByteReader], list[tuple[str, bytes]]
 
 def _check_kinds(kinds: str) -> None:
     """Raise BlobError unless a file may hold chunks of these types, in this order."""
-    is_once_each = len(set(kinds)) == len(kinds)
+    is_once_each = len(set(kinds)) == len(kinds) and not {"M", "H"} <= set(kinds)
     if not (kinds.startswith("F") and is_once_each and "".join(kind for kind in kinds if kind in "SBN") in ORDERS):
-        what = "the chunk F, at most one each of G, d, a, w, q, M, and one N, P or T; or for bricks at most one S"
+        what = "the chunk F, at most one each of G, d, a, w, q, M or H, and one N, P or T; or for bricks at most one S"
         raise BlobError(f"expected {what}, one B, all networks; found {quoted(kinds)}")

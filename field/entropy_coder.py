@@ -9,7 +9,7 @@ from __future__ import annotations
 import array
 import bisect
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -119,20 +119,29 @@ def fit_model(integers: np.ndarray, is_linear: bool | None = None) -> Model:
     return *best[1], code
 
 
-def _count_lanes(n_symbols: int) -> int:
+def count_lanes(n_symbols: int) -> int:
     return max(1, min(MAX_LANES, n_symbols // SYMBOLS_A_LANE))
 
 
 def encode(groups: Sequence[np.ndarray], tables: Sequence[Table]) -> bytes:
     """The stream of flat arrays of integers. Each array is coded by its own table."""
-    lanes = _count_lanes(sum(len(group) for group in groups))
+    lanes = count_lanes(sum(len(group) for group in groups))
+    return encode_intervals(map(_intervals, reversed(groups), reversed(tables)), lanes)
+
+
+def _intervals(group: np.ndarray, table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """The start and the frequency of each integer of an array."""
+    symbols = group.astype(np.int64) - table.least
+    return (np.cumsum(table.frequencies) - table.frequencies)[symbols], table.frequencies[symbols]
+
+
+def encode_intervals(groups: Iterable[tuple[np.ndarray, np.ndarray]], lanes: int) -> bytes:
+    """The stream of groups of symbols, the last group first. A group: the start and the frequency of each symbol."""
     state = np.full(lanes, 1 << 16, np.uint64)
     words: list[np.ndarray] = []
-    for group, (table, least) in zip(reversed(groups), reversed(tables), strict=True):
-        starts = np.cumsum(table) - table
-        symbols = group.astype(np.int64) - least
-        frequency, start = table[symbols].astype(np.uint64), starts[symbols].astype(np.uint64)
-        for i in range((len(group) - 1) // lanes * lanes, -1, -lanes):
+    for group in groups:
+        start, frequency = (part.astype(np.uint64) for part in group)
+        for i in range((len(start) - 1) // lanes * lanes, -1, -lanes):
             f, c = frequency[i : i + lanes], start[i : i + lanes]
             x = state[: len(f)]
             is_full = x >= f << np.uint64(16)
@@ -148,8 +157,8 @@ class Decoder:
     Raises StreamError unless the stream holds exactly these integers.
     """
 
-    def __init__(self, data: bytes, n: int):
-        self.lanes, self.n, self.n_taken = _count_lanes(n), n, 0
+    def __init__(self, data: bytes, n: int, lanes: int = 0):
+        self.lanes, self.n, self.n_taken = lanes or count_lanes(n), n, 0
         if len(data) < 4 * self.lanes or len(data) % 2:
             raise StreamError(f"expected at least {4 * self.lanes} bytes, an even number, found {len(data)}")
         self.state = np.frombuffer(data, "<u4", self.lanes).astype(np.int64)
@@ -161,6 +170,18 @@ class Decoder:
         group = (self._take_few if self.lanes <= FEW_LANES else self._take_many)(size, table.frequencies)
         self.n_taken += size
         return group + np.int32(table.least)
+
+    def take_bits(self, ones: np.ndarray) -> np.ndarray:
+        """The next bits, as booleans. ones: how often, of 2^16 times, each is 1, from 1 to 2^16 - 1; int64."""
+        bits, zeros = np.empty(len(ones), bool), (1 << TABLE_BITS) - ones
+        for i in range(0, len(ones), self.lanes):
+            f0, f1 = zeros[i : i + self.lanes], ones[i : i + self.lanes]
+            x = self.state[: len(f0)]
+            high, low = x >> TABLE_BITS, x & 0xFFFF
+            bits[i : i + len(x)] = is_one = low >= f0
+            self._put(np.where(is_one, f1 * high + low - f0, f0 * high + low), i)
+        self.n_taken += len(ones)
+        return bits
 
     def end(self) -> None:
         """Raise StreamError unless the stream ends here."""
@@ -180,15 +201,18 @@ class Decoder:
             low = x & 0xFFFF
             symbol = symbol_of[low]
             group[i : i + len(x)] = symbol
-            x = table[symbol] * (x >> TABLE_BITS) + low - starts[symbol]
-            needy = np.flatnonzero(x < 1 << 16)
-            words = self.words[self.position : self.position + len(needy)]
-            if len(words) < len(needy):
-                raise self._ended(i)
-            x[needy] = x[needy] << 16 | words
-            self.position += len(needy)
-            self.state[: len(x)] = x
+            self._put(table[symbol] * (x >> TABLE_BITS) + low - starts[symbol], i)
         return group
+
+    def _put(self, x: np.ndarray, i: int) -> None:
+        """The new states of the first lanes after symbol i, with the words that they need."""
+        needy = np.flatnonzero(x < 1 << 16)
+        words = self.words[self.position : self.position + len(needy)]
+        if len(words) < len(needy):
+            raise self._ended(i)
+        x[needy] = x[needy] << 16 | words
+        self.position += len(needy)
+        self.state[: len(x)] = x
 
     def _take_few(self, size: int, table: np.ndarray) -> np.ndarray:
         """Symbol by symbol, in Python's integers. With few states, NumPy's calls would take longer."""

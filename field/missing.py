@@ -1,4 +1,4 @@
-"""What the chunk M of a blob holds: the fill value and the mask of missing voxels. See field/blob.py."""
+"""What the chunks M and H of a blob hold: the fill value and the mask of missing voxels. See field/blob.py."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import math
 import numpy as np
 
 from field.binary import BlobError, ByteReader, carrier
+from field.entropy_coder import StreamError
+from field.mask_coder import decode_mask, encode_mask
 from utils import Mask
 
 MAX_MASK_VOXELS = 1 << 35  # most voxels of a mask, 4 GiB of bits; a larger one is refused before memory is allocated
@@ -23,16 +25,40 @@ def encode_missing(missing: Mask) -> bytes:
     for axis, distance in enumerate(_strides(missing.shape)):
         stored = (bits ^ (bits >> distance if axis else 0)) >> unused << unused
         streams.append(bytes([axis]) + lzma.compress(stored.to_bytes(size, "big"), lzma.FORMAT_RAW, filters=filters))
-    return missing.fill.astype(carrier(missing.fill.dtype)).tobytes() + min(streams, key=len)
+    return _encode_fill(missing) + min(streams, key=len)
 
 
-def decode_missing(content: ByteReader, dtype: np.dtype, shape: tuple[int, ...]) -> Mask:
-    """The mask of missing voxels from the content of chunk M. Raises BlobError."""
+def encode_predicted(missing: Mask) -> bytes:
+    """The content of chunk H, of at most mask_coder.MAX_VOXELS voxels."""
+    are_missing = np.unpackbits(missing.bits, count=math.prod(missing.shape)).astype(bool)
+    return _encode_fill(missing) + encode_mask(are_missing.reshape(missing.shape))
+
+
+def decode_predicted(content: ByteReader, dtype: np.dtype, shape: tuple[int, ...]) -> Mask:
+    """The mask of missing voxels from the content of chunk H. Raises BlobError."""
+    fill = _decode_fill(content, dtype)
+    try:
+        return Mask.of(shape, fill, decode_mask(content.rest(), shape))
+    except StreamError as error:
+        raise BlobError(f"missing voxels: its stream is damaged: {error}") from None
+
+
+def _encode_fill(missing: Mask) -> bytes:
+    return missing.fill.astype(carrier(missing.fill.dtype)).tobytes()
+
+
+def _decode_fill(content: ByteReader, dtype: np.dtype) -> np.generic:
     carried = content.array(carrier(dtype), 1)
     with np.errstate(over="ignore", invalid="ignore"):
         fill = carried.astype(dtype)[0]
         if np.isinf(fill) or not np.array_equal(fill.astype(carried.dtype), carried[0], equal_nan=dtype.kind == "f"):
             raise BlobError(f"fill value {carried[0]}: is none of dtype {dtype}")
+    return fill
+
+
+def decode_missing(content: ByteReader, dtype: np.dtype, shape: tuple[int, ...]) -> Mask:
+    """The mask of missing voxels from the content of chunk M. Raises BlobError."""
+    fill = _decode_fill(content, dtype)
     (axis,), n_voxels = content.unpack("B"), math.prod(shape)
     size, unused = (n_voxels + 7) // 8, -n_voxels % 8
     if axis > len(shape) or n_voxels > MAX_MASK_VOXELS:

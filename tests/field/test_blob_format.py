@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.cut_fields import cut_blob
-from helpers.damage import assemble
+from helpers.damage import assemble, ball_of
 from helpers.networks import chunks_of, decode_blob, field_net, make_header, with_ascending_biases, with_trellis
 from helpers.scripts import DATA
 from helpers.second_decoder import DTYPES, evaluate, gaps, model, read_blob
@@ -424,6 +424,9 @@ def write_golden() -> None:
     blobs["trellis_bricks"] = cut_blob(
         (12, 9, 7), (2, 1, 2), 5, (2,), header, 7, n_neurons=10, gain=6, mirrors=(12, 7, 0)
     )
+    header, net = make_header((11, 9, 14), missing=ball_of((11, 9, 14), -9.0)), field_net(n_neurons=5, n_layers=2)
+    steps = choose_steps(net, sensitivities(net, quasirandom_points(header.shape, 256)), bits=9)
+    blobs["predicted"] = blob_format.encode_blob(header, [(net.config, with_trellis(round_layers(net, steps)))])
     for name, blob in blobs.items():
         (DATA / f"golden_{name}.blob").write_bytes(blob)
         expected[name] = fingerprint(blob)
@@ -433,6 +436,7 @@ def write_golden() -> None:
 GOLDEN_NAMES = [
     *("residual", "plain", "missing", "bricks", "mirrors"),  # of older programs: chunk N without codebooks
     *("codebooks", "packed", "packed_plain", "packed_bricks", "trellis", "trellis_plain", "trellis_bricks"),
+    "predicted",
 ]
 
 

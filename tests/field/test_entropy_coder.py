@@ -143,7 +143,7 @@ def test_any_number_of_states(n):
 
 def test_most_states():
     n = MAX_LANES * entropy_coder.SYMBOLS_A_LANE // 4
-    assert entropy_coder._count_lanes(4 * n) == entropy_coder._count_lanes(40 * n) == MAX_LANES
+    assert entropy_coder.count_lanes(4 * n) == entropy_coder.count_lanes(40 * n) == MAX_LANES
     assert_round_trip([gaussian(200_000, 3), gaussian(5, 3)])
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from helpers.damage import announced, assemble, blob_memory, memory_below, memory_traced, seeds
+from helpers.damage import FREE, announced, assemble, blob_memory, memory_below, memory_traced, seeds
 from helpers.networks import arrays, chunks_of, decode_blob, field_net, make_header, with_ascending_biases
 from helpers.scripts import error_of
 from helpers.vtk import vtk_read
@@ -28,6 +28,7 @@ from field import blob as blob_format
 from field import plain_network
 from field.blob import BlobError, decode_field, encode_blob
 from field.layers import SirenConfig, layer_table
+from field.mask_coder import encode_mask
 from field.network_chunk import MAX_PARAMETERS, encode_network
 from field.neural_field import NeuralField
 from field.quantised import QuantisedLayer, round_step
@@ -176,14 +177,53 @@ def test_hostile_masks(what):
         )
 
 
+HOSTILE_PREDICTIONS = {
+    "nothing": b"",
+    "no head": NAN,
+    "half a head": NAN + b"\0\1",
+    "no stream": NAN + b"\0\1\0",
+    "order 6": NAN + b"\x0c\1\0" + bytes(4),
+    "no states": NAN + b"\0\0\0" + bytes(4),
+    "2049 states": NAN + b"\0\1\x08" + bytes(4 * 2049),
+    "state 0": NAN + b"\0\1\0" + bytes(4),
+    "fill value infinite": struct.pack("<d", math.inf) + b"\0\1\0\0\0\1\0",
+    "noise": NAN + b"\0\2\0" + bytes(range(200)),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE_PREDICTIONS)
+def test_hostile_predictions(what):
+    """Of a grid of 24 voxels."""
+    data = assemble([*chunks_of(seeds()[0]), (b"H", HOSTILE_PREDICTIONS[what])])
+    with memory_traced():
+        assert read_within_bounds(decode_blob, data, 0) is None
+
+
+@pytest.mark.parametrize("shape", [(96, 96, 96), (1 << 20, 1, 1), (1, 1 << 10, 1 << 10)])
+def test_memory_of_large_predictions(shape):
+    """No voxel is missing, by a few bytes."""
+    stream = (b"H", NAN + encode_mask(np.zeros(shape, bool)))
+    data = assemble([*chunks_of(replaced(seeds()[0], b"F", 3, "III", *shape)), stream])
+    assert len(data) < 1000
+    with memory_traced():
+        assert read_within_bounds(decode_blob, data, announced(data)) is not None
+
+
+def test_a_prediction_of_too_many_voxels_is_refused():
+    data = assemble([*chunks_of(replaced(seeds()[0], b"F", 3, "III", 257, 256, 256)), (b"H", NAN + bytes(100))])
+    with memory_traced(), memory_below(FREE), pytest.raises(BlobError, match="at most 16777216 voxels"):
+        decode_blob(data)
+
+
 def test_masks_with_unused_bits():
     content = NAN + b"\0" + lzma2(bytes([0, 0, 1]))
     decode_blob(assemble([*chunks_of(seeds()[0]), (b"M", content)]))
     smaller = replaced(seeds()[0], b"F", 3, "III", 23, 1, 1)
     with pytest.raises(BlobError, match="unused bits"):
         decode_blob(assemble([*chunks_of(smaller), (b"M", content)]))
-    with pytest.raises(BlobError, match="at most one"):
-        decode_blob(assemble([*chunks_of(seeds()[0]), *[(b"M", content)] * 2]))
+    for second in ((b"M", content), (b"H", NAN + encode_mask(np.zeros((4, 3, 2), bool)))):
+        with pytest.raises(BlobError, match="at most one"):
+            decode_blob(assemble([*chunks_of(seeds()[0]), (b"M", content), second]))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 3])

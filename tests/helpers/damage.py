@@ -14,6 +14,7 @@ import numpy as np
 
 from field import blob as blob_format
 from field.blob import encode_blob
+from field.mask_coder import MAX_VOXELS
 from field.network_chunk import MAX_PARAMETERS
 from helpers.cut_fields import cut_blob
 from helpers.networks import chunks_of, field_net, make_header, with_trellis
@@ -75,7 +76,7 @@ def mutate_blob(rng: np.random.Generator, blob: bytes) -> bytes:
         if change == 0:
             chunks.insert(int(rng.integers(len(chunks) + 1)), chunks[i])
         elif change == 1:
-            chunks[i] = (bytes([int(rng.choice([*b"FGadwqMSBNPTxQ", 0, 170]))]), chunks[i][1])
+            chunks[i] = (bytes([int(rng.choice([*b"FGadwqMHSBNPTxQ", 0, 170]))]), chunks[i][1])
         elif change == 2:
             chunks[i], chunks[-1] = chunks[-1], chunks[i]
         else:
@@ -97,19 +98,22 @@ def announced(data: bytes) -> int:
     return 0
 
 
-def announced_mask(data: bytes) -> int:
-    """Bytes of the mask that a blob announces, as far as its stream can deliver them."""
+def mask_memory(data: bytes) -> int:
+    """Most bytes that reading the mask of a blob may take: by its shape, and by what its stream can hold."""
     with contextlib.suppress(struct.error, IndexError, ValueError):
         chunks = chunks_of(data)
-        masks = [content for kind, content in chunks if kind == b"M"]
-        shape = struct.unpack_from(f"<{chunks[0][1][0]}I", chunks[0][1], 3)
-        return min(math.prod(shape) // 8, 8000 * max(map(len, masks), default=0))
+        n_bytes = math.prod(struct.unpack_from(f"<{chunks[0][1][0]}I", chunks[0][1], 3)) // 8
+        most = {b"M": 4 * n_bytes, b"H": 80 * n_bytes if 8 * n_bytes <= MAX_VOXELS else 0}
+        limits = {b"M": 32000, b"H": 1 << 27}
+        return max(
+            (min(most[kind], limits[kind] * len(content)) for kind, content in chunks if kind in most), default=0
+        )
     return 0
 
 
 def blob_memory(data: bytes, n_parameters: int) -> int:
     """Most bytes that decoding a blob may take. n_parameters: those that it announces."""
-    return FREE + 16 * len(data) + 16 * n_parameters + 4 * announced_mask(data)
+    return FREE + 16 * len(data) + 16 * n_parameters + mask_memory(data)
 
 
 @contextlib.contextmanager
@@ -133,6 +137,12 @@ def memory_below(limit: int):
         assert peak < limit, f"{peak} bytes of memory, at most {limit} were expected"
 
 
+def ball_of(shape: tuple[int, ...], fill: float, dtype: str = "float32") -> Mask:
+    """The voxels outside a ball missing, which does not lie in the middle."""
+    squares = [np.linspace(-1, 0.8 - axis / 5, n) ** 2 for axis, n in enumerate(shape)]
+    return Mask.of(shape, np.array(fill, dtype)[()], sum(np.ix_(*squares)) > 0.7)
+
+
 def mask_of(shape: tuple[int, ...], fill: float, dtype: str = "float32") -> Mask:
     """Every third voxel missing."""
     return Mask.of(shape, np.array(fill, dtype)[()], np.arange(math.prod(shape)) % 3 == 0)
@@ -150,6 +160,7 @@ def seeds() -> tuple[bytes, ...]:
         ({"n_neurons": 4, "n_layers": 3, "is_residual": False}, header, 4, True),
         ({"n_neurons": 2, "n_layers": 1, "d_in": 2}, make_header((3, 5), 0, 9, "uint64"), 16, False),
         ({"n_neurons": 2, "n_layers": 1}, make_header(missing=mask_of((4, 3, 2), np.nan)), 4, False),
+        ({"n_neurons": 2, "n_layers": 1}, make_header((9, 8, 7), missing=ball_of((9, 8, 7), -1.0)), 4, False),
     ):
         net = field_net(**fields)
         steps = choose_steps(net, sensitivities(net, quasirandom_points(head.shape, 32)), bits=bits)

@@ -9,6 +9,8 @@ import lzma
 import math
 import struct
 import zlib
+from bisect import bisect_right
+from collections import defaultdict
 from decimal import Decimal
 from types import SimpleNamespace
 
@@ -56,27 +58,31 @@ def table(big_a: int, big_b: int, big_m: int, first: int) -> tuple[list[int], li
 
 
 class Integers:
-    """The integers of a stream, group by group. n: how many there are in all."""
+    """The integers of a stream, group by group."""
 
-    def __init__(self, data: bytes, n: int):
-        n_states = min(max(n // 8192, 1), 2048)
+    def __init__(self, data: bytes, n_states: int):
         self.x = list(struct.unpack_from(f"<{n_states}I", data))
         self.words = iter(struct.unpack(f"<{(len(data) - 4 * n_states) // 2}H", data[4 * n_states :]))
 
-    def next(self, size: int, table: tuple[list[int], list[int], int]) -> np.ndarray:
+    def one(self, i: int, table: tuple[list[int], list[int], int]) -> int:
+        """Integer number i of a group."""
         x, (f, start, first) = self.x, table
-        places = np.searchsorted(start, np.arange(2**16), side="right") - 1
-        integers = []
-        for i in range(size):
-            state = x[i % len(x)]
-            place = int(places[state % 2**16])
-            state = f[place] * (state // 2**16) + state % 2**16 - start[place]
-            x[i % len(x)] = state * 2**16 + next(self.words) if state < 2**16 else state
-            integers.append(place + first)
-        return np.array(integers)
+        state = x[i % len(x)]
+        place = bisect_right(start, state % 2**16) - 1
+        state = f[place] * (state // 2**16) + state % 2**16 - start[place]
+        x[i % len(x)] = state * 2**16 + next(self.words) if state < 2**16 else state
+        return place + first
+
+    def next(self, size: int, table: tuple[list[int], list[int], int]) -> np.ndarray:
+        return np.array([self.one(i, table) for i in range(size)], int)
 
     def end(self) -> None:
         assert next(self.words, None) is None and set(self.x) == {2**16}
+
+
+def states(n: int) -> int:
+    """How many there are for n integers of a network."""
+    return min(max(n // 8192, 1), 2048)
 
 
 def float_of(bits: int) -> float:
@@ -102,7 +108,7 @@ def on_grids(integers: np.ndarray) -> np.ndarray:
 
 def read_packed(stream: io.BytesIO, shapes: list[tuple[int, int]], flags: int, has_trellis: bool) -> list[tuple]:
     assert flags < 2
-    integers = Integers(stream.read(), sum((n_in + 1) * n_out + 4 for n_in, n_out in shapes))
+    integers = Integers(stream.read(), states(sum((n_in + 1) * n_out + 4 for n_in, n_out in shapes)))
     numbers, layers = integers.next(4 * len(shapes), model(168, 0, 72)).reshape(-1, 4), []
     numbers = np.array([940, 130, 30, 25]) + np.cumsum(numbers, axis=0)
     for k, ((n_in, n_out), (t, r, m, g)) in enumerate(zip(shapes, numbers.tolist(), strict=True)):
@@ -132,7 +138,7 @@ def read_plain(stream: io.BytesIO, shapes: list[tuple[int, int]], n: int, flags:
         if flags & 2 and n_in == n_out == n:
             codebook = np.array(unpack(stream, f"{2 * s(m) + 1}f"), np.float32)
         records.append((n_in, n_out, float_of(step << 16), (a, b, m), m_bias, codebook))
-    integers = Integers(stream.read(), sum((n_in + 1) * n_out for n_in, n_out in shapes))
+    integers = Integers(stream.read(), states(sum((n_in + 1) * n_out for n_in, n_out in shapes)))
     layers = []
     for n_in, n_out, step, (*rates, m), m_bias, codebook in records:
         matrix = integers.next(n_out * n_in, model(*rates, m)).reshape(n_out, n_in)
@@ -156,6 +162,67 @@ def read_missing(stream: io.BytesIO, shape: tuple[int, ...]) -> np.ndarray:
         for i in range(s, n):
             bits[i] ^= bits[i - s]
     return bits.reshape(shape).astype(bool)
+
+
+def read_predicted(stream: io.BytesIO, shape: tuple[int, ...]) -> np.ndarray:
+    code, n_states = unpack(stream, "BH")
+    order, d = code // 2, len(shape)
+    assert order < 2 * d and 1 <= n_states <= 2048 and math.prod(shape) <= 2**24
+    integers, mask, n = Integers(stream.read(), n_states), np.zeros(shape, bool), 0
+    mask[(0,) * d] = code % 2
+    r, last = [(size - 1).bit_length() for size in shape], order % d
+    axes, after = [k for k in reversed(range(d)) if k != last], []
+    if order < d:
+        axes.append(last)
+    else:
+        after = [last] * r[last]
+    steps = [k for number in range(max(r), 0, -1) for k in axes if r[k] >= number] + after
+    strides, numbers = [2**power for power in r], defaultdict(lambda: [1, 2])  # a and b of a context, None of the flags
+
+    def model_of(f: int) -> tuple[list[int], list[int], int]:
+        return [2**16 - f, f], [0, 2**16 - f], 0
+
+    def f_of(context: tuple | None) -> int:
+        return 1 + numbers[context][0] * (2**16 - 2) // numbers[context][1]
+
+    def beside(voxel: tuple[int, ...], j: int) -> list[tuple[int, ...]]:
+        at = [voxel[j] - strides[j], voxel[j] + strides[j]]
+        return [(*voxel[:j], i, *voxel[j + 1 :]) for i in at if 0 <= i < shape[j]]
+
+    def context_of(voxel: tuple[int, ...], k: int, odd: int) -> tuple:
+        others, two = [j for j in range(d) if j != k], (2 * beside(voxel, k))[:2]  # one alone counts twice
+        around = [i for one in two for j in others for i in [*beside(one, j), one, one][:2]]
+        evens = [i for j in others for i in (2 * beside(voxel, j))[:2]] if odd else []
+        return k, *(sum(int(mask[i]) for i in voxels) for voxels in (two, around, evens)), odd
+
+    for k in steps:
+        strides[k] //= 2
+        ranges = [range(0, size, h) for size, h in zip(shape, strides, strict=True)]
+        ranges[k] = ranges[k][1::2]
+        by_parity = [], []
+        for voxel in itertools.product(*ranges):
+            by_parity[sum(voxel[j] // strides[j] for j in range(d) if j != k) % 2].append(voxel)
+        for odd, new in enumerate(by_parity):
+            while new:
+                size = max(8, n // 128)
+                batch, new = new[:size], new[size:]
+                contexts = [context_of(voxel, k, odd) for voxel in batch]
+                f = [f_of(context) for context in contexts]
+                sure = [i for i in range(len(batch)) if min(f[i], 2**16 - f[i]) < 128]
+                flags = integers.next(-(-len(sure) // 64), model_of(f_of(None))).tolist()
+                flag_of = {i: flags[place // 64] for place, i in enumerate(sure)}
+                bits = [int(frequency > 2**15) for frequency in f]
+                for number, i in enumerate(i for i in range(len(batch)) if flag_of.get(i, 1)):
+                    frequency = min(max(f[i], 1024), 2**16 - 1024) if i in flag_of else f[i]
+                    bits[i] = integers.one(number, model_of(frequency))
+                for context, bit in [*zip(contexts, bits, strict=True), *[(None, flag) for flag in flags]]:
+                    numbers[context][0] += 2 * bit
+                    numbers[context][1] += 2
+                for voxel, bit in zip(batch, bits, strict=True):
+                    mask[voxel] = bit
+                n += len(batch)
+    integers.end()
+    return mask
 
 
 def read_blob(data: bytes) -> SimpleNamespace:
@@ -184,9 +251,10 @@ def read_blob(data: bytes) -> SimpleNamespace:
         elif kind == b"q":
             field.version = unpack(content, "BB")
             field.psnr = unpack(content, "h")[0] if length == 4 else None
-        elif kind == b"M":
+        elif kind in (b"M", b"H"):
+            assert field.missing is None
             (field.fill,) = unpack(content, "qqqqQQQQddd"[DTYPES.index(field.dtype)])
-            field.missing = read_missing(content, field.shape)
+            field.missing = (read_missing if kind == b"M" else read_predicted)(content, field.shape)
         elif kind == b"a":
             field.attributes = json.loads(content.read().decode("utf-8"))
         elif kind == b"S":
