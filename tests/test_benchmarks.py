@@ -78,6 +78,7 @@ def benchmark(monkeypatch, small_blocks):
             ("volume.npy", "--cpu", "--widths", 16, "--batches", 64, "--side", 6, "--networks", 2, "--fields", 8),
         ),
         ("shapes", ("volume.npy", "--ratios", 50, "--depths", 1)),
+        ("masks", ("volume.npy", "--below", 0)),
         ("rounding", ("volume.npy", "--ratios", 1e9, "--added", 0.4)),
         ("bricks", ("volume.npy", "--bricks", "2,1,1", "--compression_ratio", 2, "--n_passes", 0.5)),
     ],
