@@ -6,7 +6,6 @@ import dataclasses
 import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -182,7 +181,7 @@ class BrickTrainer:
         for stack, (tasks, values) in zip(stacks, read_ahead(read, stacks), strict=True):
             with processes.apart():
                 fit = StackedFit(tasks, values, self.device)
-                fit.run(partial(parts.update_all, stack))
+                fit.run(lambda fit, stack=stack: parts.update_all(stack, fit.progress) if fit.is_judged else None)
                 found = [(k, Trained(arrays_of(fit.network(i)), fit.error(i), fit.recoveries[i].n_recoveries))
                          for i, k in enumerate(stack)]  # fmt: skip
             del fit  # whose memory the next one needs

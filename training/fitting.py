@@ -1,4 +1,4 @@
-"""Fits a network to the samples of a volume: the training loop and its saved states.
+"""Fits a network to the samples of a volume: what is judged and recovered in the loop, and the saved states.
 
 Source: Lu et al. 2021, section 3 (the loss with its gradient term).
 """
@@ -6,9 +6,7 @@ Source: Lu et al. 2021, section 3 (the loss with its gradient term).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,6 +15,7 @@ from field.bricks import Bricks
 from siren import FieldNet
 from training import processes
 from training.checkpoint_checks import check_state_dict
+from training.loop import Loop
 from training.recipe import CHECK_STEPS, Recipe, psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler
@@ -27,14 +26,14 @@ from training.weights import vector_of
 COMPARED = 20  # times that a short fit with a target is compared with it
 
 
-class Fit:
-    """The fit of a network to the samples of a volume, on one device.
+class Fit(Loop):
+    """The fit of a network to the samples of a volume, on one device. `run` trains it.
 
     The fit trains `net` in place, except for the linear layers before `first_trained_layer`. The result, at any time,
     is `averaged_net`: its weights are the average over the latest steps (Polyak averaging). While the learning rate is
     high, `averaged_net` is several dB better than `net`. At the end, both are equally good.
 
-    seed: fixes the order of the samples. n_threads: CPU threads; their number does not change the result.
+    seed: see `Loop`. n_threads: CPU threads; their number does not change the result.
     short_wave_starts: initial networks of shorter waves; each collapse to a constant uses up one. errors: (voxels,)
     running mean of each voxel's squared error, updated in place; None starts with the errors of a constant.
 
@@ -52,17 +51,14 @@ class Fit:
         short_wave_starts: Sequence[FieldNet] = (),
         errors: torch.Tensor | None = None,
     ):
-        self.net, self.sampler, self.recipe, self.seed = net, sampler, recipe, seed
-        self.config, self.variance = net.config, sampler.variance
-        self.steps_per_pass = recipe.steps_per_pass(sampler.n_present)
-        self.n_steps = recipe.count_steps(sampler.n_present)
         # Importance sampling draws voxels by these errors. A streamed volume has no memory for one error per voxel.
-        self.errors: torch.Tensor | None = None
-        if recipe.draws_by_error and isinstance(sampler, VoxelSampler):
-            self.errors = sampler.deviations() if errors is None else errors
-        self.step_function = StepFunction(net, sampler, recipe, first_trained_layer, n_threads, self.errors)
-        self.trained, self.averaged_net = self.step_function.trained, self.step_function.trained.averaged_net
-        self.step, self.seconds = 0, 0.0
+        if not (recipe.draws_by_error and isinstance(sampler, VoxelSampler)):
+            errors = None
+        elif errors is None:
+            errors = sampler.deviations()
+        super().__init__(StepFunction(net, sampler, recipe, first_trained_layer, n_threads, errors), recipe, seed)
+        self.net, self.averaged_net = net, self.trained.averaged_net
+        self.config, self.variance = net.config, sampler.variance
         self.trial_steps = 0.0  # steps that take as long as the trials before the fit took
         self.trial_psnr = -math.inf  # PSNR of the network that goes on from a trial, dB
         self.loss = self.variance  # MSE of `averaged_net` when last judged; at first the MSE of a constant
@@ -71,45 +67,6 @@ class Fit:
         self.short_wave_starts = short_wave_starts
         # With schedule "step", the learning rate falls so low that a fit can stall without a collapse.
         self.recovery = Recovery(self.variance, len(short_wave_starts), can_collapse=recipe.schedule == "power")
-
-    # --- the training loop ---
-
-    def run(self, on_step: Callable[[Fit], bool | None] = lambda fit: None) -> None:
-        """Train to the end. `on_step(self)` is called after every step; it ends the fit by returning True.
-
-        A fit that has diverged when it ends or is interrupted returns to its best state.
-        """
-        started = time.monotonic() - self.seconds
-        is_ended = False
-        try:
-            while self.progress < 1 and not is_ended:
-                index, first = divmod(self.step, self.steps_per_pass)
-                if first == 0 and self.errors is not None:
-                    self._set_density(self.sampler.density(self.errors))
-                for batch in self.sampler.batches(self.seed, index, self.steps_per_pass, first, self.density):
-                    self._take_step(batch)
-                    self.seconds = time.monotonic() - started
-                    if self.recipe.max_seconds is not None:
-                        self.seconds = processes.broadcast_first(self.seconds)
-                    went_back = self.is_judged and self._recover_if_needed()
-                    is_ended = on_step(self)
-                    if is_ended or went_back or self.progress >= 1:
-                        break
-        finally:
-            if not is_ended:
-                self.loss = self._judge()
-                if self.recovery.has_diverged(self.loss):
-                    self._restore(self.best)
-
-    @property
-    def progress(self) -> float:
-        """The fraction of the fit that is done, 0 to 1."""
-        return self.recipe.progress(self.step, self.n_steps, self.seconds)
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether `loss` was measured at the current step."""
-        return self.step % CHECK_STEPS == 0
 
     @property
     def psnr(self) -> float:
@@ -129,17 +86,7 @@ class Fit:
 
     def _rate(self) -> float:
         """The learning rate of this step: that of the recipe, halved for each halving by a recovery."""
-        return self.recipe.rate(self.step, self.sampler.n_present, self.progress) * 0.5**self.recovery.n_halvings
-
-    def _take_step(self, batch: torch.Tensor) -> None:
-        rate = self._rate()
-        self.step += 1
-        self.step_function(batch, rate, self.step, self.psnr)
-
-    @property
-    def density(self) -> torch.Tensor | None:
-        """The density (voxels,) by which the current pass draws voxels, or None."""
-        return self.step_function.density
+        return super()._rate() * 0.5**self.recovery.n_halvings
 
     def continue_from(self, trial: Fit) -> None:
         """Start with the averaged network of another fit to the same volume, and with its errors."""
@@ -183,20 +130,8 @@ class Fit:
         x, values, weights = self.judging_voxels
         return float(((self.averaged_net(x).clamp_(-1, 1) - values).square().mean(1) * weights).mean())
 
-    @functools.cached_property
-    def judging_voxels(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The voxels that judge `averaged_net`, drawn as those of the current pass.
-
-        They are drawn when they are asked for: a small volume has several passes from one judgement to the next.
-        """
-        return self.sampler.judging_voxels(self.density)
-
-    def _set_density(self, density: torch.Tensor) -> None:
-        self.step_function.set_density(density)
-        vars(self).pop("judging_voxels", None)
-
     def _recover_if_needed(self) -> bool:
-        """Judge the averaged network and do what `recovery` decides. Returns whether the state was replaced."""
+        """Judge the averaged network and do what `recovery` decides."""
         before, self.loss = self.loss, processes.broadcast_first(self._judge())
         if self.loss < self.recovery.best_loss:
             self.best = self._capture()
@@ -208,6 +143,12 @@ class Fit:
         elif action is not Action.GO_ON:
             self._restore(self.best)
         return action is not Action.GO_ON
+
+    def _settle(self) -> None:
+        """Return to the best state if the fit has diverged."""
+        self.loss = self._judge()
+        if self.recovery.has_diverged(self.loss):
+            self._restore(self.best)
 
     def _capture(self) -> dict:
         tensors = [tensor.clone() for tensor in self.trained.state]

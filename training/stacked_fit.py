@@ -6,10 +6,8 @@ A network has samples of its own brick alone, and its own density, rate and reco
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,8 +15,9 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from siren import FieldNet
+from training.loop import Loop
 from training.one_brick import Task
-from training.recipe import CHECK_STEPS, psnr_of
+from training.recipe import psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler, all_coordinates
 from training.stacks import common_recipe, stack_width
@@ -60,9 +59,9 @@ class StackedSampler:
         return torch.cat([brick.density(part) for brick, part in parts])
 
     def batches(
-        self, seeds: Sequence[int], index: int, n_batches: int, density: torch.Tensor
+        self, seeds: Sequence[int], index: int, n_batches: int, first: int, density: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        """Pass number `index` over all bricks, in batches (bricks, samples).
+        """Pass number `index` over all bricks, in batches (bricks, samples), from batch `first` on.
 
         All bricks have as many samples: one with fewer voxels begins its pass again.
         """
@@ -70,7 +69,7 @@ class StackedSampler:
         for brick, seed, part, start in zip(self.bricks, seeds, density.split(self.sizes), self.starts, strict=True):
             order = brick.shuffled(seed, index, part.to(brick.values.device)).to(self.device) + start
             rows.append(order.repeat(math.ceil(n / len(order)))[:n])
-        return torch.stack(rows).chunk(n_batches, dim=1)
+        return torch.stack(rows).chunk(n_batches, dim=1)[first:]
 
     def samples(self, flat: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Coordinates (..., d_in) and values (..., components) of the voxels `flat` (...)."""
@@ -90,7 +89,7 @@ class StackedSampler:
         return x, values, weights[..., 0]
 
 
-class StackedFit:
+class StackedFit(Loop):
     """The fits of the networks of a stack, each to its brick. See `Fit`, which fits one network.
 
     The passes, the batch and the schedule are common; each network has its own learning rate. A network that diverges
@@ -101,13 +100,10 @@ class StackedFit:
 
     def __init__(self, tasks: Sequence[Task], normalised: Sequence[np.ndarray], device: torch.device):
         self.tasks, configs = tasks, [task.start.config for task in tasks]
-        self.sampler = StackedSampler([VoxelSampler(values, device) for values in normalised])
-        limits, bricks = [task.recipe.max_seconds for task in tasks], self.sampler.bricks
-        self.recipe = dataclasses.replace(
+        bricks, limits = [VoxelSampler(values, device) for values in normalised], [t.recipe.max_seconds for t in tasks]
+        recipe = dataclasses.replace(
             common_recipe(tasks[0].recipe), max_seconds=None if None in limits else math.fsum(limits)
         )
-        self.steps_per_pass = self.recipe.steps_per_pass(self.sampler.n_present)
-        self.n_steps = self.recipe.count_steps(self.sampler.n_present)
         starts, width = [], stack_width(configs)
         for task, brick in zip(tasks, bricks, strict=True):
             starts.append([widened(net, width) for net in new_networks(task.start, brick)])
@@ -115,13 +111,14 @@ class StackedFit:
         self.short_wave_starts = [torch.stack([vector_of(net) for net in row]).to(device) for row in further]
         widths = torch.tensor([float(config.n_neurons) for config in configs], device=device)
         nets[0].to(device)
-        deviations = self.sampler.deviations()
-        self.step_function = StepFunction(nets, self.sampler, self.recipe, 0, 1, deviations, widths)
-        self.trained = trained = self.step_function.trained
-        self.averages = {name: trained.of_all(p.detach()) for name, p in trained.averaged_net.named_parameters()}
-        self.start, self.best = ([tensor.clone() for tensor in trained.state] for _ in range(2))
+        sampler = StackedSampler(bricks)
+        step_function = StepFunction(nets, sampler, recipe, 0, 1, sampler.deviations(), widths)
+        super().__init__(step_function, recipe, [task.start.seed for task in tasks])
+        of_all, averaged_net = self.trained.of_all, self.trained.averaged_net
+        self.averages = {name: of_all(p.detach()) for name, p in averaged_net.named_parameters()}
+        self.start, self.best = ([tensor.clone() for tensor in self.trained.state] for _ in range(2))
         self.recoveries = [Recovery(brick.variance, len(further)) for brick in bricks]
-        self.step, self.seconds, self.losses = 0, 0.0, [brick.variance for brick in bricks]
+        self.losses = [brick.variance for brick in bricks]
         self.error_factors = [error_factor(task.value_range.low, task.value_range.high) for task in tasks]
         self.psnr = self._joint_psnr()
         self.reached: dict[int, torch.Tensor] = {}  # averaged weights of the networks that have their target PSNR
@@ -129,9 +126,9 @@ class StackedFit:
 
     @property
     def progress(self) -> float:
-        """The fraction of the fit that is done, 0 to 1."""
+        """As `Loop.progress`; 1 as soon as every network has its target."""
         are_all_done = len(self.reached) == len(self.tasks)
-        return 1.0 if are_all_done else self.recipe.progress(self.step, self.n_steps, self.seconds)
+        return 1.0 if are_all_done else super().progress
 
     def _joint_psnr(self) -> float:
         """The PSNR of all networks together, in dB, by which the type of their products is chosen.
@@ -142,35 +139,6 @@ class StackedFit:
         known = [(loss, factor) for loss, factor in both if math.isfinite(loss)]
         return psnr_of(sum(loss * factor for loss, factor in known) / max(sum(factor for _, factor in known), 1e-300))
 
-    def run(self, on_judged: Callable[[float], None] = lambda progress: None) -> None:
-        """Train all networks to the end. `on_judged(progress)` is called after every judgement."""
-        started = time.monotonic()
-        while self.progress < 1:
-            density = self.sampler.density(self.step_function.errors)
-            self.step_function.set_density(density)
-            vars(self).pop("judging_voxels", None)
-            seeds = [task.start.seed for task in self.tasks]
-            for batch in self.sampler.batches(seeds, self.step // self.steps_per_pass, self.steps_per_pass, density):
-                rate = self.recipe.rate(self.step, self.sampler.n_present, self.progress)
-                self.step += 1
-                self.step_function(batch, rate, self.step, self.psnr)
-                self.seconds = time.monotonic() - started
-                if self.step % CHECK_STEPS == 0:
-                    self._recover_if_needed()
-                    on_judged(self.progress)
-                if self.progress >= 1:
-                    break
-        if self.step:
-            diverged = [k for k, loss in enumerate(self._judge()) if self.recoveries[k].has_diverged(loss)]
-            _copy_rows(self.trained.state, self.best, diverged)
-        for k, weights in self.reached.items():
-            self.trained.averaged_weights[k] = weights
-
-    @functools.cached_property
-    def judging_voxels(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """As `Fit.judging_voxels`, for each brick."""
-        return self.sampler.judging_voxels(self.step_function.density)
-
     @torch.no_grad()
     def _judge(self) -> list[float]:
         """The loss of each network, as `Fit._judge` says."""
@@ -179,8 +147,8 @@ class StackedFit:
         outputs = torch.vmap(lambda parameters, x: functional_call(net, parameters, (x,)))(self.averages, x)
         return ((outputs.clamp(-1, 1) - values).square().mean(-1) * weights).sum(-1).tolist()
 
-    def _recover_if_needed(self) -> None:
-        """Judge all networks, and do what the recovery of each decides."""
+    def _recover_if_needed(self) -> bool:
+        """Judge all networks, and do what the recovery of each decides. All stay at their common step."""
         before, self.losses = self.losses, self._judge()
         self.psnr = self._joint_psnr()
         improved = [k for k, recovery in enumerate(self.recoveries) if self.losses[k] < recovery.best_loss]
@@ -196,6 +164,15 @@ class StackedFit:
                 _copy_rows(self.trained.state, self.best, [k])
                 self._set_rates()
         self._keep_reached()
+        return False
+
+    def _settle(self) -> None:
+        """Return to the best state of each network that has diverged, and to what had reached its target."""
+        if self.step:  # else there is nothing to judge by
+            diverged = [k for k, loss in enumerate(self._judge()) if self.recoveries[k].has_diverged(loss)]
+            _copy_rows(self.trained.state, self.best, diverged)
+        for k, weights in self.reached.items():
+            self.trained.averaged_weights[k] = weights
 
     def _set_rates(self) -> None:
         rates = [task.recipe.lr * 0.5**r.n_halvings for task, r in zip(self.tasks, self.recoveries, strict=True)]

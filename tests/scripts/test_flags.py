@@ -21,7 +21,7 @@ from helpers.vtk import vtk_read, vtk_write
 import net_compress
 import net_decompress
 import train as train_script
-from training import fitting, options, shapes
+from training import loop, options, shapes
 from utils import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_vtk")
@@ -195,7 +195,7 @@ def test_max_seconds(volume_file, tmp_path, monkeypatch):
     argv = ("--volume", str(volume_file), "--n_layers", "2", "--max_seconds", "0.495")
     clock = SimpleNamespace(monotonic=itertools.count(0.0, 0.01).__next__)
     with monkeypatch.context() as patch, watched_samples() as steps:
-        patch.setattr(fitting, "time", clock)
+        patch.setattr(loop, "time", clock)
         train_script.main([*argv])
     seconds = json.loads((tmp_path / "thenet.json").read_text())["seconds"]
     assert len(steps) == 50 and seconds == pytest.approx(0.5)

@@ -89,8 +89,8 @@ def test_no_process_is_started_without_a_brick(monkeypatch):
 
 @pytest.mark.parametrize("has_stacks", [False, True])
 def test_the_bar_moves_within_a_brick_and_ends_at_the_whole_work(has_stacks, monkeypatch):
+    monkeypatch.setattr("training.loop.CHECK_STEPS", 1)
     monkeypatch.setattr("training.workers.REPORT_SECONDS", 0.0)
-    monkeypatch.setattr("training.stacked_fit.CHECK_STEPS", 1)
     shown, fit = [], small_fit()
     fit.trainer.has_stacks = has_stacks
     configs = {k: fit.networks.config(4) for k in (0, 2)}
@@ -121,8 +121,7 @@ def test_a_brick_of_a_lattice_starts_from_its_plane_waves(has_stacks):
 
 @pytest.mark.parametrize("has_stacks", [False, True])
 def test_one_line_tells_how_many_bricks_recovered(has_stacks, monkeypatch, capsys):
-    monkeypatch.setattr("training.fitting.CHECK_STEPS", 1)
-    monkeypatch.setattr("training.stacked_fit.CHECK_STEPS", 1)
+    monkeypatch.setattr("training.loop.CHECK_STEPS", 1)
 
     judged = []
 

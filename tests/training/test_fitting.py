@@ -180,7 +180,7 @@ def test_the_probe_follows_the_errors():
 
 def test_the_probe_is_drawn_for_judgements_alone(monkeypatch):
     """Not for the passes between them, of which a small volume has many."""
-    monkeypatch.setattr("training.fitting.CHECK_STEPS", 5)
+    monkeypatch.setattr("training.loop.CHECK_STEPS", 5)
     sampler, drawn = sampler_of(slanted((9, 7, 5))), []
     draw = sampler.judging_voxels
     monkeypatch.setattr(sampler, "judging_voxels", lambda density: drawn.append(density.clone()) or draw(density))
@@ -360,7 +360,7 @@ def test_hidden_matrices_keep_within_their_norm():
 
 def judged(monkeypatch, losses) -> None:
     """Every fit from now on is judged every 5 steps, and found to have these losses, the last one for ever."""
-    monkeypatch.setattr("training.fitting.CHECK_STEPS", 5)
+    monkeypatch.setattr("training.loop.CHECK_STEPS", 5)
     monkeypatch.setattr("training.recipe.CHECK_STEPS", 5)
     remaining = itertools.chain(losses, itertools.repeat(losses[-1]))
     monkeypatch.setattr(Fit, "_judge", lambda fit: next(remaining))

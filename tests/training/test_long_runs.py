@@ -54,7 +54,7 @@ def test_a_fit_without_errors_has_no_target(monkeypatch):
 
 
 def test_a_collapse_without_another_start_is_no_divergence(monkeypatch, capsys):
-    monkeypatch.setattr("training.fitting.CHECK_STEPS", 30)
+    monkeypatch.setattr("training.loop.CHECK_STEPS", 30)
     monkeypatch.setattr("training.recovery.COLLAPSE_STEPS", 60)
     fit = small_fit()
     monkeypatch.setattr(fit, "_judge", lambda: fit.sampler.variance)

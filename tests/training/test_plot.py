@@ -9,7 +9,7 @@ from helpers.scripts import train
 
 import train as train_script
 from field.drawing import LINE
-from training import fitting, long_runs
+from training import fitting, long_runs, loop
 from training.plot import plot_training
 
 
@@ -53,7 +53,7 @@ def test_a_plot_of_nothing_but_the_end(renderer, tmp_path, psnr):
 
 
 def test_train_plots(renderer, volume_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "CHECK_STEPS", 2)
+    monkeypatch.setattr(loop, "CHECK_STEPS", 2)
     estimates, went_back = [], fitting.Fit._recover_if_needed
     monkeypatch.setattr(fitting.Fit, "_recover_if_needed", lambda fit: (went_back(fit), estimates.append(fit.psnr))[0])
     seen = []
@@ -74,7 +74,7 @@ def test_train_plots(renderer, volume_file, tmp_path, monkeypatch):
 
 
 def test_a_resumed_run_plots_its_own_part(renderer, volume_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(fitting, "CHECK_STEPS", 2)
+    monkeypatch.setattr(loop, "CHECK_STEPS", 2)
     monkeypatch.setattr(long_runs, "CHECKPOINT_SECONDS", 0.0)
     flags = ("--checkpoint", tmp_path / "state", "--n_passes", 10)
     train(volume_file, tmp_path, *flags)

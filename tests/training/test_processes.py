@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 import train, utils
 from cli import console, progress
-from training import brick_trainer, fitting, long_runs, processes, recipe
+from training import brick_trainer, fitting, long_runs, loop, processes, recipe
 progress.PLAIN_SECONDS = 0.5
 processes.FIRST_SPEAKS = 0.5
 
@@ -79,7 +79,7 @@ def started(case, rank, n_ranks, flags):
 def spoil(case, rank):
     "What one process finds, or does, otherwise than the other."
     if case == "target":  # its losses, of which only the first process's count
-        fitting.CHECK_STEPS = recipe.CHECK_STEPS = 5
+        loop.CHECK_STEPS = recipe.CHECK_STEPS = 5
         fitting.Fit._judge = lambda fit, judge=fitting.Fit._judge: judge(fit) * (1 + 30 * rank)
     if case == "bricks":
         long_runs.CHECKPOINT_SECONDS = -1.0
@@ -100,7 +100,7 @@ def spoil(case, rank):
         brick_trainer.fit_brick = fit_brick
     if case == "timed":  # its time
         ticks = itertools.count()
-        fitting.time = types.SimpleNamespace(monotonic=lambda: next(ticks) * (1 + rank) / 64)
+        loop.time = types.SimpleNamespace(monotonic=lambda: next(ticks) * (1 + rank) / 64)
     if case in ("fails", "hangs"):
         def take_step(fit, batch, take_step=fitting.Fit._take_step):
             if fit.step == 5 and case == "hangs" and rank == 0:

@@ -17,7 +17,7 @@ from helpers.volumes import slanted, waves
 from cli.progress import NoProgress
 from field.evaluation import TILE
 from field.layers import SirenConfig
-from training import brick_trainer, stacked_fit
+from training import brick_trainer, loop
 from training.brick_trainer import BrickTrainer
 from training.one_brick import Task
 from training.padded_gradient import PaddedGradient
@@ -123,7 +123,7 @@ def test_steps_of_each_network_are_those_of_the_reference(optimizer, products, p
     step.trained.rates.copy_(torch.tensor(rates, dtype=torch.float64))
     step.set_density(sampler.density(step.errors))
     errors, references = step.errors.double().cpu(), [ReferenceStep(net, optimizer, is_clipped=True) for net in nets]
-    for number, batch in enumerate(sampler.batches([1, 2, 3], 0, 5, step.density), 1):
+    for number, batch in enumerate(sampler.batches([1, 2, 3], 0, 5, 0, step.density), 1):
         x, values = (tensor.cpu() for tensor in sampler.samples(batch))
         weights = 1 / step.density[batch].cpu()
         for k, reference in enumerate(references):
@@ -167,13 +167,13 @@ def results(fit: StackedFit) -> list[bytes]:
 
 @pytest.fixture(autouse=True)
 def judged_often(monkeypatch):
-    monkeypatch.setattr(stacked_fit, "CHECK_STEPS", 4)
+    monkeypatch.setattr(loop, "CHECK_STEPS", 4)
 
 
 def test_every_network_sees_its_own_brick_alone_and_no_missing_voxel():
     sampler = StackedSampler([VoxelSampler(brick, CPU) for brick in bricks()])
     density = sampler.density(sampler.deviations() + 1)
-    batches = sampler.batches([1, 2, 3], 0, 4, density)
+    batches = sampler.batches([1, 2, 3], 0, 4, 0, density)
     assert len(batches) == 4 and len({batch.shape for batch in batches}) == 1
     drawn = torch.cat(batches, dim=1)
     x, values = sampler.samples(drawn)
@@ -255,6 +255,22 @@ def test_a_network_that_has_its_target_is_kept_as_it_was():
     fit = stack([task._replace(target_psnr=0.0) for task in wanted])
     fit.run()
     assert fit.step == 4 < fit.n_steps
+
+
+def test_an_interruption_is_told_as_it_is():
+    """Also before the first step, when there is nothing to judge yet."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    for at in ("density", "batches"):
+        fit = stack(tasks())
+        setattr(fit.sampler, at, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fit.run()
+        assert fit.step == 0
+    with pytest.raises(KeyboardInterrupt):
+        stack(tasks()).run(interrupted)
 
 
 def test_products_are_those_that_the_networks_need_that_matter():

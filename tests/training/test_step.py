@@ -299,7 +299,7 @@ def test_a_checkpoint_continues_to_the_same_result(place, monkeypatch):
     """In float16, and through a recovery; within a pass, and between two."""
     monkeypatch.setattr("training.step.is_for_gpu", lambda device: place != "cpu")
     monkeypatch.setattr("training.step.has_half_products", lambda device: place != "cpu")
-    monkeypatch.setattr("training.fitting.CHECK_STEPS", 5)
+    monkeypatch.setattr("training.loop.CHECK_STEPS", 5)
     device, grid, states = torch.device("cuda" if place == "cuda" else "cpu"), slanted((9, 7, 5))[..., None], []
     sampler = VoxelSampler(value_range(grid).normalise(grid), device)
 
