@@ -16,7 +16,6 @@ from field.neural_field import NeuralField
 from field.quantised import QuantisedLayer
 from quantising import codebooks, policy, rounding, work
 from quantising.compensation import CompensationFactor, CompensationFactors, compensated_sensitivities, layer_sizes
-from quantising.doubling import gain_of_doubling
 from quantising.order import in_order
 from quantising.policy import WHOLE, Part, RoundingOptions
 from quantising.sensitivity import N_POINTS, choose_steps, quasirandom_points, sensitivities
@@ -112,7 +111,7 @@ class NetworkRounding:
         trained, lead = self._training(sampler, expected), expected - psnr_of(sampler.variance)
         added = self.part.added
         if added is None:
-            added = policy.error_to_add(gain_of_doubling(self.volume, self.header.value_range, expected))
+            added = policy.error_to_add(self.volume, self.header.value_range, expected)
         least = expected - policy.allowed_loss(lead, expected, error, self.part.added)
         layers, found = trained(error=added * error)
         if not found >= least:  # true for NaN

@@ -12,8 +12,9 @@ import numpy as np
 from field.layers import SirenConfig
 from field.metrics import measured_boxes
 from field.neural_field import NeuralField
+from quantising.doubling import gain_of_doubling
 from training.recipe import BATCH, Recipe, default_recipe, error_of, passes_for_min_steps, psnr_of
-from utils import Grid, is_missing, wide_float
+from utils import Grid, ValueRange, Volume, is_missing, wide_float
 
 MSE_ADDED_BY_ROUNDING = 0.05  # relative to the network's own mean squared error; 0.05 costs 0.2 dB
 DEFAULT_BITS = 9  # bits for a value of a hidden matrix if the network's PSNR is unknown
@@ -78,13 +79,13 @@ def error_for_steps(psnr: float, of_part: float | None) -> float | None:
     return min(of_part, MOST_ERROR * own) if own else of_part
 
 
-def error_to_add(gain: float) -> float:
+def error_to_add(volume: Volume, value_range: ValueRange, psnr: float) -> float:
     """The squared error that the steps may add, relative to the network's own, for the best quality at equal bytes.
 
-    gain: of the network's next doubling, dB. Steps that add twice the error make the file a tenth smaller, and training
-    makes up for half of what they add. The less a larger network would gain, the less these bytes are worth.
+    The arguments are as of `gain_of_doubling`. Steps that add twice the error make the file a tenth smaller, and
+    training makes up for half of what they add. The less a larger network would gain, the less these bytes are worth.
     """
-    return min(max(ADDED_PER_DB * gain, LEAST_ADDED), MOST_ADDED)
+    return min(max(ADDED_PER_DB * gain_of_doubling(volume, value_range, psnr), LEAST_ADDED), MOST_ADDED)
 
 
 def allowed_loss(lead: float, expected: float, error: float, added: float | None) -> float:

@@ -14,7 +14,6 @@ from field.layers import SirenConfig
 from field.neural_field import NeuralField
 from field.quantised import QuantisedLayer
 from quantising import work
-from quantising.doubling import gain_of_doubling
 from quantising.network import NetworkRounding
 from quantising.policy import Part, RoundingOptions, coarsest_exact, error_to_add
 from siren import net_of
@@ -111,7 +110,7 @@ class BricksRounding:
         """See `error_to_add`. None where the steps do not follow from an error."""
         if self.options.bits is not None or math.isnan(psnr):
             return None
-        return error_to_add(gain_of_doubling(volume, self.header.value_range, psnr))
+        return error_to_add(volume, self.header.value_range, psnr)
 
     def _task(self, k: int, n_passes: float | None, part: Part, per_weight: float, volume: Volume | None) -> tuple:
         """What `_round_brick` takes for a brick. part: without its error. per_weight: squared error, see `_all`."""

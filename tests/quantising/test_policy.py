@@ -192,11 +192,16 @@ def test_what_loses_hardly_more_than_rounding_alone_is_kept(
     assert ("with training after all" in capsys.readouterr().err) == is_trained
 
 
-def test_the_less_a_larger_network_would_gain_the_less_error_rounding_adds():
+def test_the_less_a_larger_network_would_gain_the_less_error_rounding_adds(monkeypatch):
     """Of a network that gains little by its size, bytes are better spent on its weights."""
-    assert policy.error_to_add(1.0) < policy.error_to_add(2.0) < policy.error_to_add(4.0)
-    assert {policy.error_to_add(gain) for gain in (-3.0, 0.0)} == {policy.LEAST_ADDED}
-    assert policy.error_to_add(12.0) == policy.error_to_add(math.inf) == policy.MOST_ADDED
+
+    def added(gain: float) -> float:
+        monkeypatch.setattr(policy, "gain_of_doubling", lambda *_: gain)
+        return policy.error_to_add(None, None, 40.0)
+
+    assert added(1.0) < added(2.0) < added(4.0)
+    assert {added(gain) for gain in (-3.0, 0.0)} == {policy.LEAST_ADDED}
+    assert added(12.0) == added(math.inf) == policy.MOST_ADDED
 
 
 def test_steps_follow_from_the_error_to_add(tmp_path, monkeypatch, small_blocks):
@@ -218,7 +223,7 @@ def test_a_volume_in_chunks_is_hardly_ever_decoded(monkeypatch):
     volume, options = Volume(array, Geometry.plain(3)), RoundingOptions(n_passes=0.1)
     monkeypatch.setattr(doubling, "BLOCK_VOXELS", 64)
     gain = Mock(wraps=doubling.gain_of_doubling)
-    monkeypatch.setattr(network, "gain_of_doubling", gain)
+    monkeypatch.setattr(policy, "gain_of_doubling", gain)
     rounding = NetworkRounding(options, field_net(), header, volume, torch.device("cpu"), NoProgress())
     rounding.layers(math.nan, False)
     assert gain.called and source.__getitem__.call_count < 9
