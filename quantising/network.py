@@ -74,7 +74,8 @@ class NetworkRounding:
         is_trained = self.is_trained and not (is_exact or has_no_errors)
         self.factors = self._compensation_factors(is_trained)
         if is_trained:
-            self.volume = ready_to_cut(self.volume)  # it is read in blocks: see `gain_of_doubling`
+            if error is not None:
+                self.volume = ready_to_cut(self.volume)  # it is read in blocks: see `gain_of_doubling`
             sampler = make_sampler(self.volume.values, self.header.value_range, self.device)
             return self._by_bits(sampler) if error is None else self._by_error(sampler, error, decoded)
         return (is_exact and self._exactly()) or self._without_volume(error)

@@ -54,11 +54,13 @@ class BricksRounding:
         psnr: of the whole field, in dB; NaN if unknown. is_exact: whether the whole field decodes every integer of its
         volume exactly.
         """
-        if self.volume:
+        by_bits = self.options.bits is not None
+        volume = None if by_bits and self.options.n_passes == 0 else self.volume  # then it tells nothing
+        if volume:
             kernels_for(self.device)  # here first: compiled once, and one warning if that is impossible
         with self.workers:
-            exact = is_exact and self.options.bits is None and self._exactly()
-            return exact or self._all(psnr, self.volume and ready_to_cut(self.volume))
+            exact = is_exact and not by_bits and self._exactly()
+            return exact or self._all(psnr, volume and ready_to_cut(volume))
 
     def _exactly(self) -> Rounded | None:
         """See `coarsest_exact`. The whole field is compared: where bricks meet, an integer depends on several."""

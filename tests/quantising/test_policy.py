@@ -229,6 +229,17 @@ def test_a_volume_in_chunks_is_hardly_ever_decoded(monkeypatch):
     assert gain.called and source.__getitem__.call_count < 9
 
 
+@pytest.mark.parametrize(("bits", "is_copied"), [(None, True), (9, False)])
+def test_a_volume_in_chunks_is_copied_only_where_blocks_of_it_are_read(bits, is_copied, monkeypatch):
+    check_space = Mock()  # of the disk that takes the copy
+    monkeypatch.setattr("training.streaming.check_space", check_space)
+    values, options = waves(SMALL), RoundingOptions(bits, n_passes=0.1)
+    array = StoredArray("a", values, values.dtype, np.copy, tuple(map(range, SMALL)), (0, 1, 2), (10, 8, 6))
+    volume, header = Volume(array, Geometry.plain(3)), make_header(SMALL, low=-1.0)
+    NetworkRounding(options, field_net(), header, volume, torch.device("cpu"), NoProgress()).layers(math.nan, False)
+    assert check_space.called == is_copied
+
+
 @pytest.mark.parametrize("flags", [(), ("--volume", "v.npy", "--n_passes", 2)])
 def test_the_work_of_rounding_is_known_before(flags, tmp_path, monkeypatch):
     """So that one bar counts all of it, and the time left is true."""

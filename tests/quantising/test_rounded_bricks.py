@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from field.neural_field import NeuralField
 from quantising.network import NetworkRounding
 from quantising.policy import RoundingOptions
 from quantising.rounded_bricks import BricksRounding, most_processes
+from utils import Geometry, Volume
 
 SHAPE, COUNTS = (9, 7, 5), (2, 2, 1)
 
@@ -53,6 +55,14 @@ def test_one_line_tells_how_many_bricks_are_rounded_again(bricks, monkeypatch, c
     monkeypatch.setattr(NetworkRounding, "layers", told)
     decoded(make_header(SHAPE), bricks, False, Progress("rounding"))
     assert capsys.readouterr().err.count("in 2 of 3 bricks: again") == 1
+
+
+def test_a_volume_that_tells_nothing_is_not_read(bricks):
+    """Bits give the steps, and there is no training."""
+    volume = Volume(MagicMock(spec=[]), Geometry.plain(3))
+    options, header = RoundingOptions(9, "kmeans", n_passes=0.0), make_header(SHAPE)
+    found = BricksRounding(options, bricks, header, volume, torch.device("cpu"), NoProgress()).layers(30.0, False)
+    assert len(found) == 3
 
 
 @pytest.mark.parametrize(("gigabytes", "n_threads", "expected"), [(140, 16, 16), (24, 16, 6), (2, 16, 1), (24, 2, 2)])
