@@ -28,12 +28,12 @@ from training.brick_networks import BrickNetworks
 from training.brick_trainer import BrickTrainer
 from training.bricked_fit import BrickedFit
 from training.choices import (
+    asked_recipe,
     brick_messages,
     brick_recipes,
     bricks_for,
     network_fields,
     networks_for,
-    recipe_for,
     settled,
     size_messages,
 )
@@ -168,7 +168,7 @@ def make_fit(opt: Options, volume: Volume, header: VolumeHeader, device: object)
     for message in size_messages(opt.compression_ratio, header, configs[0]):
         warn(message)
     sampler = make_sampler(volume.values, header.value_range, device, opt.grad_lambda > 0)
-    recipe = partial(recipe_for, opt, sampler.n_present)
+    recipe = partial(asked_recipe, opt, sampler.n_present)
     if opt.resume:  # the network comes from the checkpoint: there is no need to look for a good start
         config = saved_network(opt.checkpoint, configs)
         return new_fit(Start(config, opt.seed, opt.w0), sampler, recipe(config), opt.num_workers)

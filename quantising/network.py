@@ -109,16 +109,16 @@ class NetworkRounding:
         training, unless that gains at most WORTH_DB. error: the network's mean squared error, of normalised values.
         expected: PSNR in dB of what the network decodes to.
         """
-        trained, lead = self._training(sampler, expected), expected - psnr_of(sampler.variance)
+        round_by, lead = self._training(sampler, expected), expected - psnr_of(sampler.variance)
         added = self.part.added
         if added is None:
             added = policy.error_to_add(self.volume, self.header.value_range, expected)
         least = expected - policy.allowed_loss(lead, expected, error, self.part.added)
-        layers, found = trained(error=added * error)
+        layers, found = round_by(error=added * error)
         if not found >= least:  # true for NaN
             self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again with finer steps")
             self.progress.plan(self.training_work + self._measuring_work)
-            layers, found = trained(error=added / policy.FINER * error)
+            layers, found = round_by(error=added / policy.FINER * error)
         if found >= least:
             return layers
         self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again without training")
@@ -139,7 +139,7 @@ class NetworkRounding:
         recipe = dataclasses.replace(recipe, lr=policy.relative_rate(expected) * recipe.lr)
         sensitivity, on_step = compensated_sensitivities(self.net, self.factors), work.step_reporter(self.progress)
 
-        def trained(**fineness: float) -> tuple[list[QuantisedLayer], float]:
+        def round_by(**fineness: float) -> tuple[list[QuantisedLayer], float]:
             rounded, options = copy.deepcopy(self.net).to(self.device), self.options
             steps = choose_steps(self.net, sensitivity, **fineness)
             layers = rounding.round_and_train(
@@ -147,7 +147,7 @@ class NetworkRounding:
             )
             return layers, self._measured_psnr(rounded)
 
-        return trained
+        return round_by
 
     def _without_volume(self, error: float | None) -> list[QuantisedLayer]:
         """The layers, without training. error: as of `_by_error`; None: bits give the steps."""
@@ -223,6 +223,6 @@ class NetworkRounding:
     def training_work(self) -> float:
         """The work of training once while the layers are rounded."""
         sizes = np.array(layer_sizes(self.net))
-        trained = [1 - done / sizes.sum() for done in np.cumsum(sizes)[:-1]]  # after each layer that is rounded
+        left = [1 - done / sizes.sum() for done in np.cumsum(sizes)[:-1]]  # to train, after each layer that is rounded
         n_samples = self._recipe().n_passes * self.header.n_present
-        return work.of_training(n_samples, self.net.config.n_parameters, float(np.mean(trained)) if trained else 1.0)
+        return work.of_training(n_samples, self.net.config.n_parameters, float(np.mean(left)) if left else 1.0)

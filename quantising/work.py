@@ -21,12 +21,12 @@ PER_PRODUCT = 0.1  # of a product of two numbers in the compensation factors
 PER_VOXEL = 0.5  # of a voxel that is compared, relative to a sample that is trained on
 
 
-def of_training(n_samples: float, n_parameters: float, trained: float = 1.0) -> float:
+def of_training(n_samples: float, n_parameters: float, share: float = 1.0) -> float:
     """The work of training a network of so many weights and biases with so many samples.
 
-    trained: the part of the weights that is trained. A third of the work does not depend on it: the network's output.
+    share: of the weights that are trained. A third of the work does not depend on it: the network's output.
     """
-    return training_work(n_samples, n_parameters) * (1 + 2 * trained) / 3
+    return training_work(n_samples, n_parameters) * (1 + 2 * share) / 3
 
 
 def of_comparison(n_parameters: float, volume: Volume) -> float:
@@ -49,8 +49,8 @@ def step_reporter(progress: Progress) -> Callable[[Fit], None]:
 
     def on_step(fit: Fit) -> None:
         nonlocal latest
-        trained = fit.trained.weights.numel() / fit.config.n_parameters
-        step_work = of_training(fit.recipe.batch, fit.config.n_parameters, trained)
+        share = fit.trained.weights.numel() / fit.config.n_parameters
+        step_work = of_training(fit.recipe.batch, fit.config.n_parameters, share)
         if fit.step != 1:  # a new fit begins with step 1; a recovery goes back to one that was judged
             progress.plan((latest + 1 - fit.step) * step_work)
         figures = {"PSNR": f"{fit.psnr:.1f} dB"} if fit.step >= CHECK_STEPS else {}  # it has been judged

@@ -32,17 +32,17 @@ class BrickNetworks:
     def __init__(self, trainer: BrickTrainer, budget: float, fields: dict):
         self.trainer, self.survey, self.fields = trainer, trainer.survey, fields
         self.configs: list[SirenConfig | None] = []  # None for a brick that is constant
-        self.n_trained = int(np.count_nonzero(~self.survey.is_constant))  # bricks that are not constant
+        self.n_networks = int(np.count_nonzero(~self.survey.is_constant))  # of all bricks that are not constant
         most_parameters = MOST_SHARE * float(self.survey.n_present[~self.survey.is_constant].sum())
         all_depths = [fields["n_layers"]] if "n_layers" in fields else BRICK_DEPTHS
         narrow = {depth: SirenConfig(LEAST_NEURONS, **fields | {"n_layers": depth}) for depth in all_depths}
-        self.least = {depth: self.n_trained * config.n_parameters for depth, config in narrow.items()}
+        self.least = {depth: self.n_networks * config.n_parameters for depth, config in narrow.items()}
         self.budget = min(budget, max(most_parameters, *self.least.values()))
         self.depths = [depth for depth, n in self.least.items() if n <= self.budget] or all_depths[-1:]
         self.n_layers = self.depths[0]
         medium = self.survey.medium_size
-        typical = self.config(width_for(self.budget / max(self.n_trained, 1), self._form))
-        self.recipe = trainer.recipe_for(medium, medium, typical)
+        typical = self.config(width_for(self.budget / max(self.n_networks, 1), self._form))
+        self.recipe = trainer.brick_recipe(medium, medium, typical)
 
     # --- brief fits: pilots ---
 
@@ -67,7 +67,7 @@ class BrickNetworks:
 
     def work_ahead(self) -> float:
         """About how much work the pilots and the fits of all bricks are."""
-        n, medium, pilot = self.n_trained, self.survey.medium_size, {"batch": self.trainer.pilot_batch}
+        n, medium, pilot = self.n_networks, self.survey.medium_size, {"batch": self.trainer.pilot_batch}
 
         def work(recipe: Recipe) -> float:
             return self.trainer.fit_work(recipe, medium, self.budget / max(n, 1))

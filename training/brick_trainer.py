@@ -15,7 +15,7 @@ from field.bricks import brick_boxes
 from field.layers import SirenConfig
 from training import processes
 from training.cutting import passes_over
-from training.one_brick import Task, Trained, arrays_of, fit_brick
+from training.one_brick import FittedBrick, Task, arrays_of, fit_brick
 from training.recipe import BATCH, Recipe, fit_work, training_work
 from training.spectrum import SURE_SHARE, waves_of
 from training.stacked_fit import StackedFit
@@ -30,15 +30,15 @@ from utils import ValueRange, Volume, VolumeHeader, shape_of
 PILOT_PASSES, PILOT_RATE = 1.0, 2.0  # of a pilot, a brief fit; its learning rate / that of the fit
 # Steps of a pass of a pilot: where a brick has fewer, each takes fewer samples. After a few steps, all are alike.
 PILOT_STEPS, LEAST_PILOT_BATCH = 150, 256
-RecipeFor = Callable[[int, int, SirenConfig], Recipe]  # voxels not missing, voxels in all, network -> recipe
+BrickRecipe = Callable[[int, int, SirenConfig], Recipe]  # voxels not missing, voxels in all, network -> recipe
 
 
 class BrickTrainer:
     """The bricks of a volume, and how the network of each is trained.
 
-    header: of the volume, with the range after --clip. counts: the number of bricks along each axis. recipe_for: gives
-    the recipe of a brick. first_omega: see `Start`. target_psnr: over the range of the volume, in dB; each fit ends at
-    it. n_processes: their number does not change the result. mirrors: see field.bricks.Cut.
+    header: of the volume, with the range after --clip. counts: the number of bricks along each axis. brick_recipe:
+    gives the recipe of a brick. first_omega: see `Start`. target_psnr: over the range of the volume, in dB; each fit
+    ends at it. n_processes: their number does not change the result. mirrors: see field.bricks.Cut.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class BrickTrainer:
         volume: Volume,
         header: VolumeHeader,
         counts: tuple[int, ...],
-        recipe_for: RecipeFor,
+        brick_recipe: BrickRecipe,
         seed: int,
         first_omega: float | None = None,
         target_psnr: float | None = None,
@@ -56,7 +56,7 @@ class BrickTrainer:
     ):
         self.volume, self.header, self.counts, self.mirrors = ready_to_cut(volume), header, counts, mirrors
         self.boxes = brick_boxes(header.shape, counts, mirrors)
-        self.recipe_for, self.seed, self.first_omega, self.target_psnr = recipe_for, seed, first_omega, target_psnr
+        self.brick_recipe, self.seed, self.first_omega, self.target_psnr = brick_recipe, seed, first_omega, target_psnr
         self.device = device or torch.device("cpu")
         self.has_stacks = is_for_gpu(self.device)
         self.workers = Workers(1 if self.has_stacks else n_processes)
@@ -87,7 +87,7 @@ class BrickTrainer:
 
     def _recipe(self, number: int, config: SirenConfig) -> Recipe:
         """The recipe of a brick, without regard to the time that has passed."""
-        return self.recipe_for(int(self.survey.n_present[number]), self._size(number), config)
+        return self.brick_recipe(int(self.survey.n_present[number]), self._size(number), config)
 
     def _size(self, number: int) -> int:
         """The voxels of a brick, those that are missing too."""
@@ -146,8 +146,8 @@ class BrickTrainer:
         configs: Mapping[int, SirenConfig],
         recipes: Mapping[int, Recipe],
         progress: Progress,
-        on_done: Callable[[int, Trained], dict[str, str]] = lambda number, trained: {},
-    ) -> dict[int, Trained]:
+        on_done: Callable[[int, FittedBrick], dict[str, str]] = lambda number, fitted: {},
+    ) -> dict[int, FittedBrick]:
         """The networks of these bricks by number. Each process of the run fits a share, the most work first.
 
         on_done: called with each brick of this process's share; it returns what to show.
@@ -155,10 +155,10 @@ class BrickTrainer:
         work = self.work_of(configs, recipes)
         own = processes.split_items(most_work_first(work))
         found, parts = {}, Parts(progress, work)
-        for number, trained in self._each_done(own, configs, recipes, parts):
-            found[number] = trained
-            parts.update(number, 1.0, **on_done(number, trained))
-        return {number: trained for part in processes.gather(found) for number, trained in part.items()}
+        for number, fitted in self._each_done(own, configs, recipes, parts):
+            found[number] = fitted
+            parts.update(number, 1.0, **on_done(number, fitted))
+        return {number: fitted for part in processes.gather(found) for number, fitted in part.items()}
 
     def _each_done(
         self,
@@ -166,7 +166,7 @@ class BrickTrainer:
         configs: Mapping[int, SirenConfig],
         recipes: Mapping[int, Recipe],
         parts: Parts,
-    ) -> Iterator[tuple[int, Trained]]:
+    ) -> Iterator[tuple[int, FittedBrick]]:
         """The number and the network of each brick of `own`, as soon as it is done. parts: is told of the progress."""
         stacks = []
         if self.has_stacks:
@@ -182,7 +182,7 @@ class BrickTrainer:
             with processes.apart():
                 fit = StackedFit(tasks, values, self.device)
                 fit.run(lambda fit, stack=stack: parts.update_all(stack, fit.progress) if fit.is_judged else None)
-                found = [(k, Trained(arrays_of(fit.network(i)), fit.error(i), fit.recoveries[i].n_recoveries))
+                found = [(k, FittedBrick(arrays_of(fit.network(i)), fit.error(i), fit.recoveries[i].n_recoveries))
                          for i, k in enumerate(stack)]  # fmt: skip
             del fit  # whose memory the next one needs
             yield from found

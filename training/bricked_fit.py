@@ -21,7 +21,7 @@ from field.layers import SirenConfig, parameter_shapes
 from training import processes
 from training.brick_networks import BrickNetworks
 from training.checkpoint_checks import check_seconds, is_like
-from training.one_brick import Trained
+from training.one_brick import FittedBrick
 from training.recipe import psnr_of
 
 
@@ -31,7 +31,7 @@ class BrickedFit:
     def __init__(self, networks: BrickNetworks):
         self.networks, self.trainer, self.survey = networks, networks.trainer, networks.survey
         self.recipe, self.variance = networks.recipe, self.survey.variance  # the recipe of a brick of medium size
-        self.done: dict[int, Trained] = {}
+        self.done: dict[int, FittedBrick] = {}
         self.seconds = 0.0
 
     # --- the training ---
@@ -56,8 +56,8 @@ class BrickedFit:
             recipes = self.trainer.recipes(left, self.seconds)
             progress.total = progress.done + sum(self.trainer.work_of(left, recipes).values()) / processes.count()
 
-            def keep(number: int, trained: Trained) -> dict[str, str]:
-                self.done[number] = trained
+            def keep(number: int, fitted: FittedBrick) -> dict[str, str]:
+                self.done[number] = fitted
                 self.seconds = time.monotonic() - started
                 on_done(self)
                 return {"bricks": f"{len(self.done)} of {n_own}", "PSNR": f"{self.psnr:.1f} dB"}
@@ -72,7 +72,7 @@ class BrickedFit:
         """PSNR in dB of the bricks that are done, over the range of the whole volume."""
         if not self.done:
             return math.nan
-        errors, numbers = np.array([trained.error for trained in self.done.values()]), list(self.done)
+        errors, numbers = np.array([fitted.error for fitted in self.done.values()]), list(self.done)
         return psnr_of(np.average(errors * self.trainer.error_factors[numbers], weights=self.survey.n_present[numbers]))
 
     @property
@@ -112,7 +112,7 @@ class BrickedFit:
 
     def state_dict(self) -> dict:
         """Everything that `load_state_dict` needs to continue to the same result."""
-        done = {k: (torch.from_numpy(as_vector(trained.weights)), trained.error) for k, trained in self.done.items()}
+        done = {k: (torch.from_numpy(as_vector(fitted.weights)), fitted.error) for k, fitted in self.done.items()}
         n_layers, widths = self.networks.n_layers, self.networks.widths
         return {"n_layers": n_layers, "widths": widths, "done": done, "seconds": self.seconds}
 
@@ -128,7 +128,7 @@ class BrickedFit:
         self.networks.n_layers, self.networks.configs = n_layers, configs
         self.seconds = max(seconds, self.seconds)
         for number, (weights, error) in done.items():
-            self.done[number] = Trained(from_vector(weights.numpy(), configs[number]), error)
+            self.done[number] = FittedBrick(from_vector(weights.numpy(), configs[number]), error)
 
 
 def as_vector(weights: dict[str, np.ndarray]) -> np.ndarray:

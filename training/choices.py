@@ -11,7 +11,7 @@ from field.bricks import check_counts, held_shape
 from field.layers import SirenConfig
 from field.network_chunk import check_network
 from training.brick_networks import BrickNetworks
-from training.brick_trainer import RecipeFor
+from training.brick_trainer import BrickRecipe
 from training.cutting import count_held, counts_for, counts_of_bricks, passes_for, passes_over
 from training.mirrors import find_mirrors
 from training.recipe import BATCH, Recipe, default_recipe
@@ -79,7 +79,7 @@ def _given_counts(opt: Options, shape: tuple[int, ...]) -> tuple[int, ...]:
     return counts
 
 
-def brick_recipes(opt: Options, header: VolumeHeader, counts: tuple[int, ...], mirrors: tuple[int, ...]) -> RecipeFor:
+def brick_recipes(opt: Options, header: VolumeHeader, counts: tuple[int, ...], mirrors: tuple[int, ...]) -> BrickRecipe:
     """What gives the recipe of a brick. counts, mirrors: of `bricks_for`."""
     is_open = opt.n_passes is None and opt.max_seconds is None
     n_held, n_parameters = count_held(header, mirrors), header.n_voxels / opt.compression_ratio
@@ -89,7 +89,7 @@ def brick_recipes(opt: Options, header: VolumeHeader, counts: tuple[int, ...], m
         passes = default if is_open else opt.n_passes
         if is_open and not opt.cuda:  # on a GPU, the bricks of a stack take equally many steps as it is
             passes = passes_over(passes, n_present, n_voxels)
-        return recipe_for(Options(**vars(opt) | {"n_passes": passes}), n_present, config)
+        return asked_recipe(Options(**vars(opt) | {"n_passes": passes}), n_present, config)
 
     return recipe
 
@@ -102,7 +102,7 @@ def brick_messages(ratio: float, header: VolumeHeader, networks: BrickNetworks) 
         or_layers = ", or fewer --n_layers," if networks.fields.get("n_layers", 1) > 1 else ""
         way_out = f": fewer --bricks{or_layers} give a higher one"
         found.append(_out_of_reach(ratio, header, smallest, least, way_out))
-    elif networks.n_trained and networks.budget < header.n_voxels / ratio:
+    elif networks.n_networks and networks.budget < header.n_voxels / ratio:
         largest, way_out = "bricks of this volume have at most", ": --bricks none gives a lower one"
         found.append(_out_of_reach(ratio, header, largest, int(networks.budget), way_out))
     return found + _larger_than_data(header, least, "the networks have")
@@ -138,7 +138,7 @@ def _larger_than_data(header: VolumeHeader, n_parameters: int, network_has: str)
     return [what] if n_parameters > n_values else []
 
 
-def recipe_for(opt: Options, n_voxels: int, config: SirenConfig) -> Recipe:
+def asked_recipe(opt: Options, n_voxels: int, config: SirenConfig) -> Recipe:
     """The recipe that the options ask for; the volume and the network determine the settings left open."""
     default = default_recipe(n_voxels, config, opt.optimizer, opt.n_passes, opt.max_seconds, opt.cuda)
     batch = default.batch

@@ -85,7 +85,7 @@ class Checkpoint:
         if self.path and fit.networks.configs and not self.is_earlier:
             with contextlib.suppress(UserError):
                 self.save(fit)
-                what = f"{len(fit.done)} of {fit.networks.n_trained} bricks are in {self.path}"
+                what = f"{len(fit.done)} of {fit.networks.n_networks} bricks are in {self.path}"
                 if processes.count() > 1:
                     what += f", those of the other processes in {self.path}.1 and so on"
                 console.note("train.py", f"{what}: --resume continues the run")
@@ -217,7 +217,7 @@ def run_bricks(fit: BrickedFit, checkpoint: Checkpoint) -> History:
     except BaseException:
         checkpoint.save_at_last(fit)
         raise
-    if n_recovered := sum(trained.n_recoveries > 0 for trained in fit.done.values()):
+    if n_recovered := sum(fitted.n_recoveries > 0 for fitted in fit.done.values()):
         print(f"training recovered in {n_recovered} of {len(fit.done)} bricks", file=sys.stderr)
     return history
 

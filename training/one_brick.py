@@ -1,4 +1,4 @@
-"""The fit of one brick, which another process can do: `Task` is what it takes, `Trained` what comes of it."""
+"""The fit of one brick, which another process can do: `Task` is what it takes, `FittedBrick` what comes of it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Task(NamedTuple):
     target_psnr: float | None = None
 
 
-class Trained(NamedTuple):
+class FittedBrick(NamedTuple):
     """The network of a brick. weights: by name. error: mean squared error of the brick's normalised values.
 
     n_recoveries: of its fit, see training/recovery.py; 0 where an earlier run did it.
@@ -43,7 +43,7 @@ class Trained(NamedTuple):
     n_recoveries: int = 0
 
 
-def fit_brick(task: Task, device: torch.device, report: Report) -> Trained:
+def fit_brick(task: Task, device: torch.device, report: Report) -> FittedBrick:
     """The network of one brick."""
     target = task.target_psnr
     with processes.apart():
@@ -59,7 +59,7 @@ def fit_brick(task: Task, device: torch.device, report: Report) -> Trained:
 
         fit.run(on_step)
         error = sampler.mean_squared_error(fit.averaged_net)
-        return Trained(arrays_of(fit.averaged_net), error, fit.recovery.n_recoveries)
+        return FittedBrick(arrays_of(fit.averaged_net), error, fit.recovery.n_recoveries)
 
 
 def arrays_of(net: FieldNet) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from cli.progress import NoProgress, Progress
 from field.layers import SirenConfig
 from siren import MAX_NEURONS
 from training.brick_networks import BRICK_DEPTHS, shared_out, width_for
-from training.one_brick import Trained
+from training.one_brick import FittedBrick
 from training.recipe import Recipe, training_work
 from training.shapes import HEAD_START
 
@@ -87,8 +87,12 @@ def test_the_work_of_brief_fits_is_known_before(fields, n_passes, n_trainings, m
     """The steps of short fits take longer than their samples: the time left was up to twice what was true."""
     found, recipe = [], Recipe(n_passes=n_passes, batch=64, lr=1e-3)
     fit = small_fit(fields={"d_in": 3, "d_out": 1} | fields, n_parameters=724, recipe=recipe)
-    monkeypatch.setattr(fit.trainer, "train_bricks", lambda configs, recipes, *_: found.append(
-        sum(fit.trainer.work_of(configs, recipes).values())) or dict.fromkeys(configs, Trained({}, 1.0)))  # fmt: skip
+
+    def train_bricks(configs, recipes, *_):
+        found.append(sum(fit.trainer.work_of(configs, recipes).values()))
+        return dict.fromkeys(configs, FittedBrick({}, 1.0))
+
+    monkeypatch.setattr(fit.trainer, "train_bricks", train_bricks)
     fit.run()
     assert len(found) >= n_trainings and sum(found) == pytest.approx(fit.networks.work_ahead(), rel=0.1)
     assert sum(found) > 1.3 * training_work(n_passes * fit.survey.n_present.sum(), fit.networks.budget / 4)
@@ -117,7 +121,7 @@ def test_bricks_without_a_voxel_do_not_count_for_the_recipe():
     fit = small_fit(array, fill=np.float32(np.nan))
     assert fit.survey.medium_size == 2
     fit.run()
-    assert fit.networks.n_trained == 1 and sorted(fit.done) == [0]
+    assert fit.networks.n_networks == 1 and sorted(fit.done) == [0]
 
 
 def test_parameters_go_where_they_are_needed():
