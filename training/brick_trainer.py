@@ -15,7 +15,7 @@ from field.bricks import brick_boxes
 from field.layers import SirenConfig
 from training import processes
 from training.cutting import passes_over
-from training.one_brick import FittedBrick, Task, arrays_of, fit_brick
+from training.one_brick import FittedBrick, Task, fit_brick
 from training.recipe import BATCH, Recipe, fit_work, training_work
 from training.spectrum import SURE_SHARE, waves_of
 from training.stacked_fit import StackedFit
@@ -182,8 +182,7 @@ class BrickTrainer:
             with processes.apart():
                 fit = StackedFit(tasks, values, self.device)
                 fit.run(lambda fit, stack=stack: parts.update_all(stack, fit.progress) if fit.is_judged else None)
-                found = [(k, FittedBrick(arrays_of(fit.network(i)), fit.error(i), fit.recoveries[i].n_recoveries))
-                         for i, k in enumerate(stack)]  # fmt: skip
+                found = [(k, fit.result(i)) for i, k in enumerate(stack)]
             del fit  # whose memory the next one needs
             yield from found
         stacked = {k for stack in stacks for k in stack}

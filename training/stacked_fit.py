@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from siren import FieldNet
 from training.loop import Loop
-from training.one_brick import Task
+from training.one_brick import FittedBrick, Task, arrays_of
 from training.recipe import psnr_of
 from training.recovery import Action, Recovery
 from training.sampler import VoxelSampler, all_coordinates
@@ -185,8 +185,12 @@ class StackedFit(Loop):
             if is_near and k not in self.reached and psnr_of(self.error(k)) >= task.target_psnr:
                 self.reached[k] = self.trained.averaged_weights[k].clone()
 
+    def result(self, k: int) -> FittedBrick:
+        """What has come of brick number k of the stack."""
+        return FittedBrick(arrays_of(self.network(k)), self.error(k), self.recoveries[k].n_recoveries)
+
     def network(self, k: int) -> FieldNet:
-        """The averaged network of brick number k of the stack, without the zeros."""
+        """The averaged network of brick number k, without the zeros."""
         net = FieldNet(self.tasks[k].start.config)
         with torch.no_grad():
             for name, parameter in net.named_parameters():
