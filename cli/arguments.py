@@ -12,6 +12,7 @@ from argparse import ArgumentTypeError
 from argparse import _ArgumentGroup as ArgumentGroup
 from collections.abc import Callable, Iterator, Sequence
 
+from cli import console
 from utils import DTYPES, SUITE_VERSION, UserError
 
 NETWORK, CONFIG, BLOB = "thenet.pth", "thenet.json", "compressed_out"  # files of the three scripts, by default
@@ -46,7 +47,9 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str]) -> argparse.Namespace:
         """Like argparse, except that negative numbers of every form are values, not options: -1e30, -5,5.
 
-        An empty text is no value: a shell gives it for a variable that is not set.
+        An empty text is no value: a shell gives it for a variable that is not set. Nor is a dash, which would name a
+        file, where other programs mean a standard stream. Of a flag that is given twice the last value counts, with
+        a warning: a command in a script may give the usual ones first.
         """
         joined: list[str] = []
         for arg in args:
@@ -54,10 +57,15 @@ class ArgumentParser(argparse.ArgumentParser):
                 joined[-1] += "=" + arg
             else:
                 joined.append(arg)
-        opt = super().parse_args(joined)
+        opt, given = super().parse_args(joined), [arg.partition("=")[0] for arg in joined]
         for action in self._actions:
-            if getattr(opt, action.dest, None) == "":
-                self.error(f"argument {'/'.join(action.option_strings) or action.metavar}: expected a value, found ''")
+            value, name = getattr(opt, action.dest, None), "/".join(action.option_strings) or action.metavar
+            if value == "":
+                self.error(f"argument {name}: expected a value, found ''")
+            if value == "-":
+                self.error(f"argument {name}: expected a file, found '-': no standard stream is read or written")
+            if action.nargs != 0 and given.count(name) > 1:
+                console.warn(self.prog, f"{name} is given {given.count(name)} times: the last one counts")
         return opt
 
     def error(self, message: str) -> None:

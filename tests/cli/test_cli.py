@@ -61,6 +61,26 @@ def test_an_empty_text_is_no_value(argv, name):
         parser.parse_args(argv)
 
 
+@pytest.mark.parametrize(("argv", "name"), [(["--file", "-"], "--file"), (["--file=-"], "--file"), (["-"], "BLOB")])
+def test_a_dash_is_no_standard_stream(argv, name):
+    """A file of this name would be written, and never looked for."""
+    parser = ArgumentParser("A script.")
+    parser.add_argument("--file")
+    parser.add_argument("blob", nargs="?", metavar="BLOB")
+    with pytest.raises(UserError, match=f"argument {name}: expected a file, found '-': no standard stream"):
+        parser.parse_args(argv)
+    assert parser.parse_args(["--file", "./-"]).file == "./-"
+
+
+def test_the_last_of_two_values_counts_with_a_warning(capsys):
+    parser = ArgumentParser("A script.")
+    parser.add_argument("--file")
+    parser.add_argument("--on", action="store_true")
+    assert parser.parse_args(["--on", "--file", "a", "--on"]).file == "a" and not capsys.readouterr().err
+    assert parser.parse_args(["--file", "a", "--file=b"]).file == "b"
+    assert "warning: --file is given 2 times: the last one counts" in capsys.readouterr().err
+
+
 def test_device_is_the_cpu_and_torch_has_one_thread():
     torch.set_num_threads(3)
     assert resolve_device(False, 0) == torch.device("cpu")
