@@ -12,6 +12,7 @@ from formats.writing import SUFFIXES, output_path
 from utils import UserError
 
 RECON = "recon"  # the name of the output by default, without its suffix
+WITHOUT_INFO = ("recon", "volume", "preview", "points", "roi", "time", "resolution", "gradient")
 
 
 def build_parser() -> arguments.ArgumentParser:
@@ -104,9 +105,13 @@ def parse(argv: Sequence[str]) -> arguments.Options:
 
     is_named: whether this name is another one than the default.
     """
-    opt = build_parser().parse_args(argv)
+    parser = build_parser()
+    opt = parser.parse_args(argv)
     arguments.check_volume_arguments(opt)
     arguments.settle_blob(opt)
+    for name in WITHOUT_INFO if opt.info else ():
+        if getattr(opt, name) != parser.get_default(name):
+            raise UserError(f"--info and --{name}: give one of them: --info only prints what the blob holds")
     if os.path.basename(opt.recon) in ("", ".", ".."):  # a folder: with a suffix it would be a hidden file
         raise UserError(f"--recon: expected the name of a file to write, found {opt.recon!r}")
     if opt.points:

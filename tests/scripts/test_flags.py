@@ -340,6 +340,9 @@ def test_options_that_make_no_sense_together(chain, tmp_path):
     assert "--volume" in error_of(net_compress.main, *files, "--n_passes", 3)
     assert "uniform" in error_of(net_compress.main, *files, "--quantizer", "kmeans", "--n_passes", 3)
     assert "not both" in error_of(train_script.main, "--volume", "v", "--n_passes", 3, "--max_seconds", 3)
+    for flags in (("--recon", "r.vti"), ("--volume", "v.npy"), ("--time", 0), ("--gradient",)):
+        said = error_of(net_decompress.main, chain.blob, "--info", *flags)
+        assert said.startswith(f"--info and {flags[0]}: give one of them")
     assert "--schedule" in error_of(train_script.main, "--volume", "v", "--schedule", "power", "--lr_decay", 0.5)
 
 
