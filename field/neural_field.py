@@ -37,12 +37,14 @@ class NeuralField(Shaped):
     It is safe to use from several threads, and can be pickled.
 
     header: shape, range, geometry and name of the field. bricks: its networks; see Bricks.whole for a single one.
-    device: "cpu" or a CUDA device that torch has, else a ValueError; n_threads: on the CPU.
+    device: "cpu" or a CUDA device that torch has, n_threads: on the CPU, from 1; else a ValueError.
     """
 
     def __init__(self, header: VolumeHeader, bricks: Bricks, device: object = "cpu", n_threads: int = 1):
         self.header, self.values, self.device, self.n_threads = header, header.value_range, str(device), n_threads
         check_device(self.device)
+        if not isinstance(n_threads, int | np.integer) or n_threads < 1:
+            raise ValueError(f"n_threads: expected a whole number, at least 1, found {n_threads}")
         where = header.shape, self.values.extent, self.device, n_threads
         self.evaluator = OneNetwork(*bricks.networks[0], *where) if bricks.is_whole else Blend(bricks, *where)
 
@@ -163,8 +165,8 @@ class NeuralField(Shaped):
     def at(self, points: np.ndarray) -> np.ndarray:
         """The values at physical positions (..., d_in): (...), or (..., components). One position gives one value.
 
-        A value is NaN outside the field, and where the nearest voxel is missing. The dtype is float32, or float64 where
-        the field holds float64 or integers of more than 16 bits.
+        A value is NaN outside the field, at a masked position, and where the nearest voxel is missing. The dtype is
+        float32, or float64 where the field holds float64 or integers of more than 16 bits.
         """
         return self._at(points, lambda index: self._values(index, True).astype(self.values.float_dtype, copy=False))
 
@@ -188,7 +190,7 @@ class NeuralField(Shaped):
         """The derivatives of the values by position at physical positions (..., d_in): (..., [components,] d_in).
 
         The derivative is 0 where the value is clipped to the field's range, and along an axis of one voxel. It is NaN
-        outside the field, and where the nearest voxel is missing. The dtype is that of `at`.
+        where the value is. The dtype is that of `at`.
         """
         return self._at(points, self._gradient)
 
@@ -291,7 +293,7 @@ def _locate(header: VolumeHeader, points: np.ndarray) -> tuple[np.ndarray, np.nd
     A point on the boundary is inside, also where its own type, as float32, rounds it outwards.
     """
     given, geometry = np.asarray(points), header.geometry
-    points = given.astype(np.float64)
+    points = np.where(np.ma.getmask(points), np.nan, given).astype(np.float64)
     if not points.ndim or points.shape[-1] != geometry.d_in:
         raise ValueError(f"expected points of shape (..., {geometry.d_in}), found {points.shape}")
     shape, points = points.shape[:-1], points.reshape(-1, geometry.d_in)

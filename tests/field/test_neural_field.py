@@ -157,6 +157,19 @@ def test_points_of_float32_on_the_boundary_are_inside():
         assert not small.contains(np.array([[np.inf] * 3, [1e38] * 3], np.float32)).any()
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int64])
+def test_masked_positions_give_nan(dtype):
+    """What lies under a mask of NumPy's is no position. It is enough that one coordinate is masked."""
+    field = linear_field()
+    points = positions(field, np.array([[1, 1, 1], [2, 2, 2], [3, 3, 3]])).astype(dtype)
+    masked = np.ma.array(points, mask=[[False, False, False], [False, True, False], [True, True, True]])
+    assert field.contains(masked).tolist() == [True, False, False]
+    for evaluate in (field.at, field.gradient_at):
+        values = evaluate(masked)
+        assert np.isnan(values[1:]).all() and not np.ma.isMaskedArray(values)
+        np.testing.assert_allclose(values[0], evaluate(points)[0], rtol=0, atol=5e-6)
+
+
 def test_points_of_another_form_are_refused():
     for points in (5.0, np.zeros(2), np.zeros((4, 2)), np.zeros((3, 4))):
         with pytest.raises(ValueError, match=r"\(\.\.\., 3\)"):
@@ -280,6 +293,12 @@ def test_a_time_series_has_a_scale_of_its_own():
 def test_devices_that_are_none(device):
     with pytest.raises(ValueError, match=f"device: expected cpu or cuda, found {device}"):
         NeuralField.of(field_net(), make_header((9, 7, 5)), device)
+
+
+@pytest.mark.parametrize("n_threads", [0, -1, 1.5, None])
+def test_numbers_of_threads_that_are_none(n_threads):
+    with pytest.raises(ValueError, match=f"n_threads: expected a whole number, at least 1, found {n_threads}"):
+        NeuralField.of(field_net(), make_header((9, 7, 5)), n_threads=n_threads)
 
 
 def test_a_gpu_that_is_not_there():
