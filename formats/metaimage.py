@@ -1,14 +1,15 @@
 """MetaImage (.mhd, .mha): a reader, and the header to write.
 
 World coordinates are LPS, as ITK has them. The field AnatomicalOrientation says the same again, in letters of which
-there are two readings. As ITK does, the reader takes the matrix alone.
+there are two readings. As ITK does, the reader takes the matrix alone. Lengths become mm by the field DistanceUnits,
+which ITK keeps aside: "um", "mm" or "cm".
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from formats.common import VolumeError, of_three_axes, volume_from_axes
+from formats.common import LENGTHS_IN_MM, VolumeError, of_three_axes, unit_of_length, volume_from_axes
 from formats.slabs import Frame, figures
 from formats.voxels import file_beside, mapped, unpacked
 from utils import Volume
@@ -51,7 +52,8 @@ def read_meta(path: str) -> Volume:
     else:
         array = unpacked(source, dtype, sizes, "zlib" if is_packed else "text", offset)
     steps = _directions(path, header).T * [length or 1.0 for length in spacing]  # a negative one turns the axis round
-    return volume_from_axes(path, np.moveaxis(array, 0, -1), steps, np.array(origin), "LPS")
+    unit = LENGTHS_IN_MM.get(unit_of_length(header.get("DistanceUnits", "")), 1.0)
+    return volume_from_axes(path, np.moveaxis(array, 0, -1), steps * unit, np.array(origin) * unit, "LPS")
 
 
 def _numbers(header: dict[str, str], fields: tuple[str, ...], shape: tuple[int, ...], rest: float) -> tuple[float, ...]:

@@ -68,6 +68,15 @@ def test_a_meta_image_of_negative_spacing_has_turned_axes(tmp_path):
     assert geometry.direction == (0.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 
 
+@pytest.mark.parametrize(("unit", "in_mm"), [("um", 1e-3), ("mm", 1), ("cm", 10), ("?", 1)])
+def test_lengths_of_a_meta_image_become_mm(unit, in_mm, tmp_path):
+    write_meta(tmp_path / "a.mha", slanted(SHAPE), DistanceUnits=unit, Offset=" ".join(map(str, ORIGIN)))
+    geometry = read_volume(str(tmp_path / "a.mha")).geometry
+    assert geometry.spacing == pytest.approx(np.multiply(SPACING, in_mm))
+    assert geometry.origin == pytest.approx(np.multiply(ORIGIN, in_mm))
+    assert geometry.units_of("x") == "mm"
+
+
 def test_meta_image_of_one_slice_as_vtk_writes_it(tmp_path):
     """VTK stores the first four of nine numbers, of which the second axis cannot be told."""
     array = np.zeros((5, 4), np.float32)
