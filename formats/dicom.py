@@ -194,6 +194,10 @@ def _slice(path: str, file, index: int, plane: np.ndarray) -> _Slice:
     if (slope, shift) == (1, 0):
         mappings = next(filter(None, (group.get(REAL_WORLD) for group in (*groups, file))), ())
         slope, shift, note = _real_world_scale(mappings)
+    n_bits, high_bit = file.get("BitsStored"), file.get("HighBit")
+    if n_bits and high_bit and high_bit >= n_bits:  # of which pydicom, as ITK, takes the lower bits
+        way_out = "pydicom's file.BitsStored = file.HighBit + 1 keeps all bits, if it is BitsStored that is wrong"
+        note = f"its HighBit is {high_bit}, its BitsStored {n_bits}: values may lack their upper bits: {way_out}"
     place = [np.array(get(key) or (), float) for key in ("ImagePositionPatient", "ImageOrientationPatient")]
     spacing = get("PixelSpacing") or file.get("NominalScannedPixelSpacing") or (1, 1)
     between_rows, between_columns = map(float, spacing)

@@ -273,7 +273,12 @@ def test_dicom_of_two_series(tmp_path):
 
 @pytest.mark.parametrize(
     "other",
-    [{"RescaleType": "US"}, {"Units": "BQML"}, {"PhotometricInterpretation": "MONOCHROME1"}, {"BitsStored": 12}],
+    [
+        {"RescaleType": "US"},
+        {"Units": "BQML"},
+        {"PhotometricInterpretation": "MONOCHROME1"},
+        {"BitsStored": 12, "HighBit": 11},
+    ],
     ids=str,
 )
 def test_a_slice_whose_values_mean_something_else_is_told(other, tmp_path, capsys):
@@ -282,10 +287,22 @@ def test_a_slice_whose_values_mean_something_else_is_told(other, tmp_path, capsy
     assert not capsys.readouterr().err
     edit(scan / "1.dcm", **other)
     read_volume(str(scan))
-    ((key, value),) = other.items()
+    (key, value), *_ = other.items()
     said = capsys.readouterr().err
     assert said.startswith(f"{scan / '1.dcm'}: warning: its {key} is '{value}', that of {scan / '0.dcm'} is '")
     assert said.count("\n") == 1
+
+
+def test_a_high_bit_above_the_bits_that_are_stored_is_told(tmp_path, capsys):
+    """The upper bits of such values are lost: 0x1230 was read as 0x230. The way out that is told keeps them."""
+    scan = edited(tmp_path, BitsStored=12, PixelData=np.full(12, 0x1230, np.uint16).tobytes())
+    volume = read_volume(str(scan))
+    said = capsys.readouterr().err
+    assert said.startswith(f"{scan}: warning: its HighBit is 15, its BitsStored 12: ") and said.count("\n") == 1
+    assert (volume.array == 0x230).all()
+    for path in scan.glob("*.dcm"):
+        edit(path, BitsStored=pydicom.dcmread(path).HighBit + 1)
+    assert (read_volume(str(scan)).array == 0x1230).all() and not capsys.readouterr().err
 
 
 def test_dicom_of_the_least_of_32_bit_integers(tmp_path):
