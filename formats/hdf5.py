@@ -48,6 +48,7 @@ OTHER_FORMATS = {  # kept in HDF5 or NetCDF, by a pattern of where their arrays 
 }
 NO_SCALE = "its ScaleFactor and Offset, as of HDF-EOS, are not applied: the values are as they are stored"
 NO_MESH = "its gridSpacing is not read, which is not that of a Cartesian mesh of its axes: spacing 1 is taken"
+NO_UNIT = "its unitSI is not applied: the values are as they are stored, lengths are in m"
 NO_XML = "its spacing, which BigDataViewer has in an .xml file, is not read: spacing 1 is taken"
 VIEWER = re.compile(r"t\d+/(s\d+)/\d+/cells")  # an array of BigDataViewer, and the group that describes it
 NO_VARIABLE = b"This is a netCDF dimension but not a netCDF variable"  # what NetCDF names a scale without values
@@ -199,7 +200,8 @@ def _on_mesh(name: str, variable: Variable, item: Any) -> tuple[Variable, dict[s
         positions = (start + (part + np.arange(n)) * step) * unit
         attributes = {"units": "m", "spacing": step * unit}
         coordinates[f"{name}/{label}"] = Variable((f"{name}/{label}",), positions.dtype, attributes, positions)
-    variable = variable._replace(dims=tuple(coordinates), labels=())
+    note = "" if np.all(item.attrs.get("unitSI", 1) == 1) else NO_UNIT
+    variable = variable._replace(dims=tuple(coordinates), labels=(), note=note)
     said = variable._replace(attributes=item.file["/".join(name.split("/")[:2])].attrs)  # of data/100, the iteration
     times = said.numbers("time") + said.numbers("timeUnitSI")
     if len(times) == 2 and np.isfinite(times).all():

@@ -152,7 +152,7 @@ def test_a_mesh_of_openpmd(path, name, order, capsys):
         record.attrs["gridSpacing"] = np.array([3, 2, 0.5], np.float32)[turned]
         record.attrs["gridGlobalOffset"], record.attrs["gridUnitSI"] = [30.0, 20.0, 10.0][turned], 0.01
         array.attrs["position"] = [0.0, 0.5, 0.0][turned]
-        array.attrs["unitSI"] = 1e3
+        array.attrs["unitSI"] = 1.0
         file["data/100"].attrs.update({"time": np.float32(2.5), "dt": 0.1, "timeUnitSI": 1e-3})
     volume = read_volume(path)
     np.testing.assert_array_equal(whole(volume.array), slanted(SHAPE))
@@ -161,6 +161,10 @@ def test_a_mesh_of_openpmd(path, name, order, capsys):
     assert volume.geometry.attributes_of("y") == {"units": "m"} and capsys.readouterr().err == ""
     assert volume.time == 2.5e-3 and volume.geometry.attributes_of("t") == {"units": "s"}
     assert volume.geometry.units == ""
+    with h5py.File(path, "a") as file:
+        file[f"data/100/fields/{name}"].attrs["unitSI"] = 1e3
+    np.testing.assert_array_equal(whole(read_volume(path).array), slanted(SHAPE))
+    assert f"{name}: its unitSI is not applied" in capsys.readouterr().err
     wrong = {
         "geometry": "thetaMode",
         "gridSpacing": [1, np.nan, 2],
