@@ -54,12 +54,18 @@ PACKED = (b"\x1f\x8b\x08", b"BZh", b"\xfd7zXZ", b"PK\3\4")  # first bytes of gzi
 OF_MRC = (".mrc", ".mrcs", ".map", ".ccp4", ".rec", ".st")
 OF_BIOFORMATS = (".czi", ".lif", ".nd2", ".ims", ".oib", ".lsm", ".stk", ".dm3", ".dm4", ".am")
 OF_NIBABEL = (".img", ".hdr", ".img.gz", ".hdr.gz", ".mgh", ".mgz")
+OF_VASP = (".vasp", "chgcar", "parchg", "locpot")  # most of its files have a name of their own, without a suffix
 OTHER_SUFFIXES = {  # of formats that are not read: what makes a file that is read; {path!r} is the name of the file
     **dict.fromkeys(OF_MRC, "numpy.save('a.npy', mrcfile.open({path!r}).data.T) saves its values"),
     **dict.fromkeys(OF_BIOFORMATS, "Fiji opens it, by Bio-Formats, and saves a .tif"),
     **dict.fromkeys(OF_NIBABEL, "nibabel.save(nibabel.load({path!r}), 'scan.nii.gz') makes one that is"),
     **dict.fromkeys((".nek5000", ".cgns", ".e", ".exo", ".silo", ".cube"), BY_PARAVIEW),
     **dict.fromkeys((".grib", ".grib2", ".grb", ".grb2"), "xarray's engine='cfgrib' and to_netcdf make one that is"),
+    **dict.fromkeys(OF_VASP, "numpy.save('a.npy', pymatgen.io.vasp.Chgcar.from_file({path!r}).data['total']) saves it"),
+    **dict.fromkeys((".txm", ".txrm"), "numpy.save('a.npy', dxchange.read_txrm({path!r})[0].T) saves its values"),
+    ".bov": "--volume takes its DATA_FILE, with the --shape, --dtype and --endian that it says",
+    ".vgi": "--volume takes the .vol file that it names, with the --shape and --dtype that it says",
+    ".dx": "numpy.save('a.npy', gridData.Grid({path!r}).grid) saves its values",
     ".fits": "numpy.save('a.npy', astropy.io.fits.getdata({path!r}).T) saves its values",
 }
 OTHER_FOLDERS = {  # by entries that a folder of the format has: what it is, and what makes a file that is read
@@ -251,7 +257,7 @@ def _reader_of(path: str, layout: raw.RawLayout | None) -> Callable:
 
 def _reason_against(path: str, start: bytes) -> str:
     """A text: why a file is no volume, and what to give in place of it. start: its first bytes."""
-    suffix = suffix_of(path)
+    suffix = suffix_of(path) or os.path.basename(path).lower()
     if suffix == ".dcm" or dicom.is_slice(path):
         folder = shlex.quote(os.path.dirname(path) or ".")
         return f"expected the folder of the DICOM slices, found a file: --volume {folder}"

@@ -225,6 +225,10 @@ def test_numbers_that_overflow_are_refused_in_one_line(tmp_path):
         ("a.grib2", "xarray's engine='cfgrib' and to_netcdf"),
         ("{a}.fits", "astropy.io.fits.getdata({!r}).T"),
         ("a.nek5000", "open it in ParaView"),
+        ("CHGCAR", "pymatgen.io.vasp.Chgcar.from_file({!r})"),
+        ("a.txm", "dxchange.read_txrm({!r})[0].T"),
+        ("a.bov", "--volume takes its DATA_FILE"),
+        ("a.vgi", "--volume takes the .vol file"),
     ],
 )
 def test_files_of_other_formats_have_a_way_out(name, way_out, tmp_path):
