@@ -102,7 +102,8 @@ def check_replaced(path: str | None) -> None:
     path: the blob that was given without --compressed.
     """
     if path and os.path.exists(path) and not is_blob(read_bytes(path, 4)):
-        raise UserError(f"{path}: is no blob: --compressed {path} replaces it")
+        way_out = "give it by --volume or --net, or, to replace it, by --compressed"
+        raise UserError(f"{path}: is no blob, and the blob would replace it: {way_out}")
 
 
 def read_volume_of(opt: arguments.Options, trained: TrainedNetwork) -> tuple[Volume | None, VolumeHeader | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import math
 import os
 import re
@@ -69,8 +70,12 @@ class ArgumentParser(argparse.ArgumentParser):
         return opt
 
     def error(self, message: str) -> None:
-        if message.startswith("unrecognized") and " -" not in message:  # a shell has expanded --volume run/*.vti
-            message = f"{message}: put a pattern of files in quotes"
+        if message.startswith("unrecognized"):
+            given = message.split()[2].partition("=")[0]
+            if not given.startswith("-"):  # a shell has expanded --volume run/*.vti
+                message = f"{message}: give a file by its flag, a pattern of files in quotes"
+            elif near := difflib.get_close_matches(given, self._option_string_actions, 1, 0.8):
+                message = f"{message}: is {near[0]} meant?"
         raise UserError(f"{message} (see --help)")
 
     def add_device_arguments(self) -> None:

@@ -145,9 +145,8 @@ def read_volume(
         return volume if time is None else dataclasses.replace(volume, time=time)
     volume = series.read_files(path, steps, lambda step: _read_file(step, 3, asked, path), 4 if is_list else d_in)
     if d_in not in (None, volume.geometry.d_in):
-        expected = volume.geometry.d_in
-        found = "a time series, of 4 axes" if expected == 4 else "the slices of a volume, of 3 axes"
-        raise VolumeError(f"{path}: several files are {found}: expected --d_in {expected}, found --d_in {d_in}")
+        found = "a time series, of 4 axes" if volume.geometry.d_in == 4 else "the slices of a volume, of 3 axes"
+        raise VolumeError(f"{path}: expected {d_in} axes, found several files: {found}")
     return volume
 
 

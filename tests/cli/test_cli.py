@@ -51,6 +51,22 @@ def test_parser_errors_are_user_errors(argv):
         parser.parse_args(argv)
 
 
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["--in-put=1"], "--in-put=1: is --in_put meant? (see --help)"),
+        (["--other", "1"], "--other 1 (see --help)"),
+        (["out.npy"], "out.npy: give a file by its flag, a pattern of files in quotes (see --help)"),
+    ],
+)
+def test_what_is_unknown_gets_a_hint(argv, hint):
+    parser = ArgumentParser("A script.")
+    parser.add_argument("--in_put")
+    with pytest.raises(UserError) as caught:
+        parser.parse_args(argv)
+    assert str(caught.value) == f"unrecognized arguments: {hint}"
+
+
 @pytest.mark.parametrize(("argv", "name"), [(["--file", ""], "--file"), (["--file="], "--file"), ([""], "BLOB")])
 def test_an_empty_text_is_no_value(argv, name):
     """It would count as no flag at all: a shell gives it for a variable that is not set."""

@@ -72,7 +72,7 @@ def test_slices_of_a_list_are_steps(tmp_path):
         vtk_write(tmp_path / f"s{k}.vti", slanted((4, 3, 1)) + k)
     path = write(tmp_path, [{"timestep": k, "file": f"s{k}.vti"} for k in range(2)])
     assert read_volume(path).array.shape == (2, 4, 3, 1)
-    assert "expected --d_in 4, found --d_in 3" in refusal(path, 3)
+    assert "expected 3 axes, found several files: a time series, of 4 axes" in refusal(path, 3)
 
 
 @pytest.mark.parametrize(("d_in", "shape"), [(None, SHAPE), (3, SHAPE), (4, (1, *SHAPE))])

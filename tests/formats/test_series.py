@@ -258,7 +258,7 @@ def test_pattern_without_files(tmp_path):
 
 @pytest.mark.parametrize("d_in", [1, 2, 3])
 def test_a_pattern_has_four_axes(tmp_path, d_in):
-    with pytest.raises(VolumeError, match=f"expected --d_in 4, found --d_in {d_in}"):
+    with pytest.raises(VolumeError, match=f"expected {d_in} axes, found several files: a time series, of 4 axes"):
         read_volume(write_steps(tmp_path, 2), d_in)
 
 
@@ -282,7 +282,7 @@ def test_images_are_slices_to_be_stacked(tmp_path, d_in, components):
 def test_slices_with_another_number_of_axes(tmp_path):
     for k in range(3):
         tifffile.imwrite(tmp_path / f"slice_{k}.tif", slanted((4, 5)), photometric="minisblack")
-    with pytest.raises(VolumeError, match="the slices of a volume, of 3 axes: expected --d_in 3, found --d_in 2"):
+    with pytest.raises(VolumeError, match="expected 2 axes, found several files: the slices of a volume, of 3 axes"):
         read_volume(str(tmp_path / "slice_*.tif"), 2)
 
 
