@@ -293,7 +293,7 @@ def _locate(header: VolumeHeader, points: np.ndarray) -> tuple[np.ndarray, np.nd
     A point on the boundary is inside, also where its own type, as float32, rounds it outwards.
     """
     given, geometry = np.asarray(points), header.geometry
-    points = np.where(np.ma.getmask(points), np.nan, given).astype(np.float64)
+    points = np.where(np.ma.getmask(points), np.nan, given.astype(np.float64))
     if not points.ndim or points.shape[-1] != geometry.d_in:
         raise ValueError(f"expected points of shape (..., {geometry.d_in}), found {points.shape}")
     shape, points = points.shape[:-1], points.reshape(-1, geometry.d_in)

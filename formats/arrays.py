@@ -133,7 +133,8 @@ def expanded(key: object, shape: tuple[int, ...]) -> tuple[int | slice, ...]:
     given = [part for part in parts if part is not Ellipsis]
     for part in given:
         if not is_index(part) and not isinstance(part, slice):
-            raise IndexError(f"expected integers, slices and ..., found {part!r}")
+            found = f"{type(part).__name__}: [...] gives NumPy's array, which takes others"
+            raise IndexError(f"expected integers, slices and ..., found {found}")
     if n_dots > 1 or len(given) > len(shape):
         raise IndexError(f"expected at most {len(shape)} axes and one ..., found {key!r}")
     at = next((k for k, part in enumerate(parts) if part is Ellipsis), len(parts))

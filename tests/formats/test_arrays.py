@@ -106,3 +106,10 @@ def test_numpy_takes_it_for_an_array():
 def test_keys_that_are_none(key):
     with pytest.raises(IndexError, match="expected"):
         lazy(np.zeros((9, 6, 5)), 3)[0][key]
+
+
+def test_an_array_as_a_key_is_not_printed():
+    array = np.zeros((9, 6, 5))
+    with pytest.raises(IndexError, match="found ndarray: ") as caught:
+        lazy(array, 3)[0][array > 0]
+    assert "\n" not in str(caught.value)
