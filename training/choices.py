@@ -103,7 +103,7 @@ def brick_messages(ratio: float, header: VolumeHeader, networks: BrickNetworks) 
         way_out = f": fewer --bricks{or_layers} give a higher one"
         found.append(_out_of_reach(ratio, header, smallest, least, way_out))
     elif networks.n_networks and networks.budget < header.n_voxels / ratio:
-        largest, way_out = "bricks of this volume have at most", ": --bricks none gives a lower one"
+        largest, way_out = "bricks of this volume have at most about", ": --bricks none gives a lower one"
         found.append(_out_of_reach(ratio, header, largest, int(networks.budget), way_out))
     return found + _larger_than_data(header, least, "the networks have")
 
