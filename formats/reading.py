@@ -65,6 +65,7 @@ OTHER_SUFFIXES = {  # of formats that are not read: what makes a file that is re
     **dict.fromkeys((".txm", ".txrm"), "numpy.save('a.npy', dxchange.read_txrm({path!r})[0].T) saves its values"),
     ".bov": "--volume takes its DATA_FILE, with the --shape, --dtype and --endian that it says",
     ".vgi": "--volume takes the .vol file that it names, with the --shape and --dtype that it says",
+    ".pt": "numpy.save('a.npy', torch.load({path!r}).numpy()) saves a tensor",
     ".dx": "numpy.save('a.npy', gridData.Grid({path!r}).grid) saves its values",
     ".fits": "numpy.save('a.npy', astropy.io.fits.getdata({path!r}).T) saves its values",
 }
@@ -251,6 +252,8 @@ def _reader_of(path: str, layout: raw.RawLayout | None) -> Callable:
         return raw.read_raw
     if start.startswith(SIGNATURES):
         return netcdf.read_netcdf
+    if suffix == ".raw":  # which says what is missing
+        return raw.read_raw
     raise VolumeError(f"{path}: {_reason_against(path, start)}")
 
 
@@ -268,6 +271,8 @@ def _reason_against(path: str, start: bytes) -> str:
         return f"expected a volume, found a picture: {BY_IMAGEJ}"
     if suffix == ".pth":
         return "expected a volume, found a network: net_compress.py --net reads it"
+    if start.startswith(b"\x93NVC"):
+        return "expected a volume, found a blob: net_decompress.py makes a volume of it"
     if start.startswith(PACKED):
         return "expected a volume, found a packed file: unpack it first, as by gunzip or unzip"
     suffixes = " ".join([*READERS, *READERS_OF_ARRAYS])

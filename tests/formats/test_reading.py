@@ -87,7 +87,7 @@ def test_options_that_a_file_does_not_need(tmp_path):
     assert "--array" in refusal(path, array="T")
     assert raw_layout(None, None, None) is None
     (tmp_path / "a.raw").write_bytes(bytes(24))
-    for given in (((4, 3, 2), None, None), (None, "uint8", "big"), (None, None, "big")):
+    for given in ((None, None, None), ((4, 3, 2), None, None), (None, "uint8", "big"), (None, None, "big")):
         assert "a.raw: a headerless file: expected both" in refusal(tmp_path / "a.raw", layout=raw_layout(*given))
 
 
@@ -181,10 +181,15 @@ def test_a_header_or_its_voxels_that_cannot_be_opened(unreadable, tmp_path, monk
     assert "Permission denied" in volume_files.refusal(tmp_path / "a.nrrd")
 
 
-@pytest.mark.parametrize("name", ["a.npy", "a.raw", "a.txt", "a"])
+@pytest.mark.parametrize("name", ["a.npy", "a.txt", "a"])
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"\x93NUM", "expected a volume (.npy .nrrd"), (b"hello\n" * 50, "found b'hello"), (b"", "is empty")],
+    [
+        (b"\x93NUM", "expected a volume (.npy .nrrd"),
+        (b"hello\n" * 50, "found b'hello"),
+        (b"", "is empty"),
+        (b"\x93NVC\1", "found a blob: net_decompress.py"),
+    ],
 )
 def test_not_an_array(tmp_path, name, content, said):
     (tmp_path / name).write_bytes(content)
