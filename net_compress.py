@@ -220,7 +220,8 @@ def main(argv: Sequence[str]) -> None:
     figures |= {"bytes": len(blob)} | per_weight | file_ratios(n_values, header.dtype, len(blob))
     figures |= {"seconds": f"{time.monotonic() - started:.1f}", "compressed": opt.compressed}
     n_source = n_values * header.dtype.itemsize
-    console.report(summary(opt.volume or opt.net, n_source, [opt.compressed], len(blob), figures), figures)
+    source = opt.volume or f"volume of {os.path.basename(opt.net)}"
+    console.report(summary(source, n_source, [opt.compressed], len(blob), figures), figures)
     flags = arguments.unless_default(compressed=opt.compressed) + ["--large"] * (not is_usual(header, n_parameters))
     console.next_command("net_decompress.py", *flags)
 

@@ -234,6 +234,12 @@ def test_the_line_for_people_has_the_size_of_all_that_was_written(name, tmp_path
     assert f" -> {name.replace('.vti', '.pvd')}  {size}" in capsys.readouterr().out
 
 
+def test_without_the_volume_the_line_for_people_tells_whose_size_it_has(chain, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    net_compress.main(["--net", str(chain.network), "--config", str(chain.config), str(tmp_path / "b")])
+    assert f"volume of {chain.network.name}  1.26 kB -> " in capsys.readouterr().out
+
+
 def test_the_next_command_can_be_pasted_where_names_begin_with_a_dash(capsys):
     np.save("-lead.npy", slanted((9, 7, 5)))
     small = ["--n_passes", "1", "--n_layers", "2"]
