@@ -98,7 +98,7 @@ class _Model:
 
     def ones(self, contexts: np.ndarray) -> np.ndarray:
         """How often, of 2^16 times, a bit of each of these contexts is 1."""
-        return (1 + self.n_ones_twice * (ONE - 2) // self.n_twice)[contexts]
+        return (1 + self.n_ones_twice * (ONE - 2) // self.n_twice).astype(np.int32)[contexts]
 
     def ones_of_flags(self, n: int) -> np.ndarray:
         """The same of n flags."""
