@@ -14,6 +14,7 @@ import numpy as np
 from formats.arrays import LazyArray
 from formats.common import VolumeError, as_volume_error
 from formats.slabs import Frame, slabs
+from formats.voxels import mapped
 from utils import DEFAULT_NAME, DTYPES, Geometry, Volume
 
 MAX_HEADER = 1 << 16  # bytes of a .npy header; NumPy itself refuses one of more than 10,000
@@ -25,11 +26,13 @@ def read_npy(path: str, d_in: int | None, d_out: int | None) -> Volume:
     """A NumPy array as a memory map, with the axes of `volume_of_array`. Raises VolumeError for an unreadable file."""
     with as_volume_error(path, "not a readable NumPy array"):
         with open(path, "rb") as file:
-            shape, _, dtype, _ = npy_header(file)
+            shape, is_fortran, dtype, offset = npy_header(file)
         if dtype.hasobject:
             raise ValueError("holds Python objects, which are never unpickled")
-        # A memory map checks the announced shape against the file's length before anything is allocated.
-        array = np.load(path, mmap_mode="r", allow_pickle=False) if 0 not in shape else np.empty(shape, dtype)
+    if 0 in shape:
+        array = np.empty(shape, dtype)
+    else:
+        array = mapped(path, dtype, shape, offset) if is_fortran else mapped(path, dtype, shape[::-1], offset).T
     return volume_of_array(path, array, d_in, d_out)
 
 

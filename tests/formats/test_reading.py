@@ -386,7 +386,23 @@ def test_headers_that_numpy_fails_at_in_its_own_way(shape, tmp_path):
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
     data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(4 * 64)
     (tmp_path / "a.npy").write_bytes(data)
-    assert "not a readable NumPy array" in refusal(tmp_path / "a.npy")
+    assert re.search("not a readable NumPy array|its voxels cannot be read", refusal(tmp_path / "a.npy"))
+
+
+def test_a_cut_numpy_file_says_what_it_lacks(tmp_path):
+    np.save(tmp_path / "a.npy", slanted((4, 3, 2)))
+    data = (tmp_path / "a.npy").read_bytes()
+    (tmp_path / "a.npy").write_bytes(data[:-5])
+    assert "truncated: expected 96 bytes of voxels, found 91" in refusal(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_numpy_file_stays_mapped_in_either_order(order, tmp_path):
+    array = slanted((4, 3, 2))
+    np.save(tmp_path / "a.npy", np.asarray(array, order=order))
+    found = read_volume(str(tmp_path / "a.npy")).array
+    np.testing.assert_array_equal(found, array)
+    assert isinstance(found, np.memmap) and found.flags[f"{order}_CONTIGUOUS"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
