@@ -71,8 +71,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         if message.startswith("unrecognized"):
-            given = message.split()[2].partition("=")[0]
-            if not given.startswith("-"):  # a shell has expanded --volume run/*.vti
+            given = re.split("[ =]", message.partition(": ")[2].strip())[0]
+            if not given:  # a shell has expanded "$OPTIONS"
+                message = f"{message}'', an empty text"
+            elif not given.startswith("-"):  # a shell has expanded --volume run/*.vti
                 message = f"{message}: give a file by its flag, a pattern of files in quotes"
             elif near := difflib.get_close_matches(given, self._option_string_actions, 1, 0.8):
                 message = f"{message}: is {near[0]} meant?"

@@ -56,6 +56,7 @@ def test_parser_errors_are_user_errors(argv):
     [
         (["--in-put=1"], "--in-put=1: is --in_put meant? (see --help)"),
         (["--other", "1"], "--other 1 (see --help)"),
+        ([""], "'', an empty text (see --help)"),
         (["out.npy"], "out.npy: give a file by its flag, a pattern of files in quotes (see --help)"),
     ],
 )
