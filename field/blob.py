@@ -105,7 +105,7 @@ Chunk H, missing voxels, predicted
 
     8 bytes        the fill value, as in chunk M
     u8             2 order + 1 if voxel 0 (the first one along every axis) is missing, else 2 order
-    u16            L, the number of states of the stream: 1 to 2048
+    u16            L, the number of states of the stream: 1 to 2048. It has at most 1024 L bytes if L < 2048
     ...            the stream of bits, coded as the integers of networks are
 
 The mask has at most 2^24 voxels. Axes k are counted from 0 here. Each has a *stride*, at first the least power of two

@@ -23,6 +23,7 @@ RUN = 64  # sure bits that share a flag
 LEAST_BATCH = 8  # bits after which the model learns them, at first
 BATCHES = 128  # later on: the bits learnt / BATCHES
 BYTES_A_LANE = 256  # of a stream that has more than one state
+MOST_A_LANE = 1024  # bytes of a state, if there are less than MAX_LANES: with few states, decoding takes longer
 HEAD = "<BH"  # of a stream: order, twice the number, plus 1 if voxel 0 is missing; the number of states
 
 Group = tuple[np.ndarray, np.ndarray]  # bits, and how often of 2^16 times each is 1
@@ -46,6 +47,8 @@ def decode_mask(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
     if first >= 4 * len(shape) or not 1 <= lanes <= MAX_LANES:
         expected = f"an order below {2 * len(shape)} and 1 to {MAX_LANES} states"
         raise StreamError(f"expected {expected}, found {first // 2} and {lanes}")
+    if lanes < MAX_LANES and len(data) - size > MOST_A_LANE * lanes:
+        raise StreamError(f"expected at most {MOST_A_LANE} bytes for each of {lanes} states, found {len(data) - size}")
     known, model = np.zeros(shape, bool), _Model(len(shape))
     known.flat[0] = first % 2
     decoder = Decoder(data[size:], known.size, lanes)

@@ -186,6 +186,7 @@ HOSTILE_PREDICTIONS = {
     "no states": NAN + b"\0\0\0" + bytes(4),
     "2049 states": NAN + b"\0\1\x08" + bytes(4 * 2049),
     "state 0": NAN + b"\0\1\0" + bytes(4),
+    "few states for many bytes": NAN + b"\0\2\0" + bytes(2050),
     "fill value infinite": struct.pack("<d", math.inf) + b"\0\1\0\0\0\1\0",
     "noise": NAN + b"\0\2\0" + bytes(range(200)),
 }

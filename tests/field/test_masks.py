@@ -83,6 +83,18 @@ def test_damaged_streams_are_told_of(change):
                 decode_mask(damaged, (9, 8, 7))
 
 
+@pytest.mark.parametrize("n", [2, 2000, 30_000, 100_000])
+def test_no_stream_is_longer_than_its_number_of_states_allows(n):
+    """With few states, reading a long one would take minutes. Bits of even odds take the most bytes."""
+    mask = np.random.default_rng(0).random(n) < 0.5
+    data = encode_mask(mask)
+    n_states = int.from_bytes(data[1:3], "little")
+    assert len(data) < 0.8 * mask_coder.MOST_A_LANE * n_states
+    too_long = data + bytes(mask_coder.MOST_A_LANE * n_states)
+    with pytest.raises(StreamError, match=f"at most 1024 bytes for each of {n_states} states"):
+        decode_mask(too_long, (n,))
+
+
 def test_a_mask_of_too_many_voxels_is_refused():
     with pytest.raises(StreamError, match="at most"):
         decode_mask(bytes(100), (257, 256, 256))
