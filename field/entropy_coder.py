@@ -173,6 +173,8 @@ class Decoder:
 
     def take_bits(self, ones: np.ndarray) -> np.ndarray:
         """The next bits, as booleans. ones: how often, of 2^16 times, each is 1, from 1 to 2^16 - 1; int64."""
+        if self.lanes <= FEW_LANES:
+            return self._take_few_bits(ones)
         bits, zeros = np.empty(len(ones), bool), (1 << TABLE_BITS) - ones
         for i in range(0, len(ones), self.lanes):
             f0, f1 = zeros[i : i + self.lanes], ones[i : i + self.lanes]
@@ -234,3 +236,21 @@ class Decoder:
             state[i % lanes] = x
         self.state[:], self.position = state, position
         return np.array(group, np.int32)
+
+    def _take_few_bits(self, ones: np.ndarray) -> np.ndarray:
+        """Bit by bit, as `_take_few`."""
+        state, lanes, bits = self.state.tolist(), self.lanes, bytearray(len(ones))
+        for i, f1 in enumerate(memoryview(ones)):
+            x = state[i % lanes]
+            high, low, f0 = x >> TABLE_BITS, x & 0xFFFF, (1 << TABLE_BITS) - f1
+            bits[i] = is_one = low >= f0
+            x = f1 * high + low - f0 if is_one else f0 * high + low
+            if x < 1 << 16:
+                if self.position == len(self.words):
+                    raise self._ended(i)
+                x = x << 16 | int(self.words[self.position])
+                self.position += 1
+            state[i % lanes] = x
+        self.state[:] = state
+        self.n_taken += len(ones)
+        return np.frombuffer(bits, bool)

@@ -16,7 +16,7 @@ import numpy as np
 
 from field.entropy_coder import MAX_LANES, TABLE_BITS, Decoder, StreamError, encode_intervals
 
-MAX_VOXELS = 1 << 24  # of a mask: with more, decoding would take longer than a second or two
+MAX_VOXELS = 1 << 24  # of a mask: with more, decoding would take longer than a few seconds
 ONE = 1 << TABLE_BITS  # the frequencies of 0 and 1 sum to this
 SURE = 1 << 7  # a bit is sure where one of its frequencies is less
 RUN = 64  # sure bits that share a flag
