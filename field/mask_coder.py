@@ -24,7 +24,7 @@ LEAST_BATCH = 8  # bits after which the model learns them, at first
 BATCHES = 128  # later on: the bits learnt / BATCHES
 BYTES_A_LANE = 256  # of a stream that has more than one state
 MOST_A_LANE = 1024  # bytes of a state, if there are less than MAX_LANES: with few states, decoding takes longer
-HEAD = "<BH"  # of a stream: order, twice the number, plus 1 if voxel 0 is missing; the number of states
+HEAD = "<BH"  # of a stream: 2 order + 1 if voxel 0 is missing; the number of states
 
 Group = tuple[np.ndarray, np.ndarray]  # bits, and how often of 2^16 times each is 1
 
@@ -117,9 +117,10 @@ class _Model:
 
 
 class _Batch:
-    """How bits are coded that the model learns at once.
+    """How the bits are coded that the model learns together.
 
-    expected: what the more frequent value of each is. ones: how often, of 2^16 times, each is 1, if it is coded.
+    expected: the more frequent value of each. ones: how often, of 2^16 times, each is 1 where it is coded. sure: the
+    numbers of the bits that are nearly always as expected.
     """
 
     def __init__(self, model: _Model, contexts: np.ndarray):
@@ -172,7 +173,11 @@ class _Step(NamedTuple):
                 i += len(where)
 
     def _contexts(self, where: np.ndarray, are_odd: bool) -> np.ndarray:
-        """The contexts of these new voxels, all even or all odd."""
+        """The contexts of these new voxels, all even or all odd: how many of those around are missing.
+
+        sides: of the two between which a voxel lies. lateral: of the neighbours of these across the axis. around: of
+        the even neighbours of an odd voxel.
+        """
         index, n_axes = np.unravel_index(where, self.shape), len(self.shape)
         across = [axis for axis in range(n_axes) if axis != self.axis]
         before = np.ravel_multi_index(index, self.old.shape)
@@ -189,7 +194,7 @@ class _Step(NamedTuple):
 
 def _beside(
     lattice: np.ndarray, where: np.ndarray, index: tuple[np.ndarray, ...], axes: Sequence[int], mirrored: bool
-) -> np.ndarray | int:
+) -> np.ndarray:
     """How many of the neighbours along these axes are missing, of the voxels of these numbers and indices.
 
     Beyond an end of the lattice, the voxel itself counts; if mirrored, the neighbour at the other side.
