@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 SUITE_VERSION = 1, 0  # major and minor; a blob says which version wrote it
+BLOB_MAGIC = b"\x93NVC"  # the first bytes of a blob
 DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16", "float32", "float64")
 AXIS_ATTRIBUTES = ("units_t", "units_x", "units_y", "units_z", "calendar", "positive_z")
 DEFAULT_NAME = "sf"  # of values without a name, as in the files of the original scripts

@@ -17,7 +17,7 @@ from field.binary import ByteReader
 from field.missing import decode_missing, decode_predicted, encode_missing, encode_predicted
 from formats.common import VolumeError
 from formats.reading import read_volume
-from utils import Mask, find_missing
+from utils import Mask, header_of
 
 
 def rough(shape: tuple[int, ...], exponent: float, seed: int) -> np.ndarray:
@@ -65,10 +65,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(row(name, Mask.of(are_missing.shape, np.float32(np.nan), are_missing)), flush=True)
     for path in args.volumes:
         volume = read_volume(path)
+        missing = header_of(volume).missing
         if args.below is not None:
-            missing = Mask.of(volume.array.shape, np.float32(np.nan), volume.array <= args.below)
-        else:
-            missing = find_missing(volume.array[..., None], volume.fill)
+            are_missing = (volume.values <= args.below).all(axis=-1)
+            missing = Mask.of(are_missing.shape, np.float32(np.nan), are_missing)
         if missing is None:
             raise VolumeError(f"{path}: no voxel is missing; --below says which ones are")
         print(row(path, missing), flush=True)

@@ -328,9 +328,8 @@ from field.network_chunk import (
     encode_network,
 )
 from field.quantised import QuantisedLayer
-from utils import Mask, VolumeHeader, quoted
+from utils import BLOB_MAGIC, Mask, VolumeHeader, quoted
 
-MAGIC = b"\x93NVC"
 VERSION = 1
 NETWORKS = "NPT"  # types of chunks that hold a network
 KNOWN = "FGdwaqMHSB" + NETWORKS  # types of chunks
@@ -382,7 +381,7 @@ def encode_blob(
         chunks |= encode_cut(cut)
     listed = [*chunks.items(), *(encode_network(config, layers) for config, layers in networks)]
     body = b"".join(struct.pack("<cI", kind.encode(), len(content)) + content for kind, content in listed)
-    return MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
+    return BLOB_MAGIC + struct.pack("<BI", VERSION, zlib.crc32(body)) + body
 
 
 def _encode_mask(missing: Mask) -> dict[str, bytes]:
@@ -407,7 +406,7 @@ def _check_number(cut: Cut, n_networks: int) -> None:
 
 def is_blob(data: bytes) -> bool:
     """Whether `data` starts with the magic bytes of this format."""
-    return data[:4] == MAGIC
+    return data[:4] == BLOB_MAGIC
 
 
 def decode_field(data: bytes, large: bool = False) -> tuple[VolumeHeader, Bricks]:
@@ -476,7 +475,7 @@ def _chunks(data: bytes) -> tuple[dict[str, ByteReader], list[tuple[str, bytes]]
     Magic bytes, version and checksum are right; no type comes too often, or at a place where it may not.
     """
     reader = ByteReader(data, "blob")
-    if reader.take(4) != MAGIC:
+    if reader.take(4) != BLOB_MAGIC:
         raise BlobError("not a blob: expected it to start with 93 4E 56 43")
     version, checksum = reader.unpack("BI")
     if version != VERSION:

@@ -68,19 +68,14 @@ def decode_mask(data: bytes, shape: tuple[int, ...]) -> np.ndarray:
 
 def _groups(are_missing: np.ndarray, order: int) -> list[Group]:
     """What the stream of a mask holds, in its order."""
-    known, model = np.zeros(are_missing.shape, bool), _Model(are_missing.ndim)
-    known.flat[0] = are_missing.flat[0]
-    groups = []
-    for step in _steps(known, order):
-        all_bits = are_missing[step.place].ravel()
+    model, groups = _Model(are_missing.ndim), []
+    for step in _steps(are_missing, order):
         for where, contexts in step.batches(model):
-            batch, bits = _Batch(model, contexts), all_bits[where]
+            batch, bits = _Batch(model, contexts), step.new[where]
             flags = batch.flags(bits)
             are_coded = batch.are_coded(flags)
             groups += [(flags, batch.ones_of_flags), (bits[are_coded], batch.ones[are_coded])]
             model.learn(contexts, bits, flags)
-            step.new[where] = bits
-        known[step.place] = step.new.reshape(step.shape)
     return groups
 
 
@@ -151,7 +146,7 @@ class _Step(NamedTuple):
     """The voxels in the middle between those of a lattice that are neighbours along an axis.
 
     old: the mask of the lattice. place, shape: where the new voxels lie, and how many along each axis. new: their mask,
-    flat, which the caller fills batch by batch.
+    flat, which a decoder fills batch by batch.
     """
 
     axis: int
@@ -197,12 +192,14 @@ def _beside(
 ) -> np.ndarray:
     """How many of the neighbours along these axes are missing, of the voxels of these numbers and indices.
 
-    Beyond an end of the lattice, the voxel itself counts; if mirrored, the neighbour at the other side.
+    Beyond an end of the lattice, the voxel itself counts; if mirrored, the neighbour at the other side, or none.
     """
     count = np.zeros(len(where), np.uint8)
     for axis in axes:
         n, distance = lattice.shape[axis], math.prod(lattice.shape[axis + 1 :])
-        back = distance if mirrored and n > 1 else 0
+        if mirrored and n == 1:
+            continue
+        back = distance if mirrored else 0
         count += lattice.ravel()[where + np.where(index[axis] > 0, -distance, back)]
         count += lattice.ravel()[where + np.where(index[axis] < n - 1, distance, -back)]
     return count
@@ -219,7 +216,7 @@ def _around_counts(n_axes: int) -> int:
 
 
 def _steps(known: np.ndarray, order: int) -> Iterator[_Step]:
-    """The steps from voxel 0 to the whole mask. The caller fills in `known` what each adds, before the next.
+    """The steps from voxel 0 to the whole mask. A decoder fills in `known` what each adds, before the next.
 
     order: the axis that is refined last in each round, or the number of axes + the axis that is refined after all.
     """
@@ -233,5 +230,5 @@ def _steps(known: np.ndarray, order: int) -> Iterator[_Step]:
         half = strides[axis] // 2
         place = tuple(slice(half if k == axis else 0, None, stride) for k, stride in enumerate(strides))
         strides[axis] = half
-        shape = known[place].shape
-        yield _Step(axis, old, place, shape, np.zeros(math.prod(shape), bool))
+        new = known[place]
+        yield _Step(axis, old, place, new.shape, new.flatten())

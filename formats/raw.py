@@ -41,7 +41,10 @@ def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     start = io.BytesIO(file.read(MAX_HEADER))  # NumPy reads as many bytes as the header says, up to 4 GiB
     version = np.lib.format.read_magic(start)
     reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return *reader(start), start.tell()
+    shape, is_fortran, dtype = reader(start)
+    if not all(type(n) is int for n in shape):  # NumPy takes True for 1
+        raise ValueError(f"expected whole numbers as its shape, found {shape}")
+    return shape, is_fortran, dtype, start.tell()
 
 
 def volume_of_array(

@@ -27,7 +27,7 @@ from formats.common import BY_PARAVIEW, COMPLEX_WAY_OUT, VolumeError, as_volume_
 from formats.packing import unmarked
 from formats.variables import chosen
 from formats.vtk_process import VTK_READERS, read_by_vtk
-from utils import UserError, Volume, VolumeHeader, differences, header_of, is_missing, read_in_boxes
+from utils import BLOB_MAGIC, UserError, Volume, VolumeHeader, differences, header_of, is_missing, read_in_boxes
 
 READERS = {
     **dict.fromkeys((".nrrd", ".nhdr"), nrrd.read_nrrd),
@@ -271,7 +271,7 @@ def _reason_against(path: str, start: bytes) -> str:
         return f"expected a volume, found a picture: {BY_IMAGEJ}"
     if suffix == ".pth":
         return "expected a volume, found a network: net_compress.py --net reads it"
-    if start.startswith(b"\x93NVC"):
+    if start.startswith(BLOB_MAGIC):
         return "expected a volume, found a blob: net_decompress.py makes a volume of it"
     if start.startswith(PACKED):
         return "expected a volume, found a packed file: unpack it first, as by gunzip or unzip"

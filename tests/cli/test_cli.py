@@ -68,24 +68,17 @@ def test_what_is_unknown_gets_a_hint(argv, hint):
     assert str(caught.value) == f"unrecognized arguments: {hint}"
 
 
-@pytest.mark.parametrize(("argv", "name"), [(["--file", ""], "--file"), (["--file="], "--file"), ([""], "BLOB")])
-def test_an_empty_text_is_no_value(argv, name):
-    """It would count as no flag at all: a shell gives it for a variable that is not set."""
+@pytest.mark.parametrize(
+    ("value", "said"), [("", "a value, found ''"), ("-", "a file, found '-': no standard stream is read or written")]
+)
+@pytest.mark.parametrize(("flags", "name"), [(["--file", "{}"], "--file"), (["--file={}"], "--file"), (["{}"], "BLOB")])
+def test_an_empty_text_and_a_dash_are_no_values(flags, name, value, said):
+    """A shell gives the one for a variable that is not set: it would count as no flag at all. The other is no file."""
     parser = ArgumentParser("A script.")
     parser.add_argument("--file")
     parser.add_argument("blob", nargs="?", metavar="BLOB")
-    with pytest.raises(UserError, match=f"argument {name}: expected a value, found ''"):
-        parser.parse_args(argv)
-
-
-@pytest.mark.parametrize(("argv", "name"), [(["--file", "-"], "--file"), (["--file=-"], "--file"), (["-"], "BLOB")])
-def test_a_dash_is_no_standard_stream(argv, name):
-    """A file of this name would be written, and never looked for."""
-    parser = ArgumentParser("A script.")
-    parser.add_argument("--file")
-    parser.add_argument("blob", nargs="?", metavar="BLOB")
-    with pytest.raises(UserError, match=f"argument {name}: expected a file, found '-': no standard stream"):
-        parser.parse_args(argv)
+    with pytest.raises(UserError, match=f"argument {name}: expected {said}"):
+        parser.parse_args([flag.format(value) for flag in flags])
     assert parser.parse_args(["--file", "./-"]).file == "./-"
 
 

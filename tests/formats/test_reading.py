@@ -386,7 +386,7 @@ def test_headers_that_numpy_fails_at_in_its_own_way(shape, tmp_path):
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".encode()
     data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(4 * 64)
     (tmp_path / "a.npy").write_bytes(data)
-    assert re.search("not a readable NumPy array|its voxels cannot be read", refusal(tmp_path / "a.npy"))
+    assert "not a readable NumPy array" in refusal(tmp_path / "a.npy")
 
 
 def test_a_cut_numpy_file_says_what_it_lacks(tmp_path):

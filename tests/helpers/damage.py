@@ -12,7 +12,6 @@ import zlib
 
 import numpy as np
 
-from field import blob as blob_format
 from field.blob import encode_blob
 from field.mask_coder import MAX_VOXELS
 from field.network_chunk import MAX_PARAMETERS
@@ -21,7 +20,7 @@ from helpers.networks import chunks_of, field_net, make_header, with_trellis
 from quantising.codebooks import round_to_codebooks
 from quantising.rounding import round_layers
 from quantising.sensitivity import choose_steps, quasirandom_points, sensitivities
-from utils import Geometry, Mask, VolumeHeader
+from utils import BLOB_MAGIC, Geometry, Mask, VolumeHeader
 
 FREE = 4 << 20  # bytes that decoding may take whatever the file: tables of the entropy coder
 NUMBERS = {
@@ -41,7 +40,7 @@ def assemble(chunks: list[tuple[bytes, bytes]]) -> bytes:
 
 def seal(data: bytes) -> bytes:
     """`data` with magic, version and checksum put right."""
-    return blob_format.MAGIC + b"\1" + struct.pack("<I", zlib.crc32(data[9:])) + data[9:]
+    return BLOB_MAGIC + b"\1" + struct.pack("<I", zlib.crc32(data[9:])) + data[9:]
 
 
 def mutate(rng: np.random.Generator, data: bytes) -> bytes:

@@ -54,12 +54,22 @@ def train(volume: object, folder: Path, *flags: object) -> SimpleNamespace:
         volume = folder / "v.npy"
     network, config = folder / "thenet.pth", folder / "thenet.json"
     small = ("--n_passes", 2, "--n_layers", 2, "--batchSize", 64)
-    arguments = ("--volume", volume, "--network", network, "--config", config, *small, *flags)
-    script.main([str(a) for a in arguments])
+    script.main(last_of_each("--volume", volume, "--network", network, "--config", config, *small, *flags))
     state = torch.load(network, weights_only=True)
     return SimpleNamespace(
         network=network, config=config, state=state, settings=json.loads(config.read_text()), data=network.read_bytes()
     )
+
+
+def last_of_each(*flags: object) -> list[str]:
+    """The flags, each with its last value alone: a script warns of one that is given twice."""
+    found: dict[str, list[str]] = {}
+    for text in map(str, flags):
+        if text.startswith("--"):
+            found[text] = values = [text]
+        else:
+            values.append(text)
+    return [text for group in found.values() for text in group]
 
 
 def compress(trained: SimpleNamespace, blob: Path, *flags: object) -> bytes:
