@@ -18,8 +18,8 @@ from quantising.network import NetworkRounding
 from quantising.policy import Part, RoundingOptions, coarsest_exact, error_to_add
 from siren import net_of
 from training.cutting import count_held, passes_for, passes_over
+from training.devices import kernels_for, memory_of
 from training.recipe import error_of, psnr_of
-from training.step import kernels_for
 from training.survey import brick_volume, error_factor, missing_in, ready_to_cut
 from training.workers import Report, Workers, most_work_first
 from utils import Geometry, Volume, VolumeHeader, find_missing, shape_of
@@ -133,10 +133,7 @@ def most_processes(n_threads: int, device: torch.device) -> int:
 
     Most of the rounding is the search for integers, on the CPU, so one process would leave a GPU idle.
     """
-    if device.type != "cuda":
-        return n_threads
-    total = torch.cuda.get_device_properties(device).total_memory
-    return max(min(n_threads, total // GPU_PROCESS_BYTES), 1)
+    return max(int(min(n_threads, memory_of(device) / GPU_PROCESS_BYTES)), 1)
 
 
 def _round_brick(

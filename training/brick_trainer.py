@@ -15,13 +15,13 @@ from field.bricks import brick_boxes
 from field.layers import SirenConfig
 from training import processes
 from training.cutting import passes_over
+from training.devices import is_for_gpu
 from training.one_brick import FittedBrick, Task, fit_brick
 from training.recipe import BATCH, Recipe, fit_work, training_work
 from training.spectrum import SURE_SHARE, waves_of
 from training.stacked_fit import StackedFit
 from training.stacks import memory_for_a_stack, stacks_of
 from training.starts import Start
-from training.step import is_for_gpu
 from training.streaming import normalised, read_ahead
 from training.survey import brick_volume, error_factor, ready_to_cut, survey
 from training.workers import Workers, most_work_first

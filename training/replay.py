@@ -5,27 +5,11 @@ A launch takes the host some 5 us, and a step of a small network takes the GPU l
 
 from __future__ import annotations
 
-import functools
-import multiprocessing
-import os
-import sys
 from collections.abc import Callable
 
 import torch
 
-from cli import console
-
-
-@functools.cache  # once, not for each fit of a run
-def _warn(line: str) -> None:
-    if multiprocessing.parent_process() is None:  # once, not for each of the `Workers`
-        console.warn(os.path.basename(sys.argv[0]), line)
-
-
-def warn_of_lacking(what: str, error: Exception) -> None:
-    """Warn, once, that training is slower as a GPU, or its software, lacks something."""
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    _warn(f"no {what}: {reason}: training is slower without")
+from training.devices import warn_of_lacking
 
 
 class Replay:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from field.evaluation import along_axes
+from training.devices import memory_of
 from training.mirrors import near_the_middle
 from utils import axis_coordinates, normalised_coordinates, voxel_size
 
@@ -82,7 +83,7 @@ class VoxelSampler:
         values = torch.from_numpy(normalised.reshape(math.prod(self.shape), -1))
         # 48 bytes a voxel: `shuffled` with a density. 4 for each coordinate: `coordinates`.
         bytes_needed = values.nbytes + (48 + 4 * len(self.shape)) * len(values)
-        fits = device.type != "cuda" or bytes_needed < torch.cuda.get_device_properties(device).total_memory // 2
+        fits = bytes_needed < memory_of(device) / 2
         self.values, self.is_resident = values.to(device if fits else "cpu"), fits
         self.axes = axis_tensors(self.shape, self.values.device)
         is_missing = self.values[:, 0].isnan()

@@ -7,12 +7,12 @@ all of its networks.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from field.layers import SirenConfig, layer_table
+from training.devices import memory_of
 from training.optimizers import padded
 from training.recipe import Recipe
 
@@ -45,7 +45,7 @@ def memory_for_a_stack(device: torch.device) -> float:
 
     What is free would change from run to run, and with it the stacks and the last digits of their results.
     """
-    return torch.cuda.get_device_properties(device).total_memory / 4 if device.type == "cuda" else math.inf
+    return memory_of(device) / 4
 
 
 def stacks_of(

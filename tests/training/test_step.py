@@ -20,14 +20,15 @@ from helpers.volumes import slanted
 import training
 from field.evaluation import TILE
 from siren import FieldNet, linear_layers
-from training import replay, unfused
+from training import unfused
+from training.devices import check_kernels, kernels_for
 from training.fitting import Fit
 from training.optimizers import Muon, padded
 from training.padded_gradient import PaddedGradient
 from training.recipe import Recipe
 from training.replay import Replay
 from training.sampler import VoxelSampler
-from training.step import HALF_PSNR, MOST_BEHIND, StepFunction, check_kernels, kernels_for
+from training.step import HALF_PSNR, MOST_BEHIND, StepFunction
 from training.weights import TrainedWeights
 from utils import value_range
 
@@ -77,15 +78,6 @@ def test_the_padded_gradient_is_that_of_the_reference(fields, first_trained_laye
     for p, expected in pairs:
         difference = (parameters[names[p]].grad.double() - expected).norm()
         assert difference <= tolerance * expected.norm(), names[p]
-
-
-@pytest.fixture(autouse=True)
-def nothing_said_yet(monkeypatch):
-    monkeypatch.setattr(Replay, "is_possible", True)
-    replay._warn.cache_clear()
-    kernels_for.cache_clear()
-    yield
-    kernels_for.cache_clear()
 
 
 # --- kernels of Triton ------------------------------------------------------------------------------
@@ -210,34 +202,6 @@ def test_the_kernels_that_a_fit_takes_are_checked():
         gradient(*samples(net))
 
     assert kinds(steps) == kinds(lambda kernels: check_kernels(kernels, torch.device("cpu")))
-
-
-@pytest.mark.parametrize("name", ["sines", "slopes", "loss"])
-def test_kernels_that_compute_something_else_are_not_taken(name):
-    right = getattr(unfused, name)
-
-    def wrong(*given) -> tuple:
-        first, *others = right(*given)
-        return first * 1.1, *others
-
-    check_kernels(unfused, torch.device("cpu"))
-    kernels = SimpleNamespace(
-        **{other: getattr(unfused, other) for other in ("sines", "slopes", "loss")} | {name: wrong}
-    )
-    with pytest.raises(ValueError):
-        check_kernels(kernels, torch.device("cpu"))
-
-
-def test_without_triton_a_line_says_so(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "training.fused", raising=False)
-    monkeypatch.delattr(training, "fused", raising=False)
-    assert kernels_for(torch.device("cpu")) is unfused
-    assert capsys.readouterr().err == ""
-    for _ in range(3):
-        assert kernels_for(torch.device("cuda", 0)) is unfused
-        kernels_for.cache_clear()
-    assert capsys.readouterr().err.count("\n") == 1
 
 
 # --- steps ------------------------------------------------------------------------------------------
