@@ -63,6 +63,7 @@ OTHER_SUFFIXES = {  # of formats that are not read: what makes a file that is re
     **dict.fromkeys((".grib", ".grib2", ".grb", ".grb2"), "xarray's engine='cfgrib' and to_netcdf make one that is"),
     **dict.fromkeys(OF_VASP, "numpy.save('a.npy', pymatgen.io.vasp.Chgcar.from_file({path!r}).data['total']) saves it"),
     **dict.fromkeys((".txm", ".txrm"), "numpy.save('a.npy', dxchange.read_txrm({path!r})[0].T) saves its values"),
+    **dict.fromkeys((".sgy", ".segy"), "numpy.save('a.npy', segyio.tools.cube({path!r})) saves its values"),
     ".bov": "--volume takes its DATA_FILE, with the --shape, --dtype and --endian that it says",
     ".vgi": "--volume takes the .vol file that it names, with the --shape and --dtype that it says",
     ".pt": "numpy.save('a.npy', torch.load({path!r}).numpy()) saves a tensor",

@@ -224,6 +224,7 @@ def test_numbers_that_overflow_are_refused_in_one_line(tmp_path):
         ("a.CZI", "Fiji opens it"),
         ("a.grib2", "xarray's engine='cfgrib' and to_netcdf"),
         ("{a}.fits", "astropy.io.fits.getdata({!r}).T"),
+        ("{a}.segy", "segyio.tools.cube({!r})"),
         ("a.nek5000", "open it in ParaView"),
         ("CHGCAR", "pymatgen.io.vasp.Chgcar.from_file({!r})"),
         ("a.txm", "dxchange.read_txrm({!r})[0].T"),
