@@ -319,14 +319,7 @@ from field.header_chunks import Written, check_header, decode_header, decode_wri
 from field.layers import SirenConfig
 from field.mask_coder import MAX_VOXELS
 from field.missing import decode_missing, decode_predicted, encode_missing, encode_predicted
-from field.network_chunk import (
-    HEAD,
-    NetworkChunk,
-    StoredNetworks,
-    check_size,
-    decode_config,
-    encode_network,
-)
+from field.network_chunk import HEAD, NetworkChunk, StoredNetworks, check_size, decode_config, encode_network
 from field.quantised import QuantisedLayer
 from utils import BLOB_MAGIC, Mask, VolumeHeader, quoted
 

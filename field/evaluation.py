@@ -115,14 +115,7 @@ class Network:
     positions, where it is known and small: the chunks are then of such a size that little is padded.
     """
 
-    def __init__(
-        self,
-        layers: list[np.ndarray],
-        is_residual: bool,
-        device: str,
-        precision: str,
-        n: int | None,
-    ):
+    def __init__(self, layers: list[np.ndarray], is_residual: bool, device: str, precision: str, n: int | None):
         is_portable = precision == "portable"
         self.is_residual, self.device = is_residual, "cpu" if is_portable else device
         self.chunk = _chunk(CHUNK[self.device.partition(":")[0]], n)

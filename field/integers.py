@@ -108,11 +108,7 @@ def margins(errors: np.ndarray, extent: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def evaluate_integers(
-    evaluator: OneNetwork | Blend,
-    positions: Positions,
-    values: ValueRange,
-    result: np.ndarray,
-    on_progress: OnProgress,
+    evaluator: OneNetwork | Blend, positions: Positions, values: ValueRange, result: np.ndarray, on_progress: OnProgress
 ) -> None:
     """Put the integers at all positions into `result` (positions, components).
 

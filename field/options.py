@@ -47,8 +47,7 @@ def add_input_and_output(group: arguments.ArgumentGroup) -> None:
         "recon.pvd, which ParaView plays, or one .npy, .nii, .nii.gz, .nc, .h5 or .zarr array",
     )
     group.add_argument(
-        "--volume",
-        help="the original volume, to compare with; needed for a blob of the original scripts",
+        "--volume", help="the original volume, to compare with; needed for a blob of the original scripts"
     )
     arguments.add_volume_arguments(group)
     group.add_argument(
