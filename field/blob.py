@@ -1,7 +1,7 @@
 """The blob: a field's header and its quantised networks in one small file.
 
 This docstring is the specification. The code here puts the chunks together and takes them apart. Their content is made
-and read in `header_chunks` (F, G, d, w, a, q), `missing` (M, H), `cut_chunks` (S, B) and `network_chunk` (N, P).
+and read in `header_chunks` (F, G, d, w, a, q), `missing` (M, H), `bricks` (S, B) and `network_chunk` (N, P).
 
 Format, version 1
 =================
@@ -313,8 +313,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from field.binary import BlobError, ByteReader
-from field.bricks import Bricks, Cut, check_cut
-from field.cut_chunks import decode_cut, encode_cut
+from field.bricks import Bricks, Cut, check_cut, decode_cut, encode_cut
 from field.header_chunks import Written, check_header, decode_header, decode_written, encode_header, encode_written
 from field.layers import SirenConfig
 from field.mask_coder import MAX_VOXELS

@@ -1,16 +1,17 @@
-"""How a field is cut into boxes (bricks), each held by a network of its own. See field/blob.py, chunks S and B."""
+"""How a field is cut into boxes (bricks), each held by a network of its own; the chunks S and B. See field/blob.py."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from field.binary import BlobError
+from field.binary import BlobError, ByteReader
 from field.layers import SirenConfig
 from utils import Box
 
@@ -100,6 +101,25 @@ def check_counts(counts: tuple[int, ...], shape: tuple[int, ...], mirrors: tuple
     if math.prod(counts) > MAX_BRICKS:
         raise BlobError(f"expected at most {MAX_BRICKS} bricks, found {math.prod(counts)}")
     return math.prod(counts)
+
+
+def encode_cut(cut: Cut) -> dict[str, bytes]:
+    """The chunks S, if there are mirrors, and B of a cut, by type, in the order of the file. See `check_cut`."""
+    d_in = len(cut.counts)
+    mirrors = {"S": struct.pack(f"<{d_in}Q", *cut.mirrors)} if cut.mirrors else {}
+    ranges = np.stack([cut.low, cut.high], axis=1).astype("<f4").tobytes()
+    return mirrors | {"B": struct.pack(f"<{d_in}H", *cut.counts) + ranges}
+
+
+def decode_cut(chunks: Mapping[str, ByteReader], shape: tuple[int, ...], d_out: int) -> Cut:
+    """The cut in the chunks of a blob of this shape and of `d_out` components. Raises BlobError."""
+    mirrors = chunks["S"].unpack(f"{len(shape)}Q") if "S" in chunks else ()
+    counts = chunks["B"].unpack(f"{len(shape)}H")
+    n_bricks = math.prod(counts)
+    low, high = chunks["B"].array("<f4", 2 * n_bricks * d_out).reshape(n_bricks, 2, d_out).transpose(1, 0, 2)
+    cut = Cut(counts, low.astype(np.float32), high.astype(np.float32), mirrors)
+    check_cut(cut, shape, d_out)
+    return cut
 
 
 def held(shape: tuple[int, ...], mirrors: tuple[int, ...]) -> list[tuple[int, int]]:
