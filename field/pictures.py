@@ -19,6 +19,7 @@ from field.labels import DIFFERENCE, LabelScale, labels_in
 from field.metrics import Metrics
 from field.neural_field import NeuralField
 from field.rendering import render_solids
+from formats.common import of_three_axes
 from utils import Geometry, Grid
 
 SOLID_VOXELS = 160**3  # most voxels of a rendered solid; software renders this many in a second
@@ -29,27 +30,30 @@ SHORT_UNITS = {"degrees_north": "\u00b0N", "degrees_east": "\u00b0E", "degrees":
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """The parts of a volume that a picture shows."""
+    """The parts of a volume that a picture shows. All but slices and steps are of three axes."""
 
-    shape: tuple[int, ...]  # always of three axes
-    spacing: tuple[float, ...]  # always of three axes
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...]
+    positions: tuple[np.ndarray, ...]  # the coordinates along each axis; empty where the grid has no such axis
     slices: tuple[int, ...]  # axes that have a slice at right angles to them
     steps: tuple[int, ...]  # from a voxel of the solid to the next, in voxels of the volume; () without a solid
-    order: tuple[slice, ...]  # turns around the axes along which coordinates fall
 
     @classmethod
     def of(cls, shape: tuple[int, ...], spacing: tuple[float, ...], positions: list[np.ndarray]) -> Views:
-        """Of a grid. positions: the coordinates along its axes; what is shown runs from the least to the greatest."""
-        order = [slice(None, None, -1 if len(p) > 1 and p[-1] < p[0] else 1) for p in positions]
-        order += [slice(None)] * (3 - len(shape))
-        shape = shape + (1,) * (3 - len(shape))
-        spacing = tuple(abs(s) or 1.0 for s in spacing) + (1.0,) * (3 - len(spacing))
+        """Of a grid. positions: the coordinates along its axes."""
+        shape, positions = of_three_axes(shape, 1), of_three_axes(positions, np.empty(0))
+        spacing = of_three_axes([abs(s) or 1.0 for s in spacing], 1.0)
         slices = tuple(k for k in range(3) if all(n > 1 for axis, n in enumerate(shape) if axis != k))
         side = SOLID_SIDE
         while math.prod(-(-n // -(-n // side)) for n in shape) > SOLID_VOXELS:
             side -= 1
         steps = tuple(-(-n // side) for n in shape) if min(shape) > 1 else ()
-        return cls(shape, spacing, slices or (max(k for k in range(3) if shape[k] == 1),), steps, tuple(order))
+        return cls(shape, spacing, positions, slices or (max(k for k in range(3) if shape[k] == 1),), steps)
+
+    @property
+    def order(self) -> tuple[slice, ...]:
+        """Turns around the axes along which coordinates fall: what is shown runs from the least to the greatest."""
+        return tuple(slice(None, None, -1 if len(p) > 1 and p[-1] < p[0] else 1) for p in self.positions)
 
     def boxes(self) -> list[tuple[slice, ...]]:
         """The boxes of the slices, then the box of the solid, if there is one."""
@@ -64,19 +68,15 @@ class Views:
         shape = (len(range(n)[part]) for n, part in zip(self.shape, box, strict=True))
         return with_nan(array.reshape(*shape, -1), fill)[self.order]
 
-    def slice_of(self, axis: int, values: np.ndarray, positions: list[np.ndarray], units: list[str]) -> Slice:
-        """The slice at right angles to an axis. values: in its box, (x, y, z). positions: along the grid's axes.
-
-        units: of the positions along x, y and z.
-        """
+    def slice_of(self, axis: int, values: np.ndarray, units: list[str]) -> Slice:
+        """The slice at right angles to an axis. values: in its box, (x, y, z). units: of positions along x, y and z."""
         a, b = (k for k in range(3) if k != axis)
-        along = [*positions, *[np.empty(0)] * (3 - len(positions))]
-        middle = self.shape[axis] // 2
-        caption = f"{'xyz'[axis]} = {along[axis][middle]:.6g} {units[axis]}".rstrip() if len(along[axis]) else ""
-        voxel = (self.spacing[a], self.spacing[b])
+        along, middle = self.positions[axis], self.shape[axis] // 2
+        caption = f"{'xyz'[axis]} = {along[middle]:.6g} {units[axis]}".rstrip() if len(along) else ""
         plane = values.reshape(values.shape[a], values.shape[b])
         names = (_label("xyz"[a], units[a]), _label("xyz"[b], units[b]))
-        return Slice(plane, names, voxel, (along[a][self.order[a]], along[b][self.order[b]]), caption)
+        positions = (self.positions[a][self.order[a]], self.positions[b][self.order[b]])
+        return Slice(plane, names, (self.spacing[a], self.spacing[b]), positions, caption)
 
 
 class Row(NamedTuple):
@@ -135,7 +135,7 @@ def preview(
     drawn, axis_units = [], [geometry.units_of(axis) for axis in "xyz"]
     for row, solid in zip(rows, solids, strict=True):
         parts = zip(views.slices, row.parts, strict=False)
-        slices = [views.slice_of(k, part, positions, axis_units) for k, part in parts]
+        slices = [views.slice_of(k, part, axis_units) for k, part in parts]
         drawn.append(draw_row(row.heading, slices, row.scale, solid, row.units))
     title += quality_of(steps[int(step)] if steps else None, rows[0].scale.is_discrete)
     return page(title, np.concatenate(drawn, axis=0 if views.steps or len(views.slices) > 1 else 1))

@@ -7,7 +7,7 @@ import dataclasses
 import importlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import ModuleType
 
 import numpy as np
@@ -61,7 +61,7 @@ def suffix_of(path: str) -> str:
     return os.path.splitext(stem)[1] + suffix if suffix == ".gz" else suffix
 
 
-def of_three_axes(numbers: tuple[float, ...], rest: float) -> tuple[float, ...]:
+def of_three_axes(numbers: Iterable, rest: object) -> tuple:
     """The numbers of up to three axes, one for each, and `rest` for each further axis of space."""
     return (*numbers, rest, rest)[:3]
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from formats.arrays import LazyArray
-from formats.common import VolumeError, as_volume_error
+from formats.common import VolumeError, as_volume_error, of_three_axes
 from formats.slabs import Frame, slabs
 from formats.voxels import mapped
 from utils import DEFAULT_NAME, DTYPES, Geometry, Volume
@@ -97,7 +97,7 @@ def read_raw(path: str, given: RawLayout | None) -> Volume:
     if layout.shape is None or layout.dtype is None:
         what = "expected both --shape and --dtype (and --endian, little unless given)"
         raise VolumeError(f"{path}: a headerless file: {what}, or a name like a_256x256x128_uint8.raw")
-    shape = layout.shape + (1,) * (3 - len(layout.shape))
+    shape = of_three_axes(layout.shape, 1)
     dtype = np.dtype(layout.dtype).newbyteorder("<" if layout.endian == "little" else ">")
     expected, found = math.prod(shape) * dtype.itemsize, os.path.getsize(path)
     if found != expected:
