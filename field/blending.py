@@ -141,7 +141,7 @@ class Blend:
         n_jobs, jobs = len(jobs), iter(list(enumerate(jobs)))
 
         @np.errstate(over="ignore", invalid="ignore")  # derivatives of weights of any size may overflow
-        def work(on_progress: OnProgress = no_progress) -> None:
+        def work(on_progress: OnProgress) -> None:
             for k, job in jobs:
                 numbers, pieces = job()
                 y, more = self._blended(pieces, numbers.shape, precision, also, _within(on_progress, k, 1, n_jobs))
@@ -152,7 +152,7 @@ class Blend:
                     part = slice(first, first + STORED)
                     store(numbers[part], y[:, part], None if more is None else more[..., part])
 
-        do_with_helpers(jobs, partial(work, on_progress), work, self.n_threads - 1 if self.device == "cpu" else 0)
+        do_with_helpers(jobs, work, on_progress, self.n_threads - 1 if self.device == "cpu" else 0)
         on_progress(1.0)
 
     def _reflected(self, positions: Positions) -> tuple[Positions, dict[int, np.ndarray]]:

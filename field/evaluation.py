@@ -13,7 +13,6 @@ import math
 import re
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 
@@ -122,7 +121,7 @@ class Network:
         self.precision = "float64" if is_portable else precision
         self.xp, self.layers, self.n_ahead = np, [layer.astype(self.precision) for layer in layers], 0
         self.rows = len(layers[0]) + 1  # of the activations
-        if uses_torch(self.device) and not is_portable:
+        if uses_torch(self.device):
             import torch
 
             self.xp, self.n_ahead, self.rows = torch, 1, -(-self.rows // TILE) * TILE
@@ -252,7 +251,7 @@ def evaluate(
         on_progress(part.stop / n)
 
     @np.errstate(over="ignore", invalid="ignore")  # derivatives of weights of any size may overflow
-    def work(on_progress: OnProgress = no_progress, most: int | None = None) -> None:
+    def work(on_progress: OnProgress, most: int | None = None) -> None:
         begun = collections.deque()  # a GPU computes the next chunk while this one is stored
         precisely = contextlib.nullcontext if network.xp is np else full_float32
         for start in itertools.islice(starts, most):
@@ -266,19 +265,21 @@ def evaluate(
             end(part, fetch, on_progress)
 
     work(on_progress, 1)  # here, so that the progress is told at least once: helpers might do all other chunks
-    do_with_helpers(starts, partial(work, on_progress), work, n_threads - 1 if network.xp is np else 0)
+    do_with_helpers(starts, work, on_progress, n_threads - 1 if network.xp is np else 0)
     on_progress(1.0)
 
 
-def do_with_helpers(jobs: Iterator, work: Callable[[], None], help_with: Callable[[], None], n_helpers: int) -> None:
-    """Do `work` here and `help_with` on so many threads. Each takes jobs from the iterator until none is left."""
+def do_with_helpers(
+    jobs: Iterator, work: Callable[[OnProgress], None], on_progress: OnProgress, n_helpers: int
+) -> None:
+    """Do `work(on_progress)` here, and `work` on so many threads. Each takes jobs until the iterator has none left."""
     if n_helpers < 1:
-        work()
+        work(on_progress)
         return
     with concurrent.futures.ThreadPoolExecutor(n_helpers) as pool:
-        helpers = [pool.submit(help_with) for _ in range(n_helpers)]
+        helpers = [pool.submit(work, no_progress) for _ in range(n_helpers)]
         try:
-            work()
+            work(on_progress)
         finally:  # after an error, or Ctrl-C, nothing is left for the helpers to begin
             collections.deque(jobs, maxlen=0)
         for helper in helpers:
