@@ -48,4 +48,4 @@ class ByteReader:
 
 def carrier(dtype: np.dtype) -> str:
     """The little-endian type of 8 bytes that holds every value of `dtype`."""
-    return {"i": "<i8", "u": "<u8", "f": "<f8"}[dtype.kind]
+    return f"<{dtype.kind}8"

@@ -33,11 +33,6 @@ class Metrics:
     n_differing: int = 0
     labels: np.ndarray | None = None
 
-    @property
-    def of_labels(self) -> bool:
-        """Whether the values may be labels."""
-        return self.labels is not None
-
     def report(self, n_voxels: int | None = None) -> dict[str, str]:
         """The result lines: psnr; with several components also psnr_0, psnr_1, ...; of labels, how many are differing.
 
@@ -46,7 +41,7 @@ class Metrics:
         is_whole = n_voxels in (None, self.n_voxels)
         key = "psnr" if is_whole else "psnr_estimate"
         more = {f"{key}_{c}": f"{psnr:.3f}" for c, psnr in enumerate(self.psnrs)} if len(self.psnrs) > 1 else {}
-        differing = {"differing": str(self.n_differing)} if self.of_labels and is_whole else {}
+        differing = {"differing": str(self.n_differing)} if self.labels is not None and is_whole else {}
         return {key: f"{self.psnr:.3f}", **more, **differing}
 
 
@@ -119,7 +114,7 @@ def combine_metrics(parts: list[Metrics]) -> Metrics:
     parts = [part for part in parts if part.n_voxels] or parts[:1]
     if len(parts) == 1:
         return parts[0]
-    weights = np.array([part.n_voxels for part in parts]) / max(sum(part.n_voxels for part in parts), 1)
+    weights = np.array([part.n_voxels for part in parts]) / sum(part.n_voxels for part in parts)
 
     def mean(psnrs: Iterable[float]) -> float:
         return _psnr(weights @ 10.0 ** (np.array([*psnrs]) / -10))
@@ -128,7 +123,7 @@ def combine_metrics(parts: list[Metrics]) -> Metrics:
     psnrs = tuple(map(mean, zip(*(part.psnrs for part in parts), strict=True)))
     largest = max(part.max_error for part in parts)
     counts = (sum(part.n_voxels for part in parts), sum(part.n_differing for part in parts))
-    labels = few_values(*(part.labels for part in parts)) if all(part.of_labels for part in parts) else None
+    labels = few_values(*(part.labels for part in parts)) if all(part.labels is not None for part in parts) else None
     return Metrics(mean(part.psnr for part in parts), rmse, largest, psnrs, *counts, labels)
 
 
