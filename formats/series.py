@@ -98,7 +98,7 @@ def pattern_of(path: str) -> str:
 def read_files(
     pattern: str, steps: Sequence[tuple[str, float | None]], read: Callable[[str], Volume], d_in: int | None
 ) -> Volume:
-    """The files of a pattern, or of a list, as one volume. steps: `steps_of` it. `read(path)` reads one file.
+    """The files of a pattern, or of a list, as one volume. steps: `steps_of` it. `read(path)` gives a volume in space.
 
     Files of one voxel along z are slices of a volume, in the order of their places, unless `d_in` is 4 or, where it is
     None, they lie at one place and say different times. All others are steps of a series, whose first axis is time.
@@ -141,7 +141,7 @@ def read_files(
 
 
 def _is_slice(volume: Volume) -> bool:
-    return volume.geometry.d_in == 3 and volume.array.shape[2] == 1
+    return volume.array.shape[2] == 1
 
 
 def _height(volume: Volume, first: Volume) -> float:
@@ -231,10 +231,8 @@ def _check_alike(path: str, volume: Volume, first_path: str, first: Volume, heig
 def _are_at_one_place(volume: Volume, other: Volume, height: float) -> bool:
     """Whether the voxels of two volumes of one shape are at the same places, up to rounding and `height` along z."""
     a, b = volume.geometry, other.geometry
-    if a.d_in != b.d_in:
-        return False
     steps = np.abs(a.axis_directions * a.spacing - b.axis_directions * b.spacing)
-    counts = np.maximum(np.subtract(volume.array.shape[: a.d_in], 1), 1)
+    counts = np.maximum(np.subtract(volume.array.shape[:3], 1), 1)
     lift = height * b.axis_directions[:, 2] if height else 0.0
     off = np.abs(np.subtract(a.origin, b.origin) - lift) + steps @ counts
     return bool(off.max() <= UNEVEN * min(a.spacing))
