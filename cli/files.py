@@ -35,8 +35,6 @@ def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ()) -> None:
     """
     taken = {_identity(path): path for path in inputs}
     for path in outputs:
-        if not path:
-            raise UserError("expected the name of a file to write, found an empty one")
         real = os.path.realpath(path)
         if _identity(path) in taken:
             raise UserError(f"{path}: would overwrite {taken[_identity(path)]}, choose another name")
@@ -120,10 +118,8 @@ def _is_running(process: int) -> bool:
         return True
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
