@@ -74,18 +74,11 @@ class StoredArray(Shaped):
         """The view of a part. key: for each of the first axes an index, a slice, or None for a new axis."""
         window, axes, left = list(self.window), [], iter(self.axes)
         for part in key:
-            if part is None:
-                axes.append(None)
-                continue
-            axis = next(left)
-            if axis is None:
-                axes += [None] * isinstance(part, slice)
-                continue
-            if isinstance(part, slice):
-                window[axis] = window[axis][part]
+            axis = None if part is None else next(left)
+            if axis is not None:
+                window[axis] = window[axis][part if isinstance(part, slice) else slice(part, part + 1 or None)]
+            if part is None or isinstance(part, slice):  # an index leaves no axis
                 axes.append(axis)
-            else:
-                window[axis] = window[axis][part : part + 1 or None]
         return dataclasses.replace(self, window=tuple(window), axes=(*axes, *left))
 
     def _values(self) -> np.ndarray:
