@@ -58,27 +58,15 @@ def check_header(header: VolumeHeader, d_in: int, d_out: int) -> None:
 
 def encode_header(header: VolumeHeader) -> dict[str, bytes]:
     """The chunks of a header but that of its mask, by type, in the order of the file. See `check_header`."""
-    return {"F": _encode_field(header), **_encode_geometry(header.geometry)}
+    shape, dtype = header.shape, header.dtype
+    limits = np.stack([header.low, header.high], axis=1).astype(carrier(dtype))
+    axes = struct.pack(f"<3B{len(shape)}I", len(shape), len(limits), DTYPES.index(dtype.name), *shape)
+    return {"F": axes + limits.tobytes(), **_encode_geometry(header.geometry)}
 
 
 def decode_header(chunks: Mapping[str, ByteReader]) -> VolumeHeader:
     """The header in the chunks of a blob, without its mask. Raises BlobError."""
-    shape, low, high = _decode_field(chunks["F"])
-    header = VolumeHeader(shape, low, high, _decode_geometry(chunks, len(shape)))
-    check_header(header, len(shape), len(low))
-    return header
-
-
-def _encode_field(header: VolumeHeader) -> bytes:
-    """The content of chunk F."""
-    shape, dtype = header.shape, header.dtype
-    limits = np.stack([header.low, header.high], axis=1).astype(carrier(dtype))
-    axes = struct.pack(f"<3B{len(shape)}I", len(shape), len(limits), DTYPES.index(dtype.name), *shape)
-    return axes + limits.tobytes()
-
-
-def _decode_field(content: ByteReader) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
-    """Shape, least and greatest values from the content of chunk F. Raises BlobError."""
+    content = chunks["F"]
     d_in, d_out, code = content.unpack("3B")
     if not 1 <= d_in <= 4 or d_out < 1 or code >= len(DTYPES):
         raise BlobError(
@@ -91,7 +79,9 @@ def _decode_field(content: ByteReader) -> tuple[tuple[int, ...], np.ndarray, np.
         low, high = limits.T.astype(dtype)
         if not np.array_equal(np.stack([low, high], axis=1).astype(limits.dtype), limits):
             raise BlobError(f"range {limits.tolist()}: does not fit dtype {dtype}")
-    return shape, low, high
+    header = VolumeHeader(shape, low, high, _decode_geometry(chunks, d_in))
+    check_header(header, d_in, d_out)
+    return header
 
 
 def _encode_geometry(geometry: Geometry) -> dict[str, bytes]:
