@@ -23,8 +23,8 @@ def blob_figures(data: bytes, header: VolumeHeader | None, bricks: Bricks) -> di
     if len(bricks.networks) > len(configs):
         size["constant_bricks"] = len(bricks.networks) - len(configs)
     for key, field in (("layers", "n_layers"), ("width", "n_neurons")):
-        if configs:
-            size[key] = _span([getattr(config, field) for config in configs])
+        if values := sorted({getattr(config, field) for config in configs}):
+            size[key] = values[0] if len(values) == 1 else f"{values[0]}-{values[-1]}"
     size |= {"parameters": n_parameters, "bytes": len(data)}
     if n_parameters:
         size["bits_per_weight"] = f"{8 * len(data) / n_parameters:.3f}"
@@ -65,11 +65,6 @@ def _header_figures(header: VolumeHeader) -> dict[str, object]:
     if header.missing:
         found |= {"missing": header.missing.count, "fill": str(header.fill)}
     return found
-
-
-def _span(values: list[int]) -> str | int:
-    """The values as "least-greatest", or the value if there is one."""
-    return min(values) if min(values) == max(values) else f"{min(values)}-{max(values)}"
 
 
 def _numbers(values: Sequence, digits: int = 9) -> str:
