@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from formats.cf import description
+from formats.common import AXES
 from formats.slabs import frame_of
 from utils import Volume
 
@@ -20,12 +21,11 @@ def xarray_of(volume: Volume) -> object:
     """
     import xarray
 
-    d_in, said = volume.geometry.d_in, description(volume, volume.array.dtype)
-    axes = ("t", "x", "y", "z")[d_in != 4 :][:d_in]
+    axes, said = AXES[volume.geometry.d_in], description(volume, volume.array.dtype)
     return xarray.DataArray(
         volume.array,
         {axis: (axis, *said.coordinates[axis]) for axis in axes},
-        axes + ("component",) * (volume.array.ndim > d_in),
+        (*axes, *["component"] * (volume.array.ndim > len(axes))),
         said.name,
         said.attributes,
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from field.colours import magnitude, scale_of, with_nan
 from field.png import png_of
+from formats.common import AXES
 from formats.slabs import on_one_line
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _figure(value: float) -> str:
 def _slice_in_html(field: NeuralField) -> str:
     """The image of the slice z = middle, of the middle step: x to the right, y upwards."""
     shape = field.header.shape
-    names = "txyz"[len(shape) != 4 :][: len(shape)]
+    names = AXES[len(shape)]
     middles = {name: n // 2 for name, n in zip(names, shape, strict=True) if name in "tz"}
     key = tuple(middles.get(name, slice(None, None, -(-n // SIDE))) for name, n in zip(names, shape, strict=True))
     counts = [len(range(n)[part]) for n, part in zip(shape, key, strict=True) if isinstance(part, slice)]

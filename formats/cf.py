@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cli import console
-from formats.common import COMPLEX_WAY_OUT, UNEVEN, VolumeError, of_three_axes, volume_from_axes
+from formats.common import AXES, COMPLEX_WAY_OUT, UNEVEN, VolumeError, of_three_axes, volume_from_axes
 from formats.packing import array_of, decoding
 from formats.raw import check_last_axis
 from formats.series import with_times
@@ -359,7 +359,6 @@ class Description(NamedTuple):
 def description(volume: Volume, dtype: np.dtype) -> Description:
     """The description of a volume whose values are written as `dtype`. A single step of a series has an axis t."""
     geometry, shape, d_in = volume.geometry, volume.array.shape, volume.geometry.d_in
-    axes = ("t", "x", "y", "z") if d_in == 4 else ("x", "y", "z")[:d_in]
     directions = np.reshape(geometry.direction, (3, 3))
     signs = np.sign(np.diag(directions))
     is_turned = not np.array_equal(directions, np.diag(signs))
@@ -369,11 +368,11 @@ def description(volume: Volume, dtype: np.dtype) -> Description:
         texts = geometry.attributes_of(axis)
         return {"axis": axis.upper(), **{name: on_one_line(text) for name, text in texts.items()}}
 
-    for axis, n, step, start in zip(axes, shape, geometry.spacing, geometry.origin, strict=False):
+    for axis, n, step, start in zip(AXES[d_in], shape, geometry.spacing, geometry.origin, strict=False):
         sign = 1.0 if axis == "t" or is_turned else signs["xyz".index(axis)]
         alone = {"spacing": float(sign * step)} if n == 1 and axis != "t" else {}  # CF has no word for it
         coordinates[axis] = start + sign * step * np.arange(n), said_of(axis) | alone
-    dims = (*(["t"] if d_in == 4 else []), *[axis for axis in reversed(axes) if axis != "t"])
+    dims = (*["t"] * (d_in == 4), *reversed(AXES[min(d_in, 3)]))
     if volume.time is not None and d_in < 4:
         dims, coordinates["t"] = ("t", *dims), (np.array([volume.time]), said_of("t"))
     if len(shape) > d_in:

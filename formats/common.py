@@ -16,6 +16,7 @@ from cli import console
 from utils import SIGNS, Geometry, UserError, Volume, float_for
 
 MAX_EXPANSION = 10_000  # most bytes that one compressed byte can become; LZMA, the best method, reaches 7000
+AXES = {1: "x", 2: "xy", 3: "xyz", 4: "txyz"}  # of a grid, by their number
 UNEVEN = 1e-3  # most that a coordinate, or a time, may be off equal steps, in steps
 COMPLEX_WAY_OUT = (
     "NumPy's abs(array) or array.real makes floats of them; np.stack([array.real, array.imag], axis=-1), with "

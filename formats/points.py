@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
 
+from formats.common import AXES, suffix_of
 from utils import UserError
 
 POINT_SUFFIXES = (".npy", ".csv")
-AXES = {1: "x", 2: "xy", 3: "xyz", 4: "txyz"}  # by their number
 
 
 def points_path(path: str, points: str) -> str:
@@ -21,10 +20,10 @@ def points_path(path: str, points: str) -> str:
 
     Raises UserError for a suffix that cannot be written.
     """
-    stem, suffix = os.path.splitext(path)
+    suffix = suffix_of(path)
     if not suffix:
-        return stem + (".csv" if os.path.splitext(points)[1].lower() == ".csv" else ".npy")
-    if suffix.lower() not in POINT_SUFFIXES:
+        return path + (".csv" if suffix_of(points) == ".csv" else ".npy")
+    if suffix not in POINT_SUFFIXES:
         raise UserError(f"{path}: with --points, expected a name that ends in .npy or .csv")
     return path
 
@@ -34,7 +33,7 @@ def read_points(path: str, d_in: int) -> np.ndarray:
 
     A .csv file may begin with a line of names; columns that are no axes are then ignored. Raises UserError.
     """
-    suffix = os.path.splitext(path)[1].lower()
+    suffix = suffix_of(path)
     if suffix not in POINT_SUFFIXES:
         raise UserError(f"{path}: expected positions in a file whose name ends in {' or '.join(POINT_SUFFIXES)}")
     try:
