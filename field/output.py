@@ -82,14 +82,13 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
         way_out = "apply Image Data To Point Set before Contour"
         console.warn(output.path, f"VTK's contour filter leaves out the directions of its axes: {way_out}")
     index = "" if output.path in grids else files.add(collection_path(output.path))  # first: the index of the set
-    with Progress("decoding") as progress:
-        evaluated = _Evaluation(progress, n_points * n_evaluations, is_large)
+    with Progress("decoding", n_points * n_evaluations) as progress:
 
         def gradient_on(grid: Grid, on_progress: OnProgress) -> np.ndarray:  # of a step without the derivative by time
             return field.gradient_on_grid(grid, on_progress)[..., int(output.is_by_step) :]
 
         def write(path: str, grid: Grid) -> None:  # a function, so that its arrays are freed when it returns
-            array = evaluated(partial(field.on_grid, as_float=output.as_float), grid)
+            array = _evaluated(partial(field.on_grid, as_float=output.as_float), grid, progress, is_large)
             if on_values:
                 on_values(grid, array)
             fill = field.header.fill
@@ -97,7 +96,7 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
                 fill = array.dtype.type(np.nan)
             volume, extra = Volume(array, grid.geometry(field.header.geometry), fill), {}
             if output.with_gradient:
-                gradient = evaluated(gradient_on, grid)
+                gradient = _evaluated(gradient_on, grid, progress, is_large)
                 extra[f"{volume.geometry.name}_gradient"] = gradient[0] if output.is_by_step else gradient
             if output.is_by_step:
                 times[path] = volume.geometry.origin[0]
@@ -111,28 +110,20 @@ def write_output(output: Output, field: NeuralField, source: str, on_values: OnV
                 file.write(collection(times))
 
 
-class _Evaluation:
-    """Evaluates on grids, and tells the progress how much of all points is done.
+def _evaluated(
+    evaluate: Callable[..., np.ndarray], grid: Grid, progress: Progress, is_lazy: bool
+) -> np.ndarray | LazyArray:
+    """What `evaluate(grid, on_progress=...)` gives. progress: counts positions.
 
-    is_lazy: whether the arrays are evaluated box by box, each box whenever it is asked for.
+    is_lazy: whether the array is evaluated box by box, each box whenever it is asked for.
     """
 
-    def __init__(self, progress: Progress, n_points: int, is_lazy: bool):
-        self.progress, self.n_points, self.is_lazy, self.n_done = progress, n_points, is_lazy, 0
+    def now(grid: Grid) -> np.ndarray:
+        done, size = progress.done, math.prod(grid.shape)
+        return evaluate(grid, on_progress=lambda part: progress.update(done + part * size))
 
-    def __call__(self, evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray | LazyArray:
-        """What `evaluate(grid, on_progress=...)` gives."""
-        if not self.is_lazy:
-            return self._now(evaluate, grid)
-        d_in = len(grid.shape)
-        like = self._now(evaluate, grid.part((slice(0, 1),) * d_in))
-        shape = (*grid.shape, *like.shape[d_in:])
-        return LazyArray(shape, like.dtype, lambda box: self._now(evaluate, grid.part(box)), d_in)
-
-    def _now(self, evaluate: Callable[..., np.ndarray], grid: Grid) -> np.ndarray:
-        size = math.prod(grid.shape)
-        array = evaluate(
-            grid, on_progress=lambda part: self.progress.update((self.n_done + part * size) / self.n_points)
-        )
-        self.n_done += size
-        return array
+    if not is_lazy:
+        return now(grid)
+    d_in = len(grid.shape)
+    like = now(grid.part((slice(0, 1),) * d_in))
+    return LazyArray((*grid.shape, *like.shape[d_in:]), like.dtype, lambda box: now(grid.part(box)), d_in)
