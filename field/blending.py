@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 
@@ -38,8 +38,6 @@ KEPT = 1 << 14  # most bricks whose networks stay decoded
 SAMPLED = 64  # rounding errors are estimated at one of so many voxels of a brick
 LEAST_SAMPLE = 64  # fewest voxels of a brick at which they are estimated
 BLEND = 16.0  # largest error of a value by the arithmetic of the blend, in roundoffs
-
-Job = tuple[np.ndarray, Iterator[Piece]]  # the numbers of positions, in the shape that the pieces index
 
 
 class Brick:
@@ -135,16 +133,16 @@ class Blend:
         n = count_positions(positions)
         most = min(max(MAX_VALUES // self.d_out, 1), max(n // SHARES, MIN_POSITIONS))
         if isinstance(positions, Grid):
-            jobs = [partial(self._of_box, positions, box) for box in boxes_of(positions, self.cuts, most)]
+            places = boxes_of(positions, self.cuts, most)
         else:
-            jobs = [partial(self._of_points, positions, slice(k, k + most)) for k in range(0, n, most)]
-        n_jobs, jobs = len(jobs), iter(list(enumerate(jobs)))
+            places = [slice(k, k + most) for k in range(0, n, most)]
+        jobs = iter(list(enumerate(places)))
 
         @np.errstate(over="ignore", invalid="ignore")  # derivatives of weights of any size may overflow
         def work(on_progress: OnProgress) -> None:
-            for k, job in jobs:
-                numbers, pieces = job()
-                y, more = self._blended(pieces, numbers.shape, precision, also, _within(on_progress, k, 1, n_jobs))
+            for k, place in jobs:
+                numbers, pieces = self._pieces(positions, place)
+                y, more = self._blended(pieces, numbers.shape, precision, also, _within(on_progress, k, 1, len(places)))
                 numbers = numbers.ravel()
                 if signs and also == "slopes":
                     _turn(more, signs, numbers, positions)
@@ -166,12 +164,12 @@ class Blend:
             return positions, signs
         return Grid(tuple(axes)) if isinstance(positions, Grid) else np.stack(axes, axis=1), signs
 
-    def _of_box(self, grid: Grid, box: Box) -> Job:
-        index = np.ix_(*(np.arange(part.start, part.stop) for part in box))
-        return np.ravel_multi_index(index, grid.shape), pieces_of_grid(grid.part(box), self.cuts)
-
-    def _of_points(self, points: np.ndarray, part: slice) -> Job:
-        return np.arange(len(points))[part], pieces_of_points(points[part], self.cuts)
+    def _pieces(self, positions: Positions, place: Box | slice) -> tuple[np.ndarray, Iterator[Piece]]:
+        """The pieces of a box of a grid, or of some points; before them the numbers of positions that they index."""
+        if isinstance(positions, Grid):
+            index = np.ix_(*(np.arange(cut.start, cut.stop) for cut in place))
+            return np.ravel_multi_index(index, positions.shape), pieces_of_grid(positions.part(place), self.cuts)
+        return np.arange(len(positions))[place], pieces_of_points(positions[place], self.cuts)
 
     def _blended(
         self, pieces: Iterator[Piece], shape: tuple[int, ...], precision: str, also: str, on_progress: OnProgress
