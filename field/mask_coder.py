@@ -98,10 +98,6 @@ class _Model:
         """How often, of 2^16 times, a bit of each of these contexts is 1."""
         return (1 + self.n_ones_twice * (ONE - 2) // self.n_twice).astype(np.int32)[contexts]
 
-    def ones_of_flags(self, n: int) -> np.ndarray:
-        """The same of n flags."""
-        return self.ones(np.full(n, -1))
-
     def learn(self, contexts: np.ndarray, bits: np.ndarray, flags: np.ndarray) -> None:
         """Count bits of these contexts, and flags."""
         self.n_learnt += len(bits)
@@ -115,7 +111,7 @@ class _Batch:
     """How the bits are coded that the model learns together.
 
     expected: the more frequent value of each. ones: how often, of 2^16 times, each is 1 where it is coded. sure: the
-    numbers of the bits that are nearly always as expected.
+    numbers of the bits that are nearly always as expected. ones_of_flags: as ones, of the flags of all runs of them.
     """
 
     def __init__(self, model: _Model, contexts: np.ndarray):
@@ -124,7 +120,7 @@ class _Batch:
         self.expected = ones > ONE // 2
         self.ones = np.where(is_sure, ones.clip(ONE // RUN, ONE - ONE // RUN), ones)
         self.sure = np.flatnonzero(is_sure)
-        self.ones_of_flags = model.ones_of_flags(-(-len(self.sure) // RUN))
+        self.ones_of_flags = model.ones(np.full(-(-len(self.sure) // RUN), -1))
 
     def flags(self, bits: np.ndarray) -> np.ndarray:
         """Of each run of sure bits, whether one is not as expected."""

@@ -136,7 +136,6 @@ def read_volume(
     not copied. Raises VolumeError for anything that is not a numeric volume of that form, finite where it is not
     missing.
     """
-
     asked = _Asked(d_out, array, layout, fill, resample)
     is_list, steps = pvd.is_list(path), series.steps_of(path)
     if not (is_list or series.is_pattern(path)):
