@@ -17,10 +17,11 @@ COOL_WARM = "3b4cc0 688aef 99baff c9d8f0 dddddd edd1c2 f7a789 e26a53 b40426"
 
 
 class ColourScale:
-    """A base class of scales: the colours and the opacities of values.
+    """A base class of scales: the colours of values.
 
     A scale has a `table` of RGB rows, uint8. Places on it are from 0 to 1: `unit` gives those of values, `background`
-    that of empty space, `ticks` those of the figures at its bar. is_discrete: whether nothing lies between two values.
+    that of empty space, `ticks` those of the figures at its bar; `visible` tells how much of them a solid shows.
+    is_discrete: whether nothing lies between two values.
     """
 
     def colours(self, values: np.ndarray) -> np.ndarray:
@@ -28,11 +29,6 @@ class ColourScale:
         unit = self.unit(values)
         index = np.rint(np.nan_to_num(unit) * (len(self.table) - 1)).astype(int)
         return np.where(np.isnan(unit)[..., None], np.uint8(MISSING), self.table[index])
-
-    def opacities(self) -> list[tuple[float, float]]:
-        """The opacity curve of a solid: pairs of a place on the scale and an opacity."""
-        at = np.linspace(0.0, 1.0, 257)
-        return list(zip(at.tolist(), (0.9 * self.visible(at)).tolist(), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

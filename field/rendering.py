@@ -112,8 +112,9 @@ def volume_actor(solid: object, scale: ColourScale) -> object:
     colours, opacity, look = vtkColorTransferFunction(), vtkPiecewiseFunction(), vtkVolumeProperty()
     for at, rgb in zip(np.linspace(0, 1, len(scale.table)), scale.table / 255.0, strict=True):
         colours.AddRGBPoint(at, *rgb)
-    for at, opaque in scale.opacities():
-        opacity.AddPoint(at, opaque)
+    places = np.linspace(0.0, 1.0, 257)
+    for at, visible in zip(places, scale.visible(places), strict=True):
+        opacity.AddPoint(at, 0.9 * visible)
     look.SetColor(colours)
     look.SetScalarOpacity(opacity)
     look.SetScalarOpacityUnitDistance(solid.GetLength() / 40)

@@ -234,8 +234,8 @@ def test_scales_of_labels():
     assert scale.unit(np.array([9.0, -7.0, 1.0, 3.0])).tolist() == [1.0, 0.0, 0.5, 1.0]
     assert scale.colours(np.array([np.nan])).tolist() == [[255, 255, 255]]
     assert [(round(place, 3), text) for place, text in scale.ticks()] == [(0.167, "-2"), (0.5, "0"), (0.833, "5")]
-    opacity = dict(scale.opacities())
-    assert opacity[0.5] == 0 and opacity[0.0] > 0.8 and opacity[1.0] > 0.8  # 0 is the background
+    first, middle, last = scale.visible(np.array([0.0, 0.5, 1.0]))
+    assert middle == 0 and first > 0.9 and last > 0.9  # 0 is the background
     assert LabelScale.of(np.array([3.0])).colours(np.array([3.0])).shape == (1, 3)
 
 
@@ -355,13 +355,13 @@ def test_scales():
     ct = np.where(rng.random(10_000) < 0.8, 0, rng.integers(100, 255, 10_000)).astype(float)
     scale = colours.scale_of([ct])
     assert (scale.low, scale.high, scale.is_above) == (0, ct.max(), False)
-    opacity = dict(scale.opacities())
-    assert opacity[0.0] == 0 and opacity[1.0] > 0.8  # air, bone
+    air, bone = scale.visible(np.array([0.0, 1.0]))
+    assert air == 0 and bone > 0.9
 
     spiky = np.append(rng.normal(size=10_000), 1e4)
     scale = colours.scale_of([spiky])
     assert scale.low == -scale.high and 2 < scale.high < 8 and scale.is_above and not scale.is_below
-    assert dict(scale.opacities())[0.5] == 0
+    assert scale.visible(np.array(0.5)) == 0
     assert [text[0] for _, text in scale.ticks()] == ["-", "-", "0", *[scale.ticks()[3][1][0]], "\u2265"]
     low, *_, high = colours.scale_of([-np.abs(spiky)]).ticks()  # clipped at the lower end
     assert (low[0], low[1][:2], high[1][:2]) == (0.0, "\u2264 ", high[1][:2]) and "\u2265" not in high[1]
