@@ -22,6 +22,7 @@ from field.evaluation import (
     count_positions,
     do_with_helpers,
     evaluate,
+    hand_on,
     no_progress,
     scaled_layers,
 )
@@ -33,7 +34,6 @@ MAX_VALUES = 1 << 20  # most values of a box
 # Boxes that threads share, and least positions of a box. They do not depend on the number of threads, as the last bits
 # of float32 depend on the box.
 SHARES, MIN_POSITIONS = 16, 1 << 14
-STORED = 1 << 13  # positions whose values are handed on at a time, to stay in a core's cache
 KEPT = 1 << 14  # most bricks whose networks stay decoded
 SAMPLED = 64  # rounding errors are estimated at one of so many voxels of a brick
 LEAST_SAMPLE = 64  # fewest voxels of a brick at which they are estimated
@@ -146,9 +146,7 @@ class Blend:
                 numbers = numbers.ravel()
                 if signs and also == "slopes":
                     _turn(more, signs, numbers, positions)
-                for first in range(0, len(numbers), STORED):
-                    part = slice(first, first + STORED)
-                    store(numbers[part], y[:, part], None if more is None else more[..., part])
+                hand_on(store, numbers, y, more)
 
         do_with_helpers(jobs, work, on_progress, self.n_threads - 1 if self.device == "cpu" else 0)
         on_progress(1.0)

@@ -23,6 +23,7 @@ from utils import Grid, normalised_coordinates
 # Positions in a chunk: activations stay in a core's cache, or fill a GPU. The last chunk is padded. On a CPU, it is no
 # power of two: rows a power of two apart would share a few sets of the cache.
 CHUNK = {"cpu": 1072, "cuda": 1 << 18}
+STORED = 1 << 14  # positions whose results are handed on at a time: what is computed of them stays in a core's cache
 TILE = 16  # a GPU multiplies matrices whose sizes are multiples of this several times as fast
 # Positions by number -> (d_in, positions), normalised: a NumPy array, or a tensor on a GPU.
 Coordinates = Callable[[slice], object]
@@ -237,7 +238,7 @@ def evaluate(
     with_slopes: bool,
     on_progress: OnProgress,
 ) -> None:
-    """Evaluate a network at positions, chunk by chunk: `store(part, values, slopes)` takes each chunk's.
+    """Evaluate a network at positions, chunk by chunk: `store(part, values, slopes)` takes the results, part by part.
 
     shape: voxels of the field. values: (d_out, positions). slopes: their derivatives by the normalised coordinates,
     (d_in, d_out, positions), or None. `on_progress(fraction)` is told how much is done; what it raises ends the
@@ -247,7 +248,7 @@ def evaluate(
     starts = iter(range(0, n, network.chunk))
 
     def end(part: slice, fetch: Callable[[], list[np.ndarray | None]], on_progress: OnProgress) -> None:
-        store(part, *fetch())
+        hand_on(store, range(part.start, part.stop), *fetch())
         on_progress(part.stop / n)
 
     @np.errstate(over="ignore", invalid="ignore")  # derivatives of weights of any size may overflow
@@ -267,6 +268,15 @@ def evaluate(
     work(on_progress, 1)  # here, so that the progress is told at least once: helpers might do all other chunks
     do_with_helpers(starts, work, on_progress, n_threads - 1 if network.xp is np else 0)
     on_progress(1.0)
+
+
+def hand_on(store: Store, numbers: range | np.ndarray, y: np.ndarray, more: np.ndarray | None) -> None:
+    """Store results (..., positions) at the positions of these numbers, STORED of them at a time."""
+    for first in range(0, len(numbers), STORED):
+        part = slice(first, first + STORED)
+        some = numbers[part]
+        at = slice(some.start, some.stop) if isinstance(some, range) else some  # a slice is no copy
+        store(at, y[..., part], None if more is None else more[..., part])
 
 
 def do_with_helpers(

@@ -121,6 +121,18 @@ def test_threads_do_not_change_the_values():
     np.testing.assert_array_equal(neural_field(shape, n_threads=3).on_grid(), neural_field(shape).on_grid())
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("counts", [None, (2, 2, 1)])
+def test_the_parts_that_are_stored_do_not_change_the_values(counts, dtype, monkeypatch):
+    shape = (21, 17, 13)
+    field = cut_field(shape, counts, 0, 200, dtype) if counts else neural_field(shape, 0, 200, dtype, d_out=2)
+    expected = field.on_grid(), field.gradient_on_grid()
+    monkeypatch.setattr("field.evaluation.STORED", 100)
+    assert CHUNK["cpu"] > 1000
+    np.testing.assert_array_equal(field.on_grid(), expected[0])
+    np.testing.assert_array_equal(field.gradient_on_grid(), expected[1])
+
+
 def test_finer_and_coarser_grids_agree_with_points():
     field = neural_field()
     for grid in (voxel_grid(field.shape, None, (17, 4, 1)), voxel_grid(field.shape, np.s_[2:5, 1:7, 0:5], (5, 6, 9))):
