@@ -275,7 +275,7 @@ def hand_on(store: Store, numbers: range | np.ndarray, y: np.ndarray, more: np.n
     for first in range(0, len(numbers), STORED):
         part = slice(first, first + STORED)
         some = numbers[part]
-        at = slice(some.start, some.stop) if isinstance(some, range) else some  # a slice is no copy
+        at = slice(some.start, some.stop) if isinstance(some, range) else some  # by a slice, NumPy stores faster
         store(at, y[..., part], None if more is None else more[..., part])
 
 

@@ -61,7 +61,7 @@ def check_kernels(kernels: object, device: torch.device) -> None:
     a, b, c = torch.linspace(-30, 30, 9 * n * TILE, device=device).view(3, 3 * n, TILE).unbind()
 
     def found(kernels: object, dtype: torch.dtype) -> list[torch.Tensor]:
-        """dtype: of the products, see HALF_PSNR."""
+        """dtype: of the products, see `step.HALF_PSNR`."""
         sines = [kernels.sines(a, added, dtype) for added in (None, b)]
         kinds = (None, dtype), (b, dtype), (b, a.dtype)  # the last one of the first layer, whose products are float32
         slopes = [kernels.slopes(a, added, c.to(dtype), of_result) for added, of_result in kinds]
