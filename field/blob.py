@@ -1,7 +1,7 @@
 """The blob: a field's header and its quantised networks in one small file.
 
 This docstring is the specification. The code here puts the chunks together and takes them apart. Their content is made
-and read in `header_chunks` (F, G, d, w, a, q), `missing` (M, H), `bricks` (S, B) and `network_chunk` (N, P).
+and read in `header_chunks` (F, G, d, w, a, q), `missing` (M, H), `bricks` (S, B) and `network_chunk` (N, P, T).
 
 Format, version 1
 =================

@@ -271,7 +271,7 @@ def evaluate(
 
 
 def hand_on(store: Store, numbers: range | np.ndarray, y: np.ndarray, more: np.ndarray | None) -> None:
-    """Store results (..., positions) at the positions of these numbers, STORED of them at a time."""
+    """Store results at the positions of these numbers, STORED of them at a time. y, more: (..., positions)."""
     for first in range(0, len(numbers), STORED):
         part = slice(first, first + STORED)
         some = numbers[part]
