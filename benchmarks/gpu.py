@@ -206,7 +206,7 @@ def stack_row(width: int, batch: int, n_networks: int, card: Callable[[], Card],
     fit = StackedFit([Task(values, ends, Start(config, k), recipe) for k, values in enumerate(noise)], noise, device)
     step, density = fit.step_function, fit.sampler.density(fit.step_function.errors)
     step.set_density(density)
-    drawn = fit.sampler.batches(range(n_networks), 0, fit.steps_per_pass, density)[0]
+    drawn = fit.sampler.batches(range(n_networks), 0, fit.steps_per_pass, 0, density)[0]
     taken = seconds_of(lambda: step(drawn, 1e-3, 1, 0.0), device, MEASURED_STEPS)
     limits = card().limits(width, drawn.numel(), 2 * STACKED_LAYERS - 1)
     cells = [n_networks, width, batch, f"{1e3 * taken:.3f}", *(f"{1e3 * limit:.3f}" for limit in limits)]
