@@ -136,6 +136,7 @@ def _work(pipe: connection.Connection) -> None:
     """Do the tasks that come through a pipe, until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")  # both as `resolve_device` does in the first process
     with contextlib.suppress(EOFError, OSError):
         pipe.send("ready")
         while True:

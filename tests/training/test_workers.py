@@ -11,6 +11,7 @@ import threading
 import time
 
 import pytest
+import torch
 
 from training import workers
 from training.workers import REPORT_SECONDS, WORTH_WORKERS, Report, Workers
@@ -19,6 +20,10 @@ from utils import UserError
 
 def square(number: int, _: bytes, report: Report) -> tuple[int, int]:
     return number**2, os.getpid()
+
+
+def precision(report: Report) -> str:
+    return torch.get_float32_matmul_precision()
 
 
 def fail(what: str, report: Report) -> None:
@@ -104,6 +109,16 @@ def test_how_far_a_task_is_comes_before_its_result_and_not_at_every_call(n):
         assert dict(results) == {3: "whole", 4: "whole"}
     assert {(3, 0.5), (4, 0.5)} <= set(told) and len(told) < 20
     assert sorted(part for part in told if part[1] == 0) == [(3, 0.0), (4, 0.0)] * (n > 1)  # a process begins
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_process_multiplies_float32_without_tf32():
+    torch.set_float32_matmul_precision("high")  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 does in a new process
+    try:
+        with Workers(2) as two:
+            assert dict(two.each_done(precision, [(0, ())])) == {0: "highest"}
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_a_process_that_is_killed_as_it_starts(monkeypatch):
