@@ -2,7 +2,8 @@
 
 The rows that tell most come first, and each is printed and kept as soon as it is known. A row that fails says why, and
 the others follow. First come those of processes of their own: an error of the card that a process does not survive is
-then one row. Needs torch, NumPy and tqdm; the tests need pytest and hypothesis, too.
+then one row, and so is a process that does not end. Needs torch, NumPy and tqdm; the tests need pytest and hypothesis,
+too.
 
 The limits of a step are those of the same card, measured here: its rate of large float16 products and of copies. The
 arithmetic of a step is 6 operations a sample and weight of the hidden matrices. Its traffic is 12 bytes a sample and
@@ -13,6 +14,7 @@ The samples of a stack are those of all its networks.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import subprocess
@@ -41,6 +43,7 @@ from utils import UserError, ValueRange, value_range
 
 N_LAYERS, N_SINES = 8, 15
 MEASURED_STEPS = 100
+MOST_SECONDS = 240.0  # of a process, which is then killed. A field of 512^3 voxels may need more than half of it
 LONGEST_KERNELS = 12  # rows of them, the first one for all
 TESTS = ("tests/training/test_step.py", "tests/training/test_stacked_fit.py", "tests/test_cuda.py")
 TRAINED = ["volume", "ratio", "dB", "s of training", "s of the process"]
@@ -86,7 +89,7 @@ class Report:
 def timed(name: str, *arguments: object) -> tuple[dict[str, str], float]:
     """The results of a script, and the seconds of its process."""
     started = time.monotonic()
-    return script(name, *arguments), time.monotonic() - started
+    return script(name, *arguments, seconds=MOST_SECONDS), time.monotonic() - started
 
 
 def trained(volume: Path, folder: Path, cuda: Sequence[str], ratio: float = 50.0, *flags: object) -> list[object]:
@@ -147,7 +150,7 @@ class Card:
 
     @classmethod
     def measured(cls, device: torch.device, size: int) -> Card:
-        a, b = torch.ones(2, size, size, dtype=torch.float16, device=device)
+        a, b = torch.randn(2, size, size, dtype=torch.float16, device=device)  # equal numbers let it run faster
         large = torch.ones(4 * size * size, device=device)
         copy = torch.empty_like(large)
         products = seconds_of(lambda: a @ b, device, 20)
@@ -258,10 +261,17 @@ def precision_row(volume: Path, half_psnr: float, device: torch.device) -> list[
 
 
 def tests_row(report: Report) -> list[str]:
-    """A row: how many tests that are marked `gpu` have passed, and those that have failed."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:xdist", *TESTS]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(report.left, 1.0))
-    lines = run.stdout.strip().splitlines() or [run.stderr[-300:]]
+    """A row: how many tests that are marked `gpu` have passed, and those that have failed.
+
+    Of tests that do not end, the last cell names the latest one.
+    """
+    command = [sys.executable, "-m", "pytest", "-vv", "-m", "gpu", "-p", "no:xdist", *TESTS]
+    with tempfile.TemporaryFile("w+") as out:
+        limit = max(min(report.left, MOST_SECONDS), 1.0)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, cwd=ROOT, stdout=out, timeout=limit)
+        out.seek(0)
+        lines = [line.strip("= ") for line in out.read().splitlines()] or ["no test has begun"]
     failed = [line for start in ("FAILED", "ERROR", "E  ") for line in lines if line.startswith(start)]
     return [lines[-1], *failed[:20]]
 

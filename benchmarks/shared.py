@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -87,22 +88,32 @@ def network_flags(folder: str | Path, stem: str = "n") -> tuple[tuple[object, ..
     return ("--network", network, "--config", config), ("--net", network, "--config", config)
 
 
-def script(name: str, *arguments: object) -> dict[str, str]:
-    """Run one of the scripts; its results. Its warnings, such as that a GPU lacks something, are printed."""
-    return measured_script(name, *arguments)[0]
+def script(name: str, *arguments: object, seconds: float = threading.TIMEOUT_MAX) -> dict[str, str]:
+    """Run one of the scripts; its results. Its warnings, such as that a GPU lacks something, are printed.
+
+    seconds: after which it is killed, which is an error.
+    """
+    return measured_script(name, *arguments, seconds=seconds)[0]
 
 
-def measured_script(name: str, *arguments: object) -> tuple[dict[str, str], float, float]:
+def measured_script(
+    name: str, *arguments: object, seconds: float = threading.TIMEOUT_MAX
+) -> tuple[dict[str, str], float, float]:
     """As `script`: its results, its CPU seconds, and the MB of memory of its largest process."""
     command = [sys.executable, str(ROOT / name), *map(str, arguments)]
     with tempfile.TemporaryFile("w+") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True)
-        with process.stderr:
-            said = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
+        clock = threading.Timer(seconds, process.kill)
+        clock.start()
+        try:
+            with process.stderr:
+                said = process.stderr.read()
+            _, status, usage = os.wait4(process.pid, 0)
+        finally:
+            clock.cancel()
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
-            raise SystemExit(f"{' '.join(command)}: {said}")
+            raise SystemExit(f"{' '.join(command)}: {said} (status {process.returncode})")
         out.seek(0)
         found = dict(re.findall(r"^(\w+)=(.*)$", out.read(), re.M))
     for line in said.splitlines():

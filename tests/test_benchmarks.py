@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import io
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -23,7 +24,7 @@ with_other_compressors = pytest.mark.skipif(
 )
 
 
-def printed_by(script: str, *arguments: object) -> dict[str, str]:
+def printed_by(script: str, *arguments: object, **limits: float) -> dict[str, str]:
     """What a script prints, in this process; its training is brief."""
     is_brief = "--max_seconds" in arguments
     brief = ("--n_passes", 1) if not is_brief and "--volume" in arguments and script != "net_decompress.py" else ()
@@ -106,6 +107,23 @@ def test_a_row_that_fails_is_one_row(gpu_module, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "ZeroDivisionError" in lines[-2] and "the next one" in lines[-1]
     assert lines == (tmp_path / "gpu.md").read_text().splitlines()
+
+
+def test_a_process_that_does_not_end_is_killed(gpu_module, monkeypatch, tmp_path):
+    monkeypatch.setattr("shared.ROOT", tmp_path)
+    (tmp_path / "endless.py").write_text("import time; time.sleep(1000)")
+    with pytest.raises(SystemExit, match=r"endless\.py"):
+        gpu_module.script("endless.py", seconds=0.1)
+
+
+def test_of_tests_that_do_not_end_the_latest_is_named(gpu_module, monkeypatch, tmp_path):
+    def run(command: list[str], stdout: io.TextIOBase, timeout: float, **others: object) -> None:
+        stdout.write("test_a.py::test_ends PASSED\ntest_a.py::test_hangs ")
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    (found,) = gpu_module.tests_row(gpu_module.Report(tmp_path / "gpu.md", 100.0))
+    assert "test_hangs" in found
 
 
 def test_without_time_nothing_of_a_gpu_is_measured(gpu_module, benchmark, monkeypatch, tmp_path, capsys):
