@@ -96,6 +96,8 @@ class NetworkRounding:
         alone = self._without_volume(None)
         self.progress.plan(self._measuring_work)
         expected = self._measured_psnr(self._loaded(alone))
+        if expected == math.inf:  # there is no error to make up for: the learning rate would be 0
+            return alone
         layers, found = self._training(sampler, expected)(bits=self.bits)
         if found >= expected:
             return layers

@@ -311,6 +311,17 @@ def test_training_while_rounding_never_does_harm_at_given_bits(tmp_path, capsys,
     assert re.search(r"rounding with training is \S+ dB worse than without: it is left out", capsys.readouterr().err)
 
 
+def test_weights_without_errors_are_not_trained_at_given_bits(monkeypatch):
+    """As of a mask, when rounding alone changes none of its values. The learning rate would be 0."""
+    monkeypatch.setattr(NetworkRounding, "_measured_psnr", lambda *_, **__: math.inf)
+    training = Mock(wraps=rounding.round_and_train)
+    monkeypatch.setattr(rounding, "round_and_train", training)
+    net, header = field_net(n_neurons=8, n_layers=2), make_header(SMALL, low=-1.0)
+    volume, options = Volume(waves(SMALL), Geometry.plain(3)), RoundingOptions(9, n_passes=1.0)
+    layers = NetworkRounding(options, net, header, volume, torch.device("cpu"), NoProgress()).layers(math.nan, False)
+    assert layers and not training.called
+
+
 def test_a_brick_may_lose_what_steps_coarser_than_its_own_cost():
     own, limit = error_of(40.0), policy.MAX_DB_LOST
     assert policy.allowed_loss(30.0, 40.0, own, None) == limit
