@@ -27,9 +27,9 @@ def in_order(net: FieldNet) -> FieldNet:
         giving, taking = ([*range(0, last, 2)], [*range(1, last, 2), last]) if is_stream else ([k], [k + 1])
         biases = layers[k].bias
         signs, order = torch.where(biases < 0, -1.0, 1.0), biases.abs().argsort(stable=True)
-        for layer in (layers[i] for i in giving):
-            layer.weight.copy_((signs[:, None] * layer.weight)[order])
-            layer.bias.copy_((signs * layer.bias)[order])
-        for layer in (layers[i] for i in taking):
-            layer.weight.copy_((signs * layer.weight)[:, order])
+        for i in giving:
+            layers[i].weight.copy_((signs[:, None] * layers[i].weight)[order])
+            layers[i].bias.copy_((signs * layers[i].bias)[order])
+        for i in taking:
+            layers[i].weight.copy_((signs * layers[i].weight)[:, order])
     return net
