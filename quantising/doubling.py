@@ -1,4 +1,4 @@
-"""What the next doubling of a network would gain, foretold by the cosine transform of the volume.
+"""What the next doubling of a network would gain, predicted by the cosine transform of the volume.
 
 The more coefficients of the transform are kept, the higher is the PSNR. At the PSNR of the network, half of them would
 have had so much less. The next doubling of the network gains about as much.

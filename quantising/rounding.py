@@ -114,17 +114,17 @@ def round_to_error(
         output = net(x).clamp_(-1, 1)
 
     @torch.no_grad()
-    def tried(foretold: float) -> tuple[list[QuantisedLayer], float]:
+    def tried(predicted: float) -> tuple[list[QuantisedLayer], float]:
         """The layers by steps for a predicted error, and the error that is measured."""
         rounded = copy.deepcopy(net)
-        layers = round_layer_by_layer(rounded, choose_steps(net, sensitivity, error=foretold), factors)
+        layers = round_layer_by_layer(rounded, choose_steps(net, sensitivity, error=predicted), factors)
         squares = (rounded(x).clamp_(-1, 1) - output).square().mean(1)
         return layers, float((squares * weights).mean().nan_to_num(math.inf))
 
-    foretold = error
+    predicted = error
     best, most, least = None, -1.0, math.inf  # most: largest error that fits; least: smallest that does not
     for _ in range(MAX_TRIES):
-        layers, found = tried(foretold)
+        layers, found = tried(predicted)
         if found <= (1 + TOLERANCE) * error:
             if found > most:
                 best, most = layers, found
@@ -135,7 +135,7 @@ def round_to_error(
                 break  # finer steps of the other layers hardly help
             if best is None or found < least:
                 best, least = layers, found
-        foretold *= min(max(error / max(found, 1e-30), 0.05), 4.0)
+        predicted *= min(max(error / max(found, 1e-30), 0.05), 4.0)
     return best
 
 
@@ -159,6 +159,7 @@ def round_and_train(
     recipe: of all the training together. on_step: called with the fit of the remaining layers, after each of its steps.
     """
     part = dataclasses.replace(recipe, n_passes=recipe.n_passes / max(len(steps) - 1, 1))
+    # A streamed volume has no memory for one error per voxel, see `Fit`.
     errors = sampler.squared_errors(net) if isinstance(sampler, VoxelSampler) else None
 
     def train_rest(first_layer: int) -> None:
