@@ -26,7 +26,7 @@ from training.streaming import make_sampler
 from training.survey import ready_to_cut
 from utils import Volume, VolumeHeader
 
-MAX_COMPENSATED = 1 << 19  # most weights to compensate without training: they take up to a minute and a gigabyte
+MAX_COMPENSATED = 1 << 19  # most weights to compensate without training: a gigabyte of factors, a minute a rounding
 
 
 class NetworkRounding:
@@ -78,7 +78,7 @@ class NetworkRounding:
                 self.volume = ready_to_cut(self.volume)  # it is read in blocks: see `gain_of_doubling`
             sampler = make_sampler(self.volume.values, self.header.value_range, self.device)
             return self._by_bits(sampler) if error is None else self._by_error(sampler, error, decoded)
-        return (is_exact and self._exactly()) or self._without_volume(error)
+        return (is_exact and self._exactly()) or self._without_training(error)
 
     # --- the ways to round ---
 
@@ -86,14 +86,14 @@ class NetworkRounding:
         """The layers without a change of any decoded integer; None if impossible. See `policy.coarsest_exact`."""
 
         def rounded(error: float) -> tuple[list[QuantisedLayer], NeuralField]:
-            layers = self._without_volume(error)
+            layers = self._without_training(error)
             return layers, self._field(self._loaded(layers))
 
         return policy.coarsest_exact(self._field(self.net), rounded)
 
     def _by_bits(self, sampler: VoxelSampler) -> list[QuantisedLayer]:
         """The layers by steps that bits give: with training between the roundings, unless they are better without."""
-        alone = self._without_volume(None)
+        alone = self._without_training(None)
         self.progress.plan(self._measuring_work)
         expected = self._measured_psnr(self._loaded(alone))
         if expected == math.inf:  # there is no error to make up for: the learning rate would be 0
@@ -124,7 +124,7 @@ class NetworkRounding:
         if found >= least:
             return layers
         self.progress.say(f"rounding with training has cost {expected - found:.1f} dB: again without training")
-        alone = self._without_volume(error)
+        alone = self._without_training(error)
         self.progress.plan(self._measuring_work)
         cost = expected - self._measured_psnr(self._loaded(alone))
         if not found >= expected - cost - policy.WORTH_DB:
@@ -151,7 +151,7 @@ class NetworkRounding:
 
         return round_by
 
-    def _without_volume(self, error: float | None) -> list[QuantisedLayer]:
+    def _without_training(self, error: float | None) -> list[QuantisedLayer]:
         """The layers, without training. error: as of `_by_error`; None: bits give the steps."""
         net, options, header = self.net, self.options, self.header
         fineness = {"bits": self.bits} if error is None else {"error": policy.MSE_ADDED_BY_ROUNDING * error}
