@@ -42,7 +42,8 @@ Result = TypeVar("Result")
 class RoundingOptions:
     """The options of the user.
 
-    bits, n_passes: None if left open. quantizer: "uniform", or "kmeans", which needs bits and 0 passes.
+    bits, n_passes: None if left open. quantizer: "uniform", or "kmeans", which needs bits and 0 passes. seed: of the
+    order of samples. n_threads: CPU threads.
     """
 
     bits: int | None = None

@@ -11,7 +11,7 @@ from field.trellis import GRID_DELAYS, ODD_DELAYS
 from quantising.sensitivity import MAX_STEPS
 
 BLOCK = 128  # weights after which a way is chosen. One matrix product then corrects all weights after them
-LARGEST = MAX_STEPS * 3 // 2  # magnitude of an integer, about
+LARGEST = MAX_STEPS * 3 // 2  # greatest magnitude of an integer. An odd one may be 1 more
 MOST_COST = 1e300  # of an error, so that a sum is finite, also of errors that are infinite or NaN
 
 

@@ -34,12 +34,13 @@ Derivatives = list[tuple[torch.Tensor, torch.Tensor]]
 def quasirandom_points(shape: tuple[int, ...], n: int, seed: int = 0, missing: Mask | None = None) -> torch.Tensor:
     """n points (n, d_in) that fill the box of a grid's normalised coordinates evenly, shifted at random by `seed`.
 
-    missing: if given, about n points whose nearest voxel is not missing, or fewer if nearly all is missing.
+    missing: if given, the nearest voxel of each point is not missing. There may then be slightly fewer points than
+    n, and far fewer where nearly all is missing. Where all is missing, they lie anywhere.
 
     Point k is k times the inverse powers of the root of x^(d + 1) = x + 1, modulo 1 (Roberts, "The unreasonable
     effectiveness of quasirandom sequences", 2018).
     """
-    ends = [float(normalised_coordinates(n - 1, shape, axis)) for axis, n in enumerate(shape)]
+    ends = [float(normalised_coordinates(size - 1, shape, axis)) for axis, size in enumerate(shape)]
     half = torch.tensor(ends, dtype=torch.float64)
     root = 1.0
     for _ in range(60):
@@ -90,7 +91,8 @@ def informative_points(net: FieldNet, header: VolumeHeader, n: int, seed: int = 
     """n points of a field, half even and half drawn by how much the output depends on the weights; their weights.
 
     The weighted mean of a quantity over the points estimates its mean over the domain. Even points alone say little
-    about a field that is empty except in a small part, because its derivatives are zero in the empty part.
+    about a field that is empty except in a small part, because its derivatives are zero in the empty part. The points
+    are fewer than n where nearly all is missing.
     """
     x = quasirandom_points(header.shape, CANDIDATES * n, seed, header.missing).to(next(net.parameters()).device)
     squares = [
@@ -102,9 +104,10 @@ def informative_points(net: FieldNet, header: VolumeHeader, n: int, seed: int = 
 
 
 def sensitivities(net: FieldNet, x: torch.Tensor) -> list[float]:
-    """The sensitivity of each layer for rounding to the nearest: the mean over its weights. x: (points, d_in).
+    """The sensitivity of each layer for rounding to the nearest: about the mean over its weights. x: (points, d_in).
 
-    A sensitivity is the mean squared error of the output per squared error of one weight.
+    A sensitivity is the mean squared error of the output per squared error of one weight. The mean of a product is
+    taken as the product of the means: of the layer's inputs, and of the derivatives by its outputs.
     """
     return [bounded(float(a.square().mean() * d.square().mean())) for a, d in derivatives(net, x)]
 
@@ -118,8 +121,10 @@ def choose_steps(
 ) -> list[np.float32]:
     """The rounding step of each layer, inversely proportional to the root of its sensitivity.
 
-    bits: use the finest steps at which no hidden matrix has more than 2^bits steps; at most MAX_BITS. error: use the
-    steps whose rounding alone adds this mean squared error to the normalised output. One of the two must be given.
+    bits: 1 to MAX_BITS; use the finest steps at which no hidden matrix has more than 2^bits steps. A network without
+    a hidden matrix counts the first and the last one. error: use the steps whose rounding alone adds this mean squared
+    error to the normalised output. One of the two must be given. No layer has more than MAX_STEPS steps on either side
+    of zero.
     """
     relative = [1 / math.sqrt(s) for s in sensitivity]
     layers = linear_layers(net)
@@ -129,7 +134,6 @@ def choose_steps(
     else:
         counted = range(1, len(layers) - 1) if len(layers) > 2 else range(len(layers))
         scale = max(largest[i] / relative[i] for i in counted) / 2 ** (bits - 1)
-    # No layer may have more steps than the coder takes.
     finest = [
         max(w, float(layer.bias.detach().abs().max())) / MAX_STEPS for w, layer in zip(largest, layers, strict=True)
     ]
