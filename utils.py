@@ -144,10 +144,10 @@ class Geometry:
 class Volume:
     """Values on a regular grid.
 
-    array: shape (x, y, z) or (t, x, y, z), with one more axis at the end when voxels have several components. It may be
-    a read-only memory map with any order of axes in memory, a StackedSteps, a StoredArray or a LazyArray. fill: the
-    value that marks missing voxels, a scalar of the array's dtype, possibly NaN; None when no value marks them. time:
-    the time of a volume that is one step of a series, if its file gives the time.
+    array: shape (x, y, z), (x, y), (x,) or (t, x, y, z), with one more axis at the end when voxels have several
+    components. It may be a read-only memory map with any order of axes in memory, a StackedSteps, a StoredArray or a
+    LazyArray. fill: the value that marks missing voxels, a scalar of the array's dtype, possibly NaN; None when no
+    value marks them. time: the time of a volume that is one step of a series, if its file gives the time.
     """
 
     array: np.ndarray
@@ -575,11 +575,13 @@ class ValueRange:
         number, so that the voxel does not count as missing.
         """
         unit = (np.fmin(np.fmax(values.astype(np.float64), -1.0), 1.0) + 1.0) / 2.0  # NaN becomes the least value
-        decoded, is_integer = self.low.astype(np.float64) + unit * self.extent, self.is_integer
-        if as_float and is_integer:
-            return decoded.astype(self.decoded_dtype(as_float))
-        clipped = np.clip(decoded, self.low, self.high)  # because rounding may leave the range
-        result = self._integers(unit) if is_integer else clipped.astype(self.dtype)
+        if self.is_integer and not as_float:
+            result = self._integers(unit)
+        else:
+            decoded = self.low.astype(np.float64) + unit * self.extent
+            if self.is_integer:
+                return decoded.astype(self.float_dtype)
+            result = np.clip(decoded, self.low, self.high).astype(self.dtype)  # because rounding may leave the range
         if self.fill is not None and (result == self.fill).any():
             is_float = self.dtype.kind == "f"
             below = np.nextafter(self.fill, self.low) if is_float else self.fill - (self.fill > self.low)
