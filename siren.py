@@ -85,7 +85,8 @@ class ResidualSineLayer(nn.Module):
 class FieldNet(nn.Module):
     """The compressed field as a network: (..., d_in) normalised coordinates -> (..., d_out) normalised values.
 
-    generator: a torch.Generator on the CPU, which makes the initialisation reproducible.
+    generator: a torch.Generator on the CPU, which makes the initialisation reproducible. first_omega: the frequency of
+    the first layer in the initialisation, see `initialise`.
     """
 
     def __init__(self, config: SirenConfig, generator: torch.Generator | None = None, first_omega: float = OMEGA_0):
