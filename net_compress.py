@@ -27,7 +27,7 @@ from field.quantised import QuantisedLayer
 from formats.reading import read_original, source_files
 from quantising import work
 from quantising.network import NetworkRounding
-from quantising.policy import RoundingOptions, decibels_lost, integers_lost
+from quantising.policy import DEFAULT_BITS, RoundingOptions, decibels_lost, integers_lost
 from quantising.rounded_bricks import BricksRounding
 from quantising.sensitivity import MAX_BITS
 from siren import net_of
@@ -72,7 +72,7 @@ def build_parser() -> arguments.ArgumentParser:
         "--cluster_bits",
         type=arguments.integer_from(1, MAX_BITS),
         help="about 2^bits values for the weights of a hidden matrix, 1 to 15 (default: as few as the network's PSNR "
-        "allows; 9 with --quantizer kmeans)",
+        f"allows; {DEFAULT_BITS} if this is unknown, or with --quantizer kmeans)",
     )
     group.add_argument(
         "--quantizer", choices=("uniform", "kmeans"), default="uniform", help="equal steps, or the paper's codebooks"
@@ -90,7 +90,7 @@ def parse(argv: Sequence[str]) -> arguments.Options:
         if opt.n_passes:
             raise UserError("--n_passes trains with --quantizer uniform only")
         opt.n_passes = 0.0
-        opt.cluster_bits = opt.cluster_bits or 9
+        opt.cluster_bits = opt.cluster_bits or DEFAULT_BITS
     if opt.n_passes and not opt.volume:
         raise UserError("--n_passes needs the --volume to train on")
     return arguments.Options(**vars(opt))

@@ -17,7 +17,7 @@ from training.recipe import BATCH, Recipe, default_recipe, error_of, passes_for_
 from utils import Grid, ValueRange, Volume, is_missing, wide_float
 
 MSE_ADDED_BY_ROUNDING = 0.05  # relative to the network's own mean squared error; 0.05 costs 0.2 dB
-DEFAULT_BITS = 9  # bits for a value of a hidden matrix if the network's PSNR is unknown
+DEFAULT_BITS = 9  # bits for a value of a hidden matrix, with codebooks or if the PSNR of the network is unknown
 MAX_HALVINGS = 64  # halvings of the error that `coarsest_exact` tries, at most
 # Limits of the squared error that rounding with training adds, relative to the network's own: see `error_to_add`.
 LEAST_ADDED, MOST_ADDED = 0.05, 0.4
