@@ -575,18 +575,22 @@ class ValueRange:
         number, so that the voxel does not count as missing.
         """
         unit = (np.fmin(np.fmax(values.astype(np.float64), -1.0), 1.0) + 1.0) / 2.0  # NaN becomes the least value
-        if self.is_integer and not as_float:
-            result = self._integers(unit)
-        else:
-            decoded = self.low.astype(np.float64) + unit * self.extent
-            if self.is_integer:
-                return decoded.astype(self.float_dtype)
-            result = np.clip(decoded, self.low, self.high).astype(self.dtype)  # because rounding may leave the range
+        if self.is_integer and as_float:
+            return self._unrounded(unit).astype(self.float_dtype)
+        result = self._integers(unit) if self.is_integer else self._floats(unit)
         if self.fill is not None and (result == self.fill).any():
             is_float = self.dtype.kind == "f"
             below = np.nextafter(self.fill, self.low) if is_float else self.fill - (self.fill > self.low)
             result = np.where(result == self.fill, below, result)
         return result
+
+    def _unrounded(self, unit: np.ndarray) -> np.ndarray:
+        """Values from 0, the least one, to 1, the greatest, in the volume's own units: float64."""
+        return self.low.astype(np.float64) + unit * self.extent
+
+    def _floats(self, unit: np.ndarray) -> np.ndarray:
+        """The same of the volume's own dtype, floats."""
+        return np.clip(self._unrounded(unit), self.low, self.high).astype(self.dtype)  # rounding may leave the range
 
     def _integers(self, unit: np.ndarray) -> np.ndarray:
         """The integers nearest to values from 0, the least one, to 1, the greatest. Exact in 64 bits."""
