@@ -29,6 +29,7 @@ import torch
 from shared import ROOT, argument_parser, network_flags, random_field, script, table_head, table_row
 
 from cli import console
+from cli.arguments import resolve_device
 from field.layers import SirenConfig
 from siren import FieldNet, neurons_for_budget
 from training import step as step_module
@@ -321,7 +322,7 @@ def main(argv: Sequence[str]) -> None:
     opt = build_parser().parse_args(argv)
     if not opt.cpu and not torch.cuda.is_available():
         raise UserError("expected a CUDA GPU, found none")
-    device, cuda = torch.device("cpu") if opt.cpu else torch.device("cuda", 0), [] if opt.cpu else ["--cuda"]
+    device, cuda = resolve_device(not opt.cpu, 0), [] if opt.cpu else ["--cuda"]
     report = Report(opt.out, opt.seconds)
     name = "CPU" if opt.cpu else torch.cuda.get_device_name(device)
     report.say(f"{name}, torch {torch.__version__}, CUDA {torch.version.cuda}, Python {sys.version.split()[0]}")

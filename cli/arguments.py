@@ -254,6 +254,23 @@ def _range(text: str) -> slice:
 def resolve_device(cuda: bool, gid: int):
     """The torch.device that the execution flags ask for. Raises UserError when there is no such GPU.
 
+    torch is set up, see `set_up_torch`.
+    """
+    import torch
+
+    set_up_torch()
+    if not cuda:
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gid >= count:
+        way_out = "choose another --gid" if count else "leave out --cuda"
+        raise UserError(f"--cuda --gid {gid}: expected the number of a CUDA GPU, found {count} GPUs: {way_out}")
+    return torch.device("cuda", gid)
+
+
+def set_up_torch() -> None:
+    """Set what holds for all of torch in this process.
+
     torch gets one CPU thread, because two torch threads beside a busy process are many times slower than one.
     On a GPU, float32 products are not rounded to TF32, whose 11 bits cannot tell coordinates apart. NVIDIA's containers
     ask for TF32 by an environment variable.
@@ -261,11 +278,4 @@ def resolve_device(cuda: bool, gid: int):
     import torch
 
     torch.set_num_threads(1)
-    if not cuda:
-        return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if gid >= count:
-        way_out = "choose another --gid" if count else "leave out --cuda"
-        raise UserError(f"--cuda --gid {gid}: expected the number of a CUDA GPU, found {count} GPUs: {way_out}")
     torch.set_float32_matmul_precision("highest")
-    return torch.device("cuda", gid)

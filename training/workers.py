@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from multiprocessing import connection
 
-import torch
-
+from cli.arguments import set_up_torch
 from utils import UserError
 
 WORTH_WORKERS = 3e10  # least `training_work` for which processes are started: 5 seconds, where a start takes 2
@@ -135,8 +134,7 @@ def _on_their_own() -> Iterator[None]:
 def _work(pipe: connection.Connection) -> None:
     """Do the tasks that come through a pipe, until it is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("highest")  # both as `resolve_device` does in the first process
+    set_up_torch()
     with contextlib.suppress(EOFError, OSError):
         pipe.send("ready")
         while True:
